@@ -1,0 +1,271 @@
+"""The store seam: session state that outlives workers (DESIGN: session state).
+
+A session is one device's training of one job, named `<job>.<device>`. Its state after step k is a pure
+function of its newest snapshot and the write-ahead log of each later step's requests, as received.
+Implementations: `redis.py`, `sqlite.py`; `tests/store/` is the contract that both pass.
+
+Every write that moves a session is a compare-and-set against its attempt and its owner, in one atomic
+script or transaction, and is idempotent: the client library may send it twice. Outcomes are values
+(a union of small records), not exceptions; `StoreUnavailable` means that the outcome is unknown and
+`StoreFull` that nothing was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Blob = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One life of a device's training: raised by the device at every process start and every rewind."""
+
+    number: int
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The worker that may commit. `fence` only grows; the nonce tells two owners apart."""
+
+    fence: int
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionMeta:
+    session: str
+    job_digest: str
+    attempt: Attempt
+    resume_step: int
+    """The step that this attempt was opened at."""
+    owner: Owner
+    committed: int
+    """The last committed step; 0 before the first. Steps count from 1."""
+    snapshots: tuple[int, ...]
+    """Steps that a snapshot is kept of, ascending. Step 0 (the job's initial weights) is in it while
+    the log still reaches back to it, though no blobs are stored for it."""
+    oldest_checkpoint: int
+    """The oldest checkpoint step that the device said it holds."""
+    environment: str
+    """What computed the session last (torch version, CPU capability, threads): a plain line."""
+    log_bytes: int
+    """Bytes of request blobs that committed log entries name."""
+    closed: bool
+    updated_at: float
+    """Unix time of the last change, seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """The requests of one step, in the order they were computed, as received."""
+
+    step: int
+    requests: tuple[bytes, ...]
+    gradient_digest: str
+
+
+# Outcomes -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """It took effect (or had, for a repeat). `meta` is the session afterwards."""
+
+    meta: SessionMeta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaleAttempt:
+    """The caller's attempt is not the stored one; `stored` is."""
+
+    stored: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaleOwner:
+    """Another worker owns the session now."""
+
+    stored: Owner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBehind:
+    """The step does not follow the committed one."""
+
+    committed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherJob:
+    """The session belongs to another version of the job."""
+
+    job_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoCommonStep:
+    """No step that both sides can restore. `oldest`..`committed` is what the store can; None: nothing."""
+
+    oldest: int | None
+    committed: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownSession:
+    """The store has no such session."""
+
+
+OpenOutcome = Done | StaleAttempt | OtherJob | NoCommonStep
+ClaimOutcome = Done | StaleAttempt | StepBehind | UnknownSession
+CommitOutcome = Done | StaleAttempt | StaleOwner | StepBehind | UnknownSession
+
+
+# Jobs and workers ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredJob:
+    """A job package: `parts` maps part names to their bytes, `manifest` is what the digest is of."""
+
+    name: str
+    digest: str
+    manifest: bytes
+    parts: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """A worker's heartbeat."""
+
+    worker: str
+    started_at: float
+    sessions: int
+    """Sessions in memory."""
+    shards: tuple[int, ...]
+    """Shards it has seen traffic of lately."""
+    steps: int
+    """Steps committed since its start."""
+    host: str
+    pid: int
+    state: str
+    """`serving` or `draining`."""
+
+
+class Store(Protocol):
+    """Durable state. One instance per process; safe for concurrent use by asyncio tasks."""
+
+    @property
+    def loss_window_s(self) -> float:
+        """A committed step older than this can't be lost by the store (0: never any)."""
+        ...
+
+    # jobs
+    async def put_job(self, job: StoredJob) -> None:
+        """Store the package under name@digest, and make the name point to it. Idempotent."""
+        ...
+
+    async def get_job(self, name: str, digest: str | None = None) -> StoredJob | None:
+        """The version named, or (digest None) the newest one submitted."""
+        ...
+
+    async def job_versions(self) -> Mapping[str, Sequence[str]]:
+        """Digests by job name, the newest submitted first."""
+        ...
+
+    # sessions
+    async def open_session(
+        self, session: str, *, job_digest: str, attempt: Attempt, held: Sequence[int], worker: str,
+        environment: str,
+    ) -> OpenOutcome:
+        """Begin an attempt: the one script of DESIGN §6.
+
+        - Unknown session: created at step 0 if the device holds checkpoint 0 (`held` contains 0),
+          else NoCommonStep(oldest=None, committed=None).
+        - Another job digest: OtherJob. (An attempt that is stale is answered StaleAttempt first.)
+        - attempt.number < stored, or equal with another nonce: StaleAttempt(stored).
+        - Equal number and nonce (a repeat): owner is claimed anew for `worker` (fence + 1, unless
+          `worker` is the owner's nonce already), nothing else changes.
+        - Newer: resume = the newest step in `held` that is in [oldest snapshot, committed]; none:
+          NoCommonStep and nothing changes. Else committed = resume_step = resume, log entries and
+          snapshots after it are dropped, oldest_checkpoint = min of `held` that are ≤ resume, attempt stored,
+          fence + 1, owner nonce = worker, closed = False, environment stored.
+        """
+        ...
+
+    async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
+        """Become the owner (fence + 1; no change if `worker` owns it already).
+
+        Requires the stored attempt to equal `attempt` (else StaleAttempt, which also serves an attempt
+        newer than the stored one: the caller compares), and step ∈ {committed, committed + 1}
+        (else StepBehind).
+        """
+        ...
+
+    async def session(self, session: str) -> SessionMeta | None: ...
+
+    async def put_request(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
+    ) -> None:
+        """Write one request blob ahead of the commit that will name it.
+
+        Keyed by (step, attempt, owner nonce, index), so that rivals never share a blob; it has a time
+        to live until a commit names it. Overwrites its own repeat.
+        """
+        ...
+
+    async def commit(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int, requests: int,
+        gradient_digest: str, oldest_checkpoint: int,
+    ) -> CommitOutcome:
+        """Commit `step`, whose request blobs 0..requests-1 were put before.
+
+        Requires attempt and owner equal to the stored ones and step == committed + 1. The same
+        commit again (step == committed, same attempt and owner) is Done. Raises StoreError if a blob
+        is missing. Advances oldest_checkpoint (never back, never past the step), then trims: of the
+        snapshots, the newest ≤ oldest_checkpoint and all after it stay; of the log, every entry after
+        the oldest kept snapshot.
+        """
+        ...
+
+    async def put_snapshot(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
+    ) -> CommitOutcome:
+        """Store a snapshot of the state after `step` (≤ committed, else StepBehind), then trim as commit does.
+
+        Blobs first (with a time to live), then one fenced flip. A snapshot of that step from the same
+        attempt is kept as it is.
+        """
+        ...
+
+    async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
+        """The blobs of the snapshot of `step`; empty for step 0. KeyError where there is none."""
+        ...
+
+    def read_log(self, session: str, *, after: int, upto: int) -> AsyncIterator[LogEntry]:
+        """Entries of steps after+1..upto in order. KeyError where one is missing."""
+        ...
+
+    async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
+        """Mark the training as finished. A later open begins again from there."""
+        ...
+
+    async def sessions(self) -> Sequence[SessionMeta]: ...
+
+    async def forget(self, session: str) -> bool:
+        """Delete the session with all its blobs; whether there was one."""
+        ...
+
+    # workers
+    async def heartbeat(self, info: WorkerInfo, *, ttl_s: float) -> None: ...
+
+    async def leave(self, worker: str) -> None: ...
+
+    async def workers(self) -> Sequence[WorkerInfo]:
+        """Workers whose heartbeat has not run out."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,118 @@
+"""Every error that SplitEasy raises, as one tree.
+
+    SplitEasyError
+    ├── UserError             what a person can mend: exit code 2, one line, no traceback
+    │   ├── JobError          a job file or package that is wrong
+    │   │   └── CutError      a cut that does not exist or can't be right
+    │   ├── DataError         data that does not fit the job
+    │   └── StateError        a device's state folder that does not fit, or is in use
+    ├── PortableError         a segment or job package that is malformed or not allowed
+    ├── WireError             bytes from the wire that are not a message
+    ├── LinkError             (retriable) the broker can't be reached, or the connection was lost
+    │   ├── LinkRefused       the broker answered no: credentials, permissions, arguments
+    │   └── Unroutable        no queue took the frame
+    ├── StoreError
+    │   ├── StoreUnavailable  (retriable) the store can't be reached
+    │   └── StoreFull         (retriable) the store has no room
+    ├── RemoteError           the other side answered ERROR
+    └── ReplayMismatch        a replayed step gave other bits than it had given before
+
+An error for a person says what was wrong, where, and what to do (`hint`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SplitEasyError(Exception):
+    """Base of all. `retriable` says whether the same call may succeed later."""
+
+    retriable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UserError(SplitEasyError):
+    """Something that the user can mend."""
+
+
+class JobError(UserError):
+    """A job file or job package that is wrong."""
+
+
+class CutError(JobError):
+    """A cut that does not exist, or can't be right."""
+
+
+class DataError(UserError):
+    """Data that does not fit the job."""
+
+
+class StateError(UserError):
+    """A device's state folder that does not fit, or is in use."""
+
+
+class PortableError(SplitEasyError):
+    """A segment or job package that is malformed, too large, or asks for what is not allowed."""
+
+
+class WireError(SplitEasyError):
+    """Bytes from the wire that are not a message of ours."""
+
+
+class LinkError(SplitEasyError):
+    """The broker can't be reached, or the connection was lost."""
+
+    retriable: ClassVar[bool] = True
+
+
+class LinkRefused(LinkError):
+    """The broker answered no: credentials, permissions, arguments. Trying again won't help."""
+
+    retriable: ClassVar[bool] = False
+
+
+class Unroutable(LinkError):
+    """No queue took the frame: the queue is gone, or nobody declared it yet."""
+
+
+class StoreError(SplitEasyError):
+    """The store failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The store can't be reached, or did not answer in time: the outcome of a call is unknown."""
+
+    retriable: ClassVar[bool] = True
+
+
+class StoreFull(StoreError):
+    """The store has no room: nothing was written."""
+
+    retriable: ClassVar[bool] = True
+
+
+class RemoteError(SplitEasyError):
+    """The other side answered ERROR with `code`."""
+
+    def __init__(self, message: str, *, code: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class ReplayMismatch(SplitEasyError):
+    """A step replayed from the log gave another gradient than it had given before."""
+
+    def __init__(self, session: str, step: int, *, logged: str, replayed: str) -> None:
+        super().__init__(
+            f"session {session}: step {step} replayed to digest {replayed}, the log says {logged}",
+            hint="the workers differ in hardware, torch version or thread count; run workers of one kind",
+        )
+        self.session, self.step, self.logged, self.replayed = session, step, logged, replayed
