@@ -92,7 +92,12 @@ class Transport(Protocol):
         ...
 
     async def publish(
-        self, routing_key: str, frame: Frame, *, to_queue: bool = False, persistent: bool = True,
+        self,
+        routing_key: str,
+        frame: Frame,
+        *,
+        to_queue: bool = False,
+        persistent: bool = True,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Publish to the uplink exchange, or (`to_queue`) straight to the queue of that name.

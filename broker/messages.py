@@ -1,0 +1,324 @@
+"""The messages of the session protocol: one small frozen record a kind (DESIGN: messages and wire).
+
+Everything in a record but `tensors` travels in the envelope's JSON header and is validated by pydantic
+when it is decoded: all bytes from the other side are hostile. Tensors travel beside it, raw.
+
+A request's identity is (session, attempt, step, micro, kind, request): a resend keeps `request`, a
+request computed anew gets a new one. A reply names the request that it answers.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from torch import Tensor
+
+from broker.topology import REPLY_QUEUE_PATTERN
+
+MAX_STEP = 2**53 - 1
+"""JavaScript reads integers exactly up to here."""
+
+MAX_BOUNDARY_VALUES = 256
+MAX_HELD_STEPS = 1024
+
+Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
+SessionName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}$")]
+Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+ReplyQueue = Annotated[str, StringConstraints(pattern=REPLY_QUEUE_PATTERN, max_length=160)]
+Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+Text = Annotated[str, StringConstraints(max_length=2000)]
+Value = Tensor | int | None
+"""What a boundary carries: a tensor, an integer (a batch size), or nothing (an absent gradient)."""
+
+
+def new_nonce() -> str:
+    """64 random bits in hexadecimal: request ids, attempt and owner nonces."""
+    return secrets.token_hex(8)
+
+
+class Record(BaseModel):
+    """Base of all messages and of their parts."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+
+class AttemptRef(Record):
+    """One life of a device's training; `number` is raised durably before it is used."""
+
+    number: Annotated[int, Field(ge=1, le=MAX_STEP)]
+    nonce: Nonce
+
+
+class Message(Record):
+    """What every message has. `values` holds tensors and integers in the order of the boundary."""
+
+    values: tuple[Value, ...] = Field(default=(), exclude=True, repr=False)
+
+
+class Request(Message):
+    """From a device. `reply_to` is the queue that it reads now; `session` is `<job>.<device>`."""
+
+    session: SessionName
+    request: Nonce = Field(default_factory=new_nonce)
+    reply_to: ReplyQueue
+
+    @property
+    def device(self) -> str:
+        return self.session.partition(".")[2]
+
+    @property
+    def job(self) -> str:
+        return self.session.partition(".")[0]
+
+
+class SessionRequest(Request):
+    """A request within an opened session."""
+
+    attempt: AttemptRef
+    step: Step
+
+
+class GetJob(Request):
+    """Ask any worker for the job's device parts. `digest` pins a version; None: the newest submitted."""
+
+    kind: Literal["GET_JOB"] = "GET_JOB"
+    digest: Digest | None = None
+
+
+class Open(Request):
+    """Begin an attempt: which checkpoints the device holds, of which version of the job."""
+
+    kind: Literal["OPEN"] = "OPEN"
+    attempt: AttemptRef
+    digest: Digest
+    held: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MAX_HELD_STEPS, strict=False)]
+
+
+class Forward(SessionRequest):
+    """Activations of step `step` (1 is the first): values are the head's wire values.
+
+    With shared labels (single split) the targets follow the activations; `targets` counts them.
+    """
+
+    kind: Literal["FORWARD"] = "FORWARD"
+    micro: Annotated[int, Field(ge=0, le=1023)] = 0
+    oldest_checkpoint: Step
+    samples: Annotated[int, Field(ge=1, le=1 << 20)]
+    targets: Annotated[int, Field(ge=0, le=16)] = 0
+
+
+class Backward(SessionRequest):
+    """Gradients of the body's outputs; `forward` names the FORWARD that they belong to."""
+
+    kind: Literal["BACKWARD"] = "BACKWARD"
+    micro: Annotated[int, Field(ge=0, le=1023)] = 0
+    forward: Nonce
+
+
+class Eval(SessionRequest):
+    """Activations in evaluation mode, to be run on the body after committed step `step`."""
+
+    kind: Literal["EVAL"] = "EVAL"
+
+
+class Ask(SessionRequest):
+    """What became of my request? Sent on a deadline or after a reconnect, instead of tensors."""
+
+    kind: Literal["ASK"] = "ASK"
+    about: Nonce
+    about_kind: Literal["FORWARD", "BACKWARD"]
+    micro: Annotated[int, Field(ge=0, le=1023)] = 0
+    forward: Nonce
+    """The FORWARD of that step: the same as `about` where that is a FORWARD."""
+
+
+class GetBody(SessionRequest):
+    """Ask for the trained body after committed step `step`, where the job lets it be fetched."""
+
+    kind: Literal["GET_BODY"] = "GET_BODY"
+
+
+class Close(SessionRequest):
+    """The training has ended at `step`."""
+
+    kind: Literal["CLOSE"] = "CLOSE"
+
+
+# Replies ------------------------------------------------------------------------------------------
+
+
+class Reply(Message):
+    """From a worker. `answers` is the request's id."""
+
+    session: SessionName
+    answers: Nonce
+
+
+class SessionReply(Reply):
+    """A reply within an attempt, by the owner with that fence."""
+
+    attempt: AttemptRef
+    fence: Annotated[int, Field(ge=0, le=MAX_STEP)]
+
+
+class Job(Reply):
+    """The device's parts of a job: values are one uint8 tensor a part, in the order of `parts`."""
+
+    kind: Literal["JOB"] = "JOB"
+    digest: Digest
+    shard: Annotated[int, Field(ge=0, le=9999)]
+    manifest: Annotated[str, StringConstraints(max_length=1 << 20)]
+    parts: Annotated[tuple[Text, ...], Field(max_length=64, strict=False)]
+
+
+class Opened(SessionReply):
+    """The attempt has begun: both sides restore `step`. The next step is step + 1."""
+
+    kind: Literal["OPENED"] = "OPENED"
+    step: Step
+    durable_step: Step
+
+
+class Superseded(Reply):
+    """A newer attempt of this device exists: this one must stop."""
+
+    kind: Literal["SUPERSEDED"] = "SUPERSEDED"
+    attempt: AttemptRef
+    newest: Annotated[int, Field(ge=0, le=MAX_STEP)]
+
+
+class Reopen(Reply):
+    """The worker can't go on from here (the store went back): raise the attempt and OPEN again."""
+
+    kind: Literal["REOPEN"] = "REOPEN"
+    attempt: AttemptRef
+    reason: Text
+
+
+class Forwarded(SessionReply):
+    """The body's outputs."""
+
+    kind: Literal["FORWARDED"] = "FORWARDED"
+    step: Step
+    micro: Annotated[int, Field(ge=0, le=1023)] = 0
+
+
+class Gradient(SessionReply):
+    """Step `step` is committed: values are the gradients of the activations (null where absent).
+
+    `loss` is there where the worker computed it (shared labels). `checkpoint` asks the device to
+    write a checkpoint now, because the log that its oldest one holds back grows too long.
+    """
+
+    kind: Literal["GRADIENT"] = "GRADIENT"
+    step: Step
+    durable_step: Step
+    loss: float | None = None
+    checkpoint: bool = False
+
+
+class Evaluated(SessionReply):
+    """The body's outputs in evaluation mode."""
+
+    kind: Literal["EVALUATED"] = "EVALUATED"
+    step: Step
+
+
+class Missing(SessionReply):
+    """The worker lacks the named request of the step: send it again."""
+
+    kind: Literal["MISSING"] = "MISSING"
+    step: Step
+    missing: Literal["FORWARD", "BACKWARD"]
+
+
+class Working(SessionReply):
+    """The worker has the request and is at it: wait."""
+
+    kind: Literal["WORKING"] = "WORKING"
+    step: Step
+
+
+class Body(SessionReply):
+    """The trained body: `names` of the tensors in `values`."""
+
+    kind: Literal["BODY"] = "BODY"
+    step: Step
+    names: Annotated[tuple[Text, ...], Field(max_length=1 << 16, strict=False)]
+
+
+class Closed(SessionReply):
+    """The training's end is stored."""
+
+    kind: Literal["CLOSED"] = "CLOSED"
+    step: Step
+
+
+class Busy(Reply):
+    """The worker's budget is full: send the request again after `retry_after_s`."""
+
+    kind: Literal["BUSY"] = "BUSY"
+    retry_after_s: Annotated[float, Field(ge=0, le=3600)]
+
+
+ErrorCode = Literal[
+    "unknown-job",
+    "other-job",
+    "no-common-step",
+    "bad-request",
+    "bad-tensor",
+    "not-allowed",
+    "not-finite",
+    "computation-failed",
+    "replay-mismatch",
+    "unknown-session",
+    "store-full",
+    "unavailable",
+    "internal",
+]
+
+
+class Error(Reply):
+    """The request failed; `retriable` says whether the same request may succeed later."""
+
+    kind: Literal["ERROR"] = "ERROR"
+    code: ErrorCode
+    message: Text
+    hint: Text | None = None
+    retriable: bool = False
+
+
+AnyRequest = GetJob | Open | Forward | Backward | Eval | Ask | GetBody | Close
+AnyReply = (
+    Job
+    | Opened
+    | Superseded
+    | Reopen
+    | Forwarded
+    | Gradient
+    | Evaluated
+    | Missing
+    | Working
+    | Body
+    | Closed
+    | Busy
+    | Error
+)
+AnyMessage = AnyRequest | AnyReply
+
+_ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(Annotated[AnyMessage, Field(discriminator="kind")])
+
+
+def to_header(message: Message) -> dict[str, Any]:
+    """The JSON header of a message, without its values."""
+    return message.model_dump(mode="json", exclude_none=True)
+
+
+def from_header(header: dict[str, Any], values: tuple[Value, ...]) -> AnyMessage:
+    """Validate a decoded header; raises pydantic's ValidationError (the envelope turns it into WireError)."""
+    return _ADAPTER.validate_python({**header, "values": values})

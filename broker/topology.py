@@ -1,0 +1,75 @@
+"""Names of exchanges, queues and routing keys (DESIGN: topology)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from broker.transport import Queue
+
+UPLINK = "spliteasy.uplink"
+"""Topic exchange that devices publish to, with routing key `s.<device>.<shard>`."""
+
+DEAD = "spliteasy.dead"
+"""Dead-letter exchange (fanout) and queue."""
+
+FRONT = "spliteasy.front"
+FRONT_SHARD = "front"
+SHARDS = 16
+IDENTIFIER = re.compile(r"[a-z0-9-]{1,63}")
+REPLY_QUEUE_PATTERN = r"^spliteasy\.reply\.[a-z0-9-]{1,63}\.[0-9a-f]{16,64}$"
+REPLY_EXPIRES_S = 120.0
+"""A reply queue without a reader is deleted after this long."""
+
+
+def shard_of(replica: str, shards: int = SHARDS) -> int:
+    """The shard of a replica (for personal replicas: of the session `<job>.<device>`)."""
+    return int.from_bytes(hashlib.blake2b(replica.encode(), digest_size=8).digest(), "big") % shards
+
+
+def shard_label(shard: int) -> str:
+    return f"{shard:02d}"
+
+
+def uplink_key(device: str, shard: int | None) -> str:
+    """The routing key of what a device publishes; shard None: to the front queue."""
+    return f"s.{device}.{FRONT_SHARD if shard is None else shard_label(shard)}"
+
+
+def device_of_key(routing_key: str) -> str | None:
+    """The device that a routing key names; None where the key is not one of ours."""
+    parts = routing_key.split(".")
+    return parts[1] if len(parts) == 3 and parts[0] == "s" and IDENTIFIER.fullmatch(parts[1]) else None
+
+
+def reply_queue(device: str, nonce: str) -> Queue:
+    """The queue that one connection of a device reads replies from."""
+    return Queue(name=f"spliteasy.reply.{device}.{nonce}", expires_s=REPLY_EXPIRES_S)
+
+
+def device_of_reply_queue(name: str) -> str:
+    return name.split(".")[2]
+
+
+def front_queue() -> Queue:
+    return Queue(name=FRONT, quorum=True, bindings=(f"s.*.{FRONT_SHARD}",), dead_letters=True)
+
+
+def shard_queue(shard: int) -> Queue:
+    label = shard_label(shard)
+    return Queue(
+        name=f"spliteasy.shard.{label}",
+        quorum=True,
+        single_active=True,
+        bindings=(f"s.*.{label}",),
+        dead_letters=True,
+    )
+
+
+def dead_queue() -> Queue:
+    return Queue(name=DEAD, quorum=True, max_bytes=256 << 20)
+
+
+def worker_queues(shards: int = SHARDS) -> tuple[Queue, ...]:
+    """All that workers declare at start."""
+    return (dead_queue(), front_queue(), *(shard_queue(n) for n in range(shards)))
