@@ -1,0 +1,89 @@
+# SplitEasy's targets. `make` alone teaches them; nothing here needs more than Python 3.11 and GNU make.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+WORKERS ?= 2
+DEVICES ?= 4
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CODE := spliteasy broker device_agent server_worker deploy tests examples benchmarks
+
+# Several processes share the cores here: one thread each is faster than all of them fighting for all,
+# and the number of threads is part of what makes a run bit-identical.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup deps demo test test-long lint format up down status logs scale clean distclean
+
+help: ## This list
+	@echo "SplitEasy: train models on data that stays on the devices."
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' \
+	  | while IFS=$$'\t' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo "First time here?  make demo      then look at runs/demo/report.png"
+	@echo "The real thing?   make up        RabbitMQ, Redis and workers; it says what to type next"
+
+setup: $(READY) ## Virtual environment in .venv with everything (skipped when done)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: Python 3.11 or newer is needed, $(PYTHON) is not (name another: make PYTHON=python3.12 $(MAKECMDGOALS))" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "error: Python's venv module is missing (on Debian or Ubuntu: sudo apt-get install python3-venv)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing PyTorch, then the rest: some minutes the first time"
+	$(BIN)/pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps pytorchcv
+	@touch $@
+
+demo: setup ## Train the digits example: 4 devices, 2 workers, all in one process
+	$(BIN)/spliteasy train examples/digits/job.toml --devices $(DEVICES) --workers $(WORKERS) --out runs/demo
+
+up: setup ## Start RabbitMQ, Redis and WORKERS=2 workers in the background
+	@$(BIN)/python -m deploy.local up --workers $(WORKERS)
+
+status: setup ## What runs of the local stack, its jobs and sessions
+	@$(BIN)/python -m deploy.local status
+
+logs: setup ## Follow the local stack's logs
+	@$(BIN)/python -m deploy.local logs
+
+scale: setup ## Change the number of local workers: make scale WORKERS=4
+	@$(BIN)/python -m deploy.local scale $(WORKERS)
+
+down: setup ## Stop the local stack; its state stays
+	@$(BIN)/python -m deploy.local down
+
+clean: setup ## Stop the local stack and delete its state and all runs
+	@$(BIN)/python -m deploy.local down
+	rm -rf .local runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+distclean: clean ## The same, and the virtual environment too
+	rm -rf $(VENV) *.egg-info
+
+deps: ## Install RabbitMQ and Redis through apt
+	@bash deploy/install_deps.sh
+
+lint: setup ## ruff check, ruff format --check, mypy --strict
+	$(BIN)/ruff check $(wildcard $(CODE))
+	$(BIN)/ruff format --check $(wildcard $(CODE))
+	$(BIN)/mypy
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix $(wildcard $(CODE))
+	$(BIN)/ruff format $(wildcard $(CODE))
+
+test: setup deps lint ## Lint and all tests, against real RabbitMQ and Redis
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: setup deps ## The long sweeps (many seeds, many mutations)
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Install the RabbitMQ and Redis binaries through apt, or say what to type. Does nothing when they are there.
+set -euo pipefail
+
+missing=()
+command -v redis-server >/dev/null || missing+=(redis-server)
+[ -n "$(compgen -G '/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server')" ] \
+  || command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server)
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if ! command -v apt-get >/dev/null; then
+  echo "error: ${missing[*]} missing, and there is no apt here (install them with your package manager: brew install rabbitmq redis)" >&2
+  exit 2
+fi
+if [ "$(id -u)" -eq 0 ]; then
+  as_root=()
+elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+  as_root=(sudo -n)
+else
+  echo "error: ${missing[*]} missing (type: sudo apt-get install --no-install-recommends ${missing[*]})" >&2
+  exit 2
+fi
+
+echo "installing ${missing[*]} through apt"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=120 "$@" >>"$log" 2>&1; }
+if ! { apt update && apt install --no-install-recommends "${missing[@]}"; }; then
+  tail -n 20 "$log" >&2
+  echo "error: apt could not install ${missing[*]} (its last words are above)" >&2
+  exit 1
+fi
+
+# Debian starts what it installs. The local stack runs nodes of its own on the same ports, so services that
+# this very run brought in are switched off again; one that was there before is left alone.
+if [ -d /run/systemd/system ]; then
+  for service in "${missing[@]}"; do
+    "${as_root[@]}" systemctl disable --quiet --now "$service.service" || true
+  done
+fi
