@@ -1,0 +1,145 @@
+"""Who may import what (DESIGN: packages and imports), read from the sources, so that nothing has to run."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = {"spliteasy", "broker", "device_agent", "server_worker", "deploy", "tests", "benchmarks", "examples"}
+MAY_IMPORT = {
+    "spliteasy": {"spliteasy"},
+    "spliteasy.cli": {"spliteasy", "spliteasy.cli", "broker", "device_agent", "server_worker"},
+    "broker": {"broker", "spliteasy"},
+    "device_agent": {"device_agent", "broker", "spliteasy"},
+    "server_worker": {"server_worker", "broker", "spliteasy"},
+    "deploy": {"deploy", "broker", "spliteasy"},
+}
+ONLY_IN = {
+    "aiormq": ("broker/amqp",),
+    "pamqp": ("broker/amqp",),
+    "redis": ("server_worker/store/redis",),
+    "typer": ("spliteasy/cli/",),
+    "rich": ("spliteasy/cli/", "spliteasy/report", "deploy/"),
+    "matplotlib": ("spliteasy/report",),
+    "sklearn": (),
+    "pickle": (),
+    "marshal": (),
+    "shelve": (),
+}
+UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
+UNSAFE_ATTRIBUTES = {"torch.load", "torch.export.load", "torch.export.save", "torch.jit.load", "torch.save"}
+
+
+def part_of(path: Path) -> str:
+    """The part of the system that a file belongs to."""
+    parts = path.relative_to(ROOT).parts
+    return "spliteasy.cli" if parts[:2] == ("spliteasy", "cli") else parts[0]
+
+
+def part_named(module: str) -> str:
+    return "spliteasy.cli" if (module + ".").startswith("spliteasy.cli.") else module.split(".")[0]
+
+
+def imported(tree: ast.AST, module: str) -> Iterator[str]:
+    """Every module that the file imports, anywhere in it, in absolute form."""
+    package = module.split(".")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def violations(path: Path, source: str) -> list[str]:
+    tree = ast.parse(source)
+    relative = path.relative_to(ROOT)
+    module = ".".join(relative.with_suffix("").parts)
+    found = []
+    for name in set(imported(tree, module)):
+        top = name.split(".")[0]
+        if top in OURS and part_named(name) not in MAY_IMPORT[part_of(path)]:
+            found.append(f"{relative} imports {name}")
+        allowed = ONLY_IN.get(top)
+        if allowed is not None and not relative.as_posix().startswith(allowed):
+            found.append(f"{relative} imports {name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in UNSAFE_NAMES:
+            found.append(f"{relative} uses {node.id}")
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in UNSAFE_ATTRIBUTES:
+            found.append(f"{relative} uses {ast.unparse(node)}")
+    return sorted(found)
+
+
+def sources() -> list[Path]:
+    return sorted(path for part in MAY_IMPORT if "." not in part for path in (ROOT / part).rglob("*.py"))
+
+
+def test_every_file_imports_only_what_its_part_may() -> None:
+    files = sources()
+    assert len(files) > 20, "the sources were not found"
+    assert [line for path in files for line in violations(path, path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("spliteasy/split.py", "import broker.transport"),
+        ("spliteasy/split.py", "def f():\n    from spliteasy.cli import main"),
+        ("spliteasy/cli/app.py", "from deploy import local"),
+        ("broker/chunks.py", "from device_agent.agent import run_agent"),
+        ("device_agent/agent.py", "import server_worker.store"),
+        ("server_worker/worker.py", "from ..device_agent import agent"),
+        ("server_worker/store/sqlite.py", "import redis.asyncio"),
+        ("broker/memory.py", "from aiormq import Connection"),
+        ("device_agent/data.py", "import sklearn.datasets"),
+        ("spliteasy/split.py", "from tests import models"),
+        ("broker/envelope.py", "import pickle"),
+        ("server_worker/worker.py", "torch.load(path)"),
+        ("spliteasy/segment.py", "eval(text)"),
+    ],
+)
+def test_each_rule_can_fail(path: str, source: str) -> None:
+    assert violations(ROOT / path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("spliteasy/cli/app.py", "import broker, device_agent.agent\nfrom server_worker import worker"),
+        ("server_worker/store/redis.py", "from redis.asyncio import Redis\nfrom . import base"),
+        ("broker/amqp.py", "import aiormq\nfrom spliteasy.errors import LinkError"),
+    ],
+)
+def test_what_is_allowed_passes(path: str, source: str) -> None:
+    assert violations(ROOT / path, source) == []
+
+
+def test_an_agent_loads_neither_server_nor_store_nor_demo_packages() -> None:
+    program = "import device_agent.agent, broker.amqp, sys; print(' '.join(sorted(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    loaded = {name.split(".")[0] for name in run.stdout.split()}
+    assert "device_agent" in loaded
+    assert loaded & {"server_worker", "redis", "sklearn", "matplotlib", "typer", "deploy"} == set()
+
+
+def test_help_needs_no_torch() -> None:
+    program = (
+        "import sys\nfrom spliteasy.cli import main\ncode = main(['--help'])\n"
+        "print(code, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.stderr.split() == ["0", "False"], run.stderr
