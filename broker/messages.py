@@ -15,8 +15,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 from torch import Tensor
 
-from broker.topology import REPLY_QUEUE_PATTERN
-
 MAX_STEP = 2**53 - 1
 """JavaScript reads integers exactly up to here."""
 
@@ -27,7 +25,6 @@ Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
 SessionName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}$")]
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-ReplyQueue = Annotated[str, StringConstraints(pattern=REPLY_QUEUE_PATTERN, max_length=160)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 Text = Annotated[str, StringConstraints(max_length=2000)]
 Value = Tensor | int | None
@@ -61,11 +58,14 @@ class Message(Record):
 
 
 class Request(Message):
-    """From a device. `reply_to` is the queue that it reads now; `session` is `<job>.<device>`."""
+    """From a device. `session` is `<job>.<device>`.
+
+    Where the device listens now is not in it: frames carry that beside their bytes (header `REPLY_TO`),
+    so that a request sent again over another connection is the same bytes.
+    """
 
     session: SessionName
     request: Nonce = Field(default_factory=new_nonce)
-    reply_to: ReplyQueue
 
     @property
     def device(self) -> str:
@@ -237,10 +237,11 @@ class Missing(SessionReply):
     missing: Literal["FORWARD", "BACKWARD"]
 
 
-class Working(SessionReply):
+class Working(Reply):
     """The worker has the request and is at it: wait."""
 
     kind: Literal["WORKING"] = "WORKING"
+    attempt: AttemptRef
     step: Step
 
 

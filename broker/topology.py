@@ -17,7 +17,10 @@ FRONT = "spliteasy.front"
 FRONT_SHARD = "front"
 SHARDS = 16
 IDENTIFIER = re.compile(r"[a-z0-9-]{1,63}")
-REPLY_QUEUE_PATTERN = r"^spliteasy\.reply\.[a-z0-9-]{1,63}\.[0-9a-f]{16,64}$"
+REPLY_QUEUE = re.compile(r"spliteasy\.reply\.([a-z0-9-]{1,63})\.[0-9a-f]{16,64}")
+REPLY_TO = "reply-to"
+"""Header of every frame from a device: the reply queue that it reads now."""
+
 REPLY_EXPIRES_S = 120.0
 """A reply queue without a reader is deleted after this long."""
 
@@ -47,8 +50,10 @@ def reply_queue(device: str, nonce: str) -> Queue:
     return Queue(name=f"spliteasy.reply.{device}.{nonce}", expires_s=REPLY_EXPIRES_S)
 
 
-def device_of_reply_queue(name: str) -> str:
-    return name.split(".")[2]
+def device_of_reply_queue(name: str) -> str | None:
+    """The device that a reply queue belongs to; None where the name is not one of a reply queue."""
+    match = REPLY_QUEUE.fullmatch(name)
+    return match.group(1) if match else None
 
 
 def front_queue() -> Queue:
