@@ -1,0 +1,341 @@
+"""The job's description: everything that a training depends on but the model's weights and the data.
+
+A job file (TOML) is validated into a `JobSpec`; its canonical JSON is part of the job's digest.
+What is foreseen but not built is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal, Self
+
+import orjson
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_COUNT = 2**31 - 1
+"""Upper bound of counts (batch size, steps, epochs): reads the same in every language."""
+
+MAX_SEED = 2**53 - 1
+
+
+def _refuse(message: str) -> PydanticCustomError:
+    """An error whose text is for the person who wrote the job file."""
+    return PydanticCustomError("job", "{message}", {"message": message})
+
+
+def _unknown_key(section: type[BaseModel], key: str) -> PydanticCustomError:
+    known = sorted(section.model_fields)
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    if near:
+        message = f"unknown key, did you mean {' or '.join(near)}?"
+    elif section is not JobSpec and key in JobSpec.model_fields:
+        message = "unknown key here; it belongs at the top of the file, before the first [section]"
+    else:
+        message = f"unknown key; known here: {', '.join(known)}"
+    return PydanticCustomError("unknown_key", "{message}", {"message": message, "key": key})
+
+
+def _only(*built: str, planned: tuple[str, ...] = ()) -> AfterValidator:
+    """A choice of which only `built` works; names in `planned` are refused as not built yet."""
+
+    def check(value: str) -> str:
+        if value in built:
+            return value
+        if value.partition(":")[0] in planned:
+            raise _refuse(f"{value!r} is not built yet; use {' or '.join(map(repr, built))}")
+        raise _refuse(f"{value!r} is not known; use {' or '.join(map(repr, built))}")
+
+    return AfterValidator(check)
+
+
+def _not_auto(value: Any) -> Any:
+    if value == "auto":
+        raise _refuse('\'auto\' is not built yet; name one or two modules, as in ["stem", "pool"]')
+    return value
+
+
+def _one_micro_batch(value: int) -> int:
+    if value != 1:
+        raise _refuse(f"{value} micro-batches are not built yet; use 1")
+    return value
+
+
+def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise _refuse(f"{name!r} is named twice")
+    return names
+
+
+Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
+Reference = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", max_length=300)]
+"""`module:function` in the user's own files: resolved where the user runs a command, never elsewhere."""
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=16), AfterValidator(_unique)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Steps = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Codec = Annotated[str, _only("fp32", planned=("lossless", "fp16", "bf16", "int8", "topk", "auto"))]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict, unknown keys refused with the near ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        """Refuse unknown keys with a hint; arrays of TOML and JSON become the tuples of a frozen spec."""
+        if not isinstance(data, dict):
+            return data
+        for key in data:
+            if key not in cls.model_fields:
+                raise _unknown_key(cls, str(key))
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+
+class ModelSpec(Section):
+    """What is trained and where it is cut."""
+
+    factory: Reference
+    """Called without arguments after torch was seeded with the job's seed; returns an `nn.Module`."""
+    example: Reference
+    """Returns (inputs, targets), each a tensor or a tuple of them, batch first: shapes and dtypes count."""
+    cuts: Annotated[
+        tuple[Name, ...],
+        BeforeValidator(_not_auto),
+        Field(min_length=1, max_length=2),
+        AfterValidator(_unique),
+    ]
+    """One cut: head and body, the worker computes the loss. Two: head, body and tail."""
+    inputs: Names = ("input",)
+    targets: Names = ("target",)
+
+
+class LossSpec(Section):
+    """A name from `spliteasy.losses`, or a function over (outputs, targets) traced at submit."""
+
+    name: Literal["cross_entropy", "nll", "bce_with_logits", "mse", "l1", "smooth_l1"] | None = None
+    function: Reference | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.name is None) == (self.function is None):
+            raise _refuse("give either name or function")
+        return self
+
+
+class GroupSpec(Section):
+    """Settings for the parameters whose original name matches `pattern`; the first match counts."""
+
+    pattern: Name
+    """As in `fnmatch`: `stem.*`, `*.bias`."""
+    lr: NonNegative | None = None
+    weight_decay: NonNegative | None = None
+    frozen: bool = False
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.frozen and (self.lr is not None or self.weight_decay is not None):
+            raise _refuse("a frozen group takes no lr and no weight_decay")
+        if not self.frozen and self.lr is None and self.weight_decay is None:
+            raise _refuse("a group needs lr, weight_decay or frozen = true")
+        return self
+
+
+class _OptimizerBase(Section):
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+    groups: Annotated[tuple[GroupSpec, ...], Field(max_length=64)] = ()
+
+
+class SgdSpec(_OptimizerBase):
+    """`torch.optim.SGD`."""
+
+    name: Literal["sgd"]
+    momentum: NonNegative = 0.0
+    dampening: NonNegative = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise _refuse("nesterov needs momentum > 0 and dampening = 0")
+        return self
+
+
+class AdamSpec(_OptimizerBase):
+    """`torch.optim.Adam`."""
+
+    name: Literal["adam"]
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+
+class AdamWSpec(_OptimizerBase):
+    """`torch.optim.AdamW`."""
+
+    name: Literal["adamw"]
+    weight_decay: NonNegative = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+
+OptimizerSpec = Annotated[SgdSpec | AdamSpec | AdamWSpec, Field(discriminator="name")]
+
+
+class _ScheduleBase(Section):
+    warmup_steps: Steps = 0
+    """The rate rises in equal parts over these steps, and is whole at the last of them."""
+
+
+class ConstantSpec(_ScheduleBase):
+    """The rate stays."""
+
+    name: Literal["constant"] = "constant"
+
+
+class StepSpec(_ScheduleBase):
+    """The rate is multiplied by `gamma` after every `step_size` steps that follow the warm-up."""
+
+    name: Literal["step"]
+    step_size: Count
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class CosineSpec(_ScheduleBase):
+    """The rate falls by half a cosine to `min_factor` at `steps`, warm-up included, and stays there.
+
+    `steps` is explicit: devices differ in data size, and the server does not know it.
+    """
+
+    name: Literal["cosine"]
+    steps: Count
+    min_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _longer_than_warmup(self) -> Self:
+        if self.steps <= self.warmup_steps:
+            raise _refuse(f"steps ({self.steps}) must be more than warmup_steps ({self.warmup_steps})")
+        return self
+
+
+ScheduleSpec = Annotated[ConstantSpec | StepSpec | CosineSpec, Field(discriminator="name")]
+
+
+class ClipSpec(Section):
+    """Clip the gradient's 2-norm, for each segment on its own."""
+
+    max_norm: Positive
+    scope: Annotated[str, _only("segment", planned=("global",))] = "segment"
+
+
+class DurabilitySpec(Section):
+    """What is kept where, and for how long."""
+
+    checkpoint_every: Count = 10
+    """Steps between two checkpoints of the device."""
+    checkpoint_history: Annotated[int, Field(ge=1, le=100)] = 3
+    """Checkpoints that a device keeps beside those it still needs."""
+    snapshot_every_steps: Count = 50
+    snapshot_every_s: Positive = 30.0
+    log_max_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 256 << 20
+    retention_s: Positive = 30 * 24 * 3600.0
+    """A session that nobody touched for so long may be forgotten by the store."""
+    on_non_finite: Annotated[str, _only("stop", planned=("skip",))] = "stop"
+    on_replay_mismatch: Annotated[str, _only("stop")] = "stop"
+
+
+class EvaluationSpec(Section):
+    """Evaluation on the device's test data, through the split."""
+
+    every_epochs: Steps = 1
+    """0: at the end only."""
+    batch_size: Count = 256
+
+
+class LinkSpec(Section):
+    """How tensors travel."""
+
+    chunk_bytes: Annotated[int, Field(ge=4096, le=8 << 20)] = 1 << 20
+    activations: Codec = "fp32"
+    gradients: Codec = "fp32"
+
+
+class FleetSpec(Section):
+    """How devices share a body."""
+
+    mode: Annotated[str, _only("personal", planned=("splitfed", "shared", "relay"))] = "personal"
+
+
+def _not_shared(value: bool) -> bool:
+    if value:
+        raise _refuse("reporting the loss to the server is not built yet; use false")
+    return value
+
+
+class JobSpec(Section):
+    """One job. `spliteasy.job.load_job_file` reads it from TOML."""
+
+    name: Identifier
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    batch_size: Count
+    drop_last: bool = False
+    epochs: Count
+    micro_batches: Annotated[int, AfterValidator(_one_micro_batch)] = 1
+    precision: Annotated[str, _only("fp32", planned=("fp16", "bf16", "mixed"))] = "fp32"
+    share_inputs: Annotated[tuple[Name, ...], Field(max_length=16), AfterValidator(_unique)] = ()
+    """Inputs that may leave the device, by name."""
+    share_labels: bool = False
+    """Labels leave the device: what single split (one cut) needs, since the worker computes the loss."""
+    share_loss: Annotated[bool, AfterValidator(_not_shared)] = False
+    """The device may report its training loss, a number per step."""
+    share_body: bool = False
+    """A device may fetch the trained body (`spliteasy merge`)."""
+    model: ModelSpec
+    loss: LossSpec
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec = ConstantSpec()
+    clip: ClipSpec | None = None
+    durability: DurabilitySpec = DurabilitySpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    link: LinkSpec = LinkSpec()
+    fleet: FleetSpec = FleetSpec()
+
+    @model_validator(mode="after")
+    def _sharing_fits(self) -> Self:
+        for name in self.share_inputs:
+            if name not in self.model.inputs:
+                raise _refuse(
+                    f"share_inputs: {name!r} is no input; model.inputs has {', '.join(self.model.inputs)}"
+                )
+        if self.single and not self.share_labels:
+            raise _refuse(
+                "with one cut the server computes the loss, so labels leave the device: "
+                "set share_labels = true, or name two cuts to keep them"
+            )
+        if self.share_labels and not self.single:
+            raise _refuse("share_labels: with two cuts labels stay on the device; remove share_labels")
+        return self
+
+    @property
+    def single(self) -> bool:
+        """One cut: head on the device, body and loss on the worker, no tail."""
+        return len(self.model.cuts) == 1
+
+    def to_json(self) -> bytes:
+        """Canonical JSON, every default written out: equal specs give equal bytes."""
+        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
