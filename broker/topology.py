@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from broker.transport import Queue
+from broker.transport import Delivery, Queue
 
 UPLINK = "spliteasy.uplink"
 """Topic exchange that devices publish to, with routing key `s.<device>.<shard>`."""
@@ -73,6 +73,16 @@ def shard_queue(shard: int) -> Queue:
 
 def dead_queue() -> Queue:
     return Queue(name=DEAD, quorum=True, max_bytes=256 << 20)
+
+
+def dead_letter_headers(delivery: Delivery, queue: str, reason: str) -> dict[str, str]:
+    """What a dead letter says of itself. `reason` is for a person; brokers give "delivery_limit"."""
+    return {
+        "reason": reason,
+        "queue": queue,
+        "principal": delivery.principal or "",
+        "routing_key": delivery.routing_key,
+    }
 
 
 def worker_queues(shards: int = SHARDS) -> tuple[Queue, ...]:
