@@ -69,7 +69,7 @@ def call(
     except UserError:
         raise
     except Exception as raised:
-        raise error(f"{what} = {reference!r} raised {_told(raised)}") from raised
+        raise error(f"{what} = {reference!r} raised {told(raised)}") from raised
 
 
 def _module(name: str, reference: str, root: Path, what: str, error: type[UserError]) -> Any:
@@ -86,11 +86,11 @@ def _module(name: str, reference: str, root: Path, what: str, error: type[UserEr
             hint="start the command in the folder that the module's name counts from",
         ) from missing
     except Exception as raised:
-        raise error(f"{what} = {reference!r}: importing {name} raised {_told(raised)}") from raised
+        raise error(f"{what} = {reference!r}: importing {name} raised {told(raised)}") from raised
 
 
-def _told(raised: BaseException) -> str:
-    """`ValueError: text (file.py, line 3)`, on one line."""
+def told(raised: BaseException) -> str:
+    """What was raised, and where: `ValueError: text (file.py, line 3)`, on one line."""
     text = " ".join(str(raised).split())
     frames = traceback.extract_tb(raised.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
