@@ -5,7 +5,8 @@ function of its newest snapshot and the write-ahead log of each later step's req
 Implementations: `redis.py`, `sqlite.py`; `tests/store/` is the contract that both pass.
 
 Every write that moves a session is a compare-and-set against its attempt and its owner, in one atomic
-script or transaction, and is idempotent: the client library may send it twice. Outcomes are values
+script or transaction, and is idempotent: the client library may send it twice, and the first copy may
+arrive last. Outcomes are values
 (a union of small records), not exceptions; `StoreUnavailable` means that the outcome is unknown and
 `StoreFull` that nothing was written.
 """
@@ -49,14 +50,15 @@ class SessionMeta:
     """Steps that a snapshot is kept of, ascending. Step 0 (the job's initial weights) is in it while
     the log still reaches back to it, though no blobs are stored for it."""
     oldest_checkpoint: int
-    """The oldest checkpoint step that the device said it holds."""
+    """The oldest checkpoint step that the device said it holds, and that can be restored here: never
+    before the oldest snapshot."""
     environment: str
-    """What computed the session last (torch version, CPU capability, threads): a plain line."""
+    """What the worker that opened the attempt computes with (torch version, CPU capability, threads)."""
     log_bytes: int
     """Bytes of request blobs that committed log entries name."""
     closed: bool
     updated_at: float
-    """Unix time of the last change, seconds."""
+    """Unix time of the last open, claim, commit, snapshot or close that was Done, seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,13 @@ class Store(Protocol):
 
     # sessions
     async def open_session(
-        self, session: str, *, job_digest: str, attempt: Attempt, held: Sequence[int], worker: str,
+        self,
+        session: str,
+        *,
+        job_digest: str,
+        attempt: Attempt,
+        held: Sequence[int],
+        worker: str,
         environment: str,
     ) -> OpenOutcome:
         """Begin an attempt: the one script of DESIGN §6.
@@ -191,8 +199,8 @@ class Store(Protocol):
           `worker` is the owner's nonce already), nothing else changes.
         - Newer: resume = the newest step in `held` that is in [oldest snapshot, committed]; none:
           NoCommonStep and nothing changes. Else committed = resume_step = resume, log entries and
-          snapshots after it are dropped, oldest_checkpoint = min of `held` that are ≤ resume, attempt stored,
-          fence + 1, owner nonce = worker, closed = False, environment stored.
+          snapshots after it are dropped, oldest_checkpoint = min of `held` that is restorable, attempt
+          stored, fence + 1, owner nonce = worker, closed = False, environment stored.
         """
         ...
 
@@ -213,31 +221,40 @@ class Store(Protocol):
         """Write one request blob ahead of the commit that will name it.
 
         Keyed by (step, attempt, owner nonce, index), so that rivals never share a blob; it has a time
-        to live until a commit names it. Overwrites its own repeat.
+        to live until a commit names it. A later put of the same key replaces it, but never what a commit
+        has named already. The commit must come through the same instance.
         """
         ...
 
     async def commit(
-        self, session: str, *, attempt: Attempt, owner: Owner, step: int, requests: int,
-        gradient_digest: str, oldest_checkpoint: int,
+        self,
+        session: str,
+        *,
+        attempt: Attempt,
+        owner: Owner,
+        step: int,
+        requests: int,
+        gradient_digest: str,
+        oldest_checkpoint: int,
     ) -> CommitOutcome:
         """Commit `step`, whose request blobs 0..requests-1 were put before.
 
         Requires attempt and owner equal to the stored ones and step == committed + 1. The same
-        commit again (step == committed, same attempt and owner) is Done. Raises StoreError if a blob
-        is missing. Advances oldest_checkpoint (never back, never past the step), then trims: of the
-        snapshots, the newest ≤ oldest_checkpoint and all after it stay; of the log, every entry after
-        the oldest kept snapshot.
+        commit again (step == committed, same attempt, owner and digest) is Done. Raises StoreError if a
+        blob is missing (it ran out, or the store lost it), and changes nothing then. Advances
+        oldest_checkpoint (never back, and at most to step - 1: the device can't hold what it has no
+        reply for), then trims: of the snapshots, the newest ≤ oldest_checkpoint and all after it stay;
+        of the log, every entry after the oldest kept snapshot.
         """
         ...
 
     async def put_snapshot(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
     ) -> CommitOutcome:
-        """Store a snapshot of the state after `step` (≤ committed, else StepBehind), then trim as commit does.
+        """Store a snapshot of the state after `step` (≤ committed, else StepBehind), then trim as a commit.
 
-        Blobs first (with a time to live), then one fenced flip. A snapshot of that step from the same
-        attempt is kept as it is.
+        Blobs first (with a time to live), then one fenced flip. A snapshot of that step that is there
+        already is kept as it is: it is of the same history. One that the trim would drop at once is Done.
         """
         ...
 
@@ -246,17 +263,19 @@ class Store(Protocol):
         ...
 
     def read_log(self, session: str, *, after: int, upto: int) -> AsyncIterator[LogEntry]:
-        """Entries of steps after+1..upto in order. KeyError where one is missing."""
+        """Entries of steps after+1..upto in order. KeyError where one is missing (or goes while reading)."""
         ...
 
     async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
         """Mark the training as finished. A later open begins again from there."""
         ...
 
-    async def sessions(self) -> Sequence[SessionMeta]: ...
+    async def sessions(self) -> Sequence[SessionMeta]:
+        """All, by name. Nothing removes an abandoned one: the caller goes by `updated_at` and forgets it."""
+        ...
 
     async def forget(self, session: str) -> bool:
-        """Delete the session with all its blobs; whether there was one."""
+        """Delete the session with all its blobs; whether there was one. Its owner finds it unknown."""
         ...
 
     # workers

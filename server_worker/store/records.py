@@ -1,0 +1,31 @@
+"""What every store must turn into bytes and back: a worker's heartbeat, a large value in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import orjson
+
+from server_worker.store.base import Blob, WorkerInfo
+
+PIECE_BYTES = 8 << 20
+"""A large value is kept in pieces: databases limit a value (Redis to 512 MiB), and no call may take long
+because of its size."""
+
+
+def pieces(value: Blob) -> Iterator[memoryview]:
+    """Views of `value`, none over PIECE_BYTES, at least one."""
+    view = memoryview(value).cast("B")
+    for start in range(0, max(len(view), 1), PIECE_BYTES):
+        yield view[start : start + PIECE_BYTES]
+
+
+def encode_worker(info: WorkerInfo) -> bytes:
+    return orjson.dumps(asdict(info))
+
+
+def decode_worker(line: bytes) -> WorkerInfo:
+    fields = orjson.loads(line)
+    fields["shards"] = tuple(fields["shards"])
+    return WorkerInfo(**fields)

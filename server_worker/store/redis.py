@@ -1,0 +1,327 @@
+"""The store on Redis (7.0 or newer): blobs by SET, everything that decides in one small script.
+
+Keys of a session share one hash tag, so that it lives on one node of a cluster:
+
+    spliteasy:{SESSION}:meta              the record; :log and :snapshots name blobs by their tokens
+    spliteasy:{SESSION}:request:TOKEN     a request, with a time to live until a commit names it
+    spliteasy:{SESSION}:snapshot:TOKEN:i  a piece of a snapshot, likewise
+    spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:i are the pieces of its parts
+
+A token is never used twice, so a copy of a write that arrives late (the client library retries, and the
+first try may have been on its way) can't touch what a script has named meanwhile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from server_worker.store import rules, scripts
+from server_worker.store.base import (
+    Attempt,
+    Blob,
+    ClaimOutcome,
+    CommitOutcome,
+    Done,
+    LogEntry,
+    NoCommonStep,
+    OpenOutcome,
+    OtherJob,
+    Owner,
+    SessionMeta,
+    StaleAttempt,
+    StaleOwner,
+    StepBehind,
+    StoredJob,
+    UnknownSession,
+    WorkerInfo,
+)
+from server_worker.store.records import PIECE_BYTES, decode_worker, encode_worker, pieces
+from server_worker.store.redis_link import RedisLink
+from spliteasy.errors import StoreError
+
+PUT_TTL_S = 3600
+"""How long a blob waits for the script that names it."""
+
+_JOBS = "spliteasy:jobs"
+_SESSIONS = "spliteasy:sessions"
+_WORKERS = "spliteasy:workers"
+_Outcome = OpenOutcome | ClaimOutcome | CommitOutcome
+_Index = list[tuple[str, list[int]]]
+"""Of each value its name and the sizes of its pieces, in order."""
+
+
+class RedisStore:
+    """The store on a Redis server; `open_store` makes one. It owns `link`."""
+
+    def __init__(self, link: RedisLink, *, put_ttl_s: int = PUT_TTL_S) -> None:
+        self._link = link
+        self._put_ttl_s = put_ttl_s
+        self._instance = secrets.token_hex(8)
+        self._count = itertools.count()
+        self._waiting: dict[tuple[str, int, Attempt, str], dict[int, str]] = {}
+        """Tokens by index, of requests that wait for their commit: session, step, attempt, owner nonce."""
+
+    @property
+    def loss_window_s(self) -> float:
+        return self._link.loss_window_s
+
+    # jobs
+
+    async def put_job(self, job: StoredJob) -> None:
+        base = f"spliteasy:{{{job.name}@{job.digest}}}"
+        index = await self._put_values(f"{base}:part", job.parts, ())
+        await self._link.call("HSET", f"{base}:job", "manifest", job.manifest, "index", orjson.dumps(index))
+        await self._link.script(scripts.SUBMIT, [_JOBS], job.name, job.digest)
+
+    async def get_job(self, name: str, digest: str | None = None) -> StoredJob | None:
+        if digest is None:
+            digests = await self._link.call("HGET", _JOBS, name)
+            if digests is None:
+                return None
+            digest = str(digests, "utf-8").partition(" ")[0]
+        base = f"spliteasy:{{{name}@{digest}}}"
+        manifest, index = await self._link.call("HMGET", f"{base}:job", "manifest", "index")
+        if manifest is None:
+            return None
+        parts = await self._get_values(f"{base}:part", orjson.loads(index))
+        return StoredJob(name=name, digest=digest, manifest=manifest, parts=parts)
+
+    async def job_versions(self) -> Mapping[str, Sequence[str]]:
+        found = await self._link.call("HGETALL", _JOBS)
+        return {name.decode(): digests.decode().split(" ") for name, digests in sorted(found.items())}
+
+    # sessions
+
+    async def open_session(
+        self,
+        session: str,
+        *,
+        job_digest: str,
+        attempt: Attempt,
+        held: Sequence[int],
+        worker: str,
+        environment: str,
+    ) -> OpenOutcome:
+        outcome = await self._decide(
+            scripts.OPEN, session, job_digest, attempt.number, attempt.nonce, worker, environment, *held
+        )
+        assert not isinstance(outcome, StaleOwner | StepBehind | UnknownSession)
+        if isinstance(outcome, Done):
+            # After the session, so that no `forget` in between can leave it out of the list.
+            await self._link.call("SADD", _SESSIONS, session)
+        return outcome
+
+    async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
+        outcome = await self._decide(scripts.CLAIM, session, attempt.number, attempt.nonce, step, worker)
+        assert not isinstance(outcome, StaleOwner | OtherJob | NoCommonStep)
+        return outcome
+
+    async def session(self, session: str) -> SessionMeta | None:
+        meta, _, snapshots = _keys(session)
+        record, steps = await self._link.batch([("HGETALL", meta), ("HKEYS", snapshots)], atomic=True)
+        return _meta(session, record, steps) if record else None
+
+    async def put_request(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
+    ) -> None:
+        token = self._token(attempt, owner, step, index)
+        key = f"spliteasy:{{{session}}}:request:{token}"
+        await self._link.call("SET", key, memoryview(body).cast("B"), "NX", "EX", self._put_ttl_s)
+        self._waiting.setdefault((session, step, attempt, owner.nonce), {})[index] = token
+
+    async def commit(
+        self,
+        session: str,
+        *,
+        attempt: Attempt,
+        owner: Owner,
+        step: int,
+        requests: int,
+        gradient_digest: str,
+        oldest_checkpoint: int,
+    ) -> CommitOutcome:
+        waiting = self._waiting.get((session, step, attempt, owner.nonce), {})
+        # A token never given out: the script looks at all else first, then finds no blob.
+        tokens = [waiting.get(index, "none") for index in range(requests)]
+        outcome = await self._move(
+            scripts.COMMIT, session, attempt, owner, step, oldest_checkpoint, gradient_digest, *tokens
+        )
+        for place in [place for place in self._waiting if place[0] == session and place[1] <= step]:
+            del self._waiting[place]
+        return outcome
+
+    async def put_snapshot(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
+    ) -> CommitOutcome:
+        # Whoever may not store it, or need not, sends no blobs; the script decides again when they are there.
+        meta = await self.session(session)
+        outcome = rules.snapshotted(meta, attempt=attempt, owner=owner, step=step)
+        if not isinstance(outcome, Done) or outcome.meta == meta:
+            return outcome
+        token = self._token(attempt, owner, step, 0)
+        prefix = f"spliteasy:{{{session}}}:snapshot:{token}"
+        index = await self._put_values(prefix, tensors, ("NX", "EX", self._put_ttl_s))
+        count = sum(len(sizes) for _, sizes in index)
+        return await self._move(
+            scripts.SNAPSHOT, session, attempt, owner, step, token, count, orjson.dumps(index)
+        )
+
+    async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
+        record = await self._link.call("HGET", _keys(session)[2], step)
+        if record is None:
+            raise KeyError(f"session {session} has no snapshot of step {step}")
+        token, _, index = record.split(b" ", 2)
+        return await self._get_values(
+            f"spliteasy:{{{session}}}:snapshot:{token.decode()}", orjson.loads(index)
+        )
+
+    async def read_log(self, session: str, *, after: int, upto: int) -> AsyncIterator[LogEntry]:
+        for step in range(after + 1, upto + 1):
+            record = await self._link.call("HGET", _keys(session)[1], step)
+            if record is None:
+                raise KeyError(f"session {session} has no log entry of step {step}")
+            _, digest, *tokens = record.decode().split(" ")
+            keys = [f"spliteasy:{{{session}}}:request:{token}" for token in tokens]
+            bodies = await self._link.call("MGET", *keys) if keys else []
+            if None in bodies:
+                raise KeyError(f"session {session}: the log entry of step {step} was just dropped")
+            yield LogEntry(step=step, requests=tuple(bodies), gradient_digest=digest)
+
+    async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
+        return await self._move(scripts.CLOSE, session, attempt, owner)
+
+    async def sessions(self) -> Sequence[SessionMeta]:
+        names = sorted(name.decode() for name in await self._link.call("SMEMBERS", _SESSIONS))
+        metas = [await self.session(name) for name in names]
+        return [meta for meta in metas if meta is not None]
+
+    async def forget(self, session: str) -> bool:
+        for place in [place for place in self._waiting if place[0] == session]:
+            del self._waiting[place]
+        found = await self._link.script(scripts.FORGET, _keys(session))
+        await self._link.call("SREM", _SESSIONS, session)
+        if await self._link.call("EXISTS", _keys(session)[0]):
+            # Opened anew in between; an open after this adds itself.
+            await self._link.call("SADD", _SESSIONS, session)
+        return bool(found)
+
+    # workers
+
+    async def heartbeat(self, info: WorkerInfo, *, ttl_s: float) -> None:
+        ttl_ms = round(ttl_s * 1000)
+        await self._link.script(scripts.HEARTBEAT, [_WORKERS], info.worker, ttl_ms, encode_worker(info))
+
+    async def leave(self, worker: str) -> None:
+        await self._link.call("HDEL", _WORKERS, worker)
+
+    async def workers(self) -> Sequence[WorkerInfo]:
+        (seconds, micros), found = await self._link.batch([("TIME",), ("HGETALL", _WORKERS)])
+        now_ms = seconds * 1000 + micros // 1000
+        beats = [beat.split(b" ", 1) for _, beat in sorted(found.items())]
+        return [decode_worker(info) for deadline_ms, info in beats if int(deadline_ms) > now_ms]
+
+    async def close(self) -> None:
+        """Let calls in flight finish, then disconnect. Twice is harmless."""
+        await self._link.close()
+
+    # plumbing
+
+    def _token(self, attempt: Attempt, owner: Owner, step: int, index: int) -> str:
+        unique = f"{self._instance}-{next(self._count)}"
+        return f"{step}.{attempt.number}.{attempt.nonce}.{owner.nonce}.{index}.{unique}"
+
+    async def _put_values(
+        self, prefix: str, values: Mapping[str, Blob], options: Sequence[str | int]
+    ) -> _Index:
+        """SET all pieces, numbered through, in round trips of about PIECE_BYTES."""
+        index: _Index = []
+        commands: list[tuple[Any, ...]] = []
+        count = size = 0
+        for name, value in values.items():
+            parts = list(pieces(value))
+            index.append((name, [len(part) for part in parts]))
+            for part in parts:
+                if commands and size + len(part) > PIECE_BYTES:
+                    await self._link.batch(commands)
+                    commands, size = [], 0
+                commands.append(("SET", f"{prefix}:{count}", part, *options))
+                count, size = count + 1, size + len(part)
+        if commands:
+            await self._link.batch(commands)
+        return index
+
+    async def _get_values(self, prefix: str, index: _Index) -> dict[str, bytes]:
+        """Read what `_put_values` wrote, likewise. KeyError where a piece went meanwhile."""
+        sizes = [size for _, sizes in index for size in sizes]
+        found: list[bytes] = []
+        while len(found) < len(sizes):
+            end, total = len(found), 0
+            while end < len(sizes) and (end == len(found) or total + sizes[end] <= PIECE_BYTES):
+                total, end = total + sizes[end], end + 1
+            found += await self._link.call("MGET", *(f"{prefix}:{i}" for i in range(len(found), end)))
+            if None in found:
+                raise KeyError(f"{prefix} was just dropped")
+        ordered = iter(found)
+        return {name: b"".join(itertools.islice(ordered, len(sizes))) for name, sizes in index}
+
+    async def _move(
+        self, script: scripts.Script, session: str, attempt: Attempt, owner: Owner, *args: Any
+    ) -> CommitOutcome:
+        outcome = await self._decide(
+            script, session, attempt.number, attempt.nonce, owner.fence, owner.nonce, *args
+        )
+        assert not isinstance(outcome, OtherJob | NoCommonStep)
+        return outcome
+
+    async def _decide(self, script: scripts.Script, session: str, *args: Any) -> _Outcome:
+        return _outcome(session, await self._link.script(script, _keys(session), *args))
+
+
+def _keys(session: str) -> tuple[str, str, str]:
+    base = f"spliteasy:{{{session}}}"
+    return f"{base}:meta", f"{base}:log", f"{base}:snapshots"
+
+
+def _outcome(session: str, answer: list[Any]) -> _Outcome:
+    match answer:
+        case [b"done", record, steps]:
+            pairs = iter(record)
+            return Done(meta=_meta(session, dict(zip(pairs, pairs, strict=True)), steps))
+        case [b"stale_attempt", number, nonce]:
+            return StaleAttempt(stored=Attempt(number=int(number), nonce=nonce.decode()))
+        case [b"stale_owner", fence, nonce]:
+            return StaleOwner(stored=Owner(fence=int(fence), nonce=nonce.decode()))
+        case [b"step_behind", committed]:
+            return StepBehind(committed=int(committed))
+        case [b"other_job", digest]:
+            return OtherJob(job_digest=digest.decode())
+        case [b"no_common_step"]:
+            return NoCommonStep(oldest=None, committed=None)
+        case [b"no_common_step", oldest, committed]:
+            return NoCommonStep(oldest=int(oldest), committed=int(committed))
+        case [b"unknown"]:
+            return UnknownSession()
+    raise StoreError(f"session {session}: a blob to be named is not in the store any more")
+
+
+def _meta(session: str, record: Mapping[bytes, bytes], snapshots: Sequence[bytes]) -> SessionMeta:
+    fields = {name.decode(): value.decode() for name, value in record.items()}
+    return SessionMeta(
+        session=session,
+        job_digest=fields["job"],
+        attempt=Attempt(number=int(fields["number"]), nonce=fields["nonce"]),
+        resume_step=int(fields["resume"]),
+        owner=Owner(fence=int(fields["fence"]), nonce=fields["owner"]),
+        committed=int(fields["committed"]),
+        snapshots=tuple(sorted(map(int, snapshots))),
+        oldest_checkpoint=int(fields["oldest"]),
+        environment=fields["environment"],
+        log_bytes=int(fields["log_bytes"]),
+        closed=fields["closed"] == "1",
+        updated_at=float(fields["updated"]),
+    )

@@ -1,0 +1,252 @@
+"""The Redis store's Lua scripts: the same decisions as `rules.py`, atomic where the state is.
+
+KEYS are one session's meta record, log and snapshots (all under one hash tag); blob keys are derived from
+them. No blob passes through a script. Each validates before it writes, since Redis undoes nothing, and
+each may run twice. Scripts that may free memory run when it is full, too: what they add is small, and
+the blobs before them were refused already.
+
+Answers: {'done', meta record, snapshot steps, ...}, or the name of another outcome and its fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+_COMMON = """
+local META, LOG, SNAPS = KEYS[1], KEYS[2], KEYS[3]
+local BLOBS = string.sub(META, 1, -5)  -- the key without its 'meta'
+
+local function load()
+  local flat = redis.call('HGETALL', META)
+  if #flat == 0 then return nil end
+  local m = {}
+  for i = 1, #flat, 2 do m[flat[i]] = flat[i + 1] end
+  for _, name in ipairs({'number', 'fence', 'committed', 'oldest'}) do m[name] = tonumber(m[name]) end
+  return m
+end
+
+local function text(n) return string.format('%.0f', n) end
+
+local function snapshots()
+  local steps = {}
+  for i, step in ipairs(redis.call('HKEYS', SNAPS)) do steps[i] = tonumber(step) end
+  table.sort(steps)
+  return steps
+end
+
+local function done()
+  local t = redis.call('TIME')
+  redis.call('HSET', META, 'updated', t[1] .. '.' .. string.format('%06d', t[2]))
+  return {'done', redis.call('HGETALL', META), redis.call('HKEYS', SNAPS)}
+end
+
+local function each_piece(command, token, count)
+  local found = 0
+  for i = 0, count - 1 do found = found + redis.call(command, BLOBS .. 'snapshot:' .. token .. ':' .. i) end
+  return found
+end
+
+local function drop_snapshot(step)
+  local token, count = string.match(redis.call('HGET', SNAPS, text(step)), '^(%S+) (%d+)')
+  each_piece('UNLINK', token, tonumber(count))
+  redis.call('HDEL', SNAPS, text(step))
+end
+
+local function drop_log(first, last)
+  local freed = 0
+  for step = first, last do
+    local bytes, tokens = string.match(redis.call('HGET', LOG, text(step)) or '0 -', '^(%d+) %S+(.*)')
+    for token in string.gmatch(tokens, '%S+') do redis.call('UNLINK', BLOBS .. 'request:' .. token) end
+    redis.call('HDEL', LOG, text(step))
+    freed = freed + tonumber(bytes)
+  end
+  if freed > 0 then redis.call('HINCRBY', META, 'log_bytes', text(-freed)) end
+end
+
+local function trim(oldest_checkpoint)
+  local steps = snapshots()
+  local first = steps[1]
+  for i = 2, #steps do
+    if steps[i] > oldest_checkpoint then break end
+    drop_snapshot(steps[i - 1])
+    drop_log(first + 1, steps[i])
+    first = steps[i]
+  end
+end
+
+local function refusal(m, number, nonce, fence, owner)
+  if not m then return {'unknown'} end
+  if m.number ~= tonumber(number) or m.nonce ~= nonce then
+    return {'stale_attempt', text(m.number), m.nonce}
+  end
+  if fence and (m.fence ~= tonumber(fence) or m.owner ~= owner) then
+    return {'stale_owner', text(m.fence), m.owner}
+  end
+end
+
+local function own(m, worker)
+  if m.owner ~= worker then redis.call('HSET', META, 'fence', text(m.fence + 1), 'owner', worker) end
+end
+"""
+
+_OPEN = """
+local job, number, nonce, worker, environment = unpack(ARGV, 1, 5)
+local m = load()
+if not m then
+  for i = 6, #ARGV do
+    if tonumber(ARGV[i]) == 0 then
+      redis.call('HSET', META, 'job', job, 'number', number, 'nonce', nonce, 'resume', '0', 'fence', '1',
+        'owner', worker, 'committed', '0', 'oldest', '0', 'environment', environment, 'log_bytes', '0',
+        'closed', '0')
+      redis.call('HSET', SNAPS, '0', '- 0')
+      return done()
+    end
+  end
+  return {'no_common_step'}
+end
+local same = tonumber(number) == m.number and nonce == m.nonce
+if tonumber(number) <= m.number and not same then return {'stale_attempt', text(m.number), m.nonce} end
+if job ~= m.job then return {'other_job', m.job} end
+if same then
+  own(m, worker)
+  return done()
+end
+local steps = snapshots()
+local resume, oldest
+for i = 6, #ARGV do
+  local step = tonumber(ARGV[i])
+  if step >= steps[1] and step <= m.committed then
+    resume = math.max(step, resume or step)
+    oldest = math.min(step, oldest or step)
+  end
+end
+if not resume then return {'no_common_step', text(steps[1]), text(m.committed)} end
+for i = #steps, 1, -1 do
+  if steps[i] > resume then drop_snapshot(steps[i]) end
+end
+drop_log(resume + 1, m.committed)
+redis.call('HSET', META, 'number', number, 'nonce', nonce, 'resume', text(resume),
+  'fence', text(m.fence + 1), 'owner', worker, 'committed', text(resume), 'oldest', text(oldest),
+  'environment', environment, 'closed', '0')
+return done()
+"""
+
+_CLAIM = """
+local number, nonce, step, worker = unpack(ARGV)
+local m = load()
+local refused = refusal(m, number, nonce)
+if refused then return refused end
+local ahead = tonumber(step) - m.committed
+if ahead ~= 0 and ahead ~= 1 then return {'step_behind', text(m.committed)} end
+own(m, worker)
+return done()
+"""
+
+_COMMIT = """
+local number, nonce, fence, owner, step, oldest, digest = unpack(ARGV, 1, 7)
+local m = load()
+local refused = refusal(m, number, nonce, fence, owner)
+if refused then return refused end
+step = tonumber(step)
+if step == m.committed then
+  local logged = redis.call('HGET', LOG, text(step))
+  if logged and string.match(logged, '^%d+ (%S+)') == digest then return done() end
+end
+if step ~= m.committed + 1 then return {'step_behind', text(m.committed)} end
+local bytes, tokens = 0, {}
+for i = 8, #ARGV do
+  local key = BLOBS .. 'request:' .. ARGV[i]
+  if redis.call('EXISTS', key) == 0 then return {'missing'} end
+  bytes = bytes + redis.call('STRLEN', key)
+  tokens[#tokens + 1] = ' ' .. ARGV[i]
+end
+oldest = math.max(m.oldest, math.min(tonumber(oldest), step - 1))
+for i = 8, #ARGV do redis.call('PERSIST', BLOBS .. 'request:' .. ARGV[i]) end
+redis.call('HSET', LOG, text(step), text(bytes) .. ' ' .. digest .. table.concat(tokens))
+redis.call('HSET', META, 'committed', text(step), 'oldest', text(oldest))
+redis.call('HINCRBY', META, 'log_bytes', text(bytes))
+trim(oldest)
+return done()
+"""
+
+_SNAPSHOT = """
+local number, nonce, fence, owner, step, token, count, index = unpack(ARGV)
+local m = load()
+local refused = refusal(m, number, nonce, fence, owner)
+if refused then return refused end
+step, count = tonumber(step), tonumber(count)
+if step > m.committed then return {'step_behind', text(m.committed)} end
+local stored = redis.call('HGET', SNAPS, text(step))
+if not stored and step > snapshots()[1] then
+  if each_piece('EXISTS', token, count) < count then return {'missing'} end
+  each_piece('PERSIST', token, count)
+  redis.call('HSET', SNAPS, text(step), token .. ' ' .. text(count) .. ' ' .. index)
+elseif not stored or string.match(stored, '^%S+') ~= token then
+  each_piece('UNLINK', token, count)
+end
+trim(m.oldest)
+return done()
+"""
+
+_CLOSE = """
+local number, nonce, fence, owner = unpack(ARGV)
+local refused = refusal(load(), number, nonce, fence, owner)
+if refused then return refused end
+redis.call('HSET', META, 'closed', '1')
+return done()
+"""
+
+_FORGET = """
+local m = load()
+if not m then return 0 end
+local steps = snapshots()
+drop_log(steps[1] + 1, m.committed)
+for _, step in ipairs(steps) do drop_snapshot(step) end
+redis.call('UNLINK', META, LOG, SNAPS)
+return 1
+"""
+
+_SUBMIT = """
+local name, digest = unpack(ARGV)
+local digests = {digest}
+for other in string.gmatch(redis.call('HGET', KEYS[1], name) or '', '%S+') do
+  if other ~= digest then digests[#digests + 1] = other end
+end
+redis.call('HSET', KEYS[1], name, table.concat(digests, ' '))
+"""
+
+_HEARTBEAT = """
+local worker, ttl_ms, info = unpack(ARGV)
+local t = redis.call('TIME')
+local now_ms = t[1] * 1000 + math.floor(t[2] / 1000)
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  if tonumber(string.match(all[i + 1], '^%d+')) <= now_ms then redis.call('HDEL', KEYS[1], all[i]) end
+end
+redis.call('HSET', KEYS[1], worker, string.format('%.0f', now_ms + tonumber(ttl_ms)) .. ' ' .. info)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    source: bytes
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", hashlib.sha1(self.source, usedforsecurity=False).hexdigest())
+
+
+def _script(body: str, *, common: bool = True, when_full: bool) -> Script:
+    shebang = "#!lua flags=allow-oom" if when_full else "#!lua"
+    return Script(f"{shebang}\n{_COMMON if common else ''}{body}".encode())
+
+
+OPEN = _script(_OPEN, when_full=False)
+CLAIM = _script(_CLAIM, when_full=True)
+COMMIT = _script(_COMMIT, when_full=True)
+SNAPSHOT = _script(_SNAPSHOT, when_full=True)
+CLOSE = _script(_CLOSE, when_full=True)
+FORGET = _script(_FORGET, when_full=True)
+SUBMIT = _script(_SUBMIT, common=False, when_full=False)
+HEARTBEAT = _script(_HEARTBEAT, common=False, when_full=True)

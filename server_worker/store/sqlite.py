@@ -1,0 +1,331 @@
+"""The embedded store: one SQLite file, for a single machine and for simulations.
+
+The tables follow the session's meta record: `rules.py` decides, then entries that the new record no
+longer reaches are deleted, all in one transaction a call. Requests that no commit has named yet wait in
+memory, so a commit is one durable write; a process that dies takes them along, as it may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from server_worker.store import rules
+from server_worker.store.base import (
+    Attempt,
+    Blob,
+    ClaimOutcome,
+    CommitOutcome,
+    Done,
+    LogEntry,
+    OpenOutcome,
+    Owner,
+    SessionMeta,
+    StoredJob,
+    WorkerInfo,
+)
+from server_worker.store.records import decode_worker, encode_worker, pieces
+from server_worker.store.sqlite_file import Database
+from spliteasy.errors import StoreError, StoreUnavailable
+
+PUT_TTL_S = 3600.0
+"""How long a request waits for the commit that names it."""
+
+_T = TypeVar("_T")
+_Key = tuple[str, int, Attempt, str, int]
+"""Session, step, attempt, owner nonce, index of a request that waits for its commit."""
+
+
+class SqliteStore:
+    """The store on a SQLite file (`path`), or in memory (`path` None).
+
+    Calls run in order in a thread of the store's own; `inline` runs them in the caller instead, without
+    giving way to other tasks, so that a simulation stays deterministic. A call that is cancelled still
+    takes place. Two processes may share the file. `clock` gives Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        inline: bool = False,
+        clock: Callable[[], float] = time.time,
+        put_ttl_s: float = PUT_TTL_S,
+    ) -> None:
+        self._clock = clock
+        self._put_ttl_s = put_ttl_s
+        self._puts: dict[_Key, tuple[float, bytes]] = {}
+        self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
+        self._closed = False
+        self._database = self._submit(lambda: Database(path))
+
+    @property
+    def loss_window_s(self) -> float:
+        return 0.0
+
+    # simulation
+
+    def image(self) -> bytes:
+        """All that is durable now."""
+        return self._submit(lambda: self._database.image())
+
+    def restore(self, image: bytes) -> None:
+        """Go back to an earlier `image`: a store that lost what came after it, and all waiting requests."""
+        self._puts.clear()
+        self._submit(lambda: self._database.restore(image))
+
+    # jobs
+
+    async def put_job(self, job: StoredJob) -> None:
+        def put(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM jobs WHERE name = ? AND digest = ?", (job.name, job.digest))
+            db.execute(
+                "INSERT INTO jobs (name, digest, manifest) VALUES (?, ?, ?)",
+                (job.name, job.digest, job.manifest),
+            )
+            db.execute("DELETE FROM parts WHERE name = ? AND digest = ?", (job.name, job.digest))
+            db.executemany(
+                "INSERT INTO parts (name, digest, part, body) VALUES (?, ?, ?, ?)",
+                (
+                    (job.name, job.digest, part, piece)
+                    for part, body in job.parts.items()
+                    for piece in pieces(body)
+                ),
+            )
+
+        await self._write(put)
+
+    async def get_job(self, name: str, digest: str | None = None) -> StoredJob | None:
+        def get(db: sqlite3.Connection) -> StoredJob | None:
+            row = db.execute(
+                "SELECT digest, manifest FROM jobs WHERE name = ? AND digest = coalesce(?, digest)"
+                " ORDER BY submission DESC LIMIT 1",
+                (name, digest),
+            ).fetchone()
+            if row is None:
+                return None
+            rows = db.execute(
+                "SELECT part, body FROM parts WHERE name = ? AND digest = ? ORDER BY rowid", (name, row[0])
+            )
+            return StoredJob(name=name, digest=row[0], manifest=row[1], parts=_joined(rows))
+
+        return await self._read(get)
+
+    async def job_versions(self) -> Mapping[str, Sequence[str]]:
+        def versions(db: sqlite3.Connection) -> dict[str, list[str]]:
+            found: dict[str, list[str]] = {}
+            for name, digest in db.execute("SELECT name, digest FROM jobs ORDER BY name, submission DESC"):
+                found.setdefault(name, []).append(digest)
+            return found
+
+        return await self._read(versions)
+
+    # sessions
+
+    async def open_session(
+        self,
+        session: str,
+        *,
+        job_digest: str,
+        attempt: Attempt,
+        held: Sequence[int],
+        worker: str,
+        environment: str,
+    ) -> OpenOutcome:
+        def opened(db: sqlite3.Connection) -> OpenOutcome:
+            outcome = rules.opened(
+                self._database.meta(session),
+                session,
+                job_digest=job_digest,
+                attempt=attempt,
+                held=held,
+                worker=worker,
+                environment=environment,
+            )
+            return self._stored(outcome) if isinstance(outcome, Done) else outcome
+
+        return await self._write(opened)
+
+    async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
+        def claimed(db: sqlite3.Connection) -> ClaimOutcome:
+            outcome = rules.claimed(self._database.meta(session), attempt=attempt, step=step, worker=worker)
+            return self._stored(outcome) if isinstance(outcome, Done) else outcome
+
+        return await self._write(claimed)
+
+    async def session(self, session: str) -> SessionMeta | None:
+        return await self._read(lambda db: self._database.meta(session))
+
+    async def put_request(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
+    ) -> None:
+        now = self._clock()
+        for key in [key for key, (deadline, _) in self._puts.items() if deadline <= now]:
+            del self._puts[key]
+        self._puts[session, step, attempt, owner.nonce, index] = (now + self._put_ttl_s, bytes(body))
+
+    async def commit(
+        self,
+        session: str,
+        *,
+        attempt: Attempt,
+        owner: Owner,
+        step: int,
+        requests: int,
+        gradient_digest: str,
+        oldest_checkpoint: int,
+    ) -> CommitOutcome:
+        keys: list[_Key] = [(session, step, attempt, owner.nonce, index) for index in range(requests)]
+        waiting = [self._puts.get(key) for key in keys]
+
+        def committed(db: sqlite3.Connection) -> CommitOutcome:
+            meta = self._database.meta(session)
+            outcome = rules.committed(
+                meta,
+                attempt=attempt,
+                owner=owner,
+                step=step,
+                repeat=self._database.logged_digest(session, step) == gradient_digest,
+                oldest_checkpoint=oldest_checkpoint,
+            )
+            if not isinstance(outcome, Done):
+                return outcome
+            if outcome.meta != meta:
+                self._database.append_log(session, step, gradient_digest, self._alive(session, step, waiting))
+            return self._stored(outcome)
+
+        outcome = await self._write(committed)
+        for key in keys:
+            self._puts.pop(key, None)
+        return outcome
+
+    def _alive(self, session: str, step: int, waiting: Sequence[tuple[float, bytes] | None]) -> list[bytes]:
+        now = self._clock()
+        bodies = [put[1] for put in waiting if put is not None and put[0] > now]
+        if len(bodies) < len(waiting):
+            raise StoreError(f"session {session}: a request of step {step} is not in the store any more")
+        return bodies
+
+    async def put_snapshot(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
+    ) -> CommitOutcome:
+        def put(db: sqlite3.Connection) -> CommitOutcome:
+            meta = self._database.meta(session)
+            outcome = rules.snapshotted(meta, attempt=attempt, owner=owner, step=step)
+            if not isinstance(outcome, Done):
+                return outcome
+            assert meta is not None
+            if step in outcome.meta.snapshots and step not in meta.snapshots:
+                self._database.add_snapshot(session, step, tensors)
+            return self._stored(outcome)
+
+        return await self._write(put)
+
+    async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
+        def read(db: sqlite3.Connection) -> dict[str, bytes]:
+            meta = self._database.meta(session)
+            if meta is None or step not in meta.snapshots:
+                raise KeyError(f"session {session} has no snapshot of step {step}")
+            return _joined(
+                db.execute(
+                    "SELECT name, body FROM tensors WHERE session = ? AND step = ? ORDER BY rowid",
+                    (session, step),
+                )
+            )
+
+        return await self._read(read)
+
+    async def read_log(self, session: str, *, after: int, upto: int) -> AsyncIterator[LogEntry]:
+        for step in range(after + 1, upto + 1):
+            yield await self._read(partial(self._log_entry, session, step))
+
+    def _log_entry(self, session: str, step: int, db: sqlite3.Connection) -> LogEntry:
+        return self._database.log_entry(session, step)
+
+    async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
+        def closed(db: sqlite3.Connection) -> CommitOutcome:
+            outcome = rules.closed(self._database.meta(session), attempt=attempt, owner=owner)
+            return self._stored(outcome) if isinstance(outcome, Done) else outcome
+
+        return await self._write(closed)
+
+    async def sessions(self) -> Sequence[SessionMeta]:
+        return await self._read(lambda db: self._database.metas())
+
+    async def forget(self, session: str) -> bool:
+        for key in [key for key in self._puts if key[0] == session]:
+            del self._puts[key]
+        return await self._write(lambda db: self._database.delete(session))
+
+    # workers
+
+    async def heartbeat(self, info: WorkerInfo, *, ttl_s: float) -> None:
+        def beat(db: sqlite3.Connection) -> None:
+            now = self._clock()
+            db.execute("DELETE FROM workers WHERE expires_at <= ?", (now,))
+            db.execute(
+                "REPLACE INTO workers (worker, info, expires_at) VALUES (?, ?, ?)",
+                (info.worker, encode_worker(info), now + ttl_s),
+            )
+
+        await self._write(beat)
+
+    async def leave(self, worker: str) -> None:
+        await self._write(lambda db: db.execute("DELETE FROM workers WHERE worker = ?", (worker,)))
+
+    async def workers(self) -> Sequence[WorkerInfo]:
+        return await self._read(
+            lambda db: [
+                decode_worker(line)
+                for (line,) in db.execute(
+                    "SELECT info FROM workers WHERE expires_at > ? ORDER BY worker", (self._clock(),)
+                )
+            ]
+        )
+
+    async def close(self) -> None:
+        """Let calls in flight finish, then close the file. Twice is harmless; other calls fail from now on."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._executor is None:
+            self._database.close()
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._database.close)
+            self._executor.shutdown(wait=False)
+
+    # plumbing
+
+    def _stored(self, outcome: Done) -> Done:
+        """Write the record and drop what it no longer reaches; within a transaction."""
+        return Done(meta=self._database.put_meta(outcome.meta, updated_at=self._clock()))
+
+    async def _write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        return await self._run(lambda: self._database.transaction(work))
+
+    async def _read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        return await self._run(lambda: self._database.query(work))
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        if self._executor is None:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _submit(self, work: Callable[[], _T]) -> _T:
+        return work() if self._executor is None else self._executor.submit(work).result()
+
+
+def _joined(rows: sqlite3.Cursor) -> dict[str, bytes]:
+    """Values by name, from rows of (name, piece) in order."""
+    found: dict[str, list[bytes]] = {}
+    for name, piece in rows:
+        found.setdefault(name, []).append(piece)
+    return {name: b"".join(parts) for name, parts in found.items()}
