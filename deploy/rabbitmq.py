@@ -1,0 +1,219 @@
+"""A RabbitMQ node of one's own: native binaries, any user, one folder, loopback only.
+
+For the tests and the local stack. The packages' wrappers refuse all users but `rabbitmq`, so the scripts
+behind them are called. The node's state, logs, pids, cookie and configuration stay in its folder.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from deploy.daemons import Daemon
+from spliteasy.errors import UserError
+
+HOST = "127.0.0.1"
+POLL_S = 0.1
+START_S = 90.0
+STOP_S = 30.0
+WAL_BYTES = 64 << 20
+"""The quorum queues' log; it wants three times that in memory, and 512 MiB is the default."""
+
+_LOOPBACK_ONLY = "-kernel inet_dist_use_interface {127,0,0,1}"
+_PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
+
+
+def find_scripts() -> Path:
+    """The folder of RabbitMQ's own scripts. Raises `UserError` where RabbitMQ or Erlang is not installed."""
+    found = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin"))
+    home = os.environ.get("RABBITMQ_HOME")
+    if home:
+        found.append(Path(home) / "sbin")
+    missing = [name for name in ("erl", "epmd") if shutil.which(name) is None]
+    if not found or missing:
+        raise UserError(
+            f"RabbitMQ is not installed (no {' and no '.join(missing) or 'rabbitmq-server'} here)",
+            hint="run `make deps`, or install rabbitmq-server, or set RABBITMQ_HOME to where it is unpacked",
+        )
+    return found[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RabbitNode:
+    """One node: where it lives, its ports on 127.0.0.1, and the account it is first started with."""
+
+    folder: Path
+    port: int
+    dist_port: int
+    epmd_port: int
+    management_port: int | None = None
+    """Of the HTTP interface; None: without it."""
+    user: str = "spliteasy"
+    password: str
+
+    def url(self, vhost: str = "/") -> str:
+        account = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}"
+        return f"amqp://{account}@{HOST}:{self.port}/{'' if vhost == '/' else quote(vhost, safe='')}"
+
+    @property
+    def running(self) -> bool:
+        return self._server.pid() is not None
+
+    def start(self, timeout_s: float = START_S) -> None:
+        """Start it and wait until it serves; nothing but the wait where it runs already.
+
+        Raises `UserError` where RabbitMQ is not installed, a port is taken, or it does not come up; then
+        nothing is left running.
+        """
+        scripts = find_scripts()
+        if not self.running:
+            self._epmd.ask_to_stop()
+            self._epmd.wait_stopped(STOP_S)
+            self._check_ports()
+            self._write_configuration()
+            environment = self._environment()
+            self._epmd.start(["epmd", "-address", HOST, "-port", str(self.epmd_port)], environment)
+            self._server.start([str(scripts / "rabbitmq-server")], environment)
+        try:
+            self._wait_until_serving(timeout_s)
+        except UserError:
+            self.stop()
+            raise
+
+    def stop(self, timeout_s: float = STOP_S) -> None:
+        """Stop it in order, with its epmd; force it after `timeout_s`."""
+        for daemon in (self._server, self._epmd):
+            daemon.ask_to_stop()
+            daemon.wait_stopped(timeout_s)
+
+    def kill(self) -> None:
+        """End it without a chance to say goodbye, as a crash does; `start` brings it back with its state."""
+        for daemon in (self._server, self._epmd):
+            if (pid := daemon.pid()) is not None:
+                os.kill(pid, signal.SIGKILL)
+            daemon.wait_stopped(STOP_S)
+
+    def ctl(self, *arguments: str, timeout_s: float = 60.0) -> str:
+        """Run rabbitmqctl against it; what it prints. Raises `UserError`."""
+        run = subprocess.run(
+            [str(find_scripts() / "rabbitmqctl"), "--quiet", *arguments],
+            env={**os.environ, **self._environment()},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if run.returncode:
+            reason = " ".join((run.stderr or run.stdout).split())[:500]
+            raise UserError(f"rabbitmqctl {arguments[0]} failed: {reason}")
+        return run.stdout
+
+    # Helpers ---------------------------------------------------------------------------------------
+
+    @property
+    def _server(self) -> Daemon:
+        return Daemon("rabbitmq", self.folder)
+
+    @property
+    def _epmd(self) -> Daemon:
+        return Daemon("epmd", self.folder)
+
+    def _check_ports(self) -> None:
+        for port in (self.port, self.dist_port, self.epmd_port, self.management_port):
+            if port is not None and not is_free(port):
+                raise UserError(
+                    f"port {port} on {HOST} is in use by another program",
+                    hint="stop it, or choose other ports",
+                )
+
+    def _write_configuration(self) -> None:
+        home = self.folder / "home"
+        home.mkdir(parents=True, exist_ok=True)
+        cookie = home / ".erlang.cookie"
+        if not cookie.exists():
+            _write_private(cookie, secrets.token_hex(16), mode=0o400)
+        lines = [
+            f"listeners.tcp.default = {HOST}:{self.port}",
+            f"default_user = {self.user}",
+            f"default_pass = {self.password}",
+            f"raft.wal_max_size_bytes = {WAL_BYTES}",
+            "disk_free_limit.absolute = 200MB",
+        ]
+        if self.management_port is not None:
+            lines += [f"management.tcp.ip = {HOST}", f"management.tcp.port = {self.management_port}"]
+        _write_private(self.folder / "rabbitmq.conf", "\n".join(lines) + "\n", mode=0o600)
+        plugins = "rabbitmq_management" if self.management_port is not None else ""
+        (self.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
+
+    def _environment(self) -> dict[str, str]:
+        folder = self.folder.absolute()
+        return {
+            "HOME": str(folder / "home"),
+            "ERL_EPMD_ADDRESS": HOST,
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            "RABBITMQ_NODENAME": "spliteasy@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": HOST,
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self.dist_port),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "generated"),
+            "RABBITMQ_LOG_BASE": str(folder / "logs"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _LOOPBACK_ONLY,
+            "RABBITMQ_CTL_ERL_ARGS": _LOOPBACK_ONLY,
+            # The script then becomes the Erlang process: its pid is the node's.
+            "detached": "true",
+        }
+
+    def _wait_until_serving(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not _speaks_amqp(self.port):
+            if not self.running:
+                raise UserError(f"RabbitMQ stopped while starting: {self._server.last_words()}")
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"RabbitMQ does not serve after {timeout_s:.0f} s", hint=f"see {self._server.log_file}"
+                )
+            time.sleep(POLL_S)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on that port of 127.0.0.1."""
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _speaks_amqp(port: int) -> bool:
+    """Whether a broker answers a client's greeting: the listener opens when the node has booted."""
+    try:
+        with socket.create_connection((HOST, port), timeout=5) as connection:
+            connection.sendall(_PROTOCOL_HEADER)
+            return connection.recv(1) == b"\x01"
+    except OSError:
+        return False
+
+
+def _write_private(path: Path, text: str, *, mode: int) -> None:
+    """Write a secret, never readable by others, not even for a moment."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        file.write(text)
