@@ -5,7 +5,7 @@ Keys of a session share one hash tag, so that it lives on one node of a cluster:
     spliteasy:{SESSION}:meta              the record; :log and :snapshots name blobs by their tokens
     spliteasy:{SESSION}:request:TOKEN     a request, with a time to live until a commit names it
     spliteasy:{SESSION}:snapshot:TOKEN:i  a piece of a snapshot, likewise
-    spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:i are the pieces of its parts
+    spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
 
 A token is never used twice, so a copy of a write that arrives late (the client library retries, and the
 first try may have been on its way) can't touch what a script has named meanwhile.
@@ -51,8 +51,6 @@ _JOBS = "spliteasy:jobs"
 _SESSIONS = "spliteasy:sessions"
 _WORKERS = "spliteasy:workers"
 _Outcome = OpenOutcome | ClaimOutcome | CommitOutcome
-_Index = list[tuple[str, list[int]]]
-"""Of each value its name and the sizes of its pieces, in order."""
 
 
 class RedisStore:
@@ -74,8 +72,13 @@ class RedisStore:
 
     async def put_job(self, job: StoredJob) -> None:
         base = f"spliteasy:{{{job.name}@{job.digest}}}"
-        index = await self._put_values(f"{base}:part", job.parts, ())
-        await self._link.call("HSET", f"{base}:job", "manifest", job.manifest, "index", orjson.dumps(index))
+        if not await self._link.call("EXISTS", f"{base}:job"):
+            token = self._unique()
+            count, index = await self._put_values(f"{base}:part:{token}", job.parts)
+            if not await self._link.script(
+                scripts.ADD_JOB, [f"{base}:job"], token, count, index, job.manifest
+            ):
+                raise StoreError(f"job {job.name}@{job.digest}: its parts took too long to store")
         await self._link.script(scripts.SUBMIT, [_JOBS], job.name, job.digest)
 
     async def get_job(self, name: str, digest: str | None = None) -> StoredJob | None:
@@ -85,10 +88,10 @@ class RedisStore:
                 return None
             digest = str(digests, "utf-8").partition(" ")[0]
         base = f"spliteasy:{{{name}@{digest}}}"
-        manifest, index = await self._link.call("HMGET", f"{base}:job", "manifest", "index")
+        manifest, token, index = await self._link.call("HMGET", f"{base}:job", "manifest", "token", "index")
         if manifest is None:
             return None
-        parts = await self._get_values(f"{base}:part", orjson.loads(index))
+        parts = await self._get_values(f"{base}:part:{token.decode()}", index)
         return StoredJob(name=name, digest=digest, manifest=manifest, parts=parts)
 
     async def job_versions(self) -> Mapping[str, Sequence[str]]:
@@ -165,20 +168,15 @@ class RedisStore:
             return outcome
         token = self._token(attempt, owner, step, 0)
         prefix = f"spliteasy:{{{session}}}:snapshot:{token}"
-        index = await self._put_values(prefix, tensors, ("NX", "EX", self._put_ttl_s))
-        count = sum(len(sizes) for _, sizes in index)
-        return await self._move(
-            scripts.SNAPSHOT, session, attempt, owner, step, token, count, orjson.dumps(index)
-        )
+        count, index = await self._put_values(prefix, tensors)
+        return await self._move(scripts.SNAPSHOT, session, attempt, owner, step, token, count, index)
 
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
         record = await self._link.call("HGET", _keys(session)[2], step)
         if record is None:
             raise KeyError(f"session {session} has no snapshot of step {step}")
         token, _, index = record.split(b" ", 2)
-        return await self._get_values(
-            f"spliteasy:{{{session}}}:snapshot:{token.decode()}", orjson.loads(index)
-        )
+        return await self._get_values(f"spliteasy:{{{session}}}:snapshot:{token.decode()}", index)
 
     async def read_log(self, session: str, *, after: int, upto: int) -> AsyncIterator[LogEntry]:
         for step in range(after + 1, upto + 1):
@@ -232,14 +230,17 @@ class RedisStore:
     # plumbing
 
     def _token(self, attempt: Attempt, owner: Owner, step: int, index: int) -> str:
-        unique = f"{self._instance}-{next(self._count)}"
-        return f"{step}.{attempt.number}.{attempt.nonce}.{owner.nonce}.{index}.{unique}"
+        return f"{step}.{attempt.number}.{attempt.nonce}.{owner.nonce}.{index}.{self._unique()}"
 
-    async def _put_values(
-        self, prefix: str, values: Mapping[str, Blob], options: Sequence[str | int]
-    ) -> _Index:
-        """SET all pieces, numbered through, in round trips of about PIECE_BYTES."""
-        index: _Index = []
+    def _unique(self) -> str:
+        return f"{self._instance}-{next(self._count)}"
+
+    async def _put_values(self, prefix: str, values: Mapping[str, Blob]) -> tuple[int, bytes]:
+        """SET all pieces, numbered through, in round trips of about PIECE_BYTES; their number and index.
+
+        The index has of each value its name and the sizes of its pieces, in order.
+        """
+        index: list[tuple[str, list[int]]] = []
         commands: list[tuple[Any, ...]] = []
         count = size = 0
         for name, value in values.items():
@@ -249,15 +250,16 @@ class RedisStore:
                 if commands and size + len(part) > PIECE_BYTES:
                     await self._link.batch(commands)
                     commands, size = [], 0
-                commands.append(("SET", f"{prefix}:{count}", part, *options))
+                commands.append(("SET", f"{prefix}:{count}", part, "NX", "EX", self._put_ttl_s))
                 count, size = count + 1, size + len(part)
         if commands:
             await self._link.batch(commands)
-        return index
+        return count, orjson.dumps(index)
 
-    async def _get_values(self, prefix: str, index: _Index) -> dict[str, bytes]:
+    async def _get_values(self, prefix: str, index: bytes) -> dict[str, bytes]:
         """Read what `_put_values` wrote, likewise. KeyError where a piece went meanwhile."""
-        sizes = [size for _, sizes in index for size in sizes]
+        values: list[tuple[str, list[int]]] = orjson.loads(index)
+        sizes = [size for _, sizes in values for size in sizes]
         found: list[bytes] = []
         while len(found) < len(sizes):
             end, total = len(found), 0
@@ -267,7 +269,7 @@ class RedisStore:
             if None in found:
                 raise KeyError(f"{prefix} was just dropped")
         ordered = iter(found)
-        return {name: b"".join(itertools.islice(ordered, len(sizes))) for name, sizes in index}
+        return {name: b"".join(itertools.islice(ordered, len(sizes))) for name, sizes in values}
 
     async def _move(
         self, script: scripts.Script, session: str, attempt: Attempt, owner: Owner, *args: Any

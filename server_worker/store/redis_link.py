@@ -90,7 +90,7 @@ class RedisLink:
             return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Let calls in flight finish, then disconnect. Twice is harmless; other calls fail from now on."""
+        """Let calls in flight finish, then disconnect. Twice is harmless; other calls fail then."""
         self._closed = True
         if self._running:
             await asyncio.wait(self._running)
@@ -170,7 +170,7 @@ async def _check(client: Any, where: str) -> float:
 
 async def _append_window(client: Any, where: str) -> float:
     try:
-        policy = (await client.execute_command("CONFIG", "GET", "appendfsync"))["appendfsync"]
+        policy = (await client.execute_command("CONFIG GET", "appendfsync"))["appendfsync"]
     except (redis_errors.ResponseError, KeyError):
         structlog.get_logger(__name__).warning(
             "store durability unknown", where=where, hint="declare it in the URL: ?loss_window_s=2"

@@ -207,6 +207,18 @@ redis.call('UNLINK', META, LOG, SNAPS)
 return 1
 """
 
+_ADD_JOB = """
+local token, count, index, manifest = unpack(ARGV)
+if redis.call('EXISTS', KEYS[1]) == 1 then return 1 end
+local parts = string.sub(KEYS[1], 1, -4) .. 'part:' .. token .. ':'  -- the key without its 'job'
+for i = 0, count - 1 do
+  if redis.call('EXISTS', parts .. i) == 0 then return 0 end
+end
+for i = 0, count - 1 do redis.call('PERSIST', parts .. i) end
+redis.call('HSET', KEYS[1], 'manifest', manifest, 'token', token, 'index', index)
+return 1
+"""
+
 _SUBMIT = """
 local name, digest = unpack(ARGV)
 local digests = {digest}
@@ -248,5 +260,6 @@ COMMIT = _script(_COMMIT, when_full=True)
 SNAPSHOT = _script(_SNAPSHOT, when_full=True)
 CLOSE = _script(_CLOSE, when_full=True)
 FORGET = _script(_FORGET, when_full=True)
-SUBMIT = _script(_SUBMIT, common=False, when_full=False)
+ADD_JOB = _script(_ADD_JOB, common=False, when_full=True)
+SUBMIT = _script(_SUBMIT, common=False, when_full=True)
 HEARTBEAT = _script(_HEARTBEAT, common=False, when_full=True)

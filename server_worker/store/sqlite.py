@@ -8,6 +8,7 @@ memory, so a commit is one durable write; a process that dies takes them along, 
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -47,7 +48,8 @@ class SqliteStore:
 
     Calls run in order in a thread of the store's own; `inline` runs them in the caller instead, without
     giving way to other tasks, so that a simulation stays deterministic. A call that is cancelled still
-    takes place. Two processes may share the file. `clock` gives Unix time in seconds.
+    takes place. Two processes may share the file. `clock` gives Unix time in seconds. A file loses nothing
+    once a call has returned; `loss_window_s` is for a simulation that goes back to an earlier image.
     """
 
     def __init__(
@@ -57,17 +59,15 @@ class SqliteStore:
         inline: bool = False,
         clock: Callable[[], float] = time.time,
         put_ttl_s: float = PUT_TTL_S,
+        loss_window_s: float | None = None,
     ) -> None:
+        self.loss_window_s: float = (0.0 if path else math.inf) if loss_window_s is None else loss_window_s
         self._clock = clock
         self._put_ttl_s = put_ttl_s
         self._puts: dict[_Key, tuple[float, bytes]] = {}
         self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
         self._closed = False
         self._database = self._submit(lambda: Database(path))
-
-    @property
-    def loss_window_s(self) -> float:
-        return 0.0
 
     # simulation
 
@@ -290,7 +290,7 @@ class SqliteStore:
         )
 
     async def close(self) -> None:
-        """Let calls in flight finish, then close the file. Twice is harmless; other calls fail from now on."""
+        """Let calls in flight finish, then close the file. Twice is harmless; other calls fail then."""
         if self._closed:
             return
         self._closed = True
