@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,11 @@ from torch.utils.data import Dataset
 from spliteasy import importing
 from spliteasy.errors import DataError, UserError
 from spliteasy.job import JobSpec
-from spliteasy.job.signature import DTYPES, Signature, TensorSpec, dtype_name, told
+from spliteasy.job.signature import SampleSpec, Signature, dtype_name, told
 from spliteasy.losses import CLASS_LOSSES, IGNORED_CLASS
-from spliteasy.randomness import seed_of, seeded
+from spliteasy.portable.graph import DTYPES
+from spliteasy.randomness import seed_of
+from spliteasy.seeding import seed_all, states_kept
 
 Tensors = tuple[Tensor, ...]
 
@@ -53,9 +53,9 @@ class Samples:
         their states are put back afterwards. Raises DataError, naming the sample.
         """
         rows = []
-        with _random_states_kept():
+        with states_kept():
             for index in indices:
-                _seed_all(seed_of("item", *self._seed_parts, *seed_parts, index))
+                seed_all(seed_of("item", *self._seed_parts, *seed_parts, index))
                 rows.append(self._item(index))
         columns = tuple(torch.stack(column) for column in zip(*rows, strict=True))
         count = len(self._signature.inputs)
@@ -96,7 +96,7 @@ def _check_label(label: Tensor, classes: int, index: int) -> None:
         )
 
 
-def _checked(value: Any, spec: TensorSpec, what: str) -> Tensor:
+def _checked(value: Any, spec: SampleSpec, what: str) -> Tensor:
     """`value` as a tensor of the spec's dtype and shape; Python numbers take the dtype of their kind."""
     dtype = DTYPES[spec.dtype]
     tensor: Tensor | None = None
@@ -126,21 +126,3 @@ def _number_kind(dtype: torch.dtype) -> type:
     if dtype == torch.bool:
         return bool
     return float if dtype.is_floating_point else int
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Hold torch's generator (its lock too) and put it, numpy's and random's states back at the end."""
-    with seeded(0):
-        numpy_state, random_state = np.random.get_state(), random.getstate()
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(random_state)
-
-
-def _seed_all(seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)

@@ -7,36 +7,18 @@ from typing import Annotated, Self
 
 import orjson
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from spliteasy.job.spec import MAX_COUNT, Name, Section
-
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "int16": torch.int16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
+from spliteasy.portable.graph import DtypeName
 
 
-def _known_dtype(name: str) -> str:
-    if name not in DTYPES:
-        raise ValueError(f"{name!r} is not one of {', '.join(DTYPES)}")
-    return name
-
-
-class TensorSpec(Section):
+class SampleSpec(Section):
     """One tensor of a sample."""
 
     name: Name
-    dtype: Annotated[str, AfterValidator(_known_dtype)]
+    dtype: DtypeName
     """As in torch: `float32`, `int64`."""
     shape: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_COUNT)], ...], Field(max_length=32)]
     """Without the batch dimension."""
@@ -44,7 +26,9 @@ class TensorSpec(Section):
     @classmethod
     def of(cls, name: str, batch: Tensor) -> Self:
         """The spec of one sample of `batch`, whose first dimension counts samples."""
-        return cls(name=name, dtype=dtype_name(batch.dtype), shape=tuple(batch.shape[1:]))
+        return cls.model_validate(
+            {"name": name, "dtype": dtype_name(batch.dtype), "shape": tuple(batch.shape[1:])}
+        )
 
     def __str__(self) -> str:
         return told(self.dtype, self.shape)
@@ -53,9 +37,9 @@ class TensorSpec(Section):
 class Signature(Section):
     """The model's inputs, targets and outputs, in order."""
 
-    inputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=16)]
-    targets: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=16)]
-    outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=64)]
+    inputs: Annotated[tuple[SampleSpec, ...], Field(min_length=1, max_length=16)]
+    targets: Annotated[tuple[SampleSpec, ...], Field(min_length=1, max_length=16)]
+    outputs: Annotated[tuple[SampleSpec, ...], Field(min_length=1, max_length=64)]
 
     def to_json(self) -> bytes:
         return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)

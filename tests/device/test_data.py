@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, TensorDataset
 from device_agent.data import Batches, EvaluationBatches, load_dataset
 from spliteasy.errors import DataError
 from spliteasy.job import JobSpec, parse_job
-from spliteasy.job.signature import Signature, TensorSpec
+from spliteasy.job.signature import SampleSpec, Signature
+from spliteasy.portable.graph import DtypeName
 
 
 def spec_with(**keys: Any) -> JobSpec:
@@ -34,11 +35,11 @@ def spec_with(**keys: Any) -> JobSpec:
     )
 
 
-def signature(inputs: tuple[tuple[str, tuple[int, ...]], ...] = (("float32", (2,)),)) -> Signature:
+def signature(inputs: tuple[tuple[DtypeName, tuple[int, ...]], ...] = (("float32", (2,)),)) -> Signature:
     return Signature(
-        inputs=tuple(TensorSpec(name=f"x{i}", dtype=d, shape=s) for i, (d, s) in enumerate(inputs)),
-        targets=(TensorSpec(name="label", dtype="int64", shape=()),),
-        outputs=(TensorSpec(name="logits", dtype="float32", shape=(3,)),),
+        inputs=tuple(SampleSpec(name=f"x{i}", dtype=d, shape=s) for i, (d, s) in enumerate(inputs)),
+        targets=(SampleSpec(name="label", dtype="int64", shape=()),),
+        outputs=(SampleSpec(name="logits", dtype="float32", shape=(3,)),),
     )
 
 

@@ -1,0 +1,239 @@
+"""A job package: everything that workers and agents need of a job, as named parts under one digest.
+
+The manifest lists each part's SHA-256 and size; the digest is the SHA-256 of the manifest. Parts:
+
+    spec.json, signature.json                  what to do, and what goes in and out
+    head.json, head.safetensors                a segment's graph and initial weights; body and tail too
+    loss.json, loss.safetensors                a traced loss; none where the loss is a name
+
+A device gets all parts but the body's. Loading runs no code of the user's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from torch import Tensor
+
+from spliteasy.durable import write_folder
+from spliteasy.errors import JobError, PortableError
+from spliteasy.job.signature import Signature
+from spliteasy.job.spec import Identifier, JobSpec
+from spliteasy.losses import LOSSES, LossFunction
+from spliteasy.segment import Segment, load_segment, load_segment_tensors
+
+MAX_MANIFEST_BYTES = 1 << 16
+MAX_PARTS = 16
+MANIFEST = "manifest.json"
+BODY = "body."
+
+_Parsed = TypeVar("_Parsed", JobSpec, Signature)
+PartName = Annotated[
+    str, StringConstraints(pattern=r"^(spec|signature|head|body|tail|loss)\.(json|safetensors)$")
+]
+
+
+class PartEntry(BaseModel):
+    """A line of the manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    size: Annotated[int, Field(ge=0, le=1 << 40)]
+
+
+class Manifest(BaseModel):
+    """What is in a package."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    format: Literal["spliteasy-job"] = "spliteasy-job"
+    version: Literal[1] = 1
+    name: Identifier
+    parts: Annotated[dict[PartName, PartEntry], Field(max_length=MAX_PARTS)]
+
+
+def device_parts(names: Iterable[str]) -> tuple[str, ...]:
+    """The parts that a device gets, in order: all but the body's."""
+    return tuple(sorted(name for name in names if not name.startswith(BODY)))
+
+
+def manifest_of(name: str, parts: Mapping[str, bytes]) -> bytes:
+    """The canonical manifest of the parts."""
+    entries = {
+        part: PartEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        for part, data in parts.items()
+    }
+    manifest = Manifest(name=name, parts=entries)
+    return orjson.dumps(manifest.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Job:
+    """One version of a job, `name@digest`. Its segments are templates: sessions `spawn` their own."""
+
+    spec: JobSpec
+    signature: Signature
+    manifest: bytes
+    parts: Mapping[str, bytes]
+    digest: str
+    head: Segment
+    tail: Segment | None
+    """None for one cut."""
+    loss: LossFunction
+    """(outputs, targets) -> scalar, tuples of tensors in."""
+    body_or_none: Segment | None
+    """None in a device's copy."""
+
+    @classmethod
+    def create(cls, spec: JobSpec, root: Path | None = None) -> Job:
+        """Build the user's model, cut it and pack it; `root` is where `module:function` counts from.
+
+        Imports and runs the user's code. Raises JobError.
+        """
+        from spliteasy.job.create import create_parts  # brings in torch.export, which loading never needs
+
+        parts = create_parts(spec, root)
+        return cls.from_parts(manifest_of(spec.name, parts), parts)
+
+    @classmethod
+    def from_parts(cls, manifest: bytes, parts: Mapping[str, bytes], *, digest: str | None = None) -> Job:
+        """Check every part against the manifest, and the manifest against `digest`; build the segments.
+
+        The body's parts may be missing. Raises PortableError for anything that does not fit.
+        """
+        listed = _parse_manifest(manifest, digest)
+        found = _checked_parts(listed, parts)
+        spec = _parse(found, "spec.json", JobSpec.model_validate_json)
+        signature = _parse(found, "signature.json", Signature.model_validate_json)
+        if spec.name != listed.name:
+            raise PortableError(f"the manifest is of job {listed.name}, its spec of job {spec.name}")
+        head, tail = _segment(found, "head"), _segment(found, "tail")
+        if head is None or (tail is None) != spec.single:
+            raise PortableError(f"job {spec.name}: the package lacks a segment, or has one too many")
+        return cls(
+            spec=spec,
+            signature=signature,
+            manifest=manifest,
+            parts=found,
+            digest=_sha256(manifest),
+            head=head,
+            tail=tail,
+            loss=_loss(spec, found),
+            body_or_none=_segment(found, "body"),
+        )
+
+    @classmethod
+    def load(cls, folder: Path, *, digest: str | None = None) -> Job:
+        """Read what `save` wrote. Raises JobError if there is nothing to read, PortableError if damaged."""
+        try:
+            manifest = (folder / MANIFEST).read_bytes()
+            names = _parse_manifest(manifest, digest).parts
+            parts = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+        except OSError as error:
+            raise JobError(f"{folder} is no job package: {error.strerror}") from error
+        return cls.from_parts(manifest, parts, digest=digest)
+
+    def save(self, folder: Path) -> None:
+        """Write manifest and parts into a new folder, all or nothing. Raises JobError."""
+        try:
+            write_folder(folder, {**self.parts, MANIFEST: self.manifest})
+        except FileExistsError:
+            raise JobError(f"{folder} exists already", hint="name a folder that does not") from None
+        except OSError as error:
+            raise JobError(f"{folder}: the job can't be written: {error.strerror}") from error
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def body(self) -> Segment:
+        """The body. Raises JobError in a device's copy, which has none."""
+        if self.body_or_none is None:
+            raise JobError(f"this copy of job {self} has no body")
+        return self.body_or_none
+
+    def device_parts(self) -> dict[str, bytes]:
+        """The parts that a device gets."""
+        return {name: self.parts[name] for name in device_parts(self.parts)}
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.digest[:12]}"
+
+    def __repr__(self) -> str:
+        return f"<Job {self}>"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _parse_manifest(manifest: bytes, digest: str | None) -> Manifest:
+    if len(manifest) > MAX_MANIFEST_BYTES:
+        raise PortableError(f"a job manifest of {len(manifest)} bytes is too large")
+    found = _sha256(manifest)
+    if digest is not None and found != digest:
+        raise PortableError(f"the job manifest has digest {found}, not {digest}")
+    try:
+        return Manifest.model_validate_json(manifest)
+    except ValidationError as error:
+        raise PortableError(f"the job manifest is malformed: {error.errors()[0]['msg']}") from None
+
+
+def _checked_parts(manifest: Manifest, parts: Mapping[str, bytes]) -> dict[str, bytes]:
+    extra = sorted(set(parts) - set(manifest.parts))
+    missing = sorted(n for n in set(manifest.parts) - set(parts) if not n.startswith(BODY))
+    if extra or missing:
+        what = f"has no part {missing[0]}" if missing else f"has an unlisted part {extra[0]!r:.60}"
+        raise PortableError(f"the package of job {manifest.name} {what}")
+    for name, data in parts.items():
+        entry = manifest.parts[name]
+        if len(data) != entry.size or _sha256(data) != entry.sha256:
+            raise PortableError(
+                f"part {name} of job {manifest.name} is damaged: its SHA-256 is not the listed one"
+            )
+    return {name: bytes(parts[name]) for name in sorted(parts)}
+
+
+def _parse(parts: Mapping[str, bytes], name: str, validate: Callable[[bytes], _Parsed]) -> _Parsed:
+    if name not in parts:
+        raise PortableError(f"the package has no {name}")
+    try:
+        return validate(parts[name])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise PortableError(f"{name}: {where}: {error.errors()[0]['msg']}") from None
+
+
+def _segment(parts: Mapping[str, bytes], role: str) -> Segment | None:
+    graph, tensors = parts.get(f"{role}.json"), parts.get(f"{role}.safetensors")
+    if graph is None and tensors is None:
+        return None
+    if graph is None or tensors is None:
+        raise PortableError(f"the package has half a {role}: graph and tensors belong together")
+    return load_segment(graph, load_segment_tensors(tensors))
+
+
+def _loss(spec: JobSpec, parts: Mapping[str, bytes]) -> LossFunction:
+    traced = _segment(parts, "loss")
+    if (traced is None) != (spec.loss.name is not None):
+        raise PortableError(f"job {spec.name}: the package's loss is not what its spec says")
+    return LOSSES[spec.loss.name or ""] if traced is None else TracedLoss(traced)
+
+
+class TracedLoss:
+    """A user's loss as a portable graph over (outputs, targets)."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+
+    def __call__(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        loss = self._segment(*outputs, *targets)[0]
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise PortableError("the job's loss did not give a scalar")
+        return loss
