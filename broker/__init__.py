@@ -58,9 +58,9 @@ async def connect(url: str) -> Transport:
     scheme = url.partition("://")[0].lower()
     if scheme in ("amqp", "amqps"):
         # Here, not above: what needs no network must not need its library.
-        from broker import amqp
+        from broker.amqp import connect as connect_amqp
 
-        return await amqp.connect(url)
+        return await connect_amqp(url)
     raise LinkRefused(
         f"no transport for {scheme or 'an empty'} URLs", hint="use amqp://user:password@host:port/vhost"
     )

@@ -131,7 +131,10 @@ class MemoryBroker:
 
     def depth(self, name: str) -> Depth | None:
         held = self._find(name)
-        return Depth(messages=len(held.ready), consumers=len(held.consumers)) if held else None
+        if held is None:
+            return None
+        active = held.consumers[:1] if held.spec.single_active else held.consumers
+        return Depth(messages=len(held.ready), consumers=len(active))
 
     def route(self, target: str, stored: _Stored, *, to_queue: bool) -> bool:
         """Put the message into each queue that it matches; False where there is none."""
@@ -141,7 +144,7 @@ class MemoryBroker:
             found = [
                 held
                 for name in list(self._queues)
-                if (held := self._find(name)) and any(_matches(b, target) for b in held.spec.bindings)
+                if (held := self._find(name)) and any(topology.matches(b, target) for b in held.spec.bindings)
             ]
         for held in found:
             held.ready.append(stored)
@@ -438,9 +441,3 @@ async def _later(delay_s: float, arrive: Callable[[], bool]) -> bool:
     loop.call_later(delay_s, run)
     result: bool = await done
     return result
-
-
-def _matches(pattern: str, key: str) -> bool:
-    """AMQP topic matching where `*` is one word; we bind no `#`."""
-    words, asked = key.split("."), pattern.split(".")
-    return len(words) == len(asked) and all(a in ("*", w) for a, w in zip(asked, words, strict=True))

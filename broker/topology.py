@@ -75,6 +75,12 @@ def dead_queue() -> Queue:
     return Queue(name=DEAD, quorum=True, max_bytes=256 << 20)
 
 
+def matches(pattern: str, key: str) -> bool:
+    """AMQP topic matching, where `*` is one word; we bind no `#`."""
+    words, asked = key.split("."), pattern.split(".")
+    return len(words) == len(asked) and all(a in ("*", w) for a, w in zip(asked, words, strict=True))
+
+
 def dead_letter_headers(delivery: Delivery, queue: str, reason: str) -> dict[str, str]:
     """What a dead letter says of itself. `reason` is for a person; brokers give "delivery_limit"."""
     return {

@@ -47,7 +47,8 @@ class Queue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """What a queue holds: messages ready for delivery, and subscribed consumers."""
+    """What a queue holds: messages ready for delivery, and consumers (of a single-active queue, only the
+    active one is counted)."""
 
     messages: int
     consumers: int
