@@ -97,6 +97,8 @@ class Open(Request):
     attempt: AttemptRef
     digest: Digest
     held: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MAX_HELD_STEPS, strict=False)]
+    restart: bool = False
+    """Forget what the store has of the session and begin at step 0."""
 
 
 class Forward(SessionRequest):

@@ -16,10 +16,17 @@ WINDOW = 8
 
 
 async def send_message(
-    transport: Transport, routing_key: str, message: Message, *, message_id: str, to_queue: bool = False,
-    headers: Mapping[str, str] | None = None, chunk_bytes: int = CHUNK_BYTES, window: int = WINDOW,
+    transport: Transport,
+    routing_key: str,
+    message: Message,
+    *,
+    message_id: str,
+    to_queue: bool = False,
+    headers: Mapping[str, str] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    window: int = WINDOW,
     sent: Callable[[int], None] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Publish all frames; returns once every one is confirmed. `sent` gets each frame's bytes then.
 
     Raises LinkError where one is not confirmed: some may have arrived. Cancelling leaves some unsent.

@@ -1,0 +1,349 @@
+"""The agent: runs a device's session over real parts (DESIGN: device agent).
+
+`Agent` performs what `DeviceSession` asks for: computations in the torch thread, checkpoints in the
+state folder, messages over the `Link`, timers on the event loop. It needs the broker only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+from device_agent.state import StateFolder
+from torch import Tensor
+
+from broker import messages as m
+from broker.topology import SHARDS, shard_of
+from device_agent import events as e
+from device_agent.data import Batches, DeviceData, EvaluationBatches, load_dataset
+from device_agent.link import Connect, Link
+from device_agent.observe import Evaluated, Observe, StateChanged, StepTaken
+from device_agent.session import DeviceSession, Plan
+from device_agent.trainer import DeviceTrainer
+from spliteasy.compute import Compute
+from spliteasy.errors import JobError, RemoteError, StateError
+from spliteasy.job import Job
+
+log = structlog.get_logger(__name__)
+GET_JOB_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """Settings of one agent. `job` is `name` or `name@digest`; `data` as in `load_dataset`."""
+
+    job: str
+    device: str
+    data: str
+    state: Path
+    root: Path | None = None
+    """Where the data's module is looked up; None: the current folder."""
+    takeover: bool = False
+    restart: bool = False
+    reply_timeout_s: float = 10.0
+    patience_s: float = 10.0
+    """How long the first connection may take; later ones are waited for without end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentResult:
+    """How an agent's run ended."""
+
+    device: str
+    step: int
+    total_steps: int
+    done: bool
+    """False where it was stopped on request before the last step."""
+
+
+class Agent:
+    """One device's training, from fetching its job to the last step."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        connect: Connect,
+        compute: Compute,
+        observe: Observe = lambda _: None,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.trainer: DeviceTrainer | None = None
+        self._compute = compute
+        self._observe = observe
+        self._clock = clock
+        self._events: asyncio.Queue[e.Event] = asyncio.Queue()
+        self._link = Link(
+            connect,
+            config.device,
+            emit=self._events.put_nowait,
+            patience_s=config.patience_s,
+            rng=rng,
+            clock=clock,
+        )
+        self._timers: dict[e.Timer, asyncio.TimerHandle] = {}
+        self._work: set[asyncio.Task[None]] = set()
+        self._failed: BaseException | None = None
+        self._step_began = 0.0
+        self._name, _, self._digest = config.job.partition("@")
+        self._session_name = f"{self._name}.{config.device}"
+        self._log = log.bind(job=self._name, session=self._session_name)
+
+    async def run(self, stop: asyncio.Event) -> AgentResult:
+        """Train until the last step, or until `stop` is set: then end the step at hand and checkpoint.
+
+        Raises UserError, LinkError, RemoteError. Cancelling leaves the last checkpoint.
+        """
+        state = await self._compute(lambda: StateFolder(self.config.state))
+        link = asyncio.create_task(self._link.run())
+        watcher = asyncio.create_task(self._watch(stop))
+        body = asyncio.create_task(self._train(state))
+        try:
+            await asyncio.wait({link, body}, return_when=asyncio.FIRST_COMPLETED)
+            if not body.done():
+                link.result()
+            return await body
+        finally:
+            for task in (body, link, watcher, *self._work):
+                task.cancel()
+            await asyncio.gather(body, link, watcher, *self._work, return_exceptions=True)
+            for handle in self._timers.values():
+                handle.cancel()
+            state.close()
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._events.put_nowait(e.StopAsked())
+
+    # getting ready
+
+    async def _train(self, state: StateFolder) -> AgentResult:
+        job = await self._get_job(state)
+        self._link.shard = shard_of(self._session_name, SHARDS)
+        plan = await self._compute(lambda: self._prepare(job, state))
+        session = DeviceSession(plan, held=tuple(state.held()))
+        if self._link.is_up:
+            session.handle(e.LinkUp())
+        return await self._loop(session, state)
+
+    def _prepare(self, job: Job, state: StateFolder) -> Plan:
+        """Load the data, check it, bind the state folder to it; a new one gets its checkpoint 0."""
+        config, spec = self.config, job.spec
+        data: DeviceData = load_dataset(config.data, config.device, job.signature, root=config.root)
+        batches = Batches(data.train, spec, job.signature, device=config.device)
+        tests = (
+            EvaluationBatches(data.test, spec, job.signature, device=config.device)
+            if data.test is not None
+            else None
+        )
+        self.trainer = DeviceTrainer.create(job, batches, tests, device=config.device)
+        state.bind(job=job.digest, device=config.device, fingerprint=batches.fingerprint)
+        if not state.held():
+            state.save_checkpoint(0, self.trainer.state())
+        return Plan(
+            session=self._session_name,
+            digest=job.digest,
+            total_steps=batches.total_steps,
+            checkpoint_every=spec.durability.checkpoint_every,
+            eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
+            eval_batches=len(tests) if tests is not None else 0,
+            has_tail=job.tail is not None,
+            takeover=config.takeover,
+            restart=config.restart,
+            reply_timeout_s=config.reply_timeout_s,
+        )
+
+    async def _get_job(self, state: StateFolder) -> Job:
+        """The job's device parts: from the state folder where it has them, else from a worker."""
+        stored = await self._compute(state.job_parts)
+        if stored is None:
+            reply = await self._fetch_job()
+            manifest = reply.manifest.encode()
+            parts = {name: _part_bytes(value) for name, value in zip(reply.parts, reply.values, strict=True)}
+            job = await self._compute(lambda: Job.from_parts(manifest, parts))
+            self._check_version(job)
+            await self._compute(lambda: state.save_job(manifest, parts))
+            return job
+        job = await self._compute(lambda: Job.from_parts(*stored))
+        self._check_version(job)
+        return job
+
+    def _check_version(self, job: Job) -> None:
+        if job.name != self._name or not job.digest.startswith(self._digest):
+            raise StateError(
+                f"{self.config.state} belongs to job {job.name}@{job.digest[:12]}, not {self.config.job}",
+                hint="give this job a state folder of its own with --state DIR",
+            )
+
+    async def _fetch_job(self) -> m.Job:
+        if self._digest and len(self._digest) != 64:
+            raise JobError(f"{self.config.job}: a version is 64 hexadecimal digits", hint="or leave it out")
+        request = m.GetJob(session=self._session_name, digest=self._digest or None)
+        up = False
+        while True:
+            try:
+                async with asyncio.timeout(GET_JOB_TIMEOUT_S if up else None):
+                    event = await self._events.get()
+            except TimeoutError:
+                self._tell("no answer yet: is a worker running?")
+                self._link.send(request)
+                continue
+            match event:
+                case e.LinkUp():
+                    up = True
+                    self._link.send(request)
+                case e.LinkDown():
+                    up = False
+                case e.NotSent():
+                    self._tell("waiting for a worker to serve this broker")
+                    asyncio.get_running_loop().call_later(1.0, self._link.send, request)
+                case e.StopAsked():
+                    raise StateError("stopped before the job was fetched; nothing was begun")
+                case e.Received(message=m.Job() as reply) if reply.answers == request.request:
+                    return reply
+                case e.Received(message=m.Error() as error) if error.answers == request.request:
+                    if not error.retriable:
+                        raise RemoteError(error.message, code=error.code, hint=error.hint)
+                    asyncio.get_running_loop().call_later(1.0, self._link.send, request)
+
+    # the loop
+
+    async def _loop(self, session: DeviceSession, state: StateFolder) -> AgentResult:
+        actions = session.start()
+        while True:
+            for action in actions:
+                match action:
+                    case e.Finish(done=done):
+                        self._tell("done" if done else f"stopped after step {session.step}")
+                        return AgentResult(
+                            device=self.config.device,
+                            step=session.step,
+                            total_steps=session.plan.total_steps,
+                            done=done,
+                        )
+                    case e.Fail(error=error):
+                        raise error
+                    case _:
+                        self._perform(action, state)
+            event = await self._events.get()
+            if self._failed is not None:
+                raise self._failed
+            actions = session.handle(event)
+
+    def _perform(self, action: e.Action, state: StateFolder) -> None:
+        match action:
+            case e.Send(message=message):
+                self._link.send(message)
+            case e.Arm(timer=timer, delay_s=delay_s):
+                self._disarm(timer)
+                self._timers[timer] = asyncio.get_running_loop().call_later(
+                    delay_s, self._events.put_nowait, e.Fired(timer)
+                )
+            case e.Disarm(timer=timer):
+                self._disarm(timer)
+            case e.Note(text=text):
+                self._tell(text)
+            case _:
+                task = asyncio.create_task(self._run(action, state))
+                self._work.add(task)
+                task.add_done_callback(self._work.discard)
+
+    def _disarm(self, timer: e.Timer) -> None:
+        handle = self._timers.pop(timer, None)
+        if handle is not None:
+            handle.cancel()
+
+    async def _run(self, action: e.Action, state: StateFolder) -> None:
+        """Compute in the torch thread; the result, or the failure, comes back as an event."""
+        if isinstance(action, e.RunHead):
+            self._step_began = self._clock()
+        try:
+            event = await self._compute(lambda: self._work_of(action, state))
+            self._report(action)
+        except Exception as error:
+            self._failed = error
+            event = e.LinkDown()  # any event wakes the loop, which then raises
+        self._events.put_nowait(event)
+
+    def _work_of(self, action: e.Action, state: StateFolder) -> e.Event:
+        trainer = self.trainer
+        assert trainer is not None
+        match action:
+            case e.RaiseAttempt(above=above):
+                attempt = state.raise_attempt(above)
+                return e.AttemptRaised(m.AttemptRef(number=attempt.number, nonce=attempt.nonce))
+            case e.Restore(step=step):
+                trainer.load_state(state.load_checkpoint(step), step=step)
+                state.drop_after(step)
+                return e.Restored(tuple(state.held()))
+            case e.RunHead(step=step):
+                return e.HeadDone(*trainer.run_head(step))
+            case e.RunTail(values=values):
+                return e.TailDone(trainer.run_tail(values))
+            case e.Apply(gradients=gradients, loss=loss):
+                trainer.apply(gradients, loss)
+                return e.Applied()
+            case e.Save(step=step, durable_step=durable_step):
+                trainer.abort()
+                if step not in state.held():
+                    state.save_checkpoint(step, trainer.state())
+                state.prune(durable_step, trainer.job.spec.durability.checkpoint_history)
+                return e.Saved(tuple(state.held()))
+            case e.EvalHead(index=index):
+                return e.EvalHeadDone(trainer.eval_head(index))
+            case e.EvalTail(index=index, values=values):
+                return e.EvalTailDone(trainer.eval_tail(index, values))
+        raise AssertionError(f"{action} is no computation")
+
+    # telling
+
+    def _report(self, action: e.Action) -> None:
+        trainer, device = self.trainer, self.config.device
+        assert trainer is not None
+        match action:
+            case e.Restore(step=step):
+                self._tell(f"resumed after step {step}" if step else "training")
+            case e.Apply():
+                step = trainer.step
+                self._observe(
+                    StepTaken(
+                        device=device,
+                        step=step,
+                        total_steps=trainer.batches.total_steps,
+                        epoch=trainer.batches.epoch(step),
+                        loss=trainer.loss,
+                        samples=trainer.samples,
+                        seconds=self._clock() - self._step_began,
+                        bytes_up=self._link.bytes_up,
+                        bytes_down=self._link.bytes_down,
+                    )
+                )
+            case e.EvalTail(index=index) if trainer.tests is not None and index + 1 == len(trainer.tests):
+                done = trainer.evaluation
+                self._observe(
+                    Evaluated(
+                        device=device,
+                        step=trainer.step,
+                        samples=done.samples,
+                        loss=done.mean_loss,
+                        accuracy=done.accuracy,
+                    )
+                )
+
+    def _tell(self, text: str) -> None:
+        self._log.info(text)
+        self._observe(StateChanged(device=self.config.device, text=text))
+
+
+def _part_bytes(value: m.Value) -> bytes:
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.dim() != 1:
+        raise RemoteError("a part of the job is not a row of bytes", code="bad-tensor")
+    return value.numpy().tobytes()

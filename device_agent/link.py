@@ -1,0 +1,151 @@
+"""The device's link to the broker: one connection after another, requests out, replies in.
+
+It reconnects for ever with full jitter, and tells its owner by events. What was being sent when a
+connection went down is forgotten here: the session knows what it still needs an answer to, and asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import structlog
+
+from broker import decode
+from broker import messages as m
+from broker.backoff import full_jitter
+from broker.chunks import CHUNK_BYTES, Assembled, Assembler, AssemblerLimits
+from broker.sending import send_message
+from broker.topology import REPLY_TO, reply_queue, uplink_key
+from broker.transport import Transport
+from device_agent import events as e
+from spliteasy.errors import LinkError, LinkRefused, Unroutable, WireError
+
+log = structlog.get_logger(__name__)
+
+Connect = Callable[[], Awaitable[Transport]]
+WORKERS = "workers"
+"""The one sender that replies are put together for: each has an id of its own."""
+
+
+class Link:
+    """Sends a device's requests and hands on replies, over whatever connection there is."""
+
+    def __init__(
+        self,
+        connect: Connect,
+        device: str,
+        *,
+        emit: Callable[[e.Event], None],
+        chunk_bytes: int = CHUNK_BYTES,
+        patience_s: float = 10.0,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.shard: int | None = None
+        """Where the session's requests go; None: to the front queue."""
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.is_up = False
+        self._connect = connect
+        self._device = device
+        self._emit = emit
+        self._chunk_bytes = chunk_bytes
+        self._patience_s = patience_s
+        self._rng = rng
+        self._clock = clock
+        self._outbox: asyncio.Queue[m.Request] = asyncio.Queue()
+        self._assembler = Assembler(AssemblerLimits(total_bytes=4 << 30), clock)
+
+    async def run(self) -> None:
+        """Keep a connection until cancelled.
+
+        Raises LinkRefused, and LinkError where not even the first connection came in `patience_s`.
+        """
+        began, connected = self._clock(), False
+        delays = full_jitter(rng=self._rng)
+        while True:
+            try:
+                transport = await self._connect()
+            except LinkRefused:
+                raise
+            except LinkError:
+                if not connected and self._clock() - began > self._patience_s:
+                    raise
+            else:
+                connected = True
+                delays = full_jitter(rng=self._rng)
+                try:
+                    await self._live(transport)
+                except* LinkRefused:
+                    raise
+                except* LinkError as errors:
+                    log.info("link lost", device=self._device, error=str(errors.exceptions[0]))
+                finally:
+                    self.is_up = False
+                    self._emit(e.LinkDown())
+                    self._forget_outbox()
+                    await transport.close()
+            await asyncio.sleep(next(delays))
+
+    def send(self, request: m.Request) -> None:
+        """Send when its turn comes; emits Sent or NotSent, or nothing where the link goes down first."""
+        self._outbox.put_nowait(request)
+
+    async def _live(self, transport: Transport) -> None:
+        queue = reply_queue(self._device, m.new_nonce())
+        await transport.declare(queue)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read(transport, queue.name))
+            tasks.create_task(self._write(transport, queue.name))
+            tasks.create_task(_raise_when_lost(transport))
+            self.is_up = True
+            self._emit(e.LinkUp())
+
+    async def _read(self, transport: Transport, queue: str) -> None:
+        subscription = await transport.subscribe(queue, prefetch=64)
+        async for delivery in subscription:
+            self.bytes_down += len(delivery.body)
+            try:
+                outcome = self._assembler.add(WORKERS, delivery.body)
+                if isinstance(outcome, Assembled):
+                    self._emit(e.Received(decode(outcome.body)))
+            except WireError as error:
+                log.warning("unreadable reply", device=self._device, error=error.message)
+            await subscription.ack(delivery)
+        raise LinkError("the reply queue was closed")
+
+    async def _write(self, transport: Transport, queue: str) -> None:
+        def count(frame_bytes: int) -> None:
+            self.bytes_up += frame_bytes
+
+        while True:
+            request = await self._outbox.get()
+            key = uplink_key(self._device, None if isinstance(request, m.GetJob) else self.shard)
+            try:
+                await send_message(
+                    transport,
+                    key,
+                    request,
+                    message_id=request.request,
+                    headers={REPLY_TO: queue},
+                    chunk_bytes=self._chunk_bytes,
+                    sent=count,
+                )
+            except* Unroutable:
+                self._emit(e.NotSent(request.request))
+            else:
+                self._emit(e.Sent(request.request))
+
+    def _forget_outbox(self) -> None:
+        with suppress(asyncio.QueueEmpty):
+            while True:
+                self._outbox.get_nowait()
+
+
+async def _raise_when_lost(transport: Transport) -> None:
+    await transport.wait_lost()
+    raise LinkError("the connection to the broker was lost")

@@ -1,0 +1,74 @@
+"""What a session asks its shell to do. The shell sends each action's result back into the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from broker import messages as m
+from server_worker.store import Store
+
+Result = Any
+"""An action's result; its type is the action's own, which a generator can't express."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Run in the torch thread; the result is what `run` returns."""
+
+    run: Callable[[], Result]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCall:
+    """Call the store; the result is the outcome."""
+
+    call: Callable[[Store], Coroutine[Any, Any, Result]]
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """Run a computation and a store call side by side; the result is the computation's.
+
+    Waits for both even when one fails; the store's failure comes first.
+    """
+
+    compute: Compute
+    store: StoreCall
+
+
+@dataclass(frozen=True, slots=True)
+class LoadJob:
+    """The program of a job version; the result is a `Job`, or None where the store has none."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a reply to where the device listens now."""
+
+    reply: m.Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """Call the store without waiting; `done` gets the outcome, or None where it failed."""
+
+    call: Callable[[Store], Coroutine[Any, Any, Result]]
+    done: Callable[[Result | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Tell the world that a step was committed (metrics, durability clock)."""
+
+    session: str
+    step: int
+
+
+Action = Compute | StoreCall | Both | LoadJob | Send | Background | Committed
+Steps = Generator[Action, Result, None]
+"""A handler without a result; `Generator[Action, Result, T]` is one with."""

@@ -1,0 +1,197 @@
+"""Runs one session's requests in order: performs what `WorkerSession` asks for, over real parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from broker import messages as m
+from server_worker.actions import (
+    Action,
+    Background,
+    Both,
+    Committed,
+    Compute,
+    LoadJob,
+    Send,
+    Steps,
+    StoreCall,
+)
+from server_worker.jobs import JobCache
+from server_worker.session import WorkerSession, error_reply
+from server_worker.store import Store
+from spliteasy import compute
+from spliteasy.errors import SplitEasyError
+
+log = structlog.get_logger(__name__)
+
+MAX_WAITING = 8
+"""Requests of one session that may wait: a device has one or two on the way, and their repeats."""
+
+BUSY_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """An authenticated request. `ack` is called once it was served, or is not going to be."""
+
+    request: m.AnyRequest
+    raw: bytes | memoryview
+    reply_to: str
+    ack: Callable[[], Awaitable[None]]
+
+
+class Host(Protocol):
+    """What an actor needs of its worker."""
+
+    store: Store
+    compute: compute.Compute
+    jobs: JobCache
+
+    async def send(self, reply_to: str, reply: m.Reply) -> None:
+        """Send a reply; a lost one is asked for again, so that it never raises for the link."""
+        ...
+
+    def committed(self, session: str, step: int) -> None: ...
+
+    def background(self, work: Awaitable[Any]) -> None:
+        """Run beside everything else; awaited when the worker ends."""
+        ...
+
+
+class SessionActor:
+    """One session's mailbox and the task that empties it."""
+
+    def __init__(self, session: WorkerSession, host: Host) -> None:
+        self.session = session
+        self._host = host
+        self._mailbox: deque[Incoming] = deque()
+        self._current: m.AnyRequest | None = None
+        self._reply_to = ""
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._gate = asyncio.Lock()
+
+    @property
+    def idle(self) -> bool:
+        return self._idle.is_set()
+
+    async def wait_idle(self) -> None:
+        """Return when no request is served or waits."""
+        await self._idle.wait()
+
+    async def offer(self, incoming: Incoming) -> None:
+        """Take a request; answers at once what needs no turn (WORKING, BUSY)."""
+        self._reply_to = incoming.reply_to
+        request = incoming.request
+        if isinstance(request, m.Ask) and self._is_at(request):
+            working = m.Working(
+                session=request.session, answers=request.request, attempt=request.attempt, step=request.step
+            )
+            await self._host.send(self._reply_to, working)
+            await incoming.ack()
+        elif len(self._mailbox) >= MAX_WAITING:
+            busy = m.Busy(session=request.session, answers=request.request, retry_after_s=BUSY_RETRY_S)
+            await self._host.send(self._reply_to, busy)
+            await incoming.ack()
+        else:
+            self._mailbox.append(incoming)
+            if self._idle.is_set():
+                self._idle.clear()
+                self._host.background(self._empty_mailbox())
+
+    async def park(self) -> None:
+        """Snapshot and drop the memory; waits for the request at hand."""
+        async with self._gate:
+            await self._perform_all(self.session.park())
+
+    def _is_at(self, ask: m.Ask) -> bool:
+        """Whether the asked request is being served, or waits to be."""
+        return any(
+            request.request == ask.about
+            for request in (self._current, *(incoming.request for incoming in self._mailbox))
+            if request is not None
+        )
+
+    async def _empty_mailbox(self) -> None:
+        try:
+            while self._mailbox:
+                incoming = self._mailbox.popleft()
+                self._current = incoming.request
+                async with self._gate:
+                    await self._serve(incoming)
+                self._current = None
+                await incoming.ack()
+        finally:
+            self._current = None
+            self._idle.set()
+
+    async def _serve(self, incoming: Incoming) -> None:
+        request = incoming.request
+        try:
+            await self._perform_all(self.session.handle(request, incoming.raw))
+        except SplitEasyError as error:
+            log.warning("request failed", session=request.session, kind=request.kind, error=str(error))
+            self.session.drop()
+            await self._host.send(
+                self._reply_to,
+                error_reply(request, "internal", error.message, error.hint, retriable=error.retriable),
+            )
+        except Exception as error:
+            log.exception("request failed", session=request.session, kind=request.kind)
+            self.session.drop()
+            text = f"the worker failed: {type(error).__name__}"
+            await self._host.send(self._reply_to, error_reply(request, "internal", text))
+
+    async def _perform_all(self, steps: Steps) -> None:
+        try:
+            action = next(steps)
+            while True:
+                try:
+                    result = await self._perform(action)
+                except Exception as error:
+                    action = steps.throw(error)
+                else:
+                    action = steps.send(result)
+        except StopIteration:
+            return
+        finally:
+            steps.close()
+
+    async def _perform(self, action: Action) -> Any:
+        host = self._host
+        match action:
+            case Compute(run):
+                return await host.compute(run)
+            case StoreCall(call):
+                return await asyncio.shield(call(host.store))
+            case Both(Compute(run), StoreCall(call)):
+                outcomes: tuple[Any, Any] = await asyncio.gather(
+                    call(host.store), host.compute(run), return_exceptions=True
+                )
+                for outcome in outcomes:
+                    if isinstance(outcome, BaseException):
+                        raise outcome
+                return outcomes[1]
+            case LoadJob(name, digest):
+                return await host.jobs.get(name, digest)
+            case Send(reply):
+                return await host.send(self._reply_to, reply)
+            case Background(call, done):
+                return host.background(self._in_background(call, done))
+            case Committed(session, step):
+                return host.committed(session, step)
+
+    async def _in_background(self, call: Any, done: Callable[[Any], None]) -> None:
+        outcome = None
+        try:
+            outcome = await call(self._host.store)
+        except SplitEasyError as error:
+            log.warning("background write failed", session=self.session.name, error=str(error))
+        finally:
+            done(outcome)

@@ -1,0 +1,51 @@
+"""A worker's settings."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+
+from broker.chunks import CHUNK_BYTES, AssemblerLimits
+from broker.messages import new_nonce
+from broker.topology import SHARDS
+
+
+class Trust(Enum):
+    """Whom a worker believes to be a device."""
+
+    ENROLLED = "enrolled"
+    """The broker's authenticated sender must be the device that the routing key names."""
+    OPEN = "open"
+    """One account shared by all: any client may speak for any device. For a local stack only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """Settings of one worker; the name must be its own among all workers."""
+
+    name: str = field(
+        default_factory=lambda: f"{socket.gethostname().lower()}-{os.getpid()}-{new_nonce()[:4]}"
+    )
+    trust: Trust = Trust.ENROLLED
+    shards: int = SHARDS
+    prefetch: int = 64
+    """Unacknowledged deliveries of one queue: at least the sessions of a shard that are served at once."""
+    chunk_bytes: int = CHUNK_BYTES
+    memory_bytes: int = 4 << 30
+    """Sessions beyond this are parked, the least recently used first."""
+    drain_s: float = 20.0
+    """How long a stopping worker finishes the requests at hand."""
+    heartbeat_s: float = 1.0
+    uploads: AssemblerLimits = field(default_factory=AssemblerLimits)
+    balance: bool = True
+    """Hand shards over to workers that have fewer sessions."""
+
+
+def environment() -> str:
+    """What decides the bits of a computation, on one line: torch, CPU capability, threads."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {capability}, {torch.get_num_threads()} threads"

@@ -1,0 +1,77 @@
+"""From deliveries to authenticated requests. Whatever a device sends is checked here first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from broker import decode
+from broker import messages as m
+from broker.chunks import Assembled, Assembler, OverBudget, Partial
+from broker.topology import FRONT_SHARD, REPLY_TO, device_of_key, device_of_reply_queue, shard_label, shard_of
+from broker.transport import Delivery
+from server_worker.config import Trust
+from spliteasy.errors import WireError
+
+_REQUESTS = get_args(m.AnyRequest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A whole request from the device it names."""
+
+    request: m.AnyRequest
+    raw: memoryview
+    reply_to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A part of a request."""
+
+    outcome: Partial | OverBudget
+    device: str
+    reply_to: str
+
+
+class Intake:
+    """Authenticates deliveries and puts requests together from their frames."""
+
+    def __init__(self, assembler: Assembler, *, trust: Trust, shards: int) -> None:
+        self._assembler = assembler
+        self._trust = trust
+        self._shards = shards
+
+    def take(self, delivery: Delivery) -> Accepted | Waiting:
+        """Raises WireError for what must not be served: it goes to the dead queue with that reason."""
+        device, reply_to = self._sender(delivery)
+        outcome = self._assembler.add(device, delivery.body)
+        if not isinstance(outcome, Assembled):
+            return Waiting(outcome=outcome, device=device, reply_to=reply_to)
+        request = decode(outcome.body)
+        if not isinstance(request, _REQUESTS):
+            raise WireError(f"a device may not send {request.kind}")
+        if request.device != device:
+            raise WireError(f"device {device} sent a request of session {request.session}")
+        expected = (
+            FRONT_SHARD
+            if isinstance(request, m.GetJob)
+            else shard_label(shard_of(request.session, self._shards))
+        )
+        if delivery.routing_key.rpartition(".")[2] != expected:
+            raise WireError(f"{request.kind} of {request.session} came by {delivery.routing_key}")
+        return Accepted(request=request, raw=outcome.body, reply_to=reply_to)
+
+    def _sender(self, delivery: Delivery) -> tuple[str, str]:
+        """The device that sent it and where it listens."""
+        if delivery.copied:
+            raise WireError("CC and BCC are refused: they can bypass the broker's topic permissions")
+        device = device_of_key(delivery.routing_key)
+        if device is None:
+            raise WireError(f"routing key {delivery.routing_key!r} names no device")
+        if self._trust is Trust.ENROLLED and delivery.principal != device:
+            raise WireError(f"account {delivery.principal!r} spoke for device {device}")
+        reply_to = delivery.headers.get(REPLY_TO, "")
+        if device_of_reply_queue(reply_to) != device:
+            raise WireError(f"reply queue {reply_to!r} is not one of device {device}")
+        return device, reply_to

@@ -1,0 +1,573 @@
+"""One session on a worker: the protocol, without I/O (DESIGN: a step; session state).
+
+`WorkerSession.handle` is a generator: it yields actions (compute, store calls, replies) and is sent
+their results, so that a shell can run them over real parts and a simulation inline. Requests are handled
+one at a time, in order.
+
+    COLD ──load──▶ READY ──forward──▶ FORWARDED ──commit──▶ READY
+     ▲               │                  │   ▲ forward again
+     └──── drop ─────┴──────────────────┘   └─┘
+
+The memory of a session is only a cache: whatever leaves its relation to the store in doubt drops it, and
+the next request loads it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from broker import messages as m
+from server_worker.actions import (
+    Action,
+    Background,
+    Both,
+    Committed,
+    Compute,
+    LoadJob,
+    Result,
+    Send,
+    Steps,
+    StoreCall,
+)
+from server_worker.memory import SessionMemory, StepResult, encode_state
+from server_worker.store import (
+    Attempt,
+    Blob,
+    Done,
+    LogEntry,
+    NoCommonStep,
+    OtherJob,
+    Owner,
+    SessionMeta,
+    StaleAttempt,
+    StepBehind,
+    Store,
+    UnknownSession,
+)
+from spliteasy.errors import DataError, ReplayMismatch, StoreError, StoreFull
+from spliteasy.training import NotFinite
+
+
+class State(Enum):
+    """Where a session's memory is."""
+
+    COLD = "cold"
+    READY = "ready"
+    FORWARDED = "forwarded"
+
+
+_EDGES = {
+    (State.COLD, State.READY),
+    (State.READY, State.FORWARDED),
+    (State.FORWARDED, State.FORWARDED),
+    (State.FORWARDED, State.READY),
+    *((state, State.COLD) for state in State),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerIdentity:
+    """Who computes: `nonce` is the owner nonce of all its sessions, `environment` what decides the bits."""
+
+    nonce: str
+    environment: str
+
+
+class WorkerSession:
+    """The protocol of one session on one worker."""
+
+    def __init__(
+        self,
+        name: str,
+        identity: WorkerIdentity,
+        *,
+        durable_step: Callable[[str, int], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.state = State.COLD
+        self.owner: Owner | None = None
+        self.attempt: Attempt | None = None
+        self.memory: SessionMemory | None = None
+        self._identity = identity
+        self._durable_step = durable_step
+        self._clock = clock
+        self._gradient: m.Gradient | None = None
+        self._oldest_checkpoint = 0
+        self._log_bytes = 0
+        self._log_limit = 0
+        self._snapshot_step = 0
+        self._snapshot_at = clock()
+        self._snapshot_running = False
+
+    # what the shell asks
+
+    def memory_bytes(self) -> int:
+        """Bytes that this session holds in memory."""
+        return self.memory.state_bytes if self.memory is not None else 0
+
+    def drop(self) -> None:
+        """Throw the memory away; the store has everything."""
+        self._move(State.COLD)
+        self.memory, self.owner, self.attempt, self._gradient = None, None, None, None
+
+    def handle(self, request: m.AnyRequest, raw: Blob) -> Steps:
+        """Serve one request; `raw` is the request as received, for the log. Never raises for a bad one."""
+        try:
+            yield from self._dispatch(request, raw)
+        except DataError as error:
+            self._abort()
+            yield Send(self._error(request, "bad-tensor", error.message, error.hint))
+        except NotFinite:
+            self._abort()
+            yield Send(
+                self._error(
+                    request,
+                    "not-finite",
+                    "a gradient of the body is NaN or infinite",
+                    "lower the learning rate, or clip the gradients ([clip] max_norm)",
+                )
+            )
+        except ReplayMismatch as error:
+            self.drop()
+            yield Send(self._error(request, "replay-mismatch", error.message, error.hint))
+        except StoreFull as error:
+            self.drop()
+            yield Send(self._error(request, "store-full", error.message, error.hint, retriable=True))
+        except StoreError as error:
+            self.drop()
+            yield Send(self._error(request, "unavailable", error.message, error.hint, retriable=True))
+        except (RuntimeError, ValueError, ArithmeticError) as error:
+            self.drop()
+            yield Send(self._error(request, "computation-failed", f"{type(error).__name__}: {error}"))
+
+    def park(self) -> Steps:
+        """Write a snapshot of the newest step, so that whoever takes over replays nothing, then drop."""
+        if self.memory is not None and self.memory.step > self._snapshot_step:
+            yield from self._snapshot_now()
+        self.drop()
+
+    # requests
+
+    def _dispatch(self, request: m.AnyRequest, raw: Blob) -> Steps:
+        match request:
+            case m.Open():
+                yield from self._open(request)
+            case m.Forward():
+                yield from self._forward(request, raw)
+            case m.Backward():
+                yield from self._backward(request, raw)
+            case m.Ask():
+                yield from self._ask(request)
+            case m.Eval():
+                yield from self._eval(request)
+            case m.GetBody():
+                yield from self._get_body(request)
+            case m.Close():
+                yield from self._close(request)
+            case m.GetJob():
+                raise AssertionError("GET_JOB is not a session's request")
+
+    def _open(self, request: m.Open) -> Steps:
+        job = yield LoadJob(request.job, request.digest)
+        if job is None:
+            yield Send(
+                self._error(
+                    request,
+                    "unknown-job",
+                    f"there is no job {request.job}@{request.digest[:12]}",
+                    "submit it with `spliteasy submit`",
+                )
+            )
+            return
+        outcome = yield StoreCall(
+            lambda s: s.open_session(
+                self.name,
+                job_digest=request.digest,
+                attempt=_attempt(request.attempt),
+                held=request.held,
+                worker=self._identity.nonce,
+                environment=self._identity.environment,
+            )
+        )
+        match outcome:
+            case Done(meta=meta):
+                if meta.attempt != self.attempt or meta.owner != self.owner:
+                    self.drop()
+                self.attempt, self.owner = meta.attempt, meta.owner
+                yield Send(
+                    m.Opened(
+                        session=self.name,
+                        answers=request.request,
+                        attempt=request.attempt,
+                        fence=meta.owner.fence,
+                        step=meta.resume_step,
+                        durable_step=self._durable_step(self.name, meta.resume_step),
+                    )
+                )
+                if self.memory is None:
+                    yield from self._load(meta, replay_last=False)
+            case StaleAttempt(stored=stored):
+                yield Send(self._superseded(request, stored))
+            case OtherJob(job_digest=digest):
+                yield Send(
+                    self._error(
+                        request,
+                        "other-job",
+                        f"session {self.name} trains {request.job}@{digest[:12]}, the device asks for "
+                        f"{request.job}@{request.digest[:12]}",
+                        "go on with the state folder of that version, or delete the session with "
+                        f"`spliteasy forget {self.name}`",
+                    )
+                )
+            case NoCommonStep(oldest=oldest, committed=committed):
+                server = "nothing" if oldest is None else f"steps {oldest} to {committed}"
+                yield Send(
+                    self._error(
+                        request,
+                        "no-common-step",
+                        f"no step that both sides can restore: the device holds {_ranges(request.held)}, "
+                        f"the store can restore {server}",
+                        "begin anew with `spliteasy agent --restart`",
+                    )
+                )
+
+    def _forward(self, request: m.Forward, raw: Blob) -> Steps:
+        memory = yield from self._ready(request)
+        if memory is None:
+            return
+        if request.step == memory.step:
+            yield from self._send_gradient()
+            return
+        if memory.request == request.request:
+            yield Send(self._forwarded(memory, request))
+            return
+        self._move(State.FORWARDED)
+        self._oldest_checkpoint = request.oldest_checkpoint
+        yield self._both(lambda: memory.forward(request), request.step, 0, raw)
+        if request.targets:
+            result = yield Compute(memory.backward_from_loss)
+            yield from self._commit(request, memory, result, requests=1)
+        else:
+            yield Send(self._forwarded(memory, request))
+
+    def _backward(self, request: m.Backward, raw: Blob) -> Steps:
+        memory = yield from self._ready(request)
+        if memory is None:
+            return
+        if request.step == memory.step:
+            yield from self._send_gradient()
+        elif memory.request != request.forward:
+            yield Send(self._missing(request, "FORWARD"))
+        else:
+            result = yield self._both(lambda: memory.backward(request), request.step, 1, raw)
+            yield from self._commit(request, memory, result, requests=2)
+
+    def _ask(self, request: m.Ask) -> Steps:
+        memory = yield from self._ready(request)
+        if memory is None:
+            return
+        if request.step == memory.step:
+            yield from self._send_gradient()
+        elif memory.request != request.forward:
+            yield Send(self._missing(request, "FORWARD"))
+        elif request.about_kind == "BACKWARD":
+            yield Send(self._missing(request, "BACKWARD"))
+        else:
+            yield Send(self._forwarded(memory, request))
+
+    def _eval(self, request: m.Eval) -> Steps:
+        memory = yield from self._ready(request, exact=True)
+        if memory is not None:
+            values = yield Compute(lambda: memory.evaluate(request))
+            yield Send(m.Evaluated(**self._to(request), step=memory.step, values=values))
+
+    def _get_body(self, request: m.GetBody) -> Steps:
+        memory = yield from self._ready(request, exact=True)
+        if memory is None:
+            return
+        if not memory.job.spec.share_body:
+            yield Send(
+                self._error(
+                    request,
+                    "not-allowed",
+                    f"job {request.job} does not let devices fetch the body",
+                    "submit it with `share_body = true`",
+                )
+            )
+            return
+        tensors = yield Compute(
+            lambda: {name: tensor.clone() for name, tensor in memory.trainer.segment.state_dict().items()}
+        )
+        yield Send(
+            m.Body(
+                **self._to(request), step=memory.step, names=tuple(tensors), values=tuple(tensors.values())
+            )
+        )
+
+    def _close(self, request: m.Close) -> Steps:
+        memory = yield from self._ready(request, exact=True)
+        if memory is None:
+            return
+        if memory.step > self._snapshot_step:
+            yield from self._snapshot_now()
+        attempt, owner = self._ownership()
+        outcome = yield StoreCall(lambda s: s.close_session(self.name, attempt=attempt, owner=owner))
+        if isinstance(outcome, Done):
+            yield Send(m.Closed(**self._to(request), step=memory.step))
+        else:
+            self.drop()
+
+    # ownership and loading
+
+    def _ready(
+        self, request: m.SessionRequest, *, exact: bool = False
+    ) -> Generator[Action, Result, SessionMemory | None]:
+        """Memory at the request's step or the one before, owned under its attempt.
+
+        None: the request was answered, or is so old that nobody waits for an answer.
+        """
+        steps = (0,) if exact else (0, 1)
+        if (
+            self.memory is not None
+            and self.attempt == _attempt(request.attempt)
+            and request.step - self.memory.step in steps
+            and (request.step != self.memory.step or exact or self._gradient is not None)
+        ):
+            return self.memory
+        outcome = yield StoreCall(
+            lambda s: s.claim(
+                self.name, attempt=_attempt(request.attempt), step=request.step, worker=self._identity.nonce
+            )
+        )
+        match outcome:
+            case Done(meta=meta):
+                if request.step - meta.committed not in steps:
+                    yield Send(self._reopen(request, f"the session is at step {meta.committed}"))
+                    return None
+                yield from self._load(meta, replay_last=request.step == meta.committed and not exact)
+                return self.memory
+            case StaleAttempt(stored=stored) if stored.number < request.attempt.number:
+                yield Send(self._reopen(request, f"the store knows only attempt {stored.number}"))
+            case StaleAttempt(stored=stored):
+                yield Send(self._superseded(request, stored))
+            case StepBehind(committed=committed) if committed < request.step:
+                yield Send(self._reopen(request, f"the store is at step {committed}"))
+            case StepBehind():
+                pass  # a late duplicate: the device has moved on
+            case UnknownSession():
+                yield Send(self._reopen(request, "the store does not know the session"))
+        return None
+
+    def _load(self, meta: SessionMeta, *, replay_last: bool) -> Steps:
+        """Build the memory from the newest snapshot and the log after it.
+
+        `replay_last`: take the committed step again even where a snapshot has it, for its GRADIENT.
+        """
+        self.drop()
+        job = yield LoadJob(self.name.partition(".")[0], meta.job_digest)
+        if job is None:
+            raise StoreError(f"the store has session {self.name} but not its job {meta.job_digest[:12]}")
+        newest = meta.committed - 1 if replay_last and meta.committed else meta.committed
+        base = max((step for step in meta.snapshots if step <= newest), default=max(meta.snapshots))
+        blobs = yield StoreCall(lambda s: s.read_snapshot(self.name, base))
+        memory: SessionMemory = yield Compute(lambda: SessionMemory(job, self.name))
+        yield Compute(lambda: memory.restore(blobs, base))
+        self.attempt, self.owner = meta.attempt, meta.owner
+        self._log_bytes, self._log_limit = meta.log_bytes, job.spec.durability.log_max_bytes
+        for step in range(base + 1, meta.committed + 1):
+            entry = yield StoreCall(lambda s, step=step: read_entry(s, self.name, step))  # type: ignore[misc]
+            answered, result = yield Compute(lambda entry=entry: memory.replay(entry))  # type: ignore[misc]
+            if step == meta.committed:
+                self._gradient = self._gradient_reply(step, answered, result)
+        self.memory = memory
+        self._snapshot_step, self._snapshot_at = base, self._clock()
+        self._move(State.READY)
+
+    # the commit
+
+    def _commit(
+        self, request: m.Forward | m.Backward, memory: SessionMemory, result: StepResult, *, requests: int
+    ) -> Steps:
+        """Commit the step that memory has taken, reply. Anything but Done throws the memory away."""
+        attempt, owner = self._ownership()
+        outcome = yield StoreCall(
+            lambda s: s.commit(
+                self.name,
+                attempt=attempt,
+                owner=owner,
+                step=request.step,
+                requests=requests,
+                gradient_digest=result.digest,
+                oldest_checkpoint=self._oldest_checkpoint,
+            )
+        )
+        if not isinstance(outcome, Done):
+            self.drop()
+            if isinstance(outcome, StaleAttempt):
+                yield Send(self._superseded(request, outcome.stored))
+            return  # a rival owns the session and serves it: nothing of ours took effect
+        self._move(State.READY)
+        self._log_bytes = outcome.meta.log_bytes
+        yield Committed(self.name, request.step)
+        self._gradient = self._gradient_reply(request.step, request.request, result)
+        yield Send(self._gradient)
+        yield from self._snapshot_if_due(memory)
+
+    def _snapshot_if_due(self, memory: SessionMemory) -> Steps:
+        durability = memory.job.spec.durability
+        due = (
+            memory.step - self._snapshot_step >= durability.snapshot_every_steps
+            or self._clock() - self._snapshot_at >= durability.snapshot_every_s
+            or self._log_bytes > self._log_limit // 2
+        )
+        if not due or self._snapshot_running:
+            return
+        step, (attempt, owner) = memory.step, self._ownership()
+        state = yield Compute(memory.snapshot)
+        self._snapshot_running = True
+        self._snapshot_step, self._snapshot_at = step, self._clock()
+
+        def done(outcome: Result | None) -> None:
+            self._snapshot_running = False
+
+        yield Background(
+            lambda s: s.put_snapshot(
+                self.name, attempt=attempt, owner=owner, step=step, tensors=encode_state(state)
+            ),
+            done,
+        )
+
+    def _snapshot_now(self) -> Steps:
+        assert self.memory is not None
+        memory, (attempt, owner) = self.memory, self._ownership()
+        state = yield Compute(memory.snapshot)
+        outcome = yield StoreCall(
+            lambda s: s.put_snapshot(
+                self.name, attempt=attempt, owner=owner, step=memory.step, tensors=encode_state(state)
+            )
+        )
+        if isinstance(outcome, Done):
+            self._snapshot_step, self._snapshot_at = memory.step, self._clock()
+
+    # small parts
+
+    def _both(self, run: Callable[[], Result], step: int, index: int, raw: Blob) -> Both:
+        """Compute while the request's bytes go to the log."""
+        attempt, owner = self._ownership()
+        return Both(
+            Compute(run),
+            StoreCall(
+                lambda s: s.put_request(
+                    self.name, attempt=attempt, owner=owner, step=step, index=index, body=raw
+                )
+            ),
+        )
+
+    def _ownership(self) -> tuple[Attempt, Owner]:
+        assert self.attempt is not None
+        assert self.owner is not None
+        return self.attempt, self.owner
+
+    def _abort(self) -> None:
+        if self.memory is not None and self.state is State.FORWARDED:
+            self.memory.abort()
+            self._move(State.READY)
+
+    def _move(self, to: State) -> None:
+        if (self.state, to) not in _EDGES:
+            raise AssertionError(f"session {self.name}: no way from {self.state} to {to}")
+        self.state = to
+
+    # replies
+
+    def _to(self, request: m.SessionRequest) -> dict[str, Any]:
+        """The fields that every reply within the attempt has."""
+        return {
+            "session": self.name,
+            "answers": request.request,
+            "attempt": request.attempt,
+            "fence": self._ownership()[1].fence,
+        }
+
+    def _forwarded(self, memory: SessionMemory, request: m.Forward | m.Ask) -> m.Forwarded:
+        fields = {**self._to(request), "answers": memory.request}
+        return m.Forwarded(**fields, step=request.step, micro=request.micro, values=memory.outputs)
+
+    def _missing(self, request: m.Backward | m.Ask, kind: Literal["FORWARD", "BACKWARD"]) -> m.Missing:
+        return m.Missing(**self._to(request), step=request.step, missing=kind)
+
+    def _gradient_reply(self, step: int, answered: str, result: StepResult) -> m.Gradient:
+        attempt, owner = self._ownership()
+        return m.Gradient(
+            session=self.name,
+            answers=answered,
+            attempt=m.AttemptRef(number=attempt.number, nonce=attempt.nonce),
+            fence=owner.fence,
+            step=step,
+            durable_step=self._durable_step(self.name, step),
+            loss=result.loss,
+            values=result.gradients,
+            checkpoint=self._log_bytes > self._log_limit // 2,
+        )
+
+    def _send_gradient(self) -> Steps:
+        assert self._gradient is not None
+        yield Send(self._gradient)
+
+    def _superseded(self, request: m.Open | m.SessionRequest, stored: Attempt) -> m.Superseded:
+        return m.Superseded(
+            session=self.name, answers=request.request, attempt=request.attempt, newest=stored.number
+        )
+
+    def _reopen(self, request: m.SessionRequest, reason: str) -> m.Reopen:
+        return m.Reopen(session=self.name, answers=request.request, attempt=request.attempt, reason=reason)
+
+    def _error(
+        self,
+        request: m.AnyRequest,
+        code: m.ErrorCode,
+        message: str,
+        hint: str | None = None,
+        *,
+        retriable: bool = False,
+    ) -> m.Error:
+        return error_reply(request, code, message, hint, retriable=retriable)
+
+
+def error_reply(
+    request: m.AnyRequest,
+    code: m.ErrorCode,
+    message: str,
+    hint: str | None = None,
+    *,
+    retriable: bool = False,
+) -> m.Error:
+    """A typed ERROR that answers the request; long texts are cut."""
+    return m.Error(
+        session=request.session,
+        answers=request.request,
+        code=code,
+        message=message[:1500],
+        hint=hint[:400] if hint else None,
+        retriable=retriable,
+    )
+
+
+async def read_entry(s: Store, session: str, step: int) -> LogEntry:
+    """One entry of the log; raises StoreError where it is gone."""
+    async for entry in s.read_log(session, after=step - 1, upto=step):
+        return entry
+    raise StoreError(f"session {session}: the log entry of step {step} is missing")
+
+
+def _attempt(ref: m.AttemptRef) -> Attempt:
+    return Attempt(number=ref.number, nonce=ref.nonce)
+
+
+def _ranges(steps: tuple[int, ...]) -> str:
+    return "checkpoints of steps " + ", ".join(str(step) for step in sorted(steps))

@@ -1,0 +1,334 @@
+"""The worker: connects, takes requests from the queues, runs sessions, drains when told to.
+
+    run ── _serve (one life of a connection) ── _read_queue per queue ── Intake ── SessionActor
+     │                                                                 └─ front queue: GET_JOB
+     └─ _beat: heartbeat in the store, fair share of shards
+
+What the broker lost or the worker did not acknowledge comes again; what a session has in memory
+survives a lost connection, because its fence in the store decides what may be committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from broker import messages as m
+from broker.backoff import full_jitter
+from broker.chunks import Assembler
+from broker.sending import send_message
+from broker.topology import FRONT, shard_of, shard_queue, worker_queues
+from broker.transport import Delivery, Subscription, Transport
+from server_worker.actor import Incoming, SessionActor
+from server_worker.config import Trust, WorkerConfig, environment
+from server_worker.intake import Accepted, Intake
+from server_worker.jobs import JobCache, answer_get_job
+from server_worker.placement import shard_to_yield
+from server_worker.session import WorkerIdentity, WorkerSession, error_reply
+from server_worker.store import Store, WorkerInfo
+from spliteasy.compute import Compute
+from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, StoreError, WireError
+
+log = structlog.get_logger(__name__)
+
+Connect = Callable[[], Awaitable[Transport]]
+ACTIVE_S = 30.0
+"""A session counts as active for this long after its last request."""
+
+
+class DurabilityClock:
+    """Which committed step of a session the store can no longer lose."""
+
+    def __init__(self, window_s: float, clock: Callable[[], float]) -> None:
+        self._window_s = 0.0 if window_s == float("inf") else window_s
+        self._clock = clock
+        self._commits: dict[str, deque[tuple[int, float]]] = {}
+
+    def committed(self, session: str, step: int) -> None:
+        self._commits.setdefault(session, deque()).append((step, self._clock()))
+
+    def durable_step(self, session: str, committed: int) -> int:
+        """The newest step ≤ `committed` that is past the store's loss window; 0 where none is known."""
+        if self._window_s == 0.0:
+            return committed
+        commits = self._commits.setdefault(session, deque())
+        while commits and commits[-1][0] > committed:
+            commits.pop()
+        if not commits:
+            commits.append((committed, self._clock()))
+        horizon = self._clock() - self._window_s
+        while len(commits) > 1 and commits[1][1] <= horizon:
+            commits.popleft()
+        return commits[0][0] if commits[0][1] <= horizon else 0
+
+
+class Worker:
+    """One worker process (or task). `run` returns after a drain."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        *,
+        connect: Connect,
+        store: Store,
+        compute: Compute,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.compute = compute
+        self.jobs = JobCache(store, compute)
+        self.steps = 0
+        self.connected = asyncio.Event()
+        self._connect = connect
+        self._clock = clock
+        self._identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
+        self._durability = DurabilityClock(store.loss_window_s, clock)
+        self._intake = Intake(Assembler(config.uploads, clock), trust=config.trust, shards=config.shards)
+        self._actors: OrderedDict[str, SessionActor] = OrderedDict()
+        self._touched: dict[str, float] = {}
+        self._transport: Transport | None = None
+        self._subscriptions: dict[str, Subscription] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._started_at = time.time()
+        self._draining = False
+        self._log = log.bind(worker=config.name)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then drain. Raises LinkRefused and UserError; survives lost links."""
+        if self.config.trust is Trust.OPEN:
+            self._log.warning("trust is open: any client of this broker can speak for any device")
+        beat = asyncio.create_task(self._beat())
+        try:
+            delays = full_jitter()
+            while not stop.is_set():
+                try:
+                    self._transport = await self._connect()
+                    delays = full_jitter()
+                    await self._serve(self._transport, stop)
+                except LinkRefused:
+                    raise
+                except LinkError as error:
+                    self._log.warning("broker lost", error=error.message)
+                    await _wait(stop, next(delays))
+                finally:
+                    await self._hang_up()
+        finally:
+            beat.cancel()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(beat, *self._tasks, return_exceptions=True)
+            with suppress(StoreError):
+                await self.store.leave(self.config.name)
+
+    # what actors need
+
+    async def send(self, reply_to: str, reply: m.Reply) -> None:
+        """Send a reply; a lost one is asked for again."""
+        transport = self._transport
+        if transport is None:
+            return
+        try:
+            await send_message(
+                transport,
+                reply_to,
+                reply,
+                message_id=m.new_nonce(),
+                to_queue=True,
+                chunk_bytes=self.config.chunk_bytes,
+            )
+        except* LinkError as errors:
+            self._log.info(
+                "reply not delivered", kind=getattr(reply, "kind", ""), error=str(errors.exceptions[0])
+            )
+
+    def committed(self, session: str, step: int) -> None:
+        self.steps += 1
+        self._durability.committed(session, step)
+
+    def background(self, work: Awaitable[Any]) -> None:
+        """Run beside everything else; ended with the worker."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # one life of a connection
+
+    async def _serve(self, transport: Transport, stop: asyncio.Event) -> None:
+        await transport.declare(*worker_queues(self.config.shards))
+        queues = [FRONT, *(shard_queue(n).name for n in range(self.config.shards))]
+        stopped = asyncio.create_task(stop.wait())
+        readers = [asyncio.create_task(self._read_queue(transport, queue)) for queue in queues]
+        lost = asyncio.create_task(transport.wait_lost())
+        self.connected.set()
+        self._log.info("serving", queues=len(queues))
+        try:
+            done, _ = await asyncio.wait({stopped, lost, *readers}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopped, lost}:
+                task.result()
+            if lost in done:
+                raise LinkError("the connection to the broker was lost")
+            await self._drain()
+        finally:
+            self.connected.clear()
+            for task in (stopped, lost, *readers):
+                task.cancel()
+            await asyncio.gather(stopped, lost, *readers, return_exceptions=True)
+
+    async def _read_queue(self, transport: Transport, queue: str) -> None:
+        """Serve one queue for as long as the connection lives; subscribe again after a handover."""
+        while True:
+            subscription = await transport.subscribe(queue, prefetch=self.config.prefetch)
+            self._subscriptions[queue] = subscription
+            async for delivery in subscription:
+                await self._take(delivery, subscription)
+            if self._draining:
+                return
+            await self._hand_over(queue, subscription)
+
+    async def _take(self, delivery: Delivery, subscription: Subscription) -> None:
+        try:
+            taken = self._intake.take(delivery)
+        except WireError as error:
+            self._log.warning("refused", key=delivery.routing_key, reason=error.message)
+            await subscription.dead_letter(delivery, error.message)
+            return
+
+        async def ack() -> None:
+            with suppress(LinkError):
+                await subscription.ack(delivery)
+
+        if not isinstance(taken, Accepted):
+            await ack()
+        elif isinstance(taken.request, m.GetJob):
+            self.background(self._answer_front(taken.request, taken.reply_to, ack))
+        else:
+            actor = self._actor(taken.request.session)
+            await actor.offer(
+                Incoming(request=taken.request, raw=taken.raw, reply_to=taken.reply_to, ack=ack)
+            )
+
+    async def _answer_front(
+        self, request: m.GetJob, reply_to: str, ack: Callable[[], Awaitable[None]]
+    ) -> None:
+        try:
+            reply: m.Reply = await answer_get_job(request, self.store, shards=self.config.shards)
+        except StoreError as error:
+            reply = error_reply(request, "unavailable", error.message, error.hint, retriable=True)
+        await self.send(reply_to, reply)
+        await ack()
+
+    def _actor(self, session: str) -> SessionActor:
+        actor = self._actors.get(session)
+        if actor is None:
+            machine = WorkerSession(
+                session, self._identity, durable_step=self._durability.durable_step, clock=self._clock
+            )
+            actor = self._actors[session] = SessionActor(machine, self)
+        self._actors.move_to_end(session)
+        self._touched[session] = self._clock()
+        return actor
+
+    # draining and placement
+
+    async def _drain(self) -> None:
+        """Take nothing new, finish what is at hand, write snapshots, let go."""
+        self._draining = True
+        self._log.info("draining", sessions=len(self._actors))
+        for subscription in list(self._subscriptions.values()):
+            with suppress(LinkError):
+                await subscription.cancel()
+        try:
+            async with asyncio.timeout(self.config.drain_s):
+                await self._park(list(self._actors))
+        except TimeoutError:
+            self._log.warning("drain took too long; others replay what is left", drain_s=self.config.drain_s)
+
+    async def _park(self, sessions: list[str]) -> None:
+        for name in sessions:
+            actor = self._actors.pop(name)
+            self._touched.pop(name, None)
+            await actor.wait_idle()
+            await actor.park()
+
+    async def _hand_over(self, queue: str, subscription: Subscription) -> None:
+        await self._park([name for name in self._actors if self._queue_of(name) == queue])
+        await subscription.close()
+
+    def _queue_of(self, session: str) -> str:
+        return shard_queue(shard_of(session, self.config.shards)).name
+
+    async def _hang_up(self) -> None:
+        transport, self._transport = self._transport, None
+        for subscription in self._subscriptions.values():
+            await subscription.close()
+        self._subscriptions.clear()
+        if transport is not None:
+            await transport.close()
+
+    async def _beat(self) -> None:
+        """Heartbeat, fair share, memory budget."""
+        while True:
+            try:
+                info = self._info()
+                await self.store.heartbeat(info, ttl_s=self.config.heartbeat_s * 5)
+                if self.config.balance and not self._draining:
+                    await self._balance()
+                await self._keep_budget()
+            except SplitEasyError as error:
+                self._log.warning("heartbeat failed", error=error.message)
+            await asyncio.sleep(self.config.heartbeat_s)
+
+    def _load(self) -> dict[int, int]:
+        """Active sessions by shard."""
+        horizon = self._clock() - ACTIVE_S
+        load: dict[int, int] = {}
+        for name, touched in self._touched.items():
+            if touched > horizon:
+                shard = shard_of(name, self.config.shards)
+                load[shard] = load.get(shard, 0) + 1
+        return load
+
+    async def _balance(self) -> None:
+        shard = shard_to_yield(self.config.name, self._load(), await self.store.workers())
+        subscription = self._subscriptions.get(shard_queue(shard).name) if shard is not None else None
+        if subscription is not None:
+            self._log.info("handing a shard over", shard=shard)
+            await subscription.cancel()
+
+    async def _keep_budget(self) -> None:
+        held = sum(actor.session.memory_bytes() for actor in self._actors.values())
+        for name in [name for name, actor in self._actors.items() if actor.idle]:
+            if held <= self.config.memory_bytes:
+                return
+            held -= self._actors[name].session.memory_bytes()
+            self._log.info("parking a session", session=name)
+            await self._park([name])
+
+    def _info(self) -> WorkerInfo:
+        load = self._load()
+        return WorkerInfo(
+            worker=self.config.name,
+            started_at=self._started_at,
+            sessions=sum(load.values()),
+            shards=tuple(sorted(load)),
+            steps=self.steps,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            state="draining" if self._draining else "serving",
+        )
+
+
+async def _wait(stop: asyncio.Event, delay_s: float) -> None:
+    """Sleep, or less if `stop` is set."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(delay_s):
+            await stop.wait()
