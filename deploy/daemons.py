@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Daemon:
                 start_new_session=True,
             )
         self.pid_file.write_text(f"{process.pid} {start_time(process.pid)}")
+        # Should it end before we do, somebody must take note, or it stays behind as a zombie.
+        threading.Thread(target=process.wait, daemon=True).start()
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM; nothing where it does not run."""

@@ -1,0 +1,175 @@
+"""A Redis server of one's own: the native binary, any user, one folder, loopback only.
+
+For the tests and the local stack. State, configuration (with the password: never on a command line),
+log and pid stay in its folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from deploy.daemons import Daemon
+from spliteasy.errors import UserError
+
+HOST = "127.0.0.1"
+POLL_S = 0.02
+START_S = 60.0
+STOP_S = 20.0
+FREE_S = 1.0
+
+AppendFsync = Literal["always", "everysec", "no", "off"]
+"""When a write is forced to the disk; `off`: nothing is kept at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisServer:
+    """One server on 127.0.0.1: where it lives, and how it keeps what it is told."""
+
+    folder: Path
+    port: int
+    password: str | None = None
+    appendfsync: AppendFsync = "everysec"
+    maxmemory_bytes: int = 0
+    """0: no limit. What would go over it is refused; nothing is ever evicted."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Further lines of redis.conf."""
+
+    @property
+    def url(self) -> str:
+        account = f":{quote(self.password, safe='')}@" if self.password else ""
+        return f"redis://{account}{HOST}:{self.port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None where it does not run."""
+        return self._daemon.pid()
+
+    @property
+    def running(self) -> bool:
+        return self.pid is not None
+
+    def start(self, timeout_s: float = START_S) -> None:
+        """Start it and wait until it serves; nothing but the wait where it runs already.
+
+        Raises `UserError` where Redis is not installed, the port is taken, or it does not come up; then
+        nothing is left running.
+        """
+        binary = find_binary()
+        if not self.running:
+            self._wait_until_free()
+            self._write_configuration()
+            self._daemon.start([binary, str(self._configuration)], {})
+        try:
+            self._wait_until_serving(timeout_s)
+        except UserError:
+            self.stop()
+            raise
+
+    def stop(self, timeout_s: float = STOP_S) -> None:
+        """Stop it in order, with all it was told on disk; force it after `timeout_s`."""
+        self._daemon.ask_to_stop()
+        self._daemon.wait_stopped(timeout_s)
+
+    def kill(self) -> None:
+        """End it without a chance to say goodbye, as a crash does; `start` brings it back with its state."""
+        if (pid := self.pid) is not None:
+            os.kill(pid, signal.SIGKILL)
+        self._daemon.wait_stopped(STOP_S)
+
+    # Helpers ---------------------------------------------------------------------------------------
+
+    @property
+    def _daemon(self) -> Daemon:
+        return Daemon("redis", self.folder)
+
+    @property
+    def _configuration(self) -> Path:
+        return self.folder.absolute() / "redis.conf"
+
+    def _write_configuration(self) -> None:
+        data = self.folder.absolute() / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "bind": HOST,
+            "port": str(self.port),
+            "dir": _quoted(str(data)),
+            "daemonize": "no",
+            "save": '""',
+            "appendonly": "no" if self.appendfsync == "off" else "yes",
+            "appendfsync": "no" if self.appendfsync == "off" else self.appendfsync,
+            "maxmemory": str(self.maxmemory_bytes),
+            "maxmemory-policy": "noeviction",
+            **({"requirepass": _quoted(self.password)} if self.password else {}),
+            **self.settings,
+        }
+        text = "".join(f"{name} {value}\n" for name, value in settings.items())
+        self._configuration.unlink(missing_ok=True)
+        descriptor = os.open(self._configuration, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+
+    def _wait_until_free(self) -> None:
+        # A killed process is gone a moment before its sockets are.
+        deadline = time.monotonic() + FREE_S
+        while not _is_free(self.port):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"port {self.port} on {HOST} is in use by another program",
+                    hint="stop it, or choose another port",
+                )
+            time.sleep(POLL_S)
+
+    def _wait_until_serving(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not _answers(self.port):
+            if not self.running:
+                raise UserError(f"Redis stopped while starting: {self._daemon.last_words()}")
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"Redis does not serve after {timeout_s:.0f} s", hint=f"see {self._daemon.log_file}"
+                )
+            time.sleep(POLL_S)
+
+
+def find_binary() -> str:
+    """The path of redis-server (or Valkey's). Raises `UserError` where none is installed."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    if found is None:
+        raise UserError(
+            "Redis is not installed (no redis-server here)", hint="run `make deps`, or install redis-server"
+        )
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _answers(port: int) -> bool:
+    """Whether it serves: it asks for the password or answers, and has loaded its data."""
+    try:
+        with socket.create_connection((HOST, port), timeout=5) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+    except OSError:
+        return False
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
