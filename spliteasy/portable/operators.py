@@ -1,0 +1,247 @@
+"""The operators that a portable graph may call, and what we need to know about each.
+
+The list is the whole of what a graph can do: arithmetic on tensors that it was given. Nothing here
+reads files, runs code, talks to a device, or has an output whose shape depends on the data.
+Names are ATen's with their overload (`aten.add.Tensor`), and a few `int.*` for arithmetic on sizes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from spliteasy.errors import PortableError
+
+
+def _names(text: str) -> frozenset[str]:
+    """`"add.Tensor Scalar; relu"` → `aten.add.Tensor`, `aten.add.Scalar`, `aten.relu.default`."""
+    found = set()
+    for entry in text.split(";"):
+        words = entry.split()
+        if not words:
+            continue
+        base, _, overload = words[0].partition(".")
+        found.add(f"aten.{base}.{overload or 'default'}")
+        found.update(f"aten.{base}.{more}" for more in words[1:])
+    return frozenset(found)
+
+
+ARITHMETIC = _names("""
+    add.Tensor Scalar; sub.Tensor Scalar; rsub.Tensor Scalar; mul.Tensor Scalar; div.Tensor Scalar Tensor_mode
+    Scalar_mode; true_divide.Tensor; floor_divide.default Scalar; remainder.Tensor Scalar; fmod.Tensor Scalar;
+    pow.Tensor_Scalar Tensor_Tensor Scalar; neg; abs; sign; sqrt; rsqrt; square; reciprocal; exp; exp2; expm1; log;
+    log1p; log2; log10; sin; cos; tan; asin; acos; atan; atan2; sinh; cosh; floor; ceil; round; trunc; frac; erf; erfc;
+    maximum; minimum; clamp.default Tensor; clamp_min.default Tensor; clamp_max.default Tensor; clip;
+    addcmul; addcdiv; lerp.Tensor Scalar; nan_to_num; logaddexp; xlogy.Tensor; hypot; lgamma; digamma
+""")
+LOGIC = _names("""
+    eq.Tensor Scalar; ne.Tensor Scalar; lt.Tensor Scalar; le.Tensor Scalar; gt.Tensor Scalar; ge.Tensor Scalar;
+    logical_and; logical_or; logical_not; logical_xor; bitwise_and.Tensor Scalar; bitwise_or.Tensor Scalar;
+    bitwise_not; bitwise_xor.Tensor Scalar; bitwise_left_shift.Tensor_Scalar; bitwise_right_shift.Tensor_Scalar;
+    isnan; isinf; isfinite; where.self ScalarOther ScalarSelf Scalar; masked_fill.Scalar Tensor
+""")
+REDUCTIONS = _names("""
+    sum.default dim_IntList; mean.default dim; prod.default dim_int; amax; amin; aminmax; max.default dim other;
+    min.default dim other; var.default dim correction; var_mean.correction dim; std.default dim correction;
+    std_mean.correction; norm.Scalar ScalarOpt_dim; linalg_vector_norm; linalg_norm; logsumexp; all.default dim;
+    any.default dim; argmax; argmin; cumsum; cumprod; topk; sort.default stable; argsort.default stable; frobenius_norm.dim
+""")
+LINEAR_ALGEBRA = _names("""
+    linear; matmul; mm; bmm; mv; dot; addmm; addmv; baddbmm; addbmm; einsum; outer; bilinear; tensordot; cosine_similarity;
+    cdist; pairwise_distance
+""")
+CONVOLUTIONS = _names("""
+    conv1d.default padding; conv2d.default padding; conv3d.default padding; convolution; conv_transpose1d;
+    conv_transpose2d.input; conv_transpose3d.input
+""")
+POOLING = _names("""
+    max_pool1d; max_pool2d; max_pool3d; max_pool2d_with_indices; avg_pool1d; avg_pool2d; avg_pool3d;
+    adaptive_avg_pool1d; adaptive_avg_pool2d; adaptive_avg_pool3d; adaptive_max_pool1d; adaptive_max_pool2d;
+    upsample_nearest1d.default vec; upsample_nearest2d.default vec; upsample_nearest3d.default vec;
+    upsample_bilinear2d.default vec; upsample_bicubic2d.default vec; upsample_linear1d.default vec;
+    upsample_trilinear3d.default vec; grid_sampler; grid_sampler_2d; affine_grid_generator; im2col; col2im
+""")
+NORMALISATION = _names("""
+    batch_norm; layer_norm; group_norm; instance_norm; rms_norm; native_layer_norm; native_group_norm
+""")
+ACTIVATIONS = _names("""
+    relu; relu6; leaky_relu; elu; celu; selu; gelu; silu; mish; sigmoid; tanh; hardtanh; hardsigmoid; hardswish;
+    softplus; log_sigmoid; threshold; hardshrink; softshrink; prelu; glu; softmax.int; log_softmax.int;
+    _softmax; _log_softmax; logit; rrelu
+""")
+ATTENTION_AND_RECURRENCE = _names("""
+    scaled_dot_product_attention; lstm.input; gru.input; rnn_tanh.input; rnn_relu.input; lstm_cell; gru_cell; rnn_tanh_cell;
+    rnn_relu_cell; embedding; embedding_renorm; one_hot
+""")
+RANDOM = _names("""
+    dropout; feature_dropout; alpha_dropout; feature_alpha_dropout; native_dropout; bernoulli.default p; rand; randn;
+    rand_like; randn_like; randint.default low; randint_like.default low_dtype; randperm; normal_functional;
+    bernoulli_.float; uniform_; normal_; exponential_
+""")
+VIEWS = _names("""
+    view.default dtype; reshape; view_as; reshape_as; _unsafe_view; flatten.using_ints; unflatten.int; squeeze.default dim
+    dims; unsqueeze; permute; transpose.int; t; movedim.int intlist; swapaxes; swapdims; numpy_T; mT; expand; expand_as;
+    broadcast_to; slice.Tensor; select.int; narrow; chunk; split.Tensor sizes; split_with_sizes; tensor_split.sections;
+    unbind.int; diagonal; unfold; detach; alias; contiguous; ravel; adjoint; atleast_1d; atleast_2d; atleast_3d;
+    broadcast_tensors; meshgrid.default indexing
+""")
+COPIES = _names("""
+    clone; cat; concat; stack; hstack; vstack; dstack; repeat; repeat_interleave.self_int; tile; flip; roll; rot90; pad;
+    constant_pad_nd; reflection_pad1d; reflection_pad2d; reflection_pad3d; replication_pad1d; replication_pad2d;
+    replication_pad3d; pixel_shuffle; pixel_unshuffle; channel_shuffle; index_select; index.Tensor; gather; take;
+    take_along_dim; _to_copy; to.dtype dtype_layout other; type_as; tril; triu; diag_embed; copy; slice_scatter;
+    select_scatter; diagonal_scatter; scatter.src value; scatter_add; scatter_reduce.two; index_add; index_copy;
+    index_fill.int_Scalar int_Tensor; index_put; masked_scatter; fill.Scalar Tensor; kron; block_diag; float_power.Tensor_Scalar
+""")
+FACTORIES = _names("""
+    zeros; ones; full; empty.memory_format; arange.default start start_step; linspace; eye.default m; scalar_tensor;
+    zeros_like; ones_like; full_like; empty_like; new_zeros; new_ones; new_full; new_empty; empty_strided;
+    tril_indices; triu_indices
+""")
+LOSSES = _names("""
+    cross_entropy_loss; nll_loss; nll_loss_nd; nll_loss2d; binary_cross_entropy; binary_cross_entropy_with_logits;
+    mse_loss; l1_loss; smooth_l1_loss; huber_loss; kl_div; soft_margin_loss; margin_ranking_loss; hinge_embedding_loss;
+    cosine_embedding_loss; triplet_margin_loss; multi_margin_loss; multilabel_margin_loss; poisson_nll_loss
+""")
+IN_PLACE = _names("""
+    add_.Tensor Scalar; sub_.Tensor Scalar; mul_.Tensor Scalar; div_.Tensor Scalar; copy_; fill_.Scalar Tensor; zero_;
+    lerp_.Scalar Tensor; clamp_; clamp_min_; clamp_max_; addcmul_; addcdiv_; index_put_; index_add_; index_copy_;
+    masked_fill_.Scalar Tensor; scatter_.src value; scatter_add_; sqrt_; rsqrt_; pow_.Scalar; neg_; exp_;
+    relu_; relu6_; hardtanh_; leaky_relu_; silu_; hardswish_; hardsigmoid_; sigmoid_; tanh_; elu_; mish_; celu_; selu_;
+    bitwise_and_.Tensor; bitwise_or_.Tensor; logical_and_; logical_or_; abs_; floor_; ceil_; round_; threshold_;
+    masked_scatter_; index_fill_.int_Scalar; remainder_.Scalar; sub_.Scalar; reciprocal_; square_; erf_; log_; sin_; cos_
+""")
+SIZES = frozenset({"aten.sym_size.int", "aten.sym_numel.default"})
+
+ATEN = frozenset().union(
+    ARITHMETIC, LOGIC, REDUCTIONS, LINEAR_ALGEBRA, CONVOLUTIONS, POOLING, NORMALISATION, ACTIVATIONS,
+    ATTENTION_AND_RECURRENCE, RANDOM, VIEWS, COPIES, FACTORIES, LOSSES, IN_PLACE, SIZES,
+)  # fmt: skip
+
+
+def _on_numbers(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` on plain numbers and symbolic ones only: never on lists, whose product could be endless."""
+
+    def guarded(*numbers: Any) -> Any:
+        for number in numbers:
+            if not isinstance(number, int | float | torch.SymInt | torch.SymFloat):
+                raise TypeError(f"{fn.__name__} of a {type(number).__name__}, not of a number")
+        return fn(*numbers)
+
+    return guarded
+
+
+def _item(values: Any, index: Any) -> Any:
+    """One of the tensors of an operator that gives several."""
+    if not isinstance(values, tuple | list) or type(index) is not int:
+        raise TypeError("getitem takes the outputs of an operator and a plain index")
+    return values[index]
+
+
+BUILTINS: Mapping[str, Callable[..., Any]] = {
+    "int.add": _on_numbers(operator.add),
+    "int.sub": _on_numbers(operator.sub),
+    "int.mul": _on_numbers(operator.mul),
+    "int.floordiv": _on_numbers(operator.floordiv),
+    "int.truediv": _on_numbers(operator.truediv),
+    "int.mod": _on_numbers(operator.mod),
+    "int.neg": _on_numbers(operator.neg),
+    "int.max": _on_numbers(torch.sym_max),
+    "int.min": _on_numbers(torch.sym_min),
+    "int.int": _on_numbers(torch.sym_int),
+    "int.float": _on_numbers(torch.sym_float),
+    "getitem": _item,
+}
+"""Arithmetic on sizes, and picking one of several outputs."""
+
+_BUILTIN_NAMES: Mapping[Any, str] = {
+    operator.add: "int.add",
+    operator.sub: "int.sub",
+    operator.mul: "int.mul",
+    operator.floordiv: "int.floordiv",
+    operator.truediv: "int.truediv",
+    operator.mod: "int.mod",
+    operator.neg: "int.neg",
+    torch.sym_max: "int.max",
+    torch.sym_min: "int.min",
+    torch.sym_int: "int.int",
+    torch.sym_float: "int.float",
+    operator.getitem: "getitem",
+}
+
+PLACEMENT = frozenset({"device", "layout", "pin_memory"})
+"""Arguments that say where a tensor lies: never in a graph, the program's device decides."""
+
+_DROPOUT_FLAG: Mapping[str, tuple[int, int]] = {
+    "aten.dropout.default": (1, 2),
+    "aten.feature_dropout.default": (1, 2),
+    "aten.alpha_dropout.default": (1, 2),
+    "aten.feature_alpha_dropout.default": (1, 2),
+    "aten.native_dropout.default": (1, 2),
+    "aten.lstm.input": (5, 6),
+    "aten.gru.input": (5, 6),
+    "aten.rnn_tanh.input": (5, 6),
+    "aten.rnn_relu.input": (5, 6),
+}
+"""Operators that are random if (probability > 0, training) at these places say so."""
+
+
+def name_of(target: Any) -> str:
+    """The portable name of an fx target. Raises `PortableError` if it is not on the list."""
+    name = _BUILTIN_NAMES.get(target) if callable(target) else None
+    if name is None and isinstance(target, torch._ops.OpOverload):
+        name = str(target)
+    if name is None or (name not in ATEN and name not in BUILTINS):
+        raise PortableError(
+            f"operator {target} is not on the list of portable operators",
+            hint="express it with other operators; the list is spliteasy/portable/operators.py",
+        )
+    return name
+
+
+@lru_cache(maxsize=None)
+def operator_of(name: str) -> Callable[..., Any]:
+    """What `name` calls. Raises `PortableError` for a name that is not on the list."""
+    if name in BUILTINS:
+        return BUILTINS[name]
+    if name not in ATEN:
+        raise PortableError(f"operator {name[:80]!r} is not on the list of portable operators")
+    _, base, overload = name.split(".")
+    try:
+        found = getattr(getattr(torch.ops.aten, base), overload)
+    except AttributeError:
+        raise PortableError(f"operator {name} does not exist in torch {torch.__version__}") from None
+    return found  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=None)
+def makes_from_nothing(name: str) -> bool:
+    """Whether the operator creates a tensor without being given one, so that it must be told the device."""
+    target = operator_of(name)
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    arguments = target._schema.arguments
+    has_device = any(argument.name == "device" for argument in arguments)
+    return has_device and not any("Tensor" in str(argument.type) for argument in arguments)
+
+
+def is_random(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether this call draws random numbers."""
+    if name in _DROPOUT_FLAG:
+        probability, training = (args[place] if place < len(args) else None for place in _DROPOUT_FLAG[name])
+        return bool(probability) and bool(training)
+    if name == "aten.scaled_dot_product_attention.default":
+        return bool(args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0))
+    if name == "aten.rrelu.default":
+        return bool(args[3] if len(args) > 3 else kwargs.get("training", False))
+    return name in RANDOM
+
+
+def is_in_place(name: str) -> bool:
+    """Whether the operator writes into its first argument."""
+    target = operator_of(name)
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable

@@ -1,0 +1,293 @@
+"""Record operators while making the in-place ones functional.
+
+A model that writes into an activation (`relu_`, `x += y`, `x[:, 0] = 1`) gives the value under one name
+two meanings, and a cut between them would send the wrong one. So each such operator becomes its
+functional form, and every later use of the tensor, of a view of it, or of what it is a view of, sees
+the new value. Writes into parameters and buffers stay: that is what running statistics are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spliteasy.errors import JobError
+from spliteasy.portable.operators import (
+    ATEN,
+    PLACEMENT,
+    is_in_place,
+    makes_from_nothing,
+    name_of,
+    operator_of,
+)
+from spliteasy.splitting.trace import TENSOR, ModuleCall, Op, replaced, root_of
+
+_END = 2**63 - 1
+_RESHAPING = frozenset(
+    f"aten.{name}"
+    for name in (
+        "view.default", "reshape.default", "view_as.default", "reshape_as.default", "_unsafe_view.default",
+        "flatten.using_ints", "unflatten.int", "squeeze.default", "squeeze.dim", "squeeze.dims",
+        "unsqueeze.default", "ravel.default",
+    )
+)  # fmt: skip
+_IDENTITIES = frozenset(
+    f"aten.{name}"
+    for name in (
+        "alias.default", "detach.default", "contiguous.default", "to.dtype", "to.dtype_layout", "to.other",
+        "type_as.default", "dropout.default", "feature_dropout.default", "alpha_dropout.default",
+        "expand.default", "expand_as.default",
+    )
+)  # fmt: skip
+
+
+class Recorder:
+    """Takes fx nodes one by one, runs them on fake values, and keeps the functional ops."""
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.written: set[Op] = set()
+        self._now: dict[fx.Node, tuple[int, Any]] = {}  # (age of its memory, op or plain number)
+        self._parent: dict[fx.Node, fx.Node] = {}  # whose memory it shows
+        self._same: dict[fx.Node, fx.Node] = {}
+        self._age: dict[fx.Node, int] = {}  # of a root: how often it was written
+        self._names: dict[str, int] = {}
+        self._calls: tuple[ModuleCall, ...] = ()
+
+    def place(self, node: fx.Node, op: Op) -> None:
+        """An input or a tensor of the model."""
+        self._now[node] = (0, op)
+
+    def alias(self, node: fx.Node, other: fx.Node) -> None:
+        """`node` is but another name of `other`."""
+        self._same[node] = self._real(other)
+
+    def current(self, node: fx.Node) -> Any:
+        """The op (or plain number) that holds what `node` stands for now."""
+        node = self._real(node)
+        age, held = self._now[node]
+        present = self._age.get(self._root(node), 0)
+        if age == present or node not in self._parent:
+            return held
+        name, args, kwargs = self._call(node)
+        again = self._emit(name, args, kwargs, grad=held.grad, stem=node.name)
+        self._now[node] = (present, again)
+        return again
+
+    def record(self, node: fx.Node, grad: bool, calls: tuple[ModuleCall, ...]) -> None:
+        """Raises `PortableError` for an operator off the list, `JobError` for a write that can't be followed."""
+        self._calls = calls
+        name, args, kwargs = self._call(node)
+        if is_in_place(name):
+            self._record_write(node, name, args, kwargs, grad)
+            return
+        made = self._emit(name, args, kwargs, grad=grad, stem=node.name)
+        parent = self._shown_by(node, made)
+        if parent is not None:
+            self._parent[node] = parent
+        self._now[node] = (self._age.get(self._root(node), 0), made)
+
+    def _call(self, node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Name and arguments, as they stand now."""
+        target, args, kwargs = portable_call(node)
+        held_args, held_kwargs = fx.node.map_arg((args, kwargs), self.current)
+        return name_of(target), tuple(held_args), dict(held_kwargs)
+
+    def _emit(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        grad: bool,
+        stem: str,
+        keep: bool = True,
+    ) -> Any:
+        """Run on the fake values and keep the op. A plain number is not kept: it is a constant."""
+        fakes = replaced(list(args), lambda op: op.value)
+        fake_kwargs = {key: replaced(value, lambda op: op.value) for key, value in kwargs.items()}
+        if makes_from_nothing(name):
+            fake_kwargs["device"] = "cpu"
+        with torch.set_grad_enabled(grad):
+            value = operator_of(name)(*fakes, **fake_kwargs)
+        if isinstance(value, int | float):
+            return value
+        op = Op(self._fresh(stem) if keep else stem, name, value, args, kwargs, grad, self._calls)
+        if keep:
+            self.ops.append(op)
+        return op
+
+    def _fresh(self, stem: str) -> str:
+        count = self._names.get(stem, 0)
+        self._names[stem] = count + 1
+        return f"{stem}.{count}" if count else stem
+
+    def _real(self, node: fx.Node) -> fx.Node:
+        while node in self._same:
+            node = self._same[node]
+        return node
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        while node in self._parent:
+            node = self._parent[node]
+        return node
+
+    def _shown_by(self, node: fx.Node, made: Any) -> fx.Node | None:
+        """The argument whose memory the result shows."""
+        storages = _storages(made)
+        if not storages:
+            return None
+        for used in node.all_input_nodes:
+            real = self._real(used)
+            if storages & _storages(self._now[real][1]):
+                whole = isinstance(self._now[real][1].value, Tensor) or real in self._parent
+                return real if whole else None  # one of several fresh outputs shows nothing but itself
+        return None
+
+    def _record_write(
+        self, node: fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool
+    ) -> None:
+        target = self._real(node.args[0])  # type: ignore[arg-type]
+        old: Op = args[0]
+        if root_of(old).target == TENSOR:
+            self.written.add(root_of(old))
+            self._emit(name, args, kwargs, grad=grad, stem=node.name)
+            self.alias(node, target)
+            return
+        self._refuse_untracked(node, target, old, grad)
+        new = self._functional(name, args, kwargs, grad, node.name)
+        root = self._root(target)
+        self._age[root] = age = self._age.get(root, 0) + 1
+        self._now[target] = (age, new)
+        while target in self._parent:
+            parent = self._parent[target]
+            if not isinstance(self._now[parent][1].value, Tensor):  # a chunk among the chunks of its parent
+                new = self._put_piece_back(target, parent, new)
+                target = self._parent[parent]
+            else:
+                new = self._put_back(target, parent, new)
+                target = parent
+            self._now[target] = (age, new)
+        self.alias(node, self._real(node.args[0]))  # type: ignore[arg-type]
+
+    def _refuse_untracked(self, node: fx.Node, target: fx.Node, old: Op, grad: bool) -> None:
+        """A write that autograd does not see changes values under a gradient: no functional form does that."""
+        if not grad and old.value.requires_grad:
+            raise JobError(
+                f"{node.name} writes into an activation under no_grad", hint="compute a new tensor instead"
+            )
+        while target in self._parent:
+            if self._now[target][1].target == "aten.detach.default" and self._held(self._parent[target]):
+                raise JobError(
+                    f"{node.name} writes into a detached activation", hint="clone it before the write"
+                )
+            target = self._parent[target]
+
+    def _held(self, node: fx.Node) -> bool:
+        value = self._now[node][1].value
+        return isinstance(value, Tensor) and value.requires_grad
+
+    def _functional(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool, stem: str
+    ) -> Op:
+        """The functional form if it gives the same dtype and layout, else the operator on a copy."""
+        old: Op = args[0]
+        base, overload = name.removeprefix("aten.").split(".")
+        functional = f"aten.{base.removesuffix('_')}.{overload}"
+        if functional in ATEN:
+            tried: Op = self._emit(functional, args, kwargs, grad=grad, stem=stem, keep=False)
+            if _layout(tried.value) == _layout(old.value):
+                tried.name = self._fresh(stem)
+                self.ops.append(tried)
+                return tried
+        copy = self._emit("aten.clone.default", (old,), {}, grad=grad, stem=f"{stem}_copy")
+        if _layout(copy.value) != _layout(old.value):
+            raise JobError(
+                f"{stem} writes into a tensor that overlaps itself", hint="compute a new tensor instead"
+            )
+        written: Op = self._emit(name, (copy, *args[1:]), kwargs, grad=grad, stem=stem)
+        return written
+
+    def _put_back(self, child: fx.Node, parent: fx.Node, new: Op) -> Op:
+        """What `parent` is, now that its view `child` is `new`."""
+        old: Op = self._now[parent][1]
+        view: Op = self._now[child][1]
+        made: Op
+        name, rest = view.target, view.args[1:]
+        if name == "aten.slice.Tensor":
+            made = self._write_back("aten.slice_scatter.default", (old, new, *rest), child)
+        elif name == "aten.select.int":
+            made = self._write_back("aten.select_scatter.default", (old, new, *rest), child)
+        elif name in _RESHAPING:
+            made = self._write_back("aten.reshape_as.default", (new, old), child)
+        elif name in ("aten.transpose.int", "aten.t.default"):
+            dims = rest or ((0, 1) if old.value.dim() == 2 else (0, 0))
+            made = self._write_back("aten.transpose.int", (new, *dims), child)
+        elif name == "aten.permute.default":
+            order = [dim % old.value.dim() for dim in rest[0]]
+            made = self._write_back(
+                "aten.permute.default", (new, [order.index(d) for d in range(len(order))]), child
+            )
+        elif name in _IDENTITIES and _layout(view.value) == _layout(old.value):
+            return new
+        else:
+            raise JobError(
+                f"{child.name}, a view by {name}, is written into", hint="clone it before the write"
+            )
+        if _layout(made.value) != _layout(old.value):
+            made = self._write_back("aten.copy.default", (old, made), child)
+        return made
+
+    def _put_piece_back(self, child: fx.Node, pieces: fx.Node, new: Op) -> Op:
+        """The same for one of the pieces that `chunk`, `split` or `unbind` gave."""
+        whole: Op = self._now[self._parent[pieces]][1]
+        name, index = self._now[pieces][1].target, child.args[1]
+        arguments = (*self._now[pieces][1].args, 0, 0)[:3]  # whole, size or count, dimension: 0 if not given
+        assert isinstance(index, int)
+        if name == "aten.unbind.int":
+            dim = arguments[1]
+            return self._write_back("aten.select_scatter.default", (whole, new, dim, index), child)
+        dim = arguments[2]
+        sizes = [piece.shape[dim] for piece in self._now[pieces][1].value]
+        if not all(isinstance(size, int) for size in sizes):
+            raise JobError(
+                f"{child.name}, a piece of a batch, is written into", hint="clone it before the write"
+            )
+        start = sum(sizes[:index])
+        return self._write_back(
+            "aten.slice_scatter.default", (whole, new, dim, start, start + sizes[index]), child
+        )
+
+    def _write_back(self, name: str, args: tuple[Any, ...], child: fx.Node) -> Op:
+        made: Op = self._emit(name, args, {}, grad=True, stem=f"{child.name}_written")
+        return made
+
+
+def portable_call(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Target and arguments in portable form: no devices, no "to the end" integers, no lifting."""
+    aten, target, args = torch.ops.aten, node.target, node.args
+    kwargs = {key: value for key, value in node.kwargs.items() if key not in PLACEMENT}
+    if target is aten.detach_.default:
+        target = aten.detach.default
+    elif target is aten.lift_fresh_copy.default:
+        target = aten.clone.default
+    elif target is aten.to.device:
+        target, args = aten.to.dtype, (args[0], *args[2:])
+    elif target is aten.slice.Tensor:
+        args = tuple(None if type(arg) is int and arg >= _END else arg for arg in args)
+    return target, args, kwargs
+
+
+def _layout(value: Tensor) -> tuple[torch.dtype, str, str]:
+    return value.dtype, str(tuple(value.shape)), str(tuple(value.stride()))
+
+
+def _storages(held: Any) -> set[int]:
+    value = held.value if isinstance(held, Op) else held
+    if isinstance(value, Tensor):
+        return {value.untyped_storage()._cdata}
+    if isinstance(value, list | tuple):
+        return {item.untyped_storage()._cdata for item in value if isinstance(item, Tensor)}
+    return set()

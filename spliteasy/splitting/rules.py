@@ -1,0 +1,120 @@
+"""Which cuts can't be right, and what to do instead; and which gradients a split adds in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from torch import Tensor
+
+from spliteasy.errors import CutError
+from spliteasy.splitting.boundaries import Partition
+from spliteasy.splitting.places import ends_of_calls, name_of_call
+from spliteasy.splitting.trace import INPUT, Op, Trace
+
+_PARTS = ("head", "body", "tail")
+
+
+def check_partition(
+    partition: Partition,
+    names: Sequence[str],
+    shared: Collection[str] = (),
+    *,
+    owners: Partition | None = None,
+) -> None:
+    """Raises `CutError` for an empty part, a tensor that two parts would change, an input that would cross.
+
+    `owners`: the same cut in the other mode, whose parts may hold the tensors as well.
+    """
+    _check_not_empty(partition, names)
+    _check_tensors(partition, names, owners)
+    crossing = [op for op in raw_crossing(partition) if not origins(op) <= set(shared)]
+    if crossing:
+        which = ", ".join(sorted(set().union(*(origins(op) for op in crossing))))
+        after = places_without_inputs(partition.trace, partition.ends, shared)
+        hint = f"share_inputs=({which!r},) allows it"
+        raise CutError(
+            f"cut after {names[0]!r}: the model's input {which} would leave the device",
+            hint=f"cut after {' or '.join(map(repr, after))}, or {hint}" if after else hint,
+        )
+
+
+def _check_not_empty(partition: Partition, names: Sequence[str]) -> None:
+    for side, part in enumerate(partition.parts):
+        if part.computes:
+            continue
+        place = f"after {names[side - 1]!r}" if side else f"before {names[0]!r}"
+        if 0 < side < len(names):
+            place = f"between {names[side - 1]!r} and {names[side]!r}"
+        raise CutError(f"the {_PARTS[side]} would be empty: nothing runs {place}", hint="move the cut")
+
+
+def _check_tensors(partition: Partition, names: Sequence[str], owners: Partition | None) -> None:
+    sides: dict[str, set[int]] = {}
+    for each in (partition, *((owners,) if owners else ())):
+        for side, part in enumerate(each.parts):
+            for op in part.tensors:
+                sides.setdefault(op.name, set()).add(side)
+    written = {op.name for op in partition.trace.written}
+    for op, info in partition.trace.tensors.items():
+        where = sorted(sides.get(op.name, ()))
+        if len(where) > 1 and (info.tensor.requires_grad or op.name in written):
+            both = " and ".join(_PARTS[side] for side in where)
+            raise CutError(
+                f"cut after {', '.join(map(repr, names))}: {info.kind} {' = '.join(info.names)} is used by {both}",
+                hint="a tensor that training changes must be in one segment: move the cuts so that all its uses are",
+            )
+
+
+def raw_crossing(partition: Partition) -> list[Op]:
+    """Model inputs, whole or rearranged, that would travel."""
+    return [op for op in (*partition.up, *partition.down) if op.raw]
+
+
+def origins(op: Op) -> set[str]:
+    """The model inputs that a raw value shows."""
+    if op.target == INPUT:
+        return {op.name}
+    return set().union(*(origins(used) for used in _first(op) if used.raw))
+
+
+def _first(op: Op) -> list[Op]:
+    first = op.args[0]
+    return [first] if isinstance(first, Op) else [item for item in first if isinstance(item, Op)]
+
+
+def places_without_inputs(
+    trace: Trace, ends: Sequence[int], shared: Collection[str], most: int = 3
+) -> list[str]:
+    """The next places for the first cut where no input would cross."""
+    found: list[str] = []
+    calls = ends_of_calls(trace)
+    tried: set[int] = set()
+    for call, end in calls.items():
+        if end <= ends[0] or end >= (ends[1] if len(ends) > 1 else len(trace.ops) - 1) or end in tried:
+            continue
+        tried.add(end)
+        crossing = raw_crossing(Partition(trace, (end, *ends[1:])))
+        if all(origins(op) <= set(shared) for op in crossing):
+            found.append(name_of_call(call, calls))
+            if len(found) == most:
+                break
+    return found
+
+
+def regrouped_sums(partition: Partition) -> tuple[str, ...]:
+    """Values whose gradient has three or more terms that the split adds in another order.
+
+    Autograd adds the terms of a value's gradient from its last use to its first. A value that the
+    head keeps for the tail and sends to the body gets tail + (sum over the body) instead of
+    ((tail + body's last) + …): the same for one use in the body, another order for more.
+    """
+    if partition.count < 3:
+        return ()
+    kept = {op for op in partition.kept if isinstance(op.value, Tensor) and op.needs_grad}
+    twice = [op for op in partition.up if op in kept and _terms(partition, op, 1) > 1]
+    return tuple(op.name for op in twice)
+
+
+def _terms(partition: Partition, value: Op, side: int) -> int:
+    """How many gradient terms the part gives the value."""
+    return sum(used is value for op in partition.parts[side].ops if op.grad for used in op.uses())

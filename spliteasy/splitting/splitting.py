@@ -1,0 +1,194 @@
+"""Split a model: `split()` and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spliteasy.errors import CutError, JobError, PortableError
+from spliteasy.portable.check import check_document
+from spliteasy.portable.graph import Document, ValueSpec
+from spliteasy.portable.program import Program
+from spliteasy.segment import Segment
+from spliteasy.splitting.boundaries import Partition
+from spliteasy.splitting.exporting import TracedModel, trace_model
+from spliteasy.splitting.lowering import lower, tensor_spec, value_spec
+from spliteasy.splitting.places import ends_of_calls, find_call
+from spliteasy.splitting.rules import check_partition, regrouped_sums
+from spliteasy.splitting.trace import Op, TensorInfo, Trace
+
+NAMES = ("head", "body", "tail")
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """What crosses one cut, in training."""
+
+    cut: str
+    values: tuple[ValueSpec, ...]
+
+    def bytes_for(self, batch: int) -> int:
+        """Bytes over the wire in one direction at that batch size, nothing compressed."""
+        return sum(value.bytes_for(batch) for value in self.values)
+
+    def grad_bytes_for(self, batch: int) -> int:
+        """Bytes of the gradients that come back."""
+        return sum(value.bytes_for(batch) for value in self.values if value.needs_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A model in two segments (`tail` is None: the labels are shared) or three.
+
+    `head(*inputs)` gives the values for the wire, then `skips`, which stay for the tail;
+    `body(*up)` gives the values down; `tail(*down, *skips)` gives the model's outputs, flat.
+    """
+
+    head: Segment
+    body: Segment
+    tail: Segment | None
+    boundaries: tuple[Boundary, ...]
+    """One per cut: up, and (with a tail) down."""
+    skips: tuple[ValueSpec, ...]
+    """Values of the head that the tail uses: they stay on the device."""
+    regrouped: tuple[str, ...] = ()
+    """Values whose gradient is a sum of three or more terms that the split adds in another order.
+
+    With n terms, each is off by at most 2 (n - 1) units in the last place of the sum of magnitudes.
+    """
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return (self.head, self.body) if self.tail is None else (self.head, self.body, self.tail)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All parameters and persistent buffers under the original model's names."""
+        return {name: value for segment in self.segments for name, value in segment.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state dict of the original model. Raises `JobError`, before anything changes, if it differs."""
+        mine = self.state_dict()
+        wrong = sorted(mine.keys() ^ state.keys())
+        wrong += [name for name in mine.keys() & state.keys() if mine[name].shape != state[name].shape]
+        if wrong:
+            raise JobError(f"the state dict differs from the model's at {', '.join(wrong[:5])}")
+        for segment in self.segments:
+            segment.load_state_dict({name: state[name] for name in segment.state_dict()})
+
+    def train(self, mode: bool = True) -> Split:
+        for segment in self.segments:
+            segment.train(mode)
+        return self
+
+    def eval(self) -> Split:
+        return self.train(False)
+
+
+def split(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    cuts: str | Sequence[str] = ("stem", "pool"),
+    *,
+    share_inputs: Iterable[str] = (),
+) -> Split:
+    """Split `model` after the named modules.
+
+    `example_inputs`: one tensor or a tuple, batch first; the batch size stays free.
+    `cuts`: one module path (head on the device, the rest on the server), or two (head, body, tail);
+    `"relu#2"` means after the second call of `relu`, a plain path after the last.
+    `share_inputs`: names of model inputs that may leave the device.
+
+    The segments hold copies; the model stays as it was. Raises `CutError` for a cut that does not
+    exist or can't be right, `JobError` for a model that can't be traced or made portable.
+    """
+    return split_traced(trace_model(model, example_inputs), cuts, share_inputs=share_inputs)
+
+
+def split_traced(
+    traced: TracedModel, cuts: str | Sequence[str], *, share_inputs: Iterable[str] = ()
+) -> Split:
+    """`split` for a model that is traced already."""
+    names = (cuts,) if isinstance(cuts, str) else tuple(cuts)
+    if len(names) not in (1, 2):
+        raise CutError(f"{len(names)} cuts given, one or two are possible")
+    shared = frozenset(share_inputs)
+    unknown = shared - {op.name for op in traced.train.inputs}
+    if unknown:
+        raise CutError(
+            f"share_inputs names {min(unknown)!r}, which is no input of the model",
+            hint="its inputs are " + ", ".join(op.name for op in traced.train.inputs),
+        )
+    train = cut_trace(traced.train, names, traced.paths)
+    check_partition(train, names, shared)
+    evaluation = cut_trace(traced.eval, names, traced.paths)
+    check_partition(evaluation, names, shared, owners=train)
+    return _assemble(traced, names, train, evaluation)
+
+
+def cut_trace(trace: Trace, names: Sequence[str], paths: Sequence[str]) -> Partition:
+    """Raises `CutError` for an unknown module, and for cuts in the wrong order."""
+    ends_by_call = ends_of_calls(trace)
+    ends = [ends_by_call[find_call(name, trace, paths)] for name in names]
+    if sorted(ends) != ends:
+        raise CutError(
+            f"cut {names[0]!r} comes after {names[1]!r} in the model",
+            hint=f"write cuts = ({names[1]!r}, {names[0]!r})",
+        )
+    return Partition(trace, ends)
+
+
+def _assemble(traced: TracedModel, names: Sequence[str], train: Partition, evaluation: Partition) -> Split:
+    owned = _ownership(traced, train, evaluation)
+    segments = []
+    for side, infos in enumerate(owned):
+        table = {name: place for place, name in enumerate(infos)}
+        document = Document(
+            name=NAMES[side],
+            tensors=tuple(tensor_spec(info) for info in infos.values()),
+            train=lower(train.parts[side], table),
+            eval=lower(evaluation.parts[side], table),
+        )
+        try:
+            check_document(document)
+        except PortableError as error:
+            raise JobError(f"the model can't be made portable: {error.message}") from None
+        segments.append(Segment(Program(document), _copies(infos)))
+    boundaries = [Boundary(names[0], tuple(value_spec(op) for op in train.up))]
+    if train.count == 3:
+        boundaries.append(Boundary(names[1], tuple(value_spec(op) for op in train.down)))
+    return Split(
+        head=segments[0],
+        body=segments[1],
+        tail=segments[2] if train.count == 3 else None,
+        boundaries=tuple(boundaries),
+        skips=tuple(value_spec(op) for op in train.kept),
+        regrouped=regrouped_sums(train),
+    )
+
+
+def _ownership(traced: TracedModel, train: Partition, evaluation: Partition) -> list[dict[str, TensorInfo]]:
+    """The tensors of each part by main name, in the model's order. What no operator uses goes to the body."""
+    owned: list[dict[str, TensorInfo]] = [{} for _ in train.parts]
+    everywhere: dict[str, TensorInfo] = {}
+    for trace in (traced.train, traced.eval):
+        everywhere |= {op.name: info for op, info in trace.tensors.items()}
+    for name, info in everywhere.items():
+        sides = {
+            s for p in (train, evaluation) for s, part in enumerate(p.parts) if name in _names(part.tensors)
+        }
+        for side in sides or ({1} if info.kind != "constant" else set()):
+            owned[side][name] = info
+    return owned
+
+
+def _names(ops: Iterable[Op]) -> set[str]:
+    return {op.name for op in ops}
+
+
+def _copies(infos: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+    return {
+        name: info.tensor.detach().clone(memory_format=torch.preserve_format) for name, info in infos.items()
+    }

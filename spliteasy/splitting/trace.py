@@ -1,0 +1,152 @@
+"""A traced model: a straight line of operators on values of known shape, dtype and need of gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from spliteasy.portable.graph import BatchDim, Dim
+from spliteasy.portable.operators import COPIES, VIEWS, is_in_place, is_random
+
+ModuleCall: TypeAlias = tuple[str, int]
+"""A module's path, and which of its calls: from 1."""
+
+INPUT, TENSOR = "input", "tensor"
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """One operator, model input or tensor of the model. `value` is its fake value: shapes, no data.
+
+    `target` is a portable operator's name, `INPUT` or `TENSOR`. `args` and `kwargs` refer to other ops.
+    """
+
+    name: str
+    target: str
+    value: Any
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    grad: bool = True
+    calls: tuple[ModuleCall, ...] = ()
+    index: int = -1
+    raw: bool = False
+    """A model input, or one only rearranged: what must not leave the device."""
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.target}>"
+
+    @property
+    def is_number(self) -> bool:
+        return isinstance(self.value, torch.SymInt | torch.SymFloat)
+
+    @property
+    def needs_grad(self) -> bool:
+        return isinstance(self.value, Tensor) and self.value.requires_grad
+
+    @property
+    def rearranges(self) -> bool:
+        """Whether the values of its first argument come out unchanged, only elsewhere."""
+        return self.target in VIEWS or self.target in COPIES
+
+    @property
+    def random(self) -> bool:
+        return self.target not in (INPUT, TENSOR) and is_random(self.target, self.args, self.kwargs)
+
+    def uses(self) -> Iterator[Op]:
+        """The ops it takes, each as often as it takes it."""
+        yield from references((self.args, tuple(self.kwargs.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A parameter, buffer or constant of the model. `names`: all its names, the main one first."""
+
+    names: tuple[str, ...]
+    kind: str
+    tensor: Tensor
+    persistent: bool = True
+
+
+@dataclass(slots=True)
+class Trace:
+    """The model in one mode. `ops` are in order of execution, without inputs and tensors."""
+
+    inputs: list[Op]
+    tensors: dict[Op, TensorInfo]
+    ops: list[Op]
+    outputs: list[Op]
+    written: frozenset[Op] = frozenset()
+    """Tensors that some operator writes into: running statistics."""
+
+    def number(self) -> None:
+        """Give every op its place, and note who is only an input rearranged."""
+        for index, op in enumerate(self.ops):
+            op.index = index
+            op.raw = op.rearranges and any(used.raw for used in references(op.args[:1]))
+
+    def has_effect(self, op: Op) -> bool:
+        """Whether the op must run even if nobody uses its value: it writes a buffer, or moves the random state."""
+        if op.target == "aten.batch_norm.default":
+            return bool(op.args[5]) and isinstance(op.args[3], Op)
+        return op.random or (is_in_place(op.target) and root_of(op) in self.tensors)
+
+
+def references(value: Any) -> Iterator[Op]:
+    """The ops within an argument."""
+    if isinstance(value, Op):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from references(item)
+
+
+def replaced(value: Any, change: Callable[[Op], Any]) -> Any:
+    """The argument with every op in it changed."""
+    if isinstance(value, Op):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return [replaced(item, change) for item in value]
+    return value
+
+
+def root_of(op: Op) -> Op:
+    """The op whose memory this one writes or shows, by in-place operators and views."""
+    while (
+        op.args
+        and isinstance(op.args[0], Op)
+        and (op.target in VIEWS or op.target == "getitem" or is_in_place_op(op))
+    ):
+        op = op.args[0]
+    return op
+
+
+def is_in_place_op(op: Op) -> bool:
+    return op.target not in (INPUT, TENSOR) and is_in_place(op.target)
+
+
+def dim_of(size: int | torch.SymInt) -> Dim | None:
+    """A traced size as a portable dimension; None if it does not grow evenly with the batch."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    symbols = list(expression.free_symbols)
+    if not symbols:
+        return int(expression)
+    if len(symbols) > 1 or not expression.is_polynomial(*symbols):
+        return None
+    polynomial = expression.as_poly(*symbols)
+    if polynomial.degree() != 1 or not all(part.is_integer for part in polynomial.all_coeffs()):
+        return None
+    batch, plus = (int(part) for part in polynomial.all_coeffs())
+    return BatchDim(batch=batch, plus=plus) if batch > 0 else None
+
+
+def same_number(left: Any, right: Any) -> bool:
+    """Whether two traced sizes are the same at every batch size."""
+    if isinstance(left, int) or isinstance(right, int):
+        return isinstance(left, int) and isinstance(right, int) and left == right
+    return bool(left.node.expr == right.node.expr)
