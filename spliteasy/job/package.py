@@ -72,6 +72,35 @@ def manifest_of(name: str, parts: Mapping[str, bytes]) -> bytes:
     return orjson.dumps(manifest.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
 
 
+def job_digest(manifest: bytes) -> str:
+    """The digest of the job that the manifest is of: 64 hexadecimal digits."""
+    return _sha256(manifest)
+
+
+def read_package(folder: Path) -> tuple[bytes, dict[str, bytes]]:
+    """Manifest and parts in the folder, each checked against the manifest.
+
+    Raises JobError if there is nothing to read, PortableError if something is damaged.
+    """
+    try:
+        manifest = (folder / MANIFEST).read_bytes()
+        names = _parse_manifest(manifest, None).parts
+        parts = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    except OSError as error:
+        raise JobError(f"{folder} is no job package: {error.strerror}") from error
+    return manifest, _checked_parts(_parse_manifest(manifest, None), parts)
+
+
+def write_package(folder: Path, manifest: bytes, parts: Mapping[str, bytes]) -> None:
+    """Write manifest and parts into a new folder, all or nothing. Raises JobError."""
+    try:
+        write_folder(folder, {**parts, MANIFEST: manifest})
+    except FileExistsError:
+        raise JobError(f"{folder} exists already", hint="name a folder that does not") from None
+    except OSError as error:
+        raise JobError(f"{folder}: the job can't be written: {error.strerror}") from error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Job:
     """One version of a job, `name@digest`. Its segments are templates: sessions `spawn` their own."""
@@ -120,7 +149,7 @@ class Job:
             signature=signature,
             manifest=manifest,
             parts=found,
-            digest=_sha256(manifest),
+            digest=job_digest(manifest),
             head=head,
             tail=tail,
             loss=_loss(spec, found),
@@ -130,22 +159,11 @@ class Job:
     @classmethod
     def load(cls, folder: Path, *, digest: str | None = None) -> Job:
         """Read what `save` wrote. Raises JobError if there is nothing to read, PortableError if damaged."""
-        try:
-            manifest = (folder / MANIFEST).read_bytes()
-            names = _parse_manifest(manifest, digest).parts
-            parts = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
-        except OSError as error:
-            raise JobError(f"{folder} is no job package: {error.strerror}") from error
-        return cls.from_parts(manifest, parts, digest=digest)
+        return cls.from_parts(*read_package(folder), digest=digest)
 
     def save(self, folder: Path) -> None:
         """Write manifest and parts into a new folder, all or nothing. Raises JobError."""
-        try:
-            write_folder(folder, {**self.parts, MANIFEST: self.manifest})
-        except FileExistsError:
-            raise JobError(f"{folder} exists already", hint="name a folder that does not") from None
-        except OSError as error:
-            raise JobError(f"{folder}: the job can't be written: {error.strerror}") from error
+        write_package(folder, self.manifest, self.parts)
 
     @property
     def name(self) -> str:
@@ -176,7 +194,7 @@ def _sha256(data: bytes) -> str:
 def _parse_manifest(manifest: bytes, digest: str | None) -> Manifest:
     if len(manifest) > MAX_MANIFEST_BYTES:
         raise PortableError(f"a job manifest of {len(manifest)} bytes is too large")
-    found = _sha256(manifest)
+    found = job_digest(manifest)
     if digest is not None and found != digest:
         raise PortableError(f"the job manifest has digest {found}, not {digest}")
     try:
