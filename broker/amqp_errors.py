@@ -73,7 +73,8 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
         )
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return LinkRefused(
-            f"a TLS file of the broker's URL can't be read: {error.strerror}: {error.filename}"
+            f"a TLS file can't be read: {os.strerror(error.errno or 0).lower()}",
+            hint="check cafile, certfile and keyfile in the broker's URL",
         )
     if isinstance(cause, socket.gaierror):
         return LinkError(f"the broker's host {address.host!r} is unknown", hint="check the URL's host name")
