@@ -13,16 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spliteasy.segment import Segment, load_segment
+    from spliteasy.splitting.losses import PortableLoss, load_function, trace_function
     from spliteasy.splitting.splitting import Boundary, Split, split
 
-__all__ = ["Boundary", "Segment", "Split", "load_segment", "split"]
+__all__ = [
+    "Boundary",
+    "PortableLoss",
+    "Segment",
+    "Split",
+    "load_function",
+    "load_segment",
+    "split",
+    "trace_function",
+]
 
 _HOMES = {
     "Boundary": "spliteasy.splitting.splitting",
+    "PortableLoss": "spliteasy.splitting.losses",
     "Segment": "spliteasy.segment",
     "Split": "spliteasy.splitting.splitting",
+    "load_function": "spliteasy.splitting.losses",
     "load_segment": "spliteasy.segment",
     "split": "spliteasy.splitting.splitting",
+    "trace_function": "spliteasy.splitting.losses",
 }
 
 

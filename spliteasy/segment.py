@@ -42,7 +42,7 @@ class Segment(nn.Module):
             self._adopt(spec, _fitting(spec, tensors[spec.name]))
 
     def _adopt(self, spec: TensorSpec, tensor: Tensor) -> None:
-        """Register under all names. Straight into the dictionaries: a user's `forward` or `name` is no clash."""
+        """Register under all names, straight into the dictionaries: a user's module may be called `name`."""
         parameter = (
             nn.Parameter(tensor, requires_grad=spec.requires_grad) if spec.kind == "parameter" else None
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,28 +31,31 @@ def _names(text: str) -> frozenset[str]:
 
 
 ARITHMETIC = _names("""
-    add.Tensor Scalar; sub.Tensor Scalar; rsub.Tensor Scalar; mul.Tensor Scalar; div.Tensor Scalar Tensor_mode
-    Scalar_mode; true_divide.Tensor; floor_divide.default Scalar; remainder.Tensor Scalar; fmod.Tensor Scalar;
-    pow.Tensor_Scalar Tensor_Tensor Scalar; neg; abs; sign; sqrt; rsqrt; square; reciprocal; exp; exp2; expm1; log;
-    log1p; log2; log10; sin; cos; tan; asin; acos; atan; atan2; sinh; cosh; floor; ceil; round; trunc; frac; erf; erfc;
-    maximum; minimum; clamp.default Tensor; clamp_min.default Tensor; clamp_max.default Tensor; clip;
-    addcmul; addcdiv; lerp.Tensor Scalar; nan_to_num; logaddexp; xlogy.Tensor; hypot; lgamma; digamma
+    add.Tensor Scalar; sub.Tensor Scalar; rsub.Tensor Scalar; mul.Tensor Scalar; div.Tensor Scalar
+    Tensor_mode Scalar_mode; true_divide.Tensor; floor_divide.default Scalar; remainder.Tensor Scalar;
+    fmod.Tensor Scalar; pow.Tensor_Scalar Tensor_Tensor Scalar; neg; abs; sign; sqrt; rsqrt; square;
+    reciprocal; exp; exp2; expm1; log; log1p; log2; log10; sin; cos; tan; asin; acos; atan; atan2; sinh;
+    cosh; floor; ceil; round; trunc; frac; erf; erfc; maximum; minimum; clamp.default Tensor;
+    clamp_min.default Tensor; clamp_max.default Tensor; clip; addcmul; addcdiv; lerp.Tensor Scalar;
+    nan_to_num; logaddexp; xlogy.Tensor; hypot; lgamma; digamma
 """)
 LOGIC = _names("""
-    eq.Tensor Scalar; ne.Tensor Scalar; lt.Tensor Scalar; le.Tensor Scalar; gt.Tensor Scalar; ge.Tensor Scalar;
-    logical_and; logical_or; logical_not; logical_xor; bitwise_and.Tensor Scalar; bitwise_or.Tensor Scalar;
-    bitwise_not; bitwise_xor.Tensor Scalar; bitwise_left_shift.Tensor_Scalar; bitwise_right_shift.Tensor_Scalar;
-    isnan; isinf; isfinite; where.self ScalarOther ScalarSelf Scalar; masked_fill.Scalar Tensor
+    eq.Tensor Scalar; ne.Tensor Scalar; lt.Tensor Scalar; le.Tensor Scalar; gt.Tensor Scalar; ge.Tensor
+    Scalar; logical_and; logical_or; logical_not; logical_xor; bitwise_and.Tensor Scalar;
+    bitwise_or.Tensor Scalar; bitwise_not; bitwise_xor.Tensor Scalar; bitwise_left_shift.Tensor_Scalar;
+    bitwise_right_shift.Tensor_Scalar; isnan; isinf; isfinite; where.self ScalarOther ScalarSelf Scalar;
+    masked_fill.Scalar Tensor
 """)
 REDUCTIONS = _names("""
-    sum.default dim_IntList; mean.default dim; prod.default dim_int; amax; amin; aminmax; max.default dim other;
-    min.default dim other; var.default dim correction; var_mean.correction dim; std.default dim correction;
-    std_mean.correction; norm.Scalar ScalarOpt_dim; linalg_vector_norm; linalg_norm; logsumexp; all.default dim;
-    any.default dim; argmax; argmin; cumsum; cumprod; topk; sort.default stable; argsort.default stable; frobenius_norm.dim
+    sum.default dim_IntList; mean.default dim; prod.default dim_int; amax; amin; aminmax; max.default dim
+    other; min.default dim other; var.default dim correction; var_mean.correction dim; std.default dim
+    correction; std_mean.correction; norm.Scalar ScalarOpt_dim; linalg_vector_norm; linalg_norm;
+    logsumexp; all.default dim; any.default dim; argmax; argmin; cumsum; cumprod; topk; sort.default
+    stable; argsort.default stable; frobenius_norm.dim
 """)
 LINEAR_ALGEBRA = _names("""
-    linear; matmul; mm; bmm; mv; dot; addmm; addmv; baddbmm; addbmm; einsum; outer; bilinear; tensordot; cosine_similarity;
-    cdist; pairwise_distance
+    linear; matmul; mm; bmm; mv; dot; addmm; addmv; baddbmm; addbmm; einsum; outer; bilinear; tensordot;
+    cosine_similarity; cdist; pairwise_distance
 """)
 CONVOLUTIONS = _names("""
     conv1d.default padding; conv2d.default padding; conv3d.default padding; convolution; conv_transpose1d;
@@ -60,60 +63,66 @@ CONVOLUTIONS = _names("""
 """)
 POOLING = _names("""
     max_pool1d; max_pool2d; max_pool3d; max_pool2d_with_indices; avg_pool1d; avg_pool2d; avg_pool3d;
-    adaptive_avg_pool1d; adaptive_avg_pool2d; adaptive_avg_pool3d; adaptive_max_pool1d; adaptive_max_pool2d;
-    upsample_nearest1d.default vec; upsample_nearest2d.default vec; upsample_nearest3d.default vec;
-    upsample_bilinear2d.default vec; upsample_bicubic2d.default vec; upsample_linear1d.default vec;
-    upsample_trilinear3d.default vec; grid_sampler; grid_sampler_2d; affine_grid_generator; im2col; col2im
+    adaptive_avg_pool1d; adaptive_avg_pool2d; adaptive_avg_pool3d; adaptive_max_pool1d;
+    adaptive_max_pool2d; upsample_nearest1d.default vec; upsample_nearest2d.default vec;
+    upsample_nearest3d.default vec; upsample_bilinear2d.default vec; upsample_bicubic2d.default vec;
+    upsample_linear1d.default vec; upsample_trilinear3d.default vec; grid_sampler; grid_sampler_2d;
+    affine_grid_generator; im2col; col2im
 """)
 NORMALISATION = _names("""
     batch_norm; layer_norm; group_norm; instance_norm; rms_norm; native_layer_norm; native_group_norm
 """)
 ACTIVATIONS = _names("""
-    relu; relu6; leaky_relu; elu; celu; selu; gelu; silu; mish; sigmoid; tanh; hardtanh; hardsigmoid; hardswish;
-    softplus; log_sigmoid; threshold; hardshrink; softshrink; prelu; glu; softmax.int; log_softmax.int;
-    _softmax; _log_softmax; logit; rrelu
+    relu; relu6; leaky_relu; elu; celu; selu; gelu; silu; mish; sigmoid; tanh; hardtanh; hardsigmoid;
+    hardswish; softplus; log_sigmoid; threshold; hardshrink; softshrink; prelu; glu; softmax.int;
+    log_softmax.int; _softmax; _log_softmax; logit; rrelu
 """)
 ATTENTION_AND_RECURRENCE = _names("""
-    scaled_dot_product_attention; lstm.input; gru.input; rnn_tanh.input; rnn_relu.input; lstm_cell; gru_cell; rnn_tanh_cell;
-    rnn_relu_cell; embedding; embedding_renorm; one_hot
+    scaled_dot_product_attention; lstm.input; gru.input; rnn_tanh.input; rnn_relu.input; lstm_cell;
+    gru_cell; rnn_tanh_cell; rnn_relu_cell; embedding; embedding_renorm; one_hot
 """)
 RANDOM = _names("""
-    dropout; feature_dropout; alpha_dropout; feature_alpha_dropout; native_dropout; bernoulli.default p; rand; randn;
-    rand_like; randn_like; randint.default low; randint_like.default low_dtype; randperm; normal_functional;
-    bernoulli_.float; uniform_; normal_; exponential_
+    dropout; feature_dropout; alpha_dropout; feature_alpha_dropout; native_dropout; bernoulli.default p;
+    rand; randn; rand_like; randn_like; randint.default low; randint_like.default low_dtype; randperm;
+    normal_functional; bernoulli_.float; uniform_; normal_; exponential_
 """)
 VIEWS = _names("""
-    view.default dtype; reshape; view_as; reshape_as; _unsafe_view; flatten.using_ints; unflatten.int; squeeze.default dim
-    dims; unsqueeze; permute; transpose.int; t; movedim.int intlist; swapaxes; swapdims; numpy_T; mT; expand; expand_as;
-    broadcast_to; slice.Tensor; select.int; narrow; chunk; split.Tensor sizes; split_with_sizes; tensor_split.sections;
-    unbind.int; diagonal; unfold; detach; alias; contiguous; ravel; adjoint; atleast_1d; atleast_2d; atleast_3d;
-    broadcast_tensors; meshgrid.default indexing
+    view.default dtype; reshape; view_as; reshape_as; _unsafe_view; flatten.using_ints; unflatten.int;
+    squeeze.default dim dims; unsqueeze; permute; transpose.int; t; movedim.int intlist; swapaxes;
+    swapdims; numpy_T; mT; expand; expand_as; broadcast_to; slice.Tensor; select.int; narrow; chunk;
+    split.Tensor sizes; split_with_sizes; tensor_split.sections; unbind.int; diagonal; unfold; detach;
+    alias; contiguous; ravel; adjoint; atleast_1d; atleast_2d; atleast_3d; broadcast_tensors;
+    meshgrid.default indexing
 """)
 COPIES = _names("""
-    clone; cat; concat; stack; hstack; vstack; dstack; repeat; repeat_interleave.self_int; tile; flip; roll; rot90; pad;
-    constant_pad_nd; reflection_pad1d; reflection_pad2d; reflection_pad3d; replication_pad1d; replication_pad2d;
-    replication_pad3d; pixel_shuffle; pixel_unshuffle; channel_shuffle; index_select; index.Tensor; gather; take;
-    take_along_dim; _to_copy; to.dtype dtype_layout other; type_as; tril; triu; diag_embed; copy; slice_scatter;
-    select_scatter; diagonal_scatter; scatter.src value; scatter_add; scatter_reduce.two; index_add; index_copy;
-    index_fill.int_Scalar int_Tensor; index_put; masked_scatter; fill.Scalar Tensor; kron; block_diag; float_power.Tensor_Scalar
+    clone; cat; concat; stack; hstack; vstack; dstack; repeat; repeat_interleave.self_int; tile; flip;
+    roll; rot90; pad; constant_pad_nd; reflection_pad1d; reflection_pad2d; reflection_pad3d;
+    replication_pad1d; replication_pad2d; replication_pad3d; pixel_shuffle; pixel_unshuffle;
+    channel_shuffle; index_select; index.Tensor; gather; take; take_along_dim; _to_copy; to.dtype
+    dtype_layout other; type_as; tril; triu; diag_embed; copy; slice_scatter; select_scatter;
+    diagonal_scatter; scatter.src value; scatter_add; scatter_reduce.two; index_add; index_copy;
+    index_fill.int_Scalar int_Tensor; index_put; masked_scatter; fill.Scalar Tensor; kron; block_diag;
+    float_power.Tensor_Scalar
 """)
 FACTORIES = _names("""
-    zeros; ones; full; empty.memory_format; arange.default start start_step; linspace; eye.default m; scalar_tensor;
-    zeros_like; ones_like; full_like; empty_like; new_zeros; new_ones; new_full; new_empty; empty_strided;
-    tril_indices; triu_indices
+    zeros; ones; full; empty.memory_format; arange.default start start_step; linspace; eye.default m;
+    scalar_tensor; zeros_like; ones_like; full_like; empty_like; new_zeros; new_ones; new_full; new_empty;
+    empty_strided; tril_indices; triu_indices
 """)
 LOSSES = _names("""
-    cross_entropy_loss; nll_loss; nll_loss_nd; nll_loss2d; binary_cross_entropy; binary_cross_entropy_with_logits;
-    mse_loss; l1_loss; smooth_l1_loss; huber_loss; kl_div; soft_margin_loss; margin_ranking_loss; hinge_embedding_loss;
-    cosine_embedding_loss; triplet_margin_loss; multi_margin_loss; multilabel_margin_loss; poisson_nll_loss
+    cross_entropy_loss; nll_loss; nll_loss_nd; nll_loss2d; binary_cross_entropy;
+    binary_cross_entropy_with_logits; mse_loss; l1_loss; smooth_l1_loss; huber_loss; kl_div;
+    soft_margin_loss; margin_ranking_loss; hinge_embedding_loss; cosine_embedding_loss;
+    triplet_margin_loss; multi_margin_loss; multilabel_margin_loss; poisson_nll_loss
 """)
 IN_PLACE = _names("""
-    add_.Tensor Scalar; sub_.Tensor Scalar; mul_.Tensor Scalar; div_.Tensor Scalar; copy_; fill_.Scalar Tensor; zero_;
-    lerp_.Scalar Tensor; clamp_; clamp_min_; clamp_max_; addcmul_; addcdiv_; index_put_; index_add_; index_copy_;
-    masked_fill_.Scalar Tensor; scatter_.src value; scatter_add_; sqrt_; rsqrt_; pow_.Scalar; neg_; exp_;
-    relu_; relu6_; hardtanh_; leaky_relu_; silu_; hardswish_; hardsigmoid_; sigmoid_; tanh_; elu_; mish_; celu_; selu_;
-    bitwise_and_.Tensor; bitwise_or_.Tensor; logical_and_; logical_or_; abs_; floor_; ceil_; round_; threshold_;
-    masked_scatter_; index_fill_.int_Scalar; remainder_.Scalar; sub_.Scalar; reciprocal_; square_; erf_; log_; sin_; cos_
+    add_.Tensor Scalar; sub_.Tensor Scalar; mul_.Tensor Scalar; div_.Tensor Scalar; copy_; fill_.Scalar
+    Tensor; zero_; lerp_.Scalar Tensor; clamp_; clamp_min_; clamp_max_; addcmul_; addcdiv_; index_put_;
+    index_add_; index_copy_; masked_fill_.Scalar Tensor; scatter_.src value; scatter_add_; sqrt_; rsqrt_;
+    pow_.Scalar; neg_; exp_; relu_; relu6_; hardtanh_; leaky_relu_; silu_; hardswish_; hardsigmoid_;
+    sigmoid_; tanh_; elu_; mish_; celu_; selu_; bitwise_and_.Tensor; bitwise_or_.Tensor; logical_and_;
+    logical_or_; abs_; floor_; ceil_; round_; threshold_; masked_scatter_; index_fill_.int_Scalar;
+    remainder_.Scalar; sub_.Scalar; reciprocal_; square_; erf_; log_; sin_; cos_
 """)
 SIZES = frozenset({"aten.sym_size.int", "aten.sym_numel.default"})
 
@@ -203,7 +212,7 @@ def name_of(target: Any) -> str:
     return name
 
 
-@lru_cache(maxsize=None)
+@cache
 def operator_of(name: str) -> Callable[..., Any]:
     """What `name` calls. Raises `PortableError` for a name that is not on the list."""
     if name in BUILTINS:
@@ -218,7 +227,7 @@ def operator_of(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=None)
+@cache
 def makes_from_nothing(name: str) -> bool:
     """Whether the operator creates a tensor without being given one, so that it must be told the device."""
     target = operator_of(name)

@@ -50,7 +50,8 @@ def tensors_from_bytes(data: bytes) -> dict[str, Tensor]:
 def memory_order(tensor: Tensor) -> list[int]:
     """Dimensions from the slowest to the fastest in memory; the plain order if the tensor is not dense."""
     plain = list(range(tensor.dim()))
-    order = sorted(plain, key=lambda dim: -tensor.stride(dim))
+    strides = tensor.stride()
+    order = sorted(plain, key=lambda dim: -strides[dim])
     return order if tensor.permute(order).is_contiguous() and not tensor.is_contiguous() else plain
 
 

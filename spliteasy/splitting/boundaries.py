@@ -13,7 +13,10 @@ from spliteasy.splitting.trace import INPUT, TENSOR, Op, Trace, is_in_place_op, 
 
 @dataclass(slots=True)
 class Part:
-    """One segment of a trace: what it is given, computes and returns. `swaps`: ops it knows under another op."""
+    """One segment of a trace: what it is given, computes and returns.
+
+    `swaps`: numbers of earlier parts, and the ops that work them out again here.
+    """
 
     inputs: list[Op] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
@@ -28,7 +31,7 @@ class Part:
 
 
 class Partition:
-    """A trace cut after the ops at `ends` (one or two places): two or three parts.
+    """A trace cut after the ops at `ends` (none, one or two places): one, two or three parts.
 
     Values flow forward only. A value of the first part that the last one needs is kept, not sent
     (three parts); everything that a later part needs crosses, but for what it can work out again:
@@ -103,7 +106,7 @@ class Partition:
             self._foreign[side].add(op)
 
     def _made_again(self, op: Op) -> bool:
-        """Whether the op is cheap and depends on sizes and constants alone, so that any part may compute it."""
+        """Whether the op depends on sizes and constants alone, so that any part may compute it."""
         if op not in self._again:
             self._again[op] = self._is_constant(op)
         return self._again[op]
@@ -117,9 +120,12 @@ class Partition:
 
     def _connect(self) -> None:
         """Settle what goes over each boundary, numbers last: they cross only if no tensor shows them."""
-        head, body, last = self.parts[0], self.parts[1], self.parts[-1]
+        head, last = self.parts[0], self.parts[-1]
         head.inputs = list(self.trace.inputs)
-        last.outputs = list(self.trace.outputs)
+        last.outputs, last.wire = list(self.trace.outputs), len(self.trace.outputs)
+        if self.count == 1:
+            return
+        body = self.parts[1]
         body.inputs = self._ordered(self._foreign[1])
         body.inputs += self._work_out(1, body.inputs)
         kept: list[Op] = []

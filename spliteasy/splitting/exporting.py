@@ -1,7 +1,8 @@
-"""Trace a model with `torch.export` into a `Trace`, in training mode as the user left it and in evaluation."""
+"""Trace a model with `torch.export`: in training mode as the user left it, and in evaluation mode."""
 
 from __future__ import annotations
 
+import inspect
 import operator
 import warnings
 from collections.abc import Iterator, Sequence
@@ -40,29 +41,29 @@ def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -
     Raises `JobError` if the model can't be traced or uses what has no portable form.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if not inputs or not all(isinstance(value, Tensor) and value.dim() for value in inputs):
-        raise JobError("example inputs must be tensors with the batch first")
-    inputs = tuple(value if value.shape[0] > 1 else torch.cat((value, value)) for value in inputs)
-    if len({value.shape[0] for value in inputs}) > 1:
-        raise JobError("example inputs differ in batch size")
     training = {module: module.training for module in model.modules()}
     try:
-        train = _trace(model, inputs, "train")
+        train = trace_inputs(model, inputs, "train")
         model.eval()
-        evaluation = _trace(model, inputs, "eval")
+        evaluation = trace_inputs(model, inputs, "eval")
     finally:
         for module, flag in training.items():
             module.training = flag
     return TracedModel(train, evaluation, tuple(name for name, _ in model.named_modules() if name))
 
 
-def _trace(model: nn.Module, inputs: tuple[Tensor, ...], mode: str) -> Trace:
-    batch = Dim("batch")
+def trace_inputs(model: nn.Module, inputs: tuple[Tensor, ...], mode: str) -> Trace:
+    """Trace the model as its modules' modes stand; `mode` only names its constants."""
+    if not inputs or not all(isinstance(value, Tensor) and value.dim() for value in inputs):
+        raise JobError("example inputs must be tensors with the batch first")
+    if len({value.shape[0] for value in inputs}) > 1:
+        raise JobError("example inputs differ in batch size")
+    inputs = tuple(torch.cat((value, value)) if value.shape[0] == 1 else value for value in inputs)
     try:
         with warnings.catch_warnings(), _quietly():
             warnings.simplefilter("ignore")
             exported = torch.export.export(
-                model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
+                model, inputs, dynamic_shapes=_batch_first(model, len(inputs)), strict=False
             )
             return _Reader(model, exported, mode).read()
     except PortableError as error:
@@ -75,6 +76,17 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...], mode: str) -> Trace:
             f"torch.export can't trace the model in {mode} mode: {reason[0][:300]}",
             hint="the batch size must be free to vary, and control flow must not depend on values",
         ) from error
+
+
+def _batch_first(model: nn.Module, count: int) -> tuple[Any, ...]:
+    """The first dimension of every input is the batch; those that `*args` takes are a group of their own."""
+    shape = {0: Dim("batch")}
+    plain = 0
+    for parameter in inspect.signature(model.forward).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return (*(shape for _ in range(plain)), tuple(shape for _ in range(count - plain)))
+        plain += plain < count
+    return tuple(shape for _ in range(count))
 
 
 @contextmanager
@@ -118,6 +130,7 @@ class _Reader:
             op = Op(str(node.target), INPUT, value, raw=True)
             self._inputs.append(op)
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            assert isinstance(value, Tensor), "torch.export gives each tensor its fake value"
             op = self._tensor(spec, value)
         else:
             raise JobError(
@@ -161,7 +174,7 @@ class _Reader:
         for placeholder, given in zip((n for n in nodes if n.op == "placeholder"), outer, strict=True):
             self._recorder.alias(placeholder, given)  # type: ignore[arg-type]
         self._walk(inner, nodes, grad=bool(flag))
-        return list(nodes[-1].args[0])  # type: ignore[arg-type]
+        return list(nodes[-1].args[0])
 
     def _outputs(self, node: fx.Node) -> list[Op]:
         outputs = []
@@ -177,7 +190,7 @@ class _Reader:
 
 
 def module_calls(node: fx.Node) -> tuple[ModuleCall, ...]:
-    """The module calls that contain the node, outermost first. torch.export writes a second call as `relu@1`."""
+    """The module calls that contain the node, outermost first. A second call is traced as `relu@1`."""
     calls = []
     for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
         if not path or not str(key).startswith("L__self__"):

@@ -77,7 +77,7 @@ class Recorder:
         return again
 
     def record(self, node: fx.Node, grad: bool, calls: tuple[ModuleCall, ...]) -> None:
-        """Raises `PortableError` for an operator off the list, `JobError` for a write that can't be followed."""
+        """Raises `PortableError` for an operator off the list, `JobError` for a write it can't follow."""
         self._calls = calls
         name, args, kwargs = self._call(node)
         if is_in_place(name):
@@ -173,7 +173,7 @@ class Recorder:
         self.alias(node, self._real(node.args[0]))  # type: ignore[arg-type]
 
     def _refuse_untracked(self, node: fx.Node, target: fx.Node, old: Op, grad: bool) -> None:
-        """A write that autograd does not see changes values under a gradient: no functional form does that."""
+        """A write that autograd does not see has no functional form."""
         if not grad and old.value.requires_grad:
             raise JobError(
                 f"{node.name} writes into an activation under no_grad", hint="compute a new tensor instead"

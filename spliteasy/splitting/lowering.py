@@ -15,7 +15,7 @@ from spliteasy.splitting.trace import Op, TensorInfo, dim_of, replaced
 
 
 def lower(part: Part, table: Mapping[str, int]) -> Graph:
-    """`table`: the number of each tensor, by main name. Raises `JobError` for shapes with no portable form."""
+    """`table`: each tensor's number by main name. Raises `JobError` for shapes with no portable form."""
     slots: dict[Op, int] = {op: table[op.name] for op in part.tensors}
     slots |= {op: len(table) + place for place, op in enumerate(part.inputs)}
     first = len(table) + len(part.inputs)

@@ -60,8 +60,9 @@ def _check_tensors(partition: Partition, names: Sequence[str], owners: Partition
         if len(where) > 1 and (info.tensor.requires_grad or op.name in written):
             both = " and ".join(_PARTS[side] for side in where)
             raise CutError(
-                f"cut after {', '.join(map(repr, names))}: {info.kind} {' = '.join(info.names)} is used by {both}",
-                hint="a tensor that training changes must be in one segment: move the cuts so that all its uses are",
+                f"cut after {', '.join(map(repr, names))}:"
+                f" {info.kind} {' = '.join(info.names)} is used by {both}",
+                hint="what training changes belongs to one segment: move the cuts so that its uses meet",
             )
 
 

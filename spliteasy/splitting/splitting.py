@@ -13,12 +13,12 @@ from spliteasy.portable.check import check_document
 from spliteasy.portable.graph import Document, ValueSpec
 from spliteasy.portable.program import Program
 from spliteasy.segment import Segment
-from spliteasy.splitting.boundaries import Partition
+from spliteasy.splitting.boundaries import Part, Partition
 from spliteasy.splitting.exporting import TracedModel, trace_model
 from spliteasy.splitting.lowering import lower, tensor_spec, value_spec
 from spliteasy.splitting.places import ends_of_calls, find_call
 from spliteasy.splitting.rules import check_partition, regrouped_sums
-from spliteasy.splitting.trace import Op, TensorInfo, Trace
+from spliteasy.splitting.trace import TensorInfo, Trace
 
 NAMES = ("head", "body", "tail")
 
@@ -69,7 +69,10 @@ class Split:
         return {name: value for segment in self.segments for name, value in segment.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state dict of the original model. Raises `JobError`, before anything changes, if it differs."""
+        """Take over a state dict of the original model.
+
+        Raises `JobError`, before anything changes, if names or shapes differ.
+        """
         mine = self.state_dict()
         wrong = sorted(mine.keys() ^ state.keys())
         wrong += [name for name in mine.keys() & state.keys() if mine[name].shape != state[name].shape]
@@ -142,20 +145,10 @@ def cut_trace(trace: Trace, names: Sequence[str], paths: Sequence[str]) -> Parti
 
 def _assemble(traced: TracedModel, names: Sequence[str], train: Partition, evaluation: Partition) -> Split:
     owned = _ownership(traced, train, evaluation)
-    segments = []
-    for side, infos in enumerate(owned):
-        table = {name: place for place, name in enumerate(infos)}
-        document = Document(
-            name=NAMES[side],
-            tensors=tuple(tensor_spec(info) for info in infos.values()),
-            train=lower(train.parts[side], table),
-            eval=lower(evaluation.parts[side], table),
-        )
-        try:
-            check_document(document)
-        except PortableError as error:
-            raise JobError(f"the model can't be made portable: {error.message}") from None
-        segments.append(Segment(Program(document), _copies(infos)))
+    segments = [
+        assemble(NAMES[side], train.parts[side], evaluation.parts[side], infos)
+        for side, infos in enumerate(owned)
+    ]
     boundaries = [Boundary(names[0], tuple(value_spec(op) for op in train.up))]
     if train.count == 3:
         boundaries.append(Boundary(names[1], tuple(value_spec(op) for op in train.down)))
@@ -169,26 +162,37 @@ def _assemble(traced: TracedModel, names: Sequence[str], train: Partition, evalu
     )
 
 
-def _ownership(traced: TracedModel, train: Partition, evaluation: Partition) -> list[dict[str, TensorInfo]]:
-    """The tensors of each part by main name, in the model's order. What no operator uses goes to the body."""
-    owned: list[dict[str, TensorInfo]] = [{} for _ in train.parts]
+def assemble(name: str, train: Part, evaluation: Part, infos: Sequence[TensorInfo]) -> Segment:
+    """A segment with copies of its tensors. Raises `JobError` for what has no portable form."""
+    table = {info.names[0]: place for place, info in enumerate(infos)}
+    try:
+        document = Document(
+            name=name,
+            tensors=tuple(tensor_spec(info) for info in infos),
+            train=lower(train, table),
+            eval=lower(evaluation, table),
+        )
+        check_document(document)
+    except PortableError as error:
+        raise JobError(f"the model can't be made portable: {error.message}", hint=error.hint) from None
+    copies = {
+        info.names[0]: info.tensor.detach().clone(memory_format=torch.preserve_format) for info in infos
+    }
+    return Segment(Program(document), copies)
+
+
+def _ownership(traced: TracedModel, train: Partition, evaluation: Partition) -> list[list[TensorInfo]]:
+    """The tensors of each part, in the model's order. What no operator uses goes to the body."""
+    owned: list[list[TensorInfo]] = [[] for _ in train.parts]
     everywhere: dict[str, TensorInfo] = {}
     for trace in (traced.train, traced.eval):
         everywhere |= {op.name: info for op, info in trace.tensors.items()}
+    used = [
+        {op.name for each in (train, evaluation) for op in each.parts[side].tensors}
+        for side in range(train.count)
+    ]
     for name, info in everywhere.items():
-        sides = {
-            s for p in (train, evaluation) for s, part in enumerate(p.parts) if name in _names(part.tensors)
-        }
-        for side in sides or ({1} if info.kind != "constant" else set()):
-            owned[side][name] = info
+        sides = [side for side, names in enumerate(used) if name in names]
+        for side in sides or ([1] if info.kind != "constant" else []):
+            owned[side].append(info)
     return owned
-
-
-def _names(ops: Iterable[Op]) -> set[str]:
-    return {op.name for op in ops}
-
-
-def _copies(infos: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
-    return {
-        name: info.tensor.detach().clone(memory_format=torch.preserve_format) for name, info in infos.items()
-    }

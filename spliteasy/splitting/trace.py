@@ -89,7 +89,7 @@ class Trace:
             op.raw = op.rearranges and any(used.raw for used in references(op.args[:1]))
 
     def has_effect(self, op: Op) -> bool:
-        """Whether the op must run even if nobody uses its value: it writes a buffer, or moves the random state."""
+        """Whether the op must run even if nobody uses its value: it writes a buffer, or draws numbers."""
         if op.target == "aten.batch_norm.default":
             return bool(op.args[5]) and isinstance(op.args[3], Op)
         return op.random or (is_in_place(op.target) and root_of(op) in self.tensors)
