@@ -64,8 +64,8 @@ down: setup ## Stop the local stack; its state stays
 	@$(BIN)/python -m deploy.local down
 
 clean: setup ## Stop the local stack and delete its state and all runs
-	@$(BIN)/python -m deploy.local down
-	rm -rf .local runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@$(BIN)/python -m deploy.local clean
+	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 distclean: clean ## The same, and the virtual environment too
 	rm -rf $(VENV) *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ class DeviceRun:
     samples: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    step_bytes: list[int] = field(default_factory=list)
+    """Bytes both ways between a step and the next, where nothing but steps happened in between."""
     step_seconds: float = 0.0
     """Wall time of the counted steps: reconnects within them are in it, evaluations are not."""
     state: str = "connecting"
@@ -63,10 +66,14 @@ class DeviceRun:
 
     @property
     def bytes_per_step(self) -> float | None:
-        return (self.bytes_up + self.bytes_down) / self.steps if self.steps else None
+        """Median over the steps: neither the job's download nor evaluations are in it."""
+        return statistics.median(self.step_bytes) if self.step_bytes else None
 
     def summary(self) -> dict[str, Any]:
-        """The device's entry in report.json. Bytes are totals of this run, evaluations included."""
+        """The device's entry in report.json.
+
+        Bytes are totals up to the last step, with the job's download and the evaluations before it.
+        """
         return {
             "device": self.device,
             "steps": self.steps,
@@ -74,6 +81,7 @@ class DeviceRun:
             "test_accuracy": self.test_accuracy,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
+            "bytes_per_step": self.bytes_per_step,
             "ms_per_step": self.ms_per_step,
         }
 

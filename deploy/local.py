@@ -1,0 +1,306 @@
+"""The local stack: RabbitMQ, Redis and workers in the background of this machine.
+
+    python -m deploy.local up|down|clean|status|logs|scale
+
+Everything it keeps lies in `.local/` of the current folder: state, logs, pid files, a generated password,
+and (while it is up) `stack.json`, where the command line finds broker and store. Twice is harmless.
+Ports come from SPLITEASY_AMQP_PORT and SPLITEASY_REDIS_PORT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.daemons import Daemon
+from deploy.services import Access, ComposeServices, NativeServices, Services, docker_answers, native_missing
+from spliteasy.errors import SplitEasyError, UserError
+from spliteasy.logs import redact
+
+FOLDER = Path(".local")
+STACK = FOLDER / "stack.json"
+AMQP_PORT = ("SPLITEASY_AMQP_PORT", 5672)
+REDIS_PORT = ("SPLITEASY_REDIS_PORT", 6379)
+WORKERS_SERVE_S = 90.0
+DRAIN_S = 25.0
+POLL_S = 0.3
+MAX_WORKERS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The stack as it is up, or is to be."""
+
+    kind: str
+    """`native` or `compose`."""
+    access: Access
+
+    @property
+    def services(self) -> Services:
+        if self.kind == "native":
+            return NativeServices(FOLDER, self.access)
+        return ComposeServices(self.access)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs to find it."""
+        return {"SPLITEASY_BROKER": self.access.broker, "SPLITEASY_STORE": self.access.store}
+
+    def write(self) -> None:
+        """Say in `stack.json` where it is."""
+        write_private(
+            STACK,
+            json.dumps(
+                {
+                    "broker": self.access.broker,
+                    "store": self.access.store,
+                    "kind": self.kind,
+                    "amqp_port": self.access.amqp_port,
+                    "redis_port": self.access.redis_port,
+                },
+                indent=2,
+            ),
+        )
+
+
+def running_stack() -> Stack | None:
+    """The stack as it was brought up; None where it is down."""
+    try:
+        stored = json.loads(STACK.read_text())
+    except FileNotFoundError:
+        return None
+    access = Access(amqp_port=stored["amqp_port"], redis_port=stored["redis_port"], password=password())
+    return Stack(stored["kind"], access)
+
+
+def wanted_stack() -> Stack:
+    """The stack that the environment asks for. Raises UserError where it can't be."""
+    missing = native_missing()
+    if missing and not docker_answers():
+        raise UserError(
+            f"{' and '.join(missing)} not installed, and no Docker daemon answers",
+            hint="make deps installs them through apt",
+        )
+    access = Access(amqp_port=port(*AMQP_PORT), redis_port=port(*REDIS_PORT), password=password())
+    return Stack("compose" if missing else "native", access)
+
+
+def up(workers: int) -> None:
+    """Start what does not run yet, and wait until it serves. Raises UserError, SplitEasyError."""
+    FOLDER.mkdir(mode=0o700, exist_ok=True)
+    running = running_stack()
+    if running is not None:
+        check_same_ports(running.access)
+    stack = running or wanted_stack()
+    stack.services.start()
+    stack.write()
+    start_workers(stack, max(workers, len(running_workers())))
+    command = Path(sys.executable).with_name("spliteasy")
+    spliteasy = os.path.relpath(command) if command.exists() else "spliteasy"
+    print(f"""
+RabbitMQ   {redact(stack.access.broker)}
+Redis      {redact(stack.access.store)}
+workers    {len(running_workers())}
+The passwords are in {STACK}; commands started in this folder find them there.
+
+Next, each in a terminal of its own:
+  {spliteasy} submit examples/digits/job.toml
+  {spliteasy} agent --job digits --device phone-1 --data examples.digits:device_data
+  {spliteasy} status
+More workers: make scale WORKERS=4.  Also: make status, make logs, make down.""")
+
+
+def check_same_ports(access: Access) -> None:
+    """Raises UserError where the environment asks for other ports than those it is up on."""
+    for (variable, _), have in ((AMQP_PORT, access.amqp_port), (REDIS_PORT, access.redis_port)):
+        if port(variable, have) != have:
+            raise UserError(
+                f"the local stack is up on port {have}, {variable} asks for {os.environ[variable]}",
+                hint="make down first",
+            )
+
+
+def start_workers(stack: Stack, count: int) -> None:
+    """Start workers up to `count`, and wait until all serve. Raises SplitEasyError."""
+    have = {daemon.name for daemon in running_workers()}
+    free = (f"worker-{n}" for n in range(1, MAX_WORKERS + 1) if f"worker-{n}" not in have)
+    started = [Daemon(next(free), FOLDER) for _ in range(count - len(have))]
+    environment = {**stack.environment, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    for daemon in started:
+        print(f"starting {daemon.name}", flush=True)
+        name = f"local-{daemon.name}"
+        command = [sys.executable, "-m", "spliteasy.cli", "worker", "--name", name, "--trust", "open"]
+        daemon.start(command, environment)
+    if started:
+        wait_for_workers(stack, started)
+
+
+def wait_for_workers(stack: Stack, started: Sequence[Daemon]) -> None:
+    """Return when all of `started` serve; raises SplitEasyError where one ends, or it takes too long."""
+    deadline = time.monotonic() + WORKERS_SERVE_S
+    wanted = {daemon.pid() for daemon in started}
+    while not wanted <= serving_pids(stack):
+        for daemon in started:
+            if daemon.pid() is None:
+                raise SplitEasyError(f"{daemon.name} ended: {daemon.last_words(1)}", hint="see `make logs`")
+        if time.monotonic() > deadline:
+            raise SplitEasyError(
+                f"the workers do not serve after {WORKERS_SERVE_S:.0f} s", hint="see `make logs`"
+            )
+        time.sleep(POLL_S)
+
+
+def serving_pids(stack: Stack) -> set[int | None]:
+    """The pids of the workers that serve, as `spliteasy status` sees them."""
+    seen = subprocess.run(
+        [sys.executable, "-m", "spliteasy.cli", "status", "--json"],
+        env={**os.environ, **stack.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if seen.returncode != 0:
+        return set()
+    return {worker["pid"] for worker in json.loads(seen.stdout)["workers"] if worker["state"] == "serving"}
+
+
+def scale(workers: int) -> None:
+    """Start or drain workers until there are so many. Raises UserError, SplitEasyError."""
+    stack = running_stack()
+    if stack is None:
+        raise UserError("the local stack is not up", hint="make up")
+    stop_workers(running_workers()[workers:])
+    start_workers(stack, workers)
+    print(f"workers    {len(running_workers())}")
+
+
+def stop_workers(daemons: Sequence[Daemon]) -> None:
+    """Let them drain, side by side."""
+    for daemon in daemons:
+        print(f"stopping {daemon.name}", flush=True)
+        daemon.ask_to_stop()
+    for daemon in daemons:
+        daemon.wait_stopped(DRAIN_S)
+
+
+def down() -> None:
+    """Stop everything; the state stays."""
+    stop_workers(running_workers())
+    if (stack := running_stack()) is not None:
+        stack.services.stop()
+        STACK.unlink()
+    if FOLDER.exists():
+        print(f"the local stack is down; its state stays in {FOLDER} (make clean deletes it)")
+
+
+def clean() -> None:
+    """Stop everything and delete its state."""
+    stack = running_stack()
+    down()
+    if stack is not None:
+        stack.services.delete()
+    elif native_missing() and docker_answers():
+        ComposeServices(Access(amqp_port=1, redis_port=1, password="-")).delete()  # noqa: S106
+    shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def status() -> None:
+    """Say what runs, then what `spliteasy status` says."""
+    stack = running_stack()
+    if stack is None:
+        print("the local stack is down (make up starts it)")
+        return
+    urls = {"RabbitMQ": stack.access.broker, "Redis": stack.access.store}
+    for name, runs in stack.services.running().items():
+        print(f"{name:10} {'runs' if runs else 'DOES NOT RUN':14} {redact(urls[name])}")
+    for daemon in running_workers():
+        print(f"{daemon.name:10} {'runs':14} pid {daemon.pid()}")
+    print(flush=True)
+    subprocess.run([sys.executable, "-m", "spliteasy.cli", "status"], check=False)
+
+
+def logs() -> None:
+    """Follow all logs (on a terminal), or print their ends. Raises UserError where there are none."""
+    files = sorted(str(file) for file in FOLDER.rglob("logs/*.log"))
+    if not files:
+        raise UserError("there are no logs", hint="make up")
+    follow = ["-F"] if sys.stdout.isatty() else []
+    sys.stdout.flush()
+    os.execvp("tail", ["tail", "-n", "40", *follow, *files])  # noqa: S606
+
+
+def running_workers() -> list[Daemon]:
+    """The stack's workers that run, by number."""
+    names = sorted(
+        (file.stem for file in (FOLDER / "run").glob("worker-*.pid")),
+        key=lambda name: int(name.partition("-")[2]),
+    )
+    return [daemon for name in names if (daemon := Daemon(name, FOLDER)).pid() is not None]
+
+
+def password() -> str:
+    """The stack's password: generated once, readable by this user only."""
+    file = FOLDER / "password"
+    if not file.exists():
+        write_private(file, secrets.token_urlsafe(24))
+    return file.read_text()
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write the file whole, with mode 0600 from its first moment on."""
+    temporary = file.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as out:
+        out.write(text)
+    os.replace(temporary, file)
+
+
+def port(variable: str, default: int) -> int:
+    """The port that the environment names. Raises UserError."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise UserError(f"{variable}={text} is no port", hint="a number from 1 to 65535")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.local", description="The local stack.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    up_parser = commands.add_parser("up", help="start what does not run yet")
+    up_parser.add_argument("--workers", type=int, default=2)
+    commands.add_parser("scale", help="change the number of workers").add_argument("workers", type=int)
+    for name, text in (
+        ("down", "stop it; the state stays"),
+        ("clean", "stop it and delete its state"),
+        ("status", "what runs"),
+        ("logs", "follow the logs"),
+    ):
+        commands.add_parser(name, help=text)
+    arguments = vars(parser.parse_args(argv))
+    run = {"up": up, "scale": scale, "down": down, "clean": clean, "status": status, "logs": logs}[
+        arguments.pop("command")
+    ]
+    try:
+        if not 0 <= arguments.get("workers", 0) <= MAX_WORKERS:
+            raise UserError(f"{arguments['workers']} workers can't be", hint=f"0 to {MAX_WORKERS}")
+        run(**arguments)
+    except SplitEasyError as error:
+        print(f"error: {redact(str(error))}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

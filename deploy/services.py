@@ -1,0 +1,208 @@
+"""RabbitMQ and Redis of the local stack: native processes, or containers by Docker compose."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from deploy import rabbitmq, redis_server
+from deploy.rabbitmq import RabbitNode
+from deploy.redis_server import RedisServer
+from spliteasy.errors import SplitEasyError, UserError
+
+HOST = "127.0.0.1"
+ACCOUNT = "spliteasy"
+COMPOSE_FILE = Path(__file__).with_name("compose.yaml")
+COMPOSE_UP_S = 600
+"""Images may have to be pulled."""
+
+DOCKER_ANSWER_S = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Where the services listen on 127.0.0.1, and their password."""
+
+    amqp_port: int
+    redis_port: int
+    password: str
+
+    @property
+    def broker(self) -> str:
+        return f"amqp://{ACCOUNT}:{self.password}@{HOST}:{self.amqp_port}/"
+
+    @property
+    def store(self) -> str:
+        return f"redis://:{self.password}@{HOST}:{self.redis_port}/0"
+
+
+class Services(Protocol):
+    """Broker and store."""
+
+    def start(self) -> None:
+        """Start what does not run, and wait until both serve. Raises UserError, SplitEasyError."""
+        ...
+
+    def stop(self) -> None:
+        """Stop both; their state stays."""
+        ...
+
+    def delete(self) -> None:
+        """Delete the state of stopped services that is not in the folder."""
+        ...
+
+    def running(self) -> Mapping[str, bool]:
+        """By name, whether each runs."""
+        ...
+
+
+class NativeServices:
+    """Processes of this user, with their state in `folder`."""
+
+    def __init__(self, folder: Path, access: Access) -> None:
+        self._folder = folder
+        self._access = access
+
+    @cached_property
+    def _rabbit(self) -> RabbitNode:
+        return RabbitNode(
+            folder=self._folder / "rabbitmq",
+            port=self._access.amqp_port,
+            dist_port=_free_port(),
+            epmd_port=_free_port(),
+            user=ACCOUNT,
+            password=self._access.password,
+        )
+
+    @cached_property
+    def _redis(self) -> RedisServer:
+        return RedisServer(
+            folder=self._folder / "redis", port=self._access.redis_port, password=self._access.password
+        )
+
+    def start(self) -> None:
+        for name, server, port, variable in (
+            ("RabbitMQ", self._rabbit, self._access.amqp_port, "SPLITEASY_AMQP_PORT"),
+            ("Redis", self._redis, self._access.redis_port, "SPLITEASY_REDIS_PORT"),
+        ):
+            if not server.running:
+                check_port(name, port, variable)
+                print(f"starting {name} on {HOST}:{port}", flush=True)
+            server.start()
+
+    def stop(self) -> None:
+        for name, server in (("RabbitMQ", self._rabbit), ("Redis", self._redis)):
+            if server.running:
+                print(f"stopping {name}", flush=True)
+            server.stop()
+
+    def delete(self) -> None:
+        """All of it is in the folder."""
+
+    def running(self) -> Mapping[str, bool]:
+        return {"RabbitMQ": self._rabbit.running, "Redis": self._redis.running}
+
+
+class ComposeServices:
+    """Containers, with their state in named volumes."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    def start(self) -> None:
+        running = self.running()
+        for name, port, variable in (
+            ("RabbitMQ", self._access.amqp_port, "SPLITEASY_AMQP_PORT"),
+            ("Redis", self._access.redis_port, "SPLITEASY_REDIS_PORT"),
+        ):
+            if not running[name]:
+                check_port(name, port, variable)
+        print("starting RabbitMQ and Redis by docker compose", flush=True)
+        self._compose("up", "--detach", "--wait", timeout_s=COMPOSE_UP_S)
+
+    def stop(self) -> None:
+        self._compose("down")
+
+    def delete(self) -> None:
+        self._compose("down", "--volumes")
+
+    def running(self) -> Mapping[str, bool]:
+        up = self._compose("ps", "--services", "--status", "running").split()
+        return {"RabbitMQ": "rabbitmq" in up, "Redis": "redis" in up}
+
+    def _compose(self, *arguments: str, timeout_s: float = 120) -> str:
+        environment = {
+            "SPLITEASY_ACCOUNT": ACCOUNT,
+            "SPLITEASY_PASSWORD": self._access.password,
+            "SPLITEASY_AMQP_PORT": str(self._access.amqp_port),
+            "SPLITEASY_REDIS_PORT": str(self._access.redis_port),
+        }
+        run = subprocess.run(
+            ["docker", "compose", "--file", str(COMPOSE_FILE), *arguments],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if run.returncode:
+            reason = " ".join(run.stderr.split())[-500:]
+            raise SplitEasyError(f"docker compose {arguments[0]} failed: {reason}")
+        return run.stdout
+
+
+def native_missing() -> list[str]:
+    """Which of the native binaries are not installed."""
+    checks: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("RabbitMQ", rabbitmq.find_scripts),
+        ("Redis", redis_server.find_binary),
+    )
+    missing = []
+    for name, find in checks:
+        try:
+            find()
+        except UserError:
+            missing.append(name)
+    return missing
+
+
+def docker_answers() -> bool:
+    """Whether a Docker daemon answers, and knows compose."""
+    if shutil.which("docker") is None:
+        return False
+    for command in (
+        ["docker", "compose", "version"],
+        ["docker", "version", "--format", "{{.Server.Version}}"],
+    ):
+        try:
+            run = subprocess.run(command, capture_output=True, timeout=DOCKER_ANSWER_S, check=False)
+        except subprocess.TimeoutExpired:
+            return False
+        if run.returncode:
+            return False
+    return True
+
+
+def check_port(name: str, port: int, variable: str) -> None:
+    """Raises UserError where something else listens there."""
+    if not rabbitmq.is_free(port):
+        raise UserError(
+            f"{name}'s port {port} is in use by something else",
+            hint=f"stop that, or choose another port: {variable}={port + 1} make up",
+        )
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

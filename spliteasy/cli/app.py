@@ -1,0 +1,57 @@
+"""The command tree: global options, and one module a command."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from spliteasy import logs
+from spliteasy.cli import agent, model, parity, sessions, status, submit, train, worker
+
+app = typer.Typer(
+    name="spliteasy",
+    help="Train deep models on data that stays on the devices.",
+    epilog="Start here: `spliteasy train examples/digits/job.toml`, all in one process. "
+    "With a broker and a store (`make up`): submit, worker, agent, status.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spliteasy {metadata.version('spliteasy')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Log everything; errors with traceback.")] = False,
+    log_level: Annotated[
+        str | None,
+        typer.Option(help=f"One of {', '.join(logs.LEVELS)}.", show_default="by command", metavar="LEVEL"),
+    ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before (or behind) every command."""
+    if log_level is not None and log_level not in logs.LEVELS:
+        raise typer.BadParameter(f"{log_level!r} is not one of {', '.join(logs.LEVELS)}")
+    context.obj = "debug" if debug and log_level is None else log_level
+
+
+app.command("train", rich_help_panel="Train")(train.train)
+app.command("parity", rich_help_panel="Train")(parity.parity)
+app.command("submit", rich_help_panel="On a broker and a store")(submit.submit)
+app.command("worker", rich_help_panel="On a broker and a store")(worker.worker)
+app.command("agent", rich_help_panel="On a broker and a store")(agent.agent)
+app.command("status", rich_help_panel="On a broker and a store")(status.status)
+app.command("forget", rich_help_panel="On a broker and a store")(sessions.forget)
+app.command("merge", rich_help_panel="Use what was trained")(model.merge)
+app.command("predict", rich_help_panel="Use what was trained")(model.predict)

@@ -1,0 +1,103 @@
+"""Where the broker and the store are: options, environment, the local stack; and errors that say so.
+
+An option wins over the environment (`SPLITEASY_BROKER`, `SPLITEASY_STORE`), which wins over what
+`make up` wrote to `.local/stack.json` in the current folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from spliteasy.errors import UserError
+from spliteasy.logs import redact
+
+if TYPE_CHECKING:
+    from broker import Transport
+    from server_worker.store import Store
+
+LOCAL_STACK = Path(".local/stack.json")
+CONNECT_S = 20.0
+
+BrokerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--broker",
+        envvar="SPLITEASY_BROKER",
+        metavar="URL",
+        help="amqp:// or amqps://; by default the local stack's.",
+        show_default=False,
+    ),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="SPLITEASY_STORE",
+        metavar="URL",
+        help="redis://, rediss:// or sqlite:///path; by default the local stack's.",
+        show_default=False,
+    ),
+]
+
+
+def find_url(what: Literal["broker", "store"], option: str | None) -> str:
+    """The URL to use. Raises UserError where nobody named one."""
+    url = option or _local_stack().get(what)
+    if not url:
+        raise UserError(
+            f"no {what} named, and no local stack runs here",
+            hint=f"start one with `make up`, or set SPLITEASY_{what.upper()}=URL",
+        )
+    return url
+
+
+def local_stack_is(url: str) -> bool:
+    """Whether the broker URL is that of the local stack, whose devices and workers share one account."""
+    return url == _local_stack().get("broker")
+
+
+@asynccontextmanager
+async def broker_at(option: str | None) -> AsyncIterator[Transport]:
+    """A connection to the broker, closed at the end. Raises UserError, LinkError, LinkRefused."""
+    from broker import connect
+
+    transport = await connect(find_url("broker", option))
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+@asynccontextmanager
+async def store_at(option: str | None) -> AsyncIterator[Store]:
+    """The store, closed at the end. Raises UserError, StoreUnavailable."""
+    from server_worker.store import open_store
+
+    store = await open_store(find_url("store", option))
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def shown(url: str) -> str:
+    """The URL without its password."""
+    return redact(url)
+
+
+def _local_stack() -> dict[str, str]:
+    try:
+        text = LOCAL_STACK.read_text()
+    except FileNotFoundError:
+        return {}
+    try:
+        stack = json.loads(text)
+        return {name: str(stack[name]) for name in ("broker", "store")}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{LOCAL_STACK} is not what `make up` writes", hint="make down && make up") from None

@@ -1,0 +1,218 @@
+"""`spliteasy status`: jobs, sessions and their step, workers, shards, queue depths."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spliteasy.cli.connecting import BrokerOption, StoreOption, broker_at, store_at
+from spliteasy.cli.logging import set_up_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
+
+    from broker import Depth, Transport
+    from server_worker.store import SessionMeta, Store, WorkerInfo
+
+SHORT_DIGEST = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """What broker and store hold at a moment."""
+
+    jobs: Mapping[str, Sequence[str]]
+    sessions: Sequence[SessionMeta]
+    workers: Sequence[WorkerInfo]
+    front: Depth | None
+    shards: Sequence[Depth | None]
+    dead: Depth | None
+
+
+def status(
+    context: typer.Context,
+    broker: BrokerOption = None,
+    store: StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """Show jobs, sessions and their step, workers, shards and queue depths."""
+    set_up_logging(context, "warning")
+    picture = asyncio.run(_look(broker, store))
+    if as_json:
+        import orjson
+
+        typer.echo(orjson.dumps(as_object(picture), option=orjson.OPT_INDENT_2).decode())
+    else:
+        from rich.console import Console
+
+        show(picture, Console())
+
+
+async def _look(broker: str | None, store: str | None) -> Picture:
+    async with store_at(store) as open_store, broker_at(broker) as transport:
+        return await take_picture(transport, open_store)
+
+
+async def take_picture(transport: Transport, store: Store) -> Picture:
+    from broker import topology
+
+    return Picture(
+        jobs=await store.job_versions(),
+        sessions=sorted(await store.sessions(), key=lambda meta: meta.session),
+        workers=sorted(await store.workers(), key=lambda worker: worker.worker),
+        front=await transport.depth(topology.FRONT),
+        shards=[await transport.depth(topology.shard_queue(n).name) for n in range(topology.SHARDS)],
+        dead=await transport.depth(topology.DEAD),
+    )
+
+
+def as_object(picture: Picture) -> dict[str, Any]:
+    """The picture for `--json`: times in Unix seconds, a queue that does not exist is null."""
+    return {
+        "jobs": {name: list(digests) for name, digests in picture.jobs.items()},
+        "sessions": [
+            {
+                "session": meta.session,
+                "job_digest": meta.job_digest,
+                "step": meta.committed,
+                "attempt": meta.attempt.number,
+                "fence": meta.owner.fence,
+                "owner": meta.owner.nonce,
+                "closed": meta.closed,
+                "updated_at": meta.updated_at,
+                "log_bytes": meta.log_bytes,
+            }
+            for meta in picture.sessions
+        ],
+        "workers": [
+            {
+                "worker": worker.worker,
+                "state": worker.state,
+                "host": worker.host,
+                "pid": worker.pid,
+                "sessions": worker.sessions,
+                "shards": list(worker.shards),
+                "steps": worker.steps,
+                "started_at": worker.started_at,
+            }
+            for worker in picture.workers
+        ],
+        "queues": {
+            "front": _depth(picture.front),
+            "shards": [_depth(depth) for depth in picture.shards],
+            "dead": _depth(picture.dead),
+        },
+    }
+
+
+def _depth(depth: Depth | None) -> dict[str, int] | None:
+    return None if depth is None else {"messages": depth.messages, "consumers": depth.consumers}
+
+
+def show(picture: Picture, console: Console) -> None:
+    """Print it as tables; what is empty says what to type."""
+    now = time.time()
+    _show_table(
+        console,
+        ("job", "newest", "versions", "sessions"),
+        [
+            (name, digests[0][:SHORT_DIGEST], len(digests), _sessions_of(picture, name))
+            for name, digests in sorted(picture.jobs.items())
+        ],
+        "no jobs: spliteasy submit JOB.toml",
+    )
+    _show_table(
+        console,
+        ("session", "step", "state", "attempt", "log", "last change"),
+        [
+            (
+                meta.session,
+                meta.committed,
+                "finished" if meta.closed else "open",
+                meta.attempt.number,
+                _size(meta.log_bytes),
+                f"{_span(now - meta.updated_at)} ago",
+            )
+            for meta in picture.sessions
+        ],
+        "no sessions: spliteasy agent --job JOB --device NAME --data MODULE:FUNCTION",
+    )
+    _show_table(
+        console,
+        ("worker", "state", "host", "pid", "sessions", "shards", "steps", "up"),
+        [
+            (
+                worker.worker,
+                worker.state,
+                worker.host,
+                worker.pid,
+                worker.sessions,
+                ",".join(f"{shard:02d}" for shard in worker.shards) or "–",
+                worker.steps,
+                _span(now - worker.started_at),
+            )
+            for worker in picture.workers
+        ],
+        "no workers: spliteasy worker",
+    )
+    _show_table(
+        console,
+        ("queue", "waiting", "consumers"),
+        [
+            (name, depth.messages, depth.consumers)
+            for name, depth in (
+                ("front", picture.front),
+                *((f"shard {n:02d}", depth) for n, depth in enumerate(picture.shards)),
+                ("dead", picture.dead),
+            )
+            if depth is not None and (name in ("front", "dead") or depth.messages or not depth.consumers)
+        ],
+        "no queues yet: workers declare them when they start",
+        note="shards that have a consumer and nothing waiting are left out",
+    )
+
+
+def _show_table(
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    if_empty: str,
+    note: str | None = None,
+) -> None:
+    from rich import box
+    from rich.table import Table
+
+    if not rows:
+        console.print(if_empty, style="dim", markup=False, highlight=False)
+        console.print()
+        return
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=note, caption_justify="left")
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int) for row in rows)
+        grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(str(value) for value in row))
+    console.print(grid)
+
+
+def _sessions_of(picture: Picture, job: str) -> int:
+    return sum(meta.session.partition(".")[0] == job for meta in picture.sessions)
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _size(count: int) -> str:
+    from spliteasy.cli.progress import size
+
+    return size(count)

@@ -1,0 +1,61 @@
+"""`spliteasy submit`: export a job's model once and store it under name@digest."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spliteasy.cli.connecting import StoreOption, find_url, store_at
+from spliteasy.cli.logging import set_up_logging
+from spliteasy.cli.progress import size
+from spliteasy.cli.threads import ThreadsOption, torch_threads
+
+if TYPE_CHECKING:
+    from server_worker.store import Store
+    from spliteasy.job import Job
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
+
+
+def submit(
+    context: typer.Context, job_file: JobFile, store: StoreOption = None, threads: ThreadsOption = 1
+) -> None:
+    """Export the job's model, cut it, and store spec, segments and initial weights as name@digest.
+
+    The only command that imports your model's code. Submitting a change makes a new version; sessions
+    keep theirs.
+    """
+    set_up_logging(context, "warning")
+    find_url("store", store)  # a missing URL shows before the model is exported
+    with torch_threads(threads):
+        job = create_job(job_file)
+        asyncio.run(_submit(job, store))
+    parts = sum(len(part) for part in job.parts.values())
+    typer.echo(f"submitted {job.name}@{job.digest} ({len(job.parts)} parts, {size(parts)})")
+    typer.echo(f"next: spliteasy agent --job {job.name} --device phone-1 --data MODULE:FUNCTION", err=True)
+
+
+def create_job(job_file: Path) -> Job:
+    """Read the job file, build and cut its model. Raises JobError."""
+    from spliteasy.importing import project_root
+    from spliteasy.job import Job, load_job_file
+
+    spec = load_job_file(job_file)
+    return Job.create(spec, project_root(job_file))
+
+
+async def store_job(store: Store, job: Job) -> None:
+    """Store the package; nothing happens where that version is there."""
+    from server_worker.store import StoredJob
+
+    await store.put_job(
+        StoredJob(name=job.name, digest=job.digest, manifest=job.manifest, parts=dict(job.parts))
+    )
+
+
+async def _submit(job: Job, store: str | None) -> None:
+    async with store_at(store) as open_store:
+        await store_job(open_store, job)

@@ -1,0 +1,81 @@
+"""`spliteasy worker`: one more server worker."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated
+
+import typer
+
+from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url, local_stack_is, shown, store_at
+from spliteasy.cli.logging import set_up_logging
+from spliteasy.cli.running import run
+from spliteasy.cli.threads import ThreadsOption, torch_threads
+from spliteasy.errors import UserError
+
+MIB = 1 << 20
+
+
+def worker(
+    context: typer.Context,
+    broker: BrokerOption = None,
+    store: StoreOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="Its name among the workers.", show_default="host, pid, random")
+    ] = None,
+    trust: Annotated[
+        str | None,
+        typer.Option(
+            help="Whom to believe to be a device: 'enrolled' (the broker's accounts), or 'open' (one shared "
+            "account, anybody on the broker may speak for any device).",
+            show_default="enrolled; open on the local stack",
+            metavar="enrolled|open",
+        ),
+    ] = None,
+    threads: ThreadsOption = 1,
+    memory_mib: Annotated[
+        int, typer.Option(min=1, help="Sessions kept in memory up to this many MiB; the rest is parked.")
+    ] = 4096,
+    drain_s: Annotated[
+        float, typer.Option(min=0.0, help="Seconds that a stopping worker has to finish what is at hand.")
+    ] = 20.0,
+) -> None:
+    """Serve training sessions until Ctrl-C or SIGTERM, then drain and leave.
+
+    Takes its share of the sessions within seconds; start as many as there are cores.
+    """
+    set_up_logging(context, "info")
+    url = find_url("broker", broker)
+    if trust is None:
+        trust = "open" if local_stack_is(url) else "enrolled"
+    if trust not in ("enrolled", "open"):
+        raise UserError(f"--trust {trust} is not known", hint="enrolled or open")
+    if name is not None and not re.fullmatch(r"[a-z0-9-]{1,63}", name):
+        raise UserError(f"--name {name!r} does not fit", hint="1 to 63 of the characters a-z, 0-9 and -")
+
+    async def main(stop: asyncio.Event) -> None:
+        import structlog
+
+        from broker import connect
+        from server_worker.config import Trust, WorkerConfig
+        from server_worker.worker import Worker
+        from spliteasy.compute import TorchThread
+
+        named = {} if name is None else {"name": name}
+        config = WorkerConfig(trust=Trust(trust), memory_bytes=memory_mib * MIB, drain_s=drain_s, **named)
+        structlog.get_logger(__name__).info(
+            "worker starts", worker=config.name, broker=shown(url), trust=trust, threads=threads
+        )
+        compute = TorchThread()
+        try:
+            async with store_at(store) as open_store:
+                await (await connect(url)).close()  # refuse to start where it can't be reached
+                await Worker(config, connect=lambda: connect(url), store=open_store, compute=compute).run(
+                    stop
+                )
+        finally:
+            compute.close()
+
+    with torch_threads(threads):
+        run(main, on_stop="draining: finishing what is at hand")
