@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -42,9 +43,10 @@ from server_worker.store.base import (
 )
 from server_worker.store.records import PIECE_BYTES, decode_worker, encode_worker, pieces
 from server_worker.store.redis_link import RedisLink
+from server_worker.store.waiting import Waiting
 from spliteasy.errors import StoreError
 
-PUT_TTL_S = 3600
+PUT_TTL_S = 3600.0
 """How long a blob waits for the script that names it."""
 
 _JOBS = "spliteasy:jobs"
@@ -56,13 +58,12 @@ _Outcome = OpenOutcome | ClaimOutcome | CommitOutcome
 class RedisStore:
     """The store on a Redis server; `open_store` makes one. It owns `link`."""
 
-    def __init__(self, link: RedisLink, *, put_ttl_s: int = PUT_TTL_S) -> None:
+    def __init__(self, link: RedisLink, *, put_ttl_s: float = PUT_TTL_S) -> None:
         self._link = link
-        self._put_ttl_s = put_ttl_s
+        self._put_ttl_ms = round(put_ttl_s * 1000)
         self._instance = secrets.token_hex(8)
         self._count = itertools.count()
-        self._waiting: dict[tuple[str, int, Attempt, str], dict[int, str]] = {}
-        """Tokens by index, of requests that wait for their commit: session, step, attempt, owner nonce."""
+        self._tokens: Waiting[str] = Waiting(ttl_s=put_ttl_s, clock=time.monotonic)
 
     @property
     def loss_window_s(self) -> float:
@@ -134,8 +135,8 @@ class RedisStore:
     ) -> None:
         token = self._token(attempt, owner, step, index)
         key = f"spliteasy:{{{session}}}:request:{token}"
-        await self._link.call("SET", key, memoryview(body).cast("B"), "NX", "EX", self._put_ttl_s)
-        self._waiting.setdefault((session, step, attempt, owner.nonce), {})[index] = token
+        await self._link.call("SET", key, memoryview(body).cast("B"), "NX", "PX", self._put_ttl_ms)
+        self._tokens.put(session, step=step, attempt=attempt, owner=owner, index=index, value=token)
 
     async def commit(
         self,
@@ -148,14 +149,19 @@ class RedisStore:
         gradient_digest: str,
         oldest_checkpoint: int,
     ) -> CommitOutcome:
-        waiting = self._waiting.get((session, step, attempt, owner.nonce), {})
-        # A token never given out: the script looks at all else first, then finds no blob.
-        tokens = [waiting.get(index, "none") for index in range(requests)]
+        tokens = self._tokens.get(session, step=step, attempt=attempt, owner=owner, count=requests)
         outcome = await self._move(
-            scripts.COMMIT, session, attempt, owner, step, oldest_checkpoint, gradient_digest, *tokens
+            scripts.COMMIT,
+            session,
+            attempt,
+            owner,
+            step,
+            oldest_checkpoint,
+            gradient_digest,
+            # "none" was never given out: the script looks at all else first, then finds no blob.
+            *(token or "none" for token in tokens),
         )
-        for place in [place for place in self._waiting if place[0] == session and place[1] <= step]:
-            del self._waiting[place]
+        self._tokens.drop(session, step=step, attempt=attempt, owner=owner)
         return outcome
 
     async def put_snapshot(
@@ -199,8 +205,7 @@ class RedisStore:
         return [meta for meta in metas if meta is not None]
 
     async def forget(self, session: str) -> bool:
-        for place in [place for place in self._waiting if place[0] == session]:
-            del self._waiting[place]
+        self._tokens.drop_session(session)
         found = await self._link.script(scripts.FORGET, _keys(session))
         await self._link.call("SREM", _SESSIONS, session)
         if await self._link.call("EXISTS", _keys(session)[0]):
@@ -250,7 +255,7 @@ class RedisStore:
                 if commands and size + len(part) > PIECE_BYTES:
                     await self._link.batch(commands)
                     commands, size = [], 0
-                commands.append(("SET", f"{prefix}:{count}", part, "NX", "EX", self._put_ttl_s))
+                commands.append(("SET", f"{prefix}:{count}", part, "NX", "PX", self._put_ttl_ms))
                 count, size = count + 1, size + len(part)
         if commands:
             await self._link.batch(commands)

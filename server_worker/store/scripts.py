@@ -99,7 +99,7 @@ if not m then
       redis.call('HSET', META, 'job', job, 'number', number, 'nonce', nonce, 'resume', '0', 'fence', '1',
         'owner', worker, 'committed', '0', 'oldest', '0', 'environment', environment, 'log_bytes', '0',
         'closed', '0')
-      redis.call('HSET', SNAPS, '0', '- 0')
+      redis.call('HSET', SNAPS, '0', '- 0 []')
       return done()
     end
   end

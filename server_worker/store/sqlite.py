@@ -33,14 +33,13 @@ from server_worker.store.base import (
 )
 from server_worker.store.records import decode_worker, encode_worker, pieces
 from server_worker.store.sqlite_file import Database
-from spliteasy.errors import StoreError, StoreUnavailable
+from server_worker.store.waiting import Waiting
+from spliteasy.errors import StoreUnavailable
 
 PUT_TTL_S = 3600.0
 """How long a request waits for the commit that names it."""
 
 _T = TypeVar("_T")
-_Key = tuple[str, int, Attempt, str, int]
-"""Session, step, attempt, owner nonce, index of a request that waits for its commit."""
 
 
 class SqliteStore:
@@ -64,7 +63,7 @@ class SqliteStore:
         self.loss_window_s: float = (0.0 if path else math.inf) if loss_window_s is None else loss_window_s
         self._clock = clock
         self._put_ttl_s = put_ttl_s
-        self._puts: dict[_Key, tuple[float, bytes]] = {}
+        self._waiting: Waiting[bytes] = Waiting(ttl_s=put_ttl_s, clock=clock)
         self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
         self._closed = False
         self._database = self._submit(lambda: Database(path))
@@ -77,7 +76,7 @@ class SqliteStore:
 
     def restore(self, image: bytes) -> None:
         """Go back to an earlier `image`: a store that lost what came after it, and all waiting requests."""
-        self._puts.clear()
+        self._waiting = Waiting(ttl_s=self._put_ttl_s, clock=self._clock)
         self._submit(lambda: self._database.restore(image))
 
     # jobs
@@ -165,10 +164,7 @@ class SqliteStore:
     async def put_request(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
     ) -> None:
-        now = self._clock()
-        for key in [key for key, (deadline, _) in self._puts.items() if deadline <= now]:
-            del self._puts[key]
-        self._puts[session, step, attempt, owner.nonce, index] = (now + self._put_ttl_s, bytes(body))
+        self._waiting.put(session, step=step, attempt=attempt, owner=owner, index=index, value=bytes(body))
 
     async def commit(
         self,
@@ -181,8 +177,7 @@ class SqliteStore:
         gradient_digest: str,
         oldest_checkpoint: int,
     ) -> CommitOutcome:
-        keys: list[_Key] = [(session, step, attempt, owner.nonce, index) for index in range(requests)]
-        waiting = [self._puts.get(key) for key in keys]
+        bodies = self._waiting.get(session, step=step, attempt=attempt, owner=owner, count=requests)
 
         def committed(db: sqlite3.Connection) -> CommitOutcome:
             meta = self._database.meta(session)
@@ -197,20 +192,12 @@ class SqliteStore:
             if not isinstance(outcome, Done):
                 return outcome
             if outcome.meta != meta:
-                self._database.append_log(session, step, gradient_digest, self._alive(session, step, waiting))
+                self._database.append_log(session, step, gradient_digest, bodies)
             return self._stored(outcome)
 
         outcome = await self._write(committed)
-        for key in keys:
-            self._puts.pop(key, None)
+        self._waiting.drop(session, step=step, attempt=attempt, owner=owner)
         return outcome
-
-    def _alive(self, session: str, step: int, waiting: Sequence[tuple[float, bytes] | None]) -> list[bytes]:
-        now = self._clock()
-        bodies = [put[1] for put in waiting if put is not None and put[0] > now]
-        if len(bodies) < len(waiting):
-            raise StoreError(f"session {session}: a request of step {step} is not in the store any more")
-        return bodies
 
     async def put_snapshot(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
@@ -259,8 +246,7 @@ class SqliteStore:
         return await self._read(lambda db: self._database.metas())
 
     async def forget(self, session: str) -> bool:
-        for key in [key for key in self._puts if key[0] == session]:
-            del self._puts[key]
+        self._waiting.drop_session(session)
         return await self._write(lambda db: self._database.delete(session))
 
     # workers

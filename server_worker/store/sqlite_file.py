@@ -174,14 +174,20 @@ class Database:
             self._connection.execute(f"DELETE FROM {table} WHERE session = ?", (session,))  # noqa: S608
         return self._connection.execute("DELETE FROM sessions WHERE session = ?", (session,)).rowcount > 0
 
-    def append_log(self, session: str, step: int, gradient_digest: str, bodies: Sequence[bytes]) -> None:
+    def append_log(
+        self, session: str, step: int, gradient_digest: str, bodies: Sequence[bytes | None]
+    ) -> None:
+        """Add an entry. Raises StoreError where a body is missing."""
+        found = [body for body in bodies if body is not None]
+        if len(found) < len(bodies):
+            raise StoreError(f"session {session}: a request of step {step} is not in the store any more")
         db = self._connection
         db.execute(
-            "INSERT INTO log VALUES (?, ?, ?, ?)", (session, step, gradient_digest, sum(map(len, bodies)))
+            "INSERT INTO log VALUES (?, ?, ?, ?)", (session, step, gradient_digest, sum(map(len, found)))
         )
         db.executemany(
             "INSERT INTO requests VALUES (?, ?, ?, ?)",
-            [(session, step, position, body) for position, body in enumerate(bodies)],
+            [(session, step, position, body) for position, body in enumerate(found)],
         )
 
     def logged_digest(self, session: str, step: int) -> str | None:

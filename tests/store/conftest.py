@@ -1,0 +1,34 @@
+"""The stores that the contract suite runs against."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from server_worker.store import SqliteStore, Store, open_store
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        "file",
+        pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("redis-cluster", marks=pytest.mark.redis),
+    ]
+)
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    """One of the stores, empty: in memory and inline, in a file, on Redis, on a cluster of one node."""
+    opened: Store
+    match request.param:
+        case "memory":
+            opened = SqliteStore(inline=True)
+        case "file":
+            opened = await open_store(f"sqlite:///{tmp_path}/folder/store.db")
+        case "redis":
+            opened = await open_store(request.getfixturevalue("redis_url"))
+        case _:
+            opened = await open_store(request.getfixturevalue("redis_cluster_url"))
+    yield opened
+    await opened.close()
