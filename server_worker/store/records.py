@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import orjson
@@ -19,6 +19,18 @@ def pieces(value: Blob) -> Iterator[memoryview]:
     view = memoryview(value).cast("B")
     for start in range(0, max(len(view), 1), PIECE_BYTES):
         yield view[start : start + PIECE_BYTES]
+
+
+def grouped(sizes: Sequence[int]) -> Iterator[range]:
+    """Positions in order, in groups of about PIECE_BYTES: what goes into one round trip."""
+    start = total = 0
+    for position, size in enumerate(sizes):
+        if position > start and total + size > PIECE_BYTES:
+            yield range(start, position)
+            start, total = position, 0
+        total += size
+    if sizes:
+        yield range(start, len(sizes))
 
 
 def encode_worker(info: WorkerInfo) -> bytes:

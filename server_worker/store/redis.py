@@ -19,8 +19,6 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from server_worker.store import rules, scripts
 from server_worker.store.base import (
     Attempt,
@@ -41,8 +39,9 @@ from server_worker.store.base import (
     UnknownSession,
     WorkerInfo,
 )
-from server_worker.store.records import PIECE_BYTES, decode_worker, encode_worker, pieces
+from server_worker.store.records import decode_worker, encode_worker
 from server_worker.store.redis_link import RedisLink
+from server_worker.store.redis_values import get_values, put_values
 from server_worker.store.waiting import Waiting
 from spliteasy.errors import StoreError
 
@@ -75,7 +74,9 @@ class RedisStore:
         base = f"spliteasy:{{{job.name}@{job.digest}}}"
         if not await self._link.call("EXISTS", f"{base}:job"):
             token = self._unique()
-            count, index = await self._put_values(f"{base}:part:{token}", job.parts)
+            count, index = await put_values(
+                self._link, f"{base}:part:{token}", job.parts, ttl_ms=self._put_ttl_ms
+            )
             if not await self._link.script(
                 scripts.ADD_JOB, [f"{base}:job"], token, count, index, job.manifest
             ):
@@ -92,7 +93,7 @@ class RedisStore:
         manifest, token, index = await self._link.call("HMGET", f"{base}:job", "manifest", "token", "index")
         if manifest is None:
             return None
-        parts = await self._get_values(f"{base}:part:{token.decode()}", index)
+        parts = await get_values(self._link, f"{base}:part:{token.decode()}", index)
         return StoredJob(name=name, digest=digest, manifest=manifest, parts=parts)
 
     async def job_versions(self) -> Mapping[str, Sequence[str]]:
@@ -174,7 +175,7 @@ class RedisStore:
             return outcome
         token = self._token(attempt, owner, step, 0)
         prefix = f"spliteasy:{{{session}}}:snapshot:{token}"
-        count, index = await self._put_values(prefix, tensors)
+        count, index = await put_values(self._link, prefix, tensors, ttl_ms=self._put_ttl_ms)
         return await self._move(scripts.SNAPSHOT, session, attempt, owner, step, token, count, index)
 
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
@@ -182,7 +183,7 @@ class RedisStore:
         if record is None:
             raise KeyError(f"session {session} has no snapshot of step {step}")
         token, _, index = record.split(b" ", 2)
-        return await self._get_values(f"spliteasy:{{{session}}}:snapshot:{token.decode()}", index)
+        return await get_values(self._link, f"spliteasy:{{{session}}}:snapshot:{token.decode()}", index)
 
     async def read_log(self, session: str, *, after: int, upto: int) -> AsyncIterator[LogEntry]:
         for step in range(after + 1, upto + 1):
@@ -239,42 +240,6 @@ class RedisStore:
 
     def _unique(self) -> str:
         return f"{self._instance}-{next(self._count)}"
-
-    async def _put_values(self, prefix: str, values: Mapping[str, Blob]) -> tuple[int, bytes]:
-        """SET all pieces, numbered through, in round trips of about PIECE_BYTES; their number and index.
-
-        The index has of each value its name and the sizes of its pieces, in order.
-        """
-        index: list[tuple[str, list[int]]] = []
-        commands: list[tuple[Any, ...]] = []
-        count = size = 0
-        for name, value in values.items():
-            parts = list(pieces(value))
-            index.append((name, [len(part) for part in parts]))
-            for part in parts:
-                if commands and size + len(part) > PIECE_BYTES:
-                    await self._link.batch(commands)
-                    commands, size = [], 0
-                commands.append(("SET", f"{prefix}:{count}", part, "NX", "PX", self._put_ttl_ms))
-                count, size = count + 1, size + len(part)
-        if commands:
-            await self._link.batch(commands)
-        return count, orjson.dumps(index)
-
-    async def _get_values(self, prefix: str, index: bytes) -> dict[str, bytes]:
-        """Read what `_put_values` wrote, likewise. KeyError where a piece went meanwhile."""
-        values: list[tuple[str, list[int]]] = orjson.loads(index)
-        sizes = [size for _, sizes in values for size in sizes]
-        found: list[bytes] = []
-        while len(found) < len(sizes):
-            end, total = len(found), 0
-            while end < len(sizes) and (end == len(found) or total + sizes[end] <= PIECE_BYTES):
-                total, end = total + sizes[end], end + 1
-            found += await self._link.call("MGET", *(f"{prefix}:{i}" for i in range(len(found), end)))
-            if None in found:
-                raise KeyError(f"{prefix} was just dropped")
-        ordered = iter(found)
-        return {name: b"".join(itertools.islice(ordered, len(sizes))) for name, sizes in values}
 
     async def _move(
         self, script: scripts.Script, session: str, attempt: Attempt, owner: Owner, *args: Any

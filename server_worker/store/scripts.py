@@ -172,19 +172,20 @@ return done()
 
 _SNAPSHOT = """
 local number, nonce, fence, owner, step, token, count, index = unpack(ARGV)
-local m = load()
-local refused = refusal(m, number, nonce, fence, owner)
-if refused then return refused end
 step, count = tonumber(step), tonumber(count)
-if step > m.committed then return {'step_behind', text(m.committed)} end
+local m = load()
 local stored = redis.call('HGET', SNAPS, text(step))
-if not stored and step > snapshots()[1] then
+local answer = refusal(m, number, nonce, fence, owner)
+if not answer and step > m.committed then answer = {'step_behind', text(m.committed)} end
+if not answer and not stored and step > snapshots()[1] then
   if each_piece('EXISTS', token, count) < count then return {'missing'} end
   each_piece('PERSIST', token, count)
-  redis.call('HSET', SNAPS, text(step), token .. ' ' .. text(count) .. ' ' .. index)
-elseif not stored or string.match(stored, '^%S+') ~= token then
-  each_piece('UNLINK', token, count)
+  stored = token .. ' ' .. text(count) .. ' ' .. index
+  redis.call('HSET', SNAPS, text(step), stored)
 end
+-- Only here is it sure that nothing names them: the first copy of this call may have been Done.
+if not stored or string.match(stored, '^%S+') ~= token then each_piece('UNLINK', token, count) end
+if answer then return answer end
 trim(m.oldest)
 return done()
 """
