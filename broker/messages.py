@@ -263,10 +263,11 @@ class Closed(SessionReply):
 
 
 class Busy(Reply):
-    """The worker's budget is full: send the request again after `retry_after_s`."""
+    """Not now: send the request again after `retry_after_s`."""
 
     kind: Literal["BUSY"] = "BUSY"
     retry_after_s: Annotated[float, Field(ge=0, le=3600)]
+    reason: Text = "the worker's budget is full"
 
 
 ErrorCode = Literal[

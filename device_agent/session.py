@@ -269,7 +269,7 @@ class DeviceSession:
             case m.Closed() if self.state is State.CLOSING:
                 return [*self._answered(), *self._end(done=True)]
             case m.Busy() if self.state in _WAITING:
-                return self._retry_later(message.retry_after_s, "the worker is busy")
+                return self._retry_later(message.retry_after_s, message.reason)
             case m.Reopen() if self.state in _WAITING and self.state is not State.OPENING:
                 return [e.Note(f"opening anew: {message.reason}"), *self._answered(), *self._reopen()]
             case m.Superseded():

@@ -106,9 +106,13 @@ class SessionActor:
                 self._host.background(self._empty_mailbox())
 
     async def park(self) -> None:
-        """Snapshot and drop the memory; waits for the request at hand."""
+        """Snapshot and drop the memory; waits for the request at hand. A failed snapshot costs a replay."""
         async with self._gate:
-            await self._perform_all(self.session.park())
+            try:
+                await self._perform_all(self.session.park())
+            except SplitEasyError as error:
+                log.warning("no snapshot at parking", session=self.session.name, error=error.message)
+                self.session.drop()
 
     def _is_at(self, ask: m.Ask) -> bool:
         """Whether the asked request is being served, or waits to be."""

@@ -52,6 +52,9 @@ from spliteasy.errors import DataError, ReplayMismatch, StoreError, StoreFull
 from spliteasy.training import NotFinite
 
 
+CLOSE_RETRY_S = 0.5
+
+
 class State(Enum):
     """Where a session's memory is."""
 
@@ -317,10 +320,20 @@ class WorkerSession:
             yield from self._snapshot_now()
         attempt, owner = self._ownership()
         outcome = yield StoreCall(lambda s: s.close_session(self.name, attempt=attempt, owner=owner))
-        if isinstance(outcome, Done):
-            yield Send(m.Closed(**self._to(request), step=memory.step))
-        else:
+        if not isinstance(outcome, Done):
             self.drop()
+        elif self._durable_step(self.name, memory.step) < memory.step:
+            # The device may leave for good after CLOSED: not before the store can't lose the last step.
+            yield Send(
+                m.Busy(
+                    session=self.name,
+                    answers=request.request,
+                    retry_after_s=CLOSE_RETRY_S,
+                    reason="waiting until the last step is durable",
+                )
+            )
+        else:
+            yield Send(m.Closed(**self._to(request), step=memory.step))
 
     # ownership and loading
 

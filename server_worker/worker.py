@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 import time
 from collections import OrderedDict, deque
@@ -81,6 +82,7 @@ class Worker:
         store: Store,
         compute: Compute,
         clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
     ) -> None:
         self.config = config
         self.store = store
@@ -90,6 +92,7 @@ class Worker:
         self.connected = asyncio.Event()
         self._connect = connect
         self._clock = clock
+        self._rng = rng
         self._identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
         self._durability = DurabilityClock(store.loss_window_s, clock)
         self._intake = Intake(Assembler(config.uploads, clock), trust=config.trust, shards=config.shards)
@@ -97,7 +100,7 @@ class Worker:
         self._touched: dict[str, float] = {}
         self._transport: Transport | None = None
         self._subscriptions: dict[str, Subscription] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._started_at = time.time()
         self._draining = False
         self._log = log.bind(worker=config.name)
@@ -108,11 +111,11 @@ class Worker:
             self._log.warning("trust is open: any client of this broker can speak for any device")
         beat = asyncio.create_task(self._beat())
         try:
-            delays = full_jitter()
+            delays = full_jitter(rng=self._rng)
             while not stop.is_set():
                 try:
                     self._transport = await self._connect()
-                    delays = full_jitter()
+                    delays = full_jitter(rng=self._rng)
                     await self._serve(self._transport, stop)
                 except LinkRefused:
                     raise
@@ -157,8 +160,8 @@ class Worker:
     def background(self, work: Awaitable[Any]) -> None:
         """Run beside everything else; ended with the worker."""
         task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
 
     # one life of a connection
 
@@ -253,11 +256,16 @@ class Worker:
             self._log.warning("drain took too long; others replay what is left", drain_s=self.config.drain_s)
 
     async def _park(self, sessions: list[str]) -> None:
+        """Snapshot and drop; an actor that gets another request meanwhile stays: two would be rivals."""
         for name in sessions:
-            actor = self._actors.pop(name)
-            self._touched.pop(name, None)
+            actor = self._actors.get(name)
+            if actor is None:
+                continue
             await actor.wait_idle()
             await actor.park()
+            if actor.idle:
+                self._actors.pop(name, None)
+                self._touched.pop(name, None)
 
     async def _hand_over(self, queue: str, subscription: Subscription) -> None:
         await self._park([name for name in self._actors if self._queue_of(name) == queue])

@@ -27,7 +27,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Hold torch's CPU generator, seeded with `seed`; its state is put back at the end."""
     with _GENERATOR_LOCK:
         state = torch.random.get_rng_state()
-        torch.random.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             yield
         finally:

@@ -1,0 +1,1 @@
+"""Whole trainings under a virtual clock and seeded faults: real machines, shells, transport, store."""

@@ -1,0 +1,84 @@
+"""A seeded schedule of faults: what goes wrong, when, and how often of each kind."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+from broker.memory import FAULTLESS, Fault, Verdict
+from broker.transport import Delivery
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """How likely each fault is. Per message, per store call, and mean seconds between the others."""
+
+    cut: float = 0.004
+    cut_after: float = 0.004
+    duplicate: float = 0.01
+    delay: float = 0.03
+    store_before: float = 0.003
+    store_after: float = 0.003
+    zombie: float = 0.004
+    worker_crash: float = 0.004
+    agent_crash_s: float = 6.0
+    worker_crash_s: float = 6.0
+    worker_drain_s: float = 12.0
+    rollback_s: float = 15.0
+    checkpoints_lost: float = 0.15
+    """Share of agent crashes after which an older copy of the state folder is put back."""
+
+
+def drawn_rates(rng: random.Random) -> Rates:
+    """Each seed has a weather of its own: some kinds of fault frequent, others absent."""
+    usual = Rates()
+    factors = (0.0, 0.5, 1.0, 4.0)
+    return Rates(
+        **{
+            name: min(0.3, getattr(usual, name) * rng.choice(factors))
+            if not name.endswith("_s")
+            else getattr(usual, name) / max(0.02, rng.choice(factors))
+            for name in Rates.__dataclass_fields__
+        }
+    )
+
+
+@dataclass(slots=True)
+class Faults:
+    """Draws faults until `until_s` of virtual time, counts them, and writes the history down."""
+
+    rng: random.Random
+    rates: Rates
+    counts: Counter[str] = field(default_factory=Counter)
+    history: list[str] = field(default_factory=list)
+    active: bool = True
+
+    def strikes(self, probability: float, kind: str, what: str) -> bool:
+        """Whether the fault happens now."""
+        if not self.active or self.rng.random() >= probability:
+            return False
+        self.note(kind, what)
+        return True
+
+    def note(self, kind: str, what: str) -> None:
+        self.counts[kind] += 1
+        self.history.append(f"fault {kind}: {what}")
+
+    def on_publish(self, principal: str, target: str, frame: bytes) -> Verdict:
+        return self._verdict(f"publish of {principal} to {target}")
+
+    def on_deliver(self, principal: str, queue: str, delivery: Delivery) -> Verdict:
+        return self._verdict(f"delivery of {queue} to {principal}")
+
+    def _verdict(self, what: str) -> Verdict:
+        rates = self.rates
+        if self.strikes(rates.cut, "cut", what):
+            return Verdict(fault=Fault.CUT)
+        if self.strikes(rates.cut_after, "cut after", what):
+            return Verdict(fault=Fault.CUT_AFTER)
+        if self.strikes(rates.duplicate, "duplicate", what):
+            return Verdict(fault=Fault.DUPLICATE)
+        if self.strikes(rates.delay, "delay", what):
+            return Verdict(delay_s=self.rng.choice((0.01, 0.3, 3.0, 20.0)))
+        return FAULTLESS

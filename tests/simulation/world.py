@@ -1,0 +1,273 @@
+"""A simulated world: two workers, a broker, a store and some devices, until every device has finished."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from broker.memory import MemoryBroker, MemoryTransport
+from broker.transport import Transport
+from device_agent.agent import Agent, AgentConfig, AgentResult
+from server_worker.config import Trust, WorkerConfig
+from server_worker.memory import SessionMemory
+from server_worker.store import SqliteStore, StoredJob
+from server_worker.worker import Worker
+from spliteasy.errors import StateError
+from spliteasy.job import Job
+from tests.simulation import toy
+from tests.simulation.faults import Faults, Rates, drawn_rates
+from tests.simulation.parts import FaultyStore, Invariants, VirtualCompute
+
+LOSS_WINDOW_S = 2.0
+FAULTY_S = 60.0
+"""Faults happen during so much virtual time; then the training must end by itself."""
+
+DEADLINE_S = 3600.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one seed came to."""
+
+    seed: int
+    violations: list[str]
+    faults: Faults
+    virtual_s: float
+
+
+@dataclass(kw_only=True)
+class World:
+    """One run. `job` and the expected states come from `toy`; everything random from `seed`."""
+
+    seed: int
+    job: Job
+    devices: tuple[str, ...] = ("phone-1", "phone-2")
+    workers: int = 2
+    rates: Rates | None = None
+    violations: list[str] = field(default_factory=list)
+
+    async def run(self) -> Outcome:
+        loop = asyncio.get_running_loop()
+        rng = random.Random(self.seed)
+        self._faults = Faults(rng, self.rates or drawn_rates(rng))
+        self._rng = rng
+        self._broker = MemoryBroker(policy=self._faults, delivery_limit=10**6)
+        self._store = SqliteStore(None, inline=True, clock=loop.time, loss_window_s=LOSS_WINDOW_S)
+        single = self.job.tail is None
+        expected = {
+            (f"toy.{device}", step): digest
+            for device in self.devices
+            for step, digest in toy.undisturbed(device, single=single)[2].items()
+        }
+        self._invariants = Invariants(expected)
+        job = self.job
+        await self._store.put_job(
+            StoredJob(name=job.spec.name, digest=job.digest, manifest=job.manifest, parts=job.parts)
+        )
+        folder = Path(tempfile.mkdtemp(prefix="sim-", dir=_memory_folder()))
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await self._play(folder)
+        except TimeoutError:
+            self.violations.append(f"not finished after {DEADLINE_S:.0f} s of virtual time")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            await self._store.close()
+        return Outcome(self.seed, self.violations + self._invariants.violations, self._faults, loop.time())
+
+    async def _play(self, folder: Path) -> None:
+        stop = asyncio.Event()
+        hosts = [asyncio.create_task(self._host_worker(n, stop)) for n in range(self.workers)]
+        weather = asyncio.create_task(self._weather())
+        try:
+            agents = [asyncio.create_task(self._host_agent(device, folder)) for device in self.devices]
+            for device, agent in zip(self.devices, await asyncio.gather(*agents), strict=True):
+                await self._compare(device, agent)
+        finally:
+            weather.cancel()
+            stop.set()
+            await asyncio.gather(weather, *hosts, return_exceptions=True)
+
+    async def _weather(self) -> None:
+        """Store images to go back to, and the end of all faults."""
+        rng, rates = self._rng, self._faults.rates
+        images: list[tuple[float, bytes]] = []
+        loop = asyncio.get_running_loop()
+        next_rollback = rng.expovariate(1 / rates.rollback_s)
+        while loop.time() < FAULTY_S:
+            await asyncio.sleep(0.2)
+            now = loop.time()
+            images = [(t, i) for t, i in images if now - t <= LOSS_WINDOW_S] + [(now, self._store.image())]
+            if now >= next_rollback:
+                then, image = rng.choice(images)
+                self._faults.note("store lost commits", f"went back {now - then:.1f} s")
+                self._store.restore(image)
+                self._invariants.rolled_back()
+                images = []
+                next_rollback = now + rng.expovariate(1 / rates.rollback_s)
+        self._faults.active = False
+
+    async def _host_worker(self, number: int, stop: asyncio.Event) -> None:
+        """Keep a worker running: it dies and drains by the schedule, and starts again."""
+        while not stop.is_set():
+            leave = asyncio.Event()
+            task: asyncio.Task[None] = asyncio.create_task(self._worker(number, leave, lambda: task.cancel()))
+            ends = asyncio.create_task(self._fate(task, leave, number))
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            ends.cancel()
+            task.cancel()
+            stopping.cancel()
+            results = await asyncio.gather(task, ends, stopping, return_exceptions=True)
+            if isinstance(results[0], Exception):
+                self.violations.append(f"worker {number} raised {results[0]!r}")
+                return
+            await asyncio.sleep(self._rng.choice((0.1, 1.0, 5.0)))
+
+    async def _fate(self, task: asyncio.Task[None], leave: asyncio.Event, number: int) -> None:
+        rates = self._faults.rates
+        crash_s = self._rng.expovariate(1 / rates.worker_crash_s)
+        drain_s = self._rng.expovariate(1 / rates.worker_drain_s)
+        await asyncio.sleep(min(crash_s, drain_s))
+        if not self._faults.active:
+            return
+        if crash_s < drain_s:
+            self._faults.note("worker killed", f"worker {number}")
+            task.cancel()
+        else:
+            self._faults.note("worker drained", f"worker {number}")
+            leave.set()
+
+    async def _worker(self, number: int, leave: asyncio.Event, crash: Callable[[], object]) -> None:
+        transports: list[MemoryTransport] = []
+
+        async def connect() -> Transport:
+            await asyncio.sleep(0.001)
+            transports.append(self._broker.connect(f"worker-{number}"))
+            return transports[-1]
+
+        def cut() -> None:
+            for transport in transports:
+                self._broker.drop(transport)
+
+        store = FaultyStore(
+            self._store, self._faults, self._invariants, crash=lambda: crash() and None, cut=cut
+        )
+        worker = Worker(
+            WorkerConfig(name=f"worker-{number}", trust=Trust.ENROLLED, shards=16, drain_s=2.0),
+            connect=connect,
+            store=store,
+            compute=VirtualCompute(self._rng),
+            clock=asyncio.get_running_loop().time,
+            rng=self._rng,
+        )
+        try:
+            await worker.run(leave)
+        finally:
+            cut()
+
+    async def _host_agent(self, device: str, folder: Path) -> Agent:
+        """Run the device's agent until it has finished, through crashes."""
+        state, copy = folder / device, folder / f"{device}-copy"
+        takeover = restart = False
+        while True:
+            agent, transports = self._agent(device, state, takeover=takeover, restart=restart)
+            task = asyncio.create_task(agent.run(asyncio.Event()))
+            takeover = restart = False
+            life_s = self._rng.expovariate(1 / self._faults.rates.agent_crash_s)
+            await asyncio.wait({task}, timeout=life_s if self._faults.active else None)
+            if not task.done() and not self._faults.active:
+                await asyncio.wait({task})
+            if task.done():
+                result = task.exception() or task.result()
+                if isinstance(result, AgentResult):
+                    return agent
+                takeover, restart = self._refused(device, result)
+                if not (takeover or restart):
+                    return agent
+            else:
+                self._faults.note("agent killed", device)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                for transport in transports:
+                    self._broker.drop(transport)
+                if copy.exists() and self._faults.strikes(
+                    self._faults.rates.checkpoints_lost, "checkpoints lost", device
+                ):
+                    shutil.rmtree(state)
+                    shutil.copytree(copy, state)
+                elif self._rng.random() < 0.5:
+                    shutil.rmtree(copy, ignore_errors=True)
+                    shutil.copytree(state, copy)
+            await asyncio.sleep(self._rng.choice((0.0, 0.5, 4.0)))
+
+    def _refused(self, device: str, error: BaseException) -> tuple[bool, bool]:
+        """What a person would do about an agent that stopped: (take over, begin anew)."""
+        self._faults.history.append(f"{device} stopped: {error}")
+        if isinstance(error, StateError) and "--takeover" in str(error):
+            return True, False
+        if isinstance(error, StateError) and "--restart" in str(error):
+            return False, True
+        self.violations.append(f"{device} stopped: {error!r}")
+        return False, False
+
+    def _agent(
+        self, device: str, state: Path, *, takeover: bool, restart: bool
+    ) -> tuple[Agent, list[MemoryTransport]]:
+        transports: list[MemoryTransport] = []
+
+        async def connect() -> Transport:
+            await asyncio.sleep(0.001)
+            transports.append(self._broker.connect(device))
+            return transports[-1]
+
+        config = AgentConfig(
+            job="toy",
+            device=device,
+            data=toy.DATA,
+            state=state,
+            takeover=takeover,
+            restart=restart,
+            patience_s=DEADLINE_S,
+        )
+        loop = asyncio.get_running_loop()
+        agent = Agent(
+            config, connect=connect, compute=VirtualCompute(self._rng), rng=self._rng, clock=loop.time
+        )
+        return agent, transports
+
+    async def _compare(self, device: str, agent: Agent) -> None:
+        """The equality: head, tail, body, buffers and optimizers, bit by bit."""
+        if self.violations or agent.trainer is None:
+            return
+        own, body, _ = toy.undisturbed(device, single=self.job.tail is None)
+        self._differ(f"{device}, device side", own, agent.trainer.state())
+        self._differ(f"{device}, body", body, await self._restored(f"toy.{device}"))
+
+    async def _restored(self, session: str) -> toy.State:
+        """The body as a worker would load it now: the newest snapshot, and the log after it."""
+        meta = await self._store.session(session)
+        assert meta is not None
+        memory = SessionMemory(self.job, session)
+        memory.restore(await self._store.read_snapshot(session, meta.snapshots[-1]), meta.snapshots[-1])
+        async for entry in self._store.read_log(session, after=meta.snapshots[-1], upto=meta.committed):
+            memory.replay(entry)
+        return memory.snapshot()
+
+    def _differ(self, what: str, expected: toy.State, found: toy.State) -> None:
+        if expected.keys() != found.keys():
+            self.violations.append(f"{what}: other tensors")
+        for name in expected.keys() & found.keys():
+            if not torch.equal(expected[name], found[name]):
+                self.violations.append(f"{what}: {name} differs")
+
+
+def _memory_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
