@@ -19,7 +19,6 @@ from typing import Annotated, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from torch import Tensor
 
 from spliteasy.durable import write_folder
 from spliteasy.errors import JobError, PortableError
@@ -238,20 +237,11 @@ def _segment(parts: Mapping[str, bytes], role: str) -> Segment | None:
 
 
 def _loss(spec: JobSpec, parts: Mapping[str, bytes]) -> LossFunction:
-    traced = _segment(parts, "loss")
-    if (traced is None) != (spec.loss.name is not None):
+    graph, tensors = parts.get("loss.json"), parts.get("loss.safetensors")
+    if spec.loss.name is not None and graph is None and tensors is None:
+        return LOSSES[spec.loss.name]
+    if spec.loss.name is not None or graph is None or tensors is None:
         raise PortableError(f"job {spec.name}: the package's loss is not what its spec says")
-    return LOSSES[spec.loss.name or ""] if traced is None else TracedLoss(traced)
+    from spliteasy.splitting.losses import load_function  # a named loss needs nothing of it
 
-
-class TracedLoss:
-    """A user's loss as a portable graph over (outputs, targets)."""
-
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
-
-    def __call__(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        loss = self._segment(*outputs, *targets)[0]
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise PortableError("the job's loss did not give a scalar")
-        return loss
+    return load_function(graph, load_segment_tensors(tensors))

@@ -126,7 +126,10 @@ class ModelSpec(Section):
 
 
 class LossSpec(Section):
-    """A name from `spliteasy.losses`, or a function over (outputs, targets) traced at submit."""
+    """A name from `spliteasy.losses`, or a function over (outputs, targets) traced at submit.
+
+    Where the job has one output or one target, the function gets that tensor itself, else a tuple.
+    """
 
     name: Literal["cross_entropy", "nll", "bce_with_logits", "mse", "l1", "smooth_l1"] | None = None
     function: Reference | None = None

@@ -1,0 +1,1 @@
+"""Examples: jobs that run as they are, and that may be copied."""
