@@ -17,19 +17,32 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.daemons import Daemon
-from deploy.services import Access, ComposeServices, NativeServices, Services, docker_answers, native_missing
+from deploy.services import (
+    PORT_VARIABLES,
+    RABBITMQ,
+    REDIS,
+    Access,
+    ComposeServices,
+    NativeServices,
+    Services,
+    docker_answers,
+    native_missing,
+)
 from spliteasy.errors import SplitEasyError, UserError
 from spliteasy.logs import redact
 
 FOLDER = Path(".local")
 STACK = FOLDER / "stack.json"
-AMQP_PORT = ("SPLITEASY_AMQP_PORT", 5672)
-REDIS_PORT = ("SPLITEASY_REDIS_PORT", 6379)
+AMQP_PORT = (PORT_VARIABLES[RABBITMQ], 5672)
+REDIS_PORT = (PORT_VARIABLES[REDIS], 6379)
+NOWHERE = Access(amqp_port=1, redis_port=1, password="-")  # noqa: S106
+"""For stopping and deleting, which need to know neither ports nor password."""
+
 WORKERS_SERVE_S = 90.0
 DRAIN_S = 25.0
 POLL_S = 0.3
@@ -198,6 +211,8 @@ def down() -> None:
     if (stack := running_stack()) is not None:
         stack.services.stop()
         STACK.unlink()
+    else:
+        NativeServices(FOLDER, NOWHERE).stop()  # what an `up` that was killed left behind
     if FOLDER.exists():
         print(f"the local stack is down; its state stays in {FOLDER} (make clean deletes it)")
 
@@ -209,7 +224,7 @@ def clean() -> None:
     if stack is not None:
         stack.services.delete()
     elif native_missing() and docker_answers():
-        ComposeServices(Access(amqp_port=1, redis_port=1, password="-")).delete()  # noqa: S106
+        ComposeServices(NOWHERE).delete()
     shutil.rmtree(FOLDER, ignore_errors=True)
 
 
@@ -219,7 +234,7 @@ def status() -> None:
     if stack is None:
         print("the local stack is down (make up starts it)")
         return
-    urls = {"RabbitMQ": stack.access.broker, "Redis": stack.access.store}
+    urls = {RABBITMQ: stack.access.broker, REDIS: stack.access.store}
     for name, runs in stack.services.running().items():
         print(f"{name:10} {'runs' if runs else 'DOES NOT RUN':14} {redact(urls[name])}")
     for daemon in running_workers():
@@ -272,6 +287,16 @@ def port(variable: str, default: int) -> int:
     return int(text)
 
 
+COMMANDS: dict[str, Callable[..., None]] = {
+    "up": up,
+    "scale": scale,
+    "down": down,
+    "clean": clean,
+    "status": status,
+    "logs": logs,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description="The local stack.")
@@ -287,9 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         commands.add_parser(name, help=text)
     arguments = vars(parser.parse_args(argv))
-    run = {"up": up, "scale": scale, "down": down, "clean": clean, "status": status, "logs": logs}[
-        arguments.pop("command")
-    ]
+    run = COMMANDS[arguments.pop("command")]
     try:
         if not 0 <= arguments.get("workers", 0) <= MAX_WORKERS:
             raise UserError(f"{arguments['workers']} workers can't be", hint=f"0 to {MAX_WORKERS}")

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +19,8 @@ from spliteasy.errors import SplitEasyError, UserError
 
 HOST = "127.0.0.1"
 ACCOUNT = "spliteasy"
+RABBITMQ, REDIS = "RabbitMQ", "Redis"
+PORT_VARIABLES = {RABBITMQ: "SPLITEASY_AMQP_PORT", REDIS: "SPLITEASY_REDIS_PORT"}
 COMPOSE_FILE = Path(__file__).with_name("compose.yaml")
 COMPOSE_UP_S = 600
 """Images may have to be pulled."""
@@ -68,38 +69,33 @@ class NativeServices:
     """Processes of this user, with their state in `folder`."""
 
     def __init__(self, folder: Path, access: Access) -> None:
-        self._folder = folder
-        self._access = access
-
-    @cached_property
-    def _rabbit(self) -> RabbitNode:
-        return RabbitNode(
-            folder=self._folder / "rabbitmq",
-            port=self._access.amqp_port,
-            dist_port=_free_port(),
-            epmd_port=_free_port(),
-            user=ACCOUNT,
-            password=self._access.password,
-        )
-
-    @cached_property
-    def _redis(self) -> RedisServer:
-        return RedisServer(
-            folder=self._folder / "redis", port=self._access.redis_port, password=self._access.password
-        )
+        self._servers: dict[str, RabbitNode | RedisServer] = {
+            RABBITMQ: RabbitNode(
+                folder=folder / "rabbitmq",
+                port=access.amqp_port,
+                dist_port=_free_port(),
+                epmd_port=_free_port(),
+                user=ACCOUNT,
+                password=access.password,
+            ),
+            REDIS: RedisServer(folder=folder / "redis", port=access.redis_port, password=access.password),
+        }
 
     def start(self) -> None:
-        for name, server, port, variable in (
-            ("RabbitMQ", self._rabbit, self._access.amqp_port, "SPLITEASY_AMQP_PORT"),
-            ("Redis", self._redis, self._access.redis_port, "SPLITEASY_REDIS_PORT"),
-        ):
-            if not server.running:
-                check_port(name, port, variable)
-                print(f"starting {name} on {HOST}:{port}", flush=True)
-            server.start()
+        wanted = [(name, server) for name, server in self._servers.items() if not server.running]
+        for name, server in wanted:
+            check_port(name, server.port)
+        try:
+            for name, server in wanted:
+                print(f"starting {name} on {HOST}:{server.port}", flush=True)
+                server.start()
+        except BaseException:
+            for _, server in wanted:
+                server.stop()
+            raise
 
     def stop(self) -> None:
-        for name, server in (("RabbitMQ", self._rabbit), ("Redis", self._redis)):
+        for name, server in self._servers.items():
             if server.running:
                 print(f"stopping {name}", flush=True)
             server.stop()
@@ -108,7 +104,7 @@ class NativeServices:
         """All of it is in the folder."""
 
     def running(self) -> Mapping[str, bool]:
-        return {"RabbitMQ": self._rabbit.running, "Redis": self._redis.running}
+        return {name: server.running for name, server in self._servers.items()}
 
 
 class ComposeServices:
@@ -119,12 +115,9 @@ class ComposeServices:
 
     def start(self) -> None:
         running = self.running()
-        for name, port, variable in (
-            ("RabbitMQ", self._access.amqp_port, "SPLITEASY_AMQP_PORT"),
-            ("Redis", self._access.redis_port, "SPLITEASY_REDIS_PORT"),
-        ):
+        for name, port in ((RABBITMQ, self._access.amqp_port), (REDIS, self._access.redis_port)):
             if not running[name]:
-                check_port(name, port, variable)
+                check_port(name, port)
         print("starting RabbitMQ and Redis by docker compose", flush=True)
         self._compose("up", "--detach", "--wait", timeout_s=COMPOSE_UP_S)
 
@@ -136,7 +129,7 @@ class ComposeServices:
 
     def running(self) -> Mapping[str, bool]:
         up = self._compose("ps", "--services", "--status", "running").split()
-        return {"RabbitMQ": "rabbitmq" in up, "Redis": "redis" in up}
+        return {RABBITMQ: "rabbitmq" in up, REDIS: "redis" in up}
 
     def _compose(self, *arguments: str, timeout_s: float = 120) -> str:
         environment = {
@@ -163,8 +156,8 @@ class ComposeServices:
 def native_missing() -> list[str]:
     """Which of the native binaries are not installed."""
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
-        ("RabbitMQ", rabbitmq.find_scripts),
-        ("Redis", redis_server.find_binary),
+        (RABBITMQ, rabbitmq.find_scripts),
+        (REDIS, redis_server.find_binary),
     )
     missing = []
     for name, find in checks:
@@ -192,12 +185,12 @@ def docker_answers() -> bool:
     return True
 
 
-def check_port(name: str, port: int, variable: str) -> None:
+def check_port(name: str, port: int) -> None:
     """Raises UserError where something else listens there."""
     if not rabbitmq.is_free(port):
         raise UserError(
             f"{name}'s port {port} is in use by something else",
-            hint=f"stop that, or choose another port: {variable}={port + 1} make up",
+            hint=f"stop that, or choose another port: {PORT_VARIABLES[name]}={port + 1} make up",
         )
 
 

@@ -37,7 +37,7 @@ def agent(
     ],
     data: DataOption,
     state: Annotated[
-        Path | None, typer.Option(help="Where checkpoints are kept.", show_default="runs/JOB/devices/DEVICE")
+        Path | None, typer.Option(help="Where checkpoints are kept.", show_default="runs/agents/JOB.DEVICE")
     ] = None,
     broker: BrokerOption = None,
     takeover: Annotated[
@@ -61,7 +61,7 @@ def agent(
         job=job,
         device=device,
         data=data,
-        state=state or Path("runs") / job.partition("@")[0] / "devices" / device,
+        state=state or Path("runs/agents") / f"{job.partition('@')[0]}.{device}",
         takeover=takeover,
         restart=restart,
     )

@@ -16,7 +16,7 @@ from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.running import run
 from spliteasy.cli.submit import JobFile, create_job, store_job
 from spliteasy.cli.threads import ThreadsOption, torch_threads
-from spliteasy.errors import UserError
+from spliteasy.errors import JobError, UserError
 
 if TYPE_CHECKING:
     from device_agent.agent import AgentConfig, AgentResult
@@ -28,6 +28,7 @@ MAX_DEVICES = 1000
 MAX_WORKERS = 64
 STORE_FILE = "store.sqlite"
 DEVICES_FOLDER = "devices"
+DATA_FUNCTION = "device_data"
 
 
 def train(
@@ -71,17 +72,37 @@ def agent_configs(
     from device_agent.agent import AgentConfig
     from spliteasy.importing import project_root
 
+    root = project_root(job_file)
     names = [f"phone-{number + 1}" for number in range(devices)]
     return [
         AgentConfig(
             job=job.name,
             device=name,
-            data=data or f"{job.spec.model.factory.partition(':')[0]}:device_data",
+            data=data or default_data(job, root),
             state=folder / DEVICES_FOLDER / name,
-            root=project_root(job_file),
+            root=root,
         )
         for name in names
     ]
+
+
+def default_data(job: Job, root: Path) -> str:
+    """`device_data` in the module of the model's factory, or in a package around it. Raises UserError."""
+    from spliteasy.importing import resolve
+
+    module = job.spec.model.factory.partition(":")[0]
+    while module:
+        reference = f"{module}:{DATA_FUNCTION}"
+        try:
+            resolve(reference, root=root)
+        except JobError:
+            module = module.rpartition(".")[0]
+        else:
+            return reference
+    raise UserError(
+        f"no function {DATA_FUNCTION} beside the model of job {job.name}",
+        hint="name the data with --data module:function",
+    )
 
 
 def prepare_folder(folder: Path, *, resume: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -62,8 +63,9 @@ def worker(
         from server_worker.worker import Worker
         from spliteasy.compute import TorchThread
 
-        named = {} if name is None else {"name": name}
-        config = WorkerConfig(trust=Trust(trust), memory_bytes=memory_mib * MIB, drain_s=drain_s, **named)
+        config = WorkerConfig(trust=Trust(trust), memory_bytes=memory_mib * MIB, drain_s=drain_s)
+        if name is not None:
+            config = replace(config, name=name)
         structlog.get_logger(__name__).info(
             "worker starts", worker=config.name, broker=shown(url), trust=trust, threads=threads
         )
