@@ -68,11 +68,11 @@ def build_optimizer(
     return adam(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, foreach=False, fused=False)
 
 
-def set_learning_rate(optimizer: Optimizer | None, spec: JobSpec, taken: int) -> None:
-    """Set every group's rate for the step that follows `taken` steps (0: for the first step)."""
+def set_learning_rate(optimizer: Optimizer | None, spec: JobSpec, step: int) -> None:
+    """Set every group's rate for training step `step` (1 is the first)."""
     if optimizer is None:
         return
-    scale = schedule.factor(spec.schedule, taken)
+    scale = schedule.factor(spec.schedule, step)
     for group in optimizer.param_groups:
         group["lr"] = group[BASE_LR] * scale
 

@@ -7,14 +7,16 @@ import math
 from spliteasy.job.spec import CosineSpec, ScheduleSpec, StepSpec
 
 
-def factor(schedule: ScheduleSpec, taken: int) -> float:
-    """What the learning rate is multiplied by after `taken` optimizer steps (0: for the first step).
+def factor(schedule: ScheduleSpec, step: int) -> float:
+    """What the learning rate of training step `step` (1 is the first) is multiplied by.
 
-    The function that a user would give to `torch.optim.lr_scheduler.LambdaLR`.
+    A user of plain PyTorch gives `lambda epoch: factor(schedule, epoch + 1)` to `LambdaLR`.
     """
-    if taken < schedule.warmup_steps:
-        return (taken + 1) / schedule.warmup_steps
-    done = taken - schedule.warmup_steps
+    if step < 1:
+        raise ValueError(f"steps count from 1, not from {step}")
+    if step <= schedule.warmup_steps:
+        return step / schedule.warmup_steps
+    done = step - 1 - schedule.warmup_steps
     if isinstance(schedule, StepSpec):
         return float(schedule.gamma ** (done // schedule.step_size))
     if isinstance(schedule, CosineSpec):

@@ -66,12 +66,12 @@ def test_an_optimizer_a_segment_equals_one_for_the_model(section: dict[str, Any]
 
     def schedule_parts(taken: int) -> None:
         for part in parts:
-            set_learning_rate(part, spec, taken)
+            set_learning_rate(part, spec, taken + 1)
 
     ours = train(split, parts, schedule_parts)
     whole = network()
     optimizer = plain(whole.parameters())
-    scheduler = LambdaLR(optimizer, lambda taken: factor(spec.schedule, taken))
+    scheduler = LambdaLR(optimizer, lambda taken: factor(spec.schedule, taken + 1))
 
     def schedule_whole(taken: int) -> None:
         if taken:
@@ -111,7 +111,7 @@ def test_groups_take_their_settings_from_the_first_match() -> None:
         "3.bias": (0.1, 0.0),
     }
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True, True, True]
-    set_learning_rate(optimizer, spec_with(schedule={"name": "step", "step_size": 1, "gamma": 0.5}), 1)
+    set_learning_rate(optimizer, spec_with(schedule={"name": "step", "step_size": 1, "gamma": 0.5}), 2)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.05, 0.25]
 
 
@@ -119,7 +119,7 @@ def test_a_segment_with_nothing_to_train_has_no_optimizer() -> None:
     spec = spec_with(optimizer={**SGD, "groups": [{"pattern": "*", "frozen": True}]})
     assert build_optimizer(spec.optimizer, network().named_parameters()) is None
     assert build_optimizer(spec.optimizer, []) is None
-    set_learning_rate(None, spec, 0)
+    set_learning_rate(None, spec, 1)
 
 
 def test_schedules_are_what_torch_computes() -> None:
@@ -135,17 +135,19 @@ def test_schedules_are_what_torch_computes() -> None:
 
     cosine = spec_with(schedule={"name": "cosine", "steps": 20, "min_factor": 0.1}).schedule
     expected = rates(lambda o: CosineAnnealingLR(o, T_max=20, eta_min=0.1))
-    assert [factor(cosine, taken) for taken in range(20)] == pytest.approx(expected)
+    assert [factor(cosine, k) for k in range(1, 21)] == pytest.approx(expected)
     step = spec_with(schedule={"name": "step", "step_size": 6, "gamma": 0.5}).schedule
-    assert [factor(step, taken) for taken in range(20)] == pytest.approx(rates(lambda o: StepLR(o, 6, 0.5)))
+    assert [factor(step, k) for k in range(1, 21)] == pytest.approx(rates(lambda o: StepLR(o, 6, 0.5)))
 
 
 def test_warm_up_comes_before_every_schedule() -> None:
     for section in ({"name": "constant"}, {"name": "cosine", "steps": 8}, {"name": "step", "step_size": 2}):
         schedule = spec_with(schedule={**section, "warmup_steps": 4}).schedule
-        assert [factor(schedule, taken) for taken in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+        assert [factor(schedule, step) for step in range(1, 6)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     cosine = spec_with(schedule={"name": "cosine", "steps": 8, "min_factor": 0.25}).schedule
-    assert factor(cosine, 8) == factor(cosine, 100) == 0.25
+    assert factor(cosine, 9) == factor(cosine, 100) == 0.25
+    with pytest.raises(ValueError, match="steps count from 1"):
+        factor(cosine, 0)
 
 
 def test_clipping_is_torchs_own() -> None:
