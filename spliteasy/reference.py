@@ -7,7 +7,7 @@ runs the job's segments one after the other in one process, under the same seeds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -43,12 +43,12 @@ class Reference(Protocol):
     def state(self) -> State: ...
 
 
-def reference_of(job: Job, build: Callable[[], nn.Module], loss: LossFunction, *, device: str) -> Reference:
-    """The training that a split one on `device` has to equal, at step 0."""
+def reference_of(job: Job, model: nn.Module, loss: LossFunction, *, device: str) -> Reference:
+    """The training that a split one on `device` has to equal; `model` as its factory made it."""
     segments = [segment for segment in (job.head, job.body, job.tail) if segment is not None]
     if any(segment.has_random for segment in segments):
         return SegmentedTraining(job, device=device)
-    return PlainTraining(job, build(), loss)
+    return PlainTraining(job, model, loss)
 
 
 class PlainTraining:
@@ -61,7 +61,7 @@ class PlainTraining:
         self._clip = job.spec.clip
         self._optimizer = build_optimizer(job.spec.optimizer, model.named_parameters())
         self._scheduler = (
-            LambdaLR(self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken))
+            LambdaLR(self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + 1))
             if self._optimizer is not None
             else None
         )

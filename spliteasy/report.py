@@ -81,7 +81,6 @@ class DeviceRun:
             "test_accuracy": self.test_accuracy,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
-            "bytes_per_step": self.bytes_per_step,
             "ms_per_step": self.ms_per_step,
         }
 

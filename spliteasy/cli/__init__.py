@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 
 from spliteasy.errors import SplitEasyError, UserError
@@ -27,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = hoist(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        app(arguments, prog_name="spliteasy")
+        with warnings.catch_warnings():
+            if not debug:  # torch.export warns of torch's own deprecations, which no user can mend
+                warnings.filterwarnings("ignore", module=r"torch\b")
+            app(arguments, prog_name="spliteasy")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:

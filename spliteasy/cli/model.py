@@ -113,7 +113,7 @@ async def _predict(folder: Path, inputs: Path, broker: str | None) -> tuple[list
         async with other_half(half, folder, broker) as caller:
             batches = [
                 await half.predict(batch, caller)
-                for batch in zip(*(tensor.split(size) for tensor in given), strict=True)
+                for batch in zip(*(torch.split(tensor, size) for tensor in given), strict=True)
             ]
     names = [spec.name for spec in half.job.signature.outputs]
     return names, tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
