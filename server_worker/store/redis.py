@@ -127,9 +127,8 @@ class RedisStore:
         return outcome
 
     async def session(self, session: str) -> SessionMeta | None:
-        meta, _, snapshots = _keys(session)
-        record, steps = await self._link.batch([("HGETALL", meta), ("HKEYS", snapshots)], atomic=True)
-        return _meta(session, record, steps) if record else None
+        outcome = await self._decide(scripts.READ, session)
+        return outcome.meta if isinstance(outcome, Done) else None
 
     async def put_request(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
@@ -230,7 +229,7 @@ class RedisStore:
         return [decode_worker(info) for deadline_ms, info in beats if int(deadline_ms) > now_ms]
 
     async def close(self) -> None:
-        """Let calls in flight finish, then disconnect. Twice is harmless."""
+        """Let commands in flight finish, then disconnect. Twice is harmless."""
         await self._link.close()
 
     # plumbing

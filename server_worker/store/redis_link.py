@@ -64,13 +64,14 @@ class RedisLink:
         except redis_errors.NoScriptError:
             return await self._client.execute_command("EVAL", script.source, *args)
 
-    async def batch(self, commands: Sequence[_Command], *, atomic: bool = False) -> list[Any]:
+    async def batch(self, commands: Sequence[_Command]) -> list[Any]:
         """Several commands in one round trip; raises the first error."""
-        results: list[Any] = await self._run(self._pipeline(commands, atomic))
+        results: list[Any] = await self._run(self._pipeline(commands))
         return results
 
-    async def _pipeline(self, commands: Sequence[_Command], atomic: bool) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=atomic)
+    async def _pipeline(self, commands: Sequence[_Command]) -> list[Any]:
+        # No MULTI: a full Redis refuses even to read within one.
+        pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
         results: list[Any] = await pipeline.execute(raise_on_error=False)
@@ -90,7 +91,7 @@ class RedisLink:
             return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Let calls in flight finish, then disconnect. Twice is harmless; other calls fail then."""
+        """Let commands in flight finish, then disconnect. Twice is harmless; other calls fail then."""
         self._closed = True
         if self._running:
             await asyncio.wait(self._running)

@@ -35,10 +35,14 @@ local function snapshots()
   return steps
 end
 
+local function session()
+  return {'done', redis.call('HGETALL', META), redis.call('HKEYS', SNAPS)}
+end
+
 local function done()
   local t = redis.call('TIME')
   redis.call('HSET', META, 'updated', t[1] .. '.' .. string.format('%06d', t[2]))
-  return {'done', redis.call('HGETALL', META), redis.call('HKEYS', SNAPS)}
+  return session()
 end
 
 local function each_piece(command, token, count)
@@ -88,6 +92,11 @@ end
 local function own(m, worker)
   if m.owner ~= worker then redis.call('HSET', META, 'fence', text(m.fence + 1), 'owner', worker) end
 end
+"""
+
+_READ = """
+if redis.call('EXISTS', META) == 0 then return {'unknown'} end
+return session()
 """
 
 _OPEN = """
@@ -250,17 +259,18 @@ class Script:
         object.__setattr__(self, "sha", hashlib.sha1(self.source, usedforsecurity=False).hexdigest())
 
 
-def _script(body: str, *, common: bool = True, when_full: bool) -> Script:
-    shebang = "#!lua flags=allow-oom" if when_full else "#!lua"
-    return Script(f"{shebang}\n{_COMMON if common else ''}{body}".encode())
+def _script(body: str, flag: str = "", *, common: str = _COMMON) -> Script:
+    return Script(f"#!lua flags={flag}\n{common}{body}".encode())
 
 
-OPEN = _script(_OPEN, when_full=False)
-CLAIM = _script(_CLAIM, when_full=True)
-COMMIT = _script(_COMMIT, when_full=True)
-SNAPSHOT = _script(_SNAPSHOT, when_full=True)
-CLOSE = _script(_CLOSE, when_full=True)
-FORGET = _script(_FORGET, when_full=True)
-ADD_JOB = _script(_ADD_JOB, common=False, when_full=True)
-SUBMIT = _script(_SUBMIT, common=False, when_full=True)
-HEARTBEAT = _script(_HEARTBEAT, common=False, when_full=True)
+_WHEN_FULL = "allow-oom"
+READ = _script(_READ, "no-writes")
+OPEN = _script(_OPEN)
+CLAIM = _script(_CLAIM, _WHEN_FULL)
+COMMIT = _script(_COMMIT, _WHEN_FULL)
+SNAPSHOT = _script(_SNAPSHOT, _WHEN_FULL)
+CLOSE = _script(_CLOSE, _WHEN_FULL)
+FORGET = _script(_FORGET, _WHEN_FULL)
+ADD_JOB = _script(_ADD_JOB, _WHEN_FULL, common="")
+SUBMIT = _script(_SUBMIT, _WHEN_FULL, common="")
+HEARTBEAT = _script(_HEARTBEAT, _WHEN_FULL, common="")

@@ -287,4 +287,4 @@ def test_the_stores_agree(redis_server: RedisServer) -> None:
 @pytest.mark.redis
 @pytest.mark.long
 def test_the_stores_agree_over_long_histories(redis_server: RedisServer) -> None:
-    _agree(redis_server, examples=1000, steps=100)
+    _agree(redis_server, examples=300, steps=100)
