@@ -1,0 +1,11 @@
+"""How tensors are packed for the wire: pure functions, no I/O.
+
+`parse_codec("int8")` gives a `Codec`; `encode` turns a tensor into parts (tensors) and meta (a few JSON
+values), `decode` is a pure function of these and of the shape and dtype that the receiver expects.
+`docs/codecs.md` says what each codec does to the numbers.
+"""
+
+from spliteasy.codecs.codec import Codec, Encoded, Meta
+from spliteasy.codecs.registry import codec_names, parse_codec, register
+
+__all__ = ["Codec", "Encoded", "Meta", "codec_names", "parse_codec", "register"]
