@@ -21,7 +21,8 @@ class Segment(nn.Module):
 
     Parameters and buffers carry the original model's dotted names, so `state_dict()` keys are its
     keys. `.train()` and `.eval()` choose between the two graphs. Running statistics change in place
-    on the segment's own buffers. Whoever calls chooses gradients on or off (`torch.no_grad`).
+    on the segment's own buffers. Whoever calls chooses gradients on or off (`torch.no_grad`). A backward
+    puts the gradient of an input that is a leaf into its `.grad`, with the strides it had in the flow.
     """
 
     def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
@@ -65,7 +66,7 @@ class Segment(nn.Module):
     def forward(self, *inputs: Value) -> tuple[Value, ...]:
         """Run the graph of the present mode: first the `n_wire` values for the wire, then those that stay."""
         tensors = [owner[leaf] for owner, leaf in self._slots]
-        return self._program(tensors, inputs, training=self.training)
+        return self._program(tensors, [_delivering(value) for value in inputs], training=self.training)
 
     @property
     def program(self) -> Program:
@@ -126,6 +127,32 @@ class Segment(nn.Module):
     def extra_repr(self) -> str:
         graph = self._program.document.graph(self.training)
         return f"{self.name}: {len(graph.nodes)} operators, {len(graph.inputs)} in, {len(graph.outputs)} out"
+
+
+class _Deliver(torch.autograd.Function):
+    """Puts a gradient into its leaf's `.grad` as it comes.
+
+    Autograd's own accumulation copies it to the leaf's strides; what the plain model sums next (a
+    bias gradient, say) would then add in another order, and differ in the last bits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:
+        ctx.leaf = leaf
+        return leaf.view_as(leaf)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        (gradient,) = gradients
+        leaf = ctx.leaf
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+def _delivering(value: Value) -> Value:
+    if isinstance(value, Tensor) and value.is_leaf and value.requires_grad and torch.is_grad_enabled():
+        delivered: Tensor = _Deliver.apply(value)  # type: ignore[no-untyped-call]
+        return delivered
+    return value
 
 
 def load_segment(graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu") -> Segment:

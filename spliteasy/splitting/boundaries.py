@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from spliteasy.splitting.trace import INPUT, TENSOR, Op, Trace, is_in_place_op, same_number
+from spliteasy.splitting.trace import INPUT, TENSOR, Op, Trace, same_number
 
 
 @dataclass(slots=True)
@@ -41,7 +41,6 @@ class Partition:
     def __init__(self, trace: Trace, ends: Sequence[int]) -> None:
         self.trace, self.ends = trace, tuple(ends)
         self.count = len(ends) + 1
-        self._again: dict[Op, bool] = {}
         self.live = self._find_live()
         self.parts = [Part() for _ in range(self.count)]
         self._foreign: list[set[Op]] = [set() for _ in range(self.count)]
@@ -97,26 +96,13 @@ class Partition:
             return
         elif op.is_number:
             self._numbers[side].add(op)
-        elif self._made_again(op):
+        elif op.constant:
             if op not in self._copies[side]:
                 self._copies[side].add(op)
                 for used in op.uses():
                     self._need(used, side)
         else:
             self._foreign[side].add(op)
-
-    def _made_again(self, op: Op) -> bool:
-        """Whether the op depends on sizes and constants alone, so that any part may compute it."""
-        if op not in self._again:
-            self._again[op] = self._is_constant(op)
-        return self._again[op]
-
-    def _is_constant(self, op: Op) -> bool:
-        if op.target == INPUT or is_in_place_op(op) or op.random:
-            return False
-        if op.target == TENSOR:
-            return self.trace.tensors[op].kind == "constant" and op not in self.trace.written
-        return all(used.is_number or self._made_again(used) for used in op.uses())
 
     def _connect(self) -> None:
         """Settle what goes over each boundary, numbers last: they cross only if no tensor shows them."""

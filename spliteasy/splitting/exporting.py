@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import operator
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from spliteasy.splitting.trace import INPUT, TENSOR, ModuleCall, Op, TensorInfo,
 
 _DROPPED = ("aten._assert", "aten.sym_constrain", "aten._assert_tensor_metadata")
 """Checks of the example: the loader has checks of its own."""
+
+_CHATTY = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export")
 
 _NO_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 
@@ -91,9 +94,18 @@ def _batch_first(model: nn.Module, count: int) -> tuple[Any, ...]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Tracing must not move the user's random state."""
-    with torch.random.fork_rng(devices=[]):
-        yield
+    """Tracing must not move the user's random state, nor print torch's tracebacks beside our error."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    before = [logger.disabled for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        # oneDNN's recurrent operators ask for sizes that are not known yet
+        with torch.random.fork_rng(devices=[]), torch.backends.mkldnn.flags(enabled=False):
+            yield
+    finally:
+        for logger, flag in zip(loggers, before, strict=True):
+            logger.disabled = flag
 
 
 class _Reader:

@@ -80,7 +80,7 @@ class Recorder:
         """Raises `PortableError` for an operator off the list, `JobError` for a write it can't follow."""
         self._calls = calls
         name, args, kwargs = self._call(node)
-        if is_in_place(name):
+        if _writes(name):
             self._record_write(node, name, args, kwargs, grad)
             return
         made = self._emit(name, args, kwargs, grad=grad, stem=node.name)
@@ -93,7 +93,8 @@ class Recorder:
         """Name and arguments, as they stand now."""
         target, args, kwargs = portable_call(node)
         held_args, held_kwargs = fx.node.map_arg((args, kwargs), self.current)
-        return name_of(target), tuple(held_args), dict(held_kwargs)
+        name = str(target) if _functional_name(str(target)) in ATEN else name_of(target)
+        return name, tuple(held_args), dict(held_kwargs)
 
     def _emit(
         self,
@@ -157,20 +158,15 @@ class Recorder:
             self.alias(node, target)
             return
         self._refuse_untracked(node, target, old, grad)
-        new = self._functional(name, args, kwargs, grad, node.name)
+        new = self._functional(name, args, kwargs, grad, node.name, exact=target not in self._parent)
         root = self._root(target)
-        self._age[root] = age = self._age.get(root, 0) + 1
-        self._now[target] = (age, new)
-        while target in self._parent:
-            parent = self._parent[target]
-            if not isinstance(self._now[parent][1].value, Tensor):  # a chunk among the chunks of its parent
-                new = self._put_piece_back(target, parent, new)
-                target = self._parent[parent]
-            else:
-                new = self._put_back(target, parent, new)
-                target = parent
-            self._now[target] = (age, new)
-        self.alias(node, self._real(node.args[0]))  # type: ignore[arg-type]
+        view = target
+        while view in self._parent:
+            new = self._put_back(view, self._parent[view], new)
+            view = self._parent[view]
+        self._age[root] = self._age.get(root, 0) + 1
+        self._now[root] = (self._age[root], new)  # views of it are made again when they are used next
+        self.alias(node, target)
 
     def _refuse_untracked(self, node: fx.Node, target: fx.Node, old: Op, grad: bool) -> None:
         """A write that autograd does not see has no functional form."""
@@ -190,20 +186,21 @@ class Recorder:
         return isinstance(value, Tensor) and value.requires_grad
 
     def _functional(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool, stem: str
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool, stem: str, exact: bool
     ) -> Op:
-        """The functional form if it gives the same dtype and layout, else the operator on a copy."""
+        """The functional form if it keeps the dtype (and, if `exact`, the layout), else on a copy."""
         old: Op = args[0]
-        base, overload = name.removeprefix("aten.").split(".")
-        functional = f"aten.{base.removesuffix('_')}.{overload}"
+        functional = _functional_name(name)
         if functional in ATEN:
             tried: Op = self._emit(functional, args, kwargs, grad=grad, stem=stem, keep=False)
-            if _layout(tried.value) == _layout(old.value):
+            if _layout(tried.value) == _layout(old.value) or (
+                not exact and tried.value.dtype == old.value.dtype
+            ):
                 tried.name = self._fresh(stem)
                 self.ops.append(tried)
                 return tried
         copy = self._emit("aten.clone.default", (old,), {}, grad=grad, stem=f"{stem}_copy")
-        if _layout(copy.value) != _layout(old.value):
+        if exact and _layout(copy.value) != _layout(old.value):
             raise JobError(
                 f"{stem} writes into a tensor that overlaps itself", hint="compute a new tensor instead"
             )
@@ -212,7 +209,7 @@ class Recorder:
 
     def _put_back(self, child: fx.Node, parent: fx.Node, new: Op) -> Op:
         """What `parent` is, now that its view `child` is `new`."""
-        old: Op = self._now[parent][1]
+        old: Op = self.current(parent)
         view: Op = self._now[child][1]
         made: Op
         name, rest = view.target, view.args[1:]
@@ -240,26 +237,6 @@ class Recorder:
             made = self._write_back("aten.copy.default", (old, made), child)
         return made
 
-    def _put_piece_back(self, child: fx.Node, pieces: fx.Node, new: Op) -> Op:
-        """The same for one of the pieces that `chunk`, `split` or `unbind` gave."""
-        whole: Op = self._now[self._parent[pieces]][1]
-        name, index = self._now[pieces][1].target, child.args[1]
-        arguments = (*self._now[pieces][1].args, 0, 0)[:3]  # whole, size or count, dimension: 0 if not given
-        assert isinstance(index, int)
-        if name == "aten.unbind.int":
-            dim = arguments[1]
-            return self._write_back("aten.select_scatter.default", (whole, new, dim, index), child)
-        dim = arguments[2]
-        sizes = [piece.shape[dim] for piece in self._now[pieces][1].value]
-        if not all(isinstance(size, int) for size in sizes):
-            raise JobError(
-                f"{child.name}, a piece of a batch, is written into", hint="clone it before the write"
-            )
-        start = sum(sizes[:index])
-        return self._write_back(
-            "aten.slice_scatter.default", (whole, new, dim, start, start + sizes[index]), child
-        )
-
     def _write_back(self, name: str, args: tuple[Any, ...], child: fx.Node) -> Op:
         made: Op = self._emit(name, args, {}, grad=True, stem=f"{child.name}_written")
         return made
@@ -278,6 +255,16 @@ def portable_call(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     elif target is aten.slice.Tensor:
         args = tuple(None if type(arg) is int and arg >= _END else arg for arg in args)
     return target, args, kwargs
+
+
+def _writes(name: str) -> bool:
+    return _functional_name(name) in ATEN or is_in_place(name)
+
+
+def _functional_name(name: str) -> str:
+    """`aten.relu_.default` → `aten.relu.default`; empty for an operator that does not end in `_`."""
+    base, _, overload = name.rpartition(".")
+    return f"{base.removesuffix('_')}.{overload}" if base.endswith("_") else ""
 
 
 def _layout(value: Tensor) -> tuple[torch.dtype, str, str]:

@@ -27,6 +27,7 @@ class PortableLoss:
         if any(True for _ in segment.parameters()):
             raise PortableError("a loss has no parameters")
         self._segment = segment
+        self._tensors = tuple(segment.tensors().values())
 
     @property
     def input_values(self) -> tuple[ValueSpec, ...]:
@@ -34,7 +35,7 @@ class PortableLoss:
         return self._segment.input_values
 
     def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        (loss,) = self._segment(*outputs, *targets)
+        (loss,) = self._segment.program(self._tensors, (*outputs, *targets), training=True)
         assert isinstance(loss, Tensor), "checked when loaded"
         return loss
 

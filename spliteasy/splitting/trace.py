@@ -35,6 +35,8 @@ class Op:
     index: int = -1
     raw: bool = False
     """A model input, or one only rearranged: what must not leave the device."""
+    constant: bool = False
+    """Depends on sizes and constants alone, so that any part may compute it again."""
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.target}>"
@@ -83,10 +85,14 @@ class Trace:
     """Tensors that some operator writes into: running statistics."""
 
     def number(self) -> None:
-        """Give every op its place, and note who is only an input rearranged."""
+        """Give every op its place, and note who is only an input rearranged, and who a constant."""
+        for op, info in self.tensors.items():
+            op.constant = info.kind == "constant" and op not in self.written
         for index, op in enumerate(self.ops):
             op.index = index
             op.raw = op.rearranges and any(used.raw for used in references(op.args[:1]))
+            plain = not op.random and not is_in_place_op(op)
+            op.constant = plain and all(used.is_number or used.constant for used in op.uses())
 
     def has_effect(self, op: Op) -> bool:
         """Whether the op must run even if nobody uses its value: it writes a buffer, or draws numbers."""

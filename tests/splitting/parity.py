@@ -20,6 +20,7 @@ def train_plainly(model: nn.Module, batches: Iterable[Batch], lr: float = 0.05) 
     seen: dict[str, Tensor] = {}
     optimizer = _sgd(model, lr)
     for step, batch in enumerate(batches):
+        torch.manual_seed(step)
         outputs = [out for out in pytree.tree_leaves(model(*batch)) if isinstance(out, Tensor)]
         loss = loss_of(outputs)
         loss.backward()
@@ -34,6 +35,7 @@ def train_split(split: Split, batches: Iterable[Batch], lr: float = 0.05) -> dic
     seen: dict[str, Tensor] = {}
     optimizers = [_sgd(segment, lr) for segment in split.segments if list(segment.parameters())]
     for step, batch in enumerate(batches):
+        torch.manual_seed(step)
         outputs, loss = step_split(split, batch)
         parameters = {k: v for s in split.segments for k, v in s.named_parameters(remove_duplicate=False)}
         _note(seen, step, outputs, loss, parameters)
@@ -64,7 +66,10 @@ def step_split(split: Split, batch: Batch) -> tuple[list[Tensor], Tensor]:
 
 
 def received(values: Sequence[Value]) -> list[Value]:
-    """As the other side sees them: of their own, needing a gradient where the original does."""
+    """As the other side sees them: of their own, needing a gradient where the original does.
+
+    Strides are kept where the tensor is dense, as the wire keeps them.
+    """
     return [
         value.detach().clone(memory_format=torch.preserve_format).requires_grad_(value.requires_grad)
         if isinstance(value, Tensor)
@@ -77,7 +82,8 @@ def send_back(made: Sequence[Value], leaves: Sequence[Value]) -> None:
     pairs = [(m, leaf.grad) for m, leaf in zip(made, leaves, strict=True) if isinstance(leaf, Tensor)]
     pairs = [(m, grad) for m, grad in pairs if grad is not None]
     if pairs:
-        torch.autograd.backward([m for m, _ in pairs], [grad for _, grad in pairs])
+        sent = [grad.clone(memory_format=torch.preserve_format) for _, grad in pairs]
+        torch.autograd.backward([m for m, _ in pairs], sent)
 
 
 def loss_of(outputs: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,216 @@
+"""Models that each do one thing that makes cutting hard. Inputs (B, 6) but for what a class says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TwoInputs(nn.Module):
+    """An image branch (B, 3, 8, 8) and a table branch (B, 5), joined late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 6))
+        self.table = nn.Linear(5, 6)
+        self.mid = nn.Linear(12, 12)
+        self.late = nn.Linear(12, 8)
+        self.out = nn.Linear(13, 3)
+
+    def forward(self, picture: Tensor, row: Tensor) -> Tensor:
+        x = torch.cat((self.image(picture), self.table(row)), 1)
+        x = torch.relu(self.late(torch.relu(self.mid(x))))
+        return self.out(torch.cat((x, row), 1))
+
+
+class SeveralOutputs(nn.Module):
+    """Outputs from the beginning, the middle and the end, in a nested structure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        a = torch.relu(self.a(x))
+        b = torch.tanh(self.b(a))
+        return {"early": a, "rest": (b, self.c(b)), "sizes": None}
+
+
+class WrittenInPlace(nn.Module):
+    """Activations written in place: whole, by `+=`, through views, after they were used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(6, 6) for _ in range(4))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.a(x))
+        y = self.b(x)
+        kept = y * 2
+        y += x
+        y[:, 1:3] *= 0.5
+        first = y[:, 0]
+        first.mul_(3.0).add_(1.0)
+        pairs = self.c(y).view(-1, 2, 3)
+        pairs.select(1, 0).mul_(0.5)
+        both = pairs.flatten(1)
+        turned = both.t()
+        turned[2].zero_()
+        last = self.d(both)
+        last.unsqueeze(2).squeeze(2).permute(1, 0)[3:].mul_(0.1)
+        return self.act(last) + kept + torch.tanh(y)
+
+
+class WrittenAcrossTheCut(nn.Module):
+    """A value used before and after a cut, and written in place between: `x` means two things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = self.b(x * 2)
+        view = x.view(-1, 3, 2)
+        x.add_(y.detach().mean())
+        z = self.c(torch.tanh(x))
+        view[:, 0] += 1.0
+        return self.d(z) + x.sum(1, keepdim=True) + view.flatten(1)
+
+
+class Buffers(nn.Module):
+    """Buffers written, assigned, hidden and shared read-only; a counter; a region without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.norm = nn.BatchNorm1d(6)
+        self.register_buffer("average", torch.zeros(6))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, 6), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x) * self.scale
+        if self.training:
+            with torch.no_grad():
+                self.average.mul_(0.9).add_(x.mean(0), alpha=0.1)
+            self.steps = self.steps + 1
+        x = self.norm(self.b(x - self.average))
+        return self.c(torch.relu(x) * self.scale)
+
+
+class CalledAgain(nn.Module):
+    """One activation and one layer called several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.again, self.b = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.a(x))
+        x = self.relu(self.again(x))
+        x = self.relu(self.again(x))
+        return self.b(x)
+
+
+class Frozen(nn.Module):
+    """A frozen first layer and a frozen batch norm in the middle; a parameter that nobody uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.norm = nn.BatchNorm1d(6)
+        self.unused = nn.Parameter(torch.ones(2))
+        self.a.requires_grad_(False)
+        self.norm.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.norm(self.b(torch.relu(self.a(x))))))
+
+
+class NeedsBatchSize(nn.Module):
+    """The body makes the batch size from nothing it is given: an integer crosses. Tokens cross as int64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.codes = nn.Embedding(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        codes = (self.a(x).detach() * 2).long().clamp(0, 7)
+        total = self.a(x).sum((0, 1))
+        y = self.b(total.expand(batch, 6) + self.codes(codes).mean(1))
+        return self.c(y.reshape(batch * 2, 3).reshape(batch, -1))
+
+
+class OnlyANumber(nn.Module):
+    """Nothing with a batch dimension crosses, and the body needs the batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.a(x).mean(0)
+        y = self.b(total.expand(x.shape[0], 6))
+        return self.c(y + torch.tanh(self.b.bias))
+
+
+class ManyTerms(nn.Module):
+    """One value used twice in the body and twice in the tail: its gradient has four terms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(6, 6) for _ in range(4))
+        self.tanh = nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tanh(self.a(x))
+        y = torch.sin(x) + self.b(x)
+        return self.d(self.c(y) * x) + torch.exp(x)
+
+
+class Transposed(nn.Module):
+    """Activations of permuted layout over the cut, and a channels-last weight. Input (B, 3, 8, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.turn = Turn()
+        self.b = nn.Linear(4, 4)
+        self.c = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.turn(self.a(x)))
+        return self.c(F.relu(x).sum((1, 2)))
+
+
+class Turn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 2, 1)
+
+
+class Noisy(nn.Module):
+    """Dropout of several kinds and noise: random in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.drop = nn.Dropout(0.3, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.a(x))
+        if self.training:
+            x = x * x.new_empty((x.shape[0], 1)).bernoulli_(0.8)
+        return self.c(F.dropout(self.b(x), 0.2, self.training))
