@@ -112,6 +112,8 @@ async def connect(url: str) -> RedisLink:
     timeout_s = _seconds(query, "timeout_s") or TIMEOUT_S
     try:
         where = f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
+        if not parts.path.removeprefix("/").isdecimal() and parts.path not in ("", "/"):
+            raise ValueError(f"{parts.path} is not the number of a database")
         pool = BlockingConnectionPool.from_url(
             urlunsplit(parts._replace(query=urlencode(query))),
             max_connections=CONNECTIONS,
@@ -121,6 +123,9 @@ async def connect(url: str) -> RedisLink:
             retry=Retry(ConstantBackoff(RETRY_AFTER_S), 1),
             protocol=2,
         )
+        pool.connection_class(
+            **pool.connection_kwargs
+        )  # says now which of the query's names it does not know
     except (ValueError, TypeError) as error:
         raise UserError(
             f"the store URL is wrong: {error}", hint="redis://[user:password@]host:port/0"
@@ -128,11 +133,12 @@ async def connect(url: str) -> RedisLink:
     client = Redis.from_pool(pool)
     try:
         with _errors(where):
-            window = await _check(client, where)
+            await _check(client, where)
+            window = await _append_window(client, where) if declared is None else declared
     except BaseException:
         await client.aclose()
         raise
-    return RedisLink(client, where=where, loss_window_s=window if declared is None else declared)
+    return RedisLink(client, where=where, loss_window_s=window)
 
 
 def _seconds(query: dict[str, str], name: str) -> float | None:
@@ -147,8 +153,8 @@ def _seconds(query: dict[str, str], name: str) -> float | None:
     return value
 
 
-async def _check(client: Any, where: str) -> float:
-    """Whether the server is one that we can rely on; its loss window in seconds."""
+async def _check(client: Any, where: str) -> None:
+    """Whether the server is one that we can rely on. Raises UserError where it isn't."""
     try:
         info = await client.execute_command("INFO")
     except redis_errors.AuthenticationError as error:
@@ -164,13 +170,13 @@ async def _check(client: Any, where: str) -> float:
             f"{where} evicts keys when memory is full (maxmemory-policy {info['maxmemory_policy']})",
             hint="it would silently lose training state: set maxmemory-policy noeviction",
         )
-    if not info.get("aof_enabled"):
-        return math.inf
-    return await _append_window(client, where)
 
 
 async def _append_window(client: Any, where: str) -> float:
+    """Seconds of writes that the server may lose when its machine dies."""
     try:
+        if (await client.execute_command("CONFIG GET", "appendonly"))["appendonly"] != "yes":
+            return math.inf
         policy = (await client.execute_command("CONFIG GET", "appendfsync"))["appendfsync"]
     except (redis_errors.ResponseError, KeyError):
         structlog.get_logger(__name__).warning(

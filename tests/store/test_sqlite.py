@@ -1,0 +1,214 @@
+"""What only the SQLite store does: images for simulations, a full disk, killed processes, two at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server_worker.store import Done, Owner, SqliteStore, sqlite_file
+from spliteasy.errors import StoreError, StoreFull, StoreUnavailable
+from tests.store.steps import (
+    FIRST,
+    SECOND,
+    SESSION,
+    begin,
+    commit,
+    done,
+    log_of,
+    logged_steps,
+    open_at,
+    put,
+    run_steps,
+    snapshot,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_an_inline_store_never_gives_way() -> None:
+    """So that in a simulation nothing but its own schedule decides what comes next."""
+    store = SqliteStore(inline=True)
+    order: list[str] = []
+
+    async def other() -> None:
+        order.append("other")
+
+    task = asyncio.create_task(other())
+    await run_steps(store, await begin(store), 3)
+    await log_of(store, 0, 3)
+    order.append("store")
+    await task
+    assert order == ["store", "other"]
+    await store.close()
+
+
+async def test_restoring_an_image_loses_what_came_after_it() -> None:
+    store = SqliteStore(inline=True, loss_window_s=2.0)
+    assert store.loss_window_s == 2.0
+    meta = await run_steps(store, await begin(store), 3)
+    meta = done(await snapshot(store, meta, 2))
+    image = store.image()
+    await put(store, meta, 5, b"waiting", b"waiting")
+    await run_steps(store, meta, 4, oldest=3)
+    await open_at(store, attempt=SECOND, held=(4,), worker="w2")
+    store.restore(image)
+    assert await store.session(SESSION) == meta
+    assert await logged_steps(store) == [1, 2, 3]
+    assert await store.read_snapshot(SESSION, 2) == {"weight": b"w"}
+    meta = await run_steps(store, meta, 4)
+    with pytest.raises(StoreError):
+        await commit(store, meta, 5)
+    assert (await run_steps(store, meta, 6)).committed == 6
+    await store.close()
+
+
+async def test_time_is_the_clock_that_it_is_given() -> None:
+    clock = Clock()
+    store = SqliteStore(inline=True, clock=clock, put_ttl_s=60)
+    meta = await begin(store)
+    assert meta.updated_at == 1000
+    await put(store, meta, 1, b"f", b"b")
+    clock.now += 60
+    with pytest.raises(StoreError):
+        await commit(store, meta, 1)
+    await put(store, meta, 1, b"f")
+    clock.now += 59
+    await put(store, meta, 1, b"f")
+    with pytest.raises(StoreError):
+        await commit(store, meta, 1)
+    await put(store, meta, 1, b"f", b"b")
+    assert done(await commit(store, meta, 1)).updated_at == 1119
+    await store.close()
+
+
+async def test_a_full_disk_writes_nothing_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    meta = await run_steps(store, await begin(store), 2)
+    connection = store._database._connection
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages + 8}")
+    await put(store, meta, 3, bytes(200_000), b"b3")
+    for refused in (commit(store, meta, 3), snapshot(store, meta, 2, bytes(200_000))):
+        with pytest.raises(StoreFull):
+            await refused
+    assert await store.session(SESSION) == meta
+    assert await logged_steps(store) == [1, 2]
+    connection.execute("PRAGMA max_page_count = 1000000")
+    assert done(await commit(store, meta, 3)).committed == 3
+    await store.close()
+
+
+async def test_a_file_that_another_process_keeps_locked_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_S", 0.05)
+    store = SqliteStore(tmp_path / "store.db")
+    meta = await run_steps(store, await begin(store), 1)
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="locked"):
+        await store.claim(SESSION, attempt=FIRST, step=2, worker="w2")
+    assert await store.session(SESSION) == meta
+    other.execute("ROLLBACK")
+    other.close()
+    assert isinstance(await store.claim(SESSION, attempt=FIRST, step=2, worker="w2"), Done)
+    await store.close()
+
+
+async def test_two_stores_on_one_file_fence_each_other(tmp_path: Path) -> None:
+    """As two worker processes that share it do."""
+    first, second = SqliteStore(tmp_path / "store.db"), SqliteStore(tmp_path / "store.db")
+    zombie = await run_steps(first, await begin(first), 2)
+    owner = done(await second.claim(SESSION, attempt=FIRST, step=3, worker="w2"))
+    await put(first, zombie, 3, b"zombie", b"zombie")
+    assert not isinstance(await commit(first, zombie, 3), Done)
+    meta = await run_steps(second, owner, 4)
+    assert await first.session(SESSION) == meta
+    assert await logged_steps(first) == [1, 2, 3, 4]
+    for store in (first, second):
+        await store.close()
+
+
+async def test_a_cancelled_call_leaves_the_store_in_order(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    meta = await begin(store)
+    rng = random.Random(1)
+    for step in range(1, 30):
+        await put(store, meta, step, b"f%d" % step, b"b%d" % step)
+        task = asyncio.create_task(commit(store, meta, step))
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert done(await commit(store, meta, step)).committed == step
+    assert await logged_steps(store) == list(range(1, 30))
+    await store.close()
+
+
+async def test_calls_after_close_fail_and_closing_again_is_harmless(tmp_path: Path) -> None:
+    for store in (SqliteStore(inline=True), SqliteStore(tmp_path / "store.db")):
+        await begin(store)
+        await store.close()
+        await store.close()
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await store.sessions()
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from server_worker.store import SqliteStore
+from tests.store.steps import begin, commit, done, put, snapshot
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]))
+    meta = await begin(store)
+    for step in range(1, 100000):
+        await put(store, meta, step, b"f%d" % step * 5000, b"b%d" % step)
+        meta = done(await commit(store, meta, step, oldest=step - 5))
+        if step % 4 == 0:
+            meta = done(await snapshot(store, meta, step, b"w%d" % step))
+        print(step, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kill_at", [1, 6, 23])
+def test_a_process_killed_in_the_middle_of_its_commits_loses_none_of_them(
+    tmp_path: Path, kill_at: int
+) -> None:
+    path = tmp_path / "store.db"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(kill_at)]
+        process.send_signal(signal.SIGKILL)
+        said += process.stdout.readlines()
+    asyncio.run(_check_killed(path, [int(line) for line in said if line.endswith(b"\n")][-1]))
+
+
+async def _check_killed(path: Path, said: int) -> None:
+    store = SqliteStore(path)
+    meta = await store.session(SESSION)
+    assert meta is not None
+    assert meta.committed in (said, said + 1)
+    for entry in await log_of(store, meta.snapshots[0], meta.committed):
+        assert entry.requests == (b"f%d" % entry.step * 5000, b"b%d" % entry.step)
+    for step in meta.snapshots:
+        assert await store.read_snapshot(SESSION, step) == ({"weight": b"w%d" % step} if step else {})
+    again = await open_at(store, attempt=SECOND, held=(meta.committed,), worker="w2")
+    assert done(again).owner == Owner(fence=2, nonce="w2")
+    await store.close()
