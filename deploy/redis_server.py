@@ -117,6 +117,18 @@ class RedisServer:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
 
+    def _answers(self) -> bool:
+        """Whether it serves: it lets us in, and has loaded its data."""
+        password = (self.password or "").encode()
+        login = b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%s\r\n" % (len(password), password) if password else b""
+        try:
+            with socket.create_connection((HOST, self.port), timeout=5) as connection:
+                connection.sendall(login + b"PING\r\n")
+                with connection.makefile("rb") as lines:
+                    return (not login or lines.readline() == b"+OK\r\n") and lines.readline() == b"+PONG\r\n"
+        except OSError:
+            return False
+
     def _wait_until_free(self) -> None:
         # A killed process is gone a moment before its sockets are.
         deadline = time.monotonic() + FREE_S
@@ -130,7 +142,7 @@ class RedisServer:
 
     def _wait_until_serving(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while not _answers(self.port):
+        while not self._answers():
             if not self.running:
                 raise UserError(f"Redis stopped while starting: {self._daemon.last_words()}")
             if time.monotonic() > deadline:
@@ -158,16 +170,6 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _answers(port: int) -> bool:
-    """Whether it serves: it asks for the password or answers, and has loaded its data."""
-    try:
-        with socket.create_connection((HOST, port), timeout=5) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
-    except OSError:
-        return False
 
 
 def _quoted(text: str) -> str:

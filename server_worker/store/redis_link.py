@@ -123,9 +123,7 @@ async def connect(url: str) -> RedisLink:
             retry=Retry(ConstantBackoff(RETRY_AFTER_S), 1),
             protocol=2,
         )
-        pool.connection_class(
-            **pool.connection_kwargs
-        )  # says now which of the query's names it does not know
+        pool.connection_class(**pool.connection_kwargs)  # raises now for a name that it does not know
     except (ValueError, TypeError) as error:
         raise UserError(
             f"the store URL is wrong: {error}", hint="redis://[user:password@]host:port/0"
