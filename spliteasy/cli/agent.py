@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.cli.connecting import BrokerOption, find_url, shown
+from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
@@ -53,6 +54,8 @@ def agent(
 
     Needs the broker only. Ctrl-C stops after the step at hand; the same command goes on from there.
     """
+    check_identifier("--job", job.partition("@")[0])
+    check_identifier("--device", device)
     live = sys.stdout.isatty()
     set_up_logging(context, "warning" if live else "info")
     from device_agent.agent import AgentConfig

@@ -13,7 +13,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import structlog
+
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[T]], *, on_stop: str = "stopping") -> T:
@@ -33,7 +36,10 @@ async def _supervise(main: Callable[[asyncio.Event], Awaitable[T]], on_stop: str
         nonlocal signals
         signals += 1
         if signals == 1:
-            print(f"\n{on_stop} (Ctrl-C again: at once)", file=sys.stderr)
+            if sys.stderr.isatty():
+                print(f"\n{on_stop} (Ctrl-C again: at once)", file=sys.stderr)
+            else:
+                log.info(on_stop)
             stop.set()
         elif signals == 2:
             task.cancel()

@@ -174,16 +174,13 @@ def show(picture: Picture, console: Console) -> None:
             if depth is not None and (name in ("front", "dead") or depth.messages or not depth.consumers)
         ],
         "no queues yet: workers declare them when they start",
-        note="shards that have a consumer and nothing waiting are left out",
     )
+    if any(depth is not None for depth in picture.shards):
+        console.print("shards with a consumer and nothing waiting are left out", style="dim")
 
 
 def _show_table(
-    console: Console,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    if_empty: str,
-    note: str | None = None,
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[object]], if_empty: str
 ) -> None:
     from rich import box
     from rich.table import Table
@@ -192,7 +189,7 @@ def _show_table(
         console.print(if_empty, style="dim", markup=False, highlight=False)
         console.print()
         return
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=note, caption_justify="left")
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int) for row in rows)
         grid.add_column(column, justify="right" if numeric else "left", overflow="fold")

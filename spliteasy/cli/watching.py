@@ -50,13 +50,17 @@ class Watcher:
 
 
 class LogLines:
-    """Tells by the log: a line every few seconds, and for each evaluation."""
+    """Tells by the log: a line every few seconds, and for each evaluation. States the agent logs itself."""
 
     def __init__(self) -> None:
         self._last = float("-inf")
+        self._state = ""
 
     def __call__(self, run: DeviceRun, notable: bool) -> None:
         now = time.monotonic()
+        if run.state != self._state:
+            self._state = run.state
+            return
         if not notable and now - self._last < LOG_EVERY_S:
             return
         self._last = now

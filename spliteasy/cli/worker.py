@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url, local_stack_is, shown, store_at
+from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
@@ -52,8 +52,8 @@ def worker(
         trust = "open" if local_stack_is(url) else "enrolled"
     if trust not in ("enrolled", "open"):
         raise UserError(f"--trust {trust} is not known", hint="enrolled or open")
-    if name is not None and not re.fullmatch(r"[a-z0-9-]{1,63}", name):
-        raise UserError(f"--name {name!r} does not fit", hint="1 to 63 of the characters a-z, 0-9 and -")
+    if name is not None:
+        check_identifier("--name", name)
 
     async def main(stop: asyncio.Event) -> None:
         import structlog
