@@ -99,10 +99,9 @@ COPIES = _names("""
     roll; rot90; pad; constant_pad_nd; reflection_pad1d; reflection_pad2d; reflection_pad3d;
     replication_pad1d; replication_pad2d; replication_pad3d; pixel_shuffle; pixel_unshuffle;
     channel_shuffle; index_select; index.Tensor; gather; take; take_along_dim; _to_copy; to.dtype
-    dtype_layout other; type_as; tril; triu; diag_embed; copy; slice_scatter; select_scatter;
-    diagonal_scatter; scatter.src value; scatter_add; scatter_reduce.two; index_add; index_copy;
-    index_fill.int_Scalar int_Tensor; index_put; masked_scatter; fill.Scalar Tensor; kron; block_diag;
-    float_power.Tensor_Scalar
+    dtype_layout other; type_as; tril; triu; diag_embed; slice_scatter; select_scatter; diagonal_scatter;
+    scatter.src value; scatter_add; scatter_reduce.two; index_add; index_copy; index_fill.int_Scalar
+    int_Tensor; index_put; masked_scatter; fill.Scalar Tensor; kron; block_diag; float_power.Tensor_Scalar
 """)
 FACTORIES = _names("""
     zeros; ones; full; empty.memory_format; arange.default start start_step; linspace; eye.default m;

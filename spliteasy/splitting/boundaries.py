@@ -41,7 +41,6 @@ class Partition:
     def __init__(self, trace: Trace, ends: Sequence[int]) -> None:
         self.trace, self.ends = trace, tuple(ends)
         self.count = len(ends) + 1
-        self.live = self._find_live()
         self.parts = [Part() for _ in range(self.count)]
         self._foreign: list[set[Op]] = [set() for _ in range(self.count)]
         self._numbers: list[set[Op]] = [set() for _ in range(self.count)]
@@ -67,21 +66,10 @@ class Partition:
             op = op.args[0]
         return 0 if op.target == INPUT else bisect_left(self.ends, op.index)
 
-    def _find_live(self) -> set[Op]:
-        """Ops that the outputs need, or that have an effect."""
-        live: set[Op] = set()
-        todo = [*self.trace.outputs, *(op for op in self.trace.ops if self.trace.has_effect(op))]
-        while todo:
-            op = todo.pop()
-            if op not in live:
-                live.add(op)
-                todo.extend(op.uses())
-        return live
-
     def _gather(self) -> None:
         """Sort the live ops into parts, and note what each part needs of others."""
         for op in self.trace.ops:
-            if op in self.live:
+            if op in self.trace.live:
                 side = self.side(op)
                 self.parts[side].ops.append(op)
                 for used in op.uses():

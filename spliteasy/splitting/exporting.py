@@ -133,7 +133,7 @@ class _Reader:
         outputs = self._outputs(nodes[-1])
         ops = _settle_writes(self._recorder.ops, self._tensors)
         trace = Trace(self._inputs, self._tensors, ops, outputs, frozenset(self._recorder.written))
-        trace.number()
+        trace.settle()
         return trace
 
     def _placeholder(self, node: fx.Node, spec: Any) -> None:

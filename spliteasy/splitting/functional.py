@@ -234,7 +234,8 @@ class Recorder:
                 f"{child.name}, a view by {name}, is written into", hint="clone it before the write"
             )
         if _layout(made.value) != _layout(old.value):
-            made = self._write_back("aten.copy.default", (old, made), child)
+            fresh = self._write_back("aten.empty_like.default", (old,), child)
+            made = self._write_back("aten.copy_.default", (fresh, made), child)
         return made
 
     def _write_back(self, name: str, args: tuple[Any, ...], child: fx.Node) -> Op:

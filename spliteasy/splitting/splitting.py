@@ -114,6 +114,14 @@ def split_traced(
     traced: TracedModel, cuts: str | Sequence[str], *, share_inputs: Iterable[str] = ()
 ) -> Split:
     """`split` for a model that is traced already."""
+    names, train, evaluation = partitions(traced, cuts, share_inputs)
+    return _assemble(traced, names, train, evaluation)
+
+
+def partitions(
+    traced: TracedModel, cuts: str | Sequence[str], share_inputs: Iterable[str] = ()
+) -> tuple[tuple[str, ...], Partition, Partition]:
+    """The cuts' names, and the model cut there in each mode. Raises `CutError`."""
     names = (cuts,) if isinstance(cuts, str) else tuple(cuts)
     if len(names) not in (1, 2):
         raise CutError(f"{len(names)} cuts given, one or two are possible")
@@ -128,7 +136,7 @@ def split_traced(
     check_partition(train, names, shared)
     evaluation = cut_trace(traced.eval, names, traced.paths)
     check_partition(evaluation, names, shared, owners=train)
-    return _assemble(traced, names, train, evaluation)
+    return names, train, evaluation
 
 
 def cut_trace(trace: Trace, names: Sequence[str], paths: Sequence[str]) -> Partition:

@@ -83,9 +83,11 @@ class Trace:
     outputs: list[Op]
     written: frozenset[Op] = frozenset()
     """Tensors that some operator writes into: running statistics."""
+    live: frozenset[Op] = frozenset()
+    """Ops that the outputs need, or that have an effect."""
 
-    def number(self) -> None:
-        """Give every op its place, and note who is only an input rearranged, and who a constant."""
+    def settle(self) -> None:
+        """Once all ops are there: number them, note who is a raw input, who a constant, and who is needed."""
         for op, info in self.tensors.items():
             op.constant = info.kind == "constant" and op not in self.written
         for index, op in enumerate(self.ops):
@@ -93,6 +95,15 @@ class Trace:
             op.raw = op.rearranges and any(used.raw for used in references(op.args[:1]))
             plain = not op.random and not is_in_place_op(op)
             op.constant = plain and all(used.is_number or used.constant for used in op.uses())
+
+        live: set[Op] = set()
+        todo = [*self.outputs, *(op for op in self.ops if self.has_effect(op))]
+        while todo:
+            op = todo.pop()
+            if op not in live:
+                live.add(op)
+                todo.extend(op.uses())
+        self.live = frozenset(live)
 
     def has_effect(self, op: Op) -> bool:
         """Whether the op must run even if nobody uses its value: it writes a buffer, or draws numbers."""
