@@ -33,6 +33,7 @@ from server_worker.actions import (
     Steps,
     StoreCall,
 )
+from server_worker.durability import DurabilityClock
 from server_worker.memory import SessionMemory, StepResult, encode_state
 from server_worker.store import (
     Attempt,
@@ -48,9 +49,8 @@ from server_worker.store import (
     Store,
     UnknownSession,
 )
-from spliteasy.errors import DataError, ReplayMismatch, StoreError, StoreFull
+from spliteasy.errors import DataError, ReplayMismatch, StoreError, StoreFull, StoreUnavailable
 from spliteasy.training import NotFinite
-
 
 CLOSE_RETRY_S = 0.5
 
@@ -88,7 +88,7 @@ class WorkerSession:
         name: str,
         identity: WorkerIdentity,
         *,
-        durable_step: Callable[[str, int], int],
+        durability: DurabilityClock,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -97,7 +97,7 @@ class WorkerSession:
         self.attempt: Attempt | None = None
         self.memory: SessionMemory | None = None
         self._identity = identity
-        self._durable_step = durable_step
+        self._durability = durability
         self._clock = clock
         self._gradient: m.Gradient | None = None
         self._oldest_checkpoint = 0
@@ -209,13 +209,13 @@ class WorkerSession:
                         attempt=request.attempt,
                         fence=meta.owner.fence,
                         step=meta.resume_step,
-                        durable_step=self._durable_step(self.name, meta.resume_step),
+                        durable_step=self._durability.durable_step(self.name, meta.resume_step),
                     )
                 )
                 if self.memory is None:
                     yield from self._load(meta, replay_last=False)
             case StaleAttempt(stored=stored):
-                yield Send(self._superseded(request, stored))
+                yield Send(self._stale(request, stored))
             case OtherJob(job_digest=digest):
                 yield Send(
                     self._error(
@@ -322,7 +322,10 @@ class WorkerSession:
         outcome = yield StoreCall(lambda s: s.close_session(self.name, attempt=attempt, owner=owner))
         if not isinstance(outcome, Done):
             self.drop()
-        elif self._durable_step(self.name, memory.step) < memory.step:
+        elif outcome.meta.committed != memory.step:
+            self.drop()
+            yield Send(self._reopen(request, f"the store went back to step {outcome.meta.committed}"))
+        elif self._durability.durable_step(self.name, memory.step) < memory.step:
             # The device may leave for good after CLOSED: not before the store can't lose the last step.
             yield Send(
                 m.Busy(
@@ -364,10 +367,8 @@ class WorkerSession:
                     return None
                 yield from self._load(meta, replay_last=request.step == meta.committed and not exact)
                 return self.memory
-            case StaleAttempt(stored=stored) if stored.number < request.attempt.number:
-                yield Send(self._reopen(request, f"the store knows only attempt {stored.number}"))
             case StaleAttempt(stored=stored):
-                yield Send(self._superseded(request, stored))
+                yield Send(self._stale(request, stored))
             case StepBehind(committed=committed) if committed < request.step:
                 yield Send(self._reopen(request, f"the store is at step {committed}"))
             case StepBehind():
@@ -382,12 +383,13 @@ class WorkerSession:
         `replay_last`: take the committed step again even where a snapshot has it, for its GRADIENT.
         """
         self.drop()
+        self._durability.loaded(self.name, meta.committed)
         job = yield LoadJob(self.name.partition(".")[0], meta.job_digest)
         if job is None:
             raise StoreError(f"the store has session {self.name} but not its job {meta.job_digest[:12]}")
         newest = meta.committed - 1 if replay_last and meta.committed else meta.committed
         base = max((step for step in meta.snapshots if step <= newest), default=max(meta.snapshots))
-        blobs = yield StoreCall(lambda s: s.read_snapshot(self.name, base))
+        blobs = yield StoreCall(lambda s: read_snapshot(s, self.name, base))
         memory: SessionMemory = yield Compute(lambda: SessionMemory(job, self.name))
         yield Compute(lambda: memory.restore(blobs, base))
         self.attempt, self.owner = meta.attempt, meta.owner
@@ -422,7 +424,7 @@ class WorkerSession:
         if not isinstance(outcome, Done):
             self.drop()
             if isinstance(outcome, StaleAttempt):
-                yield Send(self._superseded(request, outcome.stored))
+                yield Send(self._stale(request, outcome.stored))
             return  # a rival owns the session and serves it: nothing of ours took effect
         self._move(State.READY)
         self._log_bytes = outcome.meta.log_bytes
@@ -522,7 +524,7 @@ class WorkerSession:
             attempt=m.AttemptRef(number=attempt.number, nonce=attempt.nonce),
             fence=owner.fence,
             step=step,
-            durable_step=self._durable_step(self.name, step),
+            durable_step=self._durability.durable_step(self.name, step),
             loss=result.loss,
             values=result.gradients,
             checkpoint=self._log_bytes > self._log_limit // 2,
@@ -532,12 +534,15 @@ class WorkerSession:
         assert self._gradient is not None
         yield Send(self._gradient)
 
-    def _superseded(self, request: m.Open | m.SessionRequest, stored: Attempt) -> m.Superseded:
+    def _stale(self, request: m.Open | m.SessionRequest, stored: Attempt) -> m.Superseded | m.Reopen:
+        """The request's attempt is not the stored one: a newer one is, or the store went back to an older."""
+        if stored.number < request.attempt.number:
+            return self._reopen(request, f"the store knows only attempt {stored.number}")
         return m.Superseded(
             session=self.name, answers=request.request, attempt=request.attempt, newest=stored.number
         )
 
-    def _reopen(self, request: m.SessionRequest, reason: str) -> m.Reopen:
+    def _reopen(self, request: m.Open | m.SessionRequest, reason: str) -> m.Reopen:
         return m.Reopen(session=self.name, answers=request.request, attempt=request.attempt, reason=reason)
 
     def _error(
@@ -571,11 +576,20 @@ def error_reply(
     )
 
 
+async def read_snapshot(s: Store, session: str, step: int) -> dict[str, bytes]:
+    """A snapshot's blobs; raises StoreUnavailable where a rival has trimmed it meanwhile."""
+    try:
+        return await s.read_snapshot(session, step)
+    except KeyError as error:
+        raise StoreUnavailable(f"session {session}: the snapshot of step {step} has just gone") from error
+
+
 async def read_entry(s: Store, session: str, step: int) -> LogEntry:
-    """One entry of the log; raises StoreError where it is gone."""
-    async for entry in s.read_log(session, after=step - 1, upto=step):
-        return entry
-    raise StoreError(f"session {session}: the log entry of step {step} is missing")
+    """One entry of the log; raises StoreUnavailable where a rival has trimmed it meanwhile."""
+    try:
+        return await anext(s.read_log(session, after=step - 1, upto=step))
+    except KeyError as error:
+        raise StoreUnavailable(f"session {session}: the log entry of step {step} has just gone") from error
 
 
 def _attempt(ref: m.AttemptRef) -> Attempt:

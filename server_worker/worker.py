@@ -15,7 +15,7 @@ import os
 import random
 import socket
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -30,6 +30,7 @@ from broker.topology import FRONT, shard_of, shard_queue, worker_queues
 from broker.transport import Delivery, Subscription, Transport
 from server_worker.actor import Incoming, SessionActor
 from server_worker.config import Trust, WorkerConfig, environment
+from server_worker.durability import DurabilityClock
 from server_worker.intake import Accepted, Intake
 from server_worker.jobs import JobCache, answer_get_job
 from server_worker.placement import shard_to_yield
@@ -43,32 +44,6 @@ log = structlog.get_logger(__name__)
 Connect = Callable[[], Awaitable[Transport]]
 ACTIVE_S = 30.0
 """A session counts as active for this long after its last request."""
-
-
-class DurabilityClock:
-    """Which committed step of a session the store can no longer lose."""
-
-    def __init__(self, window_s: float, clock: Callable[[], float]) -> None:
-        self._window_s = 0.0 if window_s == float("inf") else window_s
-        self._clock = clock
-        self._commits: dict[str, deque[tuple[int, float]]] = {}
-
-    def committed(self, session: str, step: int) -> None:
-        self._commits.setdefault(session, deque()).append((step, self._clock()))
-
-    def durable_step(self, session: str, committed: int) -> int:
-        """The newest step ≤ `committed` that is past the store's loss window; 0 where none is known."""
-        if self._window_s == 0.0:
-            return committed
-        commits = self._commits.setdefault(session, deque())
-        while commits and commits[-1][0] > committed:
-            commits.pop()
-        if not commits:
-            commits.append((committed, self._clock()))
-        horizon = self._clock() - self._window_s
-        while len(commits) > 1 and commits[1][1] <= horizon:
-            commits.popleft()
-        return commits[0][0] if commits[0][1] <= horizon else 0
 
 
 class Worker:
@@ -232,9 +207,7 @@ class Worker:
     def _actor(self, session: str) -> SessionActor:
         actor = self._actors.get(session)
         if actor is None:
-            machine = WorkerSession(
-                session, self._identity, durable_step=self._durability.durable_step, clock=self._clock
-            )
+            machine = WorkerSession(session, self._identity, durability=self._durability, clock=self._clock)
             actor = self._actors[session] = SessionActor(machine, self)
         self._actors.move_to_end(session)
         self._touched[session] = self._clock()

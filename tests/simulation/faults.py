@@ -30,6 +30,24 @@ class Rates:
     """Share of agent crashes after which an older copy of the state folder is put back."""
 
 
+NEVER_S = 1e9
+CALM = Rates(
+    cut=0.0,
+    cut_after=0.0,
+    duplicate=0.0,
+    delay=0.0,
+    store_before=0.0,
+    store_after=0.0,
+    zombie=0.0,
+    worker_crash=0.0,
+    agent_crash_s=NEVER_S,
+    worker_crash_s=NEVER_S,
+    worker_drain_s=NEVER_S,
+    rollback_s=NEVER_S,
+    checkpoints_lost=0.0,
+)
+
+
 def drawn_rates(rng: random.Random) -> Rates:
     """Each seed has a weather of its own: some kinds of fault frequent, others absent."""
     usual = Rates()
@@ -66,10 +84,10 @@ class Faults:
         self.history.append(f"fault {kind}: {what}")
 
     def on_publish(self, principal: str, target: str, frame: bytes) -> Verdict:
-        return self._verdict(f"publish of {principal} to {target}")
+        return self._verdict(f"publish of {principal} to {_without_nonce(target)}")
 
     def on_deliver(self, principal: str, queue: str, delivery: Delivery) -> Verdict:
-        return self._verdict(f"delivery of {queue} to {principal}")
+        return self._verdict(f"delivery of {_without_nonce(queue)} to {principal}")
 
     def _verdict(self, what: str) -> Verdict:
         rates = self.rates
@@ -82,3 +100,8 @@ class Faults:
         if self.strikes(rates.delay, "delay", what):
             return Verdict(delay_s=self.rng.choice((0.01, 0.3, 3.0, 20.0)))
         return FAULTLESS
+
+
+def _without_nonce(name: str) -> str:
+    """A reply queue's name ends in random digits: histories are the same without them."""
+    return name.rpartition(".")[0] if name.startswith("spliteasy.reply.") else name

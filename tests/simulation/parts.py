@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from server_worker.store import Done, SqliteStore
+from server_worker.store import Attempt, Done, Owner, SessionMeta, SqliteStore
 from spliteasy.errors import StoreUnavailable
 from tests.simulation.faults import Faults
 
@@ -37,38 +37,36 @@ class Invariants:
         self._expected = expected
         """Digest of GRADIENT by session and step in the undisturbed run."""
         self._committed: dict[str, int] = {}
-        self._fence: dict[str, int] = {}
+        self._newest: dict[str, SessionMeta] = {}
+        """As it was opened or claimed last."""
 
     def opened(self, session: str, done: Done) -> None:
-        self._fences(session, done)
+        self.claimed(session, done)
         self._committed[session] = done.meta.committed
 
     def claimed(self, session: str, done: Done) -> None:
-        self._fences(session, done)
+        before = self._newest.get(session)
+        if before is not None and done.meta.owner.fence < before.owner.fence:
+            self.violations.append(f"{session}: the fence fell")
+        self._newest[session] = done.meta
 
-    def committed(self, session: str, step: int, digest: str) -> None:
+    def committed(self, session: str, step: int, digest: str, attempt: Attempt, owner: Owner) -> None:
+        newest = self._newest.get(session)
+        if newest is not None and newest.attempt != attempt:
+            self.violations.append(f"{session}: step {step} was committed by attempt {attempt.number}")
+        if newest is not None and newest.owner != owner:
+            self.violations.append(f"{session}: step {step} was committed by a worker that owned it before")
         last = self._committed.get(session, step)
         if step not in (last, last + 1):
             self.violations.append(f"{session}: step {step} was committed after {last}")
         self._committed[session] = step
-        wanted = self._expected.get((session, step))
-        if wanted is not None and digest != wanted:
+        if digest != self._expected[session, step]:
             self.violations.append(f"{session}: step {step} was committed with other bits")
-
-    def answered(self, session: str, step: int, digest: str) -> None:
-        if self._expected.get((session, step), digest) != digest:
-            self.violations.append(f"{session}: GRADIENT {step} has other bits")
 
     def rolled_back(self) -> None:
         """The store lost its last writes: what it had is no measure any more."""
         self._committed.clear()
-        self._fence.clear()
-
-    def _fences(self, session: str, done: Done) -> None:
-        fence = done.meta.owner.fence
-        if fence < self._fence.get(session, 0):
-            self.violations.append(f"{session}: the fence fell from {self._fence[session]} to {fence}")
-        self._fence[session] = fence
+        self._newest.clear()
 
 
 class FaultyStore:
@@ -80,7 +78,7 @@ class FaultyStore:
         faults: Faults,
         invariants: Invariants,
         *,
-        crash: Callable[[], None],
+        crash: Callable[[], object],
         cut: Callable[[], None],
     ) -> None:
         self._store = store
@@ -132,4 +130,6 @@ class FaultyStore:
         elif name == "claim":
             self._invariants.claimed(session, outcome)
         elif name == "commit":
-            self._invariants.committed(session, kwargs["step"], kwargs["gradient_digest"])
+            self._invariants.committed(
+                session, kwargs["step"], kwargs["gradient_digest"], kwargs["attempt"], kwargs["owner"]
+            )

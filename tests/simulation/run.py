@@ -18,6 +18,7 @@ from spliteasy.job import Job
 from tests.simulation import toy
 from tests.simulation.clock import run_virtually
 from tests.simulation.faults import Rates
+from tests.simulation.intruder import intruding
 from tests.simulation.world import World
 
 
@@ -32,14 +33,16 @@ class Summary:
     virtual_s: float
 
 
-def play(seed: int, *, rates: Rates | None = None, single: bool | None = None) -> Summary:
+def play(
+    seed: int, *, rates: Rates | None = None, single: bool | None = None, reply_timeout_s: float = 10.0
+) -> Summary:
     """Run the seed's world. Every third seed is a single split, unless `single` says which."""
     torch.set_num_threads(1)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     if single is None:
         single = seed % 3 == 2
-    with _quick():
-        world = World(seed=seed, job=toy.job(single=single), rates=rates)
+    with _quick(), intruding():
+        world = World(seed=seed, job=toy.job(single=single), rates=rates, reply_timeout_s=reply_timeout_s)
         try:
             outcome = run_virtually(world.run())
         except AssertionError as error:
@@ -64,7 +67,7 @@ def _quick() -> Iterator[None]:
             _LOADED[key] = load(manifest, parts)
         return _LOADED[key]
 
-    with mock.patch.object(Job, "from_parts", from_parts), mock.patch.object(os, "fsync", lambda _: None):
+    with mock.patch.object(Job, "from_parts", from_parts), mock.patch.object(os, "fsync"):
         yield
 
 

@@ -6,7 +6,6 @@ import asyncio
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +50,7 @@ class World:
     devices: tuple[str, ...] = ("phone-1", "phone-2")
     workers: int = 2
     rates: Rates | None = None
+    reply_timeout_s: float = 10.0
     violations: list[str] = field(default_factory=list)
 
     async def run(self) -> Outcome:
@@ -58,6 +58,7 @@ class World:
         rng = random.Random(self.seed)
         self._faults = Faults(rng, self.rates or drawn_rates(rng))
         self._rng = rng
+        self._lost: set[str] = set()
         self._broker = MemoryBroker(policy=self._faults, delivery_limit=10**6)
         self._store = SqliteStore(None, inline=True, clock=loop.time, loss_window_s=LOSS_WINDOW_S)
         single = self.job.tail is None
@@ -118,7 +119,7 @@ class World:
         """Keep a worker running: it dies and drains by the schedule, and starts again."""
         while not stop.is_set():
             leave = asyncio.Event()
-            task: asyncio.Task[None] = asyncio.create_task(self._worker(number, leave, lambda: task.cancel()))
+            task = asyncio.create_task(self._worker(number, leave))
             ends = asyncio.create_task(self._fate(task, leave, number))
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -145,7 +146,9 @@ class World:
             self._faults.note("worker drained", f"worker {number}")
             leave.set()
 
-    async def _worker(self, number: int, leave: asyncio.Event, crash: Callable[[], object]) -> None:
+    async def _worker(self, number: int, leave: asyncio.Event) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         transports: list[MemoryTransport] = []
 
         async def connect() -> Transport:
@@ -157,9 +160,7 @@ class World:
             for transport in transports:
                 self._broker.drop(transport)
 
-        store = FaultyStore(
-            self._store, self._faults, self._invariants, crash=lambda: crash() and None, cut=cut
-        )
+        store = FaultyStore(self._store, self._faults, self._invariants, crash=task.cancel, cut=cut)
         worker = Worker(
             WorkerConfig(name=f"worker-{number}", trust=Trust.ENROLLED, shards=16, drain_s=2.0),
             connect=connect,
@@ -203,18 +204,23 @@ class World:
                 ):
                     shutil.rmtree(state)
                     shutil.copytree(copy, state)
+                    self._lost.add(device)
                 elif self._rng.random() < 0.5:
                     shutil.rmtree(copy, ignore_errors=True)
                     shutil.copytree(state, copy)
             await asyncio.sleep(self._rng.choice((0.0, 0.5, 4.0)))
 
     def _refused(self, device: str, error: BaseException) -> tuple[bool, bool]:
-        """What a person would do about an agent that stopped: (take over, begin anew)."""
+        """What a person would do about an agent that stopped: (take over, begin anew).
+
+        Only a device whose folder went back to an older copy has a reason to stop.
+        """
         self._faults.history.append(f"{device} stopped: {error}")
-        if isinstance(error, StateError) and "--takeover" in str(error):
-            return True, False
-        if isinstance(error, StateError) and "--restart" in str(error):
-            return False, True
+        if device in self._lost and isinstance(error, StateError):
+            if "--takeover" in str(error):
+                return True, False
+            if "--restart" in str(error):
+                return False, True
         self.violations.append(f"{device} stopped: {error!r}")
         return False, False
 
@@ -236,6 +242,7 @@ class World:
             takeover=takeover,
             restart=restart,
             patience_s=DEADLINE_S,
+            reply_timeout_s=self.reply_timeout_s,
         )
         loop = asyncio.get_running_loop()
         agent = Agent(

@@ -1,0 +1,145 @@
+"""The equality under faults, over many seeds; and that the simulation would notice if it were broken."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from server_worker.actor import Incoming, SessionActor
+from server_worker.store import Attempt, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
+from server_worker.store.sqlite_file import Database
+from spliteasy import training
+from spliteasy.training import SegmentTrainer
+from tests.simulation.faults import CALM, Rates
+from tests.simulation.run import play
+
+SEEDS = int(os.environ.get("SPLITEASY_SEEDS", "1000"))
+
+
+def test_the_calm_world_is_the_same_training() -> None:
+    for single in (False, True):
+        assert play(0, rates=CALM, single=single).violations == ()
+
+
+def test_a_seed_replays() -> None:
+    assert play(11).history == play(11).history
+
+
+def test_no_seed_violates_anything() -> None:
+    """Faults of all kinds, at every message and store call."""
+    faults: Counter[str] = Counter()
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for summary in pool.map(play, range(SEEDS), chunksize=8):
+            assert summary.violations == (), f"replay with: make simulate SEED={summary.seed}"
+            faults += summary.faults
+    assert min(faults[kind] for kind in ("zombie", "store lost commits", "checkpoints lost", "duplicate")) > 0
+
+
+# Broken on purpose --------------------------------------------------------------------------------
+
+FREQUENT = Rates(
+    cut=0.01,
+    cut_after=0.01,
+    zombie=0.05,
+    agent_crash_s=3.0,
+    worker_crash_s=4.0,
+    rollback_s=8.0,
+    checkpoints_lost=0.0,
+)
+
+
+def skip_the_fence_check() -> Any:
+    def refusal(meta: SessionMeta | None, attempt: Attempt, owner: Owner) -> StaleAttempt | None:
+        return None if meta is None or attempt == meta.attempt else StaleAttempt(stored=meta.attempt)
+
+    return mock.patch.object(rules, "_refusal", refusal)
+
+
+def skip_the_attempt_check() -> Any:
+    def refusal(meta: SessionMeta | None, attempt: Attempt, owner: Owner) -> StaleOwner | None:
+        return None if meta is None or owner == meta.owner else StaleOwner(stored=meta.owner)
+
+    return mock.patch.object(rules, "_refusal", refusal)
+
+
+def ack_before_commit() -> Any:
+    serve = SessionActor._serve
+
+    async def acked_first(self: SessionActor, incoming: Incoming) -> None:
+        await incoming.ack()
+        await serve(self, incoming)
+
+    return mock.patch.object(SessionActor, "_serve", acked_first)
+
+
+def forget_to_restore_buffers() -> Any:
+    def abort(self: SegmentTrainer) -> None:
+        for parameter in self._trainable:
+            parameter.grad = None
+        self._buffers_before = None
+
+    return mock.patch.object(SegmentTrainer, "abort", abort)
+
+
+def trim_the_log_too_early() -> Any:
+    def trimmed(meta: SessionMeta) -> SessionMeta:
+        return replace(meta, snapshots=meta.snapshots[-1:])
+
+    return mock.patch.object(rules, "_trimmed", trimmed)
+
+
+def keep_no_log_beside_a_snapshot() -> Any:
+    put_meta = Database.put_meta
+
+    def put(self: Database, meta: SessionMeta, *, updated_at: float) -> SessionMeta:
+        stored = put_meta(self, meta, updated_at=updated_at)
+        self._connection.execute(
+            "DELETE FROM log WHERE session = ? AND step <= ?", (meta.session, meta.snapshots[-1])
+        )
+        return stored
+
+    return mock.patch.object(Database, "put_meta", put)
+
+
+def seed_dropout_without_the_lock() -> Any:
+    @contextmanager
+    def seeded(seed: int) -> Iterator[None]:
+        torch.default_generator.manual_seed(seed)
+        yield
+
+    return mock.patch.object(training, "seeded", seeded)
+
+
+MUTATIONS = {
+    skip_the_fence_check: FREQUENT,
+    skip_the_attempt_check: replace(FREQUENT, zombie=0.1),
+    ack_before_commit: replace(CALM, worker_crash=0.05),
+    forget_to_restore_buffers: FREQUENT,
+    trim_the_log_too_early: FREQUENT,
+    keep_no_log_beside_a_snapshot: FREQUENT,
+    seed_dropout_without_the_lock: CALM,
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_a_broken_build_is_caught(mutation: Callable[[], Any]) -> None:
+    """The first seed that fails the broken build passes the whole one."""
+    patience_s = 1e6 if mutation is ack_before_commit else 10.0
+    for seed in range(150):
+        with mutation():
+            broken = play(seed, rates=MUTATIONS[mutation], single=False, reply_timeout_s=patience_s)
+        if broken.violations:
+            whole = play(seed, rates=MUTATIONS[mutation], single=False, reply_timeout_s=patience_s)
+            assert whole.violations == ()
+            return
+    pytest.fail("150 seeds did not notice")
