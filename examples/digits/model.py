@@ -13,7 +13,7 @@ class DigitNet(nn.Module):
     gets `blocks` and `pool`.
     """
 
-    def __init__(self, width: int = 24, classes: int = 10) -> None:
+    def __init__(self, width: int = 16, classes: int = 10) -> None:
         super().__init__()
         self.stem = convolution(1, width)
         self.blocks = nn.Sequential(
