@@ -159,10 +159,7 @@ def test_several_inputs_arrays_and_numbers_are_taken() -> None:
         ((torch.zeros(2), "cat"), "target 'label' is a str, expected int64[]"),
         ((torch.zeros(2), np.array("cat")), "target 'label' can't be a tensor"),
         ((torch.zeros(2), 2**70), "target 'label' can't be a tensor"),
-        (
-            (torch.zeros(2), 3),
-            "label 3 is out of range (the model has 3 classes: labels are 0 to 2)",
-        ),
+        ((torch.zeros(2), 3), "label 3 is out of range (the model has 3 classes: labels are 0 to 2)"),
         ((torch.zeros(2), -1), "sample 7: label -1 is out of range"),
         (torch.zeros(2), "sample 7 is a Tensor, not (inputs, targets)"),
         ((torch.zeros(2, device="meta"), 0), "is on meta, expected it on the CPU"),
