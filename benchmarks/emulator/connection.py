@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.emulator.line import Direction, Line
 
 _BUFFER_BYTES = 1 << 17
-_READ_LIMIT_BYTES = 1 << 16
+READ_LIMIT_BYTES = 1 << 16
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -127,13 +127,14 @@ class Connection:
         # The kernel has answered the device's SYN at once; the link would have taken a round trip.
         await asyncio.sleep(sum(line.latency_s for line in self._lines.values()))
         try:
-            far_reader, far_writer = await asyncio.open_connection(*target, limit=_READ_LIMIT_BYTES)
+            far_reader, far_writer = await _connect(target)
         except OSError:
             reset(writer)
             return
         self._writers.append(far_writer)
         for each in self._writers:
-            _bound_buffers(each)
+            # `drain` then waits until the kernel has it all.
+            each.transport.set_write_buffer_limits(0)
         up = self._pipes[Direction.UP] = Pipe(self._lines[Direction.UP], reader, far_writer)
         down = self._pipes[Direction.DOWN] = Pipe(self._lines[Direction.DOWN], far_reader, writer)
         self.traffic = {Direction.UP: up.traffic, Direction.DOWN: down.traffic}
@@ -164,10 +165,23 @@ def reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-def _bound_buffers(writer: asyncio.StreamWriter) -> None:
-    """Keep bytes in the emulated link, not in the kernel's and the event loop's buffers around it."""
-    writer.transport.set_write_buffer_limits(0)
-    raw = writer.get_extra_info("socket")
+async def _connect(target: tuple[str, int]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    raw = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET)
+    try:
+        raw.setblocking(False)
+        bound_buffers(raw)
+        await asyncio.get_running_loop().sock_connect(raw, target)
+        return await asyncio.open_connection(sock=raw, limit=READ_LIMIT_BYTES)
+    except BaseException:
+        raw.close()
+        raise
+
+
+def bound_buffers(raw: socket.socket) -> None:
+    """Keep bytes in the emulated link, not in the kernel's buffers around it.
+
+    To be done before connecting or accepting: a window that shrinks later makes TCP stutter.
+    """
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

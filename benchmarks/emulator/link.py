@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from types import TracebackType
 
-from benchmarks.emulator.connection import Connection, Traffic, reset
+from benchmarks.emulator.connection import READ_LIMIT_BYTES, Connection, Traffic, bound_buffers, reset
 from benchmarks.emulator.line import EPOLL_LATE_S, Direction, Line
 from benchmarks.emulator.profiles import PROFILES, Outage, Profile
-
-_READ_LIMIT_BYTES = 1 << 16
 
 
 class LinkEmulator:
@@ -55,11 +54,9 @@ class LinkEmulator:
     async def __aenter__(self) -> LinkEmulator:
         host, first = self._listen
         for index in range(self._port_count):
-            self._servers.append(
-                await asyncio.start_server(
-                    self._accept, host, first + index if first else 0, limit=_READ_LIMIT_BYTES
-                )
-            )
+            raw = socket.create_server((host, first + index if first else 0))
+            bound_buffers(raw)
+            self._servers.append(await asyncio.start_server(self._accept, sock=raw, limit=READ_LIMIT_BYTES))
         self.ports = tuple(server.sockets[0].getsockname()[1] for server in self._servers)
         self.set_profile(self._profile)
         return self
