@@ -72,7 +72,7 @@ class Partition:
             if op in self.trace.live:
                 side = self.side(op)
                 self.parts[side].ops.append(op)
-                for used in op.uses():
+                for used in op.uses:
                     self._need(used, side)
         for output in self.trace.outputs:
             self._need(output, self.count - 1)
@@ -87,7 +87,7 @@ class Partition:
         elif op.constant:
             if op not in self._copies[side]:
                 self._copies[side].add(op)
-                for used in op.uses():
+                for used in op.uses:
                     self._need(used, side)
         else:
             self._foreign[side].add(op)
@@ -131,7 +131,7 @@ class Partition:
             part.swaps[number] = Op(number.name, "aten.sym_size.int", number.value, shown)
             return []
         if number.target.startswith("int."):
-            sent = [op for used in number.uses() for op in self._find_number(used, part, given)]
+            sent = [op for used in number.uses for op in self._find_number(used, part, given)]
             part.swaps[number] = Op(number.name, number.target, number.value, number.args, number.kwargs)
             return sent
         return [number]

@@ -7,8 +7,9 @@ import logging
 import operator
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -63,8 +64,7 @@ def trace_inputs(model: nn.Module, inputs: tuple[Tensor, ...], mode: str) -> Tra
         raise JobError("example inputs differ in batch size")
     inputs = tuple(torch.cat((value, value)) if value.shape[0] == 1 else value for value in inputs)
     try:
-        with warnings.catch_warnings(), _quietly():
-            warnings.simplefilter("ignore")
+        with _quietly():
             exported = torch.export.export(
                 model, inputs, dynamic_shapes=_batch_first(model, len(inputs)), strict=False
             )
@@ -101,8 +101,11 @@ def _quietly() -> Iterator[None]:
         for logger in loggers:
             logger.disabled = True
         # oneDNN's recurrent operators ask for sizes that are not known yet
-        with torch.random.fork_rng(devices=[]), torch.backends.mkldnn.flags(enabled=False):
-            yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            one_dnn = torch.backends.mkldnn.flags(enabled=False)
+            with redirect_stderr(StringIO()), torch.random.fork_rng(devices=[]), one_dnn:
+                yield
     finally:
         for logger, flag in zip(loggers, before, strict=True):
             logger.disabled = flag
@@ -247,7 +250,7 @@ def _settle_writes(ops: list[Op], tensors: dict[Op, TensorInfo]) -> list[Op]:
     for write in trailing:
         buffer, source = write.args[:2]
         ready = max(
-            (at for at, op in enumerate(ops) if op is source or buffer in op.uses() or root_of(op) is buffer),
+            (at for at, op in enumerate(ops) if op is source or buffer in op.uses or root_of(op) is buffer),
             default=-1,
         )
         ops.insert(ready + 1, write)

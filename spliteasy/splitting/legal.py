@@ -14,7 +14,7 @@ from spliteasy.errors import CutError, JobError
 from spliteasy.portable.graph import ValueSpec
 from spliteasy.splitting.exporting import TracedModel, trace_model
 from spliteasy.splitting.lowering import value_spec
-from spliteasy.splitting.places import ends_of_calls, name_of_call
+from spliteasy.splitting.places import name_of_call
 from spliteasy.splitting.splitting import partitions
 
 
@@ -62,7 +62,7 @@ class CutPoint:
 
 def cut_places(traced: TracedModel) -> list[tuple[str, int, tuple[str, ...]]]:
     """Every place after a module call, legal or not, in order: name, position, other names of the place."""
-    ends = ends_of_calls(traced.train)
+    ends = traced.train.ends
     by_end: dict[int, list[str]] = {}
     for call, end in ends.items():
         by_end.setdefault(end, []).append(name_of_call(call, ends))

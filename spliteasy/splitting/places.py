@@ -12,15 +12,6 @@ from spliteasy.splitting.trace import ModuleCall, Trace
 _CALL = re.compile(r"^(?P<path>[^#]+)(?:#(?P<call>[1-9][0-9]{0,5}))?$")
 
 
-def ends_of_calls(trace: Trace) -> dict[ModuleCall, int]:
-    """The index of the last op of every module call that has one, in order of execution."""
-    ends: dict[ModuleCall, int] = {}
-    for op in trace.ops:
-        for call in op.calls:
-            ends[call] = op.index
-    return dict(sorted(ends.items(), key=lambda item: (item[1], item[0][0].count("."))))
-
-
 def name_of_call(call: ModuleCall, ends: dict[ModuleCall, int]) -> str:
     """As a user writes it: the plain path means the last call."""
     path, number = call
@@ -29,7 +20,7 @@ def name_of_call(call: ModuleCall, ends: dict[ModuleCall, int]) -> str:
 
 def find_call(cut: str, trace: Trace, paths: Sequence[str]) -> ModuleCall:
     """The module call that a cut names. Raises `CutError` that names the near ones."""
-    ends = ends_of_calls(trace)
+    ends = trace.ends
     match = _CALL.match(cut)
     path = match["path"] if match else cut
     calls = sorted(call for call in ends if call[0] == path)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spliteasy.errors import CutError
 from spliteasy.splitting.boundaries import Partition
-from spliteasy.splitting.places import ends_of_calls, name_of_call
+from spliteasy.splitting.places import name_of_call
 from spliteasy.splitting.trace import INPUT, Op, Trace
 
 _PARTS = ("head", "body", "tail")
@@ -88,15 +88,14 @@ def places_without_inputs(
 ) -> list[str]:
     """The next places for the first cut where no input would cross."""
     found: list[str] = []
-    calls = ends_of_calls(trace)
     tried: set[int] = set()
-    for call, end in calls.items():
+    for call, end in trace.ends.items():
         if end <= ends[0] or end >= (ends[1] if len(ends) > 1 else len(trace.ops) - 1) or end in tried:
             continue
         tried.add(end)
         crossing = raw_crossing(Partition(trace, (end, *ends[1:])))
         if all(origins(op) <= set(shared) for op in crossing):
-            found.append(name_of_call(call, calls))
+            found.append(name_of_call(call, trace.ends))
             if len(found) == most:
                 break
     return found
@@ -118,4 +117,4 @@ def regrouped_sums(partition: Partition) -> tuple[str, ...]:
 
 def _terms(partition: Partition, value: Op, side: int) -> int:
     """How many gradient terms the part gives the value."""
-    return sum(used is value for op in partition.parts[side].ops if op.grad for used in op.uses())
+    return sum(used is value for op in partition.parts[side].ops if op.grad for used in op.uses)

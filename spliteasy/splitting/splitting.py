@@ -16,7 +16,7 @@ from spliteasy.segment import Segment
 from spliteasy.splitting.boundaries import Part, Partition
 from spliteasy.splitting.exporting import TracedModel, trace_model
 from spliteasy.splitting.lowering import lower, tensor_spec, value_spec
-from spliteasy.splitting.places import ends_of_calls, find_call
+from spliteasy.splitting.places import find_call
 from spliteasy.splitting.rules import check_partition, regrouped_sums
 from spliteasy.splitting.trace import TensorInfo, Trace
 
@@ -141,8 +141,7 @@ def partitions(
 
 def cut_trace(trace: Trace, names: Sequence[str], paths: Sequence[str]) -> Partition:
     """Raises `CutError` for an unknown module, and for cuts in the wrong order."""
-    ends_by_call = ends_of_calls(trace)
-    ends = [ends_by_call[find_call(name, trace, paths)] for name in names]
+    ends = [trace.ends[find_call(name, trace, paths)] for name in names]
     if sorted(ends) != ends:
         raise CutError(
             f"cut {names[0]!r} comes after {names[1]!r} in the model",

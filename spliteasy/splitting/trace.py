@@ -37,6 +37,11 @@ class Op:
     """A model input, or one only rearranged: what must not leave the device."""
     constant: bool = False
     """Depends on sizes and constants alone, so that any part may compute it again."""
+    uses: tuple[Op, ...] = field(init=False)
+    """The ops it takes, each as often as it takes it."""
+
+    def __post_init__(self) -> None:
+        self.uses = tuple(references((self.args, tuple(self.kwargs.values()))))
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.target}>"
@@ -57,10 +62,6 @@ class Op:
     @property
     def random(self) -> bool:
         return self.target not in (INPUT, TENSOR) and is_random(self.target, self.args, self.kwargs)
-
-    def uses(self) -> Iterator[Op]:
-        """The ops it takes, each as often as it takes it."""
-        yield from references((self.args, tuple(self.kwargs.values())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Trace:
     """Tensors that some operator writes into: running statistics."""
     live: frozenset[Op] = frozenset()
     """Ops that the outputs need, or that have an effect."""
+    ends: dict[ModuleCall, int] = field(default_factory=dict)
+    """The index of the last op of every module call that has one, in order of execution."""
 
     def settle(self) -> None:
         """Once all ops are there: number them, note who is a raw input, who a constant, and who is needed."""
@@ -94,15 +97,17 @@ class Trace:
             op.index = index
             op.raw = op.rearranges and any(used.raw for used in references(op.args[:1]))
             plain = not op.random and not is_in_place_op(op)
-            op.constant = plain and all(used.is_number or used.constant for used in op.uses())
+            op.constant = plain and all(used.is_number or used.constant for used in op.uses)
 
+        ends = {call: op.index for op in self.ops for call in op.calls}
+        self.ends = dict(sorted(ends.items(), key=lambda item: (item[1], item[0][0].count("."))))
         live: set[Op] = set()
         todo = [*self.outputs, *(op for op in self.ops if self.has_effect(op))]
         while todo:
             op = todo.pop()
             if op not in live:
                 live.add(op)
-                todo.extend(op.uses())
+                todo.extend(op.uses)
         self.live = frozenset(live)
 
     def has_effect(self, op: Op) -> bool:
