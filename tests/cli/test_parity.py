@@ -1,0 +1,105 @@
+"""Split training is the same training: to the last bit, for many kinds of jobs; and a difference is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from spliteasy import reference
+from spliteasy.reference import difference
+from tests.cli.conftest import ROOT, Project, Ran
+
+LAST_SAME = "max_abs_diff=0"
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        pytest.param({}, id="sgd"),
+        pytest.param(
+            {"more": "[clip]\nmax_norm = 0.05", "optimizer": 'name = "adam"\nlr = 0.01'}, id="clipped-adam"
+        ),
+        pytest.param(
+            {
+                "optimizer": 'name = "adamw"\nlr = 0.01\n[[optimizer.groups]]\npattern = "*.bias"\n'
+                "weight_decay = 0.0\n[[optimizer.groups]]\n"
+                'pattern = "stem.*"\nfrozen = true'
+            },
+            id="frozen-head-adamw",
+        ),
+        pytest.param(
+            {
+                "optimizer": 'name = "sgd"\nlr = 0.1\nmomentum = 0.9\nnesterov = true',
+                "more": '[schedule]\nname = "cosine"\nsteps = 20\nwarmup_steps = 3',
+            },
+            id="cosine-nesterov",
+        ),
+        pytest.param({"extra": "nn.Dropout(0.3),"}, id="dropout"),
+        pytest.param({"cuts": '["stem"]', "top": "share_labels = true"}, id="single-split"),
+        pytest.param(
+            {"cuts": '["stem"]', "top": "share_labels = true", "extra": "nn.Dropout(0.3),"},
+            id="single-split-dropout",
+        ),
+        pytest.param({"loss": 'function = "{module}:squared"'}, id="own-loss"),
+    ],
+)
+def test_parity(
+    job: dict[str, str], spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(**job)
+    text = project.job_file.read_text()
+    project.job_file.write_text(text.replace("{module}", project.module))
+    ran = spliteasy("parity", project.job_file, "--steps", 12, "--devices", 2)
+    assert ran.code == 0, ran.out + ran.err
+    assert ran.out.splitlines()[-1] == LAST_SAME
+    assert "model/middle.0.weight" in ran.out
+    assert "phone-2, step 12" in ran.out
+
+
+def test_parity_of_the_digits(spliteasy: Callable[..., Ran]) -> None:
+    ran = spliteasy("parity", ROOT / "examples/digits/job.toml", "--steps", 30)
+    assert ran.code == 0, ran.out + ran.err
+    assert ran.out.splitlines()[-1] == LAST_SAME
+
+
+def test_a_difference_is_seen(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = reference.PlainTraining.step
+
+    def careless(self: reference.PlainTraining, inputs: object, targets: object) -> float:
+        loss = taken(self, inputs, targets)  # type: ignore[arg-type]
+        with torch.no_grad():
+            weight = self._model.get_parameter("middle.0.weight")
+            weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(float("inf")))
+        return loss
+
+    monkeypatch.setattr(reference.PlainTraining, "step", careless)
+    ran = spliteasy("parity", new_project().job_file, "--steps", 3)
+    assert ran.code == 1
+    last = ran.out.splitlines()[-1]
+    assert last.startswith("max_abs_diff=")
+    assert 0 < float(last.partition("=")[2]) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([1.0, 2.0], [1.0, 2.5], 0.5),
+        ([1.0, float("nan")], [1.0, float("nan")], 0.0),
+        ([1.0, float("nan")], [1.0, 2.0], float("inf")),
+        ([float("inf")], [float("inf")], 0.0),
+        ([float("inf")], [1.0], float("inf")),
+        ([1.0], [1.0, 1.0], float("inf")),
+        ([], [], 0.0),
+        ([3], [5], 2.0),
+    ],
+)
+def test_difference(ours: list[float], theirs: list[float], expected: float) -> None:
+    assert difference(torch.tensor(ours), torch.tensor(theirs)) == expected
+
+
+def test_a_difference_of_dtype_is_one() -> None:
+    assert difference(torch.zeros(2), torch.zeros(2, dtype=torch.float64)) == float("inf")

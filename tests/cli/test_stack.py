@@ -1,0 +1,254 @@
+"""The local stack, and every command on it: real RabbitMQ, real Redis, every part a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import ROOT, finish, read_until, started
+
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.redis]
+DIGITS = ROOT / "examples/digits/job.toml"
+AGENT = ("agent", "--job", "digits", "--data", "examples.digits:device_data")
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that a local stack runs in."""
+
+    folder: Path
+    amqp_port: int
+    redis_port: int
+
+    def local(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self._run("deploy.local", arguments, environment)
+
+    def spliteasy(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self._run("spliteasy.cli", arguments, environment)
+
+    def status(self) -> dict[str, Any]:
+        ran = self.spliteasy("status", "--json")
+        assert ran.returncode == 0, ran.stderr
+        picture: dict[str, Any] = json.loads(ran.stdout)
+        return picture
+
+    def step(self, session: str) -> int:
+        steps = {entry["session"]: entry["step"] for entry in self.status()["sessions"]}
+        return int(steps[session])
+
+    @property
+    def stack(self) -> dict[str, Any]:
+        stack: dict[str, Any] = json.loads((self.folder / ".local/stack.json").read_text())
+        return stack
+
+    def _run(
+        self, module: str, arguments: tuple[object, ...], environment: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=self.folder,
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith("SPLITEASY_")},
+                "PYTHONPATH": str(ROOT),
+                "SPLITEASY_AMQP_PORT": str(self.amqp_port),
+                "SPLITEASY_REDIS_PORT": str(self.redis_port),
+                **environment,
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A stack that is up, with two workers and the digits job; down and clean at the end."""
+    place = Place(tmp_path_factory.mktemp("stack"), free_port(), free_port())
+    try:
+        ran = place.local("up")
+        assert ran.returncode == 0, ran.stderr
+        assert "submit examples/digits/job.toml" in ran.stdout
+        ran = place.spliteasy("submit", DIGITS)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.startswith("submitted digits@")
+        yield place
+    finally:
+        place.local("clean")
+        assert not (place.folder / ".local").exists()
+
+
+def test_up_twice_is_harmless(place: Place) -> None:
+    before = {worker["pid"] for worker in place.status()["workers"]}
+    ran = place.local("up")
+    assert ran.returncode == 0, ran.stderr
+    assert "starting" not in ran.stdout
+    assert {worker["pid"] for worker in place.status()["workers"]} == before
+    assert len(before) == 2
+
+
+def test_secrets_are_for_this_user_only(place: Place) -> None:
+    folder = place.folder / ".local"
+    password = (folder / "password").read_text()
+    assert len(password) >= 24
+    assert folder.stat().st_mode & 0o077 == 0
+    holders = [path for path in folder.rglob("*") if path.is_file() and password in _text(path)]
+    assert {path.name for path in holders} == {"password", "stack.json", "rabbitmq.conf", "redis.conf"}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in holders)
+    lines = Path("/proc").glob("[0-9]*/cmdline")
+    assert not any(password in _text(line) for line in lines)
+    shown = [place.local("up"), place.local("status"), place.local("logs"), place.spliteasy("status")]
+    assert not any(password in ran.stdout + ran.stderr for ran in shown)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return ""
+
+
+def test_an_agent_trains_stops_and_goes_on(place: Place) -> None:
+    environment = {"SPLITEASY_BROKER": place.stack["broker"]}
+    command = [*AGENT, "--device", "phone-1", "--state", "state-1"]
+    with started(command, place.folder, **environment) as agent:
+        read_until(agent, '"step":60')
+        agent.send_signal(signal.SIGTERM)
+        assert "stopped after step" in finish(agent)
+    stopped_at = place.step("digits.phone-1")
+    assert 60 <= stopped_at < 360
+    with started(command, place.folder, **environment) as agent:
+        out = finish(agent)
+    assert f"resumed after step {stopped_at}" in out
+    assert "done, 360 steps" in out
+    assert place.step("digits.phone-1") == 360
+
+
+def test_a_worker_that_is_stopped_hands_its_sessions_over(place: Place) -> None:
+    environment = {"SPLITEASY_BROKER": place.stack["broker"]}
+    with started([*AGENT, "--device", "phone-2", "--state", "state-2"], place.folder, **environment) as agent:
+        read_until(agent, '"step":60')
+        assert place.local("scale", 4).returncode == 0
+        assert len(place.status()["workers"]) == 4
+        ran = place.local("scale", 1)
+        assert ran.returncode == 0, ran.stderr
+        assert [worker["worker"] for worker in place.status()["workers"]] == ["local-worker-1"]
+        assert "done, 360 steps" in finish(agent)
+    assert place.local("scale", 2).returncode == 0
+
+
+def test_state_survives_down_and_up(place: Place) -> None:
+    sessions = place.status()["sessions"]
+    assert sessions
+    ran = place.local("down")
+    assert ran.returncode == 0, ran.stderr
+    assert not (place.folder / ".local/stack.json").exists()
+    assert "make up" in place.spliteasy("status").stderr
+    assert "down" in place.local("status").stdout
+    assert place.local("up").returncode == 0
+    assert place.status()["sessions"] == sessions
+
+
+def test_parity_on_the_stack(place: Place) -> None:
+    ran = place.spliteasy("parity", DIGITS, "--steps", 30, "--devices", 2, "--stack")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines()[-1] == "max_abs_diff=0"
+    assert not any("parity" in entry["session"] for entry in place.status()["sessions"])
+
+
+def test_status_for_people(place: Place) -> None:
+    out = place.spliteasy("status").stdout
+    assert all(word in out for word in ("digits", "local-worker-1", "serving", "front", "dead"))
+    assert "RabbitMQ   runs" in place.local("status").stdout
+
+
+def test_forget(place: Place) -> None:
+    with started(
+        [*AGENT, "--device", "phone-3", "--state", "state-3"],
+        place.folder,
+        SPLITEASY_BROKER=place.stack["broker"],
+    ) as agent:
+        read_until(agent, '"step":60')
+        agent.send_signal(signal.SIGINT)
+        finish(agent)
+    assert place.spliteasy("forget", "digits.phone-3", "--yes").returncode == 0
+    assert "digits.phone-3" not in [entry["session"] for entry in place.status()["sessions"]]
+    ran = place.spliteasy("forget", "digits.phone-3", "--yes")
+    assert ran.returncode == 2
+    assert "no session digits.phone-3" in ran.stderr
+
+
+def test_an_unknown_job(place: Place) -> None:
+    ran = place.spliteasy("agent", "--job", "nojob", "--device", "phone-1", "--data", "m:f", "--state", "s")
+    assert ran.returncode != 0
+    assert "there is no job nojob" in ran.stderr
+    assert "digits" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("server", ["broker", "store"])
+def test_wrong_credentials(server: str, place: Place) -> None:
+    password = (place.folder / ".local/password").read_text()
+    url = place.stack[server].replace(password, "hunter2")
+    ran = place.spliteasy("status", f"--{server}", url)
+    assert ran.returncode != 0
+    assert ran.stderr.startswith("error: ")
+    assert len(ran.stderr.splitlines()) == 1
+    assert "refused the" in ran.stderr
+    assert "hunter2" not in ran.stderr
+
+
+def test_another_port_while_it_is_up(place: Place) -> None:
+    ran = place.local("up", SPLITEASY_AMQP_PORT=str(free_port()))
+    assert ran.returncode == 2
+    assert "make down first" in ran.stderr
+
+
+@pytest.mark.parametrize("held", ["SPLITEASY_AMQP_PORT", "SPLITEASY_REDIS_PORT"])
+def test_a_port_that_is_held(held: str, tmp_path: Path) -> None:
+    ports = {"SPLITEASY_AMQP_PORT": free_port(), "SPLITEASY_REDIS_PORT": free_port()}
+    with closing(socket.socket()) as holder:
+        holder.bind(("127.0.0.1", ports[held]))
+        holder.listen()
+        place = Place(tmp_path, *ports.values())
+        ran = place.local("up")
+    assert ran.returncode == 2
+    assert ran.stderr.count("\n") == 1
+    assert f"port {ports[held]} is in use by something else" in ran.stderr
+    assert f"{held}=" in ran.stderr
+    assert not list((tmp_path / ".local").rglob("*.pid"))
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "amqp"])
+def test_a_port_that_is_none(port: str, tmp_path: Path) -> None:
+    ran = Place(tmp_path, 1, 1).local("up", SPLITEASY_AMQP_PORT=port)
+    assert ran.returncode == 2
+    assert f"SPLITEASY_AMQP_PORT={port} is no port" in ran.stderr
+
+
+def test_what_needs_a_stack_says_so(tmp_path: Path) -> None:
+    place = Place(tmp_path, 1, 1)
+    for command in (("scale", 2), ("logs",)):
+        ran = place.local(*command)
+        assert ran.returncode == 2
+        assert "make up" in ran.stderr
+    assert place.local("down").returncode == 0
+    assert os.listdir(tmp_path) == []
