@@ -146,6 +146,8 @@ class Agent:
         )
         self.trainer = DeviceTrainer.create(job, batches, tests, device=config.device)
         state.bind(job=job.digest, device=config.device, fingerprint=batches.fingerprint)
+        if config.restart:
+            state.drop_after(-1)
         if not state.held():
             state.save_checkpoint(0, self.trainer.state())
         return Plan(

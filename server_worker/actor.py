@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -173,7 +173,7 @@ class SessionActor:
             case Compute(run):
                 return await host.compute(run)
             case StoreCall(call):
-                return await asyncio.shield(call(host.store))
+                return await _to_its_end(call(host.store))
             case Both(Compute(run), StoreCall(call)):
                 outcomes: tuple[Any, Any] = await asyncio.gather(
                     call(host.store), host.compute(run), return_exceptions=True
@@ -199,3 +199,10 @@ class SessionActor:
             log.warning("background write failed", session=self.session.name, error=str(error))
         finally:
             done(outcome)
+
+
+async def _to_its_end(call: Coroutine[Any, Any, Any]) -> Any:
+    """Await a store call that goes on when the caller is cancelled: a commit must not stop halfway."""
+    task = asyncio.ensure_future(call)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
