@@ -1,4 +1,4 @@
-"""What all tests share: servers of their own, one thread per process, hypothesis without deadlines."""
+"""What all tests share: servers of their own, one thread per process, the same examples each time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from pathlib import Path
 # Before torch is imported: the tests' processes share the cores, and bit-identity depends on the number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("spliteasy", deadline=None, print_blob=True)
+settings.register_profile(
+    "spliteasy",
+    deadline=None,
+    derandomize=True,  # the same examples each time; long tests draw new ones
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("spliteasy")
 
 pytest_plugins = [
