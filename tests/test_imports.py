@@ -72,7 +72,7 @@ def violations(path: Path, source: str) -> list[str]:
         if allowed is not None and not relative.as_posix().startswith(allowed):
             found.append(f"{relative} imports {name}")
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in UNSAFE_NAMES:
+        if isinstance(node, ast.Name) and node.id in UNSAFE_NAMES and isinstance(node.ctx, ast.Load):
             found.append(f"{relative} uses {node.id}")
         if isinstance(node, ast.Attribute) and ast.unparse(node) in UNSAFE_ATTRIBUTES:
             found.append(f"{relative} uses {ast.unparse(node)}")

@@ -1,0 +1,140 @@
+"""Progress and report of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from device_agent.observe import Evaluated, StateChanged, StepTaken
+from spliteasy import report
+from spliteasy.cli.progress import Board, line, size
+from spliteasy.cli.watching import Watcher
+from spliteasy.report import DeviceRun
+
+
+def step_taken(step: int, *, loss: float = 0.5, up: int = 0, down: int = 0) -> StepTaken:
+    return StepTaken(
+        device="phone-1", step=step, total_steps=4, epoch=0, loss=loss, samples=10, seconds=0.5,
+        bytes_up=up, bytes_down=down,
+    )  # fmt: skip
+
+
+def evaluated(step: int, accuracy: float | None = 0.75) -> Evaluated:
+    return Evaluated(device="phone-1", step=step, samples=8, loss=0.3, accuracy=accuracy)
+
+
+def watched() -> DeviceRun:
+    """Four steps of 100 + 50 bytes, after 1000 bytes of the job; 700 bytes of evaluation after step 2."""
+    watcher = Watcher(["phone-1"], lambda run, notable: None)
+    watcher(StateChanged(device="phone-1", text="training"))
+    watcher(step_taken(1, loss=4.0, up=100, down=1050))
+    watcher(step_taken(2, loss=3.0, up=200, down=1100))
+    watcher(evaluated(2))
+    watcher(step_taken(3, loss=2.0, up=600, down=1550))
+    watcher(step_taken(4, loss=1.0, up=700, down=1600))
+    watcher(evaluated(4, 0.9))
+    return watcher.runs["phone-1"]
+
+
+def test_a_run_is_summed_up() -> None:
+    assert watched().summary() == {
+        "device": "phone-1",
+        "steps": 4,
+        "train_loss": 2.5,
+        "test_accuracy": 0.9,
+        "bytes_up": 700,
+        "bytes_down": 1600,
+        "ms_per_step": 500.0,
+    }
+
+
+def test_bytes_per_step_leave_out_the_job_and_evaluations() -> None:
+    run = watched()
+    assert run.step_bytes == [150, 150]
+    assert run.bytes_per_step == 150
+
+
+def test_the_loss_is_a_mean_of_the_last_steps() -> None:
+    run = DeviceRun("phone-1", losses=[(n, float(n)) for n in range(1, 101)])
+    assert run.train_loss == sum(range(81, 101)) / 20
+
+
+def test_a_run_without_steps() -> None:
+    run = DeviceRun("phone-1")
+    assert run.summary()["train_loss"] is None
+    assert run.summary()["ms_per_step"] is None
+    assert "step 0  loss –  accuracy –" in line(run)
+
+
+def test_the_report_is_json_with_curves(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    report.write_json(path, [watched()], {"job": "tiny"})
+    written = json.loads(path.read_text())
+    assert written["job"] == "tiny"
+    assert written["devices"] == [watched().summary()]
+    assert written["curves"]["phone-1"] == {
+        "train_loss": [[1, 4.0], [2, 3.0], [3, 2.0], [4, 1.0]],
+        "evaluations": [
+            {"step": 2, "loss": 0.3, "accuracy": 0.75},
+            {"step": 4, "loss": 0.3, "accuracy": 0.9},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(DeviceRun("phone-1"), id="nothing"),
+        pytest.param(DeviceRun("a", losses=[(1, 0.0)], evaluations=[(1, 0.0, None)]), id="no-accuracy"),
+        pytest.param(DeviceRun("a", losses=[(1, float("nan")), (2, -1.0)]), id="odd-losses"),
+    ],
+)
+def test_every_run_can_be_drawn(run: DeviceRun, tmp_path: Path) -> None:
+    report.draw(tmp_path / "report.png", [run, watched()], "title")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table() -> None:
+    out = io.StringIO()
+    Console(file=out, width=120).print(report.table([watched()]))
+    row = next(text for text in out.getvalue().splitlines() if "phone-1" in text)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "phone-1", "4", "2.5000", "0.9000", "150", "500.0"
+    ]  # fmt: skip
+
+
+def board_output(*, terminal: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120)
+    run = watched()
+    with Board([run], title="tiny", console=console) as board:
+        board.tell(run)
+        board.tell(run)
+        board.tell(run, now=True)
+    return out.getvalue()
+
+
+def test_without_a_terminal_progress_is_plain_lines() -> None:
+    """The second of three comes too soon after the first."""
+    expected = (
+        "phone-1  training  step 4/4  loss 2.5000  accuracy 0.9000  20 samples/s  up 700 B  down 1.6 kB"
+    )
+    assert board_output(terminal=False).splitlines() == ["tiny", expected, expected]
+
+
+def test_on_a_terminal_progress_is_one_table() -> None:
+    out = board_output(terminal=True)
+    assert "samples/s" in out
+    assert "step 4/4" not in out
+    assert "4/4" in out
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e6, "2.5 MB"), (7e12, "7000.0 GB")]
+)
+def test_size(count: float, text: str) -> None:
+    assert size(count) == text
