@@ -28,7 +28,7 @@ import hashlib
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,9 +54,15 @@ _RESERVED = bytes(12)
 
 
 def to_frames(
-    body: Frame | Sequence[Frame], *, message_id: str, chunk_bytes: int = CHUNK_BYTES
+    body: Frame | Sequence[Frame],
+    *,
+    message_id: str,
+    chunk_bytes: int = CHUNK_BYTES,
+    skip: Container[int] = (),
 ) -> Iterator[bytes]:
     """The frames of a body, or of the concatenation of its parts: each byte is copied once.
+
+    Frames whose index is in `skip` are left out: the other side has them.
 
     `message_id` is 16 hexadecimal digits (`new_nonce`). The parts must not change until the last frame.
     """
@@ -78,7 +84,8 @@ def to_frames(
             crc = zlib.crc32(piece, crc)
         checksum = _CRC.pack(crc)
         seal.update(checksum)
-        yield b"".join((header, checksum, *pieces))
+        if index not in skip:
+            yield b"".join((header, checksum, *pieces))
 
 
 def _cut(parts: list[memoryview], chunk_bytes: int) -> Iterator[list[memoryview]]:
@@ -153,6 +160,27 @@ def parse_frame(frame: Frame) -> Chunk:
     if payload.nbytes != (total - index * chunk_bytes if chunk.last else chunk_bytes):
         raise WireError(f"frame {index} of {chunk.count} is {payload.nbytes} bytes long")
     return chunk
+
+
+def to_ranges(indexes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending indexes as (first, one past the last) pairs."""
+    ranges: list[tuple[int, int]] = []
+    for index in indexes:
+        if ranges and ranges[-1][1] == index:
+            ranges[-1] = (ranges[-1][0], index + 1)
+        else:
+            ranges.append((index, index + 1))
+    return tuple(ranges)
+
+
+def in_ranges(ranges: Sequence[Sequence[int]]) -> frozenset[int]:
+    """The indexes that `to_ranges` was given; of ranges that overlap or go back only what is new counts."""
+    indexes: set[int] = set()
+    done = 0
+    for first, end in ranges:
+        indexes.update(range(max(first, done), min(end, MAX_CHUNKS)))
+        done = max(done, end)
+    return frozenset(indexes)
 
 
 # Putting together ---------------------------------------------------------------------------------
@@ -254,6 +282,10 @@ class Assembler:
         """Indexes of the frames that are there of an unfinished message."""
         upload = self._uploads.get((sender, message_id))
         return sorted(upload.checksums) if upload else []
+
+    def unfinished(self, sender: str) -> list[str]:
+        """Ids of the sender's unfinished messages, the stalest first."""
+        return [message_id for owner, message_id in self._uploads if owner == sender]
 
     def drop(self, sender: str) -> None:
         """Forget all that the sender has not finished."""

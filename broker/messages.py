@@ -26,6 +26,18 @@ SessionName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}\.[a-z0
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+FrameRanges = Annotated[
+    tuple[
+        Annotated[
+            tuple[Annotated[int, Field(ge=0, le=1 << 16)], ...],
+            Field(min_length=2, max_length=2, strict=False),
+        ],
+        ...,
+    ],
+    Field(max_length=1024, strict=False),
+]
+"""Indexes of frames, as (first, one past the last) pairs."""
+
 Text = Annotated[str, StringConstraints(max_length=2000)]
 Value = Tensor | int | None
 """What a boundary carries: a tensor, an integer (a batch size), or nothing (an absent gradient)."""
@@ -137,6 +149,10 @@ class Ask(SessionRequest):
     micro: Annotated[int, Field(ge=0, le=1023)] = 0
     forward: Nonce
     """The FORWARD of that step: the same as `about` where that is a FORWARD."""
+    partial: Annotated[tuple[Nonce, ...], Field(max_length=8, strict=False)] = ()
+    """Replies of which some frames have come, by message id."""
+    partial_frames: Annotated[tuple[FrameRanges, ...], Field(max_length=8, strict=False)] = ()
+    """What has come of each of them: it need not be sent again."""
 
 
 class GetBody(SessionRequest):
@@ -152,6 +168,27 @@ class Close(SessionRequest):
 
 
 # Replies ------------------------------------------------------------------------------------------
+
+
+class Receipt(Message):
+    """From a worker, about a request's bytes: `answers` is the request's id, known from its frames."""
+
+    answers: Nonce
+
+
+class Have(Receipt):
+    """Of the request only these frames have arrived: send the others."""
+
+    kind: Literal["HAVE"] = "HAVE"
+    frames: FrameRanges
+
+
+class Busy(Receipt):
+    """Not now: send the request again after `retry_after_s`."""
+
+    kind: Literal["BUSY"] = "BUSY"
+    retry_after_s: Annotated[float, Field(ge=0, le=3600)]
+    reason: Text = "the worker's budget is full"
 
 
 class Reply(Message):
@@ -262,14 +299,6 @@ class Closed(SessionReply):
     step: Step
 
 
-class Busy(Reply):
-    """Not now: send the request again after `retry_after_s`."""
-
-    kind: Literal["BUSY"] = "BUSY"
-    retry_after_s: Annotated[float, Field(ge=0, le=3600)]
-    reason: Text = "the worker's budget is full"
-
-
 ErrorCode = Literal[
     "unknown-job",
     "other-job",
@@ -310,6 +339,7 @@ AnyReply = (
     | Working
     | Body
     | Closed
+    | Have
     | Busy
     | Error
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from itertools import islice
 
 from broker.chunks import CHUNK_BYTES, to_frames
@@ -26,12 +26,14 @@ async def send_message(
     chunk_bytes: int = CHUNK_BYTES,
     window: int = WINDOW,
     sent: Callable[[int], None] | None = None,
+    skip: Container[int] = (),
 ) -> None:
-    """Publish all frames; returns once every one is confirmed. `sent` gets each frame's bytes then.
+    """Publish all frames but those in `skip`; returns once every one is confirmed. `sent` gets each
+    frame's bytes then.
 
     Raises LinkError where one is not confirmed: some may have arrived. Cancelling leaves some unsent.
     """
-    frames = to_frames(encode_parts(message), message_id=message_id, chunk_bytes=chunk_bytes)
+    frames = to_frames(encode_parts(message), message_id=message_id, chunk_bytes=chunk_bytes, skip=skip)
 
     async def publish(frame: bytes) -> None:
         await transport.publish(routing_key, frame, to_queue=to_queue, headers=headers)

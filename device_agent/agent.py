@@ -15,16 +15,17 @@ from pathlib import Path
 
 import structlog
 import torch
-from device_agent.state import StateFolder
 from torch import Tensor
 
 from broker import messages as m
+from broker.chunks import CHUNK_BYTES
 from broker.topology import SHARDS, shard_of
 from device_agent import events as e
 from device_agent.data import Batches, DeviceData, EvaluationBatches, load_dataset
 from device_agent.link import Connect, Link
 from device_agent.observe import Evaluated, Observe, StateChanged, StepTaken
 from device_agent.session import DeviceSession, Plan
+from device_agent.state import StateFolder
 from device_agent.trainer import DeviceTrainer
 from spliteasy.compute import Compute
 from spliteasy.errors import JobError, RemoteError, StateError
@@ -47,6 +48,8 @@ class AgentConfig:
     takeover: bool = False
     restart: bool = False
     reply_timeout_s: float = 10.0
+    chunk_bytes: int | None = None
+    """Payload of one frame; None: as the job says."""
     patience_s: float = 10.0
     """How long the first connection may take; later ones are waited for without end."""
 
@@ -128,6 +131,7 @@ class Agent:
     async def _train(self, state: StateFolder) -> AgentResult:
         job = await self._get_job(state)
         self._link.shard = shard_of(self._session_name, SHARDS)
+        self._link.chunk_bytes = self.config.chunk_bytes or min(job.spec.link.chunk_bytes, CHUNK_BYTES)
         plan = await self._compute(lambda: self._prepare(job, state))
         session = DeviceSession(plan, held=tuple(state.held()))
         if self._link.is_up:
@@ -242,8 +246,8 @@ class Agent:
 
     def _perform(self, action: e.Action, state: StateFolder) -> None:
         match action:
-            case e.Send(message=message):
-                self._link.send(message)
+            case e.Send(message=message, skip=skip):
+                self._link.send(message, skip)
             case e.Arm(timer=timer, delay_s=delay_s):
                 self._disarm(timer)
                 self._timers[timer] = asyncio.get_running_loop().call_later(

@@ -142,6 +142,8 @@ class Send:
     """Send to the session's shard; gives Sent, NotSent, or nothing where the link goes down first."""
 
     message: m.Request
+    skip: frozenset[int] = frozenset()
+    """Frames of it that the worker has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import structlog
 from broker import decode
 from broker import messages as m
 from broker.backoff import full_jitter
-from broker.chunks import CHUNK_BYTES, Assembled, Assembler, AssemblerLimits
+from broker.chunks import CHUNK_BYTES, Assembled, Assembler, AssemblerLimits, to_ranges
 from broker.sending import send_message
 from broker.topology import REPLY_TO, reply_queue, uplink_key
 from broker.transport import Transport
@@ -27,6 +27,7 @@ from spliteasy.errors import LinkError, LinkRefused, Unroutable, WireError
 log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
+MAX_PARTIAL = 8
 WORKERS = "workers"
 """The one sender that replies are put together for: each has an id of its own."""
 
@@ -53,11 +54,11 @@ class Link:
         self._connect = connect
         self._device = device
         self._emit = emit
-        self._chunk_bytes = chunk_bytes
+        self.chunk_bytes = chunk_bytes
         self._patience_s = patience_s
         self._rng = rng
         self._clock = clock
-        self._outbox: asyncio.Queue[m.Request] = asyncio.Queue()
+        self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int]]] = asyncio.Queue()
         self._assembler = Assembler(AssemblerLimits(total_bytes=4 << 30), clock)
 
     async def run(self) -> None:
@@ -91,9 +92,12 @@ class Link:
                     await transport.close()
             await asyncio.sleep(next(delays))
 
-    def send(self, request: m.Request) -> None:
-        """Send when its turn comes; emits Sent or NotSent, or nothing where the link goes down first."""
-        self._outbox.put_nowait(request)
+    def send(self, request: m.Request, skip: frozenset[int] = frozenset()) -> None:
+        """Send when its turn comes, without the frames in `skip`.
+
+        Emits Sent or NotSent, or nothing where the link goes down first.
+        """
+        self._outbox.put_nowait((request, skip))
 
     async def _live(self, transport: Transport) -> None:
         queue = reply_queue(self._device, m.new_nonce())
@@ -123,7 +127,9 @@ class Link:
             self.bytes_up += frame_bytes
 
         while True:
-            request = await self._outbox.get()
+            request, skip = await self._outbox.get()
+            if isinstance(request, m.Ask):
+                request = self._with_partial_replies(request)
             key = uplink_key(self._device, None if isinstance(request, m.GetJob) else self.shard)
             try:
                 await send_message(
@@ -132,13 +138,20 @@ class Link:
                     request,
                     message_id=request.request,
                     headers={REPLY_TO: queue},
-                    chunk_bytes=self._chunk_bytes,
+                    chunk_bytes=self.chunk_bytes,
                     sent=count,
+                    skip=skip,
                 )
             except* Unroutable:
                 self._emit(e.NotSent(request.request))
             else:
                 self._emit(e.Sent(request.request))
+
+    def _with_partial_replies(self, ask: m.Ask) -> m.Ask:
+        """Say which frames of replies have come already, over connections that were lost since."""
+        ids = self._assembler.unfinished(WORKERS)[-MAX_PARTIAL:]
+        frames = tuple(to_ranges(self._assembler.held(WORKERS, message_id)) for message_id in ids)
+        return ask.model_copy(update={"partial": tuple(ids), "partial_frames": frames})
 
     def _forget_outbox(self) -> None:
         with suppress(asyncio.QueueEmpty):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from broker import messages as m
+from broker.chunks import in_ranges
 from device_agent import events as e
 from device_agent.events import Action, Event, Timer
 from spliteasy.errors import RemoteError, SplitEasyError, StateError
@@ -268,6 +269,8 @@ class DeviceSession:
                 return [*self._answered(), e.EvalTail(self._eval_index, self.step, message.values)]
             case m.Closed() if self.state is State.CLOSING:
                 return [*self._answered(), *self._end(done=True)]
+            case m.Have() if self.state in _WAITING:
+                return self._send_rest(message)
             case m.Busy() if self.state in _WAITING:
                 return self._retry_later(message.retry_after_s, message.reason)
             case m.Reopen() if self.state in _WAITING and self.state is not State.OPENING:
@@ -280,6 +283,9 @@ class DeviceSession:
 
     def _is_ours(self, message: m.AnyMessage) -> bool:
         """Whether a message is a reply to this attempt, not from an owner older than one seen before."""
+        known = {request.request for request in (self._pending, self._forward) if request is not None}
+        if isinstance(message, m.Receipt):
+            return message.answers in known | self._asks
         if not isinstance(message, m.Reply) or message.session != self.plan.session:
             return False
         if isinstance(message, m.SessionReply):
@@ -288,7 +294,6 @@ class DeviceSession:
             self._fence = message.fence
         elif isinstance(message, m.Superseded | m.Reopen | m.Working):
             return message.attempt == self._attempt
-        known = {request.request for request in (self._pending, self._forward) if request is not None}
         return isinstance(message, m.SessionReply) or message.answers in known | self._asks
 
     def _is_step(self, step: int) -> bool:
@@ -305,6 +310,13 @@ class DeviceSession:
         if message.missing == "FORWARD":
             return [e.Disarm(Timer.REPLY), e.Send(self._forward)]
         return self._send_pending() if self.state is State.BACKWARDING else []
+
+    def _send_rest(self, message: m.Have) -> list[Action]:
+        """Send what the worker lacks of the request."""
+        for request in (self._pending, self._forward):
+            if request is not None and request.request == message.answers:
+                return [e.Disarm(Timer.REPLY), e.Send(request, in_ranges(message.frames))]
+        return []
 
     def _superseded(self, message: m.Superseded) -> list[Action]:
         if self.state is State.OPENING and (self._takeover or self._restart):

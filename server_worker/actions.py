@@ -50,7 +50,7 @@ class LoadJob:
 class Send:
     """Send a reply to where the device listens now."""
 
-    reply: m.Reply
+    reply: m.Reply | m.Receipt
 
 
 @dataclass(frozen=True, slots=True)

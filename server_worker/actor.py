@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
 
 from broker import messages as m
+from broker.chunks import in_ranges
 from server_worker.actions import (
     Action,
     Background,
@@ -53,7 +54,9 @@ class Host(Protocol):
     compute: compute.Compute
     jobs: JobCache
 
-    async def send(self, reply_to: str, reply: m.Reply) -> None:
+    async def send(
+        self, reply_to: str, reply: m.Message, partial: Mapping[str, frozenset[int]] = ...
+    ) -> None:
         """Send a reply; a lost one is asked for again, so that it never raises for the link."""
         ...
 
@@ -73,6 +76,7 @@ class SessionActor:
         self._mailbox: deque[Incoming] = deque()
         self._current: m.AnyRequest | None = None
         self._reply_to = ""
+        self._partial: Mapping[str, frozenset[int]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._gate = asyncio.Lock()
@@ -89,6 +93,9 @@ class SessionActor:
         """Take a request; answers at once what needs no turn (WORKING, BUSY)."""
         self._reply_to = incoming.reply_to
         request = incoming.request
+        if isinstance(request, m.Ask):
+            frames = map(in_ranges, request.partial_frames)
+            self._partial = dict(zip(request.partial, frames, strict=False))
         if isinstance(request, m.Ask) and self._is_at(request):
             working = m.Working(
                 session=request.session, answers=request.request, attempt=request.attempt, step=request.step
@@ -96,7 +103,7 @@ class SessionActor:
             await self._host.send(self._reply_to, working)
             await incoming.ack()
         elif len(self._mailbox) >= MAX_WAITING:
-            busy = m.Busy(session=request.session, answers=request.request, retry_after_s=BUSY_RETRY_S)
+            busy = m.Busy(answers=request.request, retry_after_s=BUSY_RETRY_S)
             await self._host.send(self._reply_to, busy)
             await incoming.ack()
         else:
@@ -113,6 +120,11 @@ class SessionActor:
             except SplitEasyError as error:
                 log.warning("no snapshot at parking", session=self.session.name, error=error.message)
                 self.session.drop()
+
+    def knows(self, ask: m.Ask) -> bool:
+        """Whether the asked request is here whole: served, about to be, or the open forward."""
+        memory = self.session.memory
+        return self._is_at(ask) or (memory is not None and memory.request == ask.about)
 
     def _is_at(self, ask: m.Ask) -> bool:
         """Whether the asked request is being served, or waits to be."""
@@ -185,7 +197,7 @@ class SessionActor:
             case LoadJob(name, digest):
                 return await host.jobs.get(name, digest)
             case Send(reply):
-                return await host.send(self._reply_to, reply)
+                return await host.send(self._reply_to, reply, self._partial)
             case Background(call, done):
                 return host.background(self._in_background(call, done))
             case Committed(session, step):

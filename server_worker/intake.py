@@ -7,7 +7,7 @@ from typing import get_args
 
 from broker import decode
 from broker import messages as m
-from broker.chunks import Assembled, Assembler, OverBudget, Partial
+from broker.chunks import Assembled, Assembler, OverBudget, Partial, to_ranges
 from broker.topology import FRONT_SHARD, REPLY_TO, device_of_key, device_of_reply_queue, shard_label, shard_of
 from broker.transport import Delivery
 from server_worker.config import Trust
@@ -61,6 +61,10 @@ class Intake:
         if delivery.routing_key.rpartition(".")[2] != expected:
             raise WireError(f"{request.kind} of {request.session} came by {delivery.routing_key}")
         return Accepted(request=request, raw=outcome.body, reply_to=reply_to)
+
+    def held(self, device: str, message_id: str) -> m.FrameRanges:
+        """Which frames of an unfinished request are here."""
+        return to_ranges(self._assembler.held(device, message_id))
 
     def _sender(self, delivery: Delivery) -> tuple[str, str]:
         """The device that sent it and where it listens."""

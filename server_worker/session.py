@@ -329,7 +329,6 @@ class WorkerSession:
             # The device may leave for good after CLOSED: not before the store can't lose the last step.
             yield Send(
                 m.Busy(
-                    session=self.name,
                     answers=request.request,
                     retry_after_s=CLOSE_RETRY_S,
                     reason="waiting until the last step is durable",

@@ -11,27 +11,29 @@ survives a lost connection, because its fence in the store decides what may be c
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import orjson
 import structlog
 
 from broker import messages as m
 from broker.backoff import full_jitter
-from broker.chunks import Assembler
+from broker.chunks import Assembler, OverBudget
 from broker.sending import send_message
 from broker.topology import FRONT, shard_of, shard_queue, worker_queues
 from broker.transport import Delivery, Subscription, Transport
-from server_worker.actor import Incoming, SessionActor
+from server_worker.actor import BUSY_RETRY_S, Incoming, SessionActor
 from server_worker.config import Trust, WorkerConfig, environment
 from server_worker.durability import DurabilityClock
-from server_worker.intake import Accepted, Intake
+from server_worker.intake import Accepted, Intake, Waiting
 from server_worker.jobs import JobCache, answer_get_job
 from server_worker.placement import shard_to_yield
 from server_worker.session import WorkerIdentity, WorkerSession, error_reply
@@ -42,6 +44,7 @@ from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, StoreError,
 log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
+NOTHING: Mapping[str, frozenset[int]] = {}
 ACTIVE_S = 30.0
 """A session counts as active for this long after its last request."""
 
@@ -109,17 +112,21 @@ class Worker:
 
     # what actors need
 
-    async def send(self, reply_to: str, reply: m.Reply) -> None:
-        """Send a reply; a lost one is asked for again."""
+    async def send(
+        self, reply_to: str, reply: m.Message, partial: Mapping[str, frozenset[int]] = NOTHING
+    ) -> None:
+        """Send a reply; a lost one is asked for again. `partial`: frames of replies that have arrived."""
         transport = self._transport
         if transport is None:
             return
+        message_id = reply_id(reply)
         try:
             await send_message(
                 transport,
                 reply_to,
                 reply,
-                message_id=m.new_nonce(),
+                message_id=message_id,
+                skip=partial.get(message_id, ()),
                 to_queue=True,
                 chunk_bytes=self.config.chunk_bytes,
             )
@@ -184,7 +191,11 @@ class Worker:
             with suppress(LinkError):
                 await subscription.ack(delivery)
 
-        if not isinstance(taken, Accepted):
+        receipt = self._receipt(taken)
+        if receipt is not None:
+            await self.send(taken.reply_to, receipt)
+            await ack()
+        elif not isinstance(taken, Accepted):
             await ack()
         elif isinstance(taken.request, m.GetJob):
             self.background(self._answer_front(taken.request, taken.reply_to, ack))
@@ -193,6 +204,25 @@ class Worker:
             await actor.offer(
                 Incoming(request=taken.request, raw=taken.raw, reply_to=taken.reply_to, ack=ack)
             )
+
+    def _receipt(self, taken: Accepted | Waiting) -> m.Receipt | None:
+        """What to say about a request's bytes, where not all of them are here.
+
+        The last frame without the others is what a dead worker leaves: its successor asks for the rest.
+        """
+        if isinstance(taken, Waiting):
+            outcome = taken.outcome
+            if not outcome.last:
+                return None
+            if isinstance(outcome, OverBudget):
+                return m.Busy(answers=outcome.message_id, retry_after_s=BUSY_RETRY_S)
+            frames = self._intake.held(taken.device, outcome.message_id)
+            return m.Have(answers=outcome.message_id, frames=frames)
+        actor = self._actors.get(taken.request.session)
+        if isinstance(taken.request, m.Ask) and not (actor and actor.knows(taken.request)):
+            frames = self._intake.held(taken.request.device, taken.request.about)
+            return m.Have(answers=taken.request.about, frames=frames) if frames else None
+        return None
 
     async def _answer_front(
         self, request: m.GetJob, reply_to: str, ack: Callable[[], Awaitable[None]]
@@ -306,6 +336,12 @@ class Worker:
             pid=os.getpid(),
             state="draining" if self._draining else "serving",
         )
+
+
+def reply_id(reply: m.Message) -> str:
+    """The id of a reply's frames: the same header names the same bytes, so that a repeat can be resumed."""
+    header = orjson.dumps(m.to_header(reply), option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(header, digest_size=8).hexdigest()
 
 
 async def _wait(stop: asyncio.Event, delay_s: float) -> None:

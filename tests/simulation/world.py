@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from broker.chunks import CHUNK_BYTES
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.transport import Transport
 from device_agent.agent import Agent, AgentConfig, AgentResult
@@ -59,6 +60,7 @@ class World:
         self._faults = Faults(rng, self.rates or drawn_rates(rng))
         self._rng = rng
         self._lost: set[str] = set()
+        self._chunk_bytes = rng.choice((CHUNK_BYTES, 400))
         self._broker = MemoryBroker(policy=self._faults, delivery_limit=10**6)
         self._store = SqliteStore(None, inline=True, clock=loop.time, loss_window_s=LOSS_WINDOW_S)
         single = self.job.tail is None
@@ -162,7 +164,13 @@ class World:
 
         store = FaultyStore(self._store, self._faults, self._invariants, crash=task.cancel, cut=cut)
         worker = Worker(
-            WorkerConfig(name=f"worker-{number}", trust=Trust.ENROLLED, shards=16, drain_s=2.0),
+            WorkerConfig(
+                name=f"worker-{number}",
+                trust=Trust.ENROLLED,
+                shards=16,
+                drain_s=2.0,
+                chunk_bytes=self._chunk_bytes,
+            ),
             connect=connect,
             store=store,
             compute=VirtualCompute(self._rng),
@@ -243,6 +251,7 @@ class World:
             restart=restart,
             patience_s=DEADLINE_S,
             reply_timeout_s=self.reply_timeout_s,
+            chunk_bytes=self._chunk_bytes,
         )
         loop = asyncio.get_running_loop()
         agent = Agent(
