@@ -18,9 +18,9 @@ from spliteasy.errors import PortableError
 from spliteasy.portable import limits
 from spliteasy.portable.graph import DTYPES, Document, TensorSpec, Value, ValueSpec
 from spliteasy.portable.program import Code, Program
+from spliteasy.portable.recurrent import check_recurrent
 
 _BATCH = 2
-_RECURRENT = frozenset(f"aten.{cell}.input" for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 _IN_PIECES = {
     "aten.unbind.int": 1,
     "aten.split.Tensor": 2,
@@ -94,10 +94,9 @@ def _run(code: Code, tensors: list[Tensor], inputs: list[Value]) -> tuple[Value,
 
 
 def _check_effort(op: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Refuse the calls that would loop or make pieces without end even on data-free tensors."""
+    """Refuse the calls that would crash, or loop or make pieces without end, even on data-free tensors."""
     first = args[0] if args else None
-    if op in _RECURRENT and isinstance(first, Tensor) and max(first.shape, default=0) > limits.SEQUENCE:
-        raise PortableError(f"{op} over a sequence longer than {limits.SEQUENCE}")
+    check_recurrent(op, args)
     if op not in _IN_PIECES or not isinstance(first, Tensor):
         return
     place = _IN_PIECES[op]
