@@ -6,6 +6,6 @@ values), `decode` is a pure function of these and of the shape and dtype that th
 """
 
 from spliteasy.codecs.codec import Codec, Encoded, Meta
-from spliteasy.codecs.registry import codec_names, parse_codec, register
+from spliteasy.codecs.registry import codec_names, parse_codec
 
-__all__ = ["Codec", "Encoded", "Meta", "codec_names", "parse_codec", "register"]
+__all__ = ["Codec", "Encoded", "Meta", "codec_names", "parse_codec"]

@@ -11,7 +11,7 @@ a tensor of less than two dimensions is one channel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -51,12 +51,12 @@ class Int8(Codec):
         quantized = torch.empty(layout.numel, dtype=torch.int8)
         factors = torch.where(broken, 0, scales.to(torch.float32).reciprocal())
         rows, factor = _rows(flat, factors, inner)
-        dither = _dither(seed) if seed is not None else None
+        dither = _Dither(seed) if seed is not None else None
         out = quantized.view(rows.shape)
         for block in _blocks(rows):
             scaled = rows[block] * factor[block if len(factor) > 1 else slice(None)]
             if dither is not None:
-                scaled += dither(scaled.numel()).view(scaled.shape)
+                dither.add_to(scaled)
             out[block] = scaled.round_()
         return Encoded(parts=(quantized, scales))
 
@@ -112,16 +112,18 @@ def _blocks(rows: Tensor) -> list[slice]:
     return [slice(start, start + count) for start in range(0, len(rows), count)]
 
 
-def _dither(seed: int) -> Callable[[int], Tensor]:
+class _Dither:
     """Numbers drawn evenly from the odd multiples of 2^-16 within ±1/2, as a function of the seed alone.
 
     Added before rounding to nearest they make it unbiased (within 2^-16 of a scale), and as they never
     reach 1/2, whole numbers stay what they are: zeros come back as zeros.
     """
-    bits = np.random.SFC64(seed)
 
-    def draw(count: int) -> Tensor:
-        words = torch.from_numpy(bits.random_raw(-(-count // 4))).view(torch.int16)[:count]
-        return words.bitwise_or_(1).to(torch.float32).mul_(2.0**-16)
+    def __init__(self, seed: int) -> None:
+        self._bits = np.random.SFC64(seed)
 
-    return draw
+    def add_to(self, scaled: Tensor) -> None:
+        """Add the next numbers to a contiguous float32 tensor, in memory order."""
+        words = torch.from_numpy(self._bits.random_raw(-(-scaled.numel() // 4))).view(torch.int16)
+        numbers = words[: scaled.numel()].bitwise_or_(1).to(torch.float32)
+        scaled.view(-1).add_(numbers, alpha=2.0**-16)
