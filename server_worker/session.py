@@ -195,6 +195,7 @@ class WorkerSession:
                 held=request.held,
                 worker=self._identity.nonce,
                 environment=self._identity.environment,
+                restart=request.restart,
             )
         )
         match outcome:

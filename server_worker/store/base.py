@@ -188,6 +188,7 @@ class Store(Protocol):
         held: Sequence[int],
         worker: str,
         environment: str,
+        restart: bool = False,
     ) -> OpenOutcome:
         """Begin an attempt: the one script of DESIGN §6.
 

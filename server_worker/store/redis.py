@@ -111,9 +111,18 @@ class RedisStore:
         held: Sequence[int],
         worker: str,
         environment: str,
+        restart: bool = False,
     ) -> OpenOutcome:
         outcome = await self._decide(
-            scripts.OPEN, session, job_digest, attempt.number, attempt.nonce, worker, environment, *held
+            scripts.OPEN,
+            session,
+            job_digest,
+            attempt.number,
+            attempt.nonce,
+            worker,
+            environment,
+            int(restart),
+            *held,
         )
         assert not isinstance(outcome, StaleOwner | StepBehind | UnknownSession)
         if isinstance(outcome, Done):

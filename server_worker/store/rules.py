@@ -36,6 +36,7 @@ def opened(
     held: Sequence[int],
     worker: str,
     environment: str,
+    restart: bool,
 ) -> OpenOutcome:
     """Begin an attempt at the newest step that both sides can restore."""
     if meta is None:
@@ -45,6 +46,9 @@ def opened(
     same = attempt == meta.attempt
     if attempt.number <= meta.attempt.number and not same:
         return StaleAttempt(stored=meta.attempt)
+    if restart and not same:
+        anew = _created(session, job_digest, attempt, worker, environment)
+        return Done(meta=replace(anew, owner=Owner(fence=meta.owner.fence + 1, nonce=worker)))
     if job_digest != meta.job_digest:
         return OtherJob(job_digest=meta.job_digest)
     if same:

@@ -100,22 +100,29 @@ return session()
 """
 
 _OPEN = """
-local job, number, nonce, worker, environment = unpack(ARGV, 1, 5)
+local job, number, nonce, worker, environment, restart = unpack(ARGV, 1, 6)
 local m = load()
+local function create(fence)
+  redis.call('HSET', META, 'job', job, 'number', number, 'nonce', nonce, 'resume', '0', 'fence', text(fence),
+    'owner', worker, 'committed', '0', 'oldest', '0', 'environment', environment, 'log_bytes', '0',
+    'closed', '0')
+  redis.call('HSET', SNAPS, '0', '- 0 []')
+  return done()
+end
 if not m then
-  for i = 6, #ARGV do
-    if tonumber(ARGV[i]) == 0 then
-      redis.call('HSET', META, 'job', job, 'number', number, 'nonce', nonce, 'resume', '0', 'fence', '1',
-        'owner', worker, 'committed', '0', 'oldest', '0', 'environment', environment, 'log_bytes', '0',
-        'closed', '0')
-      redis.call('HSET', SNAPS, '0', '- 0 []')
-      return done()
-    end
+  for i = 7, #ARGV do
+    if tonumber(ARGV[i]) == 0 then return create(1) end
   end
   return {'no_common_step'}
 end
 local same = tonumber(number) == m.number and nonce == m.nonce
 if tonumber(number) <= m.number and not same then return {'stale_attempt', text(m.number), m.nonce} end
+if restart == '1' and not same then
+  local first = snapshots()
+  for _, step in ipairs(first) do drop_snapshot(step) end
+  drop_log(first[1] + 1, m.committed)
+  return create(m.fence + 1)
+end
 if job ~= m.job then return {'other_job', m.job} end
 if same then
   own(m, worker)
@@ -123,7 +130,7 @@ if same then
 end
 local steps = snapshots()
 local resume, oldest
-for i = 6, #ARGV do
+for i = 7, #ARGV do
   local step = tonumber(ARGV[i])
   if step >= steps[1] and step <= m.committed then
     resume = math.max(step, resume or step)

@@ -136,6 +136,7 @@ class SqliteStore:
         held: Sequence[int],
         worker: str,
         environment: str,
+        restart: bool = False,
     ) -> OpenOutcome:
         def opened(db: sqlite3.Connection) -> OpenOutcome:
             outcome = rules.opened(
@@ -146,6 +147,7 @@ class SqliteStore:
                 held=held,
                 worker=worker,
                 environment=environment,
+                restart=restart,
             )
             return self._stored(outcome) if isinstance(outcome, Done) else outcome
 

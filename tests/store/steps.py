@@ -21,9 +21,16 @@ async def open_at(
     worker: str = "w1",
     job: str = JOB,
     environment: str = "torch 2, avx2, 1 thread",
+    restart: bool = False,
 ) -> OpenOutcome:
     return await store.open_session(
-        session, job_digest=job, attempt=attempt, held=held, worker=worker, environment=environment
+        session,
+        job_digest=job,
+        attempt=attempt,
+        held=held,
+        worker=worker,
+        environment=environment,
+        restart=restart,
     )
 
 

@@ -121,22 +121,31 @@ class StoresAgree(RuleBasedStateMachine):
         zero=st.booleans(),
         worker=WORKERS,
         job=st.sampled_from([JOB] * 7 + ["1" * 64]),
+        restart=st.sampled_from([False] * 7 + [True]),
     )
-    def open(self, attempt: Attempt, newer: bool, held: list[int], zero: bool, worker: str, job: str) -> None:
+    def open(
+        self, attempt: Attempt, newer: bool, held: list[int], zero: bool, worker: str, job: str, restart: bool
+    ) -> None:
         before = self.meta
         if newer:
             attempt = replace(attempt, number=before.attempt.number + 1)
         steps = [max(0, before.committed + step) for step in held] + ([0] if zero else [])
         outcome = self.both(
             lambda store: store.open_session(
-                SESSION, job_digest=job, attempt=attempt, held=steps, worker=worker, environment=worker
+                SESSION,
+                job_digest=job,
+                attempt=attempt,
+                held=steps,
+                worker=worker,
+                environment=worker,
+                restart=restart,
             )
         )
         if isinstance(outcome, Done):
             self.model.rewind(outcome.meta.committed)
             assert outcome.meta.owner.nonce == worker
             if attempt != before.attempt:
-                assert outcome.meta.committed in steps
+                assert outcome.meta.committed in ([0] if restart else steps)
 
     @rule(offset=STEPS, worker=WORKERS, wrong=st.integers(0, 8))
     def claim(self, offset: int, worker: str, wrong: int) -> None:

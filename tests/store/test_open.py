@@ -223,3 +223,25 @@ async def test_a_claim_in_an_older_or_newer_attempt_is_stale(store: Store) -> No
 async def test_a_claim_of_an_unknown_session_says_so(store: Store) -> None:
     assert await store.claim(SESSION, attempt=FIRST, step=1, worker="w1") == UnknownSession()
     assert await store.session(SESSION) is None
+
+
+async def test_a_restart_begins_at_step_0_of_whatever_job_and_keeps_the_fence_growing(store: Store) -> None:
+    meta = await run_steps(store, await begin(store), 3)
+    done(await snapshot(store, meta, 2))
+    anew = done(await open_at(store, attempt=SECOND, job="1" * 64, restart=True))
+    assert (anew.committed, anew.resume_step, anew.snapshots, anew.job_digest) == (0, 0, (0,), "1" * 64)
+    assert anew.owner.fence == meta.owner.fence + 1
+    assert anew.log_bytes == 0
+    assert await logged_steps(store) == []
+    assert isinstance(await commit(store, meta, 4), StaleAttempt)
+
+
+async def test_a_repeated_restart_keeps_what_was_trained_since(store: Store) -> None:
+    await run_steps(store, await begin(store), 3)
+    meta = await run_steps(store, done(await open_at(store, attempt=SECOND, restart=True)), 2)
+    assert done(await open_at(store, attempt=SECOND, restart=True)).committed == meta.committed == 2
+
+
+async def test_an_older_attempt_restarts_nothing(store: Store) -> None:
+    meta = await run_steps(store, done(await open_at(store, attempt=SECOND)), 1)
+    assert await open_at(store, attempt=FIRST, restart=True) == StaleAttempt(stored=meta.attempt)
