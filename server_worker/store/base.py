@@ -202,6 +202,8 @@ class Store(Protocol):
           NoCommonStep and nothing changes. Else committed = resume_step = resume, log entries and
           snapshots after it are dropped, oldest_checkpoint = min of `held` that is restorable, attempt
           stored, fence + 1, owner nonce = worker, closed = False, environment stored.
+        - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session begins anew
+          at step 0; only the fence goes on. A repeat of it drops nothing.
         """
         ...
 

@@ -430,6 +430,20 @@ async def test_calls_cancelled_anywhere_leave_the_connections_sound(redis_server
         assert [log[0].requests[0] for log in logs] == [name.encode() * 20000 for name in names]
 
 
+async def test_a_cancelled_call_still_takes_place(redis_server: RedisServer) -> None:
+    """Or its connection would have to be thrown away in the middle of an answer."""
+    store = await open_store(redis_server.url)
+    await begin(store)
+    task = asyncio.create_task(store.close_session(SESSION, attempt=FIRST, owner=Owner(fence=1, nonce="w1")))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await store.close()
+    async with opened(redis_server.url) as again:
+        assert [meta.closed for meta in await again.sessions()] == [True]
+
+
 async def test_a_cancelled_commit_still_takes_place_or_not_as_a_whole(redis_server: RedisServer) -> None:
     async with opened(redis_server.url) as store:
         meta = await begin(store)
