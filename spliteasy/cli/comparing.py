@@ -26,7 +26,7 @@ from spliteasy.cli.embedded import ConnectAs, async_connect, workers_running
 from spliteasy.cli.submit import store_job
 from spliteasy.cli.train import STORE_FILE, agent_configs
 from spliteasy.compute import TorchThread
-from spliteasy.errors import SplitEasyError, UserError
+from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
 from spliteasy.job.create import build_model
 from spliteasy.losses import LOSSES, LossFunction
@@ -71,13 +71,26 @@ def prepare(job_file: Path, steps: int, devices: int, data: str | None, folder: 
     configs = agent_configs(job, job_file, folder, devices, data)
     batches = []
     for config in configs:
-        train = load_dataset(config.data, config.device, job.signature, root=root).train
-        batches.append(Batches(train, copy, job.signature, device=config.device))
-        if batches[-1].total_steps < steps:
-            raise UserError(
-                f"{config.device} has only {batches[-1].total_steps} steps in {spec.epochs} epochs",
-                hint=f"--steps {batches[-1].total_steps}, or more epochs",
+        once, again = (
+            Batches(
+                load_dataset(config.data, config.device, job.signature, root=root).train,
+                copy,
+                job.signature,
+                device=config.device,
             )
+            for _ in range(2)
+        )
+        if once.fingerprint != again.fingerprint:
+            raise DataError(
+                f"{config.data} gives {config.device} other data at each call",
+                hint="seed what is random in it by the device's id",
+            )
+        if once.total_steps < steps:
+            raise UserError(
+                f"{config.device} has only {once.total_steps} steps in {spec.epochs} epochs",
+                hint=f"--steps {once.total_steps}, or more epochs",
+            )
+        batches.append(once)
     return Plan(job, root, folder, steps, configs, batches)
 
 

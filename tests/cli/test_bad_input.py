@@ -163,3 +163,14 @@ def test_parity_on_half_a_stack(spliteasy: Callable[..., Ran], new_project: Call
     ran = spliteasy("parity", new_project().job_file, "--broker", "amqp://127.0.0.1:1/")
     assert ran.code == 2
     assert "both --broker and --store" in ran.error
+
+
+def test_parity_on_data_that_differs_at_each_call(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project()
+    source = project.folder / f"{project.module}.py"
+    source.write_text(source.read_text().replace("generator=generator", ""))
+    ran = spliteasy("parity", project.job_file, "--steps", "2")
+    assert ran.code == 2
+    assert "other data at each call" in ran.error
