@@ -60,23 +60,21 @@ async def connect(url: str, *, options: AmqpOptions | None = None) -> AmqpTransp
     """
     options = options or AmqpOptions()
     address = parse_url(url)
-    opened: dict[str, AbstractConnection] = {}
-
-    async def open_one(purpose: str) -> None:
-        url = address.with_options(heartbeat=options.heartbeat_s, name=f"spliteasy-{purpose}")
-        opened[purpose] = await aiormq.connect(url, limit=options.stream_bytes)
-
+    publishing, consuming = (_new_connection(address, options, name) for name in ("publish", "consume"))
     try:
-        async with asyncio.timeout(options.connect_timeout_s), asyncio.TaskGroup() as group:
-            group.create_task(open_one("publish"))
-            group.create_task(open_one("consume"))
-    except BaseException as error:
-        await _quietly((connection.close() for connection in opened.values()), options.close_timeout_s)
-        if isinstance(error, asyncio.CancelledError):
+        async with asyncio.timeout(options.connect_timeout_s):
+            # Both to their end: aiormq leaves loose ends where it is cancelled while connecting.
+            outcomes = await asyncio.gather(publishing.connect(), consuming.connect(), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+    except (Exception, asyncio.CancelledError) as error:
+        await _quietly((publishing.close(), consuming.close()), options.close_timeout_s)
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
-        raise connect_error(first, address) from None
-    return AmqpTransport(address, options, publishing=opened["publish"], consuming=opened["consume"])
+        raise connect_error(error, address) from None
+    return AmqpTransport(address, options, publishing=publishing, consuming=consuming)
 
 
 class AmqpTransport:
@@ -271,11 +269,7 @@ class AmqpSubscription:
     """See `broker.transport.Subscription`. It owns its channel, and closes it when it ends."""
 
     def __init__(
-        self,
-        transport: AmqpTransport,
-        channel: Channel,
-        queue: str,
-        bindings: tuple[str, ...] | None,
+        self, transport: AmqpTransport, channel: Channel, queue: str, bindings: tuple[str, ...] | None
     ) -> None:
         self._transport = transport
         self._channel = channel
@@ -452,6 +446,14 @@ def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
         texts.setdefault("reason", texts["x-first-death-reason"])
         texts.setdefault("queue", texts.get("x-first-death-queue", ""))
     return texts
+
+
+def _new_connection(address: Address, options: AmqpOptions, name: str) -> aiormq.Connection:
+    url = address.with_options(heartbeat=options.heartbeat_s, name=f"spliteasy-{name}")
+    try:
+        return aiormq.Connection(url, limit=options.stream_bytes)
+    except ValueError:
+        raise LinkRefused("the broker's URL is malformed", hint="quote what is special in it") from None
 
 
 async def _open_channel(connection: AbstractConnection, *, confirms: bool) -> Channel:

@@ -86,8 +86,8 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
     # To Connection.Open, sent once the account is accepted, aiormq knows no other answer than OpenOk.
     if isinstance(error, amqp.ConnectionNotAllowed) or "Connection.OpenOk" in str(error):
         return LinkRefused(
-            f"the broker at {address} has no virtual host {address.vhost!r} for {address.account!r}",
-            hint="check the path of the broker's URL, and the account's permissions",
+            f"the broker at {address} keeps {address.account!r} out of the virtual host {address.vhost!r}",
+            hint="check the URL's path, and the account's permissions and connection limit",
         )
     if isinstance(cause, OSError) and cause.errno:
         return LinkError(

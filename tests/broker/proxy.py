@@ -8,11 +8,17 @@ from types import TracebackType
 
 
 class Proxy:
-    """Forwards 127.0.0.1:`port` to a port there, until it is cut. `tls`: it speaks TLS to its clients."""
+    """Forwards 127.0.0.1:`port` to a port there, until it is cut.
 
-    def __init__(self, upstream_port: int, *, tls: ssl.SSLContext | None = None) -> None:
+    `tls`: it speaks TLS to its clients. `accept`: it resets connections after so many.
+    """
+
+    def __init__(
+        self, upstream_port: int, *, tls: ssl.SSLContext | None = None, accept: int = 1_000_000
+    ) -> None:
         self._upstream_port = upstream_port
         self._tls = tls
+        self._accept = accept
         self._writers: list[asyncio.StreamWriter] = []
         self._pumps: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -46,7 +52,16 @@ class Proxy:
         """Pass nothing on, as a dead network does, and keep the connections."""
         self._passing.clear()
 
+    async def wait_idle(self) -> None:
+        """Return when both ends of all connections have closed them."""
+        while self._pumps:
+            await asyncio.wait(self._pumps)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._accept -= 1
+        if self._accept < 0:
+            writer.transport.abort()
+            return
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._upstream_port)
         self._writers += [writer, far_writer]
         for source, sink in ((reader, far_writer), (far_reader, writer)):
