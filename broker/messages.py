@@ -259,6 +259,8 @@ class Gradient(SessionReply):
     durable_step: Step
     loss: float | None = None
     checkpoint: bool = False
+    skipped: bool = False
+    """A gradient was not finite: the step passes without effect, on both sides."""
 
 
 class Evaluated(SessionReply):
@@ -308,6 +310,7 @@ ErrorCode = Literal[
     "not-allowed",
     "not-finite",
     "computation-failed",
+    "log-full",
     "replay-mismatch",
     "unknown-session",
     "store-full",

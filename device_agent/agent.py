@@ -294,6 +294,9 @@ class Agent:
                 return e.HeadDone(*trainer.run_head(step))
             case e.RunTail(values=values):
                 return e.TailDone(trainer.run_tail(values))
+            case e.Apply(skipped=True):
+                trainer.skip()
+                return e.Applied()
             case e.Apply(gradients=gradients, loss=loss):
                 trainer.apply(gradients, loss)
                 return e.Applied()
@@ -317,6 +320,8 @@ class Agent:
         match action:
             case e.Restore(step=step):
                 self._tell(f"resumed after step {step}" if step else "training")
+            case e.Apply(skipped=True):
+                self._tell(f"step {trainer.step} skipped: a gradient was not finite")
             case e.Apply():
                 step = trainer.step
                 self._observe(

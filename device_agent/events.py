@@ -191,6 +191,8 @@ class Apply:
 
     gradients: tuple[m.Value, ...]
     loss: float | None
+    skipped: bool = False
+    """The step passes without effect: a gradient was not finite."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,7 +259,7 @@ class DeviceSession:
                 self.durable_step = max(self.durable_step, message.durable_step)
                 self._checkpoint_asked = self._checkpoint_asked or message.checkpoint
                 self._move(State.APPLYING)
-                return [*self._answered(), e.Apply(message.values, message.loss)]
+                return [*self._answered(), e.Apply(message.values, message.loss, message.skipped)]
             case m.Missing() if self._is_step(message.step):
                 return self._missing(message)
             case m.Working():

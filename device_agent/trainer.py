@@ -18,6 +18,10 @@ from spliteasy.training import OpenForward, SegmentTrainer, Values, all_finite, 
 HEAD, TAIL = "head/", "tail/"
 
 
+class NotFiniteOnDevice(SplitEasyError):
+    """A gradient of head or tail is NaN or infinite; nothing was applied on the device."""
+
+
 @dataclass(slots=True)
 class Evaluation:
     """Sums over the test samples so far."""
@@ -103,7 +107,7 @@ class DeviceTrainer:
         step.loss = float(loss.detach())
         backward_from(loss)
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
-        if not all_finite([g for g in gradients if g is not None]):
+        if self.job.spec.durability.on_non_finite == "stop" and not all_finite(tensors_of(gradients)):
             raise self._not_finite()
         step.kept_gradients = gradients[arrived:]
         return gradients[:arrived]
@@ -122,6 +126,13 @@ class DeviceTrainer:
         self.loss = step.loss if loss is None else loss
         self.samples = step.samples
         self._step = None
+
+    def skip(self) -> None:
+        """Let the step under way pass without effect."""
+        self._step = None
+        self.head.skip()
+        if self.tail is not None:
+            self.tail.skip()
 
     def abort(self) -> None:
         """Forget the step under way."""
@@ -181,9 +192,9 @@ class DeviceTrainer:
         assert self._step is not None, "no step is under way"
         return self._step, self.tail
 
-    def _not_finite(self) -> SplitEasyError:
+    def _not_finite(self) -> NotFiniteOnDevice:
         self.abort()
-        return SplitEasyError(
+        return NotFiniteOnDevice(
             f"a gradient of step {self.step + 1} is NaN or infinite on the device; nothing was applied",
             hint="lower the learning rate, or clip the gradients ([clip] max_norm)",
         )

@@ -35,16 +35,21 @@ MAX_WAITING = 8
 """Requests of one session that may wait: a device has one or two on the way, and their repeats."""
 
 BUSY_RETRY_S = 1.0
+POISONOUS: frozenset[m.ErrorCode] = frozenset(
+    {"bad-request", "bad-tensor", "computation-failed", "not-finite"}
+)
+"""Errors that the same request would meet again: it is kept in the dead queue, to be looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
-    """An authenticated request. `ack` is called once it was served, or is not going to be."""
+    """An authenticated request."""
 
     request: m.AnyRequest
     raw: bytes | memoryview
     reply_to: str
-    ack: Callable[[], Awaitable[None]]
+    finish: Callable[[str | None], Awaitable[None]]
+    """Called once it was served: acknowledges it or, with a reason, moves it to the dead queue."""
 
 
 class Host(Protocol):
@@ -76,6 +81,8 @@ class SessionActor:
         self._mailbox: deque[Incoming] = deque()
         self._current: m.AnyRequest | None = None
         self._reply_to = ""
+        self._poison: str | None = None
+        """Why the request at hand can never be served."""
         self._partial: Mapping[str, frozenset[int]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -101,11 +108,11 @@ class SessionActor:
                 session=request.session, answers=request.request, attempt=request.attempt, step=request.step
             )
             await self._host.send(self._reply_to, working)
-            await incoming.ack()
+            await incoming.finish(None)
         elif len(self._mailbox) >= MAX_WAITING:
             busy = m.Busy(answers=request.request, retry_after_s=BUSY_RETRY_S)
             await self._host.send(self._reply_to, busy)
-            await incoming.ack()
+            await incoming.finish(None)
         else:
             self._mailbox.append(incoming)
             if self._idle.is_set():
@@ -139,10 +146,11 @@ class SessionActor:
             while self._mailbox:
                 incoming = self._mailbox.popleft()
                 self._current = incoming.request
+                self._poison = None
                 async with self._gate:
                     await self._serve(incoming)
                 self._current = None
-                await incoming.ack()
+                await incoming.finish(self._poison)
         finally:
             self._current = None
             self._idle.set()
@@ -162,6 +170,7 @@ class SessionActor:
             log.exception("request failed", session=request.session, kind=request.kind)
             self.session.drop()
             text = f"the worker failed: {type(error).__name__}"
+            self._poison = text
             await self._host.send(self._reply_to, error_reply(request, "internal", text))
 
     async def _perform_all(self, steps: Steps) -> None:
@@ -197,6 +206,8 @@ class SessionActor:
             case LoadJob(name, digest):
                 return await host.jobs.get(name, digest)
             case Send(reply):
+                if isinstance(reply, m.Error) and reply.code in POISONOUS:
+                    self._poison = f"{reply.code}: {reply.message}"
                 return await host.send(self._reply_to, reply, self._partial)
             case Background(call, done):
                 return host.background(self._in_background(call, done))

@@ -6,6 +6,7 @@ again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ class StepResult:
     gradients: Gradients
     digest: str
     loss: float | None
+    skipped: bool = False
+    """A gradient was not finite, and the job lets such a step pass without effect."""
 
 
 class SessionMemory:
@@ -133,11 +136,20 @@ class SessionMemory:
         self._opened, self.request, self._targets = None, None, ()
 
     def _take_step(self, gradients: Gradients, loss: float | None) -> StepResult:
-        if not (all_finite([g for g in gradients if g is not None]) and self.trainer.finite()):
-            raise NotFinite
+        finite = all_finite([g for g in gradients if g is not None]) and self.trainer.finite()
+        if not finite or (loss is not None and not math.isfinite(loss)):
+            return self._not_finite(len(gradients))
         self.trainer.apply()
         self._opened, self.request, self._targets = None, None, ()
         return StepResult(gradients, digest_of(gradients), loss)
+
+    def _not_finite(self, count: int) -> StepResult:
+        if self.job.spec.durability.on_non_finite != "skip":
+            raise NotFinite
+        self._opened, self.request, self._targets = None, None, ()
+        self.trainer.skip()
+        nothing = (None,) * count
+        return StepResult(nothing, digest_of(nothing), None, skipped=True)
 
 
 def encode_state(state: Mapping[str, Tensor]) -> dict[str, bytes]:

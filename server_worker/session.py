@@ -250,6 +250,17 @@ class WorkerSession:
         if memory.request == request.request:
             yield Send(self._forwarded(memory, request))
             return
+        if self._log_bytes > self._log_limit:
+            yield Send(
+                self._error(
+                    request,
+                    "log-full",
+                    f"the log holds {self._log_bytes} bytes, since the device's oldest checkpoint is step "
+                    f"{request.oldest_checkpoint}",
+                    "submit the job with a larger durability.log_max_bytes, or with fewer checkpoints kept",
+                )
+            )
+            return
         self._move(State.FORWARDED)
         self._oldest_checkpoint = request.oldest_checkpoint
         yield self._both(lambda: memory.forward(request), request.step, 0, raw)
@@ -526,6 +537,7 @@ class WorkerSession:
             step=step,
             durable_step=self._durability.durable_step(self.name, step),
             loss=result.loss,
+            skipped=result.skipped,
             values=result.gradients,
             checkpoint=self._log_bytes > self._log_limit // 2,
         )

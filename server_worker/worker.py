@@ -187,22 +187,25 @@ class Worker:
             await subscription.dead_letter(delivery, error.message)
             return
 
-        async def ack() -> None:
+        async def finish(poison: str | None = None) -> None:
             with suppress(LinkError):
-                await subscription.ack(delivery)
+                if poison is None:
+                    await subscription.ack(delivery)
+                else:
+                    await subscription.dead_letter(delivery, poison)
 
         receipt = self._receipt(taken)
         if receipt is not None:
             await self.send(taken.reply_to, receipt)
-            await ack()
+            await finish()
         elif not isinstance(taken, Accepted):
-            await ack()
+            await finish()
         elif isinstance(taken.request, m.GetJob):
-            self.background(self._answer_front(taken.request, taken.reply_to, ack))
+            self.background(self._answer_front(taken.request, taken.reply_to, finish))
         else:
             actor = self._actor(taken.request.session)
             await actor.offer(
-                Incoming(request=taken.request, raw=taken.raw, reply_to=taken.reply_to, ack=ack)
+                Incoming(request=taken.request, raw=taken.raw, reply_to=taken.reply_to, finish=finish)
             )
 
     def _receipt(self, taken: Accepted | Waiting) -> m.Receipt | None:
@@ -225,14 +228,14 @@ class Worker:
         return None
 
     async def _answer_front(
-        self, request: m.GetJob, reply_to: str, ack: Callable[[], Awaitable[None]]
+        self, request: m.GetJob, reply_to: str, finish: Callable[[], Awaitable[None]]
     ) -> None:
         try:
             reply: m.Reply = await answer_get_job(request, self.store, shards=self.config.shards)
         except StoreError as error:
             reply = error_reply(request, "unavailable", error.message, error.hint, retriable=True)
         await self.send(reply_to, reply)
-        await ack()
+        await finish()
 
     def _actor(self, session: str) -> SessionActor:
         actor = self._actors.get(session)

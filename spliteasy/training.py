@@ -112,6 +112,11 @@ class SegmentTrainer:
         self.step += 1
         self._buffers_before = None
 
+    def skip(self) -> None:
+        """Let a step pass without effect: weights, optimizer and buffers stay as they are."""
+        self.abort()
+        self.step += 1
+
     def abort(self) -> None:
         """Forget an open forward: gradients go, buffers are what they were before it."""
         for parameter in self._trainable:

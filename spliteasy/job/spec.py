@@ -255,10 +255,12 @@ class DurabilitySpec(Section):
     """Checkpoints that a device keeps beside those it still needs."""
     snapshot_every_steps: Count = 50
     snapshot_every_s: Positive = 30.0
-    log_max_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 256 << 20
+    log_max_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 1 << 30
+    """From half of it on a device is asked for checkpoints at every step; beyond it the session stops."""
     retention_s: Positive = 30 * 24 * 3600.0
     """A session that nobody touched for so long may be forgotten by the store."""
-    on_non_finite: Annotated[str, _only("stop", planned=("skip",))] = "stop"
+    on_non_finite: Annotated[str, _only("stop", "skip")] = "stop"
+    """A gradient that is NaN or infinite ends the training, or (`skip`) the step passes without effect."""
     on_replay_mismatch: Annotated[str, _only("stop")] = "stop"
 
 

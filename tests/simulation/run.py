@@ -34,15 +34,24 @@ class Summary:
 
 
 def play(
-    seed: int, *, rates: Rates | None = None, single: bool | None = None, reply_timeout_s: float = 10.0
+    seed: int,
+    *,
+    rates: Rates | None = None,
+    variant: toy.Variant | None = None,
+    devices: tuple[str, ...] = ("phone-1", "phone-2"),
+    reply_timeout_s: float = 10.0,
 ) -> Summary:
-    """Run the seed's world. Every third seed is a single split, unless `single` says which."""
+    """Run the seed's world. Every third seed is a single split, unless `variant` says which."""
     torch.set_num_threads(1)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    if single is None:
-        single = seed % 3 == 2
+    world = World(
+        seed=seed,
+        variant=variant or toy.Variant(single=seed % 3 == 2),
+        devices=devices,
+        rates=rates,
+        reply_timeout_s=reply_timeout_s,
+    )
     with _quick(), intruding():
-        world = World(seed=seed, job=toy.job(single=single), rates=rates, reply_timeout_s=reply_timeout_s)
         try:
             outcome = run_virtually(world.run())
         except AssertionError as error:

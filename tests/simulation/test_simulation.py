@@ -22,13 +22,38 @@ from spliteasy import training
 from spliteasy.training import SegmentTrainer
 from tests.simulation.faults import CALM, Rates
 from tests.simulation.run import play
+from tests.simulation.toy import Variant
+
+FREQUENT = Rates(
+    cut=0.01,
+    cut_after=0.01,
+    zombie=0.05,
+    agent_crash_s=3.0,
+    worker_crash_s=4.0,
+    rollback_s=8.0,
+    checkpoints_lost=0.0,
+)
 
 SEEDS = int(os.environ.get("SPLITEASY_SEEDS", "1000"))
 
 
 def test_the_calm_world_is_the_same_training() -> None:
     for single in (False, True):
-        assert play(0, rates=CALM, single=single).violations == ()
+        assert play(0, rates=CALM, variant=Variant(single=single)).violations == ()
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_step_that_is_not_finite_passes_without_effect_under_faults_too(single: bool) -> None:
+    """The data of `broken-1` has an infinity; with `skip` its step leaves both sides as they were."""
+    variant = Variant(single=single, on_non_finite="skip")
+    for seed in range(5):
+        assert play(seed, rates=FREQUENT, variant=variant, devices=("broken-1",)).violations == ()
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_step_that_is_not_finite_stops_the_training(single: bool) -> None:
+    (violation,) = play(0, rates=CALM, variant=Variant(single=single), devices=("broken-1",)).violations
+    assert "is NaN or infinite" in violation
 
 
 def test_a_seed_replays() -> None:
@@ -46,16 +71,6 @@ def test_no_seed_violates_anything() -> None:
 
 
 # Broken on purpose --------------------------------------------------------------------------------
-
-FREQUENT = Rates(
-    cut=0.01,
-    cut_after=0.01,
-    zombie=0.05,
-    agent_crash_s=3.0,
-    worker_crash_s=4.0,
-    rollback_s=8.0,
-    checkpoints_lost=0.0,
-)
 
 
 def skip_the_fence_check() -> Any:
@@ -76,7 +91,7 @@ def ack_before_commit() -> Any:
     serve = SessionActor._serve
 
     async def acked_first(self: SessionActor, incoming: Incoming) -> None:
-        await incoming.ack()
+        await incoming.finish(None)
         await serve(self, incoming)
 
     return mock.patch.object(SessionActor, "_serve", acked_first)
@@ -137,9 +152,9 @@ def test_a_broken_build_is_caught(mutation: Callable[[], Any]) -> None:
     patience_s = 1e6 if mutation is ack_before_commit else 10.0
     for seed in range(150):
         with mutation():
-            broken = play(seed, rates=MUTATIONS[mutation], single=False, reply_timeout_s=patience_s)
+            broken = play(seed, rates=MUTATIONS[mutation], reply_timeout_s=patience_s)
         if broken.violations:
-            whole = play(seed, rates=MUTATIONS[mutation], single=False, reply_timeout_s=patience_s)
+            whole = play(seed, rates=MUTATIONS[mutation], reply_timeout_s=patience_s)
             assert whole.violations == ()
             return
     pytest.fail("150 seeds did not notice")

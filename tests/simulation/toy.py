@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -10,10 +12,20 @@ from torch.utils.data import Dataset, TensorDataset
 
 from broker import messages as m
 from device_agent.data import Batches, EvaluationBatches, load_dataset
-from device_agent.trainer import DeviceTrainer
+from device_agent.trainer import DeviceTrainer, NotFiniteOnDevice
 from server_worker.memory import SessionMemory
 from spliteasy.digest import digest_of
 from spliteasy.job import Job, JobSpec
+from spliteasy.training import NotFinite
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Which toy job: one cut or two, and what a gradient that is not finite does."""
+
+    single: bool = False
+    on_non_finite: str = "stop"
+
 
 SAMPLES, BATCH, EPOCHS = 14, 4, 3
 DATA = "tests.simulation.toy:device_data"
@@ -40,12 +52,15 @@ def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple
     generator = torch.Generator().manual_seed(int(device.rpartition("-")[2]))
     inputs = torch.randn(SAMPLES, 6, generator=generator)
     targets = torch.randint(0, 3, (SAMPLES,), generator=generator)
+    if device.startswith("broken-"):
+        inputs[3, 2] = float("inf")
     return TensorDataset(inputs, targets), TensorDataset(inputs[:5], targets[:5])
 
 
 @cache
-def job(*, single: bool = False) -> Job:
-    """The toy job, U-shaped or single split."""
+def job(variant: Variant) -> Job:
+    """The toy job of that variant."""
+    single = variant.single
     spec = JobSpec.model_validate(
         {
             "name": "toy",
@@ -60,7 +75,12 @@ def job(*, single: bool = False) -> Job:
             },
             "loss": {"name": "cross_entropy"},
             "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
-            "durability": {"checkpoint_every": 2, "snapshot_every_steps": 3, "checkpoint_history": 2},
+            "durability": {
+                "checkpoint_every": 2,
+                "snapshot_every_steps": 3,
+                "checkpoint_history": 2,
+                "on_non_finite": variant.on_non_finite,
+            },
             "evaluation": {"every_epochs": 2},
         }
     )
@@ -71,27 +91,46 @@ State = dict[str, Tensor]
 
 
 @cache
-def undisturbed(device: str, *, single: bool = False) -> tuple[State, State, dict[int, str]]:
+def undisturbed(device: str, variant: Variant) -> tuple[State, State, dict[int, str]]:
     """The device's state and the body's after the last step, and each GRADIENT's digest, without a wire."""
-    toy = job(single=single)
+    toy = job(variant)
     data = load_dataset(DATA, device, toy.signature)
     assert data.test is not None
     batches = Batches(data.train, toy.spec, toy.signature, device=device)
     tests = EvaluationBatches(data.test, toy.spec, toy.signature, device=device)
     trainer = DeviceTrainer.create(toy, batches, tests, device=device)
     body = SessionMemory(toy, f"toy.{device}")
-    attempt = m.AttemptRef(number=1, nonce="0" * 16)
-    digests = {}
-    for step in range(1, batches.total_steps + 1):
-        values, samples, targets = trainer.run_head(step)
-        common = {"session": f"toy.{device}", "attempt": attempt, "step": step}
-        forward = m.Forward(**common, values=values, samples=samples, targets=targets, oldest_checkpoint=0)
-        body.forward(forward)
-        if single:
-            result = body.backward_from_loss()
-        else:
-            gradients = trainer.run_tail(body.outputs)
-            result = body.backward(m.Backward(**common, forward=forward.request, values=gradients))
-        digests[step] = digest_of(result.gradients)
-        trainer.apply(result.gradients, result.loss)
+    digests: dict[int, str] = {}
+    with suppress(NotFinite, NotFiniteOnDevice):
+        for step in range(1, batches.total_steps + 1):
+            digests[step] = _step(trainer, body, step, single=variant.single)
     return trainer.state(), body.snapshot(), digests
+
+
+def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, *, single: bool) -> str:
+    """Take one step on both sides; the digest of the activations' gradients."""
+    values, samples, targets = trainer.run_head(step)
+    attempt = m.AttemptRef(number=1, nonce="0" * 16)
+    forward = m.Forward(
+        session=body.session,
+        attempt=attempt,
+        step=step,
+        values=values,
+        samples=samples,
+        targets=targets,
+        oldest_checkpoint=0,
+    )
+    body.forward(forward)
+    if single:
+        result = body.backward_from_loss()
+    else:
+        gradients = trainer.run_tail(body.outputs)
+        backward = m.Backward(
+            session=body.session, attempt=attempt, step=step, values=gradients, forward=forward.request
+        )
+        result = body.backward(backward)
+    if result.skipped:
+        trainer.skip()
+    else:
+        trainer.apply(result.gradients, result.loss)
+    return digest_of(result.gradients)

@@ -20,7 +20,6 @@ from server_worker.memory import SessionMemory
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.errors import StateError
-from spliteasy.job import Job
 from tests.simulation import toy
 from tests.simulation.faults import Faults, Rates, drawn_rates
 from tests.simulation.parts import FaultyStore, Invariants, VirtualCompute
@@ -44,10 +43,10 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class World:
-    """One run. `job` and the expected states come from `toy`; everything random from `seed`."""
+    """One run of a variant of the `toy` job; everything random comes from `seed`."""
 
     seed: int
-    job: Job
+    variant: toy.Variant
     devices: tuple[str, ...] = ("phone-1", "phone-2")
     workers: int = 2
     rates: Rates | None = None
@@ -63,14 +62,13 @@ class World:
         self._chunk_bytes = rng.choice((CHUNK_BYTES, 400))
         self._broker = MemoryBroker(policy=self._faults, delivery_limit=10**6)
         self._store = SqliteStore(None, inline=True, clock=loop.time, loss_window_s=LOSS_WINDOW_S)
-        single = self.job.tail is None
+        job = toy.job(self.variant)
         expected = {
             (f"toy.{device}", step): digest
             for device in self.devices
-            for step, digest in toy.undisturbed(device, single=single)[2].items()
+            for step, digest in toy.undisturbed(device, self.variant)[2].items()
         }
         self._invariants = Invariants(expected)
-        job = self.job
         await self._store.put_job(
             StoredJob(name=job.spec.name, digest=job.digest, manifest=job.manifest, parts=job.parts)
         )
@@ -263,7 +261,7 @@ class World:
         """The equality: head, tail, body, buffers and optimizers, bit by bit."""
         if self.violations or agent.trainer is None:
             return
-        own, body, _ = toy.undisturbed(device, single=self.job.tail is None)
+        own, body, _ = toy.undisturbed(device, self.variant)
         self._differ(f"{device}, device side", own, agent.trainer.state())
         self._differ(f"{device}, body", body, await self._restored(f"toy.{device}"))
 
@@ -271,7 +269,7 @@ class World:
         """The body as a worker would load it now: the newest snapshot, and the log after it."""
         meta = await self._store.session(session)
         assert meta is not None
-        memory = SessionMemory(self.job, session)
+        memory = SessionMemory(toy.job(self.variant), session)
         memory.restore(await self._store.read_snapshot(session, meta.snapshots[-1]), meta.snapshots[-1])
         async for entry in self._store.read_log(session, after=meta.snapshots[-1], upto=meta.committed):
             memory.replay(entry)
