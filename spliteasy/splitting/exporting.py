@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
@@ -128,7 +129,8 @@ class _Reader:
         specs = {spec.arg.name: spec for spec in self._exported.graph_signature.input_specs}
         nodes = list(graph.nodes)
         fake_mode = next(n.meta["val"].fake_mode for n in nodes if isinstance(n.meta.get("val"), Tensor))
-        with fake_mode:
+        # with torch's Python dispatcher, without which composite operators (lstm) pin the batch size
+        with fake_mode, enable_python_dispatcher():
             for node in nodes:
                 if node.op == "placeholder":
                     self._placeholder(node, specs[node.name])
