@@ -14,7 +14,7 @@ from benchmarks.emulator.line import Direction, Line
 
 _BUFFER_BYTES = 1 << 17
 READ_LIMIT_BYTES = 1 << 16
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_RESET_ON_CLOSE, _END_ON_CLOSE = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
 @dataclass(slots=True)
@@ -94,6 +94,7 @@ class Connection:
         self.traffic = {direction: Traffic() for direction in Direction}
         self._lines = lines
         self._pipes: dict[Direction, Pipe] = {}
+        self._lost: set[Direction] = set()
         self._writers: list[asyncio.StreamWriter] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -118,6 +119,7 @@ class Connection:
 
     def lose(self, direction: Direction) -> None:
         """From now on nothing gets through in that direction, and no end hears of it."""
+        self._lost.add(direction)
         if direction in self._pipes:
             self._pipes[direction].lose()
 
@@ -137,6 +139,8 @@ class Connection:
             each.transport.set_write_buffer_limits(0)
         up = self._pipes[Direction.UP] = Pipe(self._lines[Direction.UP], reader, far_writer)
         down = self._pipes[Direction.DOWN] = Pipe(self._lines[Direction.DOWN], far_reader, writer)
+        for direction in self._lost:  # before there was a pipe
+            self._pipes[direction].lose()
         self.traffic = {Direction.UP: up.traffic, Direction.DOWN: down.traffic}
         await asyncio.gather(
             self._guard(up.take(), broken=down, tells=up),
@@ -170,8 +174,12 @@ async def _connect(target: tuple[str, int]) -> tuple[asyncio.StreamReader, async
     try:
         raw.setblocking(False)
         bound_buffers(raw)
+        # A cut may come before the streams are there to be reset.
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         await asyncio.get_running_loop().sock_connect(raw, target)
-        return await asyncio.open_connection(sock=raw, limit=READ_LIMIT_BYTES)
+        streams = await asyncio.open_connection(sock=raw, limit=READ_LIMIT_BYTES)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END_ON_CLOSE)
+        return streams
     except BaseException:
         raw.close()
         raise

@@ -9,6 +9,8 @@ from enum import Enum
 
 _QUEUE_S = 0.05
 """How much line time may wait to be sent: enough that a timer that fires late leaves no gap."""
+_SHORTEST_S = 1e-6
+"""Not worth waiting for, and perhaps no more than what rounding has left."""
 _PIECE_S = 0.002
 _MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 1460, 1 << 16
 _OPEN_WINDOW_BYTES = 1 << 20
@@ -35,6 +37,7 @@ class Line:
         self._timer_late_s = timer_late_s
         self._random = random.Random(seed)
         self._free_at = 0.0
+        self._turn = asyncio.Lock()
         self._moving = asyncio.Event()
         self._moving.set()
         self._left: int | None = None
@@ -58,16 +61,17 @@ class Line:
         return self.piece_bytes + int(self.rate * (self.latency_s + self.jitter_s + _QUEUE_S))
 
     async def enter(self, count: int) -> float:
-        """Wait for room in the queue, put `count` bytes into it; the loop's time at which they arrive."""
+        """Wait for one's turn and for room in the queue, put `count` bytes into it; the loop's time at
+        which they arrive.
+        """
         loop = asyncio.get_running_loop()
-        while True:
+        async with self._turn:
             await self._moving.wait()
-            wait_s = self._free_at - loop.time() - _QUEUE_S
-            if wait_s <= 0:
-                break
-            await asyncio.sleep(wait_s)
-        sending_s = count / self.rate if self.rate is not None else 0.0
-        self._free_at = max(self._free_at, loop.time()) + sending_s
+            while (wait_s := self._free_at - loop.time() - _QUEUE_S) >= _SHORTEST_S:
+                await asyncio.sleep(wait_s)
+                await self._moving.wait()
+            sending_s = count / self.rate if self.rate is not None else 0.0
+            self._free_at = max(self._free_at, loop.time()) + sending_s
         return self._free_at + self.latency_s + self._random.uniform(0, self.jitter_s)
 
     async def arrive(self, due: float) -> None:

@@ -43,13 +43,14 @@ class LinkEmulator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._outages: asyncio.Task[None] | None = None
         self._timers: list[asyncio.TimerHandle] = []
-        self._refusing = False
         self._only_port: int | None = None
         self.ports: tuple[int, ...] = ()
         """Where the device connects to."""
         self.connections: list[Connection] = []
         """All so far, oldest first; `open` tells those that are."""
         self.cuts = 0
+        self.refusing = False
+        """Whether new connections are reset now."""
 
     async def __aenter__(self) -> LinkEmulator:
         host, first = self._listen
@@ -119,7 +120,7 @@ class LinkEmulator:
             if direction is not None and connection.open:
                 connection.lose(direction)
         if for_s is not None:
-            self._refusing = True
+            self.refusing = True
             self._later(for_s, self.restore)
 
     def cut_after(self, count: int, direction: Direction, *, for_s: float | None = None) -> None:
@@ -128,11 +129,11 @@ class LinkEmulator:
 
     def refuse(self) -> None:
         """Reset every new connection, until `restore`."""
-        self._refusing = True
+        self.refusing = True
 
     def restore(self) -> None:
         """Let new connections through again."""
-        self._refusing = False
+        self.refusing = False
 
     def stall(self, direction: Direction | None = None) -> None:
         """Let nothing through (in that direction), and close nothing, until `resume`."""
@@ -154,7 +155,7 @@ class LinkEmulator:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         port = writer.get_extra_info("sockname")[1]
-        if self._refusing or self._only_port not in (None, port):
+        if self.refusing or self._only_port not in (None, port):
             reset(writer)
             return
         connection = Connection(port, self._lines)
