@@ -103,6 +103,8 @@ class DeviceSession:
         self._asks: set[str] = set()
         self._reached_broker = False
         """Whether the pending request may have arrived, so that ASK comes before sending it again."""
+        self._nudged = False
+        """Whether the pending request was asked about, or sent again."""
         self._eval_index = 0
         self._notes_silence = 0
         self._takeover, self._restart = plan.takeover, plan.restart
@@ -241,6 +243,8 @@ class DeviceSession:
     # messages
 
     def _received(self, message: m.AnyMessage) -> list[Action]:
+        if self._is_from_an_older_owner(message):
+            return self._doubt_the_store()
         if not self._is_ours(message):
             return []
         match message:
@@ -282,19 +286,36 @@ class DeviceSession:
         return []
 
     def _is_ours(self, message: m.AnyMessage) -> bool:
-        """Whether a message is a reply to this attempt, not from an owner older than one seen before."""
+        """Whether a message is a reply to this attempt, and to what it has sent."""
         known = {request.request for request in (self._pending, self._forward) if request is not None}
         if isinstance(message, m.Receipt):
             return message.answers in known | self._asks
         if not isinstance(message, m.Reply) or message.session != self.plan.session:
             return False
         if isinstance(message, m.SessionReply):
-            if message.attempt != self._attempt or message.fence < self._fence:
+            if message.attempt != self._attempt:
                 return False
             self._fence = message.fence
         elif isinstance(message, m.Superseded | m.Reopen | m.Working):
             return message.attempt == self._attempt
         return isinstance(message, m.SessionReply) or message.answers in known | self._asks
+
+    def _is_from_an_older_owner(self, message: m.AnyMessage) -> bool:
+        return (
+            isinstance(message, m.SessionReply)
+            and message.session == self.plan.session
+            and message.attempt == self._attempt
+            and message.fence < self._fence
+        )
+
+    def _doubt_the_store(self) -> list[Action]:
+        """A reply of an older owner: a zombie's, to be ignored; unless it answers what was asked anew.
+
+        Then the store has gone back and counts fences anew. A new attempt begins from what both have.
+        """
+        if not self._nudged or self.state is State.OPENING or self.state not in _WAITING:
+            return []
+        return [e.Note("opening anew: the store went back"), *self._answered(), *self._reopen()]
 
     def _is_step(self, step: int) -> bool:
         return step == self.step + 1
@@ -346,6 +367,7 @@ class DeviceSession:
         self._move(state)
         self._pending = request
         self._reached_broker = False
+        self._nudged = False
         return self._send_pending()
 
     def _send_pending(self) -> list[Action]:
@@ -360,6 +382,7 @@ class DeviceSession:
         pending = self._pending
         if not self._online or pending is None:
             return []
+        self._nudged = True
         if isinstance(pending, m.Forward | m.Backward) and self._reached_broker:
             assert self._forward is not None
             ask = m.Ask(
