@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spliteasy.errors import PortableError
-from spliteasy.portable.check import check_document
+from spliteasy.portable.check import check_program
 from spliteasy.portable.codec import document_from_json, document_to_json
 from spliteasy.portable.graph import DTYPES, TensorSpec, Value, ValueSpec
 from spliteasy.portable.program import Program
@@ -161,10 +161,10 @@ def load_segment(graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu
     Raises `PortableError` for a graph that is malformed, too large, or calls what is not allowed, and
     for tensors that do not fit it. Nothing of the graph runs on data.
     """
-    document = document_from_json(graph)
-    check_document(document)
+    program = Program(document_from_json(graph), device)
+    check_program(program)
     copies = {name: _copy(tensor).to(device) for name, tensor in tensors.items()}
-    return Segment(Program(document, device), copies)
+    return Segment(program, copies)
 
 
 def segment_tensors_bytes(segment: Segment) -> bytes:

@@ -30,13 +30,13 @@ _IN_PIECES = {
 """Operators that give many pieces, and the place of their dimension."""
 
 
-def check_document(document: Document) -> None:
+def check_program(program: Program) -> None:
     """Raises `PortableError` with the mode and the reason."""
+    document = program.document
     _check_names(document)
-    meta = Program(document, device="meta")
     for mode in ("train", "eval"):
         try:
-            _check_code(document, meta.code(mode == "train"))
+            _check_code(document, program.code(mode == "train"))
         except PortableError as error:
             raise PortableError(f"segment {document.name[:60]!r}, {mode} graph: {error.message}") from None
 
@@ -84,7 +84,7 @@ def _run(code: Code, tensors: list[Tensor], inputs: list[Value]) -> tuple[Value,
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return code(tensors, inputs, invoke)
+            return code(tensors, inputs, "meta", invoke)
     except PortableError as error:
         raise PortableError(f"node {done}: {error.message}") from None
     except Exception as error:  # operators raise what they like: any of it means that the graph is wrong

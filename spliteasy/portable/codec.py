@@ -25,7 +25,11 @@ MEMORY_FORMATS = {
     "channels_last_3d": torch.channels_last_3d,
 }
 _MEMORY_FORMAT_NAMES = {value: name for name, value in MEMORY_FORMATS.items()}
-_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+_TAGGED: dict[str, dict[str, Any]] = {
+    "dtype": dict(DTYPES),
+    "memory_format": MEMORY_FORMATS,
+    "float": {"inf": math.inf, "-inf": -math.inf, "nan": math.nan},
+}
 
 
 def document_to_json(document: Document) -> bytes:
@@ -102,7 +106,6 @@ def decode_argument(value: Any, depth: int = 0) -> Any:
 def _decode_tagged(tag: str, content: Any) -> Any:
     if tag == "ref" and type(content) is int and content >= 0:
         return Ref(content)
-    tables: dict[str, dict[str, Any]] = {"dtype": DTYPES, "memory_format": MEMORY_FORMATS, "float": _FLOATS}
-    if tag in tables and isinstance(content, str) and content in tables[tag]:
-        return tables[tag][content]
+    if tag in _TAGGED and isinstance(content, str) and content in _TAGGED[tag]:
+        return _TAGGED[tag][content]
     raise PortableError(f"an argument of unknown form, tagged {tag[:40]!r}")

@@ -22,6 +22,8 @@ class _Step(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     grad: bool
+    placed: bool
+    """Whether it makes a tensor from nothing, and must be told the device."""
     frees: tuple[int, ...]
 
 
@@ -40,19 +42,19 @@ def _plainly(call: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) 
 class Code:
     """One graph, compiled to a straight line of calls."""
 
-    def __init__(self, graph: Graph, tensors: int, device: str = "cpu") -> None:
+    def __init__(self, graph: Graph, tensors: int) -> None:
         """Raises `PortableError` for unknown operators, dangling references and unknown argument forms."""
         self.graph = graph
         self._first = tensors + len(graph.inputs)
         self._tensors = tensors
         self.random = False
-        steps = [self._compile(place, device) for place in range(len(graph.nodes))]
+        steps = [self._compile(place) for place in range(len(graph.nodes))]
         for result in graph.results:
             if result >= self._first + len(steps):
                 raise PortableError(f"an output refers to value {result}, which does not exist")
         self._steps = tuple(self._with_frees(steps))
 
-    def _compile(self, place: int, device: str) -> _Step:
+    def _compile(self, place: int) -> _Step:
         node, limit = self.graph.nodes[place], self._first + place
         try:
             call = operator_of(node.op)
@@ -63,9 +65,7 @@ class Code:
         if PLACEMENT & kwargs.keys():
             raise PortableError(f"node {place} ({node.op}) chooses its own device")
         self.random = self.random or is_random(node.op, args, kwargs)
-        if makes_from_nothing(node.op):
-            kwargs["device"] = device
-        return _Step(call, args, kwargs, node.grad, ())
+        return _Step(call, args, kwargs, node.grad, makes_from_nothing(node.op), ())
 
     def _with_frees(self, steps: list[_Step]) -> Iterable[_Step]:
         """Each step drops the values that it is the last to use, as Python would drop them."""
@@ -80,9 +80,13 @@ class Code:
         return (step._replace(frees=tuple(frees.get(place, ()))) for place, step in enumerate(steps))
 
     def __call__(
-        self, tensors: Sequence[Tensor], inputs: Sequence[Value], invoke: Invoke = _plainly
+        self,
+        tensors: Sequence[Tensor],
+        inputs: Sequence[Value],
+        device: str = "cpu",
+        invoke: Invoke = _plainly,
     ) -> tuple[Value, ...]:
-        """Run. Errors of the operators pass through."""
+        """Run on the device where the tensors and inputs lie. Errors of the operators pass through."""
         if len(tensors) != self._tensors or len(inputs) != len(self.graph.inputs):
             raise PortableError(
                 f"called with {len(tensors)} tensors and {len(inputs)} inputs,"
@@ -92,6 +96,8 @@ class Code:
         for step in self._steps:
             args = [_filled(arg, slots) for arg in step.args]
             kwargs = {key: _filled(arg, slots) for key, arg in step.kwargs.items()}
+            if step.placed:
+                kwargs["device"] = device
             if step.grad:
                 value = invoke(step.call, args, kwargs)
             else:
@@ -109,8 +115,9 @@ class Program:
     def __init__(self, document: Document, device: str = "cpu") -> None:
         """Raises `PortableError` as `Code` does."""
         self.document = document
-        self.train = Code(document.train, len(document.tensors), device)
-        self.eval = Code(document.eval, len(document.tensors), device)
+        self.device = device
+        self.train = Code(document.train, len(document.tensors))
+        self.eval = Code(document.eval, len(document.tensors))
 
     def code(self, training: bool) -> Code:
         return self.train if training else self.eval
@@ -119,7 +126,7 @@ class Program:
         self, tensors: Sequence[Tensor], inputs: Sequence[Value], *, training: bool
     ) -> tuple[Value, ...]:
         """Outputs of the graph for that mode. Buffers among `tensors` change in place, as the model's do."""
-        return self.code(training)(tensors, inputs)
+        return self.code(training)(tensors, inputs, self.device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self

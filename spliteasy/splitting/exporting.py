@@ -101,11 +101,9 @@ def _quietly() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.disabled = True
-        # oneDNN's recurrent operators ask for sizes that are not known yet
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            one_dnn = torch.backends.mkldnn.flags(enabled=False)
-            with redirect_stderr(StringIO()), torch.random.fork_rng(devices=[]), one_dnn:
+            with redirect_stderr(StringIO()), torch.random.fork_rng(devices=[]):
                 yield
     finally:
         for logger, flag in zip(loggers, before, strict=True):

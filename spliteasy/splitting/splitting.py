@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spliteasy.errors import CutError, JobError, PortableError
-from spliteasy.portable.check import check_document
+from spliteasy.portable.check import check_program
 from spliteasy.portable.graph import Document, ValueSpec
 from spliteasy.portable.program import Program
 from spliteasy.segment import Segment
@@ -179,13 +179,14 @@ def assemble(name: str, train: Part, evaluation: Part, infos: Sequence[TensorInf
             train=lower(train, table),
             eval=lower(evaluation, table),
         )
-        check_document(document)
+        program = Program(document)
+        check_program(program)
     except PortableError as error:
         raise JobError(f"the model can't be made portable: {error.message}", hint=error.hint) from None
     copies = {
         info.names[0]: info.tensor.detach().clone(memory_format=torch.preserve_format) for info in infos
     }
-    return Segment(Program(document), copies)
+    return Segment(program, copies)
 
 
 def _ownership(traced: TracedModel, train: Partition, evaluation: Partition) -> list[list[TensorInfo]]:
