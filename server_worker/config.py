@@ -40,6 +40,8 @@ class WorkerConfig:
     drain_s: float = 20.0
     """How long a stopping worker finishes the requests at hand."""
     heartbeat_s: float = 1.0
+    retention_check_s: float = 600.0
+    """How often sessions are looked for that were abandoned."""
     uploads: AssemblerLimits = field(default_factory=AssemblerLimits)
     balance: bool = True
     """Hand shards over to workers that have fewer sessions."""

@@ -36,6 +36,7 @@ from server_worker.durability import DurabilityClock
 from server_worker.intake import Accepted, Intake, Waiting
 from server_worker.jobs import JobCache, answer_get_job
 from server_worker.placement import shard_to_yield
+from server_worker.retention import forget_abandoned
 from server_worker.session import WorkerIdentity, WorkerSession, error_reply
 from server_worker.store import Store, WorkerInfo
 from spliteasy.compute import Compute
@@ -289,7 +290,8 @@ class Worker:
             await transport.close()
 
     async def _beat(self) -> None:
-        """Heartbeat, fair share, memory budget."""
+        """Heartbeat, fair share, memory budget, retention."""
+        swept_at = self._clock()
         while True:
             try:
                 info = self._info()
@@ -297,6 +299,9 @@ class Worker:
                 if self.config.balance and not self._draining:
                     await self._balance()
                 await self._keep_budget()
+                if self._clock() - swept_at >= self.config.retention_check_s:
+                    swept_at = self._clock()
+                    await forget_abandoned(self.store, self.jobs)
             except SplitEasyError as error:
                 self._log.warning("heartbeat failed", error=error.message)
             await asyncio.sleep(self.config.heartbeat_s)

@@ -193,7 +193,7 @@ local m = load()
 local stored = redis.call('HGET', SNAPS, text(step))
 local answer = refusal(m, number, nonce, fence, owner)
 if not answer and step > m.committed then answer = {'step_behind', text(m.committed)} end
-if not answer and not stored and step > snapshots()[1] then
+if not answer and not stored then
   if each_piece('EXISTS', token, count) < count then return {'missing'} end
   each_piece('PERSIST', token, count)
   stored = token .. ' ' .. text(count) .. ' ' .. index
