@@ -76,7 +76,7 @@ def agent_configs(
     names = [f"phone-{number + 1}" for number in range(devices)]
     return [
         AgentConfig(
-            job=job.name,
+            job=f"{job.name}@{job.digest}",
             device=name,
             data=data or default_data(job, root),
             state=folder / DEVICES_FOLDER / name,

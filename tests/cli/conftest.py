@@ -54,6 +54,20 @@ def device_data(device):
     x = torch.randn(48, 6, generator=generator)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0.3).long()
     return TensorDataset(x[:40], y[:40]), TensorDataset(x[40:], y[40:])
+
+
+def wide_data(device):
+    return TensorDataset(torch.zeros(40, 7), torch.zeros(40, dtype=torch.int64))
+
+
+def double_data(device):
+    return TensorDataset(torch.zeros(40, 6, dtype=torch.float64), torch.zeros(40, dtype=torch.int64))
+
+
+def changed_data(device):
+    train, test = device_data(device)
+    train.tensors[0][7, 3] += 1
+    return train, test
 """
 
 JOB = """

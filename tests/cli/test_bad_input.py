@@ -127,6 +127,44 @@ def test_labels_out_of_range(spliteasy: Callable[..., Ran], new_project: Callabl
     assert "labels are 0 to 2" in ran.error
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("wide_data", "'x' is float32[7], expected float32[6]"),
+        ("double_data", "'x' is float64[6], expected float32[6]"),
+    ],
+)
+def test_data_that_does_not_fit(
+    data: str, says: str, spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project()
+    ran = spliteasy("train", project.job_file, "--out", "out", "--data", f"{project.module}:{data}")
+    assert ran.code == 2
+    assert says in ran.error
+
+
+def test_data_that_changed_under_an_old_state(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(epochs=1)
+    assert spliteasy("train", project.job_file, "--out", "out").code == 0
+    changed = ("--data", f"{project.module}:changed_data")
+    ran = spliteasy("train", project.job_file, "--out", "out", "--resume", *changed)
+    assert ran.code == 2
+    assert "the data set of device phone-1 is not the one" in ran.error
+
+
+def test_the_state_of_another_version_of_the_job(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(epochs=1)
+    assert spliteasy("train", project.job_file, "--out", "out").code == 0
+    project.job_file.write_text(project.job_file.read_text().replace("seed = 3", "seed = 4"))
+    ran = spliteasy("train", project.job_file, "--out", "out", "--resume")
+    assert ran.code == 2
+    assert "belongs to job tiny@" in ran.error
+
+
 def test_nothing_to_resume(spliteasy: Callable[..., Ran], new_project: Callable[..., Project]) -> None:
     ran = spliteasy("train", new_project().job_file, "--out", "out", "--resume")
     assert ran.code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -202,6 +203,47 @@ def test_an_unknown_job(place: Place) -> None:
     assert "there is no job nojob" in ran.stderr
     assert "digits" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_second_agent_as_the_same_device(place: Place) -> None:
+    environment = {"SPLITEASY_BROKER": place.stack["broker"]}
+    with started([*AGENT, "--device", "phone-4", "--state", "state-4"], place.folder, **environment) as agent:
+        read_until(agent, '"step":60')
+        same_folder = place.spliteasy(*AGENT, "--device", "phone-4", "--state", "state-4")
+        assert same_folder.returncode == 2
+        assert "state-4 is in use by another agent" in same_folder.stderr
+        other_folder = place.spliteasy(*AGENT, "--device", "phone-4", "--state", "state-5")
+        assert other_folder.returncode == 2
+        assert "another agent runs as this device" in other_folder.stderr
+        assert "Traceback" not in other_folder.stderr
+        assert "done, 360 steps" in finish(agent)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a tiny disk")
+def test_no_room_for_a_checkpoint(place: Place) -> None:
+    """A disk of 120 kB in a mount namespace of its own: it fills after some checkpoints."""
+    (place.folder / "disk").mkdir()
+    agent = f"{sys.executable} -m spliteasy.cli {' '.join(AGENT)} --device phone-5 --state disk/state"
+    script = (
+        f"mount -t tmpfs -o size=120k tmpfs disk && {agent}; code=$?; ls disk/state/checkpoints; exit $code"
+    )
+    ran = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script],
+        cwd=place.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SPLITEASY_BROKER": place.stack["broker"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2, ran.stderr
+    error = ran.stderr.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "No space left on device" in error
+    assert "free some space" in error
+    assert "Traceback" not in ran.stderr
+    left = ran.stdout.split()
+    assert left
+    assert all(name.isdecimal() for name in left), "something half-written was left behind"
 
 
 @pytest.mark.parametrize("server", ["broker", "store"])
