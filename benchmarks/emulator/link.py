@@ -43,14 +43,13 @@ class LinkEmulator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._outages: asyncio.Task[None] | None = None
         self._timers: list[asyncio.TimerHandle] = []
+        self._refused, self._refused_until = False, 0.0
         self._only_port: int | None = None
         self.ports: tuple[int, ...] = ()
         """Where the device connects to."""
         self.connections: list[Connection] = []
         """All so far, oldest first; `open` tells those that are."""
         self.cuts = 0
-        self.refusing = False
-        """Whether new connections are reset now."""
 
     async def __aenter__(self) -> LinkEmulator:
         host, first = self._listen
@@ -77,6 +76,11 @@ class LinkEmulator:
     @property
     def port(self) -> int:
         return self.ports[0]
+
+    @property
+    def refusing(self) -> bool:
+        """Whether new connections are reset now."""
+        return self._refused or asyncio.get_running_loop().time() < self._refused_until
 
     @property
     def profile(self) -> Profile:
@@ -120,8 +124,7 @@ class LinkEmulator:
             if direction is not None and connection.open:
                 connection.lose(direction)
         if for_s is not None:
-            self.refusing = True
-            self._later(for_s, self.restore)
+            self._refused_until = asyncio.get_running_loop().time() + for_s
 
     def cut_after(self, count: int, direction: Direction, *, for_s: float | None = None) -> None:
         """`cut` as soon as exactly `count` more bytes have arrived in that direction."""
@@ -129,11 +132,11 @@ class LinkEmulator:
 
     def refuse(self) -> None:
         """Reset every new connection, until `restore`."""
-        self.refusing = True
+        self._refused = True
 
     def restore(self) -> None:
         """Let new connections through again."""
-        self.refusing = False
+        self._refused, self._refused_until = False, 0.0
 
     def stall(self, direction: Direction | None = None) -> None:
         """Let nothing through (in that direction), and close nothing, until `resume`."""
