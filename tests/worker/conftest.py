@@ -1,0 +1,121 @@
+"""A worker on the in-process broker, and a device that says whatever a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import pytest
+
+from broker import messages as m
+from broker.chunks import Assembled, Assembler
+from broker.envelope import decode
+from broker.memory import MemoryBroker, MemoryTransport
+from broker.sending import send_message
+from broker.topology import DEAD, REPLY_TO, reply_queue, shard_of, uplink_key
+from broker.transport import Subscription
+from server_worker.config import WorkerConfig
+from server_worker.store import SqliteStore, StoredJob
+from server_worker.worker import Worker
+from spliteasy.compute import TorchThread
+from tests.simulation import toy
+
+JOB = toy.Variant()
+SESSION = "toy.phone-1"
+ATTEMPT = m.AttemptRef(number=1, nonce="a" * 16)
+
+
+@dataclass
+class Device:
+    """Sends requests as a device would, and reads the replies."""
+
+    transport: MemoryTransport
+    subscription: Subscription
+    queue: str
+    name: str
+    assembler: Assembler = field(default_factory=Assembler)
+
+    async def send(self, request: m.Request, *, routing_key: str | None = None) -> None:
+        shard = None if isinstance(request, m.GetJob) else shard_of(request.session)
+        await send_message(
+            self.transport,
+            routing_key or uplink_key(self.name, shard),
+            request,
+            message_id=request.request,
+            headers={REPLY_TO: self.queue},
+        )
+
+    async def reply(self) -> m.AnyMessage:
+        async for delivery in self.subscription:
+            await self.subscription.ack(delivery)
+            outcome = self.assembler.add("workers", delivery.body)
+            if isinstance(outcome, Assembled):
+                return decode(outcome.body)
+        raise AssertionError("the reply queue ended")
+
+    async def ask(self, request: m.Request) -> m.AnyMessage:
+        await self.send(request)
+        return await self.reply()
+
+    async def open(self) -> m.AnyMessage:
+        digest = toy.job(JOB).digest
+        return await self.ask(m.Open(session=SESSION, attempt=ATTEMPT, digest=digest, held=(0,)))
+
+
+@dataclass
+class Server:
+    broker: MemoryBroker
+    store: SqliteStore
+    worker: Worker
+
+    @asynccontextmanager
+    async def device(self, name: str = "phone-1") -> AsyncIterator[Device]:
+        transport = self.broker.connect(name)
+        queue = reply_queue(name, m.new_nonce())
+        await transport.declare(queue)
+        subscription = await transport.subscribe(queue.name, prefetch=10)
+        try:
+            yield Device(transport, subscription, queue.name, name)
+        finally:
+            await transport.close()
+
+    async def dead_letter(self) -> str:
+        """The reason of the next dead letter."""
+        transport = self.broker.connect("operator")
+        subscription = await transport.subscribe(DEAD, prefetch=1)
+        try:
+            async for delivery in subscription:
+                await subscription.ack(delivery)
+                return delivery.headers["reason"]
+        finally:
+            await transport.close()
+        raise AssertionError("the dead queue ended")
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """A worker that serves the toy job."""
+    broker = MemoryBroker()
+    store = SqliteStore(None, inline=True)
+    job = toy.job(JOB)
+    await store.put_job(StoredJob(name="toy", digest=job.digest, manifest=job.manifest, parts=job.parts))
+    compute = TorchThread()
+
+    async def connect() -> MemoryTransport:
+        return broker.connect("worker")
+
+    worker = Worker(WorkerConfig(name="worker"), connect=connect, store=store, compute=compute)
+    stop = asyncio.Event()
+    task = asyncio.create_task(worker.run(stop))
+    await worker.connected.wait()
+    try:
+        async with asyncio.timeout(60):
+            yield Server(broker, store, worker)
+    finally:
+        stop.set()
+        with suppress(asyncio.CancelledError):
+            await task
+        compute.close()
+        await store.close()

@@ -1,0 +1,131 @@
+"""What a worker answers to requests that can't be right: a typed ERROR, and it lives on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from broker import messages as m
+from broker.topology import uplink_key
+from tests.simulation import toy
+from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
+
+
+def forward(step: int = 1, **changes: Any) -> m.Forward:
+    """A FORWARD that fits the toy's body, but for the changes."""
+    fields: dict[str, Any] = {
+        "session": SESSION,
+        "attempt": ATTEMPT,
+        "step": step,
+        "samples": 4,
+        "oldest_checkpoint": 0,
+        "values": (torch.ones(4, 5),),
+    }
+    return m.Forward(**{**fields, **changes})
+
+
+async def still_serves(device: Device) -> bool:
+    return isinstance(await device.ask(forward()), m.Forwarded)
+
+
+async def test_an_unknown_job_and_version_are_named(server: Server) -> None:
+    async with server.device() as device:
+        unknown = await device.ask(m.GetJob(session="nothing.phone-1"))
+        assert isinstance(unknown, m.Error)
+        assert unknown.code == "unknown-job"
+        assert "toy" in (unknown.hint or "")
+        other = await device.ask(m.Open(session=SESSION, attempt=ATTEMPT, digest="0" * 64, held=(0,)))
+        assert isinstance(other, m.Error)
+        assert other.code == "unknown-job"
+        assert isinstance(await device.ask(m.GetJob(session=SESSION)), m.Job)
+
+
+async def test_tensors_that_do_not_fit_are_refused_and_buried(server: Server) -> None:
+    for values in (
+        (torch.ones(4, 6),),
+        (torch.ones(3, 5),),
+        (torch.ones(4, 5, dtype=torch.float64),),
+        (torch.ones(4, 5), torch.ones(1)),
+        (None,),
+        (7,),
+        (),
+    ):
+        async with server.device() as device:
+            await device.open()
+            reply = await device.ask(forward(values=values))
+            assert isinstance(reply, m.Error)
+            assert reply.code == "bad-tensor"
+            assert "bad-tensor" in await server.dead_letter()
+            assert await still_serves(device)
+
+
+async def test_a_gradient_of_another_shape_is_refused_and_the_step_can_go_on(server: Server) -> None:
+    async with server.device() as device:
+        await device.open()
+        request = forward()
+        opened = await device.ask(request)
+        assert isinstance(opened, m.Forwarded)
+        backward = {"session": SESSION, "attempt": ATTEMPT, "step": 1, "forward": request.request}
+        wrong = await device.ask(m.Backward(**backward, values=(torch.ones(2, 5),)))
+        assert isinstance(wrong, m.Error)
+        assert wrong.code == "bad-tensor"
+        (output,) = opened.values
+        assert isinstance(output, torch.Tensor)
+        missing = await device.ask(m.Backward(**backward, values=(torch.ones_like(output),)))
+        assert isinstance(missing, m.Missing)
+        again = await device.ask(request)
+        assert isinstance(again, m.Forwarded)
+        assert torch.equal(output, again.values[0])  # type: ignore[arg-type]
+        assert isinstance(
+            await device.ask(m.Backward(**backward, values=(torch.ones_like(output),))), m.Gradient
+        )
+
+
+async def test_a_step_ahead_is_told_to_open_anew_and_a_late_one_is_dropped(server: Server) -> None:
+    async with server.device() as device:
+        await device.open()
+        ahead = await device.ask(forward(step=5))
+        assert isinstance(ahead, m.Reopen)
+        assert await still_serves(device)
+
+
+async def test_an_older_attempt_is_superseded(server: Server) -> None:
+    async with server.device() as device:
+        digest = toy.job(toy.Variant()).digest
+        newer = m.AttemptRef(number=3, nonce="b" * 16)
+        assert isinstance(
+            await device.ask(m.Open(session=SESSION, attempt=newer, digest=digest, held=(0,))), m.Opened
+        )
+        reply = await device.ask(forward())
+        assert isinstance(reply, m.Superseded)
+        assert reply.newest == 3
+
+
+async def test_a_session_that_was_forgotten_has_to_be_opened(server: Server) -> None:
+    async with server.device() as device:
+        assert isinstance(await device.ask(forward()), m.Reopen)
+
+
+async def test_the_body_is_fetched_only_where_the_job_says_so(server: Server) -> None:
+    async with server.device() as device:
+        await device.open()
+        reply = await device.ask(m.GetBody(session=SESSION, attempt=ATTEMPT, step=0))
+        assert isinstance(reply, m.Error)
+        assert reply.code == "not-allowed"
+
+
+async def test_a_device_speaks_for_itself_only(server: Server) -> None:
+    async with server.device("phone-2") as device:
+        await device.send(forward(), routing_key=uplink_key("phone-1", 7))
+        assert "phone-2" in await server.dead_letter()
+        await device.send(forward())
+        assert "a request of session toy.phone-1" in await server.dead_letter()
+
+
+async def test_rubbish_goes_to_the_dead_queue(server: Server) -> None:
+    async with server.device() as device:
+        await device.transport.publish(uplink_key("phone-1", 7), b"rubbish" * 20)
+        assert "reply queue" in await server.dead_letter()
+        await device.open()
+        assert await still_serves(device)
