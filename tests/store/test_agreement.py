@@ -292,7 +292,7 @@ def _agree(server: RedisServer, how: settings) -> None:
 
 @pytest.mark.redis
 def test_the_stores_agree(redis_server: RedisServer) -> None:
-    _agree(redis_server, settings(max_examples=40, stateful_step_count=30))
+    _agree(redis_server, settings(max_examples=30, stateful_step_count=30))
 
 
 @pytest.mark.redis

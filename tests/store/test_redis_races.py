@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -92,3 +93,17 @@ async def test_a_snapshot_that_the_trim_overtook_is_not_stored(raced: RacedStore
     assert isinstance(outcome, Done)
     assert outcome.meta.snapshots == (3,)
     assert len(await pieces(raced)) == 1
+
+
+async def test_a_session_opened_while_it_is_forgotten_is_listed_if_it_is_there(redis_url: str) -> None:
+    first, second = RedisStore(await connect(redis_url)), RedisStore(await connect(redis_url))
+    there = 0
+    for _ in range(100):
+        await begin(first)
+        await asyncio.gather(first.forget(SESSION), open_at(second))
+        stored = await first.session(SESSION)
+        assert await first.sessions() == ([] if stored is None else [stored])
+        there += stored is not None
+    assert there > 0
+    for store in (first, second):
+        await store.close()
