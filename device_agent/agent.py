@@ -324,6 +324,7 @@ class Agent:
                 self._tell(f"step {trainer.step} skipped: a gradient was not finite")
             case e.Apply():
                 step = trainer.step
+                self._log.debug("step taken", step=step, bytes_up=self._link.bytes_up)
                 self._observe(
                     StepTaken(
                         device=device,

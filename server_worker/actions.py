@@ -69,6 +69,15 @@ class Committed:
     step: int
 
 
-Action = Compute | StoreCall | Both | LoadJob | Send | Background | Committed
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Tell the world that a session was taken over at `step`, after `replayed` steps of its log."""
+
+    session: str
+    step: int
+    replayed: int
+
+
+Action = Compute | StoreCall | Both | LoadJob | Send | Background | Committed | Loaded
 Steps = Generator[Action, Result, None]
 """A handler without a result; `Generator[Action, Result, T]` is one with."""

@@ -18,6 +18,7 @@ from server_worker.actions import (
     Both,
     Committed,
     Compute,
+    Loaded,
     LoadJob,
     Send,
     Steps,
@@ -213,6 +214,9 @@ class SessionActor:
                 return host.background(self._in_background(call, done))
             case Committed(session, step):
                 return host.committed(session, step)
+            case Loaded(session, step, replayed):
+                log.info("session loaded", session=session, step=step, replayed=replayed)
+                return None
 
     async def _in_background(self, call: Any, done: Callable[[Any], None]) -> None:
         outcome = None

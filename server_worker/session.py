@@ -27,6 +27,7 @@ from server_worker.actions import (
     Both,
     Committed,
     Compute,
+    Loaded,
     LoadJob,
     Result,
     Send,
@@ -413,6 +414,7 @@ class WorkerSession:
         self.memory = memory
         self._snapshot_step, self._snapshot_at = base, self._clock()
         self._move(State.READY)
+        yield Loaded(self.name, meta.committed, meta.committed - base)
 
     # the commit
 
