@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -93,21 +94,30 @@ State = dict[str, Tensor]
 @cache
 def undisturbed(device: str, variant: Variant) -> tuple[State, State, dict[int, str]]:
     """The device's state and the body's after the last step, and each GRADIENT's digest, without a wire."""
-    toy = job(variant)
-    data = load_dataset(DATA, device, toy.signature)
-    assert data.test is not None
-    batches = Batches(data.train, toy.spec, toy.signature, device=device)
-    tests = EvaluationBatches(data.test, toy.spec, toy.signature, device=device)
-    trainer = DeviceTrainer.create(toy, batches, tests, device=device)
-    body = SessionMemory(toy, f"toy.{device}")
+    return train_alone(job(variant), DATA, device)
+
+
+Sent = Callable[[m.Request], object]
+
+
+def train_alone(
+    job: Job, data: str, device: str, *, sent: Sent = lambda _: None
+) -> tuple[State, State, dict[int, str]]:
+    """`undisturbed` of any job. `sent` gets each FORWARD and BACKWARD as a device would send it."""
+    found = load_dataset(data, device, job.signature)
+    assert found.test is not None
+    batches = Batches(found.train, job.spec, job.signature, device=device)
+    tests = EvaluationBatches(found.test, job.spec, job.signature, device=device)
+    trainer = DeviceTrainer.create(job, batches, tests, device=device)
+    body = SessionMemory(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice):
         for step in range(1, batches.total_steps + 1):
-            digests[step] = _step(trainer, body, step, single=variant.single)
+            digests[step] = _step(trainer, body, step, sent)
     return trainer.state(), body.snapshot(), digests
 
 
-def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, *, single: bool) -> str:
+def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, sent: Sent) -> str:
     """Take one step on both sides; the digest of the activations' gradients."""
     values, samples, targets = trainer.run_head(step)
     attempt = m.AttemptRef(number=1, nonce="0" * 16)
@@ -120,14 +130,16 @@ def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, *, single: boo
         targets=targets,
         oldest_checkpoint=0,
     )
+    sent(forward)
     body.forward(forward)
-    if single:
+    if trainer.tail is None:
         result = body.backward_from_loss()
     else:
         gradients = trainer.run_tail(body.outputs)
         backward = m.Backward(
             session=body.session, attempt=attempt, step=step, values=gradients, forward=forward.request
         )
+        sent(backward)
         result = body.backward(backward)
     if result.skipped:
         trainer.skip()
