@@ -108,10 +108,9 @@ class AmqpTransport:
         return self._address.account
 
     async def declare(self, *queues: Queue) -> None:
-        with translated():
-            async with self._channel() as channel, asyncio.timeout(self.options.call_timeout_s):
-                for queue in queues:
-                    await self._declare(channel, queue)
+        async with self._call(), self._channel() as channel:
+            for queue in queues:
+                await self._declare(channel, queue)
 
     async def publish(
         self,
@@ -128,14 +127,11 @@ class AmqpTransport:
     async def subscribe(self, queue: str, *, prefetch: int) -> AmqpSubscription:
         if prefetch < 1:
             raise ValueError("prefetch is at least 1")
-        self._check()
-        with translated():
-            async with asyncio.timeout(self.options.call_timeout_s):
-                channel = await _open_channel(self._consuming, confirms=False)
+        async with self._call():
+            channel = await _open_channel(self._consuming, confirms=False)
             subscription = AmqpSubscription(self, channel, queue, self._bindings.get(queue))
             try:
-                async with asyncio.timeout(self.options.call_timeout_s):
-                    await subscription._begin(prefetch)
+                await subscription._begin(prefetch)
             except aiormq.exceptions.ChannelNotFoundEntity:
                 await subscription.close()
                 raise LinkRefused(f"there is no queue {queue}", hint="declare it first") from None
@@ -147,18 +143,16 @@ class AmqpTransport:
 
     async def depth(self, queue: str) -> Depth | None:
         """For RabbitMQ, asking counts as use: it puts off the queue's expiry."""
-        with translated():
-            async with self._channel() as channel, asyncio.timeout(self.options.call_timeout_s):
-                try:
-                    found = await channel.queue_declare(queue, passive=True)
-                except aiormq.exceptions.ChannelNotFoundEntity:
-                    return None
+        async with self._call(), self._channel() as channel:
+            try:
+                found = await channel.queue_declare(queue, passive=True)
+            except aiormq.exceptions.ChannelNotFoundEntity:
+                return None
         return Depth(messages=found.message_count or 0, consumers=found.consumer_count or 0)
 
     async def delete(self, queue: str) -> None:
-        with translated():
-            async with self._channel() as channel, asyncio.timeout(self.options.call_timeout_s):
-                await channel.queue_delete(queue)
+        async with self._call(), self._channel() as channel:
+            await channel.queue_delete(queue)
 
     async def wait_lost(self) -> None:
         await self._lost.wait()
@@ -189,17 +183,15 @@ class AmqpTransport:
             user_id=self.principal,
             headers=dict(headers) if headers else None,
         )
-        with translated():
-            async with asyncio.timeout(self.options.publish_timeout_s):
-                channel = await self._publish_channel(exchange)
-                await channel.basic_publish(
-                    body, exchange=exchange, routing_key=routing_key, properties=properties, mandatory=True
-                )
+        async with self._call(self.options.publish_timeout_s):
+            channel = await self._publish_channel(exchange)
+            await channel.basic_publish(
+                body, exchange=exchange, routing_key=routing_key, properties=properties, mandatory=True
+            )
 
     async def _publish_channel(self, exchange: str) -> Channel:
         """The channel for that exchange: opened at first, and anew after an error closed it."""
         async with self._opening:
-            self._check()
             channel = self._publish_channels.get(exchange)
             if channel is None or channel.is_closed:
                 channel = await _open_channel(self._publishing, confirms=True)
@@ -211,9 +203,7 @@ class AmqpTransport:
     @asynccontextmanager
     async def _channel(self) -> AsyncIterator[Channel]:
         """A channel for one call: what the broker refuses closes no other."""
-        self._check()
-        async with asyncio.timeout(self.options.call_timeout_s):
-            channel = await _open_channel(self._consuming, confirms=False)
+        channel = await _open_channel(self._consuming, confirms=False)
         try:
             yield channel
         finally:
@@ -234,6 +224,19 @@ class AmqpTransport:
         self._bindings[queue.name] = queue.bindings
 
     # Loss ------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _call(self, timeout_s: float | None = None) -> AsyncIterator[None]:
+        """Around each use of aiormq: ends in time, and lets only our own errors out."""
+        self._check()
+        try:
+            with translated():
+                async with asyncio.timeout(timeout_s or self.options.call_timeout_s):
+                    yield
+        except LinkError as error:
+            if type(error) is LinkError:
+                self._check()  # where the connection was lost, that is the reason
+            raise
 
     def _check(self) -> None:
         if self._error is not None:
@@ -307,9 +310,8 @@ class AmqpSubscription:
     async def cancel(self) -> None:
         if self._ended is not None or self._inbox.ended:
             return
-        with translated():
-            async with asyncio.timeout(self._transport.options.call_timeout_s):
-                await self._channel.basic_cancel(self._consumer_tag)
+        async with self._transport._call():
+            await self._channel.basic_cancel(self._consumer_tag)
             for delivery in self._inbox.end():
                 await self._return(delivery.tag)
 
@@ -406,7 +408,7 @@ class AmqpSubscription:
         task = asyncio.ensure_future(call)
         self._acks.add(task)
         task.add_done_callback(self._settled)
-        with translated():
+        async with self._transport._call():
             await asyncio.shield(task)
 
     def _settled(self, task: asyncio.Future[None]) -> None:

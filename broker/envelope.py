@@ -181,8 +181,7 @@ def _unpack(data: Frame, limits: EnvelopeLimits) -> tuple[Any, tuple[Value, ...]
         raise WireError("not a message of SplitEasy")
     if version != VERSION:
         raise WireError(
-            f"a message of wire version {version}, this side speaks {VERSION}",
-            hint="upgrade the older side",
+            f"a message of wire version {version}, this side speaks {VERSION}", hint="upgrade the older side"
         )
     start = _PREFIX.size + length
     if length > limits.header_bytes or start > len(view):

@@ -420,7 +420,7 @@ class MemorySubscription:
 def _end_all(subscriptions: list[MemorySubscription], error: LinkError | None) -> None:
     """All end before any message goes back: it must not go to a sibling that ends too."""
     ended = [(subscription, subscription._end(error)) for subscription in list(subscriptions)]
-    for subscription, unacked in reversed(ended):
+    for subscription, unacked in ended:
         subscription._give_back(unacked)
 
 

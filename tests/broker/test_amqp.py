@@ -337,11 +337,17 @@ async def test_the_watchdog_finds_a_consumer_that_vanished_without_a_word(rabbit
 @pytest.mark.long
 async def test_a_network_that_falls_silent_is_noticed_by_heartbeats(rabbit: RabbitHub) -> None:
     transport = await rabbit.connect("worker-1", heartbeat_s=1)
+    await transport.declare(SHARD)
+    subscription = await transport.subscribe(SHARD.name, prefetch=1)
     rabbit.proxy(transport).stall()
+    waiting = [
+        asyncio.create_task(call)
+        for call in (transport.publish(KEY, b"x"), transport.depth(SHARD.name), anext(aiter(subscription)))
+    ]
     async with asyncio.timeout(20):
         await transport.wait_lost()
-    with pytest.raises(LinkError):
-        await transport.publish(KEY, b"x")
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [LinkError] * 3
 
 
 # Arguments ----------------------------------------------------------------------------------------------

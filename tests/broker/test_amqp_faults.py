@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -132,6 +132,31 @@ async def test_nothing_but_link_errors_comes_out_of_a_connection_that_breaks(
         else:
             assert not isinstance(outcome, BaseException) or isinstance(outcome, LinkError), repr(outcome)
     await transport.close()
+
+
+async def test_calls_that_wait_for_a_dead_network_end_when_the_connection_is_lost(rabbit: RabbitHub) -> None:
+    """Buffers and queues on the way are full then: nothing moves any more."""
+    worker = await rabbit.connect("worker-1")
+    await worker.declare(*topology.worker_queues(shards=4))
+    for _ in range(60):
+        await worker.publish("s.phone-1.front", b"x")
+    subscription = await worker.subscribe(topology.FRONT, prefetch=60)
+    async with asyncio.timeout(20):
+        deliveries = [await anext(aiter(subscription)) for _ in range(60)]
+    rabbit.proxy(worker).stall()
+    calls: list[Coroutine[Any, Any, object]] = [subscription.ack(delivery) for delivery in deliveries[:40]]
+    calls += [subscription.dead_letter(delivery, "poison") for delivery in deliveries[40:]]
+    calls += [worker.publish(KEY, bytes(8 << 20)) for _ in range(5)]
+    calls += [worker.depth(SHARD.name) for _ in range(20)]
+    tasks = [asyncio.create_task(call) for call in calls]
+    assert (await asyncio.wait(tasks, timeout=0.3))[1], "nothing waits: the network is not dead"
+    rabbit.cut(worker)
+    async with asyncio.timeout(10):
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    foreign = [
+        each for each in outcomes if isinstance(each, BaseException) and not isinstance(each, LinkError)
+    ]
+    assert foreign == []
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import Assembled, Assembler, AssemblerLimits, OverBudget, Partial, WireError, decode, encode_parts
-from broker.chunks import CHUNK_BYTES, FRAME_BYTES, to_frames
+from broker.chunks import CHUNK_BYTES, FRAME_BYTES, MAX_CHUNKS, in_ranges, to_frames, to_ranges
 from broker.messages import Eval, new_nonce
 from tests.broker.messages_for_tests import REQUEST
 
@@ -151,6 +151,25 @@ def test_default_frames_are_a_mebibyte() -> None:
 def test_what_can_not_be_cut(size: int, chunk_bytes: int) -> None:
     with pytest.raises(ValueError, match="can't be cut"):
         frames_of(size, chunk_bytes=chunk_bytes)
+
+
+def test_frames_that_the_other_side_has_are_left_out() -> None:
+    body = random.Random(0).randbytes(1000)
+    frames = frames_of(1000)
+    rest = list(to_frames(body, message_id=ID, chunk_bytes=100, skip={0, 3, 9}))
+    assert rest == [frame for index, frame in enumerate(frames) if index not in (0, 3, 9)]
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_ranges_name_the_same_indexes(indexes: set[int]) -> None:
+    ranges = to_ranges(sorted(indexes))
+    assert in_ranges(ranges) == indexes
+    assert all(b[0] > a[1] for a, b in pairwise(ranges)), "neighbours are joined"
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 2**60)), max_size=50))
+def test_hostile_ranges_cost_little(ranges: list[tuple[int, int]]) -> None:
+    assert len(in_ranges(ranges)) <= MAX_CHUNKS
 
 
 # Budgets --------------------------------------------------------------------------------------------

@@ -79,6 +79,8 @@ def test_values_come_back_bit_for_bit(values: list[Value]) -> None:
         again = decode(received).values
         assert len(again) == len(values)
         assert all(same(a, b) for a, b in zip(again, values, strict=True))
+        views = [value for value in again if isinstance(value, Tensor)]
+        assert all(view.data_ptr() % view.element_size() == 0 for view in views)
     assert encode(decode(data)) == data
 
 
