@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 from torch import Tensor
 
+from spliteasy.packing import Packed
+
 MAX_STEP = 2**53 - 1
 """JavaScript reads integers exactly up to here."""
 
@@ -69,6 +71,20 @@ class Message(Record):
     values: tuple[Value, ...] = Field(default=(), exclude=True, repr=False)
 
 
+class Packing(Record):
+    """How one value was packed: how many tensors of `values` it takes, and what its codec adds."""
+
+    parts: Annotated[int, Field(ge=0, le=8)]
+    meta: Annotated[dict[Text, int | Text | list[int]], Field(max_length=8)] = Field(default_factory=dict)
+
+
+class Carrier(Message):
+    """A message with the values of a cut, packed by `codec` (fp32: as they are, `packing` empty)."""
+
+    codec: Annotated[str, StringConstraints(max_length=40)] = "fp32"
+    packing: Annotated[tuple[Packing, ...], Field(max_length=MAX_BOUNDARY_VALUES, strict=False)] = ()
+
+
 class Request(Message):
     """From a device. `session` is `<job>.<device>`.
 
@@ -113,7 +129,7 @@ class Open(Request):
     """Forget what the store has of the session and begin at step 0."""
 
 
-class Forward(SessionRequest):
+class Forward(SessionRequest, Carrier):
     """Activations of step `step` (1 is the first): values are the head's wire values.
 
     With shared labels (single split) the targets follow the activations; `targets` counts them.
@@ -126,7 +142,7 @@ class Forward(SessionRequest):
     targets: Annotated[int, Field(ge=0, le=16)] = 0
 
 
-class Backward(SessionRequest):
+class Backward(SessionRequest, Carrier):
     """Gradients of the body's outputs; `forward` names the FORWARD that they belong to."""
 
     kind: Literal["BACKWARD"] = "BACKWARD"
@@ -134,10 +150,11 @@ class Backward(SessionRequest):
     forward: Nonce
 
 
-class Eval(SessionRequest):
+class Eval(SessionRequest, Carrier):
     """Activations in evaluation mode, to be run on the body after committed step `step`."""
 
     kind: Literal["EVAL"] = "EVAL"
+    samples: Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 class Ask(SessionRequest):
@@ -239,7 +256,7 @@ class Reopen(Reply):
     reason: Text
 
 
-class Forwarded(SessionReply):
+class Forwarded(SessionReply, Carrier):
     """The body's outputs."""
 
     kind: Literal["FORWARDED"] = "FORWARDED"
@@ -247,7 +264,7 @@ class Forwarded(SessionReply):
     micro: Annotated[int, Field(ge=0, le=1023)] = 0
 
 
-class Gradient(SessionReply):
+class Gradient(SessionReply, Carrier):
     """Step `step` is committed: values are the gradients of the activations (null where absent).
 
     `loss` is there where the worker computed it (shared labels). `checkpoint` asks the device to
@@ -263,7 +280,7 @@ class Gradient(SessionReply):
     """A gradient was not finite: the step passes without effect, on both sides."""
 
 
-class Evaluated(SessionReply):
+class Evaluated(SessionReply, Carrier):
     """The body's outputs in evaluation mode."""
 
     kind: Literal["EVALUATED"] = "EVALUATED"
@@ -349,6 +366,18 @@ AnyReply = (
 AnyMessage = AnyRequest | AnyReply
 
 _ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(Annotated[AnyMessage, Field(discriminator="kind")])
+
+
+def carried(packed: Packed, *targets: Tensor) -> dict[str, Any]:
+    """The fields of a message that carries these values, and the targets after them."""
+    packing = tuple(Packing(parts=parts, meta=dict(meta)) for parts, meta in packed.packing)
+    return {"values": (*packed.values, *targets), "codec": packed.codec, "packing": packing}
+
+
+def packed_in(message: Carrier, *, last: int | None = None) -> Packed:
+    """What `carried` was given. `last` leaves out the values from there on (targets)."""
+    packing = tuple((packing.parts, packing.meta) for packing in message.packing)
+    return Packed(message.values[:last], message.codec, packing)
 
 
 def to_header(message: Message) -> dict[str, Any]:

@@ -307,7 +307,7 @@ class Agent:
                 state.prune(durable_step, trainer.job.spec.durability.checkpoint_history)
                 return e.Saved(tuple(state.held()))
             case e.EvalHead(index=index):
-                return e.EvalHeadDone(trainer.eval_head(index))
+                return e.EvalHeadDone(*trainer.eval_head(index))
             case e.EvalTail(index=index, values=values):
                 return e.EvalTailDone(trainer.eval_tail(index, values))
         raise AssertionError(f"{action} is no computation")

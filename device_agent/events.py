@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from torch import Tensor
+
 from broker import messages as m
 from spliteasy.errors import SplitEasyError
+from spliteasy.packing import Packed
 
 
 class Timer(Enum):
@@ -77,18 +80,18 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class HeadDone:
-    """The head's wire values; with shared labels the targets follow them."""
+    """The head's wire values, packed; with shared labels the targets follow them."""
 
-    values: tuple[m.Value, ...]
+    values: Packed
     samples: int
-    targets: int
+    targets: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TailDone:
     """Gradients of the body's outputs."""
 
-    gradients: tuple[m.Value, ...]
+    gradients: Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,8 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class EvalHeadDone:
-    values: tuple[m.Value, ...]
+    values: Packed
+    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +186,14 @@ class RunHead:
 class RunTail:
     """Compute tail, loss and their backward; gives TailDone."""
 
-    values: tuple[m.Value, ...]
+    values: Packed
 
 
 @dataclass(frozen=True, slots=True)
 class Apply:
     """Head backward, then head and tail step together; gives Applied. `loss`: the worker's, if it has it."""
 
-    gradients: tuple[m.Value, ...]
+    gradients: Packed
     loss: float | None
     skipped: bool = False
     """The step passes without effect: a gradient was not finite."""
@@ -216,7 +220,7 @@ class EvalTail:
 
     index: int
     step: int
-    values: tuple[m.Value, ...]
+    values: Packed
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,8 +169,8 @@ class DeviceSession:
                     attempt=self._live(),
                     step=self.step + 1,
                     samples=samples,
-                    targets=targets,
-                    values=values,
+                    targets=len(targets),
+                    **m.carried(values, *targets),
                     oldest_checkpoint=min(self.held),
                 )
                 return self._request(State.FORWARDING, self._forward)
@@ -181,7 +181,7 @@ class DeviceSession:
                     attempt=self._live(),
                     step=self.step + 1,
                     forward=self._forward.request,
-                    values=gradients,
+                    **m.carried(gradients),
                 )
                 return self._request(State.BACKWARDING, backward)
             case State.APPLYING, e.Applied():
@@ -192,9 +192,13 @@ class DeviceSession:
                 self.held = held
                 self._checkpoint_asked = False
                 return self._after_saving()
-            case State.EVAL_HEAD, e.EvalHeadDone(values=values):
+            case State.EVAL_HEAD, e.EvalHeadDone(values=values, samples=samples):
                 request = m.Eval(
-                    session=self.plan.session, attempt=self._live(), step=self.step, values=values
+                    session=self.plan.session,
+                    attempt=self._live(),
+                    step=self.step,
+                    samples=samples,
+                    **m.carried(values),
                 )
                 return self._request(State.EVALUATING, request)
             case State.EVAL_TAIL, e.EvalTailDone(more=more):
@@ -256,21 +260,21 @@ class DeviceSession:
                 return [*self._answered(), e.Restore(message.step)]
             case m.Forwarded() if self._is_step(message.step) and self.state is State.FORWARDING:
                 self._move(State.TAIL)
-                return [*self._answered(), e.RunTail(message.values)]
+                return [*self._answered(), e.RunTail(m.packed_in(message))]
             case m.Forwarded() if self._is_step(message.step) and self.state is State.BACKWARDING:
                 return self._send_pending()  # the forward was missing, and is there again
             case m.Gradient() if self._is_step(message.step) and self.state in self._awaiting_gradient():
                 self.durable_step = max(self.durable_step, message.durable_step)
                 self._checkpoint_asked = self._checkpoint_asked or message.checkpoint
                 self._move(State.APPLYING)
-                return [*self._answered(), e.Apply(message.values, message.loss, message.skipped)]
+                return [*self._answered(), e.Apply(m.packed_in(message), message.loss, message.skipped)]
             case m.Missing() if self._is_step(message.step):
                 return self._missing(message)
             case m.Working():
                 return [e.Arm(Timer.REPLY, self.plan.reply_timeout_s)] if self.state in _WAITING else []
             case m.Evaluated() if self.state is State.EVALUATING and message.step == self.step:
                 self._move(State.EVAL_TAIL)
-                return [*self._answered(), e.EvalTail(self._eval_index, self.step, message.values)]
+                return [*self._answered(), e.EvalTail(self._eval_index, self.step, m.packed_in(message))]
             case m.Closed() if self.state is State.CLOSING:
                 return [*self._answered(), *self._end(done=True)]
             case m.Have() if self.state in _WAITING:

@@ -13,7 +13,17 @@ from spliteasy.boundary import check_gradients, check_values
 from spliteasy.errors import SplitEasyError
 from spliteasy.job import Job
 from spliteasy.losses import CLASS_LOSSES
-from spliteasy.training import OpenForward, SegmentTrainer, Values, all_finite, backward_from, tensors_of
+from spliteasy.packing import Packed, Packer, Place, expected_like, expected_of, unpack
+from spliteasy.portable.graph import DTYPES
+from spliteasy.training import (
+    OpenForward,
+    SegmentTrainer,
+    Values,
+    all_finite,
+    backward_from,
+    detached,
+    tensors_of,
+)
 
 HEAD, TAIL = "head/", "tail/"
 
@@ -63,6 +73,7 @@ class DeviceTrainer:
     tests: EvaluationBatches | None
     head: SegmentTrainer
     tail: SegmentTrainer | None
+    packer: Packer
     loss: float = float("nan")
     """Training loss of the last step."""
     samples: int = 0
@@ -79,29 +90,33 @@ class DeviceTrainer:
         """With the job's initial weights, at step 0."""
         head = SegmentTrainer(job.head.spawn(), job.spec, device=device, role="head")
         tail = SegmentTrainer(job.tail.spawn(), job.spec, device=device, role="tail") if job.tail else None
-        return cls(job, batches, tests, head, tail)
+        link = job.spec.link
+        codecs: dict[Place, str] = {"activations": link.activations, "gradients": link.gradients}
+        return cls(job, batches, tests, head, tail, Packer(codecs, job.spec.seed, device, "up"))
 
     @property
     def step(self) -> int:
         return self.head.step
 
-    def run_head(self, step: int) -> tuple[tuple[Value, ...], int, int]:
-        """The wire values of `step` (with shared labels the targets after them), samples, target count."""
+    def run_head(self, step: int) -> tuple[Packed, int, tuple[Tensor, ...]]:
+        """The wire values of `step`, the batch size and, with shared labels, the targets."""
         inputs, targets = self.batches.batch(step)
         opened = self.head.forward(inputs)
         wire = self.head.segment.n_wire
         samples = inputs[0].shape[0]
         self._step = _Step(opened, targets, opened.outputs[wire:], samples=samples)
-        values = tuple(v.detach() if isinstance(v, Tensor) else v for v in opened.outputs[:wire])
-        return (values, samples, 0) if self.tail else ((*values, *targets), samples, len(targets))
+        packed = self.packer.pack("activations", detached(opened.outputs[:wire]), step=step)
+        return packed, samples, () if self.tail else targets
 
-    def run_tail(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    def run_tail(self, packed: Packed) -> Packed:
         """Tail, loss and tail backward; returns the gradients of the body's outputs."""
         step, tail = self._live()
         assert tail is not None
-        arrived = len(values)
-        specs = tail.segment.input_values
-        down = check_values(values, specs[: len(specs) - len(step.kept)], samples=step.samples)
+        inputs = tail.segment.input_values
+        specs = inputs[: len(inputs) - len(step.kept)]
+        link = self.job.spec.link
+        values = unpack(packed, expected_of(specs, step.samples), codec=link.activations)
+        down = check_values(values, specs, samples=step.samples)
         opened = tail.forward((*down, *step.kept))
         loss = self.job.loss(tensors_of(opened.outputs), step.targets)
         step.loss = float(loss.detach())
@@ -109,20 +124,23 @@ class DeviceTrainer:
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         if self.job.spec.durability.on_non_finite == "stop" and not all_finite(tensors_of(gradients)):
             raise self._not_finite()
-        step.kept_gradients = gradients[arrived:]
-        return gradients[:arrived]
+        step.kept_gradients = gradients[len(specs) :]
+        return self.packer.pack("gradients", gradients[: len(specs)], step=self.step + 1)
 
-    def apply(self, gradients: tuple[Value, ...], loss: float | None) -> None:
+    def apply(self, packed: Packed, loss: float | None) -> None:
         """Head backward, then head and tail step together."""
         step, tail = self._live()
         wire = self.head.segment.n_wire
-        checked = check_gradients(gradients, step.head.outputs[:wire])
+        outputs = step.head.outputs[:wire]
+        gradients = unpack(packed, expected_like(outputs), codec=self.job.spec.link.gradients)
+        checked = check_gradients(gradients, outputs)
         self.head.backward(step.head, (*checked, *(step.kept_gradients or (None,) * len(step.kept))))
         trainers = [self.head] if tail is None else [self.head, tail]
         if not all(trainer.finite() for trainer in trainers):
             raise self._not_finite()
         for trainer in trainers:
             trainer.apply()
+        self.packer.apply()
         self.loss = step.loss if loss is None else loss
         self.samples = step.samples
         self._step = None
@@ -130,6 +148,7 @@ class DeviceTrainer:
     def skip(self) -> None:
         """Let the step under way pass without effect."""
         self._step = None
+        self.packer.abort()
         self.head.skip()
         if self.tail is not None:
             self.tail.skip()
@@ -137,12 +156,13 @@ class DeviceTrainer:
     def abort(self) -> None:
         """Forget the step under way."""
         self._step = None
+        self.packer.abort()
         self.head.abort()
         if self.tail is not None:
             self.tail.abort()
 
-    def eval_head(self, index: int) -> tuple[Value, ...]:
-        """The wire values of test batch `index` in evaluation mode."""
+    def eval_head(self, index: int) -> tuple[Packed, int]:
+        """The wire values of test batch `index` in evaluation mode, and its size."""
         assert self.tests is not None
         if index == 0:
             self.evaluation = Evaluation()
@@ -150,17 +170,13 @@ class DeviceTrainer:
         outputs = self.head.evaluate(inputs)
         wire = self.head.eval_wire
         self._kept = outputs[wire:]
-        return outputs[:wire]
+        return self.packer.pack_evaluation(outputs[:wire]), inputs[0].shape[0]
 
-    def eval_tail(self, index: int, values: tuple[Value, ...]) -> bool:
+    def eval_tail(self, index: int, packed: Packed) -> bool:
         """Add test batch `index` to `evaluation`; whether another batch follows."""
         assert self.tests is not None
-        if self.tail is not None:
-            specs = self.tail.eval_inputs
-            down = check_values(values, specs[: len(specs) - len(self._kept)], samples=None)
-            self._count(self.tail.evaluate((*down, *self._kept)))
-        else:
-            self._count(values)
+        samples = self._targets[0].shape[0]
+        self._count(evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples))
         return index + 1 < len(self.tests)
 
     def _count(self, outputs: tuple[Value, ...]) -> None:
@@ -177,6 +193,7 @@ class DeviceTrainer:
     def state(self) -> dict[str, Tensor]:
         """A copy of head, tail and their optimizers after `step`."""
         state = {HEAD + name: tensor for name, tensor in self.head.snapshot().items()}
+        state.update(self.packer.state())
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
         return state
@@ -185,6 +202,7 @@ class DeviceTrainer:
         """Take over what `state` gave; raises ValueError where it does not fit."""
         self.abort()
         self.head.load_state(_under(HEAD, state), step=step)
+        self.packer.load_state(state)
         if self.tail is not None:
             self.tail.load_state(_under(TAIL, state), step=step)
 
@@ -198,6 +216,19 @@ class DeviceTrainer:
             f"a gradient of step {self.step + 1} is NaN or infinite on the device; nothing was applied",
             hint="lower the learning rate, or clip the gradients ([clip] max_norm)",
         )
+
+
+def evaluation_outputs(
+    job: Job, tail: SegmentTrainer | None, packed: Packed, kept: Values, *, samples: int
+) -> tuple[Value, ...]:
+    """The model's outputs from the body's, in evaluation mode. Raises DataError."""
+    codec = job.spec.link.activations
+    if tail is None:
+        expected = [((samples, *spec.shape), DTYPES[spec.dtype]) for spec in job.signature.outputs]
+        return unpack(packed, expected, codec=codec)
+    specs = tail.eval_inputs[: len(tail.eval_inputs) - len(kept)]
+    values = unpack(packed, expected_of(specs, samples), codec=codec)
+    return tail.evaluate((*check_values(values, specs, samples=samples), *kept))
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,14 +19,15 @@ from spliteasy.boundary import check_gradients, check_values
 from spliteasy.digest import digest_of
 from spliteasy.errors import ReplayMismatch, SplitEasyError
 from spliteasy.job import Job
+from spliteasy.packing import Packed, Packer, expected_like, expected_of, unpack
 from spliteasy.training import (
     Gradients,
     NotFinite,
     OpenForward,
     SegmentTrainer,
-    Values,
     all_finite,
     backward_from,
+    detached,
     tensors_of,
 )
 
@@ -35,7 +36,7 @@ from spliteasy.training import (
 class StepResult:
     """What one optimizer step of the body gave: the activations' gradients, their digest, the loss."""
 
-    gradients: Gradients
+    gradients: Packed
     digest: str
     loss: float | None
     skipped: bool = False
@@ -53,6 +54,12 @@ class SessionMemory:
         self.request: str | None = None
         """The FORWARD that is open."""
         self._opened: OpenForward | None = None
+        self._outputs = Packed(())
+        link = job.spec.link
+        self._link = link
+        self._packer = Packer(
+            {"activations": link.activations, "gradients": link.gradients}, job.spec.seed, device, "down"
+        )
         self._targets: tuple[Tensor, ...] = ()
         self.state_bytes = self.trainer.nbytes()
 
@@ -61,35 +68,44 @@ class SessionMemory:
         return self.trainer.step
 
     @property
-    def outputs(self) -> Values:
+    def outputs(self) -> Packed:
         """What the open forward sends down."""
         assert self._opened is not None
-        return tuple(v.detach() if isinstance(v, Tensor) else v for v in self._opened.outputs)
+        return self._outputs
 
     def restore(self, blobs: Mapping[str, bytes], step: int) -> None:
         """Take over a snapshot of `step`; an empty one is the job's initial state."""
         if blobs:
-            self.trainer.load_state({name: decode_tensor(blob) for name, blob in blobs.items()}, step=step)
+            state = {name: decode_tensor(blob) for name, blob in blobs.items()}
+            self.trainer.load_state(state, step=step)
+            self._packer.load_state(state)
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the state after `step`."""
-        return self.trainer.snapshot()
+        return {**self.trainer.snapshot(), **self._packer.state()}
 
     def forward(self, request: m.Forward) -> None:
         """Open the forward of step + 1. Raises DataError where the values don't fit the body."""
         self.abort()
-        split = len(request.values) - request.targets
-        values = check_values(
-            request.values[:split], self.trainer.segment.input_values, samples=request.samples
+        specs = self.trainer.segment.input_values
+        first_target = len(request.values) - request.targets
+        arrived = unpack(
+            m.packed_in(request, last=first_target),
+            expected_of(specs, request.samples),
+            codec=self._link.activations,
         )
-        self._targets = tensors_of(request.values[split:])
+        values = check_values(arrived, specs, samples=request.samples)
+        self._targets = tensors_of(request.values[first_target:])
         self._opened = self.trainer.forward(values)
+        self._outputs = self._packer.pack("activations", detached(self._opened.outputs), step=self.step + 1)
         self.request = request.request
 
     def backward(self, request: m.Backward) -> StepResult:
         """Close the open forward with the device's gradients and take the step."""
         assert self._opened is not None
-        gradients = check_gradients(request.values, self._opened.outputs)
+        outputs = self._opened.outputs
+        arrived = unpack(m.packed_in(request), expected_like(outputs), codec=self._link.gradients)
+        gradients = check_gradients(arrived, outputs)
         return self._take_step(self.trainer.backward(self._opened, gradients), None)
 
     def backward_from_loss(self) -> StepResult:
@@ -125,14 +141,19 @@ class SessionMemory:
             )
         return answered, result
 
-    def evaluate(self, request: m.Eval) -> Values:
+    def evaluate(self, request: m.Eval) -> Packed:
         """The body's outputs in evaluation mode."""
-        values = check_values(request.values, self.trainer.eval_inputs, samples=None)
-        return self.trainer.evaluate(values)
+        specs = self.trainer.eval_inputs
+        arrived = unpack(
+            m.packed_in(request), expected_of(specs, request.samples), codec=self._link.activations
+        )
+        values = check_values(arrived, specs, samples=request.samples)
+        return self._packer.pack_evaluation(self.trainer.evaluate(values))
 
     def abort(self) -> None:
         """Forget the open forward."""
         self.trainer.abort()
+        self._packer.abort()
         self._opened, self.request, self._targets = None, None, ()
 
     def _take_step(self, gradients: Gradients, loss: float | None) -> StepResult:
@@ -140,16 +161,19 @@ class SessionMemory:
         if not finite or (loss is not None and not math.isfinite(loss)):
             return self._not_finite(len(gradients))
         self.trainer.apply()
+        packed = self._packer.pack("gradients", gradients, step=self.step)
+        self._packer.apply()
         self._opened, self.request, self._targets = None, None, ()
-        return StepResult(gradients, digest_of(gradients), loss)
+        return StepResult(packed, digest_of(gradients), loss)
 
     def _not_finite(self, count: int) -> StepResult:
         if self.job.spec.durability.on_non_finite != "skip":
             raise NotFinite
         self._opened, self.request, self._targets = None, None, ()
         self.trainer.skip()
+        self._packer.abort()
         nothing = (None,) * count
-        return StepResult(nothing, digest_of(nothing), None, skipped=True)
+        return StepResult(Packed(nothing), digest_of(nothing), None, skipped=True)
 
 
 def encode_state(state: Mapping[str, Tensor]) -> dict[str, bytes]:

@@ -299,8 +299,8 @@ class WorkerSession:
     def _eval(self, request: m.Eval) -> Steps:
         memory = yield from self._ready(request, exact=True)
         if memory is not None:
-            values = yield Compute(lambda: memory.evaluate(request))
-            yield Send(m.Evaluated(**self._to(request), step=memory.step, values=values))
+            outputs = yield Compute(lambda: memory.evaluate(request))
+            yield Send(m.Evaluated(**self._to(request), step=memory.step, **m.carried(outputs)))
 
     def _get_body(self, request: m.GetBody) -> Steps:
         memory = yield from self._ready(request, exact=True)
@@ -524,7 +524,7 @@ class WorkerSession:
 
     def _forwarded(self, memory: SessionMemory, request: m.Forward | m.Ask) -> m.Forwarded:
         fields = {**self._to(request), "answers": memory.request}
-        return m.Forwarded(**fields, step=request.step, micro=request.micro, values=memory.outputs)
+        return m.Forwarded(**fields, step=request.step, micro=request.micro, **m.carried(memory.outputs))
 
     def _missing(self, request: m.Backward | m.Ask, kind: Literal["FORWARD", "BACKWARD"]) -> m.Missing:
         return m.Missing(**self._to(request), step=request.step, missing=kind)
@@ -540,7 +540,7 @@ class WorkerSession:
             durable_step=self._durability.durable_step(self.name, step),
             loss=result.loss,
             skipped=result.skipped,
-            values=result.gradients,
+            **m.carried(result.gradients),
             checkpoint=self._log_bytes > self._log_limit // 2,
         )
 

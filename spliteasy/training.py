@@ -204,3 +204,8 @@ def backward_from(loss: Tensor) -> None:
     """Backward from a scalar; nothing where no weight or input behind it takes a gradient."""
     if loss.requires_grad:
         torch.autograd.backward(loss)
+
+
+def detached(values: Values) -> Values:
+    """The same values without their graph."""
+    return tuple(value.detach() if isinstance(value, Tensor) else value for value in values)

@@ -15,17 +15,16 @@ from broker import connect
 from broker import messages as m
 from broker.memory import MemoryBroker
 from device_agent.state import StateFolder
-from device_agent.trainer import HEAD, TAIL
+from device_agent.trainer import HEAD, TAIL, evaluation_outputs
 from server_worker.config import Trust
 from server_worker.store import open_store
-from spliteasy.boundary import check_values
 from spliteasy.cli.asking import Caller, calling
 from spliteasy.cli.connecting import find_url
 from spliteasy.cli.embedded import async_connect, workers_running
 from spliteasy.cli.train import STORE_FILE
 from spliteasy.errors import StateError
 from spliteasy.job import Job
-from spliteasy.training import MODEL_PREFIX, SegmentTrainer, Values, tensors_of
+from spliteasy.training import MODEL_PREFIX, SegmentTrainer, tensors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +51,13 @@ class TrainedHalf:
     async def predict(self, inputs: tuple[Tensor, ...], caller: Caller) -> tuple[Tensor, ...]:
         """The whole model's outputs in evaluation mode; the body's part is asked for."""
         outputs = await asyncio.to_thread(self.head.evaluate, inputs)
-        wire = self.head.eval_wire
-        request = m.Eval(session=self.session, attempt=self.attempt, step=self.step, values=outputs[:wire])
+        wire, samples = self.head.eval_wire, inputs[0].shape[0]
+        request = m.Eval(
+            session=self.session, attempt=self.attempt, step=self.step, samples=samples, values=outputs[:wire]
+        )
         reply = await caller.ask(request, m.Evaluated)
-        return tensors_of(await asyncio.to_thread(self._finish, reply.values, outputs[wire:]))
-
-    def _finish(self, values: tuple[m.Value, ...], kept: Values) -> Values:
-        if self.tail is None:
-            return tuple(value for value in values if value is not None)
-        specs = self.tail.eval_inputs
-        down = check_values(values, specs[: len(specs) - len(kept)], samples=None)
-        return self.tail.evaluate((*down, *kept))
+        finish = partial(evaluation_outputs, self.job, self.tail, samples=samples)
+        return tensors_of(await asyncio.to_thread(finish, m.packed_in(reply), outputs[wire:]))
 
 
 def read_half(state: StateFolder) -> TrainedHalf:

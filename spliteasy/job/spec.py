@@ -21,6 +21,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from spliteasy.codecs import codec_names, parse_codec
+from spliteasy.errors import JobError
+
 MAX_COUNT = 2**31 - 1
 """Upper bound of counts (batch size, steps, epochs): reads the same in every language."""
 
@@ -87,7 +90,18 @@ Steps = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Codec = Annotated[str, _only("fp32", planned=("lossless", "fp16", "bf16", "int8", "topk", "auto"))]
+
+
+def _known_codec(name: str) -> str:
+    if name == "auto":
+        raise _refuse(f"'auto' is not built yet; use {', '.join(codec_names())}")
+    try:
+        return parse_codec(name).name
+    except JobError as error:
+        raise _refuse(str(error)) from None
+
+
+Codec = Annotated[str, AfterValidator(_known_codec)]
 
 
 class Section(BaseModel):
@@ -273,7 +287,7 @@ class EvaluationSpec(Section):
 
 
 class LinkSpec(Section):
-    """How tensors travel."""
+    """How tensors travel: both directions alike, activations up and down, gradients up and down."""
 
     chunk_bytes: Annotated[int, Field(ge=4096, le=8 << 20)] = 1 << 20
     activations: Codec = "fp32"

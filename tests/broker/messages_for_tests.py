@@ -16,9 +16,9 @@ from broker.messages import AnyMessage, AttemptRef, Value
 NONCE = "0123456789abcdef"
 DIGEST = "ab" * 32
 ATTEMPT = AttemptRef(number=3, nonce=NONCE)
-SESSION = {"session": "digits.phone-1"}
-REQUEST = {**SESSION, "request": NONCE, "attempt": ATTEMPT, "step": 7}
-REPLY = {**SESSION, "answers": NONCE, "attempt": ATTEMPT, "fence": 2, "step": 7}
+SESSION: dict[str, Any] = {"session": "digits.phone-1"}
+REQUEST: dict[str, Any] = {**SESSION, "request": NONCE, "attempt": ATTEMPT, "step": 7}
+REPLY: dict[str, Any] = {**SESSION, "answers": NONCE, "attempt": ATTEMPT, "fence": 2, "step": 7}
 
 
 def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
@@ -67,7 +67,7 @@ def header_of(data: bytes) -> dict[str, Any]:
     return header
 
 
-HOSTILE = [
+HOSTILE: list[Any] = [
     None, True, -1, 0, 1, 63, 64, 2**31, 2**53, 2**63, 2**64 - 1, 1.5, -0.0, 1e308, "", "float32", "bool",
     "int64", "complex64", "x" * 5000, "\u0000", "FORWARD", [], [0], [-1], [2**53] * 9, [[]], {}, {"m": 1},
 ]  # fmt: skip

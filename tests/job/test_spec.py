@@ -146,9 +146,9 @@ def test_the_canonical_json_is_stable_and_reads_back(tmp_path: Path) -> None:
         ("schedule.warmup_steps", 1, "schedule: name is missing"),
         ("schedule", {"name": "cosine", "steps": 5, "warmup_steps": 5}, "steps (5) must be more than"),
         ("clip", {"max_norm": 1, "scope": "global"}, "clip.scope: 'global' is not built yet"),
-        ("durability.on_non_finite", "skip", "durability.on_non_finite: 'skip' is not built yet"),
-        ("link.activations", "int8", "link.activations: 'int8' is not built yet; use 'fp32'"),
-        ("link.gradients", "topk:0.1", "link.gradients: 'topk:0.1' is not built yet"),
+        ("durability.on_non_finite", "ignore", "durability.on_non_finite: 'ignore' is not known"),
+        ("link.activations", "auto", "link.activations: 'auto' is not built yet"),
+        ("link.gradients", "topk:2", "link.gradients: "),
         ("fleet.mode", "shared", "fleet.mode: 'shared' is not built yet; use 'personal'"),
     ],
 )

@@ -15,7 +15,6 @@ from broker import messages as m
 from device_agent.data import Batches, EvaluationBatches, load_dataset
 from device_agent.trainer import DeviceTrainer, NotFiniteOnDevice
 from server_worker.memory import SessionMemory
-from spliteasy.digest import digest_of
 from spliteasy.job import Job, JobSpec
 from spliteasy.training import NotFinite
 
@@ -26,7 +25,19 @@ class Variant:
 
     single: bool = False
     on_non_finite: str = "stop"
+    activations: str = "fp32"
+    gradients: str = "fp32"
 
+
+VARIANTS = (
+    Variant(),
+    Variant(single=True),
+    Variant(activations="int8", gradients="int8"),
+    Variant(activations="lossless", gradients="topk:0.3"),
+    Variant(single=True, activations="bf16", gradients="topk:0.3"),
+    Variant(activations="topk:0.5", gradients="fp16"),
+)
+"""What a sweep of seeds goes through in turn."""
 
 SAMPLES, BATCH, EPOCHS = 14, 4, 3
 DATA = "tests.simulation.toy:device_data"
@@ -82,6 +93,7 @@ def job(variant: Variant) -> Job:
                 "checkpoint_history": 2,
                 "on_non_finite": variant.on_non_finite,
             },
+            "link": {"activations": variant.activations, "gradients": variant.gradients},
             "evaluation": {"every_epochs": 2},
         }
     )
@@ -125,9 +137,9 @@ def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, sent: Sent) ->
         session=body.session,
         attempt=attempt,
         step=step,
-        values=values,
         samples=samples,
-        targets=targets,
+        targets=len(targets),
+        **m.carried(values, *targets),
         oldest_checkpoint=0,
     )
     sent(forward)
@@ -137,7 +149,7 @@ def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, sent: Sent) ->
     else:
         gradients = trainer.run_tail(body.outputs)
         backward = m.Backward(
-            session=body.session, attempt=attempt, step=step, values=gradients, forward=forward.request
+            session=body.session, attempt=attempt, step=step, forward=forward.request, **m.carried(gradients)
         )
         sent(backward)
         result = body.backward(backward)
@@ -145,4 +157,4 @@ def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, sent: Sent) ->
         trainer.skip()
     else:
         trainer.apply(result.gradients, result.loss)
-    return digest_of(result.gradients)
+    return result.digest

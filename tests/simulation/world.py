@@ -211,7 +211,7 @@ class World:
                     shutil.rmtree(state)
                     shutil.copytree(copy, state)
                     self._lost.add(device)
-                elif self._rng.random() < 0.5:
+                elif self._rng.random() < 0.5 and state.exists():
                     shutil.rmtree(copy, ignore_errors=True)
                     shutil.copytree(state, copy)
             await asyncio.sleep(self._rng.choice((0.0, 0.5, 4.0)))

@@ -1,0 +1,147 @@
+"""The values of a cut as they travel: packed by the job's codecs, with error feedback as part of the state.
+
+A `Packer` belongs to one side of one session. What error feedback holds back counts only once the step
+took effect: packing again, after an abort, begins from what was held before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spliteasy.codecs import Meta, parse_codec
+from spliteasy.errors import DataError, WireError
+from spliteasy.portable.graph import Value, ValueSpec
+from spliteasy.randomness import seed_of
+
+PLAIN = "fp32"
+"""The codec under which values travel as they are."""
+
+FEEDBACK_PREFIX = "feedback/"
+Place = Literal["activations", "gradients"]
+Expected = tuple[tuple[int, ...], torch.dtype] | None
+"""Shape and dtype of a tensor; None for an integer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Values for the wire. `packing` has each value's part count and its codec's meta; none under fp32."""
+
+    values: tuple[Value | None, ...]
+    codec: str = PLAIN
+    packing: tuple[tuple[int, Meta], ...] = ()
+
+
+class Packer:
+    """Packs one side's outgoing values; holds what error feedback keeps back."""
+
+    def __init__(self, codecs: Mapping[Place, str], *seed_parts: str | int) -> None:
+        """`codecs` by place, as `parse_codec` takes them; `seed_parts` tell this side and session apart."""
+        self._codecs = {place: parse_codec(name) for place, name in codecs.items()}
+        self._names = dict(codecs)
+        self._seed_parts = seed_parts
+        self._memory: dict[str, Tensor] = {}
+        self._pending: dict[str, Tensor] = {}
+
+    def pack(self, place: Place, values: Sequence[Value | None], *, step: int, micro: int = 0) -> Packed:
+        """Pack for `step`. Gradients are rounded without bias, by a seed of this place."""
+        if self._names[place] == PLAIN:
+            return Packed(tuple(values))
+        codec = self._codecs[place]
+        out: list[Value | None] = []
+        packing: list[tuple[int, Meta]] = []
+        for index, value in enumerate(values):
+            if not isinstance(value, Tensor):
+                out.append(value)
+                packing.append((1, {}))
+                continue
+            key = f"{place}/{micro}/{index}/{'x'.join(map(str, value.shape))}"
+            seed = seed_of(*self._seed_parts, step, micro, index) if place == "gradients" else None
+            encoded = codec.encode(value.detach(), seed=seed, memory=self._memory.get(key))
+            if encoded.memory is not None:
+                self._pending[key] = encoded.memory
+            out.extend(encoded.parts)
+            packing.append((len(encoded.parts), encoded.meta))
+        return Packed(tuple(out), self._names[place], tuple(packing))
+
+    def pack_evaluation(self, values: Sequence[Value | None]) -> Packed:
+        """Pack activations of an evaluation: no memory is touched, so error feedback sends them whole."""
+        if self._codecs["activations"].feedback:
+            return Packed(tuple(values))
+        return self.pack("activations", values, step=0)
+
+    def apply(self) -> None:
+        """The step took effect: what was held back in it counts."""
+        self._memory.update(self._pending)
+        self._pending.clear()
+
+    def abort(self) -> None:
+        """The step did not: forget what was held back in it."""
+        self._pending.clear()
+
+    def state(self) -> dict[str, Tensor]:
+        """What is held back after the last step, by name: a copy."""
+        return {FEEDBACK_PREFIX + key: tensor.clone() for key, tensor in self._memory.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave, out of a larger state."""
+        self._pending.clear()
+        self._memory = {
+            name[len(FEEDBACK_PREFIX) :]: tensor.clone()
+            for name, tensor in state.items()
+            if name.startswith(FEEDBACK_PREFIX)
+        }
+
+
+def unpack(packed: Packed, expected: Sequence[Expected], *, codec: str) -> tuple[Value | None, ...]:
+    """The values again, of the expected shapes and dtypes.
+
+    `codec` is the one that the job names: another is refused, but for plain values (an evaluation's).
+    Raises DataError. What comes back under fp32 is as it arrived: the caller checks it.
+    """
+    if packed.codec == PLAIN and not packed.packing:
+        return packed.values
+    if packed.codec != codec:
+        raise DataError(f"values packed by {packed.codec[:40]!r}, the job says {codec!r}")
+    if len(packed.packing) != len(expected) or sum(n for n, _ in packed.packing) != len(packed.values):
+        raise DataError(f"{len(packed.packing)} packed values arrived at a cut of {len(expected)}")
+    decoder = parse_codec(codec)
+    values: list[Value | None] = []
+    start = 0
+    for (count, meta), form in zip(packed.packing, expected, strict=True):
+        parts, start = packed.values[start : start + count], start + count
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        if form is None or not tensors:
+            values.append(parts[0] if len(parts) == 1 else None)
+        elif len(tensors) != len(parts):
+            raise DataError("a packed tensor has parts that are no tensors")
+        else:
+            try:
+                values.append(decoder.decode(tensors, meta, shape=form[0], dtype=form[1]))
+            except WireError as error:
+                raise DataError(error.message, hint=error.hint) from error
+    return tuple(values)
+
+
+def expected_of(specs: Sequence[ValueSpec], samples: int) -> list[Expected]:
+    """What a cut of `specs` carries for a batch of so many samples."""
+    return [None if spec.is_int else (_bounded(spec.shape_for(samples)), spec.torch_dtype) for spec in specs]
+
+
+def expected_like(values: Sequence[Value]) -> list[Expected]:
+    """What the gradients of `values` look like."""
+    return [(tuple(v.shape), v.dtype) if isinstance(v, Tensor) else None for v in values]
+
+
+MAX_ELEMENTS = 1 << 31
+
+
+def _bounded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if any(size < 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+        raise DataError(f"a batch of that size would have tensors of shape {shape}")
+    return shape
