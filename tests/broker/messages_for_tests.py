@@ -28,7 +28,7 @@ def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
         messages.Open(**SESSION, request=NONCE, attempt=ATTEMPT, digest=DIGEST, held=(0, 5, 2**53 - 1)),
         messages.Forward(**REQUEST, oldest_checkpoint=4, samples=32, targets=1, values=values),
         messages.Backward(**REQUEST, micro=2, forward=NONCE, values=values),
-        messages.Eval(**REQUEST, values=values),
+        messages.Eval(**REQUEST, samples=4, values=values),
         messages.Ask(**REQUEST, about=NONCE, about_kind="BACKWARD", forward=NONCE),
         messages.GetBody(**REQUEST),
         messages.Close(**REQUEST),
