@@ -66,11 +66,13 @@ POOLING = _names("""
     adaptive_avg_pool1d; adaptive_avg_pool2d; adaptive_avg_pool3d; adaptive_max_pool1d;
     adaptive_max_pool2d; upsample_nearest1d.default vec; upsample_nearest2d.default vec;
     upsample_nearest3d.default vec; upsample_bilinear2d.default vec; upsample_bicubic2d.default vec;
-    upsample_linear1d.default vec; upsample_trilinear3d.default vec; grid_sampler; grid_sampler_2d;
+    upsample_linear1d.default vec; upsample_trilinear3d.default vec; _upsample_nearest_exact1d.vec;
+    _upsample_nearest_exact2d.vec; _upsample_nearest_exact3d.vec; grid_sampler; grid_sampler_2d;
     affine_grid_generator; im2col; col2im
 """)
 NORMALISATION = _names("""
-    batch_norm; layer_norm; group_norm; instance_norm; rms_norm; native_layer_norm; native_group_norm
+    batch_norm; layer_norm; group_norm; instance_norm; rms_norm; native_layer_norm; native_group_norm;
+    _weight_norm
 """)
 ACTIVATIONS = _names("""
     relu; relu6; leaky_relu; elu; celu; selu; gelu; silu; mish; sigmoid; tanh; hardtanh; hardsigmoid;

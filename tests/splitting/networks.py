@@ -95,8 +95,8 @@ def _from_pytorchcv(family: str, name: str, side: int, **options: object) -> nn.
     """A network of pytorchcv without weights; its last pooling takes any size, so that small pictures do."""
     network: nn.Module = getattr(import_module(f"pytorchcv.models.{family}"), name)(num_classes=10, **options)
     features = network.get_submodule("features")
-    if side < 224 and hasattr(features, "final_pool"):
-        features.final_pool = nn.AdaptiveAvgPool2d(1)
+    if side < 224:
+        features.add_module("final_pool", nn.AdaptiveAvgPool2d(7 if family == "vgg" else 1))
     return network
 
 
@@ -114,7 +114,7 @@ LARGE: dict[str, Network] = {
         ("features.stage1.unit1.body.conv1", "features.stage3.unit2.body.conv2"),
     ),
     "vgg19": _large(
-        *("vgg", "vgg19", 224, "features.stage1", ("features.stage1", "features.stage5")),
+        *("vgg", "vgg19", 64, "features.stage1", ("features.stage1", "features.stage5")),
         ("features.stage2.unit1.conv", "output.fc1.activ"),
         lr=1e-4,
     ),

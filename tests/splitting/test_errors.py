@@ -107,9 +107,31 @@ class OffTheList(nn.Module):
         return self.b(torch.special.bessel_j0(self.a(x)))
 
 
+class Writes(nn.Module):
+    """Writes into an activation where no functional form can follow."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(6, 6), nn.Linear(6, 6), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.how == "detached":
+            x.detach().mul_(2.0)
+        elif self.how == "without gradients":
+            with torch.no_grad():
+                x.mul_(2.0)
+        elif self.how == "strided":
+            x.as_strided((2, 2), (6, 1)).mul_(2.0)
+        return self.b(x)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (Writes("detached"), "writes into a detached activation"),
+        (Writes("without gradients"), "writes into an activation under no_grad"),
+        (Writes("strided"), "operator aten.as_strided.default is not on the list"),
         (Ghost(), "can't trace the model in train mode"),
         (FixedBatch(), "can't trace the model in train mode"),
         (OffTheList(), "operator aten.special_bessel_j0.default is not on the list"),
