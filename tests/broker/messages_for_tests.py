@@ -21,6 +21,11 @@ REQUEST: dict[str, Any] = {**SESSION, "request": NONCE, "attempt": ATTEMPT, "ste
 REPLY: dict[str, Any] = {**SESSION, "answers": NONCE, "attempt": ATTEMPT, "fence": 2, "step": 7}
 
 
+def carrier(*values: Value) -> AnyMessage:
+    """A message with these values."""
+    return messages.Evaluated(**REPLY, values=values)
+
+
 def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
     """One message of each kind; those that carry tensors carry `values`."""
     found: list[AnyMessage] = [

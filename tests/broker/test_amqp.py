@@ -341,7 +341,7 @@ async def test_a_network_that_falls_silent_is_noticed_by_heartbeats(rabbit: Rabb
     subscription = await transport.subscribe(SHARD.name, prefetch=1)
     rabbit.proxy(transport).stall()
     waiting = [
-        asyncio.create_task(call)
+        asyncio.ensure_future(call)
         for call in (transport.publish(KEY, b"x"), transport.depth(SHARD.name), anext(aiter(subscription)))
     ]
     async with asyncio.timeout(20):

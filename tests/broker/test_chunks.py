@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from broker import Assembled, Assembler, AssemblerLimits, OverBudget, Partial, WireError, decode, encode_parts
 from broker.chunks import CHUNK_BYTES, FRAME_BYTES, MAX_CHUNKS, in_ranges, to_frames, to_ranges
-from broker.messages import Eval, new_nonce
-from tests.broker.messages_for_tests import REQUEST
+from broker.messages import new_nonce
+from tests.broker.messages_for_tests import carrier
 
 ID = "0123456789abcdef"
 
@@ -94,7 +94,7 @@ def test_the_layout_is_what_a_browser_expects() -> None:
 
 def test_a_message_goes_from_tensors_to_frames_to_views() -> None:
     tensors = (torch.randn(300_000), torch.randn(64, 64).t())
-    message = Eval(**REQUEST, values=tensors)
+    message = carrier(*tensors)
     frames = list(to_frames(encode_parts(message), message_id=new_nonce()))
     assert [len(frame) <= FRAME_BYTES for frame in frames] == [True, True]
     assembler = Assembler()

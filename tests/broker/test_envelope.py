@@ -17,9 +17,9 @@ from torch import Tensor
 import broker
 from broker import WireError, decode, decode_tensor, encode, encode_parts, encode_tensor
 from broker.envelope import EnvelopeLimits
-from broker.messages import AnyMessage, Eval, Forwarded, GetJob, Value
+from broker.messages import AnyMessage, Evaluated, Forwarded, Value
 from spliteasy import errors
-from tests.broker.messages_for_tests import REPLY, REQUEST, examples, forge, fuzz_values, header_of, mutated
+from tests.broker.messages_for_tests import REPLY, carrier, examples, forge, fuzz_values, header_of, mutated
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
@@ -47,8 +47,8 @@ def tensors(draw: st.DrawFn) -> Tensor:
     raw = draw(st.binary(min_size=count, max_size=count))
     flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
     tensor = (flat.remainder(2) if dtype is torch.bool else flat).clone().view(dtype).view(shape)
-    tensor = tensor.permute(draw(st.permutations(range(len(shape)))))
-    if shape and draw(st.booleans()):
+    tensor = tensor.permute(draw(st.permutations(list(range(len(shape))))))
+    if draw(st.booleans()) and shape:
         tensor = tensor[:: draw(st.integers(1, 2))]
     if draw(st.booleans()):
         tensor = tensor.unsqueeze(0).expand(draw(st.integers(1, 3)), *tensor.shape)
@@ -72,7 +72,7 @@ def test_every_kind_comes_back(message: AnyMessage) -> None:
 
 @given(st.lists(VALUES, max_size=6))
 def test_values_come_back_bit_for_bit(values: list[Value]) -> None:
-    message = Eval(**REQUEST, values=tuple(values))
+    message = carrier(*values)
     data = encode(message)
     assert b"".join(encode_parts(message)) == data
     for received in (data, bytearray(data), memoryview(data), memoryview(b"x" + data)[1:]):
@@ -113,9 +113,10 @@ def test_nan_and_infinity_are_tensors_like_others() -> None:
 
 
 def test_decoded_tensors_are_views_of_the_buffer() -> None:
-    buffer = bytearray(encode(Eval(**REQUEST, values=(torch.zeros(4), torch.zeros(2, 2).t().clone()))))
+    buffer = bytearray(encode(carrier(torch.zeros(4), torch.zeros(2, 2).t().clone())))
     first, second = decode(buffer).values
     buffer[-64 - 16 : -64] = struct.pack("<4f", 1, 2, 3, 4)
+    assert isinstance(first, Tensor)
     assert torch.equal(first, torch.tensor([1.0, 2, 3, 4]))
     assert isinstance(second, Tensor)
     with pytest.raises(BufferError):
@@ -124,7 +125,7 @@ def test_decoded_tensors_are_views_of_the_buffer() -> None:
 
 def test_parts_are_the_tensors_own_memory() -> None:
     tensor = torch.zeros(1000)
-    parts = encode_parts(Eval(**REQUEST, values=(tensor,)))
+    parts = encode_parts(carrier(tensor))
     tensor[0] = 1
     assert bytes(parts[-1][:4]) == struct.pack("<f", 1)
 
@@ -132,11 +133,11 @@ def test_parts_are_the_tensors_own_memory() -> None:
 def test_the_layout_is_what_a_browser_expects() -> None:
     """Read by hand: JSON of a known length, then views at multiples of 64."""
     matrix = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int32)
-    data = encode(Eval(**REQUEST, values=(matrix, None, 5, torch.empty(0, 2), matrix.t())))
+    data = encode(carrier(matrix, None, 5, torch.empty(0, 2), matrix.t()))
     magic, version, zero, length = struct.unpack_from("<4sHHI", data)
     assert (magic, version, zero) == (b"SPEZ", 1, 0)
     header = orjson.loads(data[12 : 12 + length])
-    assert header["m"]["kind"] == "EVAL"
+    assert header["m"]["kind"] == "EVALUATED"
     start = -(-(12 + length) // 64) * 64
     assert header["v"] == [
         {"dtype": "int32", "shape": [2, 3], "offset": 0, "length": 24},
@@ -163,12 +164,12 @@ def test_wire_error_is_one_of_our_tree() -> None:
 )
 def test_what_has_no_form_on_the_wire_is_refused_by_the_sender(value: Value) -> None:
     with pytest.raises(WireError, match="no form on the wire"):
-        encode(Eval(**REQUEST, values=(value,)))
+        encode(carrier(value))
 
 
 # What is refused ------------------------------------------------------------------------------------
 
-FIELDS = header_of(encode(Eval(**REQUEST)))["m"]
+FIELDS = header_of(encode(carrier()))["m"]
 FLOATS = {"dtype": "float32", "shape": [4], "offset": 0, "length": 16}
 
 
@@ -181,9 +182,9 @@ def slots(*values: Any) -> dict[str, Any]:
     [
         (b"", "too short"),
         (b"SPEZ", "too short"),
-        (b"XXXX" + encode(Eval(**REQUEST))[4:], "not a message"),
-        (b"SPEZ\x02" + encode(Eval(**REQUEST))[5:], "wire version 2"),
-        (b"SPEZ\x01\x00\x01" + encode(Eval(**REQUEST))[7:], "not a message"),
+        (b"XXXX" + encode(carrier())[4:], "not a message"),
+        (b"SPEZ\x02" + encode(carrier())[5:], "wire version 2"),
+        (b"SPEZ\x01\x00\x01" + encode(carrier())[7:], "not a message"),
         (struct.pack("<4sHHI", b"SPEZ", 1, 0, 2**32 - 1) + b"{}", "does not fit"),
         (forge(None, raw=b"\xff\xfe"), "not JSON"),
         (forge(None, raw=b"[" * 5000), "not JSON"),
@@ -194,12 +195,12 @@ def slots(*values: Any) -> dict[str, Any]:
         (forge({"m": None, "v": []}), "fields"),
         (forge({"m": {**FIELDS, "values": []}, "v": []}), "fields"),
         (forge({"m": {**FIELDS, "kind": "NONSENSE"}, "v": []}), "not a message of ours"),
-        (forge({"m": {**FIELDS, "kind": ["EVAL"]}, "v": []}), "not a message of ours"),
-        (forge({"m": {**FIELDS, "step": -1}, "v": []}), "EVAL.step"),
-        (forge({"m": {**FIELDS, "step": "1"}, "v": []}), "EVAL.step"),
-        (forge({"m": {**FIELDS, "extra": 1}, "v": []}), "EVAL.extra"),
-        (forge({"m": {**FIELDS, "session": "Digits.phone"}, "v": []}), "EVAL.session"),
-        (forge({"m": {**FIELDS, "session": "digits.phone\n"}, "v": []}), "EVAL.session"),
+        (forge({"m": {**FIELDS, "kind": ["EVALUATED"]}, "v": []}), "not a message of ours"),
+        (forge({"m": {**FIELDS, "step": -1}, "v": []}), "EVALUATED.step"),
+        (forge({"m": {**FIELDS, "step": "1"}, "v": []}), "EVALUATED.step"),
+        (forge({"m": {**FIELDS, "extra": 1}, "v": []}), "EVALUATED.extra"),
+        (forge({"m": {**FIELDS, "session": "Digits.phone"}, "v": []}), "EVALUATED.session"),
+        (forge({"m": {**FIELDS, "session": "digits.phone\n"}, "v": []}), "EVALUATED.session"),
         (forge({"m": FIELDS, "v": {}}), "not a list"),
         (forge(slots(2**53)), "no form"),
         (forge(slots(1.5)), "not a tensor"),
@@ -248,7 +249,7 @@ def test_malformed(data: bytes, match: str) -> None:
     ],
 )
 def test_limits(limits: EnvelopeLimits, match: str) -> None:
-    data = encode(Eval(**REQUEST, values=(torch.zeros(2, 2), None)))
+    data = encode(carrier(torch.zeros(2, 2), None))
     decode(data)
     with pytest.raises(WireError, match=match):
         decode(data, limits)
@@ -299,7 +300,7 @@ def test_arbitrary_fields_are_a_message_or_a_wire_error(fields: dict[str, Any]) 
         message = decode(forge({"m": {**FIELDS, **fields}, "v": []}))
     except WireError:
         return
-    assert isinstance(message, Eval | GetJob)
+    assert isinstance(message, Evaluated)
 
 
 def fuzz(count: int, seed: int) -> int:

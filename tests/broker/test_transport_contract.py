@@ -262,7 +262,7 @@ async def test_cancel_gives_back_what_waits_and_leaves_what_was_handed_out(hub: 
 async def test_a_reader_stops_when_its_subscription_is_closed(hub: Hub) -> None:
     consumer = await worker(hub)
     subscription = await consumer.subscribe(SHARD.name, prefetch=1)
-    reader = asyncio.create_task(anext(aiter(subscription), None))
+    reader = asyncio.ensure_future(anext(aiter(subscription), None))
     await asyncio.sleep(0)
     await subscription.close()
     await subscription.close()
@@ -381,7 +381,7 @@ async def test_a_lost_connection_is_told_to_all_and_its_work_goes_on_elsewhere(h
     waiting = await successor.subscribe(SHARD.name, prefetch=5)
     frames = await refill(SHARD, successor, 4)
     (delivery, _) = await take(held, 2)
-    reader = asyncio.create_task(anext(aiter(held)))
+    reader = asyncio.ensure_future(anext(aiter(held)))
     watcher = asyncio.create_task(doomed.wait_lost())
     await asyncio.sleep(0)
     hub.cut(doomed)
@@ -425,7 +425,7 @@ async def test_a_connection_lost_while_frames_are_under_way(hub: Hub) -> None:
     confirmed = sorted(frame for frame, outcome in zip(frames, outcomes, strict=True) if outcome is None)
     await consumer.publish(KEY, b"end")
     subscription = await consumer.subscribe(SHARD.name, prefetch=20)
-    arrived = []
+    arrived: list[bytes] = []
     while arrived[-1:] != [b"end"]:
         arrived += bodies(await take(subscription, 1))
     assert set(confirmed) <= set(arrived) <= {*frames, b"end"}
@@ -527,7 +527,7 @@ async def test_depth_and_delete_of_what_is_not_there(hub: Hub) -> None:
 async def test_a_queue_deleted_under_its_consumer_ends_the_subscription_only(hub: Hub) -> None:
     consumer, operator = await worker(hub), await hub.connect("operator")
     subscription = await consumer.subscribe(SHARD.name, prefetch=1)
-    reader = asyncio.create_task(anext(aiter(subscription)))
+    reader = asyncio.ensure_future(anext(aiter(subscription)))
     await asyncio.sleep(0)
     await operator.delete(SHARD.name)
     with pytest.raises(LinkError):
