@@ -165,6 +165,7 @@ class RabbitNode:
         folder = self.folder.absolute()
         return {
             "HOME": str(folder / "home"),
+            "ERL_CRASH_DUMP": str(folder / "logs" / "erl_crash.dump"),
             "ERL_EPMD_ADDRESS": HOST,
             "ERL_EPMD_PORT": str(self.epmd_port),
             "RABBITMQ_NODENAME": "spliteasy@localhost",
