@@ -135,8 +135,8 @@ def expect_part(part: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
 
 
 def expect_flat(part: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """The part with a stride of 1, if it is a flat tensor of `count` elements; else `WireError`."""
-    return expect_part(part, (count,), dtype).as_strided((count,), (1,))
+    """The part, if it is a flat tensor of `count` elements; else `WireError`."""
+    return expect_part(part, (count,), dtype)
 
 
 def _checked(strides: object, shape: tuple[int, ...]) -> tuple[int, ...]:

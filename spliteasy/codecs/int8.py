@@ -24,8 +24,6 @@ from spliteasy.errors import WireError
 _LEVELS = 127
 _MIN_SCALE = 2.0**-120
 """Its reciprocal is finite, and no product with it is subnormal (some processors flush those to 0)."""
-_MARGIN = 1 + 2.0**-20
-"""Keeps the largest element at 127 or below after the roundings of its quotient."""
 _BLOCK = 1 << 16
 """Elements worked on at a time: the passes over them then stay in the processor's cache."""
 _MIN_ROW = 128
@@ -68,7 +66,7 @@ class Int8(Codec):
         scales = expect_flat(scales, channels, torch.bfloat16)
         if not (scales.isnan() | (scales >= _MIN_SCALE) & scales.isfinite()).all():
             raise WireError("a scale is neither a positive number nor NaN")
-        flat = torch.empty(layout.numel)
+        flat = torch.empty(layout.numel, dtype=torch.float32)
         rows, factor = _rows(flat, scales.to(torch.float32), inner)
         source = quantized.view(rows.shape)
         for block in _blocks(rows):
@@ -89,7 +87,7 @@ def _channels(layout: Layout) -> tuple[int, int]:
 def _scales(rows: Tensor, channels: int) -> Tensor:
     """(rows, channels · inner) to a scale for each channel, bfloat16; NaN where an element is not finite."""
     largest = torch.maximum(rows.amax(0), rows.amin(0).neg_()).view(channels, -1).amax(1)
-    scales = (largest.div_(_LEVELS).mul_(_MARGIN)).clamp_(min=_MIN_SCALE)
+    scales = largest.div_(_LEVELS).clamp_(min=_MIN_SCALE)
     # Up to the next bfloat16: those are the float32 whose low 16 bits are 0.
     rounded = scales.view(torch.int32).add(0xFFFF).bitwise_and(-0x10000).view(torch.float32)
     return torch.where(scales.isfinite(), rounded, torch.nan).to(torch.bfloat16)
@@ -115,8 +113,9 @@ def _blocks(rows: Tensor) -> list[slice]:
 class _Dither:
     """Numbers drawn evenly from the odd multiples of 2^-16 within ±1/2, as a function of the seed alone.
 
-    Added before rounding to nearest they make it unbiased (within 2^-16 of a scale), and as they never
-    reach 1/2, whole numbers stay what they are: zeros come back as zeros.
+    Added before rounding to nearest they make it unbiased (within 2^-16 of a scale). As they stay 2^-16
+    short of 1/2, whole numbers stay what they are: zeros come back as zeros, and the largest element, at
+    most 2^-17 above 127 by rounding, does not become 128.
     """
 
     def __init__(self, seed: int) -> None:

@@ -104,10 +104,13 @@ def test_a_packed_tensor_is_never_larger_than_the_plain_one_by_more_than_a_scale
             assert parse_codec(name).encode(tensor).nbytes <= tensor.nbytes + 4
 
 
-@given(st.integers(1, 5), st.integers(1, 5))
-def test_memory_formats_survive_dimensions_of_size_one(batch: int, size: int) -> None:
+@given(names, st.integers(1, 5), st.integers(1, 5))
+def test_memory_formats_survive_dimensions_of_size_one(name: str, batch: int, size: int) -> None:
     """Torch's kernels read the memory format from strides that are never walked."""
-    tensor = torch.randn(batch, 1, size, size).to(memory_format=torch.channels_last)
-    for name in NAMES:
-        codec = parse_codec(name)
-        assert decoded(codec, codec.encode(tensor), tensor).stride() == tensor.stride()
+    codec = parse_codec(name)
+    image = torch.randn(batch, 1, size, size).to(memory_format=torch.channels_last)
+    odd = torch.randn(batch, size).as_strided((batch, 1, size), (size, 77, 1))
+    for tensor in (image, odd):
+        encoded = codec.encode(tensor)
+        assert decoded(codec, encoded, tensor).stride() == tensor.stride()
+        assert encoded.memory is None or encoded.memory.stride() == tensor.stride()

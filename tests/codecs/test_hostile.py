@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spliteasy.codecs import parse_codec
 from spliteasy.errors import WireError
-from tests.codecs.samples import FLOATS, NAMES, floats, seeds
+from tests.codecs.samples import FLOATS, NAMES, decoded, floats, seeds
 
 garbage = (
     st.none()
@@ -105,6 +105,9 @@ ONES = torch.ones(4)
 DEFLATED = zlib.compressobj(1, zlib.DEFLATED, -15)
 STREAM = torch.frombuffer(bytearray(DEFLATED.compress(bytes(100)) + DEFLATED.flush()), dtype=U8)
 
+NOTHING = torch.tensor([0, 0, 0, 255, 255], dtype=U8)
+"""A deflate block without content: however many of them, the stream stays right."""
+
 
 @pytest.mark.parametrize(
     ("name", "parts", "meta", "shape"),
@@ -115,6 +118,8 @@ STREAM = torch.frombuffer(bytearray(DEFLATED.compress(bytes(100)) + DEFLATED.flu
         ("fp32", [ONES.double()], {}, (4,)),
         ("fp32", [ONES[:1].expand(4)], {}, (4,)),
         ("fp16", [ONES], {}, (4,)),
+        ("fp16", [torch.empty(4, dtype=torch.float16, device="meta")], {}, (4,)),
+        ("fp16", [ONES.half().to_sparse()], {}, (4,)),
         ("fp16", [ONES.half().view(2, 2)], {}, (2, 2)),
         ("fp16", [ONES.half()], {"strides": [2, 1]}, (2, 2)),  # row-major goes without saying
         ("fp16", [ONES.half()], {"strides": [1, 1]}, (2, 2)),
@@ -149,6 +154,12 @@ STREAM = torch.frombuffer(bytearray(DEFLATED.compress(bytes(100)) + DEFLATED.flu
         ("lossless", [STREAM, torch.ones(303, dtype=U8)], {"form": "planes"}, (101,)),  # one less
         ("lossless", [STREAM[:-1], torch.ones(300, dtype=U8)], {"form": "planes"}, (100,)),
         ("lossless", [torch.cat([STREAM, STREAM]), torch.ones(300, dtype=U8)], {"form": "planes"}, (100,)),
+        (
+            "lossless",
+            [torch.cat([NOTHING] * 20 + [STREAM]), torch.ones(300, dtype=U8)],
+            {"form": "planes"},
+            (100,),
+        ),
         ("lossless", [STREAM[:0], torch.ones(300, dtype=U8)], {"form": "planes"}, (100,)),
         ("lossless", [ONES.to(U8), torch.ones(300, dtype=U8)], {"form": "planes"}, (100,)),
     ],
@@ -165,6 +176,15 @@ def test_the_right_message_beside_the_wrong_ones_is_read() -> None:
         [STREAM, torch.ones(300, dtype=U8)], {"form": "planes"}, shape=(100,), dtype=torch.float32
     )
     assert back.view(I32).tolist() == [0x010101] * 100
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stride_that_is_never_walked_is_no_reason_to_refuse(name: str) -> None:
+    codec, tensor = parse_codec(name), torch.tensor([0.5])
+    encoded = codec.encode(tensor)
+    strange = [torch.empty_strided((1,), (5,), dtype=part.dtype).copy_(part) for part in encoded.parts]
+    back = codec.decode(strange, encoded.meta, shape=(1,), dtype=torch.float32)
+    assert torch.equal(back, decoded(codec, encoded, tensor))
 
 
 def test_a_deflate_bomb_is_refused_before_it_takes_memory() -> None:
