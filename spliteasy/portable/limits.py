@@ -4,8 +4,8 @@ from __future__ import annotations
 
 GRAPH_BYTES = 8 << 20
 """JSON of one segment, both modes."""
-NODES = 50_000
-TENSORS = 50_000
+NODES = 20_000
+TENSORS = 20_000
 VALUES = 4_096
 """Inputs or outputs of one graph."""
 NESTING = 4
@@ -16,7 +16,7 @@ TEXT = 256
 DIMENSIONS = 16
 INTEGER = 1 << 53
 """JavaScript's exact range."""
-ELEMENTS = 1 << 31
+ELEMENTS = 1 << 29
 """Elements of any one value, intermediate ones included, at a batch of two samples."""
 PIECES = 4_096
 """Outputs of one operator: `unbind` of a long tensor makes as many."""

@@ -41,6 +41,8 @@ class Partition:
     def __init__(self, trace: Trace, ends: Sequence[int]) -> None:
         self.trace, self.ends = trace, tuple(ends)
         self.count = len(ends) + 1
+        self._moved: dict[Op, int] = {}
+        self._move()
         self.parts = [Part() for _ in range(self.count)]
         self._foreign: list[set[Op]] = [set() for _ in range(self.count)]
         self._numbers: list[set[Op]] = [set() for _ in range(self.count)]
@@ -64,7 +66,18 @@ class Partition:
         """Which part computes the op."""
         while op.target == "getitem":
             op = op.args[0]
+        if op in self._moved:
+            return self._moved[op]
         return 0 if op.target == INPUT else bisect_left(self.ends, op.index)
+
+    def _move(self) -> None:
+        """What depends on weights alone goes to the first part that needs it: weights do not travel."""
+        for op in reversed(self.trace.users):
+            sides = [self.side(user) for user in self.trace.users[op] if user in self.trace.live]
+            if op in self.trace.outputs:
+                sides.append(self.count - 1)
+            if sides:
+                self._moved[op] = min(sides)
 
     def _gather(self) -> None:
         """Sort the live ops into parts, and note what each part needs of others."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from spliteasy.errors import CutError
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.places import name_of_call
-from spliteasy.splitting.trace import INPUT, Op, Trace
+from spliteasy.splitting.trace import INPUT, TENSOR, Op, Trace
 
 _PARTS = ("head", "body", "tail")
 
@@ -21,12 +21,13 @@ def check_partition(
     *,
     owners: Partition | None = None,
 ) -> None:
-    """Raises `CutError` for an empty part, a tensor that two parts would change, an input that would cross.
+    """Raises `CutError` for an empty part, a tensor that two parts would change, an input or weight that crosses.
 
     `owners`: the same cut in the other mode, whose parts may hold the tensors as well.
     """
     _check_not_empty(partition, names)
     _check_tensors(partition, names, owners)
+    _check_weights(partition, names)
     crossing = [op for op in raw_crossing(partition) if not origins(op) <= set(shared)]
     if crossing:
         which = ", ".join(sorted(set().union(*(origins(op) for op in crossing))))
@@ -46,6 +47,24 @@ def _check_not_empty(partition: Partition, names: Sequence[str]) -> None:
         if 0 < side < len(names):
             place = f"between {names[side - 1]!r} and {names[side]!r}"
         raise CutError(f"the {_PARTS[side]} would be empty: nothing runs {place}", hint="move the cut")
+
+
+def _check_weights(partition: Partition, names: Sequence[str]) -> None:
+    for op in partition.up:
+        if op.movable:
+            which = ", ".join(sorted(weights_of(op)))
+            raise CutError(
+                f"cut after {', '.join(map(repr, names))}: {op.name}, computed from {which} alone, is used by"
+                " the head and on the server: weights of the head would leave the device",
+                hint="move the cuts so that all its uses are in one segment",
+            )
+
+
+def weights_of(op: Op) -> set[str]:
+    """The parameters and buffers that a value is computed from."""
+    if op.target == TENSOR:
+        return {op.name}
+    return set().union(*(weights_of(used) for used in op.uses))
 
 
 def _check_tensors(partition: Partition, names: Sequence[str], owners: Partition | None) -> None:

@@ -37,6 +37,8 @@ class Op:
     """A model input, or one only rearranged: what must not leave the device."""
     constant: bool = False
     """Depends on sizes and constants alone, so that any part may compute it again."""
+    movable: bool = False
+    """Depends on weights but on no input: belongs to the part that needs it first, wherever it was written."""
     uses: tuple[Op, ...] = field(init=False)
     """The ops it takes, each as often as it takes it."""
 
@@ -88,6 +90,8 @@ class Trace:
     """Ops that the outputs need, or that have an effect."""
     ends: dict[ModuleCall, int] = field(default_factory=dict)
     """The index of the last op of every module call that has one, in order of execution."""
+    users: dict[Op, list[Op]] = field(default_factory=dict)
+    """Who uses the movable ops."""
 
     def settle(self) -> None:
         """Once all ops are there: number them, note who is a raw input, who a constant, and who is needed."""
@@ -98,6 +102,10 @@ class Trace:
             op.raw = op.rearranges and any(used.raw for used in references(op.args[:1]))
             plain = not op.random and not is_in_place_op(op)
             op.constant = plain and all(used.is_number or used.constant for used in op.uses)
+            op.movable = plain and not op.constant and all(self._is_weight(used) for used in op.uses)
+            for used in op.uses:
+                if used.movable:
+                    self.users.setdefault(used, []).append(op)
 
         ends = {call: op.index for op in self.ops for call in op.calls}
         self.ends = dict(sorted(ends.items(), key=lambda item: (item[1], item[0][0].count("."))))
@@ -109,6 +117,10 @@ class Trace:
                 live.add(op)
                 todo.extend(op.uses)
         self.live = frozenset(live)
+
+    def _is_weight(self, op: Op) -> bool:
+        """Whether the op stands still within a step whatever the inputs are."""
+        return op.is_number or op.constant or op.movable or (op in self.tensors and op not in self.written)
 
     def has_effect(self, op: Op) -> bool:
         """Whether the op must run even if nobody uses its value: it writes a buffer, or draws numbers."""

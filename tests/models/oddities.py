@@ -168,6 +168,21 @@ class OnlyANumber(nn.Module):
         return self.c(torch.tanh(y))
 
 
+class EarlyWeights(nn.Module):
+    """What depends on weights alone is computed first, and used late: by the body, by the tail, by both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.tanh = nn.Tanh()
+        self.own, self.late, self.both = (nn.Parameter(torch.randn(1, 8)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        own, late, both = torch.tanh(self.own)[:, :6], self.late[:, 1:7] * 2, self.both[:, 2:].exp()
+        x = self.tanh(self.b(self.a(x) + own) * both)
+        return self.c(x * late + both)
+
+
 class BatchMean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(0)

@@ -84,6 +84,7 @@ SMALL: dict[str, Network] = {
     ),
     "frozen": Network(oddities.Frozen, _ROW, ("a", "b", ("a", "norm"), ("b", "norm"))),
     "needs the batch size": Network(oddities.NeedsBatchSize, _ROW, ("a", ("a", "b"), ("codes", "b"))),
+    "early weights": Network(oddities.EarlyWeights, _ROW, ("a", ("a", "tanh"), ("a", "b"))),
     "only a number": Network(oddities.OnlyANumber, _ROW, ("mean", ("mean", "b"), "a")),
     "transposed": Network(oddities.Transposed, _normal(3, 8, 8), ("a", "turn", ("a", "turn"), ("turn", "b"))),
     "noisy": Network(oddities.Noisy, _ROW, ("a", "drop", ("a", "b"), ("drop", "b"))),

@@ -48,6 +48,16 @@ def test_a_number_crosses_when_no_tensor_shows_it() -> None:
     assert not any(value.is_int for value in split_traced(traced("vit")[1], "patches").boundaries[0].values)
 
 
+def test_weights_do_not_travel() -> None:
+    parts = split_traced(traced("early weights")[1], ("a", "tanh"))
+    names = [[value.name for value in boundary.values] for boundary in parts.boundaries]
+    assert names == [["linear"], ["exp", "tanh_1"]]
+    assert set(parts.head.state_dict()) == {"a.weight", "a.bias"}
+    assert {"own", "both"} < set(parts.body.state_dict())
+    assert parts.tail is not None
+    assert "late" in parts.tail.state_dict()
+
+
 def test_windows_grow_with_the_batch() -> None:
     parts = split_traced(traced("swin")[1], "stage1.0.qkv")
     shapes = {value.shape for value in parts.boundaries[0].values}

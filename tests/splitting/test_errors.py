@@ -34,6 +34,7 @@ from tests.splitting.parity import compare
         ("chain", ("stem", "mid", "pool"), "3 cuts given"),
         ("called again", "relu#4", "module 'relu' is called 3 times, so there is no 'relu#4'"),
         ("called again", "again#1", "parameter again.weight is used by head and body"),
+        ("early weights", "tanh", "exp, computed from both alone, is used by the head and on the server"),
         ("two inputs", "mid", "the model's input row would leave the device"),
         (
             "masked transformer",
