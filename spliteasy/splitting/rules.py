@@ -21,7 +21,7 @@ def check_partition(
     *,
     owners: Partition | None = None,
 ) -> None:
-    """Raises `CutError` for an empty part, a tensor that two parts would change, an input or weight that crosses.
+    """Raises `CutError` for an empty part, a tensor that two parts change, an input or weight that crosses.
 
     `owners`: the same cut in the other mode, whose parts may hold the tensors as well.
     """

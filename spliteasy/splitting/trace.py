@@ -38,7 +38,7 @@ class Op:
     constant: bool = False
     """Depends on sizes and constants alone, so that any part may compute it again."""
     movable: bool = False
-    """Depends on weights but on no input: belongs to the part that needs it first, wherever it was written."""
+    """Depends on weights but on no input: belongs to the part that needs it first."""
     uses: tuple[Op, ...] = field(init=False)
     """The ops it takes, each as often as it takes it."""
 
