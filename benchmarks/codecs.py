@@ -126,7 +126,7 @@ def show(figures: list[Figure]) -> None:
     print("| codec | bytes | encode GB/s | × memcpy | decode GB/s | × memcpy | goal |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for one in figures:
-        if one.encode_gb_s > 1000:  # nothing is touched
+        if one.encode_gb_s > 100:  # faster than memory: nothing was touched
             print(f"| {one.codec} | {one.bytes_ratio:.3f} | no work | | no work | | {one.goal} |")
             continue
         print(
