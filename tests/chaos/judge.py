@@ -1,0 +1,63 @@
+"""The equality: what each training came to, against the same training undisturbed in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from device_agent.state import StateFolder
+from server_worker.memory import SessionMemory
+from server_worker.store import Store
+from spliteasy.reference import difference
+from tests.chaos import toy
+from tests.chaos.device import Training
+from tests.simulation.toy import State
+
+
+async def judge(
+    store: Store, trainings: Sequence[tuple[Training, Path]], epochs: int = toy.EPOCHS
+) -> dict[str, float]:
+    """The largest difference of each session: head, tail, body, buffers and optimizers; 0.0 is bit for bit.
+
+    `trainings` come with their state folders.
+    """
+    return {training.session: await _worst(store, training, folder, epochs) for training, folder in trainings}
+
+
+async def _worst(store: Store, training: Training, folder: Path, epochs: int) -> float:
+    expected = toy.undisturbed(training.device, training.single, epochs)
+    with StateFolder(folder) as state:
+        step = state.held()[-1]
+        own = state.load_checkpoint(step)
+    body, committed = await restored_body(store, training, epochs)
+    if committed != step:
+        return float("inf")
+    return max(_difference(expected.own, own), _difference(expected.body, body))
+
+
+async def restored_body(store: Store, training: Training, epochs: int = toy.EPOCHS) -> tuple[State, int]:
+    """The body as a worker would load it now, and its step: the oldest snapshot and the log after it."""
+    session = training.session
+    meta = await store.session(session)
+    assert meta is not None, f"the store has no session {session}"
+    base = meta.snapshots[0]
+    memory = SessionMemory(toy.job(training.single, epochs), session)
+    memory.restore(await store.read_snapshot(session, base), base)
+    async for entry in store.read_log(session, after=base, upto=meta.committed):
+        memory.replay(entry)
+    return memory.snapshot(), meta.committed
+
+
+def _difference(expected: State, found: State) -> float:
+    """Infinite where tensors are missing, or differ in no more than their bits."""
+    if expected.keys() != found.keys():
+        return float("inf")
+    worst = max((difference(found[name], expected[name]) for name in expected), default=0.0)
+    same = all(torch.equal(_bits(found[name]), _bits(expected[name])) for name in expected)
+    return worst if worst or same else float("inf")
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

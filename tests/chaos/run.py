@@ -1,0 +1,175 @@
+"""One run of chaos: start all, let faults happen, heal, let the trainings finish, compare."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from deploy.redis_server import AppendFsync
+from server_worker.store import open_store
+from tests.chaos import toy
+from tests.chaos.device import PROFILE, Device
+from tests.chaos.device_faults import DEVICE_FAULTS, StrikeDevice
+from tests.chaos.judge import judge
+from tests.chaos.record import Record
+from tests.chaos.scene import Scene, Strike, until
+from tests.chaos.server_faults import SERVER_FAULTS
+from tests.chaos.stack import Stack
+from tests.chaos.worker_faults import WORKER_FAULTS
+
+BEGIN_S = 120.0
+FINISH_S = 300.0
+"""How long a training may take to its end once nothing is wrong any more."""
+
+NEEDS_EVERYSEC = frozenset({"Redis lost its last second"})
+
+Fault = Callable[[random.Random], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run is to be. All that is random about the faults comes from `seed`."""
+
+    seed: int
+    seconds: float | None
+    """How long faults happen; None: until each kind has happened once."""
+    devices: int = 2
+    workers: int = 2
+    appendfsync: AppendFsync = "everysec"
+    gap_s: float = 2.0
+    """Mean pause between two faults of a lane."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run came to."""
+
+    record: Record
+    differences: Mapping[str, float]
+    """By session."""
+    bytes_needed: int
+    """What FORWARDs and BACKWARDs of all finished trainings take, each sent once."""
+
+    @property
+    def max_abs_diff(self) -> float:
+        return max(self.differences.values(), default=float("inf"))
+
+    @property
+    def passed(self) -> bool:
+        return self.max_abs_diff == 0 and not self.record.violations
+
+
+async def play(plan: Plan, folder: Path, record: Record | None = None) -> Report:
+    """Run it in `folder`. Cancelled, it ends all that it started."""
+    record = record or Record()
+    stack = Stack(folder, record, workers=plan.workers, appendfsync=plan.appendfsync)
+    async with stack:
+        devices = [await _device(stack, slot, plan) for slot in range(plan.devices)]
+        scene = Scene(stack, devices)
+        weather = asyncio.create_task(_weather(plan, scene))
+        trainings = [asyncio.create_task(device.run(lambda: not weather.done())) for device in devices]
+        try:
+            await asyncio.wait({weather, *trainings}, return_when=asyncio.FIRST_COMPLETED)
+            # A device ends before the weather only where something is wrong: then there is no more to see.
+            if weather.done():
+                weather.result()
+                await _finish(scene, trainings)
+        finally:
+            for task in (weather, *trainings):
+                task.cancel()
+            await asyncio.gather(weather, *trainings, return_exceptions=True)
+        return await _report(scene)
+
+
+async def _device(stack: Stack, slot: int, plan: Plan) -> Device:
+    link = await stack.link(ports=2, seed=plan.seed + slot)
+    link.set_profile(PROFILE)
+    return Device(slot=slot, stack=stack, link=link, slots=plan.devices, port=link.port)
+
+
+async def _weather(plan: Plan, scene: Scene) -> None:
+    """Faults in lanes side by side: one of the servers, one of the workers, one of each device."""
+    if not await until(lambda: len(scene.active()) == plan.devices, BEGIN_S):
+        scene.stack.record.violate("not all devices began to train")
+        return
+    servers: dict[str, Fault] = {
+        kind: partial(_strike, scene, kind, strike)
+        for kind, strike in SERVER_FAULTS.items()
+        if plan.appendfsync == "everysec" or kind not in NEEDS_EVERYSEC
+    }
+    workers: dict[str, Fault] = {
+        kind: partial(_strike, scene, kind, strike) for kind, strike in WORKER_FAULTS.items()
+    }
+    lanes = [servers, workers, *_device_lanes(plan, scene)]
+    async with asyncio.TaskGroup() as group:
+        for number, faults in enumerate(lanes):
+            group.create_task(_lane(faults, plan, random.Random(f"{plan.seed}/{number}")))
+
+
+async def _strike(scene: Scene, kind: str, strike: Strike, rng: random.Random) -> None:
+    await strike(scene, rng, kind)
+
+
+def _device_lanes(plan: Plan, scene: Scene) -> list[dict[str, Fault]]:
+    """Every device may meet every kind; where each happens once, the devices share them."""
+    lanes: list[dict[str, Fault]] = [{} for _ in scene.devices]
+    kinds = list(DEVICE_FAULTS.items())
+    random.Random(plan.seed).shuffle(kinds)
+    for number, (kind, strike) in enumerate(kinds):
+        for device, lane in zip(scene.devices, lanes, strict=True):
+            if plan.seconds is not None or number % len(lanes) == device.slot:
+                lane[kind] = partial(_strike_device, scene, kind, strike, device)
+    return lanes
+
+
+async def _strike_device(
+    scene: Scene, kind: str, strike: StrikeDevice, device: Device, rng: random.Random
+) -> None:
+    await strike(scene, rng, kind, device)
+
+
+async def _lane(faults: Mapping[str, Fault], plan: Plan, rng: random.Random) -> None:
+    """One fault after the other, in a new order each round, for the plan's time or a single round."""
+    until = asyncio.get_running_loop().time() + (plan.seconds or 0.0)
+    while True:
+        kinds = sorted(faults)
+        rng.shuffle(kinds)
+        for kind in kinds:
+            await asyncio.sleep(rng.uniform(0.0, 2 * plan.gap_s))
+            if plan.seconds is not None and asyncio.get_running_loop().time() >= until:
+                return
+            await faults[kind](rng)
+        if plan.seconds is None:
+            return
+
+
+async def _finish(scene: Scene, trainings: list[asyncio.Task[None]]) -> None:
+    """All is healed: everybody must come to the end now."""
+    for slot in scene.stack.workers[: scene.stack.worker_count]:
+        if not slot.running:
+            said = list(slot.process.last_lines) if slot.process is not None else []
+            scene.stack.record.violate(f"worker {slot.number} ended by itself: {said}")
+            await scene.stack.start_worker(slot)
+    _, late = await asyncio.wait(trainings, timeout=FINISH_S)
+    if late:
+        scene.stack.record.violate(f"{len(late)} trainings did not finish within {FINISH_S:.0f} s")
+    for task in trainings:
+        if task.done():
+            task.result()
+
+
+async def _report(scene: Scene) -> Report:
+    record, stack = scene.stack.record, scene.stack
+    done = [(training, device.state_of(training)) for device in scene.devices for training in device.finished]
+    store = await open_store(stack.redis.url)
+    try:
+        differences = await judge(store, done)
+    finally:
+        await store.close()
+    needed = sum(toy.undisturbed(training.device, training.single).bytes_up for training, _ in done)
+    record.bytes_up = sum(device.bytes_up for device in scene.devices)
+    return Report(record=record, differences=differences, bytes_needed=needed)

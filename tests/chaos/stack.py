@@ -1,0 +1,206 @@
+"""All that a training needs, on loopback: RabbitMQ, Redis, workers; started and ended by us."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.emulator import LinkEmulator
+from deploy.rabbitmq import RabbitNode
+from deploy.redis_server import AppendFsync, RedisServer
+from server_worker.store import open_store
+from spliteasy.cli.submit import store_job
+from tests.chaos import toy
+from tests.chaos.processes import Process
+from tests.chaos.record import Record
+
+T = TypeVar("T")
+HOST = "127.0.0.1"
+PASSWORD = "chaos-only"
+SERVES_S = 90.0
+DRAIN_S = 5.0
+
+
+@dataclass(slots=True)
+class WorkerSlot:
+    """A place for a worker: its process comes and goes, its link to the broker stays."""
+
+    number: int
+    link: LinkEmulator
+    process: Process | None = None
+    serving: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.code is None
+
+
+class Stack:
+    """`async with Stack(folder, …) as stack`: all runs, and nothing is left behind."""
+
+    def __init__(
+        self, folder: Path, record: Record, *, workers: int, appendfsync: AppendFsync = "everysec"
+    ) -> None:
+        self.folder = folder
+        self.record = record
+        amqp, dist, epmd, redis = free_ports(4)
+        self.rabbit = RabbitNode(
+            folder=folder / "rabbitmq", port=amqp, dist_port=dist, epmd_port=epmd, password=PASSWORD
+        )
+        self.redis = RedisServer(
+            folder=folder / "redis",
+            port=redis,
+            appendfsync=appendfsync,
+            # One growing file: cutting off its end is what losing the last writes looks like.
+            settings={"auto-aof-rewrite-percentage": "0"},
+        )
+        self.workers: list[WorkerSlot] = []
+        self.worker_count = workers
+        self._links: list[LinkEmulator] = []
+        self._processes: list[Process] = []
+        self._threads: set[asyncio.Task[object]] = set()
+
+    async def __aenter__(self) -> Stack:
+        try:
+            await asyncio.gather(self.thread(self.rabbit.start), self.thread(self.redis.start))
+            await self.submit()
+            for _ in range(self.worker_count):
+                await self.add_worker()
+            await asyncio.gather(*(self.start_worker(slot) for slot in self.workers))
+            await self.thread(self.rabbit.sync_queues)
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End all at once, whatever state it is in."""
+        self._kill_servers()
+        if self._threads:  # what still starts there notices that its process is gone
+            await asyncio.wait(self._threads)
+        self._kill_servers()
+        await asyncio.gather(*(process.kill() for process in self._processes))
+        for link in self._links:
+            await link.__aexit__(None, None, None)
+
+    def _kill_servers(self) -> None:
+        for server in (self.rabbit, self.redis):
+            if server.running:
+                server.kill()
+
+    async def thread(self, run: Callable[[], T]) -> T:
+        """Run what blocks in a thread; `stop` waits for it even if the caller is cancelled."""
+        task: asyncio.Task[T] = asyncio.create_task(asyncio.to_thread(run))
+        self._threads.add(task)
+        task.add_done_callback(self._threads.discard)
+        return await asyncio.shield(task)
+
+    async def submit(self) -> None:
+        """Store the jobs, as `spliteasy submit` does."""
+        store = await open_store(self.redis.url)
+        try:
+            for single in toy.NAMES:
+                await store_job(store, await self.thread(lambda single=single: toy.job(single)))  # type: ignore[misc]
+        finally:
+            await store.close()
+
+    async def link(self, *, ports: int = 1, seed: int = 0) -> LinkEmulator:
+        """A link to the broker, ended with the stack."""
+        link = LinkEmulator((HOST, self.rabbit.port), ports=ports, seed=seed)
+        await link.__aenter__()
+        self._links.append(link)
+        return link
+
+    def broker_url(self, port: int) -> str:
+        """The broker's URL by way of a link's port."""
+        return self.rabbit.url().replace(f":{self.rabbit.port}/", f":{port}/")
+
+    async def spliteasy(
+        self,
+        *arguments: object,
+        name: str,
+        on_line: Callable[[dict[str, object]], None] = lambda _: None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Start a command; it ends with the stack at the latest."""
+        process = await Process.start(
+            arguments, environment=environment or {}, log=self.folder / f"{name}.log", on_line=on_line
+        )
+        self._processes = [each for each in self._processes if each.code is None] + [process]
+        return process
+
+    # Workers ---------------------------------------------------------------------------------------
+
+    async def add_worker(self) -> WorkerSlot:
+        """A place for one more; nothing runs there yet."""
+        slot = WorkerSlot(len(self.workers), await self.link())
+        self.workers.append(slot)
+        return slot
+
+    async def start_worker(self, slot: WorkerSlot) -> None:
+        """Start it and wait until it serves; as a supervisor would, again where it can't reach the others."""
+        async with asyncio.timeout(SERVES_S):
+            while True:
+                process = await self._spawn_worker(slot)
+                serving = asyncio.create_task(slot.serving.wait())
+                ended = asyncio.create_task(process.wait())
+                await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+                serving.cancel()
+                ended.cancel()
+                if process.code is None:
+                    return
+                self.record.note(f"worker {slot.number} ended while starting: {list(process.last_lines)}")
+
+    async def _spawn_worker(self, slot: WorkerSlot) -> Process:
+        def said(line: dict[str, object]) -> None:
+            if line.get("event") == "serving":
+                slot.serving.set()
+            self.record.worker_said(slot.number, line)
+
+        slot.serving.clear()
+        slot.process = await self.spliteasy(
+            *("worker", "--name", f"worker-{slot.number}-{len(self._processes)}"),
+            *("--trust", "open", "--drain-s", DRAIN_S),
+            name=f"worker-{slot.number}",
+            on_line=said,
+            environment={
+                "SPLITEASY_BROKER": self.broker_url(slot.link.port),
+                "SPLITEASY_STORE": self.redis.url,
+            },
+        )
+        return slot.process
+
+    async def drain_worker(self, slot: WorkerSlot) -> None:
+        """SIGTERM: it must end well, and soon."""
+        process = slot.process
+        assert process is not None
+        process.signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(DRAIN_S + 40.0):
+                code = await process.wait()
+        except TimeoutError:
+            self.record.violate(f"worker {slot.number} did not end after SIGTERM")
+            await process.kill()
+            return
+        if code != 0:
+            self.record.violate(
+                f"worker {slot.number} ended with {code} after SIGTERM: {list(process.last_lines)}"
+            )
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]

@@ -1,0 +1,102 @@
+"""The jobs that chaos trains: batch norm, dropout, momentum, a short batch, several frames a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from broker import messages as m
+from broker.chunks import to_frames
+from broker.envelope import encode_parts
+from spliteasy.job import Job, JobSpec
+from tests.simulation.toy import State, train_alone
+
+DATA = "tests.chaos.toy:device_data"
+BATCH, WIDTH = 8, 256
+SAMPLES = 76
+"""9 whole batches and one of 4."""
+
+EPOCHS = 30
+CHUNK_BYTES = 4096
+"""A FORWARD or BACKWARD is three frames."""
+
+NAMES = {False: "chaos", True: "chaos-single"}
+
+
+def build() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(12, WIDTH),
+        nn.BatchNorm1d(WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, 16),
+        nn.Dropout(0.3),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Linear(16, WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, 3),
+    )
+
+
+def example() -> tuple[Tensor, Tensor]:
+    return torch.zeros(BATCH, 12), torch.zeros(BATCH, dtype=torch.int64)
+
+
+def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple[Tensor, ...]]]:
+    generator = torch.Generator().manual_seed(int(device.rpartition("-")[2]))
+    inputs = torch.randn(SAMPLES, 12, generator=generator)
+    targets = torch.randint(0, 3, (SAMPLES,), generator=generator)
+    return TensorDataset(inputs, targets), TensorDataset(inputs[:12], targets[:12])
+
+
+@cache
+def job(single: bool, epochs: int = EPOCHS) -> Job:
+    """With two cuts, or `single`: one cut and shared labels. 10 steps an epoch."""
+    spec = JobSpec.model_validate(
+        {
+            "name": NAMES[single],
+            "seed": 7,
+            "batch_size": BATCH,
+            "epochs": epochs,
+            "share_labels": single,
+            "share_body": True,
+            "model": {
+                "factory": "tests.chaos.toy:build",
+                "example": "tests.chaos.toy:example",
+                "cuts": ("2",) if single else ("2", "7"),
+            },
+            "loss": {"name": "cross_entropy"},
+            "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+            "durability": {"checkpoint_every": 5, "snapshot_every_steps": 20, "checkpoint_history": 2},
+            "evaluation": {"every_epochs": 10},
+            "link": {"chunk_bytes": CHUNK_BYTES},
+        }
+    )
+    return Job.create(spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Undisturbed:
+    """What a training comes to without a wire."""
+
+    own: State
+    """The device's side."""
+    body: State
+    bytes_up: int
+    """Of the frames of all FORWARDs and BACKWARDs, each sent once."""
+
+
+@cache
+def undisturbed(device: str, single: bool, epochs: int = EPOCHS) -> Undisturbed:
+    sizes: list[int] = []
+
+    def count(request: m.Request) -> None:
+        frames = to_frames(encode_parts(request), message_id=request.request, chunk_bytes=CHUNK_BYTES)
+        sizes.extend(len(frame) for frame in frames)
+
+    own, body, _ = train_alone(job(single, epochs), DATA, device, sent=count)
+    return Undisturbed(own, body, sum(sizes))
