@@ -350,8 +350,8 @@ class DeviceSession:
         return self._fail(
             StateError(
                 f"the store knows attempt {message.newest} of {self.plan.session}, newer than this one",
-                hint="another agent runs as this device, or this state folder is an old copy: stop the other "
-                "one, or go on from here with --takeover",
+                hint="another agent runs as this device, or this state folder is an old or a new one: stop "
+                "the other agent, go on from this folder with --takeover, or begin anew with --restart",
             )
         )
 

@@ -28,6 +28,8 @@ class Rates:
     rollback_s: float = 15.0
     checkpoints_lost: float = 0.15
     """Share of agent crashes after which an older copy of the state folder is put back."""
+    state_lost: float = 0.05
+    """Share of agent crashes after which the state folder is gone."""
 
 
 NEVER_S = 1e9
@@ -45,6 +47,7 @@ CALM = Rates(
     worker_drain_s=NEVER_S,
     rollback_s=NEVER_S,
     checkpoints_lost=0.0,
+    state_lost=0.0,
 )
 
 

@@ -32,6 +32,7 @@ FREQUENT = Rates(
     worker_crash_s=4.0,
     rollback_s=8.0,
     checkpoints_lost=0.0,
+    state_lost=0.0,
 )
 
 SEEDS = int(os.environ.get("SPLITEASY_SEEDS", "1000"))
@@ -68,6 +69,21 @@ def test_no_seed_violates_anything() -> None:
             assert summary.violations == (), f"replay with: make simulate SEED={summary.seed}"
             faults += summary.faults
     assert min(faults[kind] for kind in ("zombie", "store lost commits", "checkpoints lost", "duplicate")) > 0
+
+
+def test_the_log_of_a_long_training_stays_short() -> None:
+    """160 steps, of which the store's loss window covers some 35: the log reaches back little further."""
+    reach: list[int] = []
+    trimmed = rules._trimmed
+
+    def watched(meta: SessionMeta) -> SessionMeta:
+        after = trimmed(meta)
+        reach.append(after.committed - after.snapshots[0])
+        return after
+
+    with mock.patch.object(rules, "_trimmed", watched):
+        assert play(0, rates=CALM, variant=Variant(epochs=40), devices=("phone-1",)).violations == ()
+    assert max(reach) <= 60
 
 
 # Broken on purpose --------------------------------------------------------------------------------

@@ -21,12 +21,13 @@ from spliteasy.training import NotFinite
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Which toy job: one cut or two, and what a gradient that is not finite does."""
+    """Which toy job: one cut or two, the codecs, what a gradient that is not finite does, how long."""
 
     single: bool = False
     on_non_finite: str = "stop"
     activations: str = "fp32"
     gradients: str = "fp32"
+    epochs: int = 3
 
 
 VARIANTS = (
@@ -39,7 +40,7 @@ VARIANTS = (
 )
 """What a sweep of seeds goes through in turn."""
 
-SAMPLES, BATCH, EPOCHS = 14, 4, 3
+SAMPLES, BATCH = 14, 4
 DATA = "tests.simulation.toy:device_data"
 
 
@@ -78,7 +79,7 @@ def job(variant: Variant) -> Job:
             "name": "toy",
             "seed": 7,
             "batch_size": BATCH,
-            "epochs": EPOCHS,
+            "epochs": variant.epochs,
             "share_labels": single,
             "model": {
                 "factory": "tests.simulation.toy:build",

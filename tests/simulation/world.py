@@ -205,7 +205,10 @@ class World:
                 await asyncio.gather(task, return_exceptions=True)
                 for transport in transports:
                     self._broker.drop(transport)
-                if copy.exists() and self._faults.strikes(
+                if self._faults.strikes(self._faults.rates.state_lost, "state folder lost", device):
+                    shutil.rmtree(state, ignore_errors=True)
+                    self._lost.add(device)
+                elif copy.exists() and self._faults.strikes(
                     self._faults.rates.checkpoints_lost, "checkpoints lost", device
                 ):
                     shutil.rmtree(state)
