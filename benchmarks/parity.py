@@ -34,6 +34,8 @@ PROMISED = (
 )
 """The six networks of the paper and two more, then one of each kind; all of it at three cuts or more."""
 STEPS = 3
+WIDTH = 170
+"""Of the table, where no terminal says."""
 SEED = 0
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 
@@ -73,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in compare_network(name, network, options.steps):
                 rows.append(row)
                 bar.advance(task)
-    Console().print(table(rows, options.steps))
+    out = Console()
+    Console(width=out.width if out.is_terminal else WIDTH).print(table(rows, options.steps))
     for row in rows:
         if row.worst:
             print(f"{row.network} at {told(row.cuts)}: {row.where} differs by {row.worst:g}")
@@ -141,7 +144,7 @@ def _evaluation(model: nn.Module, split: Split, batch: Batch) -> dict[str, float
 
 
 def table(rows: Sequence[Row], steps: int) -> Table:
-    """What is promised by issue: model, cuts, what crosses, parameters per side, largest difference."""
+    """Network, cuts, what crosses each, parameters per segment, largest difference."""
     grid = Table(title=f"Split against plain PyTorch, {steps} steps, 1 thread", title_justify="left")
     for column in ("network", "cuts"):
         grid.add_column(column, overflow="fold")

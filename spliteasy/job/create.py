@@ -6,6 +6,7 @@ The only part of a job's life that runs the user's code, on the user's own machi
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,52 @@ from spliteasy.optim import freeze
 from spliteasy.portable.graph import DTYPE_NAMES, Value
 from spliteasy.portable.tensors import tensors_to_bytes
 from spliteasy.seeding import seed_all, states_kept
-from spliteasy.splitting.exporting import trace_model
+from spliteasy.splitting.exporting import TracedModel, trace_model
 from spliteasy.splitting.losses import PortableLoss, trace_function
 from spliteasy.splitting.splitting import Split, split_traced
 
 Tensors = tuple[Tensor, ...]
 
 
-def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
-    """The parts of the job's package, by name. Equal models give equal bytes. Raises JobError."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The user's model, built and traced, and the example of what goes in and out."""
+
+    spec: JobSpec
+    root: Path | None
+    traced: TracedModel
+    inputs: Tensors
+    targets: Tensors
+
+    @property
+    def shared_inputs(self) -> tuple[str, ...]:
+        """Inputs that may leave the device, by the names they have in the trace."""
+        names = dict(zip(self.spec.model.inputs, self.traced.train.inputs, strict=True))
+        return tuple(names[name].name for name in self.spec.share_inputs)
+
+
+def load_source(spec: JobSpec, root: Path | None) -> Source:
+    """Build and trace the user's model. Raises JobError."""
     model, inputs, targets = build_model(spec, root)
-    traced = trace_model(model, inputs)
-    names = dict(zip(spec.model.inputs, traced.train.inputs, strict=True))
-    split = split_traced(
-        traced, spec.model.cuts, share_inputs=[names[name].name for name in spec.share_inputs]
-    )
+    return Source(spec, root, trace_model(model, inputs), inputs, targets)
+
+
+def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
+    """The parts of the job's package, by name. Equal models give equal bytes. Raises JobError.
+
+    Cuts that are "auto" are planned first, and the spec in the package names them.
+    """
+    source = load_source(spec, root)
+    if spec.model.auto:
+        from spliteasy.planning.planner import plan_source  # it takes what this module makes
+
+        spec = spec.model_copy(
+            update={"model": spec.model.model_copy(update={"cuts": plan_source(source).best.cuts})}
+        )
+    inputs, targets = source.inputs, source.targets
+    split = split_traced(source.traced, spec.model.cuts, share_inputs=source.shared_inputs)
     outputs = _outputs(split, inputs)
-    loss = _loss(spec, root, outputs, targets)
+    loss = make_loss(spec, root, outputs, targets)
     signature = Signature(
         inputs=_described(spec.model.inputs, inputs),
         targets=_described(spec.model.targets, targets),
@@ -70,22 +100,28 @@ def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Ten
         raise JobError(
             f"model.factory = {spec.model.factory!r} returned a {type(model).__name__}, not a module"
         )
-    if not isinstance(given, tuple) or len(given) != 2:
-        raise JobError(f"model.example = {spec.model.example!r} must return a pair (inputs, targets)")
-    inputs = _tensors(given[0], spec.model.inputs, "input")
-    targets = _tensors(given[1], spec.model.targets, "target")
-    if len({tensor.shape[0] for tensor in (*inputs, *targets)}) > 1:
-        raise JobError("model.example: inputs and targets differ in their first dimension, the batch")
+    inputs, targets = example_of(spec, given)
     _check_parameters(model, spec.optimizer)
     freeze(spec.optimizer, model.named_parameters())
     return model, inputs, targets
 
 
-def _tensors(given: Any, names: tuple[str, ...], kind: str) -> Tensors:
+def example_of(spec: JobSpec, given: Any, what: str = "model.example") -> tuple[Tensors, Tensors]:
+    """(inputs, targets) that the user's function `what` returned, checked. Raises JobError."""
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise JobError(f"{what} must return a pair (inputs, targets), not {type(given).__name__}")
+    inputs = _tensors(given[0], spec.model.inputs, "input", what)
+    targets = _tensors(given[1], spec.model.targets, "target", what)
+    if len({tensor.shape[0] for tensor in (*inputs, *targets)}) > 1:
+        raise JobError(f"{what}: inputs and targets differ in their first dimension, the batch")
+    return inputs, targets
+
+
+def _tensors(given: Any, names: tuple[str, ...], kind: str, what: str) -> Tensors:
     values = tuple(given) if isinstance(given, (tuple, list)) else (given,)
     if len(values) != len(names):
         raise JobError(
-            f"model.example gives {len(values)} {kind}s, model.{kind}s names {len(names)}",
+            f"{what} gives {len(values)} {kind}s, model.{kind}s names {len(names)}",
             hint=f'name them all in order, as in {kind}s = ["first", "second"]',
         )
     for name, value in zip(names, values, strict=True):
@@ -95,7 +131,7 @@ def _tensors(given: Any, names: tuple[str, ...], kind: str) -> Tensors:
                 if isinstance(value, Tensor)
                 else type(value).__name__
             )
-            raise JobError(f"model.example: {kind} {name!r} is {found}, not a batch of samples")
+            raise JobError(f"{what}: {kind} {name!r} is {found}, not a batch of samples")
     return values
 
 
@@ -145,8 +181,8 @@ def _run(split: Split, inputs: Tensors, *, training: bool) -> Tensors:
     return outputs
 
 
-def _loss(spec: JobSpec, root: Path | None, outputs: Tensors, targets: Tensors) -> LossFunction:
-    """The loss, tried on the example."""
+def make_loss(spec: JobSpec, root: Path | None, outputs: Tensors, targets: Tensors) -> LossFunction:
+    """The loss, tried on the example's outputs and targets. Raises JobError."""
     matching = tuple(torch.cat((y, y)) if y.shape[0] == 1 else y for y in targets)
     outputs = tuple(y.detach().requires_grad_(y.is_floating_point()) for y in outputs)
     if spec.loss.function is not None:

@@ -7,6 +7,7 @@ What is foreseen but not built is refused by name, never ignored.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -23,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from spliteasy.codecs import codec_names, parse_codec
 from spliteasy.errors import JobError
+from spliteasy.planning.units import parse_duration, parse_rate, parse_size
 
 MAX_COUNT = 2**31 - 1
 """Upper bound of counts (batch size, steps, epochs): reads the same in every language."""
@@ -60,9 +62,12 @@ def _only(*built: str, planned: tuple[str, ...] = ()) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _not_auto(value: Any) -> Any:
+def _auto_or_cuts(value: Any) -> Any:
+    """ "auto" is kept as no cuts at all, until the planner has named them."""
     if value == "auto":
-        raise _refuse('\'auto\' is not built yet; name one or two modules, as in ["stem", "pool"]')
+        return ()
+    if isinstance(value, tuple) and not value:
+        raise _refuse('name one or two modules, as in ["stem", "pool"], or "auto"')
     return value
 
 
@@ -129,14 +134,16 @@ class ModelSpec(Section):
     example: Reference
     """Returns (inputs, targets), each a tensor or a tuple of them, batch first: shapes and dtypes count."""
     cuts: Annotated[
-        tuple[Name, ...],
-        BeforeValidator(_not_auto),
-        Field(min_length=1, max_length=2),
-        AfterValidator(_unique),
+        tuple[Name, ...], BeforeValidator(_auto_or_cuts), Field(max_length=2), AfterValidator(_unique)
     ]
-    """One cut: head and body, the worker computes the loss. Two: head, body and tail."""
+    """One cut: head and body, the worker computes the loss. Two: head, body and tail. "auto": planned."""
     inputs: Names = ("input",)
     targets: Names = ("target",)
+
+    @property
+    def auto(self) -> bool:
+        """Whether the cuts are still to be planned; never so in a job that was submitted."""
+        return not self.cuts
 
 
 class LossSpec(Section):
@@ -294,6 +301,37 @@ class LinkSpec(Section):
     gradients: Codec = "fp32"
 
 
+def _parses(parse: Callable[[str], float]) -> AfterValidator:
+    """A text that `parse` takes."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except JobError as error:
+            raise _refuse(str(error)) from None
+        return text
+
+    return AfterValidator(check)
+
+
+class PlanSpec(Section):
+    """Device, link and wishes that `spliteasy plan` and `cuts = "auto"` choose the cuts for."""
+
+    uplink: Annotated[str, _parses(parse_rate)] = "20mbit"
+    downlink: Annotated[str, _parses(parse_rate)] = "50mbit"
+    rtt: Annotated[str, _parses(parse_duration)] = "50ms"
+    device_speed: Positive = 1.0
+    """How fast a device trains beside the machine where the job is planned: a phone has 0.1, say."""
+    server_speed: Positive = 1.0
+    device_memory: Annotated[str, _parses(parse_size)] | None = None
+    min_head_layers: Steps = 0
+    """Modules with weights that the head has at least."""
+    max_input_correlation: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Distance correlation between inputs and what the head sends, at most; measured on `sample`."""
+    sample: Reference | None = None
+    """Returns (inputs, targets) as `model.example` does, such as devices have them; default: the example."""
+
+
 class FleetSpec(Section):
     """How devices share a body."""
 
@@ -333,6 +371,7 @@ class JobSpec(Section):
     evaluation: EvaluationSpec = EvaluationSpec()
     link: LinkSpec = LinkSpec()
     fleet: FleetSpec = FleetSpec()
+    plan: PlanSpec = PlanSpec()
 
     @model_validator(mode="after")
     def _sharing_fits(self) -> Self:
@@ -353,7 +392,7 @@ class JobSpec(Section):
     @property
     def single(self) -> bool:
         """One cut: head on the device, body and loss on the worker, no tail."""
-        return len(self.model.cuts) == 1
+        return self.share_labels if self.model.auto else len(self.model.cuts) == 1
 
     def to_json(self) -> bytes:
         """Canonical JSON, every default written out: equal specs give equal bytes."""

@@ -1,0 +1,182 @@
+"""Plan a job: time its model, look at every cut, choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spliteasy import importing
+from spliteasy.errors import CutError, JobError
+from spliteasy.job.create import Source, example_of, load_source, make_loss
+from spliteasy.job.spec import JobSpec, PlanSpec
+from spliteasy.losses import LossFunction
+from spliteasy.planning.choice import Chooser, Cut
+from spliteasy.planning.conditions import Conditions, Constraints
+from spliteasy.planning.correlation import MIN_SAMPLES, InputCorrelation, varies
+from spliteasy.planning.costs import BUDGET_S, Costs, Tensors, measure, resized
+from spliteasy.planning.flow import Flow
+from spliteasy.planning.profile import USUAL, Profile, measure_compute
+from spliteasy.planning.units import parse_duration, parse_rate, parse_size
+from spliteasy.planning.whole import whole_segment
+from spliteasy.planning.wire import packed_wire
+from spliteasy.seeding import states_kept
+from spliteasy.training import tensors_of
+
+MAX_SAMPLES = 64
+"""For the correlation and for what codecs make of the data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What was found: the best cut behind each place, and the best of all."""
+
+    spec: JobSpec
+    rows: tuple[Cut, ...]
+    """In order of the first cut."""
+    best: Cut
+    own: Cut | None
+    """The cuts that the job file names; None for "auto"."""
+    costs: Costs
+    conditions: Conditions
+    constraints: Constraints
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers has to know."""
+
+
+def plan_job(
+    spec: JobSpec, root: Path | None = None, *, profile: Profile | None = None, budget_s: float = BUDGET_S
+) -> Plan:
+    """Plan under the job's `[plan]`. Imports and runs the user's code, and times its model here.
+
+    Raises JobError, and CutError where no cut keeps to the constraints.
+    """
+    return plan_source(load_source(spec, root), profile=profile, budget_s=budget_s)
+
+
+def plan_source(source: Source, *, profile: Profile | None = None, budget_s: float = BUDGET_S) -> Plan:
+    """`plan_job` for a model that is built and traced already."""
+    spec, traced = source.spec, source.traced
+    settings = spec.plan
+    loss = _loss(source)
+    inputs, targets, notes = _sample(source)
+    shared = source.shared_inputs
+    flow = Flow(traced, shared)
+    codecs = (spec.link.activations, spec.link.gradients)
+    batch = spec.batch_size
+    correlation = None
+    if varies(inputs) and len(inputs[0]) >= MIN_SAMPLES:
+        correlation = InputCorrelation(traced, flow, inputs)
+    elif settings.max_input_correlation is not None:
+        raise JobError(
+            f"max_input_correlation needs a sample of {MIN_SAMPLES} inputs or more that differ",
+            hint="name a function that returns (inputs, targets): [plan] sample, or --sample",
+        )
+    chooser = Chooser(
+        traced,
+        spec,
+        flow,
+        costs := measure(traced, spec, loss, *_made_up(inputs, targets), budget_s=budget_s),
+        packed_wire(traced, flow, loss, *_made_up(inputs, targets), batch=batch, codecs=codecs),
+        shared=shared,
+        conditions=(conditions := conditions_of(settings, profile)),
+        constraints=(constraints := constraints_of(settings)),
+        label_bytes=sum(y.nbytes // len(y) for y in targets) * batch,
+        correlation=correlation,
+    )
+    rows, best = chooser.choose()
+    own = None
+    if not spec.model.auto:
+        try:
+            own = chooser.at(spec.model.cuts)
+        except CutError as error:
+            notes = (*notes, f"the job's own cuts can't be: {error}")
+    return Plan(
+        spec=spec,
+        rows=tuple(rows),
+        best=best,
+        own=own,
+        costs=costs,
+        conditions=conditions,
+        constraints=constraints,
+        notes=notes,
+    )
+
+
+def conditions_of(settings: PlanSpec, profile: Profile | None = None) -> Conditions:
+    """Device and link as `[plan]` names them; what it leaves open, as the profile says.
+
+    With a profile, the same kernels are timed here, to compare.
+    """
+    named = settings.model_fields_set
+    link = profile.link if profile is not None else None
+    overhead = (profile.overhead if profile is not None else None) or USUAL
+    speeds = (settings.device_speed,) * 3
+    if profile is not None and "device_speed" not in named:
+        speeds = profile.compute.speeds_beside(measure_compute())
+    use = {name: link if name not in named else None for name in ("uplink", "downlink", "rtt")}
+    return Conditions(
+        up_bytes_s=use["uplink"].up_bytes_s if use["uplink"] else parse_rate(settings.uplink, "uplink"),
+        down_bytes_s=(
+            use["downlink"].down_bytes_s if use["downlink"] else parse_rate(settings.downlink, "downlink")
+        ),
+        rtt_s=use["rtt"].rtt_s if use["rtt"] else parse_duration(settings.rtt, "rtt"),
+        device_speed=speeds,
+        server_speed=settings.server_speed,
+        round_trip_s=overhead.round_trip_s,
+        byte_s=overhead.byte_s,
+    )
+
+
+def constraints_of(settings: PlanSpec) -> Constraints:
+    memory = settings.device_memory
+    return Constraints(
+        device_memory=parse_size(memory, "device_memory") if memory is not None else None,
+        min_head_layers=settings.min_head_layers,
+        max_input_correlation=settings.max_input_correlation,
+    )
+
+
+def _sample(source: Source) -> tuple[Tensors, Tensors, tuple[str, ...]]:
+    """Inputs and targets to look at, and what to say of them."""
+    reference = source.spec.plan.sample
+    inputs, targets = source.inputs, source.targets
+    if reference is not None:
+        make = importing.resolve(reference, root=source.root, what="plan.sample")
+        with states_kept():
+            given = importing.call(make, reference=reference, what="plan.sample")
+        inputs, targets = example_of(source.spec, given, what="plan.sample")
+    if len(inputs[0]) < MAX_SAMPLES and reference is None and not varies(inputs):
+        return inputs, targets, (
+            "the example's inputs are all alike: no correlation is measured, and random numbers are timed"
+            " (--sample MODULE:FUNCTION gives better ones)",
+        )  # fmt: skip
+    return tuple(x[:MAX_SAMPLES] for x in inputs), tuple(y[:MAX_SAMPLES] for y in targets), ()
+
+
+def _loss(source: Source) -> LossFunction:
+    """The job's loss, tried on the outputs of the unsplit model."""
+    segment, _ = whole_segment(source.traced)
+    inputs, targets = resized(source.inputs, source.targets, max(2, len(source.inputs[0])))
+    with states_kept(), torch.no_grad():
+        outputs = tensors_of(segment(*inputs))
+    return make_loss(source.spec, source.root, outputs, targets)
+
+
+def _made_up(inputs: Tensors, targets: Tensors) -> tuple[Tensors, Tensors]:
+    """Random numbers in place of floating-point inputs that are all alike: zeros compute and pack oddly."""
+    if varies(inputs):
+        return inputs, targets
+    inputs, targets = resized(inputs, targets, max(2, len(inputs[0])))
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(x.shape, generator=generator, dtype=x.dtype) if x.is_floating_point() else x
+        for x in inputs
+    ), targets
+
+
+def names_of(cuts: Sequence[str]) -> str:
+    """As it stands in a job file."""
+    return "[" + ", ".join(f'"{cut}"' for cut in cuts) + "]"
