@@ -104,6 +104,7 @@ def split(
     `"relu#2"` means after the second call of `relu`, a plain path after the last.
     `share_inputs`: names of model inputs that may leave the device.
 
+    The training graphs keep each submodule's mode as it is now: what was put to `eval()` stays frozen.
     The segments hold copies; the model stays as it was. Raises `CutError` for a cut that does not
     exist or can't be right, `JobError` for a model that can't be traced or made portable.
     """

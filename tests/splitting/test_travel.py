@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spliteasy import split
 from spliteasy.portable.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.splitting.splitting import split_traced
 from tests.splitting.networks import SMALL, Cuts, traced
@@ -74,3 +75,26 @@ def test_the_oracle_sees_a_difference() -> None:
     with torch.no_grad():
         split.body.get_parameter("b.bias")[0] += 1e-6
     assert differences(train_plainly(copy.deepcopy(model), batches), train_split(split, batches))
+
+
+def test_the_same_split_gives_the_same_bytes() -> None:
+    batch = SMALL["unet"].batch(2)
+    first, second = (split(traced("unet")[0], batch, ("down1", "up1")) for _ in range(2))
+    for one, other in zip(first.segments, second.segments, strict=True):
+        assert one.graph_json() == other.graph_json()
+        assert one.tensors_bytes() == other.tensors_bytes()
+
+
+def test_a_deep_copy_is_independent() -> None:
+    head = split_traced(traced("chain")[1], "stem").head
+    batch = SMALL["chain"].batch(3)
+    twin = copy.deepcopy(head)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert twin.program is head.program
+    (zero,), (value,) = twin.eval()(*batch), head.spawn().eval()(*batch)
+    assert isinstance(zero, Tensor)
+    assert isinstance(value, Tensor)
+    assert not zero.any()
+    assert value.any()
