@@ -26,7 +26,7 @@ ONLY_IN = {
     "redis": ("server_worker/store/redis",),
     "typer": ("spliteasy/cli/",),
     "rich": ("spliteasy/cli/", "spliteasy/report", "deploy/"),
-    "matplotlib": ("spliteasy/report",),
+    "matplotlib": ("spliteasy/report", "spliteasy/planning/picture"),
     "sklearn": (),
     "pickle": (),
     "marshal": (),
