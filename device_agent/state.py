@@ -166,10 +166,12 @@ class StateFolder:
         """Delete what is no longer needed; returns the steps kept.
 
         Kept are the newest checkpoint that the server can't fall behind (the oldest, if it could fall
-        behind all of them) and the `history` newest ones.
+        behind all of them), the next one after it, which takes its place in time however fast the
+        training is, and the `history` newest ones.
         """
         safe = [step for step in self._held if step <= durable_step] or self._held[:1]
-        keep = {*safe[-1:], *self._held[-history:]}
+        coming = [step for step in self._held if step > durable_step]
+        keep = {*safe[-1:], *coming[:1], *self._held[-history:]}
         self._delete(step for step in self._held if step not in keep)
         return self.held()
 

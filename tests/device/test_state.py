@@ -112,8 +112,12 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path)
 
 def test_pruning_keeps_what_the_server_may_fall_back_to_and_a_short_history(tmp_path: Path) -> None:
     with StateFolder(with_checkpoints(tmp_path, 0, 10, 20, 30, 40)) as state:
-        assert state.prune(15, 2) == (10, 30, 40)
-        assert state.prune(40, 2) == (30, 40)
+        assert state.prune(15, 1) == (10, 20, 40)
+        assert state.prune(25, 2) == (20, 40)
+        state.save_checkpoint(50, state.load_checkpoint(40))
+        assert state.prune(50, 2) == (40, 50)
+        state.drop_after(40)
+        state.save_checkpoint(30, state.load_checkpoint(40))
         assert state.prune(3, 1) == (30, 40)
         assert state.prune(40, 1) == (40,)
     with StateFolder(tmp_path) as state:

@@ -72,7 +72,7 @@ def test_no_seed_violates_anything() -> None:
 
 
 def test_the_log_of_a_long_training_stays_short() -> None:
-    """160 steps, of which the store's loss window covers some 35: the log reaches back little further."""
+    """160 steps, some 30 within the store's loss window: the log reaches back two windows and a little."""
     reach: list[int] = []
     trimmed = rules._trimmed
 
@@ -83,7 +83,7 @@ def test_the_log_of_a_long_training_stays_short() -> None:
 
     with mock.patch.object(rules, "_trimmed", watched):
         assert play(0, rates=CALM, variant=Variant(epochs=40), devices=("phone-1",)).violations == ()
-    assert max(reach) <= 60
+    assert max(reach) <= 80
 
 
 # Broken on purpose --------------------------------------------------------------------------------
