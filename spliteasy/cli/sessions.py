@@ -1,15 +1,45 @@
-"""`spliteasy forget`: delete a session's state on the server."""
+"""`spliteasy sessions` and `spliteasy forget`: what the server keeps of each session, and deleting it."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spliteasy.cli.connecting import StoreOption, store_at
 from spliteasy.cli.logging import set_up_logging
+from spliteasy.cli.status import as_record, show_sessions
 from spliteasy.errors import UserError
+
+if TYPE_CHECKING:
+    from server_worker.store import SessionMeta
+
+
+def sessions(
+    context: typer.Context,
+    store: StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+) -> None:
+    """List what the server keeps of each session: steps it can restore, log, owner, last change.
+
+    A session that nobody touches is deleted when its job's `durability.retention_s` is over.
+    """
+    set_up_logging(context, "warning")
+    found = asyncio.run(_sessions(store))
+    if as_json:
+        import orjson
+
+        typer.echo(orjson.dumps([as_record(meta) for meta in found], option=orjson.OPT_INDENT_2).decode())
+    else:
+        from rich.console import Console
+
+        show_sessions(found, Console())
+
+
+async def _sessions(store: str | None) -> list[SessionMeta]:
+    async with store_at(store) as open_store:
+        return sorted(await open_store.sessions(), key=lambda meta: meta.session)
 
 
 def forget(

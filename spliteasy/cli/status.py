@@ -76,20 +76,7 @@ def as_object(picture: Picture) -> dict[str, Any]:
     """The picture for `--json`: times in Unix seconds, a queue that does not exist is null."""
     return {
         "jobs": {name: list(digests) for name, digests in picture.jobs.items()},
-        "sessions": [
-            {
-                "session": meta.session,
-                "job_digest": meta.job_digest,
-                "step": meta.committed,
-                "attempt": meta.attempt.number,
-                "fence": meta.owner.fence,
-                "owner": meta.owner.nonce,
-                "closed": meta.closed,
-                "updated_at": meta.updated_at,
-                "log_bytes": meta.log_bytes,
-            }
-            for meta in picture.sessions
-        ],
+        "sessions": [as_record(meta) for meta in picture.sessions],
         "workers": [
             {
                 "worker": worker.worker,
@@ -111,6 +98,46 @@ def as_object(picture: Picture) -> dict[str, Any]:
     }
 
 
+def as_record(meta: SessionMeta) -> dict[str, Any]:
+    """A session for `--json`."""
+    return {
+        "session": meta.session,
+        "job_digest": meta.job_digest,
+        "step": meta.committed,
+        "attempt": meta.attempt.number,
+        "resumed_at": meta.resume_step,
+        "oldest_restorable": meta.snapshots[0],
+        "snapshots": list(meta.snapshots),
+        "fence": meta.owner.fence,
+        "owner": meta.owner.nonce,
+        "closed": meta.closed,
+        "updated_at": meta.updated_at,
+        "log_bytes": meta.log_bytes,
+    }
+
+
+def show_sessions(sessions: Sequence[SessionMeta], console: Console) -> None:
+    """Print the sessions as a table."""
+    now = time.time()
+    _show_table(
+        console,
+        ("session", "step", "state", "attempt", "can restore", "log", "last change"),
+        [
+            (
+                meta.session,
+                meta.committed,
+                "finished" if meta.closed else "open",
+                meta.attempt.number,
+                f"{meta.snapshots[0]} to {meta.committed}",
+                _size(meta.log_bytes),
+                f"{_span(now - meta.updated_at)} ago",
+            )
+            for meta in sessions
+        ],
+        "no sessions: spliteasy agent --job JOB --device NAME --data MODULE:FUNCTION",
+    )
+
+
 def _depth(depth: Depth | None) -> dict[str, int] | None:
     return None if depth is None else {"messages": depth.messages, "consumers": depth.consumers}
 
@@ -127,22 +154,7 @@ def show(picture: Picture, console: Console) -> None:
         ],
         "no jobs: spliteasy submit JOB.toml",
     )
-    _show_table(
-        console,
-        ("session", "step", "state", "attempt", "log", "last change"),
-        [
-            (
-                meta.session,
-                meta.committed,
-                "finished" if meta.closed else "open",
-                meta.attempt.number,
-                _size(meta.log_bytes),
-                f"{_span(now - meta.updated_at)} ago",
-            )
-            for meta in picture.sessions
-        ],
-        "no sessions: spliteasy agent --job JOB --device NAME --data MODULE:FUNCTION",
-    )
+    show_sessions(picture.sessions, console)
     _show_table(
         console,
         ("worker", "state", "host", "pid", "sessions", "shards", "steps", "up"),
