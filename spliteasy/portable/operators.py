@@ -71,7 +71,7 @@ POOLING = _names("""
     affine_grid_generator; im2col; col2im
 """)
 NORMALISATION = _names("""
-    batch_norm; layer_norm; group_norm; instance_norm; rms_norm; native_layer_norm; native_group_norm;
+    batch_norm; layer_norm; group_norm; instance_norm; rms_norm;
     _weight_norm
 """)
 ACTIVATIONS = _names("""
@@ -108,8 +108,9 @@ COPIES = _names("""
 FACTORIES = _names("""
     zeros; ones; full; empty.memory_format; arange.default start start_step; linspace; eye.default m;
     scalar_tensor; zeros_like; ones_like; full_like; empty_like; new_zeros; new_ones; new_full; new_empty;
-    empty_strided; tril_indices; triu_indices
+    tril_indices; triu_indices
 """)
+UNINITIALISED = _names("empty.memory_format; empty_like; new_empty")
 LOSSES = _names("""
     cross_entropy_loss; nll_loss; nll_loss_nd; nll_loss2d; binary_cross_entropy;
     binary_cross_entropy_with_logits; mse_loss; l1_loss; smooth_l1_loss; huber_loss; kl_div;
@@ -218,23 +219,36 @@ def operator_of(name: str) -> Callable[..., Any]:
     """What `name` calls. Raises `PortableError` for a name that is not on the list."""
     if name in BUILTINS:
         return BUILTINS[name]
+    found = _overload(name)
+    return _zeroed(found) if name in UNINITIALISED else found
+
+
+@cache
+def _overload(name: str) -> Any:
     if name not in ATEN:
         raise PortableError(f"operator {name[:80]!r} is not on the list of portable operators")
     _, base, overload = name.split(".")
     try:
-        found = getattr(getattr(torch.ops.aten, base), overload)
+        return getattr(getattr(torch.ops.aten, base), overload)
     except AttributeError:
         raise PortableError(f"operator {name} does not exist in torch {torch.__version__}") from None
-    return found  # type: ignore[no-any-return]
+
+
+def _zeroed(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Memory that others have used before is never shown to a graph."""
+
+    def zeroed(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return make(*args, **kwargs).zero_()
+
+    return zeroed
 
 
 @cache
 def makes_from_nothing(name: str) -> bool:
     """Whether the operator creates a tensor without being given one, so that it must be told the device."""
-    target = operator_of(name)
-    if not isinstance(target, torch._ops.OpOverload):
+    if name not in FACTORIES and name not in RANDOM:
         return False
-    arguments = target._schema.arguments
+    arguments = _overload(name)._schema.arguments
     has_device = any(argument.name == "device" for argument in arguments)
     return has_device and not any("Tensor" in str(argument.type) for argument in arguments)
 
@@ -253,5 +267,4 @@ def is_random(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
 
 def is_in_place(name: str) -> bool:
     """Whether the operator writes into its first argument."""
-    target = operator_of(name)
-    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+    return name not in BUILTINS and bool(_overload(name)._schema.is_mutable)

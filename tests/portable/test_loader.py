@@ -163,6 +163,16 @@ def test_names_of_ours_are_free_for_the_model() -> None:
     assert segment.name == "body"
 
 
+@pytest.mark.parametrize(
+    "op", [node("aten.empty_like.default", ref(1)), node("aten.new_empty.default", ref(1), [2, 4])]
+)
+def test_memory_of_others_is_never_shown(op: dict[str, Any]) -> None:
+    used = [torch.full((2, 4), 7.0) for _ in range(50)]
+    del used
+    segment = load_segment(orjson.dumps(document(op, outputs=[ROW | {"shape": [2, 4]}])), TENSORS)
+    assert not any(segment(torch.ones(2, 4))[0].any() for _ in range(50))
+
+
 def test_every_operator_on_the_list_exists() -> None:
     assert all(callable(operator_of(name)) for name in ATEN | BUILTINS.keys())
 
