@@ -36,7 +36,7 @@ class InputCorrelation:
 
     def of(self, values: Collection[int]) -> float:
         """Between the inputs and these values (numbers in `flow.values`) taken together: 0 to 1."""
-        chosen = frozenset(values) & self._squares.keys()
+        chosen = frozenset(v for v in values if v in self._squares)
         if chosen not in self._known:
             together = np.sqrt(sum((self._squares[v] for v in chosen), np.zeros_like(self._inputs)))
             self._known[chosen] = _correlation(self._inputs, _centred(together))

@@ -35,7 +35,7 @@ Tensors = tuple[Tensor, ...]
 KINDS = ("convolution", "matmul", "memory")
 """What bounds an operator: devices differ in each on its own."""
 
-BUDGET_S = 6.0
+BUDGET_S = 20.0
 """About how long the timing may take, where two samples allow it."""
 PASSES = 3
 
