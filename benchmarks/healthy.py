@@ -1,0 +1,173 @@
+"""Step time on healthy loopback over the same model in one plain process: ours, and what else there is.
+
+    python -m benchmarks.healthy [--workloads W0 W2] [--systems ours naive] [--rounds 5]
+
+All systems of a workload wait beside each other and take laps in turn, so that each round compares them
+under the same conditions; the figures are medians over the rounds. Ours is durable: quorum queues, Redis
+with an append-only file synced every second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from benchmarks.report import about, save, table
+from benchmarks.services import Contestant, Field, free_port, services
+from benchmarks.submitting import submit
+from benchmarks.workloads import WORKLOADS, Workload
+
+OURS = {"ours": ("fp32", "fp32"), "ours lossless": ("lossless", "fp32"), "ours fp16": ("fp16", "fp16")}
+"""By name: the codecs of activations and gradients."""
+PEERS = {"raw TCP": "tcp", "torch RPC": "rpc", "naive aiormq": "amqp", "HTTP + JSON": "http"}
+SYSTEMS = ("plain", *PEERS, *OURS)
+STEPS = {"W0": 40, "W1": 1, "W2": 3}
+"""Steps of a lap."""
+SLOW = {("W1", "HTTP + JSON"): 2}
+"""Rounds of what takes ten times as long; it is left out elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One system on one workload. Seconds a step, medians over rounds; `ratio` and `added_s` are medians
+    of each round's own comparison with plain; `cpu_s` by role."""
+
+    workload: str
+    system: str
+    step_s: float
+    ratio: float
+    added_s: float
+    of_naive: float | None
+    """The time added over that which naive aiormq adds, in the same rounds."""
+    cpu_s: dict[str, float]
+    rounds: int
+
+
+def run(workload: Workload, systems: Sequence[str], rounds: int) -> list[Figure]:
+    """Race the systems."""
+    with services() as running, Field(running) as field:
+        worker = None
+        for name in ("plain", *(name for name in systems if name != "plain")):
+            if name == "plain":
+                field.enter(name, ["-m", "benchmarks.peers", "plain", "device", workload.name], {})
+            elif name in OURS:
+                worker = worker or _start_worker(field)
+                _enter_ours(field, workload, name, worker)
+            elif name != "HTTP + JSON" or (workload.name, name) in SLOW:
+                _enter_peer(field, workload, name)
+        for turn in range(rounds + 1):
+            for contestant in field.contestants:
+                if turn <= SLOW.get((workload.name, contestant.name), rounds):
+                    contestant.lap(STEPS[workload.name])
+            print(".", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        return _figures(workload, field.contestants)
+
+
+def _start_worker(field: Field) -> int:
+    running = field.services
+    arguments = ["-m", "spliteasy.cli", "worker", "--trust", "open"]
+    arguments += ["--broker", running.broker, "--store", running.store]
+    pid: int = field.spawn(*arguments).pid
+    return pid
+
+
+def _enter_ours(field: Field, workload: Workload, name: str, worker: int) -> None:
+    running = field.services
+    job = f"{workload.name} {name}".lower().replace(" ", "-")
+    submit(workload.job(job, *OURS[name]), running.store)
+    state = str(running.folder / job)
+    arguments = ["-m", "benchmarks.ours", workload.name, job, running.broker, state]
+    field.enter(name, arguments, {"worker": worker, **running.pids()})
+
+
+def _enter_peer(field: Field, workload: Workload, name: str) -> None:
+    module = PEERS[name]
+    others = {}
+    address = str(free_port())
+    if module == "amqp":
+        address = field.services.broker
+        others["broker"] = field.services.pids()["broker"]
+    server = field.spawn("-m", "benchmarks.peers", module, "serve", workload.name, address)
+    arguments = ["-m", "benchmarks.peers", module, "device", workload.name, address]
+    field.enter(name, arguments, {"worker": server.pid, **others})
+
+
+def _figures(workload: Workload, contestants: Sequence[Contestant]) -> list[Figure]:
+    laps = {one.name: [statistics.median(lap) for lap in one.seconds[1:]] for one in contestants}
+    plain = laps["plain"]
+    added = {
+        name: [ours - theirs for ours, theirs in zip(own, plain, strict=False)] for name, own in laps.items()
+    }
+    figures = []
+    for one in contestants:
+        own = laps[one.name]
+        roles = one.cpu[-1].keys()
+        of_naive = None
+        if "naive aiormq" in added and one.name != "plain":
+            pairs = zip(added[one.name], added["naive aiormq"], strict=False)
+            of_naive = statistics.median(a / b for a, b in pairs)
+        figures.append(
+            Figure(
+                workload=workload.name,
+                system=one.name,
+                step_s=statistics.median(own),
+                ratio=statistics.median(a / b for a, b in zip(own, plain, strict=False)),
+                added_s=statistics.median(added[one.name]),
+                of_naive=of_naive,
+                cpu_s={role: statistics.median(lap[role] for lap in one.cpu[1:]) for role in roles},
+                rounds=len(own),
+            )
+        )
+    return figures
+
+
+def goal_of(figure: Figure) -> str:
+    """The goal and whether it was met; empty where there is none."""
+    goals = {
+        ("W1", "ours"): ("× ≤ 1.05", figure.ratio <= 1.05),
+        ("W2", "ours"): ("≤ 0.5 of naive", figure.of_naive is not None and figure.of_naive <= 0.5),
+        ("W2", "ours fp16"): ("≤ 0.3 of naive", figure.of_naive is not None and figure.of_naive <= 0.3),
+        ("W0", "ours"): ("≤ 8 ms added", figure.added_s <= 0.008),
+    }
+    text, met = goals.get((figure.workload, figure.system), ("", False))
+    return f"{text}: {'met' if met else 'NOT met'}" if text else ""
+
+
+def show(figures: Sequence[Figure]) -> None:
+    rows = [
+        [
+            one.system,
+            f"{one.step_s * 1000:.1f}",
+            f"{one.ratio:.2f}",
+            f"{one.added_s * 1000:+.1f}",
+            "" if one.of_naive is None else f"{one.of_naive:.2f}",
+            " ".join(f"{role} {seconds * 1000:.0f}" for role, seconds in one.cpu_s.items()),
+            goal_of(one),
+        ]
+        for one in figures
+    ]
+    head = ["system", "ms a step", "× plain", "ms added", "of naive's", "CPU ms a step", "goal"]
+    table(f"{figures[0].workload}: healthy loopback", head, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.healthy", description=__doc__)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    print(about())
+    figures = []
+    for name in options.workloads:
+        found = run(WORKLOADS[name], options.systems, options.rounds)
+        show(found)
+        figures += found
+    save("healthy", [asdict(one) for one in figures])
+
+
+if __name__ == "__main__":
+    main()

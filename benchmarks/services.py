@@ -1,0 +1,157 @@
+"""What the benchmarks run on: a RabbitMQ and a Redis of their own, and processes that end with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.laps import ALLOCATOR, ONE_THREAD, cpu_seconds
+from deploy.rabbitmq import HOST, RabbitNode
+from deploy.redis_server import AppendFsync, RedisServer
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """A running broker and store. Deleted at the end, with all they keep."""
+
+    folder: Path
+    rabbitmq: RabbitNode
+    redis: RedisServer
+
+    @property
+    def broker(self) -> str:
+        return self.rabbitmq.url()
+
+    @property
+    def store(self) -> str:
+        return self.redis.url
+
+    def pids(self) -> dict[str, int]:
+        broker = int((self.folder / "rabbitmq/run/rabbitmq.pid").read_text().split()[0])
+        assert self.redis.pid is not None
+        return {"broker": broker, "store": self.redis.pid}
+
+
+@contextmanager
+def services(appendfsync: AppendFsync = "everysec") -> Iterator[Services]:
+    """Start both, durable, in a new folder."""
+    with tempfile.TemporaryDirectory(prefix="spliteasy-bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        rabbitmq = RabbitNode(
+            folder=folder / "rabbitmq",
+            port=free_port(),
+            dist_port=free_port(),
+            epmd_port=free_port(),
+            password=secrets.token_hex(8),
+        )
+        redis = RedisServer(folder=folder / "redis", port=free_port(), appendfsync=appendfsync)
+        stack.callback(rabbitmq.stop)
+        rabbitmq.start()
+        stack.callback(redis.stop)
+        redis.start()
+        yield Services(folder=folder, rabbitmq=rabbitmq, redis=redis)
+
+
+@dataclass(slots=True)
+class Contestant:
+    """A device process that takes laps, and the processes that serve it."""
+
+    name: str
+    device: subprocess.Popen[str]
+    others: dict[str, int] = field(default_factory=dict)
+    """Process ids by role."""
+    seconds: list[list[float]] = field(default_factory=list)
+    """Of each lap, of each step."""
+    cpu: list[dict[str, float]] = field(default_factory=list)
+    """Of each lap: processor seconds a step, by role."""
+
+    def lap(self, steps: int) -> list[float]:
+        """Take so many steps; the seconds of each."""
+        before = self._cpu()
+        assert self.device.stdin is not None
+        self.device.stdin.write(f"{steps}\n")
+        self.device.stdin.flush()
+        seconds: list[float] = self.read()
+        after = self._cpu()
+        self.seconds.append(seconds)
+        self.cpu.append({role: (after[role] - before[role]) / steps for role in after})
+        return seconds
+
+    def read(self) -> Any:
+        """The next answer. Raises RuntimeError where the process has ended."""
+        assert self.device.stdout is not None
+        line = self.device.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with {self.device.wait()}")
+        return json.loads(line)
+
+    def _cpu(self) -> dict[str, float]:
+        pids = {"device": self.device.pid, **self.others}
+        return {role: cpu_seconds(pid) for role, pid in pids.items()}
+
+
+class Field:
+    """The contestants of one run: started one by one, ended together."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.contestants: list[Contestant] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Field:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def spawn(self, *arguments: str, piped: bool = False, env: dict[str, str] | None = None) -> Any:
+        """Start `python ARGUMENTS`; it is ended with the field."""
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **ALLOCATOR, **ONE_THREAD, "PYTHONPATH": str(ROOT), **(env or {})},
+            stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if piped else subprocess.DEVNULL,
+            stderr=None if piped else subprocess.DEVNULL,
+            text=True,
+        )
+        self._stack.callback(_end, process)
+        return process
+
+    def enter(self, name: str, arguments: Sequence[str], others: dict[str, int]) -> Contestant:
+        """Start a contestant's device and wait until it is ready."""
+        contestant = Contestant(name, self.spawn(*arguments, piped=True), others)
+        contestant.read()
+        self.contestants.append(contestant)
+        return contestant
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
