@@ -39,13 +39,14 @@ def test_ones_own_model(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(blocks("python")[1])
     (tmp_path / "job.toml").write_text(blocks("toml")[0])
     lines = re.findall(
-        r"^    spliteasy ((?:train|parity|merge) .*(?:runs/mine|job\.toml).*)$", README, re.MULTILINE
+        r"^    spliteasy ((?:plan|train|parity|merge) .*(?:runs/mine|job\.toml).*)$", README, re.MULTILINE
     )
     commands = [line.partition("#")[0].split() for line in lines]
-    assert [command[0] for command in commands] == ["train", "parity", "merge"]
+    assert [command[0] for command in commands] == ["plan", "train", "parity", "merge"]
     outputs = [run(tmp_path, "-m", "spliteasy.cli", *command) for command in commands]
-    assert "phone-2" in outputs[0]
-    assert outputs[1].splitlines()[-1] == "max_abs_diff=0"
+    assert "encoder" in outputs[0]
+    assert "phone-2" in outputs[1]
+    assert outputs[2].splitlines()[-1] == "max_abs_diff=0"
     assert (tmp_path / "model.safetensors").exists()
 
 

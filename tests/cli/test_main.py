@@ -16,7 +16,19 @@ from spliteasy.cli.running import run
 from spliteasy.errors import JobError, LinkError, UserError
 from tests.cli.conftest import Ran
 
-COMMANDS = ("train", "parity", "submit", "worker", "agent", "status", "forget", "merge", "predict")
+COMMANDS = (
+    "train",
+    "parity",
+    "plan",
+    "submit",
+    "worker",
+    "agent",
+    "status",
+    "sessions",
+    "forget",
+    "merge",
+    "predict",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
