@@ -25,7 +25,8 @@ from server_worker.actions import (
     StoreCall,
 )
 from server_worker.jobs import JobCache
-from server_worker.session import WorkerSession, error_reply
+from server_worker.replies import error_reply
+from server_worker.session import WorkerSession
 from server_worker.store import Store
 from spliteasy import compute
 from spliteasy.errors import SplitEasyError

@@ -9,7 +9,7 @@ import torch
 
 from broker import messages as m
 from broker.topology import shard_of
-from server_worker.session import error_reply
+from server_worker.replies import error_reply
 from server_worker.store import Store
 from spliteasy.compute import Compute
 from spliteasy.job import Job, device_parts

@@ -36,21 +36,19 @@ from server_worker.actions import (
 )
 from server_worker.durability import DurabilityClock
 from server_worker.memory import SessionMemory, StepResult, encode_state
+from server_worker.reading import read_entry, read_snapshot
+from server_worker.replies import error_reply, open_refused, reopen_reply, stale_reply
 from server_worker.store import (
     Attempt,
     Blob,
     Done,
-    LogEntry,
-    NoCommonStep,
-    OtherJob,
     Owner,
     SessionMeta,
     StaleAttempt,
     StepBehind,
-    Store,
     UnknownSession,
 )
-from spliteasy.errors import DataError, ReplayMismatch, StoreError, StoreFull, StoreUnavailable
+from spliteasy.errors import DataError, ReplayMismatch, StoreError, StoreFull
 from spliteasy.training import NotFinite
 
 CLOSE_RETRY_S = 0.5
@@ -125,11 +123,11 @@ class WorkerSession:
             yield from self._dispatch(request, raw)
         except DataError as error:
             self._abort()
-            yield Send(self._error(request, "bad-tensor", error.message, error.hint))
+            yield Send(error_reply(request, "bad-tensor", error.message, error.hint))
         except NotFinite:
             self._abort()
             yield Send(
-                self._error(
+                error_reply(
                     request,
                     "not-finite",
                     "a gradient of the body is NaN or infinite",
@@ -138,16 +136,16 @@ class WorkerSession:
             )
         except ReplayMismatch as error:
             self.drop()
-            yield Send(self._error(request, "replay-mismatch", error.message, error.hint))
+            yield Send(error_reply(request, "replay-mismatch", error.message, error.hint))
         except StoreFull as error:
             self.drop()
-            yield Send(self._error(request, "store-full", error.message, error.hint, retriable=True))
+            yield Send(error_reply(request, "store-full", error.message, error.hint, retriable=True))
         except StoreError as error:
             self.drop()
-            yield Send(self._error(request, "unavailable", error.message, error.hint, retriable=True))
+            yield Send(error_reply(request, "unavailable", error.message, error.hint, retriable=True))
         except (RuntimeError, ValueError, ArithmeticError) as error:
             self.drop()
-            yield Send(self._error(request, "computation-failed", f"{type(error).__name__}: {error}"))
+            yield Send(error_reply(request, "computation-failed", f"{type(error).__name__}: {error}"))
 
     def park(self) -> Steps:
         """Write a snapshot of the newest step, so that whoever takes over replays nothing, then drop."""
@@ -180,7 +178,7 @@ class WorkerSession:
         job = yield LoadJob(request.job, request.digest)
         if job is None:
             yield Send(
-                self._error(
+                error_reply(
                     request,
                     "unknown-job",
                     f"there is no job {request.job}@{request.digest[:12]}",
@@ -216,30 +214,8 @@ class WorkerSession:
                 )
                 if self.memory is None:
                     yield from self._load(meta, replay_last=False)
-            case StaleAttempt(stored=stored):
-                yield Send(self._stale(request, stored))
-            case OtherJob(job_digest=digest):
-                yield Send(
-                    self._error(
-                        request,
-                        "other-job",
-                        f"session {self.name} trains {request.job}@{digest[:12]}, the device asks for "
-                        f"{request.job}@{request.digest[:12]}",
-                        "go on with the state folder of that version, or delete the session with "
-                        f"`spliteasy forget {self.name}`",
-                    )
-                )
-            case NoCommonStep(oldest=oldest, committed=committed):
-                server = "nothing" if oldest is None else f"steps {oldest} to {committed}"
-                yield Send(
-                    self._error(
-                        request,
-                        "no-common-step",
-                        f"no step that both sides can restore: the device holds {_ranges(request.held)}, "
-                        f"the store can restore {server}",
-                        "begin anew with `spliteasy agent --restart`",
-                    )
-                )
+            case refusal:
+                yield Send(open_refused(request, refusal))
 
     def _forward(self, request: m.Forward, raw: Blob) -> Steps:
         memory = yield from self._ready(request)
@@ -253,7 +229,7 @@ class WorkerSession:
             return
         if self._log_bytes > self._log_limit:
             yield Send(
-                self._error(
+                error_reply(
                     request,
                     "log-full",
                     f"the log holds {self._log_bytes} bytes, since the device's oldest checkpoint is step "
@@ -308,7 +284,7 @@ class WorkerSession:
             return
         if not memory.job.spec.share_body:
             yield Send(
-                self._error(
+                error_reply(
                     request,
                     "not-allowed",
                     f"job {request.job} does not let devices fetch the body",
@@ -337,7 +313,7 @@ class WorkerSession:
             self.drop()
         elif outcome.meta.committed != memory.step:
             self.drop()
-            yield Send(self._reopen(request, f"the store went back to step {outcome.meta.committed}"))
+            yield Send(reopen_reply(request, f"the store went back to step {outcome.meta.committed}"))
         elif self._durability.durable_step(self.name, memory.step) < memory.step:
             # The device may leave for good after CLOSED: not before the store can't lose the last step.
             yield Send(
@@ -375,18 +351,18 @@ class WorkerSession:
         match outcome:
             case Done(meta=meta):
                 if request.step - meta.committed not in steps:
-                    yield Send(self._reopen(request, f"the session is at step {meta.committed}"))
+                    yield Send(reopen_reply(request, f"the session is at step {meta.committed}"))
                     return None
                 yield from self._load(meta, replay_last=request.step == meta.committed and not exact)
                 return self.memory
             case StaleAttempt(stored=stored):
-                yield Send(self._stale(request, stored))
+                yield Send(stale_reply(request, stored))
             case StepBehind(committed=committed) if committed < request.step:
-                yield Send(self._reopen(request, f"the store is at step {committed}"))
+                yield Send(reopen_reply(request, f"the store is at step {committed}"))
             case StepBehind():
                 pass  # a late duplicate: the device has moved on
             case UnknownSession():
-                yield Send(self._reopen(request, "the store does not know the session"))
+                yield Send(reopen_reply(request, "the store does not know the session"))
         return None
 
     def _load(self, meta: SessionMeta, *, replay_last: bool) -> Steps:
@@ -437,7 +413,7 @@ class WorkerSession:
         if not isinstance(outcome, Done):
             self.drop()
             if isinstance(outcome, StaleAttempt):
-                yield Send(self._stale(request, outcome.stored))
+                yield Send(stale_reply(request, outcome.stored))
             return  # a rival owns the session and serves it: nothing of ours took effect
         self._move(State.READY)
         self._log_bytes = outcome.meta.log_bytes
@@ -548,67 +524,6 @@ class WorkerSession:
         assert self._gradient is not None
         yield Send(self._gradient)
 
-    def _stale(self, request: m.Open | m.SessionRequest, stored: Attempt) -> m.Superseded | m.Reopen:
-        """The request's attempt is not the stored one: a newer one is, or the store went back to an older."""
-        if stored.number < request.attempt.number:
-            return self._reopen(request, f"the store knows only attempt {stored.number}")
-        return m.Superseded(
-            session=self.name, answers=request.request, attempt=request.attempt, newest=stored.number
-        )
-
-    def _reopen(self, request: m.Open | m.SessionRequest, reason: str) -> m.Reopen:
-        return m.Reopen(session=self.name, answers=request.request, attempt=request.attempt, reason=reason)
-
-    def _error(
-        self,
-        request: m.AnyRequest,
-        code: m.ErrorCode,
-        message: str,
-        hint: str | None = None,
-        *,
-        retriable: bool = False,
-    ) -> m.Error:
-        return error_reply(request, code, message, hint, retriable=retriable)
-
-
-def error_reply(
-    request: m.AnyRequest,
-    code: m.ErrorCode,
-    message: str,
-    hint: str | None = None,
-    *,
-    retriable: bool = False,
-) -> m.Error:
-    """A typed ERROR that answers the request; long texts are cut."""
-    return m.Error(
-        session=request.session,
-        answers=request.request,
-        code=code,
-        message=message[:1500],
-        hint=hint[:400] if hint else None,
-        retriable=retriable,
-    )
-
-
-async def read_snapshot(s: Store, session: str, step: int) -> dict[str, bytes]:
-    """A snapshot's blobs; raises StoreUnavailable where a rival has trimmed it meanwhile."""
-    try:
-        return await s.read_snapshot(session, step)
-    except KeyError as error:
-        raise StoreUnavailable(f"session {session}: the snapshot of step {step} has just gone") from error
-
-
-async def read_entry(s: Store, session: str, step: int) -> LogEntry:
-    """One entry of the log; raises StoreUnavailable where a rival has trimmed it meanwhile."""
-    try:
-        return await anext(s.read_log(session, after=step - 1, upto=step))
-    except KeyError as error:
-        raise StoreUnavailable(f"session {session}: the log entry of step {step} has just gone") from error
-
 
 def _attempt(ref: m.AttemptRef) -> Attempt:
     return Attempt(number=ref.number, nonce=ref.nonce)
-
-
-def _ranges(steps: tuple[int, ...]) -> str:
-    return "checkpoints of steps " + ", ".join(str(step) for step in sorted(steps))

@@ -36,8 +36,9 @@ from server_worker.durability import DurabilityClock
 from server_worker.intake import Accepted, Intake, Waiting
 from server_worker.jobs import JobCache, answer_get_job
 from server_worker.placement import shard_to_yield
+from server_worker.replies import error_reply
 from server_worker.retention import forget_abandoned
-from server_worker.session import WorkerIdentity, WorkerSession, error_reply
+from server_worker.session import WorkerIdentity, WorkerSession
 from server_worker.store import Store, WorkerInfo
 from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, StoreError, WireError
