@@ -6,6 +6,7 @@ import asyncio
 import random
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class World:
     rates: Rates | None = None
     reply_timeout_s: float = 10.0
     violations: list[str] = field(default_factory=list)
+    steps_by_worker: Counter[int] = field(default_factory=Counter)
 
     async def run(self) -> Outcome:
         loop = asyncio.get_running_loop()
@@ -178,6 +180,7 @@ class World:
         try:
             await worker.run(leave)
         finally:
+            self.steps_by_worker[number] += worker.steps
             cut()
 
     async def _host_agent(self, device: str, folder: Path) -> Agent:
