@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spliteasy import logs
-from spliteasy.cli import agent, model, parity, plan, sessions, status, submit, train, worker
+from spliteasy.cli import agent, model, parity, plan, profile, sessions, status, submit, train, worker
 
 app = typer.Typer(
     name="spliteasy",
@@ -49,6 +49,7 @@ def options(
 app.command("train", rich_help_panel="Train")(train.train)
 app.command("parity", rich_help_panel="Train")(parity.parity)
 app.command("plan", rich_help_panel="Choose the cut")(plan.plan)
+app.command("profile", rich_help_panel="Choose the cut")(profile.profile)
 app.command("submit", rich_help_panel="On a broker and a store")(submit.submit)
 app.command("worker", rich_help_panel="On a broker and a store")(worker.worker)
 app.command("agent", rich_help_panel="On a broker and a store")(agent.agent)

@@ -56,8 +56,10 @@ def plan_job(
     return plan_source(load_source(spec, root), profile=profile, budget_s=budget_s)
 
 
-def plan_source(source: Source, *, profile: Profile | None = None, budget_s: float = BUDGET_S) -> Plan:
-    """`plan_job` for a model that is built and traced already."""
+def plan_source(
+    source: Source, *, profile: Profile | None = None, budget_s: float = BUDGET_S, costs: Costs | None = None
+) -> Plan:
+    """`plan_job` for a model that is built and traced already; `costs`: and timed already."""
     spec, traced = source.spec, source.traced
     settings = spec.plan
     loss = _loss(source)
@@ -78,7 +80,7 @@ def plan_source(source: Source, *, profile: Profile | None = None, budget_s: flo
         traced,
         spec,
         flow,
-        costs := measure(traced, spec, loss, *_made_up(inputs, targets), budget_s=budget_s),
+        costs := costs or measure(traced, spec, loss, *_made_up(inputs, targets), budget_s=budget_s),
         packed_wire(traced, flow, loss, *_made_up(inputs, targets), batch=batch, codecs=codecs),
         shared=shared,
         conditions=(conditions := conditions_of(settings, profile)),
