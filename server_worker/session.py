@@ -432,7 +432,7 @@ class WorkerSession:
         if not due or self._snapshot_running:
             return
         step, (attempt, owner) = memory.step, self._ownership()
-        state = yield Compute(memory.snapshot)
+        tensors = yield Compute(lambda: encode_state(memory.snapshot()))
         self._snapshot_running = True
         self._snapshot_step, self._snapshot_at = step, self._clock()
 
@@ -440,19 +440,17 @@ class WorkerSession:
             self._snapshot_running = False
 
         yield Background(
-            lambda s: s.put_snapshot(
-                self.name, attempt=attempt, owner=owner, step=step, tensors=encode_state(state)
-            ),
+            lambda s: s.put_snapshot(self.name, attempt=attempt, owner=owner, step=step, tensors=tensors),
             done,
         )
 
     def _snapshot_now(self) -> Steps:
         assert self.memory is not None
         memory, (attempt, owner) = self.memory, self._ownership()
-        state = yield Compute(memory.snapshot)
+        tensors = yield Compute(lambda: encode_state(memory.snapshot()))
         outcome = yield StoreCall(
             lambda s: s.put_snapshot(
-                self.name, attempt=attempt, owner=owner, step=memory.step, tensors=encode_state(state)
+                self.name, attempt=attempt, owner=owner, step=memory.step, tensors=tensors
             )
         )
         if isinstance(outcome, Done):
