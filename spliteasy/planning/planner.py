@@ -80,7 +80,7 @@ def plan_source(
         traced,
         spec,
         flow,
-        costs := costs or measure(traced, spec, loss, *_made_up(inputs, targets), budget_s=budget_s),
+        costs := measure(traced, spec, loss, *_made_up(inputs, targets), budget_s=budget_s),
         packed_wire(traced, flow, loss, *_made_up(inputs, targets), batch=batch, codecs=codecs),
         shared=shared,
         conditions=(conditions := conditions_of(settings, profile)),
