@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,15 @@ from spliteasy import randomness
 from spliteasy.portable.program import Code
 
 
+EVERY = 5
+"""Threads cost time."""
+
+
 @contextmanager
 def intruding() -> Iterator[None]:
-    """Before each random program runs, another thread seeds torch's generator if the lock lets it."""
+    """Before every EVERYth random program another thread seeds torch's generator, if the lock lets it."""
     run = Code.__call__
+    calls = itertools.count(1)
 
     def intrude() -> None:
         if randomness._GENERATOR_LOCK.acquire(blocking=False):
@@ -25,7 +31,7 @@ def intruding() -> Iterator[None]:
             randomness._GENERATOR_LOCK.release()
 
     def call(self: Code, *args: Any, **kwargs: Any) -> Any:
-        if self.random:
+        if self.random and next(calls) % EVERY == 0:
             thread = threading.Thread(target=intrude)
             thread.start()
             thread.join()
