@@ -14,7 +14,6 @@ import torch
 from spliteasy import randomness
 from spliteasy.portable.program import Code
 
-
 EVERY = 5
 """Threads cost time."""
 
