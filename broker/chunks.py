@@ -278,6 +278,11 @@ class Assembler:
             message_id=chunk.message_id, last=chunk.last, held=len(upload.checksums), count=chunk.count
         )
 
+    @property
+    def messages_held(self) -> int:
+        """Unfinished messages."""
+        return len(self._uploads)
+
     def held(self, sender: str, message_id: str) -> list[int]:
         """Indexes of the frames that are there of an unfinished message."""
         upload = self._uploads.get((sender, message_id))

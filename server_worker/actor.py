@@ -12,6 +12,7 @@ import structlog
 
 from broker import messages as m
 from broker.chunks import in_ranges
+from server_worker import metrics
 from server_worker.actions import (
     Action,
     Background,
@@ -31,6 +32,7 @@ from server_worker.store import Store
 from spliteasy import compute
 from spliteasy.errors import SplitEasyError
 
+from spliteasy.metering import Meter
 log = structlog.get_logger(__name__)
 
 MAX_WAITING = 8
@@ -51,6 +53,8 @@ class Incoming:
     raw: bytes | memoryview
     reply_to: str
     finish: Callable[[str | None], Awaitable[None]]
+    arrived_s: float
+    """When its last frame came, by the worker's clock."""
     """Called once it was served: acknowledges it or, with a reason, moves it to the dead queue."""
 
 
@@ -61,6 +65,8 @@ class Host(Protocol):
     compute: compute.Compute
     jobs: JobCache
 
+    meter: Meter
+    clock: Callable[[], float]
     async def send(
         self, reply_to: str, reply: m.Message, partial: Mapping[str, frozenset[int]] = ...
     ) -> None:
@@ -91,6 +97,11 @@ class SessionActor:
         self._gate = asyncio.Lock()
 
     @property
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._mailbox)
+
     def idle(self) -> bool:
         return self._idle.is_set()
 
@@ -114,6 +125,7 @@ class SessionActor:
         elif len(self._mailbox) >= MAX_WAITING:
             busy = m.Busy(answers=request.request, retry_after_s=BUSY_RETRY_S)
             await self._host.send(self._reply_to, busy)
+            self._host.meter.add(metrics.BUSY, 1, "mailbox")
             await incoming.finish(None)
         else:
             self._mailbox.append(incoming)
@@ -151,7 +163,12 @@ class SessionActor:
                 self._poison = None
                 async with self._gate:
                     await self._serve(incoming)
+                    began = self._host.clock()
+                    self._host.meter.observe(metrics.QUEUE_SECONDS, began - incoming.arrived_s)
                 self._current = None
+                    self._host.meter.observe(
+                        metrics.REQUEST_SECONDS, self._host.clock() - began, incoming.request.kind
+                    )
                 await incoming.finish(self._poison)
         finally:
             self._current = None
@@ -205,6 +222,7 @@ class SessionActor:
                     if isinstance(outcome, BaseException):
                         raise outcome
                 return outcomes[1]
+                metrics.count_answer(host.meter, reply)
             case LoadJob(name, digest):
                 return await host.jobs.get(name, digest)
             case Send(reply):
@@ -214,6 +232,8 @@ class SessionActor:
             case Background(call, done):
                 return host.background(self._in_background(call, done))
             case Committed(session, step):
+                host.meter.add(metrics.TAKEOVERS)
+                host.meter.add(metrics.REPLAYED, replayed)
                 return host.committed(session, step)
             case Loaded(session, step, replayed):
                 log.info("session loaded", session=session, step=step, replayed=replayed)

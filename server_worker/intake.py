@@ -66,6 +66,16 @@ class Intake:
         """Which frames of an unfinished request are here."""
         return to_ranges(self._assembler.held(device, message_id))
 
+    @property
+    def uploads(self) -> int:
+        """Unfinished requests."""
+        return self._assembler.messages_held
+
+    @property
+    def upload_bytes(self) -> int:
+        """Reserved for unfinished requests."""
+        return self._assembler.bytes_held
+
     def _sender(self, delivery: Delivery) -> tuple[str, str]:
         """The device that sent it and where it listens."""
         if delivery.copied:

@@ -21,9 +21,12 @@ class JobCache:
     def __init__(self, store: Store, compute: Compute, *, limit: int = 32) -> None:
         self._store = store
         self._compute = compute
-        self._limit = limit
+        self.limit = limit
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._loading: dict[str, asyncio.Lock] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
 
     async def get(self, name: str, digest: str) -> Job | None:
         """The program of that version; None where the store has none. Raises PortableError."""
@@ -35,7 +38,7 @@ class JobCache:
                     return None
                 job = await self._compute(lambda: Job.from_parts(stored.manifest, stored.parts))
                 self._jobs[digest] = job
-                while len(self._jobs) > self._limit:
+                while len(self._jobs) > self.limit:
                     self._jobs.popitem(last=False)
             self._jobs.move_to_end(digest)
             return job

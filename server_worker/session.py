@@ -98,6 +98,8 @@ class WorkerSession:
         self._identity = identity
         self._durability = durability
         self._clock = clock
+        self.snapshots_kept = 0
+        """Snapshots of it in the store, when it was last loaded or committed."""
         self._gradient: m.Gradient | None = None
         self._oldest_checkpoint = 0
         self._log_bytes = 0
@@ -116,6 +118,16 @@ class WorkerSession:
         """Throw the memory away; the store has everything."""
         self._move(State.COLD)
         self.memory, self.owner, self.attempt, self._gradient = None, None, None, None
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of its log in the store, after the last commit."""
+        return self._log_bytes
+
+    @property
+    def log_fill(self) -> float:
+        """How much of the log's limit is used."""
+        return self._log_bytes / self._log_limit if self._log_limit else 0.0
 
     def handle(self, request: m.AnyRequest, raw: Blob) -> Steps:
         """Serve one request; `raw` is the request as received, for the log. Never raises for a bad one."""
@@ -398,6 +410,7 @@ class WorkerSession:
         self, request: m.Forward | m.Backward, memory: SessionMemory, result: StepResult, *, requests: int
     ) -> Steps:
         """Commit the step that memory has taken, reply. Anything but Done throws the memory away."""
+        self.snapshots_kept = len(meta.snapshots)
         attempt, owner = self._ownership()
         outcome = yield StoreCall(
             lambda s: s.commit(
@@ -416,7 +429,7 @@ class WorkerSession:
                 yield Send(stale_reply(request, outcome.stored))
             return  # a rival owns the session and serves it: nothing of ours took effect
         self._move(State.READY)
-        self._log_bytes = outcome.meta.log_bytes
+        self._log_bytes, self.snapshots_kept = outcome.meta.log_bytes, len(outcome.meta.snapshots)
         yield Committed(self.name, request.step)
         self._gradient = self._gradient_reply(request.step, request.request, result)
         yield Send(self._gradient)

@@ -27,9 +27,11 @@ import structlog
 from broker import messages as m
 from broker.backoff import full_jitter
 from broker.chunks import Assembler, OverBudget
+from broker.labels import codec_label
 from broker.sending import send_message
 from broker.topology import FRONT, shard_of, shard_queue, worker_queues
-from broker.transport import Delivery, Subscription, Transport
+from broker.transport import Delivery, Depth, Subscription, Transport
+from server_worker import metrics
 from server_worker.actor import BUSY_RETRY_S, Incoming, SessionActor
 from server_worker.config import Trust, WorkerConfig, environment
 from server_worker.durability import DurabilityClock
@@ -42,6 +44,7 @@ from server_worker.session import WorkerIdentity, WorkerSession
 from server_worker.store import Store, WorkerInfo
 from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, StoreError, WireError
+from spliteasy.metering import SILENT, Meter
 
 log = structlog.get_logger(__name__)
 
@@ -63,15 +66,17 @@ class Worker:
         compute: Compute,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
+        meter: Meter = SILENT,
     ) -> None:
         self.config = config
+        self.meter = meter
+        self.clock = clock
         self.store = store
         self.compute = compute
         self.jobs = JobCache(store, compute)
         self.steps = 0
         self.connected = asyncio.Event()
         self._connect = connect
-        self._clock = clock
         self._rng = rng
         self._identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
         self._durability = DurabilityClock(store.loss_window_s, clock)
@@ -122,6 +127,7 @@ class Worker:
         if transport is None:
             return
         message_id = reply_id(reply)
+        began, codec = self.clock(), codec_label(reply)
         try:
             await send_message(
                 transport,
@@ -132,7 +138,9 @@ class Worker:
                 to_queue=True,
                 chunk_bytes=self.config.chunk_bytes,
             )
+                sent=lambda frame_bytes: self.meter.add(metrics.BYTES, frame_bytes, "sent", codec),
         except* LinkError as errors:
+            self.meter.observe(metrics.REPLY_SECONDS, self.clock() - began, getattr(reply, "kind", ""))
             self._log.info(
                 "reply not delivered", kind=getattr(reply, "kind", ""), error=str(errors.exceptions[0])
             )
@@ -140,8 +148,31 @@ class Worker:
     def committed(self, session: str, step: int) -> None:
         self.steps += 1
         self._durability.committed(session, step)
+        self.meter.add(metrics.STEPS, 1, session.partition(".")[0])
 
     def background(self, work: Awaitable[Any]) -> None:
+    def holdings(self) -> metrics.Holdings:
+        """What is held now, for the gauges."""
+        sessions = [actor.session for actor in self._actors.values() if actor.session.memory is not None]
+        return metrics.Holdings(
+            sessions=len(sessions),
+            session_bytes=sum(session.memory_bytes() for session in sessions),
+            jobs=len(self.jobs),
+            job_limit=self.jobs.limit,
+            waiting=sum(actor.waiting for actor in self._actors.values()),
+            log_bytes=sum(session.log_bytes for session in sessions),
+            log_fill=max((session.log_fill for session in sessions), default=0.0),
+            snapshots=sum(session.snapshots_kept for session in sessions),
+            uploads=self._intake.uploads,
+            upload_bytes=self._intake.upload_bytes,
+        )
+
+    async def depth(self, queue: str) -> Depth | None:
+        """What a queue of the broker holds. Raises LinkError where there is no connection."""
+        if self._transport is None:
+            raise LinkError("not connected")
+        return await self._transport.depth(queue)
+
         """Run beside everything else; ended with the worker."""
         task = asyncio.ensure_future(work)
         self._tasks[task] = None
@@ -187,18 +218,23 @@ class Worker:
         except WireError as error:
             self._log.warning("refused", key=delivery.routing_key, reason=error.message)
             await subscription.dead_letter(delivery, error.message)
+            self.meter.add(metrics.DEAD_LETTERS, 1, "refused")
             return
 
+        if isinstance(taken, Accepted):
+            self.meter.add(metrics.BYTES, taken.raw.nbytes, "received", codec_label(taken.request))
         async def finish(poison: str | None = None) -> None:
             with suppress(LinkError):
                 if poison is None:
                     await subscription.ack(delivery)
                 else:
                     await subscription.dead_letter(delivery, poison)
+                    self.meter.add(metrics.DEAD_LETTERS, 1, "poison")
 
         receipt = self._receipt(taken)
         if receipt is not None:
             await self.send(taken.reply_to, receipt)
+            metrics.count_receipt(self.meter, receipt)
             await finish()
         elif not isinstance(taken, Accepted):
             await finish()
@@ -207,7 +243,13 @@ class Worker:
         else:
             actor = self._actor(taken.request.session)
             await actor.offer(
-                Incoming(request=taken.request, raw=taken.raw, reply_to=taken.reply_to, finish=finish)
+                Incoming(
+                    request=taken.request,
+                    raw=taken.raw,
+                    reply_to=taken.reply_to,
+                    finish=finish,
+                    arrived_s=self.clock(),
+                )
             )
 
     def _receipt(self, taken: Accepted | Waiting) -> m.Receipt | None:
@@ -242,10 +284,10 @@ class Worker:
     def _actor(self, session: str) -> SessionActor:
         actor = self._actors.get(session)
         if actor is None:
-            machine = WorkerSession(session, self._identity, durability=self._durability, clock=self._clock)
+            machine = WorkerSession(session, self._identity, durability=self._durability, clock=self.clock)
             actor = self._actors[session] = SessionActor(machine, self)
         self._actors.move_to_end(session)
-        self._touched[session] = self._clock()
+        self._touched[session] = self.clock()
         return actor
 
     # draining and placement
@@ -292,7 +334,7 @@ class Worker:
 
     async def _beat(self) -> None:
         """Heartbeat, fair share, memory budget, retention."""
-        swept_at = self._clock()
+        swept_at = self.clock()
         while True:
             try:
                 info = self._info()
@@ -300,8 +342,8 @@ class Worker:
                 if self.config.balance and not self._draining:
                     await self._balance()
                 await self._keep_budget()
-                if self._clock() - swept_at >= self.config.retention_check_s:
-                    swept_at = self._clock()
+                if self.clock() - swept_at >= self.config.retention_check_s:
+                    swept_at = self.clock()
                     await forget_abandoned(self.store, self.jobs)
             except SplitEasyError as error:
                 self._log.warning("heartbeat failed", error=error.message)
@@ -309,7 +351,7 @@ class Worker:
 
     def _load(self) -> dict[int, int]:
         """Active sessions by shard."""
-        horizon = self._clock() - ACTIVE_S
+        horizon = self.clock() - ACTIVE_S
         load: dict[int, int] = {}
         for name, touched in self._touched.items():
             if touched > horizon:

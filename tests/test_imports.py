@@ -26,6 +26,8 @@ ONLY_IN = {
     "redis": ("server_worker/store/redis",),
     "typer": ("spliteasy/cli/",),
     "rich": ("spliteasy/cli/", "spliteasy/report", "deploy/"),
+    "prometheus_client": ("spliteasy/prometheus",),
+    "tensorboard": (),
     "matplotlib": ("spliteasy/report", "spliteasy/planning/picture"),
     "sklearn": (),
     "pickle": (),
@@ -102,6 +104,7 @@ def test_every_file_imports_only_what_its_part_may() -> None:
         ("broker/memory.py", "from aiormq import Connection"),
         ("device_agent/data.py", "import sklearn.datasets"),
         ("spliteasy/split.py", "from tests import models"),
+        ("device_agent/metrics.py", "import prometheus_client"),
         ("broker/envelope.py", "import pickle"),
         ("server_worker/worker.py", "torch.load(path)"),
         ("spliteasy/segment.py", "eval(text)"),
@@ -131,7 +134,10 @@ def test_an_agent_loads_neither_server_nor_store_nor_demo_packages() -> None:
     assert run.returncode == 0, run.stderr
     loaded = {name.split(".")[0] for name in run.stdout.split()}
     assert "device_agent" in loaded
-    assert loaded & {"server_worker", "redis", "sklearn", "matplotlib", "typer", "deploy"} == set()
+    assert (
+        loaded & {"server_worker", "redis", "sklearn", "matplotlib", "typer", "deploy", "prometheus_client"}
+        == set()
+    )
 
 
 def test_help_needs_no_torch() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -11,6 +13,7 @@ import typer
 from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url, local_stack_is, shown, store_at
 from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
+from spliteasy.cli.monitoring import MetricsHostOption, MetricsPortOption, Monitoring
 from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.errors import UserError
@@ -41,6 +44,8 @@ def worker(
     drain_s: Annotated[
         float, typer.Option(min=0.0, help="Seconds that a stopping worker has to finish what is at hand.")
     ] = 20.0,
+    metrics_port: MetricsPortOption = None,
+    metrics_host: MetricsHostOption = "127.0.0.1",
 ) -> None:
     """Serve training sessions until Ctrl-C or SIGTERM, then drain and leave.
 
@@ -59,6 +64,7 @@ def worker(
         import structlog
 
         from broker import connect
+        from server_worker import metrics
         from server_worker.config import Trust, WorkerConfig
         from server_worker.worker import Worker
         from spliteasy.compute import TorchThread
@@ -69,15 +75,26 @@ def worker(
         structlog.get_logger(__name__).info(
             "worker starts", worker=config.name, broker=shown(url), trust=trust, threads=threads
         )
-        compute = TorchThread()
+        monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
+        meter = monitoring.meter
+        thread = TorchThread()
         try:
             async with store_at(store) as open_store:
                 await (await connect(url)).close()  # refuse to start where it can't be reached
-                await Worker(config, connect=lambda: connect(url), store=open_store, compute=compute).run(
-                    stop
+                running = Worker(
+                    config,
+                    connect=lambda: connect(url),
+                    store=metrics.metered_store(open_store, meter, time.monotonic),
+                    compute=metrics.MeteredCompute(thread, meter, time.monotonic),
+                    meter=meter,
                 )
+                async with monitoring.serving(
+                    measure=partial(metrics.measure, running, meter),
+                    why_not_ready=partial(metrics.why_not_ready, running),
+                ):
+                    await running.run(stop)
         finally:
-            compute.close()
+            thread.close()
 
     with torch_threads(threads):
         run(main, on_stop="draining: finishing what is at hand")

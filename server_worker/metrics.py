@@ -1,0 +1,226 @@
+"""What a worker measures: the declarations, and the meters around its store and its torch thread."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from broker import messages as m
+from broker.topology import DEAD
+from server_worker.store import Store
+from spliteasy.compute import Compute
+from spliteasy.errors import LinkError, SplitEasyError
+from spliteasy.metering import Meter, Metric
+
+if TYPE_CHECKING:
+    from server_worker.worker import Worker
+
+T = TypeVar("T")
+
+# The steps
+STEPS = Metric("spliteasy_worker_steps_total", "counter", "Training steps committed.", ("job",))
+REQUEST_SECONDS = Metric(
+    "spliteasy_worker_request_seconds", "histogram", "Serving one request, its reply included.", ("kind",)
+)
+QUEUE_SECONDS = Metric(
+    "spliteasy_worker_queue_seconds", "histogram", "A request's wait, from its last frame to being served."
+)
+COMPUTE_SECONDS = Metric(
+    "spliteasy_worker_compute_seconds", "histogram", "One call of the torch thread, its queue included."
+)
+REPLY_SECONDS = Metric(
+    "spliteasy_worker_reply_seconds", "histogram", "Sending a reply, to the broker's last confirm.", ("kind",)
+)
+STORE_SECONDS = Metric("spliteasy_worker_store_seconds", "histogram", "One call of the store.", ("call",))
+STORE_CALLS = Metric(
+    "spliteasy_worker_store_calls_total",
+    "counter",
+    "Calls of the store by outcome: Done, a refusal (StaleOwner, StepBehind, …) or an error.",
+    ("call", "outcome"),
+)
+REFUSED_COMMITS = Metric(
+    "spliteasy_worker_refused_commits_total", "counter", "Commits that the store refused.", ("kind",)
+)
+# Going on after a fault
+TAKEOVERS = Metric(
+    "spliteasy_worker_takeovers_total",
+    "counter",
+    "Sessions loaded from the store: of another worker, after a restart, or parked before.",
+)
+REPLAYED = Metric("spliteasy_worker_replayed_steps_total", "counter", "Steps computed again from the log.")
+HAVES = Metric(
+    "spliteasy_worker_haves_total", "counter", "Times a device was told which frames are here already."
+)
+BUSY = Metric("spliteasy_worker_busy_total", "counter", "BUSY answers.", ("reason",))
+ERRORS = Metric("spliteasy_worker_errors_total", "counter", "ERROR answers.", ("code",))
+# The wire
+BYTES = Metric(
+    "spliteasy_worker_bytes_total",
+    "counter",
+    "Bytes of whole requests received, and of replies' frames sent.",
+    ("direction", "codec"),
+)
+DEAD_LETTERS = Metric(
+    "spliteasy_worker_dead_letters_total", "counter", "Deliveries moved to the dead queue.", ("reason",)
+)
+# What is held, and its limits
+SESSIONS = Metric("spliteasy_worker_sessions", "gauge", "Sessions in memory.")
+SESSION_BYTES = Metric(
+    "spliteasy_worker_session_bytes", "gauge", "Torch memory of sessions: weights, buffers and optimizers."
+)
+SESSION_LIMIT = Metric(
+    "spliteasy_worker_session_limit_bytes", "gauge", "Beyond this the least recently used are parked."
+)
+JOBS = Metric("spliteasy_worker_jobs", "gauge", "Job programs in memory.")
+JOB_LIMIT = Metric("spliteasy_worker_job_limit", "gauge", "Job programs kept at most.")
+WAITING = Metric("spliteasy_worker_waiting_requests", "gauge", "Whole requests that wait for their turn.")
+LOG_BYTES = Metric(
+    "spliteasy_worker_log_bytes", "gauge", "Bytes in the logs of the sessions in memory, in the store."
+)
+LOG_FILL = Metric(
+    "spliteasy_worker_log_fill_ratio", "gauge", "The fullest log of a session in memory, of its limit."
+)
+SNAPSHOTS = Metric(
+    "spliteasy_worker_snapshots", "gauge", "Snapshots that the store keeps of the sessions in memory."
+)
+UPLOADS = Metric("spliteasy_worker_uploads", "gauge", "Unfinished uploads.")
+UPLOAD_BYTES = Metric("spliteasy_worker_upload_bytes", "gauge", "Bytes reserved for unfinished uploads.")
+UPLOAD_LIMIT = Metric(
+    "spliteasy_worker_upload_limit_bytes", "gauge", "Beyond this new uploads are answered BUSY."
+)
+DEAD_WAITING = Metric(
+    "spliteasy_worker_dead_queue_messages", "gauge", "Messages that lie in the broker's dead queue."
+)
+
+ALL = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+
+PROBE_S = 2.0
+"""How long broker and store may take to answer a probe."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """What a worker holds at a moment; the `limit`s are its settings."""
+
+    sessions: int
+    session_bytes: int
+    jobs: int
+    job_limit: int
+    waiting: int
+    log_bytes: int
+    log_fill: float
+    snapshots: int
+    uploads: int
+    upload_bytes: int
+
+
+async def measure(worker: Worker, meter: Meter) -> None:
+    """Set the gauges."""
+    held = worker.holdings()
+    for metric, value in (
+        (SESSIONS, held.sessions),
+        (SESSION_BYTES, held.session_bytes),
+        (SESSION_LIMIT, worker.config.memory_bytes),
+        (JOBS, held.jobs),
+        (JOB_LIMIT, held.job_limit),
+        (WAITING, held.waiting),
+        (LOG_BYTES, held.log_bytes),
+        (LOG_FILL, held.log_fill),
+        (SNAPSHOTS, held.snapshots),
+        (UPLOADS, held.uploads),
+        (UPLOAD_BYTES, held.upload_bytes),
+        (UPLOAD_LIMIT, worker.config.uploads.total_bytes),
+    ):
+        meter.set(metric, value)
+    try:
+        async with asyncio.timeout(PROBE_S):
+            depth = await worker.depth(DEAD)
+    except (LinkError, TimeoutError):
+        return  # the broker is away: the last figure stands, and /readyz tells
+    meter.set(DEAD_WAITING, depth.messages if depth is not None else 0)
+
+
+async def why_not_ready(worker: Worker) -> str | None:
+    """None when the worker is subscribed at the broker and the store answers."""
+    if not worker.connected.is_set():
+        return "not connected to the broker"
+    try:
+        async with asyncio.timeout(PROBE_S):
+            await worker.store.workers()
+    except (SplitEasyError, TimeoutError):
+        return "the store does not answer"
+    return None
+
+
+def count_answer(meter: Meter, reply: m.Reply | m.Receipt) -> None:
+    """Count a session's answer where it is no success."""
+    if isinstance(reply, m.Error):
+        meter.add(ERRORS, 1, reply.code)
+    elif isinstance(reply, m.Busy):
+        meter.add(BUSY, 1, "not durable yet")
+
+
+def count_receipt(meter: Meter, receipt: m.Receipt) -> None:
+    """Count what was said about a request's bytes."""
+    if isinstance(receipt, m.Busy):
+        meter.add(BUSY, 1, "uploads")
+    elif isinstance(receipt, m.Have):
+        meter.add(HAVES)
+
+
+class MeteredCompute:
+    """Times every call of a `Compute`."""
+
+    def __init__(self, compute: Compute, meter: Meter, clock: Callable[[], float]) -> None:
+        self._compute = compute
+        self._meter = meter
+        self._clock = clock
+
+    async def __call__(self, run: Callable[[], T]) -> T:
+        began = self._clock()
+        try:
+            return await self._compute(run)
+        finally:
+            self._meter.observe(COMPUTE_SECONDS, self._clock() - began)
+
+
+def metered_store(store: Store, meter: Meter, clock: Callable[[], float]) -> Store:
+    """The same store; the time and the outcome of every call go to the meter."""
+    return cast(Store, _MeteredStore(store, meter, clock))
+
+
+class _MeteredStore:
+    def __init__(self, store: Store, meter: Meter, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._meter = meter
+        self._clock = clock
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._store, name)
+        if not inspect.iscoroutinefunction(value):
+            return value
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            began, outcome = self._clock(), "cancelled"
+            try:
+                result = await value(*args, **kwargs)
+                outcome = type(result).__name__ if type(result).__name__ in _OUTCOMES else "Done"
+                return result
+            except Exception as error:
+                outcome = type(error).__name__
+                raise
+            finally:
+                self._meter.observe(STORE_SECONDS, self._clock() - began, name)
+                self._meter.add(STORE_CALLS, 1, name, outcome)
+                if name == "commit" and outcome in _OUTCOMES:
+                    self._meter.add(REFUSED_COMMITS, 1, outcome)
+
+        return call
+
+
+_OUTCOMES = frozenset(
+    {"StaleAttempt", "StaleOwner", "StepBehind", "OtherJob", "NoCommonStep", "UnknownSession"}
+)
