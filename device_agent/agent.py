@@ -23,6 +23,7 @@ from broker.topology import SHARDS, shard_of
 from device_agent import events as e
 from device_agent.data import Batches, DeviceData, EvaluationBatches, load_dataset
 from device_agent.link import Connect, Link
+from device_agent.metrics import SessionWatch
 from device_agent.observe import Evaluated, Observe, StateChanged, StepTaken
 from device_agent.session import DeviceSession, Plan
 from device_agent.state import StateFolder
@@ -30,6 +31,7 @@ from device_agent.trainer import DeviceTrainer
 from spliteasy.compute import Compute
 from spliteasy.errors import JobError, RemoteError, StateError
 from spliteasy.job import Job
+from spliteasy.metering import SILENT, Meter
 
 log = structlog.get_logger(__name__)
 GET_JOB_TIMEOUT_S = 10.0
@@ -77,20 +79,24 @@ class Agent:
         observe: Observe = lambda _: None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        meter: Meter = SILENT,
     ) -> None:
         self.config = config
+        self.meter = meter
+        self.session: DeviceSession | None = None
         self.trainer: DeviceTrainer | None = None
         self._compute = compute
         self._observe = observe
         self._clock = clock
         self._events: asyncio.Queue[e.Event] = asyncio.Queue()
-        self._link = Link(
+        self.link = Link(
             connect,
             config.device,
             emit=self._events.put_nowait,
             patience_s=config.patience_s,
             rng=rng,
             clock=clock,
+            meter=meter,
         )
         self._timers: dict[e.Timer, asyncio.TimerHandle] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -106,7 +112,7 @@ class Agent:
         Raises UserError, LinkError, RemoteError. Cancelling leaves the last checkpoint.
         """
         state = await self._compute(lambda: StateFolder(self.config.state))
-        link = asyncio.create_task(self._link.run())
+        link = asyncio.create_task(self.link.run())
         watcher = asyncio.create_task(self._watch(stop))
         body = asyncio.create_task(self._train(state))
         try:
@@ -130,11 +136,11 @@ class Agent:
 
     async def _train(self, state: StateFolder) -> AgentResult:
         job = await self._get_job(state)
-        self._link.shard = shard_of(self._session_name, SHARDS)
-        self._link.chunk_bytes = self.config.chunk_bytes or min(job.spec.link.chunk_bytes, CHUNK_BYTES)
+        self.link.shard = shard_of(self._session_name, SHARDS)
+        self.link.chunk_bytes = self.config.chunk_bytes or min(job.spec.link.chunk_bytes, CHUNK_BYTES)
         plan = await self._compute(lambda: self._prepare(job, state))
-        session = DeviceSession(plan, held=tuple(state.held()))
-        if self._link.is_up:
+        session = self.session = DeviceSession(plan, held=tuple(state.held()))
+        if self.link.is_up:
             session.handle(e.LinkUp())
         return await self._loop(session, state)
 
@@ -200,17 +206,17 @@ class Agent:
                     event = await self._events.get()
             except TimeoutError:
                 self._tell("no answer yet: is a worker running?")
-                self._link.send(request)
+                self.link.send(request)
                 continue
             match event:
                 case e.LinkUp():
                     up = True
-                    self._link.send(request)
+                    self.link.send(request)
                 case e.LinkDown():
                     up = False
                 case e.NotSent():
                     self._tell("waiting for a worker to serve this broker")
-                    asyncio.get_running_loop().call_later(1.0, self._link.send, request)
+                    asyncio.get_running_loop().call_later(1.0, self.link.send, request)
                 case e.StopAsked():
                     raise StateError("stopped before the job was fetched; nothing was begun")
                 case e.Received(message=m.Job() as reply) if reply.answers == request.request:
@@ -218,12 +224,14 @@ class Agent:
                 case e.Received(message=m.Error() as error) if error.answers == request.request:
                     if not error.retriable:
                         raise RemoteError(error.message, code=error.code, hint=error.hint)
-                    asyncio.get_running_loop().call_later(1.0, self._link.send, request)
+                    asyncio.get_running_loop().call_later(1.0, self.link.send, request)
 
     # the loop
 
     async def _loop(self, session: DeviceSession, state: StateFolder) -> AgentResult:
+        watch = SessionWatch(session, self.meter, self._clock)
         actions = session.start()
+        watch(None, actions)
         while True:
             for action in actions:
                 match action:
@@ -243,11 +251,12 @@ class Agent:
             if self._failed is not None:
                 raise self._failed
             actions = session.handle(event)
+            watch(event, actions)
 
     def _perform(self, action: e.Action, state: StateFolder) -> None:
         match action:
             case e.Send(message=message, skip=skip):
-                self._link.send(message, skip)
+                self.link.send(message, skip)
             case e.Arm(timer=timer, delay_s=delay_s):
                 self._disarm(timer)
                 self._timers[timer] = asyncio.get_running_loop().call_later(
@@ -324,7 +333,7 @@ class Agent:
                 self._tell(f"step {trainer.step} skipped: a gradient was not finite")
             case e.Apply():
                 step = trainer.step
-                self._log.debug("step taken", step=step, bytes_up=self._link.bytes_up)
+                self._log.debug("step taken", step=step, bytes_up=self.link.bytes_up)
                 self._observe(
                     StepTaken(
                         device=device,
@@ -334,8 +343,8 @@ class Agent:
                         loss=trainer.loss,
                         samples=trainer.samples,
                         seconds=self._clock() - self._step_began,
-                        bytes_up=self._link.bytes_up,
-                        bytes_down=self._link.bytes_down,
+                        bytes_up=self.link.bytes_up,
+                        bytes_down=self.link.bytes_down,
                     )
                 )
             case e.EvalTail(index=index) if trainer.tests is not None and index + 1 == len(trainer.tests):

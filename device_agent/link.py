@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
@@ -18,11 +19,14 @@ from broker import decode
 from broker import messages as m
 from broker.backoff import full_jitter
 from broker.chunks import CHUNK_BYTES, Assembled, Assembler, AssemblerLimits, to_ranges
+from broker.labels import codec_label
 from broker.sending import send_message
 from broker.topology import REPLY_TO, reply_queue, uplink_key
 from broker.transport import Transport
 from device_agent import events as e
+from device_agent import metrics
 from spliteasy.errors import LinkError, LinkRefused, Unroutable, WireError
+from spliteasy.metering import SILENT, Meter
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +49,7 @@ class Link:
         patience_s: float = 10.0,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        meter: Meter = SILENT,
     ) -> None:
         self.shard: int | None = None
         """Where the session's requests go; None: to the front queue."""
@@ -58,8 +63,14 @@ class Link:
         self._patience_s = patience_s
         self._rng = rng
         self._clock = clock
+        self._meter = meter
         self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int]]] = asyncio.Queue()
         self._assembler = Assembler(AssemblerLimits(total_bytes=4 << 30), clock)
+
+    @property
+    def download_bytes(self) -> int:
+        """Reserved for replies that have not arrived whole."""
+        return self._assembler.bytes_held
 
     async def run(self) -> None:
         """Keep a connection until cancelled.
@@ -107,6 +118,7 @@ class Link:
             tasks.create_task(self._write(transport, queue.name))
             tasks.create_task(_raise_when_lost(transport))
             self.is_up = True
+            self._meter.add(metrics.CONNECTIONS)
             self._emit(e.LinkUp())
 
     async def _read(self, transport: Transport, queue: str) -> None:
@@ -116,20 +128,20 @@ class Link:
             try:
                 outcome = self._assembler.add(WORKERS, delivery.body)
                 if isinstance(outcome, Assembled):
-                    self._emit(e.Received(decode(outcome.body)))
+                    reply = decode(outcome.body)
+                    self._meter.add(metrics.BYTES, outcome.body.nbytes, "received", codec_label(reply))
+                    self._emit(e.Received(reply))
             except WireError as error:
                 log.warning("unreadable reply", device=self._device, error=error.message)
             await subscription.ack(delivery)
         raise LinkError("the reply queue was closed")
 
     async def _write(self, transport: Transport, queue: str) -> None:
-        def count(frame_bytes: int) -> None:
-            self.bytes_up += frame_bytes
-
         while True:
             request, skip = await self._outbox.get()
             if isinstance(request, m.Ask):
                 request = self._with_partial_replies(request)
+            count = partial(self._count_sent, codec_label(request))
             key = uplink_key(self._device, None if isinstance(request, m.GetJob) else self.shard)
             try:
                 await send_message(
@@ -146,6 +158,10 @@ class Link:
                 self._emit(e.NotSent(request.request))
             else:
                 self._emit(e.Sent(request.request))
+
+    def _count_sent(self, codec: str, frame_bytes: int) -> None:
+        self.bytes_up += frame_bytes
+        self._meter.add(metrics.BYTES, frame_bytes, "sent", codec)
 
     def _with_partial_replies(self, ask: m.Ask) -> m.Ask:
         """Say which frames of replies have come already, over connections that were lost since."""

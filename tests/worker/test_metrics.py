@@ -11,37 +11,13 @@ from broker import messages as m
 from broker.labels import codec_label
 from server_worker import metrics
 from server_worker.store import Attempt, Owner, SqliteStore
+from spliteasy.compute import TorchThread
 from spliteasy.errors import StoreError
-from spliteasy.metering import Metric
 from spliteasy.prometheus import PrometheusMeter
+from tests.recorded import Recorded
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION, Server
 from tests.worker.test_refusals import forward as a_forward
-
-
-class Recorded:
-    """A meter that keeps sums by metric and labels."""
-
-    def __init__(self) -> None:
-        self.values: dict[tuple[str, ...], float] = {}
-
-    def add(self, metric: Metric, amount: float = 1.0, /, *labels: str) -> None:
-        assert metric in metrics.ALL
-        assert len(labels) == len(metric.labels)
-        key = (metric.name, *labels)
-        self.values[key] = self.values.get(key, 0.0) + amount
-
-    def set(self, metric: Metric, value: float, /, *labels: str) -> None:
-        assert metric in metrics.ALL
-        assert len(labels) == len(metric.labels)
-        self.values[metric.name, *labels] = value
-
-    def observe(self, metric: Metric, value: float, /, *labels: str) -> None:
-        assert value >= 0
-        self.add(metric, 1, *labels)
-
-    def get(self, metric: Metric, *labels: str) -> float:
-        return self.values.get((metric.name, *labels), 0.0)
 
 
 async def one_step(server: Server) -> tuple[m.Forward, m.Backward]:
@@ -176,3 +152,16 @@ def test_every_metric_is_exported_from_the_start_under_its_name() -> None:
         assert f"# TYPE {metric.name} {metric.kind}\n" in text
     assert "process_resident_memory_bytes" in text
     assert len({metric.name for metric in metrics.ALL}) == len(metrics.ALL)
+
+
+async def test_the_torch_thread_is_timed_whether_it_succeeds_or_not() -> None:
+    meter, thread = Recorded(), TorchThread()
+    moments = iter((10.0, 12.5, 20.0, 21.0))
+    metered = metrics.MeteredCompute(thread, meter, lambda: next(moments))
+    try:
+        assert await metered(lambda: 7) == 7
+        with pytest.raises(ZeroDivisionError):
+            await metered(lambda: 1 // 0)
+    finally:
+        thread.close()
+    assert meter.get(metrics.COMPUTE_SECONDS) == 2
