@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Mapping
-from itertools import islice
 
 from broker.chunks import CHUNK_BYTES, to_frames
 from broker.envelope import encode_parts
@@ -22,6 +21,7 @@ async def send_message(
     *,
     message_id: str,
     to_queue: bool = False,
+    persistent: bool = True,
     headers: Mapping[str, str] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     window: int = WINDOW,
@@ -31,19 +31,20 @@ async def send_message(
     """Publish all frames but those in `skip`; returns once every one is confirmed. `sent` gets each
     frame's bytes then.
 
-    Raises LinkError where one is not confirmed: some may have arrived. Cancelling leaves some unsent.
+    Raises a group of LinkErrors where one is not confirmed: some may have arrived. Cancelling leaves some
+    unsent.
     """
     frames = to_frames(encode_parts(message), message_id=message_id, chunk_bytes=chunk_bytes, skip=skip)
 
+    room = asyncio.Semaphore(window)
+
     async def publish(frame: bytes) -> None:
-        await transport.publish(routing_key, frame, to_queue=to_queue, headers=headers)
+        await transport.publish(routing_key, frame, to_queue=to_queue, persistent=persistent, headers=headers)
+        room.release()
         if sent is not None:
             sent(len(frame))
 
-    while group := list(islice(frames, window)):
-        if len(group) == 1:
-            await publish(group[0])
-            continue
-        async with asyncio.TaskGroup() as tasks:
-            for frame in group:
-                tasks.create_task(publish(frame))
+    async with asyncio.TaskGroup() as tasks:
+        for frame in frames:
+            await room.acquire()
+            tasks.create_task(publish(frame))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from server_worker.store import Store
 
 Result = Any
 """An action's result; its type is the action's own, which a generator can't express."""
+
+Handle = Awaitable[Any]
+"""A store call under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +31,20 @@ class StoreCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Both:
-    """Run a computation and a store call side by side; the result is the computation's.
+class Begin:
+    """Begin a store call beside what follows; the result is a handle for `Finish`.
 
-    Waits for both even when one fails; the store's failure comes first.
+    It goes on to its end even if nobody finishes it.
     """
 
-    compute: Compute
-    store: StoreCall
+    call: Callable[[Store], Coroutine[Any, Any, Result]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Wait for a call that was begun; the result is the outcome."""
+
+    handle: Handle
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,6 @@ class Loaded:
     replayed: int
 
 
-Action = Compute | StoreCall | Both | LoadJob | Send | Background | Committed | Loaded
+Action = Compute | StoreCall | Begin | Finish | LoadJob | Send | Background | Committed | Loaded
 Steps = Generator[Action, Result, None]
 """A handler without a result; `Generator[Action, Result, T]` is one with."""

@@ -16,9 +16,10 @@ from server_worker import metrics
 from server_worker.actions import (
     Action,
     Background,
-    Both,
+    Begin,
     Committed,
     Compute,
+    Finish,
     Loaded,
     LoadJob,
     Send,
@@ -31,8 +32,8 @@ from server_worker.session import WorkerSession
 from server_worker.store import Store
 from spliteasy import compute
 from spliteasy.errors import SplitEasyError
-
 from spliteasy.metering import Meter
+
 log = structlog.get_logger(__name__)
 
 MAX_WAITING = 8
@@ -52,9 +53,9 @@ class Incoming:
     request: m.AnyRequest
     raw: bytes | memoryview
     reply_to: str
-    finish: Callable[[str | None], Awaitable[None]]
     arrived_s: float
     """When its last frame came, by the worker's clock."""
+    finish: Callable[[str | None], Awaitable[None]]
     """Called once it was served: acknowledges it or, with a reason, moves it to the dead queue."""
 
 
@@ -64,9 +65,9 @@ class Host(Protocol):
     store: Store
     compute: compute.Compute
     jobs: JobCache
-
     meter: Meter
     clock: Callable[[], float]
+
     async def send(
         self, reply_to: str, reply: m.Message, partial: Mapping[str, frozenset[int]] = ...
     ) -> None:
@@ -97,11 +98,11 @@ class SessionActor:
         self._gate = asyncio.Lock()
 
     @property
-    @property
     def waiting(self) -> int:
         """Requests that wait for their turn."""
         return len(self._mailbox)
 
+    @property
     def idle(self) -> bool:
         return self._idle.is_set()
 
@@ -124,8 +125,8 @@ class SessionActor:
             await incoming.finish(None)
         elif len(self._mailbox) >= MAX_WAITING:
             busy = m.Busy(answers=request.request, retry_after_s=BUSY_RETRY_S)
-            await self._host.send(self._reply_to, busy)
             self._host.meter.add(metrics.BUSY, 1, "mailbox")
+            await self._host.send(self._reply_to, busy)
             await incoming.finish(None)
         else:
             self._mailbox.append(incoming)
@@ -162,13 +163,13 @@ class SessionActor:
                 self._current = incoming.request
                 self._poison = None
                 async with self._gate:
-                    await self._serve(incoming)
                     began = self._host.clock()
                     self._host.meter.observe(metrics.QUEUE_SECONDS, began - incoming.arrived_s)
-                self._current = None
+                    await self._serve(incoming)
                     self._host.meter.observe(
                         metrics.REQUEST_SECONDS, self._host.clock() - began, incoming.request.kind
                     )
+                self._current = None
                 await incoming.finish(self._poison)
         finally:
             self._current = None
@@ -214,29 +215,25 @@ class SessionActor:
                 return await host.compute(run)
             case StoreCall(call):
                 return await _to_its_end(call(host.store))
-            case Both(Compute(run), StoreCall(call)):
-                outcomes: tuple[Any, Any] = await asyncio.gather(
-                    call(host.store), host.compute(run), return_exceptions=True
-                )
-                for outcome in outcomes:
-                    if isinstance(outcome, BaseException):
-                        raise outcome
-                return outcomes[1]
-                metrics.count_answer(host.meter, reply)
+            case Begin(call):
+                return _begun(call(host.store))
+            case Finish(handle):
+                return await asyncio.shield(handle)
             case LoadJob(name, digest):
                 return await host.jobs.get(name, digest)
             case Send(reply):
+                metrics.count_answer(host.meter, reply)
                 if isinstance(reply, m.Error) and reply.code in POISONOUS:
                     self._poison = f"{reply.code}: {reply.message}"
                 return await host.send(self._reply_to, reply, self._partial)
             case Background(call, done):
                 return host.background(self._in_background(call, done))
             case Committed(session, step):
-                host.meter.add(metrics.TAKEOVERS)
-                host.meter.add(metrics.REPLAYED, replayed)
                 return host.committed(session, step)
             case Loaded(session, step, replayed):
                 log.info("session loaded", session=session, step=step, replayed=replayed)
+                host.meter.add(metrics.TAKEOVERS)
+                host.meter.add(metrics.REPLAYED, replayed)
                 return None
 
     async def _in_background(self, call: Any, done: Callable[[Any], None]) -> None:
@@ -249,8 +246,13 @@ class SessionActor:
             done(outcome)
 
 
-async def _to_its_end(call: Coroutine[Any, Any, Any]) -> Any:
-    """Await a store call that goes on when the caller is cancelled: a commit must not stop halfway."""
+def _begun(call: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
+    """The call as a task that nobody need wait for."""
     task = asyncio.ensure_future(call)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return await asyncio.shield(task)
+    return task
+
+
+async def _to_its_end(call: Coroutine[Any, Any, Any]) -> Any:
+    """Await a store call that goes on when the caller is cancelled: a commit must not stop halfway."""
+    return await asyncio.shield(_begun(call))

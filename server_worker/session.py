@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -24,9 +25,11 @@ from broker import messages as m
 from server_worker.actions import (
     Action,
     Background,
-    Both,
+    Begin,
     Committed,
     Compute,
+    Finish,
+    Handle,
     Loaded,
     LoadJob,
     Result,
@@ -95,11 +98,11 @@ class WorkerSession:
         self.owner: Owner | None = None
         self.attempt: Attempt | None = None
         self.memory: SessionMemory | None = None
+        self.snapshots_kept = 0
+        """Snapshots of it in the store, when it was last loaded or committed."""
         self._identity = identity
         self._durability = durability
         self._clock = clock
-        self.snapshots_kept = 0
-        """Snapshots of it in the store, when it was last loaded or committed."""
         self._gradient: m.Gradient | None = None
         self._oldest_checkpoint = 0
         self._log_bytes = 0
@@ -107,17 +110,14 @@ class WorkerSession:
         self._snapshot_step = 0
         self._snapshot_at = clock()
         self._snapshot_running = False
+        self._writes: list[Handle] = []
+        """Of the open step's requests to the log; the commit waits for them."""
 
     # what the shell asks
 
     def memory_bytes(self) -> int:
         """Bytes that this session holds in memory."""
         return self.memory.state_bytes if self.memory is not None else 0
-
-    def drop(self) -> None:
-        """Throw the memory away; the store has everything."""
-        self._move(State.COLD)
-        self.memory, self.owner, self.attempt, self._gradient = None, None, None, None
 
     @property
     def log_bytes(self) -> int:
@@ -128,6 +128,11 @@ class WorkerSession:
     def log_fill(self) -> float:
         """How much of the log's limit is used."""
         return self._log_bytes / self._log_limit if self._log_limit else 0.0
+
+    def drop(self) -> None:
+        """Throw the memory away; the store has everything."""
+        self._move(State.COLD)
+        self.memory, self.owner, self.attempt, self._gradient = None, None, None, None
 
     def handle(self, request: m.AnyRequest, raw: Blob) -> Steps:
         """Serve one request; `raw` is the request as received, for the log. Never raises for a bad one."""
@@ -164,6 +169,7 @@ class WorkerSession:
         if self.memory is not None and self.memory.step > self._snapshot_step:
             yield from self._snapshot_now()
         self.drop()
+        yield from self._let_go_of_writes()
 
     # requests
 
@@ -252,7 +258,9 @@ class WorkerSession:
             return
         self._move(State.FORWARDED)
         self._oldest_checkpoint = request.oldest_checkpoint
-        yield self._both(lambda: memory.forward(request), request.step, 0, raw)
+        yield from self._let_go_of_writes()
+        yield from self._write(request.step, 0, raw)
+        yield Compute(lambda: memory.forward(request))
         if request.targets:
             result = yield Compute(memory.backward_from_loss)
             yield from self._commit(request, memory, result, requests=1)
@@ -268,7 +276,8 @@ class WorkerSession:
         elif memory.request != request.forward:
             yield Send(self._missing(request, "FORWARD"))
         else:
-            result = yield self._both(lambda: memory.backward(request), request.step, 1, raw)
+            yield from self._write(request.step, 1, raw)
+            result = yield Compute(lambda: memory.backward(request))
             yield from self._commit(request, memory, result, requests=2)
 
     def _ask(self, request: m.Ask) -> Steps:
@@ -401,6 +410,7 @@ class WorkerSession:
                 self._gradient = self._gradient_reply(step, answered, result)
         self.memory = memory
         self._snapshot_step, self._snapshot_at = base, self._clock()
+        self.snapshots_kept = len(meta.snapshots)
         self._move(State.READY)
         yield Loaded(self.name, meta.committed, meta.committed - base)
 
@@ -410,8 +420,9 @@ class WorkerSession:
         self, request: m.Forward | m.Backward, memory: SessionMemory, result: StepResult, *, requests: int
     ) -> Steps:
         """Commit the step that memory has taken, reply. Anything but Done throws the memory away."""
-        self.snapshots_kept = len(meta.snapshots)
         attempt, owner = self._ownership()
+        for write in self._writes:
+            yield Finish(write)
         outcome = yield StoreCall(
             lambda s: s.commit(
                 self.name,
@@ -471,17 +482,20 @@ class WorkerSession:
 
     # small parts
 
-    def _both(self, run: Callable[[], Result], step: int, index: int, raw: Blob) -> Both:
-        """Compute while the request's bytes go to the log."""
+    def _write(self, step: int, index: int, raw: Blob) -> Steps:
+        """Begin to write a request's bytes to the log, while it is computed and answered."""
         attempt, owner = self._ownership()
-        return Both(
-            Compute(run),
-            StoreCall(
-                lambda s: s.put_request(
-                    self.name, attempt=attempt, owner=owner, step=step, index=index, body=raw
-                )
-            ),
+        write = yield Begin(
+            lambda s: s.put_request(self.name, attempt=attempt, owner=owner, step=step, index=index, body=raw)
         )
+        self._writes.append(write)
+
+    def _let_go_of_writes(self) -> Steps:
+        """Wait for writes of a step that was given up: none may come in between those of the next try."""
+        writes, self._writes = self._writes, []
+        for write in writes:
+            with suppress(StoreError):
+                yield Finish(write)
 
     def _ownership(self) -> tuple[Attempt, Owner]:
         assert self.attempt is not None

@@ -136,21 +136,21 @@ class Worker:
                 message_id=message_id,
                 skip=partial.get(message_id, ()),
                 to_queue=True,
+                persistent=False,  # a broker that restarts may lose it: it is asked for again
                 chunk_bytes=self.config.chunk_bytes,
-            )
                 sent=lambda frame_bytes: self.meter.add(metrics.BYTES, frame_bytes, "sent", codec),
-        except* LinkError as errors:
+            )
             self.meter.observe(metrics.REPLY_SECONDS, self.clock() - began, getattr(reply, "kind", ""))
+        except* LinkError as errors:
             self._log.info(
                 "reply not delivered", kind=getattr(reply, "kind", ""), error=str(errors.exceptions[0])
             )
 
     def committed(self, session: str, step: int) -> None:
         self.steps += 1
-        self._durability.committed(session, step)
         self.meter.add(metrics.STEPS, 1, session.partition(".")[0])
+        self._durability.committed(session, step)
 
-    def background(self, work: Awaitable[Any]) -> None:
     def holdings(self) -> metrics.Holdings:
         """What is held now, for the gauges."""
         sessions = [actor.session for actor in self._actors.values() if actor.session.memory is not None]
@@ -173,6 +173,7 @@ class Worker:
             raise LinkError("not connected")
         return await self._transport.depth(queue)
 
+    def background(self, work: Awaitable[Any]) -> None:
         """Run beside everything else; ended with the worker."""
         task = asyncio.ensure_future(work)
         self._tasks[task] = None
@@ -217,24 +218,24 @@ class Worker:
             taken = self._intake.take(delivery)
         except WireError as error:
             self._log.warning("refused", key=delivery.routing_key, reason=error.message)
-            await subscription.dead_letter(delivery, error.message)
             self.meter.add(metrics.DEAD_LETTERS, 1, "refused")
+            await subscription.dead_letter(delivery, error.message)
             return
-
         if isinstance(taken, Accepted):
             self.meter.add(metrics.BYTES, taken.raw.nbytes, "received", codec_label(taken.request))
+
         async def finish(poison: str | None = None) -> None:
             with suppress(LinkError):
                 if poison is None:
                     await subscription.ack(delivery)
                 else:
-                    await subscription.dead_letter(delivery, poison)
                     self.meter.add(metrics.DEAD_LETTERS, 1, "poison")
+                    await subscription.dead_letter(delivery, poison)
 
         receipt = self._receipt(taken)
         if receipt is not None:
-            await self.send(taken.reply_to, receipt)
             metrics.count_receipt(self.meter, receipt)
+            await self.send(taken.reply_to, receipt)
             await finish()
         elif not isinstance(taken, Accepted):
             await finish()
