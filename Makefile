@@ -10,6 +10,9 @@ TORCH_INDEX ?=
 WORKERS ?= 2
 DEVICES ?= 4
 PYTEST_ARGS ?=
+SEEDS ?= 10000
+SEED ?=
+MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +23,8 @@ CODE := spliteasy broker device_agent server_worker deploy tests examples benchm
 # and the number of threads is part of what makes a run bit-identical.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup deps demo test test-long lint format up down status logs scale clean distclean
+.PHONY: help setup deps demo test test-long simulate chaos lint format up down status \
+  logs scale clean distclean
 
 help: ## This list
 	@echo "SplitEasy: train models on data that stays on the devices."
@@ -87,3 +91,9 @@ test: setup deps lint ## Lint and all tests, against real RabbitMQ and Redis
 
 test-long: setup deps ## The long sweeps (many seeds, many mutations)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+simulate: setup ## Trainings under seeded faults, virtual time: SEEDS=10000, or SEED=N to replay one
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+chaos: setup deps ## Real processes killed, paused, cut off: MINUTES=10 [SEED=1]; then the equality
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

@@ -23,6 +23,8 @@ TARGETS = (
     "lint",
     "test",
     "test-long",
+    "simulate",
+    "chaos",
 )
 
 

@@ -22,11 +22,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.chaos.device_faults import DEVICE_FAULTS
 from tests.chaos.record import Record, table
-from tests.chaos.run import Plan, Report, play
+from tests.chaos.run import GAP_S, Plan, Report, play
 from tests.chaos.server_faults import SERVER_FAULTS
 from tests.chaos.worker_faults import WORKER_FAULTS
 
 INTERRUPTED = 130
+ONCE_GAP_S = 1.0
 LINE_EVERY_S = 10.0
 REFRESH_S = 0.25
 ROOM_BYTES = 2 << 30
@@ -122,6 +123,7 @@ def _arguments() -> tuple[Plan, bool]:
         devices=given.devices,
         workers=given.workers,
         appendfsync=given.appendfsync,
+        gap_s=ONCE_GAP_S if given.once else GAP_S,
     )
     return plan, given.keep
 

@@ -43,7 +43,10 @@ class Device:
     slot: int
     stack: Stack
     link: LinkEmulator
-    slots: int
+    first: int
+    """Number of the first device id."""
+    every: int = 1
+    """From one device id to the next."""
     finished: list[Training] = field(default_factory=list)
     agent: Process | None = None
     training: Training | None = None
@@ -67,7 +70,7 @@ class Device:
     async def run(self, more: Callable[[], bool]) -> None:
         """Train one device id after the other while `more()`; ends with a whole training."""
         while more():
-            number = self.slot + 1 + self.slots * len(self.finished)
+            number = self.first + self.every * len(self.finished)
             self.training = Training(f"phone-{number}", single=number % 3 == 2)
             self.lost_checkpoints = False
             if not await self._train():

@@ -16,34 +16,32 @@ from tests.chaos.device import Training
 from tests.simulation.toy import State
 
 
-async def judge(
-    store: Store, trainings: Sequence[tuple[Training, Path]], epochs: int = toy.EPOCHS
-) -> dict[str, float]:
+async def judge(store: Store, trainings: Sequence[tuple[Training, Path]]) -> dict[str, float]:
     """The largest difference of each session: head, tail, body, buffers and optimizers; 0.0 is bit for bit.
 
     `trainings` come with their state folders.
     """
-    return {training.session: await _worst(store, training, folder, epochs) for training, folder in trainings}
+    return {training.session: await _worst(store, training, folder) for training, folder in trainings}
 
 
-async def _worst(store: Store, training: Training, folder: Path, epochs: int) -> float:
-    expected = toy.undisturbed(training.device, training.single, epochs)
+async def _worst(store: Store, training: Training, folder: Path) -> float:
+    expected = toy.undisturbed(training.device, training.single)
     with StateFolder(folder) as state:
         step = state.held()[-1]
         own = state.load_checkpoint(step)
-    body, committed = await restored_body(store, training, epochs)
+    body, committed = await restored_body(store, training)
     if committed != step:
         return float("inf")
     return max(_difference(expected.own, own), _difference(expected.body, body))
 
 
-async def restored_body(store: Store, training: Training, epochs: int = toy.EPOCHS) -> tuple[State, int]:
+async def restored_body(store: Store, training: Training) -> tuple[State, int]:
     """The body as a worker would load it now, and its step: the oldest snapshot and the log after it."""
     session = training.session
     meta = await store.session(session)
     assert meta is not None, f"the store has no session {session}"
     base = meta.snapshots[0]
-    memory = SessionMemory(toy.job(training.single, epochs), session)
+    memory = SessionMemory(toy.job(training.single), session)
     memory.restore(await store.read_snapshot(session, base), base)
     async for entry in store.read_log(session, after=base, upto=meta.committed):
         memory.replay(entry)

@@ -71,7 +71,7 @@ class Process:
     async def wait(self) -> int:
         """Its exit code, when it has ended and all it said was read."""
         code = await self._process.wait()
-        await self._reading
+        await asyncio.shield(self._reading)
         return code
 
     async def kill(self) -> None:

@@ -49,8 +49,12 @@ class Record:
         self.note(f"fault: {kind} {what}".rstrip())
 
     def active(self, slots: Iterable[int]) -> list[int]:
-        """Those of the devices that are stepping now."""
-        return [slot for slot in slots if _now() - self._last_step_at.get(slot, -ACTIVE_S) < ACTIVE_S]
+        """Those of the devices that are stepping now, or would be but for an earlier fault."""
+        return [
+            slot
+            for slot in slots
+            if slot in self._waiting or _now() - self._last_step_at.get(slot, -ACTIVE_S) < ACTIVE_S
+        ]
 
     def disturbed(self, kind: str, slots: Iterable[int]) -> None:
         """From now on the fault is no hindrance any more: measure until each device takes a step."""

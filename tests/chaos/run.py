@@ -25,6 +25,7 @@ BEGIN_S = 120.0
 FINISH_S = 300.0
 """How long a training may take to its end once nothing is wrong any more."""
 
+GAP_S = 6.0
 NEEDS_EVERYSEC = frozenset({"Redis lost its last second"})
 
 Fault = Callable[[random.Random], Awaitable[None]]
@@ -40,8 +41,8 @@ class Plan:
     devices: int = 2
     workers: int = 2
     appendfsync: AppendFsync = "everysec"
-    gap_s: float = 2.0
-    """Mean pause between two faults of a lane."""
+    gap_s: float = GAP_S
+    """Mean pause between two faults of a lane. There is a lane a device, and two more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,7 @@ async def play(plan: Plan, folder: Path, record: Record | None = None) -> Report
 async def _device(stack: Stack, slot: int, plan: Plan) -> Device:
     link = await stack.link(ports=2, seed=plan.seed + slot)
     link.set_profile(PROFILE)
-    return Device(slot=slot, stack=stack, link=link, slots=plan.devices, port=link.port)
+    return Device(slot=slot, first=slot + 1, every=plan.devices, stack=stack, link=link, port=link.port)
 
 
 async def _weather(plan: Plan, scene: Scene) -> None:

@@ -38,11 +38,11 @@ async def reply_queue_deleted(scene: Scene, rng: random.Random, kind: str) -> No
     stack, device = scene.stack, rng.choice(scene.devices)
     listed = await stack.thread(lambda: stack.rabbit.ctl("list_queues", "name"))
     prefix = f"spliteasy.reply.{device.device_id}."
+    active = stack.record.active([device.slot])
+    stack.record.strike(kind, device.device_id)
     for name in (line for line in listed.split() if line.startswith(prefix)):
-        active = stack.record.active([device.slot])
-        stack.record.strike(kind, device.device_id)
         await stack.thread(lambda name=name: stack.rabbit.ctl("delete_queue", name))  # type: ignore[misc]
-        stack.record.disturbed(kind, active)
+    stack.record.disturbed(kind, active)
 
 
 async def shard_queue_deleted(scene: Scene, rng: random.Random, kind: str) -> None:

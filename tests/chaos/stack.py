@@ -148,17 +148,20 @@ class Stack:
 
     async def start_worker(self, slot: WorkerSlot) -> None:
         """Start it and wait until it serves; as a supervisor would, again where it can't reach the others."""
-        async with asyncio.timeout(SERVES_S):
-            while True:
-                process = await self._spawn_worker(slot)
-                serving = asyncio.create_task(slot.serving.wait())
-                ended = asyncio.create_task(process.wait())
-                await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
-                serving.cancel()
-                ended.cancel()
-                if process.code is None:
-                    return
-                self.record.note(f"worker {slot.number} ended while starting: {list(process.last_lines)}")
+        deadline = asyncio.get_running_loop().time() + SERVES_S
+        while True:
+            process = await self._spawn_worker(slot)
+            serving = asyncio.create_task(slot.serving.wait())
+            ended = asyncio.create_task(process.wait())
+            left_s = deadline - asyncio.get_running_loop().time()
+            await asyncio.wait({serving, ended}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            serving.cancel()
+            ended.cancel()
+            if slot.serving.is_set() and process.code is None:
+                return
+            said = f"worker {slot.number} does not serve: {list(process.last_lines)}"
+            assert asyncio.get_running_loop().time() < deadline, said
+            self.record.note(said)
 
     async def _spawn_worker(self, slot: WorkerSlot) -> Process:
         def said(line: dict[str, object]) -> None:

@@ -20,7 +20,7 @@ BATCH, WIDTH = 8, 256
 SAMPLES = 76
 """9 whole batches and one of 4."""
 
-EPOCHS = 30
+EPOCHS = 15
 CHUNK_BYTES = 4096
 """A FORWARD or BACKWARD is three frames."""
 
@@ -54,14 +54,14 @@ def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple
 
 
 @cache
-def job(single: bool, epochs: int = EPOCHS) -> Job:
+def job(single: bool) -> Job:
     """With two cuts, or `single`: one cut and shared labels. 10 steps an epoch."""
     spec = JobSpec.model_validate(
         {
             "name": NAMES[single],
             "seed": 7,
             "batch_size": BATCH,
-            "epochs": epochs,
+            "epochs": EPOCHS,
             "share_labels": single,
             "share_body": True,
             "model": {
@@ -72,7 +72,7 @@ def job(single: bool, epochs: int = EPOCHS) -> Job:
             "loss": {"name": "cross_entropy"},
             "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
             "durability": {"checkpoint_every": 5, "snapshot_every_steps": 20, "checkpoint_history": 2},
-            "evaluation": {"every_epochs": 10},
+            "evaluation": {"every_epochs": 5},
             "link": {"chunk_bytes": CHUNK_BYTES},
         }
     )
@@ -91,12 +91,12 @@ class Undisturbed:
 
 
 @cache
-def undisturbed(device: str, single: bool, epochs: int = EPOCHS) -> Undisturbed:
+def undisturbed(device: str, single: bool) -> Undisturbed:
     sizes: list[int] = []
 
     def count(request: m.Request) -> None:
         frames = to_frames(encode_parts(request), message_id=request.request, chunk_bytes=CHUNK_BYTES)
         sizes.extend(len(frame) for frame in frames)
 
-    own, body, _ = train_alone(job(single, epochs), DATA, device, sent=count)
+    own, body, _ = train_alone(job(single), DATA, device, sent=count)
     return Undisturbed(own, body, sum(sizes))
