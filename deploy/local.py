@@ -31,6 +31,7 @@ from deploy.services import (
     NativeServices,
     Services,
     docker_answers,
+    free_port,
     native_missing,
 )
 from spliteasy.errors import SplitEasyError, UserError
@@ -40,7 +41,7 @@ FOLDER = Path(".local")
 STACK = FOLDER / "stack.json"
 AMQP_PORT = (PORT_VARIABLES[RABBITMQ], 5672)
 REDIS_PORT = (PORT_VARIABLES[REDIS], 6379)
-NOWHERE = Access(amqp_port=1, redis_port=1, password="-")  # noqa: S106
+NOWHERE = Access(amqp_port=1, redis_port=1, management_port=1, password="-")  # noqa: S106
 """For stopping and deleting, which need to know neither ports nor password."""
 
 WORKERS_SERVE_S = 90.0
@@ -76,9 +77,11 @@ class Stack:
                 {
                     "broker": self.access.broker,
                     "store": self.access.store,
+                    "management": self.access.management,
                     "kind": self.kind,
                     "amqp_port": self.access.amqp_port,
                     "redis_port": self.access.redis_port,
+                    "management_port": self.access.management_port,
                 },
                 indent=2,
             ),
@@ -91,7 +94,8 @@ def running_stack() -> Stack | None:
         stored = json.loads(STACK.read_text())
     except FileNotFoundError:
         return None
-    access = Access(amqp_port=stored["amqp_port"], redis_port=stored["redis_port"], password=password())
+    ports = {name: stored[name] for name in ("amqp_port", "redis_port", "management_port")}
+    access = Access(**ports, password=password())
     return Stack(stored["kind"], access)
 
 
@@ -103,7 +107,12 @@ def wanted_stack() -> Stack:
             f"{' and '.join(missing)} not installed, and no Docker daemon answers",
             hint="make deps installs them through apt",
         )
-    access = Access(amqp_port=port(*AMQP_PORT), redis_port=port(*REDIS_PORT), password=password())
+    access = Access(
+        amqp_port=port(*AMQP_PORT),
+        redis_port=port(*REDIS_PORT),
+        management_port=free_port(),
+        password=password(),
+    )
     return Stack("compose" if missing else "native", access)
 
 

@@ -34,11 +34,17 @@ class Access:
 
     amqp_port: int
     redis_port: int
+    management_port: int
+    """Of RabbitMQ's HTTP API, where accounts are made."""
     password: str
 
     @property
     def broker(self) -> str:
         return f"amqp://{ACCOUNT}:{self.password}@{HOST}:{self.amqp_port}/"
+
+    @property
+    def management(self) -> str:
+        return f"http://{ACCOUNT}:{self.password}@{HOST}:{self.management_port}"
 
     @property
     def store(self) -> str:
@@ -73,8 +79,9 @@ class NativeServices:
             RABBITMQ: RabbitNode(
                 folder=folder / "rabbitmq",
                 port=access.amqp_port,
-                dist_port=_free_port(),
-                epmd_port=_free_port(),
+                dist_port=free_port(),
+                epmd_port=free_port(),
+                management_port=access.management_port,
                 user=ACCOUNT,
                 password=access.password,
             ),
@@ -137,6 +144,7 @@ class ComposeServices:
             "SPLITEASY_PASSWORD": self._access.password,
             "SPLITEASY_AMQP_PORT": str(self._access.amqp_port),
             "SPLITEASY_REDIS_PORT": str(self._access.redis_port),
+            "SPLITEASY_MANAGEMENT_PORT": str(self._access.management_port),
         }
         run = subprocess.run(
             ["docker", "compose", "--file", str(COMPOSE_FILE), *arguments],
@@ -194,7 +202,8 @@ def check_port(name: str, port: int) -> None:
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
     with closing(socket.socket()) as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

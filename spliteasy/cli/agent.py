@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spliteasy.cli.connecting import BrokerOption, find_url, shown
+from spliteasy.cli.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
+from spliteasy.cli.history import HistoryOption, TensorboardOption
 from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
+from spliteasy.cli.monitoring import MetricsHostOption, MetricsPortOption, Monitoring
 from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
+from spliteasy.errors import UserError
 
 if TYPE_CHECKING:
+    from broker import Transport
     from device_agent.agent import AgentConfig, AgentResult
+    from device_agent.link import Connect
+    from spliteasy.cli.history import History
 
 DataOption = Annotated[
     str,
@@ -32,11 +40,18 @@ DataOption = Annotated[
 
 def agent(
     context: typer.Context,
-    job: Annotated[str, typer.Option(help="NAME, or NAME@DIGEST for one version.", show_default=False)],
-    device: Annotated[
-        str, typer.Option(help="This device's id: a-z, 0-9 and -, at most 63.", show_default=False)
-    ],
     data: DataOption,
+    job: Annotated[
+        str | None,
+        typer.Option(help="NAME, or NAME@DIGEST for one version.", show_default="as the enrolment says"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="This device's id: a-z, 0-9 and -, at most 63.", show_default="as the enrolment says"
+        ),
+    ] = None,
+    enrolment: EnrolmentOption = None,
     state: Annotated[
         Path | None, typer.Option(help="Where checkpoints are kept.", show_default="runs/agents/JOB.DEVICE")
     ] = None,
@@ -48,18 +63,30 @@ def agent(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin at step 0 again, whatever the store has.")
     ] = False,
+    history: HistoryOption = None,
+    tensorboard: TensorboardOption = False,
+    metrics_port: MetricsPortOption = None,
+    metrics_host: MetricsHostOption = "127.0.0.1",
     threads: ThreadsOption = 1,
 ) -> None:
     """Train the job's head and tail on this device's data; the body's part happens on workers.
 
-    Needs the broker only. Ctrl-C stops after the step at hand; the same command goes on from there.
+    Needs the broker only: its URL, or the file that `spliteasy enroll` wrote. Ctrl-C stops after the step at
+    hand; the same command goes on from there.
     """
+    job, device, title, connect = _whom_and_where(job, device, enrolment, broker)
     check_identifier("--job", job.partition("@")[0])
     check_identifier("--device", device)
     live = sys.stdout.isatty()
     set_up_logging(context, "warning" if live else "info")
+    from device_agent import metrics
     from device_agent.agent import AgentConfig
+    from spliteasy.cli.history import History
 
+    if tensorboard and history is None:
+        raise UserError("--tensorboard goes with a history", hint="name its folder with --history DIR")
+    kept = None if history is None else History(history, tensorboard=tensorboard)
+    monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
     config = AgentConfig(
         job=job,
         device=device,
@@ -68,10 +95,10 @@ def agent(
         takeover=takeover,
         restart=restart,
     )
-    url = find_url("broker", broker)
     with torch_threads(threads):
         result = run(
-            lambda stop: _train(config, url, stop, live=live), on_stop="stopping after the step at hand"
+            lambda stop: _train(config, connect, title, stop, kept, monitoring, live=live),
+            on_stop="stopping after the step at hand",
         )
     if result.done:
         typer.echo(f"{device}: done, {result.step} steps; the state is in {config.state}")
@@ -82,21 +109,67 @@ def agent(
         )
 
 
-async def _train(config: AgentConfig, url: str, stop: asyncio.Event, *, live: bool) -> AgentResult:
-    from broker import connect
+def _whom_and_where(
+    job: str | None, device: str | None, file: Path | None, broker: str | None
+) -> tuple[str, str, str, Connect]:
+    """Job, device, the broker's URL for a person, and how to connect. Raises UserError."""
+    if file is not None:
+        enrolment = read_enrolment(file)
+        job = job or enrolment.job
+        if device not in (None, enrolment.account):
+            raise UserError(f"{file} is the enrolment of {enrolment.account}, not of {device}")
+        if job is None:
+            raise UserError(f"--job is missing, and {file} names none", hint="--job NAME")
+        return job, enrolment.account, enrolment.broker, lambda: connect_enrolled(file)
+    if job is None or device is None:
+        missing = "--job" if job is None else "--device"
+        raise UserError(f"{missing} is missing", hint="name it, or give --enrolment FILE")
+
+    url = find_url("broker", broker)
+
+    async def connect_by_url() -> Transport:
+        from broker import connect
+
+        return await connect(url)
+
+    return job, device, shown(url), connect_by_url
+
+
+async def _train(
+    config: AgentConfig,
+    connect: Connect,
+    where: str,
+    stop: asyncio.Event,
+    history: History | None,
+    monitoring: Monitoring,
+    *,
+    live: bool,
+) -> AgentResult:
+    from device_agent import metrics
     from device_agent.agent import Agent
+    from spliteasy.cli.history import tell_all
     from spliteasy.cli.progress import Board
     from spliteasy.cli.watching import LogLines, Watcher
     from spliteasy.compute import TorchThread
 
     lines = LogLines()
     watcher = Watcher([config.device], lambda run, notable: None if live else lines(run, notable))
-    title = f"{config.job} on {shown(url)}"
+    title = f"{config.job} on {where}"
     board = Board(list(watcher.runs.values()), title=title) if live else nullcontext()
     compute = TorchThread()
     try:
-        with board:
-            running = Agent(config, connect=lambda: connect(url), compute=compute, observe=watcher)
-            return await running.run(stop)
+        with board, history or nullcontext():
+            running = Agent(
+                config,
+                connect=connect,
+                compute=compute,
+                observe=watcher if history is None else tell_all(watcher, history),
+                meter=monitoring.meter,
+            )
+            async with monitoring.serving(
+                measure=partial(metrics.measure, running),
+                why_not_ready=partial(metrics.why_not_ready, running),
+            ):
+                return await running.run(stop)
     finally:
         compute.close()

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from spliteasy import logs
-from spliteasy.cli import agent, model, parity, plan, profile, sessions, status, submit, train, worker
+from spliteasy.cli import (
+    agent,
+    enrolling,
+    model,
+    parity,
+    plan,
+    profile,
+    sessions,
+    status,
+    submit,
+    train,
+    worker,
+)
 
 app = typer.Typer(
     name="spliteasy",
@@ -56,5 +68,8 @@ app.command("agent", rich_help_panel="On a broker and a store")(agent.agent)
 app.command("status", rich_help_panel="On a broker and a store")(status.status)
 app.command("sessions", rich_help_panel="On a broker and a store")(sessions.sessions)
 app.command("forget", rich_help_panel="On a broker and a store")(sessions.forget)
+app.command("enroll", rich_help_panel="Accounts on the broker")(enrolling.enroll)
+app.command("revoke", rich_help_panel="Accounts on the broker")(enrolling.revoke)
+app.command("devices", rich_help_panel="Accounts on the broker")(enrolling.devices)
 app.command("merge", rich_help_panel="Use what was trained")(model.merge)
 app.command("predict", rich_help_panel="Use what was trained")(model.predict)

@@ -1,7 +1,7 @@
 """Where the broker and the store are: options, environment, the local stack; and errors that say so.
 
-An option wins over the environment (`SPLITEASY_BROKER`, `SPLITEASY_STORE`), which wins over what
-`make up` wrote to `.local/stack.json` in the current folder.
+An option wins over the environment (`SPLITEASY_BROKER`, `SPLITEASY_STORE`, `SPLITEASY_MANAGEMENT`), which
+wins over what `make up` wrote to `.local/stack.json` in the current folder.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ StoreOption = Annotated[
 ]
 
 
-def find_url(what: Literal["broker", "store"], option: str | None) -> str:
+def find_url(what: Literal["broker", "store", "management"], option: str | None) -> str:
     """The URL to use. Raises UserError where nobody named one."""
     url = option or _local_stack().get(what)
     if not url:
@@ -98,6 +98,6 @@ def _local_stack() -> dict[str, str]:
         return {}
     try:
         stack = json.loads(text)
-        return {name: str(stack[name]) for name in ("broker", "store")}
+        return {name: str(stack[name]) for name in ("broker", "store", "management")}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{LOCAL_STACK} is not what `make up` writes", hint="make down && make up") from None

@@ -119,7 +119,7 @@ def as_record(meta: SessionMeta) -> dict[str, Any]:
 def show_sessions(sessions: Sequence[SessionMeta], console: Console) -> None:
     """Print the sessions as a table."""
     now = time.time()
-    _show_table(
+    show_table(
         console,
         ("session", "step", "state", "attempt", "can restore", "log", "last change"),
         [
@@ -130,7 +130,7 @@ def show_sessions(sessions: Sequence[SessionMeta], console: Console) -> None:
                 meta.attempt.number,
                 f"{meta.snapshots[0]} to {meta.committed}",
                 _size(meta.log_bytes),
-                f"{_span(now - meta.updated_at)} ago",
+                f"{span(now - meta.updated_at)} ago",
             )
             for meta in sessions
         ],
@@ -145,7 +145,7 @@ def _depth(depth: Depth | None) -> dict[str, int] | None:
 def show(picture: Picture, console: Console) -> None:
     """Print it as tables; what is empty says what to type."""
     now = time.time()
-    _show_table(
+    show_table(
         console,
         ("job", "newest", "versions", "sessions"),
         [
@@ -155,7 +155,7 @@ def show(picture: Picture, console: Console) -> None:
         "no jobs: spliteasy submit JOB.toml",
     )
     show_sessions(picture.sessions, console)
-    _show_table(
+    show_table(
         console,
         ("worker", "state", "host", "pid", "sessions", "shards", "steps", "up"),
         [
@@ -167,13 +167,13 @@ def show(picture: Picture, console: Console) -> None:
                 worker.sessions,
                 ",".join(f"{shard:02d}" for shard in worker.shards) or "–",
                 worker.steps,
-                _span(now - worker.started_at),
+                span(now - worker.started_at),
             )
             for worker in picture.workers
         ],
         "no workers: spliteasy worker",
     )
-    _show_table(
+    show_table(
         console,
         ("queue", "waiting", "consumers"),
         [
@@ -191,9 +191,10 @@ def show(picture: Picture, console: Console) -> None:
         console.print("shards with a consumer and nothing waiting are left out", style="dim")
 
 
-def _show_table(
+def show_table(
     console: Console, columns: Sequence[str], rows: Sequence[Sequence[object]], if_empty: str
 ) -> None:
+    """Print a table; `if_empty` where it has no rows."""
     from rich import box
     from rich.table import Table
 
@@ -214,7 +215,8 @@ def _sessions_of(picture: Picture, job: str) -> int:
     return sum(meta.session.partition(".")[0] == job for meta in picture.sessions)
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time that passed, for a person."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

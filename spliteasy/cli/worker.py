@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url, local_stack_is, shown, store_at
+from spliteasy.cli.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
 from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.monitoring import MetricsHostOption, MetricsPortOption, Monitoring
@@ -37,6 +38,7 @@ def worker(
             metavar="enrolled|open",
         ),
     ] = None,
+    enrolment: EnrolmentOption = None,
     threads: ThreadsOption = 1,
     memory_mib: Annotated[
         int, typer.Option(min=1, help="Sessions kept in memory up to this many MiB; the rest is parked.")
@@ -52,7 +54,7 @@ def worker(
     Takes its share of the sessions within seconds; start as many as there are cores.
     """
     set_up_logging(context, "info")
-    url = find_url("broker", broker)
+    url = read_enrolment(enrolment, role="worker").url if enrolment else find_url("broker", broker)
     if trust is None:
         trust = "open" if local_stack_is(url) else "enrolled"
     if trust not in ("enrolled", "open"):
@@ -63,7 +65,7 @@ def worker(
     async def main(stop: asyncio.Event) -> None:
         import structlog
 
-        from broker import connect
+        from broker import Transport, connect
         from server_worker import metrics
         from server_worker.config import Trust, WorkerConfig
         from server_worker.worker import Worker
@@ -75,15 +77,21 @@ def worker(
         structlog.get_logger(__name__).info(
             "worker starts", worker=config.name, broker=shown(url), trust=trust, threads=threads
         )
+
+        async def reach() -> Transport:
+            if enrolment is None:
+                return await connect(url)
+            return await connect_enrolled(enrolment, role="worker")
+
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         meter = monitoring.meter
         thread = TorchThread()
         try:
             async with store_at(store) as open_store:
-                await (await connect(url)).close()  # refuse to start where it can't be reached
+                await (await reach()).close()  # refuse to start where it can't be reached
                 running = Worker(
                     config,
-                    connect=lambda: connect(url),
+                    connect=reach,
                     store=metrics.metered_store(open_store, meter, time.monotonic),
                     compute=metrics.MeteredCompute(thread, meter, time.monotonic),
                     meter=meter,

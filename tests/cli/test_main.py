@@ -26,6 +26,9 @@ COMMANDS = (
     "status",
     "sessions",
     "forget",
+    "enroll",
+    "revoke",
+    "devices",
     "merge",
     "predict",
 )

@@ -1,0 +1,203 @@
+"""`spliteasy enroll`, `revoke` and `devices`: the accounts that devices and workers have on the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
+
+import typer
+from pydantic import SecretStr
+
+from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url, store_at
+from spliteasy.cli.enrolment import Enrolment, certificates
+from spliteasy.cli.identifiers import check_identifier
+from spliteasy.cli.logging import set_up_logging
+from spliteasy.cli.status import show_table, span
+from spliteasy.errors import UserError
+
+if TYPE_CHECKING:
+    from deploy.accounts import Account, Accounts
+    from server_worker.store import SessionMeta
+
+ManagementOption = Annotated[
+    str | None,
+    typer.Option(
+        "--management",
+        envvar="SPLITEASY_MANAGEMENT",
+        metavar="URL",
+        help="https://operator:password@host:15671 of the broker's management API (?cafile=PATH for an "
+        "authority of your own); by default the local stack's.",
+        show_default=False,
+    ),
+]
+
+
+def enroll(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The device's id: a-z, 0-9 and -, at most 63.")],
+    job: Annotated[
+        str | None, typer.Option(help="The job that it trains: NAME or NAME@DIGEST.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write.", show_default="NAME.enrol")
+    ] = None,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="An account for workers instead of one for a device.")
+    ] = False,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="Certificates (PEM) of the broker's authority.", show_default="cafile of the broker's URL"
+        ),
+    ] = None,
+    broker: BrokerOption = None,
+    management: ManagementOption = None,
+) -> None:
+    """Make the account of a device on the broker, and write the one file that its agent needs.
+
+    Again for the same device: a new password. Connections that are open stay, so that a running agent
+    loses nothing; put the new file in the old one's place before the agent has to connect again.
+    """
+    set_up_logging(context, "warning")
+    check_identifier("NAME", name)
+    if job is not None:
+        check_identifier("--job", job.partition("@")[0])
+    from deploy.accounts import Role
+
+    url = find_url("broker", broker)
+    enrolment = Enrolment(
+        role="worker" if worker else "device",
+        account=name,
+        password=SecretStr(secrets.token_urlsafe(32)),
+        broker=_without_account(url),
+        ca=_authority(url, ca),
+        job=job,
+    )
+    role = Role.WORKER if worker else Role.DEVICE
+    accounts = _accounts(management, url)
+    file = out or Path(f"{name}.enrol")
+    made: list[bool] = []
+    enrolment.write(
+        file, before=lambda: made.append(accounts.enroll(name, role, enrolment.password.get_secret_value()))
+    )
+    typer.echo(f"{name}: {'enrolled' if made[0] else 'has a new password'}; the account is in {file}")
+    if worker:
+        typer.echo(f"next: spliteasy worker --enrolment {file}")
+    else:
+        job_option = "" if job else " --job JOB"
+        typer.echo(f"next, on the device: spliteasy agent --enrolment {file}{job_option} --data DATA")
+
+
+def revoke(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The device, or the workers' account.")],
+    broker: BrokerOption = None,
+    management: ManagementOption = None,
+) -> None:
+    """End an account at once: its connections are closed, and it can't come back.
+
+    What the server keeps of its sessions stays (`spliteasy forget` deletes it).
+    """
+    set_up_logging(context, "warning")
+    check_identifier("NAME", name)
+    if not _accounts(management, find_url("broker", broker)).revoke(name):
+        raise UserError(f"nobody is enrolled as {name}", hint="see `spliteasy devices`")
+    typer.echo(f"{name}: revoked; its connections are closed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Device:
+    """One line of the list. `seen_at` is in Unix seconds; None where nothing was ever trained."""
+
+    device: str
+    connected: bool
+    seen_at: float | None
+    job: str | None
+    step: int | None
+
+
+def devices(
+    context: typer.Context,
+    broker: BrokerOption = None,
+    store: StoreOption = None,
+    management: ManagementOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+) -> None:
+    """List the enrolled devices: connected or not, last seen, job and step."""
+    set_up_logging(context, "warning")
+    accounts = _accounts(management, find_url("broker", broker)).list()
+    found = _as_devices(accounts, asyncio.run(_sessions(store)))
+    if as_json:
+        import orjson
+
+        typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        return
+    from rich.console import Console
+
+    now = time.time()
+    show_table(
+        Console(),
+        ("device", "connected", "last seen", "job", "step"),
+        [
+            (
+                each.device,
+                "yes" if each.connected else "no",
+                "never" if each.seen_at is None else f"{span(now - each.seen_at)} ago",
+                each.job or "–",
+                "–" if each.step is None else each.step,
+            )
+            for each in found
+        ],
+        "no devices: spliteasy enroll NAME",
+    )
+
+
+async def _sessions(store: str | None) -> Sequence[SessionMeta]:
+    async with store_at(store) as open_store:
+        return await open_store.sessions()
+
+
+def _as_devices(accounts: Sequence[Account], sessions: Sequence[SessionMeta]) -> list[_Device]:
+    """Every enrolled device with the session of it that changed last."""
+    from deploy.accounts import Role
+
+    newest: dict[str, SessionMeta] = {}
+    for meta in sorted(sessions, key=lambda meta: meta.updated_at):
+        newest[meta.session.partition(".")[2]] = meta
+    return [
+        _Device(
+            device=account.name,
+            connected=account.connections > 0,
+            seen_at=meta.updated_at if meta else None,
+            job=meta.session.partition(".")[0] if meta else None,
+            step=meta.committed if meta else None,
+        )
+        for account in accounts
+        if account.role is Role.DEVICE
+        for meta in [newest.get(account.name)]
+    ]
+
+
+def _accounts(management: str | None, broker: str) -> Accounts:
+    """Of the virtual host that the broker's URL names."""
+    from deploy.accounts import Accounts
+
+    return Accounts(find_url("management", management), vhost=unquote(urlsplit(broker).path[1:]) or "/")
+
+
+def _without_account(url: str) -> str:
+    """The broker's URL for others: neither our account nor paths of this machine."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+
+
+def _authority(url: str, ca: Path | None) -> str | None:
+    cafile = parse_qs(urlsplit(url).query).get("cafile", [None])[0]
+    file = ca or (Path(cafile) if cafile else None)
+    return certificates(file) if file else None

@@ -1,0 +1,220 @@
+"""Enrolling, rotating, revoking: the commands and the file, against a real broker's accounts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker import connect
+from deploy.accounts import Accounts
+from server_worker.store import Attempt, open_store
+from spliteasy.cli import enrolment
+from spliteasy.cli.enrolment import certificates, connect_enrolled, read_enrolment
+from spliteasy.errors import LinkRefused, UserError
+from tests.attack.arena import management_url, open_arena
+from tests.cli.conftest import Ran
+from tests.fixtures_rabbitmq import RabbitBroker, free_ports
+from tests.simulation import toy
+
+pytestmark = pytest.mark.rabbitmq
+
+
+@pytest.fixture
+def operator(
+    spliteasy: Callable[..., Ran],
+    rabbitmq_broker: RabbitBroker,
+    rabbitmq_url: str,
+    rabbitmq_vhost: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Iterator[Callable[..., Ran]]:
+    """The command line with the operator's settings; its devices are gone at the end."""
+    monkeypatch.setenv("SPLITEASY_BROKER", rabbitmq_url)
+    monkeypatch.setenv("SPLITEASY_STORE", f"sqlite:///{tmp_path / 'store.db'}")
+    monkeypatch.setenv("SPLITEASY_MANAGEMENT", management_url(rabbitmq_broker.node))
+    yield spliteasy
+    accounts = Accounts(management_url(rabbitmq_broker.node), vhost=rabbitmq_vhost)
+    for account in accounts.list():
+        accounts.revoke(account.name)
+
+
+async def test_enrol_rotate_revoke(operator: Callable[..., Ran], tmp_path: Path) -> None:
+    file = tmp_path / "phone-1.enrol"
+    ran = operator("enroll", "phone-1", "--job", "digits")
+    assert ran.code == 0, ran.err
+    assert "spliteasy agent --enrolment phone-1.enrol --data DATA" in ran.out
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    first = read_enrolment(file)
+    assert (first.account, first.job, first.role) == ("phone-1", "digits", "device")
+    assert first.password.get_secret_value() not in ran.out + ran.err + repr(first)
+    transport = await connect_enrolled(file)
+    assert transport.principal == "phone-1"
+
+    ran = operator("enroll", "phone-1")
+    assert "phone-1: has a new password" in ran.out
+    await transport.depth("spliteasy.front")  # rotation leaves what is connected alone
+    with pytest.raises(LinkRefused):
+        await connect(first.url)
+    await (await connect_enrolled(file)).close()
+
+    ran = operator("revoke", "phone-1")
+    assert ran.code == 0, ran.err
+    await transport.wait_lost()
+    await transport.close()
+    with pytest.raises(LinkRefused):
+        await connect_enrolled(file, patience_s=0)
+    ran = operator("revoke", "phone-1")
+    assert ran.code == 2
+    assert "nobody is enrolled as phone-1" in ran.error
+    assert sorted(os.listdir(tmp_path)) == ["phone-1.enrol"]
+
+
+async def test_a_refused_agent_takes_the_file_that_comes_then(
+    operator: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old.enrol", tmp_path / "new.enrol"
+    operator("enroll", "phone-1", "-o", old)
+    operator("enroll", "phone-1", "-o", new)
+    with pytest.raises(LinkRefused):
+        await connect_enrolled(old, patience_s=0)
+    reads = count()
+
+    def read(file: Path, **options: Any) -> enrolment.Enrolment:
+        if next(reads) == 2:  # it was refused, and has looked once
+            new.replace(old)
+        return read_enrolment(file, **options)
+
+    monkeypatch.setattr(enrolment, "read_enrolment", read)
+    await (await connect_enrolled(old)).close()
+    assert next(reads) > 2
+
+
+async def test_an_enrolled_device_trains_through_an_enrolled_worker_until_it_is_revoked(
+    rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, tmp_path: Path
+) -> None:
+    async with asyncio.timeout(90):
+        async with open_arena(rabbitmq_broker.node, rabbitmq_vhost, tmp_path) as arena:
+            assert (await arena.train(arena.new_device())).done
+            endless, other = toy.Variant(epochs=100_000), tmp_path / "other"
+        other.mkdir()
+        async with open_arena(rabbitmq_broker.node, rabbitmq_vhost, other, variant=endless) as arena:
+            device = arena.new_device()
+            training = await arena.train_until(device, 5)
+            arena.enroll(device)
+            assert arena.accounts.revoke(device)
+            with pytest.raises(LinkRefused, match="refused the account"):
+                await training
+            assert [account.name for account in arena.accounts.list()] == ["workers"]
+
+
+def test_devices_are_listed_with_what_they_trained(operator: Callable[..., Ran], tmp_path: Path) -> None:
+    assert "no devices" in operator("devices").out
+    for device in ("phone-1", "phone-2"):
+        operator("enroll", device)
+    assert "--enrolment workers.enrol" in operator("enroll", "workers", "--worker").out
+    asyncio.run(_open_session(f"sqlite:///{tmp_path / 'store.db'}", "digits.phone-2"))
+    ran = operator("devices", "--json")
+    assert ran.code == 0, ran.err
+    idle, trained = json.loads(ran.out)
+    nothing = {"device": "phone-1", "connected": False, "seen_at": None, "job": None, "step": None}
+    assert idle == nothing
+    assert (trained["device"], trained["job"], trained["step"]) == ("phone-2", "digits", 0)
+    assert abs(trained["seen_at"] - time.time()) < 60
+    assert "never" in operator("devices").out
+
+
+async def _open_session(url: str, session: str) -> None:
+    store = await open_store(url)
+    try:
+        await store.open_session(
+            session,
+            job_digest="0" * 64,
+            attempt=Attempt(number=1, nonce="a" * 16),
+            held=(0,),
+            worker="b" * 16,
+            environment="test",
+        )
+    finally:
+        await store.close()
+
+
+def test_accounts_that_are_not_ours_are_left_alone(
+    operator: Callable[..., Ran], rabbitmq_broker: RabbitBroker
+) -> None:
+    user = rabbitmq_broker.node.user
+    ran = operator("enroll", user)
+    assert ran.code == 2
+    assert f"{user} is an account of the broker already" in ran.error
+    assert operator("revoke", user).code == 2
+    operator("enroll", "workers", "--worker")
+    assert "not one of a device" in operator("enroll", "workers").error
+    assert rabbitmq_broker.call("GET", f"users/{user}")["tags"]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://a:s3cret@127.0.0.1:{closed}", "connection refused"),
+        ("http://spliteasy:s3cret@127.0.0.1:{open}", "refused the account"),
+        ("http://a:s3cret@broker.example:15672", "your password in the clear"),
+        ("https://a:s3cret@127.0.0.1:{open}", "can't be reached"),
+        ("https://a:s3cret@127.0.0.1?cafile=/no/file", "/no/file can't be read"),
+        ("amqp://a:s3cret@127.0.0.1", "not one of HTTP"),
+        ("http://127.0.0.1:999999", "port or host that is none"),
+    ],
+)
+def test_what_is_wrong_with_a_management_url(
+    url: str, says: str, operator: Callable[..., Ran], rabbitmq_broker: RabbitBroker, tmp_path: Path
+) -> None:
+    node = rabbitmq_broker.node
+    where = url.format(closed=free_ports(1)[0], open=node.management_port)
+    ran = operator("enroll", "phone-1", "--management", where)
+    assert ran.code != 0
+    assert says in ran.error
+    assert "s3cret" not in ran.error
+    assert not [path for path in tmp_path.iterdir() if "enrol" in path.name]
+
+
+def test_an_enrolment_file_that_is_none(operator: Callable[..., Ran], tmp_path: Path) -> None:
+    file = tmp_path / "phone-1.enrol"
+    agent = ("agent", "--data", "m:f", "--enrolment", file)
+    assert "no such file" in operator(*agent).error
+    operator("enroll", "phone-1")
+    assert "--job is missing" in operator(*agent).error
+    assert "not of phone-2" in operator(*agent, "--device", "phone-2").error
+    text = file.read_text()
+    file.chmod(0o640)
+    assert "chmod 600" in operator(*agent).error
+    file.chmod(0o600)
+    secret = json.loads(text)["password"]
+    for wrong in (
+        text.replace("phone-1", "phone.1"),
+        text.replace('"amqp:', '"http:'),
+        text.replace('"password"', '"passw"'),
+        text[:-3],
+        "[]",
+    ):
+        file.write_text(wrong)
+        ran = operator(*agent)
+        assert ran.code == 2
+        assert "is not what `spliteasy enroll` writes" in ran.error
+        assert secret not in ran.error
+    file.write_text(text.replace('"device"', '"worker"'))
+    assert "the enrolment of a worker" in operator(*agent).error
+    assert "--device is missing" in operator("agent", "--data", "m:f", "--job", "digits").error
+
+
+def test_an_authority_that_is_none(operator: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    assert "has no certificate" in operator("enroll", "phone-1", "--ca", "ca.pem").error
+    with pytest.raises(UserError, match="can't be read"):
+        certificates(tmp_path / "no.pem")
