@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -73,16 +74,26 @@ class Bench:
     services: Services
     folder: Path
     profile: Profile
+    worker: subprocess.Popen[str]
 
     def plan(self, spec: JobSpec, source: Source | None = None) -> Plan:
         return plan_source(source or load_source(spec, ROOT), profile=self.profile)
 
     def measure(self, spec: JobSpec, link: str, data: str, steps: int, speed: float = 1.0) -> float:
         """Median seconds of a step over that link."""
-        seconds = asyncio.run(
+        return statistics.median(asyncio.run(self.steps(spec, link, data, steps, speed)))
+
+    async def steps(self, spec: JobSpec, link: str, data: str, steps: int, speed: float) -> list[float]:
+        """Seconds of each step. Raises RuntimeError where the worker has ended."""
+        training = asyncio.create_task(
             _measure(self.services, self.folder, spec, link, data, steps=steps, speed=speed)
         )
-        return statistics.median(seconds)
+        while not training.done():
+            await asyncio.wait({training}, timeout=1.0)
+            if self.worker.poll() is not None:
+                training.cancel()
+                raise RuntimeError(f"the worker ended with {self.worker.returncode}")
+        return training.result()
 
 
 async def _measure(
@@ -120,23 +131,23 @@ async def _measure(
 def bench() -> Iterator[Bench]:
     """Start services and a worker; measure what a message takes on them."""
     with services() as on, Field(on) as field, tempfile.TemporaryDirectory() as name:
-        field.spawn(
+        worker = field.spawn(
             *("-m", "spliteasy.cli", "worker"),
             *("--broker", on.broker, "--store", on.store, "--trust", "open"),
         )
         compute = measure_compute()
-        empty = Bench(on, Path(name), Profile(compute=compute, overhead=Overhead(round_trip_s=0, byte_s=0)))
+        no_overhead = Overhead(round_trip_s=0, byte_s=0)
+        empty = Bench(on, Path(name), Profile(compute=compute, overhead=no_overhead), worker)
         probes: list[Probed] = []
         for factory in ("narrow", "wide"):
             spec = parse_job(probe_job(factory))
             plan = empty.plan(spec)
-            seconds = asyncio.run(
-                _measure(on, Path(name), spec, "open", "spliteasy.cli.probing:data", steps=15, speed=1.0)
-            )
+            steps = empty.steps(spec, "open", "spliteasy.cli.probing:data", 15, 1.0)
+            seconds = asyncio.run(steps)
             probes.append(probed(plan, seconds))
         overhead = overhead_of(*probes)
         a_trip, a_byte = overhead.round_trip_s * 1e3, overhead.byte_s * 1e9
-        print(f"pipeline: {a_trip:.1f} ms a round trip, {a_byte:.2f} ns a byte")
+        print(f"pipeline: {a_trip:.1f} ms a round trip, {a_byte:.2f} ns a byte", flush=True)
         yield replace(empty, profile=Profile(compute=compute, overhead=overhead))
 
 
