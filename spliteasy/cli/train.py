@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spliteasy.cli.history import HISTORY_FOLDER, TensorboardOption
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.running import run
 from spliteasy.cli.submit import JobFile, create_job, store_job
@@ -46,12 +47,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training in --out instead of beginning anew.")
     ] = False,
+    tensorboard: TensorboardOption = False,
     threads: ThreadsOption = 1,
 ) -> None:
     """Train a job with everything in this process: no broker or store to install.
 
-    The same agents, workers and messages as on a real broker. Ends with a table, and writes report.json
-    and report.png.
+    The same agents, workers and messages as on a real broker. Ends with a table, and writes report.json,
+    report.png and history/DEVICE.jsonl.
     """
     set_up_logging(context, "warning")
     with torch_threads(threads):
@@ -59,7 +61,7 @@ def train(
         folder = out or Path("runs") / job.name
         configs = agent_configs(job, job_file, folder, devices, data)
         prepare_folder(folder, resume=resume)
-        runs, seconds, done = _train(job, configs, workers, folder)
+        runs, seconds, done = _train(job, configs, workers, folder, tensorboard=tensorboard)
         write_report(job, runs, folder, workers=workers, seconds=seconds, threads=threads)
     if not done:
         typer.echo("stopped before the end; the same command with --resume goes on from there")
@@ -116,15 +118,17 @@ def prepare_folder(folder: Path, *, resume: bool) -> None:
         if not store.exists():
             raise UserError(f"{devices} is not ours to replace", hint="name another folder with --out DIR")
         shutil.rmtree(devices)
+        shutil.rmtree(folder / HISTORY_FOLDER, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.glob(f"{STORE_FILE}*"):
         file.unlink()
 
 
 def _train(
-    job: Job, configs: Sequence[AgentConfig], workers: int, folder: Path
+    job: Job, configs: Sequence[AgentConfig], workers: int, folder: Path, *, tensorboard: bool
 ) -> tuple[list[DeviceRun], float, bool]:
     """Train with live progress: the runs, the seconds it took, whether all reached the last step."""
+    from spliteasy.cli.history import History, tell_all
     from spliteasy.cli.progress import Board
     from spliteasy.cli.watching import Watcher
 
@@ -134,13 +138,15 @@ def _train(
         f"{job.name}@{job.digest[:12]}: {len(configs)} devices, {workers} workers, embedded broker and store"
     )
     board = Board(runs, title=title)
-    began = time.monotonic()
-    with board:
+    with History(folder / HISTORY_FOLDER, tensorboard=tensorboard) as history, board:
+        began = time.monotonic()
+        observe = tell_all(watcher, history)
         results = run(
-            lambda stop: train_embedded(job, configs, workers, folder / STORE_FILE, watcher, stop),
+            lambda stop: train_embedded(job, configs, workers, folder / STORE_FILE, observe, stop),
             on_stop="stopping after the steps at hand",
         )
-    return runs, time.monotonic() - began, all(result.done for result in results)
+        seconds = time.monotonic() - began
+    return runs, seconds, all(result.done for result in results)
 
 
 async def train_embedded(
