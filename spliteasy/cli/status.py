@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 
 from spliteasy.cli.connecting import BrokerOption, StoreOption, broker_at, store_at
 from spliteasy.cli.logging import set_up_logging
+from spliteasy.cli.running import run
+from spliteasy.errors import LinkError, StoreError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from server_worker.store import SessionMeta, Store, WorkerInfo
 
 SHORT_DIGEST = 12
+LOOK_S = 5.0
+"""How long broker and store may take for one look of --watch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +45,18 @@ def status(
     broker: BrokerOption = None,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay, and show sessions and events as they happen.")
+    ] = False,
+    every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 1.0,
 ) -> None:
     """Show jobs, sessions and their step, workers, shards and queue depths."""
     set_up_logging(context, "warning")
+    if watch:
+        if as_json:
+            raise UserError("--json and --watch do not go together", hint="leave one of them out")
+        run(lambda stop: _watch(broker, store, stop, every_s))
+        return
     picture = asyncio.run(_look(broker, store))
     if as_json:
         import orjson
@@ -52,6 +66,32 @@ def status(
         from rich.console import Console
 
         show(picture, Console())
+
+
+async def _watch(broker: str | None, store: str | None, stop: asyncio.Event, every_s: float) -> None:
+    """One connection for many looks; a new one where a look failed."""
+    from rich.console import Console
+
+    from spliteasy.cli.live import watch
+
+    async with AsyncExitStack() as connections:
+        parts: list[tuple[Transport, Store]] = []
+
+        async def look() -> Picture:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    if not parts:
+                        open_store = await connections.enter_async_context(store_at(store))
+                        parts.append((await connections.enter_async_context(broker_at(broker)), open_store))
+                    return await take_picture(*parts[0])
+            except (LinkError, StoreError, TimeoutError) as error:
+                parts.clear()
+                await connections.aclose()
+                if isinstance(error, TimeoutError):
+                    raise LinkError("broker and store do not answer") from None
+                raise
+
+        await watch(look, console=Console(), stop=stop, interval_s=every_s, clock=time.time)
 
 
 async def _look(broker: str | None, store: str | None) -> Picture:
@@ -216,6 +256,7 @@ def _sessions_of(picture: Picture, job: str) -> int:
 
 
 def span(seconds: float) -> str:
+    """`3 min`: in the largest unit that fits."""
     """A time that passed, for a person."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:

@@ -1,0 +1,179 @@
+"""What `status --watch` says of one look after another."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from broker import Depth
+from broker.topology import SHARDS, shard_of
+from server_worker.store import Attempt, Owner, SessionMeta, WorkerInfo
+from spliteasy.cli.live import Tracker, changes, screen, watch
+from spliteasy.cli.status import Picture
+from spliteasy.errors import LinkError, LinkRefused, StoreUnavailable
+from tests.cli.conftest import Ran
+
+NAME = "digits.phone-1"
+META = SessionMeta(
+    session=NAME,
+    job_digest="d" * 64,
+    attempt=Attempt(number=1, nonce="a" * 16),
+    resume_step=0,
+    owner=Owner(fence=1, nonce="w" * 16),
+    committed=10,
+    snapshots=(0,),
+    oldest_checkpoint=0,
+    environment="torch",
+    log_bytes=2_000_000,
+    closed=False,
+    updated_at=1000.0,
+)
+WORKER = WorkerInfo(
+    worker="w-1",
+    started_at=900.0,
+    sessions=1,
+    shards=(shard_of(NAME),),
+    steps=10,
+    host="h",
+    pid=7,
+    state="serving",
+)
+NO_DEPTHS = [Depth(messages=0, consumers=1)] * SHARDS
+
+
+def picture(
+    *sessions: SessionMeta, workers: Iterable[WorkerInfo] = (WORKER,), dead: int = 0, **more: Any
+) -> Picture:
+    return Picture(
+        jobs={},
+        sessions=sessions,
+        workers=tuple(workers),
+        front=Depth(messages=2, consumers=1),
+        shards=NO_DEPTHS,
+        dead=Depth(messages=dead, consumers=0),
+        **more,
+    )
+
+
+def shown(tracker: Tracker) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(screen(tracker))
+    out = console.file
+    assert isinstance(out, io.StringIO)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        (replace(META, committed=11), []),
+        (
+            replace(META, attempt=Attempt(number=2, nonce="b" * 16), resume_step=8, committed=8),
+            [f"{NAME}: resumed after step 8 (attempt 2)"],
+        ),
+        (replace(META, committed=7), [f"{NAME}: went back from step 10 to 7"]),
+        (
+            replace(META, owner=Owner(fence=2, nonce="v" * 16)),
+            [f"{NAME}: taken over by another worker after step 10"],
+        ),
+        (replace(META, closed=True), [f"{NAME}: finished at step 10"]),
+        (replace(META, session="digits.phone-2"), [f"{NAME}: forgotten", "digits.phone-2: began at step 10"]),
+    ],
+)
+def test_what_happens_to_a_session_is_told(after: SessionMeta, told: list[str]) -> None:
+    assert changes(picture(META), picture(after)) == told
+
+
+def test_workers_that_come_drain_and_go_are_told_and_dead_letters_too() -> None:
+    second = replace(WORKER, worker="w-2")
+    assert changes(picture(), picture(workers=(WORKER, second))) == ["worker w-2: joined"]
+    assert changes(picture(workers=(second,)), picture(workers=())) == ["worker w-2: gone"]
+    draining = replace(WORKER, state="draining")
+    assert changes(picture(), picture(workers=(draining,))) == ["worker w-1: draining"]
+    assert changes(picture(dead=1), picture(dead=4)) == ["3 more in the dead queue"]
+    assert changes(picture(dead=4), picture(dead=0)) == []
+
+
+def test_the_rate_is_of_the_last_seconds_and_begins_anew_after_going_back() -> None:
+    tracker = Tracker()
+    for now, step in ((1000.0, 0), (1001.0, 100), (1020.0, 110), (1021.0, 112)):
+        tracker.see(picture(replace(META, committed=step)), now)
+    assert tracker.rate(NAME) == pytest.approx(12 / 20)
+    tracker.see(picture(replace(META, committed=3)), 1022.0)
+    assert tracker.rate(NAME) == 0.0
+    assert tracker.rate("nobody.here") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("meta", "now", "link"),
+    [
+        (META, 1009.0, "training"),
+        (META, 1100.0, "silent for 2 min"),
+        (replace(META, closed=True), 1100.0, "finished"),
+    ],
+)
+def test_the_link_is_as_the_store_knows_it(meta: SessionMeta, now: float, link: str) -> None:
+    tracker = Tracker()
+    tracker.see(picture(meta), now)
+    assert tracker.link(meta) == link
+    assert link in shown(tracker)
+
+
+def test_the_screen_has_sessions_their_worker_and_what_happened() -> None:
+    tracker = Tracker()
+    tracker.see(picture(META), 1000.0)
+    tracker.see(picture(replace(META, committed=12), workers=(WORKER, replace(WORKER, worker="w-2"))), 1001.0)
+    text = shown(tracker)
+    assert "1 sessions, 2.0 steps/s, 2 workers, 2 frames waiting, 0 dead" in text
+    row = next(line for line in text.splitlines() if line.startswith(NAME))
+    assert row.split()[:4] == [NAME, "12", "2.0", "training"]
+    assert "w-1" in row
+    assert "2.0 MB" in row
+    assert "worker w-2: joined" in text
+
+
+async def test_a_fault_is_told_once_and_so_is_its_end() -> None:
+    stop, moments = asyncio.Event(), iter(range(1000, 1100))
+    looks = iter((picture(META), LinkError("broker gone"), StoreUnavailable("store gone"), picture(META)))
+
+    async def look() -> Picture:
+        outcome = next(looks, None)
+        if outcome is None:
+            stop.set()
+            return picture(META)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    out = io.StringIO()
+    await watch(
+        look, console=Console(file=out, width=100), stop=stop, interval_s=0, clock=lambda: next(moments)
+    )
+    told = [line.split("  ", 1)[1] for line in out.getvalue().splitlines()[1:]]
+    assert told == ["broker gone", "broker and store answer again"]
+
+
+async def test_on_a_terminal_the_view_is_drawn_and_a_refused_account_ends_it() -> None:
+    looks = iter((picture(META), LinkRefused("wrong password")))
+
+    async def look() -> Picture:
+        outcome = next(looks)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    out = io.StringIO()
+    console = Console(file=out, width=120, force_terminal=True)
+    with pytest.raises(LinkRefused):
+        await watch(look, console=console, stop=asyncio.Event(), interval_s=0, clock=lambda: 1000.0)
+    assert NAME in out.getvalue()
+
+
+def test_watch_is_for_people(spliteasy: Callable[..., Ran]) -> None:
+    assert "--json and --watch" in spliteasy("status", "--json", "--watch").error

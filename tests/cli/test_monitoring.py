@@ -1,0 +1,74 @@
+"""A worker as a process on a real broker: its pages of metrics and health, and the live view of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from server_worker import metrics
+from tests.cli.conftest import Ran, finish, read_until, started
+
+
+def read(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Where a process serves its metrics, from its log."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        entry = json.loads(line)
+        if entry["event"] == "metrics":
+            url: str = entry["url"]
+            return url.removesuffix("/metrics")
+    raise AssertionError("never said where its metrics are")
+
+
+@pytest.mark.rabbitmq
+def test_a_worker_serves_its_metrics_and_the_watch_sees_it_come_and_go(
+    rabbitmq_url: str, tmp_path: Path
+) -> None:
+    there = {"SPLITEASY_BROKER": rabbitmq_url, "SPLITEASY_STORE": f"sqlite:///{tmp_path}/store.sqlite"}
+    command = ("worker", "--name", "w-1", "--trust", "open", "--metrics-port", 0)
+    with (
+        started(("status", "--watch", "--every-s", 0.2), tmp_path, **there) as view,
+        started(command, tmp_path, **there) as worker,
+    ):
+        address = address_of(worker)
+        read_until(worker, '"serving"')
+        assert read(f"{address}/readyz") == (200, "ready\n")
+        assert read(f"{address}/healthz") == (200, "alive\n")
+        status, text = read(f"{address}/metrics")
+        assert status == 200
+        assert all(f"# TYPE {metric.name} " in text for metric in metrics.ALL)
+        assert 'spliteasy_worker_store_calls_total{call="heartbeat",outcome="Done"}' in text
+        assert "spliteasy_worker_session_limit_bytes 4.294967296e+09" in text
+        read_until(view, "worker w-1: joined")
+        worker.send_signal(signal.SIGTERM)
+        finish(worker)
+        read_until(view, "worker w-1: gone")
+        view.send_signal(signal.SIGINT)
+        finish(view)
+
+
+def test_without_its_package_the_port_is_refused(
+    spliteasy: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "spliteasy.prometheus", raising=False)
+    command = "agent --job x --device d --data m:f --broker amqp://localhost --metrics-port 0"
+    ran = spliteasy(*command.split())
+    assert "--metrics-port needs the package prometheus_client" in ran.error
+    assert "spliteasy[metrics]" in ran.error
