@@ -115,6 +115,11 @@ def measure(
     )
 
 
+def clock() -> Callable[[], float]:
+    """This thread's processor time where it computes alone, so that others on the machine don't count."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def resized(inputs: Tensors, targets: Tensors, batch: int) -> tuple[Tensors, Tensors]:
     """So many samples: those there are, again and again."""
     rows = torch.arange(batch) % inputs[0].shape[0]
@@ -129,6 +134,7 @@ class _Probe:
         self._trainer = SegmentTrainer(self.segment, spec, device="planner", role="model")
         self._loss = loss
         self._places = places
+        self._clock = clock()
         count = len(traced.train.ops)
         self._forward: list[Numbers] = []
         self._backward: list[Numbers] = []
@@ -136,18 +142,18 @@ class _Probe:
 
     def whole_step(self, inputs: Tensors, targets: Tensors) -> tuple[float, float, float, float]:
         """Seconds of a step as a device or worker takes it: forward, loss, backward, optimizer."""
-        moments = [time.perf_counter()]
+        moments = [self._clock()]
         opened = self._trainer.forward(inputs)
-        moments.append(time.perf_counter())
+        moments.append(self._clock())
         value = self._loss(tensors_of(opened.outputs), targets)
-        moments.append(time.perf_counter())
+        moments.append(self._clock())
         backward_from(value)
-        moments.append(time.perf_counter())
+        moments.append(self._clock())
         if self._trainer.finite():
             self._trainer.apply()
         else:
             self._trainer.abort()
-        moments.append(time.perf_counter())
+        moments.append(self._clock())
         forward, loss, backward, apply = np.diff(moments)
         return float(forward), float(loss), float(backward), float(apply)
 
@@ -209,14 +215,15 @@ class _Watch:
     def __init__(self, places: Sequence[int], count: int) -> None:
         self.forward, self.backward = np.zeros(count), np.zeros(count + 1)
         self._places = iter(places)
+        self._clock = clock()
         self._nodes: dict[Node, RemovableHandle] = {}
         self._moment = 0.0
 
     def __call__(self, call: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         place = next(self._places)
-        began = time.perf_counter()
+        began = self._clock()
         value = call(*args, **kwargs)
-        self.forward[place] = time.perf_counter() - began
+        self.forward[place] = self._clock() - began
         for tensor in _tensors_in(value):
             self.own(tensor, place)
         return value
@@ -231,7 +238,7 @@ class _Watch:
                 todo.extend(following for following, _ in node.next_functions)
 
     def start(self) -> None:
-        self._moment = time.perf_counter()
+        self._moment = self._clock()
 
     def leave(self) -> None:
         """Take the hooks away: a weight's node lives on."""
@@ -239,8 +246,8 @@ class _Watch:
             handle.remove()
 
     def _done(self, place: int, *_gradients: object) -> None:
-        self.backward[place] += time.perf_counter() - self._moment
-        self._moment = time.perf_counter()
+        self.backward[place] += self._clock() - self._moment
+        self._moment = self._clock()
 
 
 def _kind(target: str) -> int:

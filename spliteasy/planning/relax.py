@@ -63,7 +63,8 @@ def _told(name: str, value: float) -> str:
     """As it is written on the command line; rounded to the side that keeps it met."""
     option = f"--{name.replace('_', '-')}"
     if name == "device_memory":
-        return f"{option} {math.ceil(value / 1e5) / 10:g}mb"
+        unit, name = (1e6, "mb") if value >= 1e6 else (1e3, "kb")
+        return f"{option} {math.ceil(value * 10 / unit) / 10:g}{name}"
     if name == "max_input_correlation":
         return f"{option} {math.ceil(value * 1000) / 1000:g}"
     return f"{option} {int(value)}"
