@@ -23,7 +23,7 @@ CODE := spliteasy broker device_agent server_worker deploy tests examples benchm
 # and the number of threads is part of what makes a run bit-identical.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup deps demo test test-long parity bench-plan simulate chaos lint format up down status \
+.PHONY: help setup deps demo test test-long parity bench-plan simulate chaos attack lint format up down status \
   logs scale clean distclean
 
 help: ## This list
@@ -92,7 +92,7 @@ test: setup deps lint ## Lint and all tests, against real RabbitMQ and Redis
 test-long: setup deps ## The long sweeps (many seeds, many mutations)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
-parity: setup ## Six networks of the paper and ten more: split against plain PyTorch, bit for bit
+parity: setup ## Twenty networks, the paper's six among them: split against plain PyTorch, bit for bit
 	@$(BIN)/python -m benchmarks.parity
 
 bench-plan: setup deps ## The planner's predictions and cuts against measurements on emulated links
@@ -103,3 +103,6 @@ simulate: setup ## Trainings under seeded faults, virtual time: SEEDS=10000, or 
 
 chaos: setup deps ## Real processes killed, paused, cut off: MINUTES=10 [SEED=1]; then the equality
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+attack: setup deps ## A hostile device and an outsider against a broker and a worker: a table, violations=0
+	@$(BIN)/python -m tests.attack

@@ -79,7 +79,8 @@ def free_ports(number: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _new_node(folder: Path) -> RabbitNode:
+def new_node(folder: Path) -> RabbitNode:
+    """A node on free ports, with the management plugin; not started."""
     port, dist_port, epmd_port, management_port = free_ports(4)
     return RabbitNode(
         folder=folder,
@@ -92,7 +93,7 @@ def _new_node(folder: Path) -> RabbitNode:
 
 
 def _running(folder: Path) -> Iterator[RabbitBroker]:
-    node = _new_node(folder)
+    node = new_node(folder)
     node.start()
     try:
         yield RabbitBroker(node=node)

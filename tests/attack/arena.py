@@ -23,7 +23,7 @@ from device_agent.observe import Observation, StepTaken
 from server_worker.config import WorkerConfig
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
-from spliteasy.cli.enrolment import Enrolment, connect_enrolled
+from spliteasy.cli.enrolment import Enrolment, connect_enrolled, read_enrolment
 from spliteasy.compute import TorchThread
 from tests.simulation import toy
 
@@ -64,7 +64,11 @@ class Arena:
 
     def url(self, device: str) -> str:
         """The broker's URL with the device's account."""
-        return Enrolment.model_validate_json(self.file(device).read_text()).url
+        return read_enrolment(self.file(device)).url
+
+    def password(self, device: str) -> str:
+        """Of the device's account."""
+        return read_enrolment(self.file(device)).password.get_secret_value()
 
     async def train(
         self,

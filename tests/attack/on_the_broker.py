@@ -1,0 +1,202 @@
+"""Attacks that the broker must stop: other devices' queues and keys, accounts, connections."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from typing import Any
+
+import aiormq
+
+from broker import connect
+from broker import messages as m
+from broker.topology import DEAD, FRONT, UPLINK, reply_queue, shard_queue, uplink_key
+from deploy.accounts import MAX_CONNECTIONS, Accounts
+from deploy.rabbitmq import HOST
+from spliteasy.errors import LinkRefused
+from tests.attack.hostile import Hostile, Undefended, refused
+
+Properties = aiormq.spec.Basic.Properties
+
+
+async def read_replies_of_another(attacker: Hostile) -> str:
+    """Consume, get and purge the reply queue of a device that is connected."""
+    victim = attacker.arena.new_device()
+    queue = reply_queue(victim, m.new_nonce())
+    url = attacker.arena.url(attacker.name)
+    transport = await connect(attacker.arena.url(victim))
+    try:
+        await transport.declare(queue)
+        await refused(url, lambda channel: channel.basic_get(queue.name))
+        await refused(url, lambda channel: channel.queue_purge(queue.name))
+        return await refused(url, lambda channel: channel.basic_consume(queue.name, _ignore))
+    finally:
+        await transport.close()
+
+
+async def read_requests(attacker: Hostile) -> str:
+    """Consume what all devices send, or what was buried."""
+    url, said = attacker.arena.url(attacker.name), ""
+    for queue in (FRONT, shard_queue(3).name, DEAD):
+        said = await refused(url, lambda channel, queue=queue: channel.basic_consume(queue, _ignore))  # type: ignore[misc]
+    return said
+
+
+async def eavesdrop_by_binding(attacker: Hostile) -> str:
+    """Bind a queue of one's own to the exchange that all devices publish to."""
+    return await refused(
+        attacker.arena.url(attacker.name),
+        lambda channel: channel.queue_bind(attacker.queue, UPLINK, routing_key="s.#"),
+    )
+
+
+async def delete_queues(attacker: Hostile) -> str:
+    """Delete queues and the exchange."""
+    url = attacker.arena.url(attacker.name)
+    await refused(url, lambda channel: channel.queue_delete(FRONT))
+    await refused(url, lambda channel: channel.exchange_delete(UPLINK))
+    return await refused(url, lambda channel: channel.queue_delete(shard_queue(3).name))
+
+
+async def declare_queues(attacker: Hostile) -> str:
+    """Declare what belongs to others: a shard, another's reply queue, names like one's own."""
+    url, said = attacker.arena.url(attacker.name), ""
+    longer = reply_queue(f"{attacker.name}0", m.new_nonce()).name
+    for name in ("spliteasy.shard.99", longer, "mine", attacker.name, f"x{attacker.queue}"):
+        said = await refused(url, lambda channel, name=name: channel.queue_declare(name, durable=True))  # type: ignore[misc]
+    return said
+
+
+async def publish_under_another_key(attacker: Hostile) -> str:
+    """Speak as another device, or as one whose name begins alike."""
+    said = ""
+    for key in (uplink_key("phone-999", 3), uplink_key(f"{attacker.name}0", 3), f"{attacker.key}.x", "s"):
+        said = await refused(
+            attacker.arena.url(attacker.name),
+            lambda channel, key=key: channel.basic_publish(b"x", exchange=UPLINK, routing_key=key),  # type: ignore[misc]
+        )
+    return said
+
+
+async def publish_to_a_queue(attacker: Hostile) -> str:
+    """Forge a reply: the default exchange reaches every queue by name."""
+    victim = reply_queue("phone-1", m.new_nonce()).name
+    return await refused(
+        attacker.arena.url(attacker.name), lambda channel: channel.basic_publish(b"x", routing_key=victim)
+    )
+
+
+async def forge_the_user_id(attacker: Hostile) -> str:
+    """Say that the message is from another account."""
+    return await refused(
+        attacker.arena.url(attacker.name),
+        lambda channel: channel.basic_publish(
+            b"x", exchange=UPLINK, routing_key=attacker.key, properties=Properties(user_id="workers")
+        ),
+    )
+
+
+async def flood_with_connections(attacker: Hostile) -> str:
+    """Open connections until the broker has no sockets left."""
+    url = attacker.arena.url(attacker.name)
+    async with AsyncExitStack() as opened:
+        for number in range(MAX_CONNECTIONS + 4):
+            try:
+                connection = await aiormq.connect(url)
+            except (aiormq.exceptions.AMQPError, ConnectionError, RuntimeError):
+                return f"broker: at most {number + 2} connections of one account"
+            opened.push_async_callback(connection.close)
+    raise Undefended(f"{MAX_CONNECTIONS + 4} connections")
+
+
+async def administrate(attacker: Hostile) -> str:
+    """Use one's account on the management API."""
+    password = attacker.arena.password(attacker.name)
+    url = f"http://{attacker.name}:{password}@{HOST}:{attacker.arena.node.management_port}"
+    for act in ("list", "revoke"):
+        accounts = Accounts(url, vhost=attacker.arena.vhost)
+        try:
+            _ = accounts.list() if act == "list" else accounts.revoke("workers")
+        except LinkRefused as error:
+            said = f"broker: {error.message}"
+        else:
+            raise Undefended(f"a device may {act} accounts")
+    return said
+
+
+async def come_back_after_revocation(attacker: Hostile) -> str:
+    """Go on with an account that was revoked: over the open connection, and over a new one."""
+    attacker.arena.accounts.revoke(attacker.name)
+    async with asyncio.timeout(20):
+        await attacker.transport.wait_lost()
+    try:
+        await (await connect(attacker.arena.url(attacker.name))).close()
+    except LinkRefused as error:
+        return f"broker: {error.message}"
+    raise Undefended("the account still connects")
+
+
+async def guess_accounts(attacker: Hostile) -> str:
+    """An outsider: default accounts, wrong passwords, none."""
+    node, said = attacker.arena.node, ""
+    for user, password in (("guest", "guest"), (attacker.name, "guess"), ("nobody", ""), ("workers", "")):
+        url = replace(node, user=user, password=password).url(attacker.arena.vhost)
+        try:
+            await (await connect(url)).close()
+        except LinkRefused as error:
+            said = f"broker: {error.message}"
+        else:
+            raise Undefended(f"{user} came in")
+    return said
+
+
+async def enter_another_virtual_host(attacker: Hostile) -> str:
+    """The default one, where other software may live."""
+    try:
+        await (await connect(attacker.arena.url(attacker.name).rpartition("/")[0] + "/")).close()
+    except LinkRefused as error:
+        return f"broker: {error.message}"
+    raise Undefended("a device came into another virtual host")
+
+
+async def redirect_dead_letters(attacker: Hostile) -> str:
+    """Let one's own queue dead-letter replies to another's key, past the topic permissions."""
+    victim = uplink_key("phone-999", 3)
+    connection = await aiormq.connect(attacker.arena.url(attacker.name))
+    try:
+        channel = await connection.channel()
+        name = reply_queue(attacker.name, m.new_nonce()).name
+        arguments: dict[str, Any] = {"x-dead-letter-exchange": UPLINK, "x-dead-letter-routing-key": victim}
+        with suppress(aiormq.exceptions.ChannelAccessRefused):
+            await channel.queue_declare(name, arguments=arguments)
+        attacker.queue = name
+        await attacker.send(m.GetJob(session=attacker.session), key=uplink_key(attacker.name, None))
+        async with asyncio.timeout(20):
+            while not (got := await channel.basic_get(name)).delivery_tag:  # noqa: ASYNC110 - it says nothing
+                await asyncio.sleep(0.05)
+            await channel.basic_reject(got.delivery_tag, requeue=False)
+    finally:
+        await connection.close()
+    return f"worker: {await attacker.dead.of('workers')}"
+
+
+async def _ignore(_: object) -> None: ...
+
+
+ATTACKS = (
+    read_replies_of_another,
+    read_requests,
+    eavesdrop_by_binding,
+    delete_queues,
+    declare_queues,
+    publish_under_another_key,
+    publish_to_a_queue,
+    forge_the_user_id,
+    redirect_dead_letters,
+    flood_with_connections,
+    administrate,
+    enter_another_virtual_host,
+    guess_accounts,
+    come_back_after_revocation,
+)

@@ -1,0 +1,325 @@
+"""Attacks that the worker must stop: what a device with an account of its own may publish."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import zlib
+from typing import Any
+
+import aiormq
+import torch
+
+from broker import encode
+from broker import messages as m
+from broker.chunks import to_frames
+from broker.topology import REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
+from tests.attack.hostile import ATTEMPT, Hostile, Undefended
+
+Properties = aiormq.spec.Basic.Properties
+
+
+async def copy_to_another_key(attacker: Hostile) -> str:
+    """CC and BCC: before RabbitMQ 4.0.3 they reach queues past the topic permissions."""
+    said, victim = "", uplink_key("phone-999", 3)
+    frame = next(iter(to_frames(encode(attacker.forward()), message_id=m.new_nonce())))
+    connection = await aiormq.connect(attacker.arena.url(attacker.name))
+    try:
+        channel = await connection.channel()
+        for header in ("CC", "BCC"):
+            # Its own key leads to no queue of workers: what arrives comes by the copy.
+            await channel.basic_publish(
+                frame,
+                exchange=UPLINK,
+                routing_key=f"s.{attacker.name}.nowhere",
+                properties=Properties(
+                    user_id=attacker.name, headers={header: [victim], REPLY_TO: attacker.queue}
+                ),
+            )
+            said = f"worker: {await attacker.dead.of(attacker.name)}"
+    finally:
+        await connection.close()
+    return said
+
+
+async def speak_without_a_name(attacker: Hostile) -> str:
+    """Leave the user id out: the broker then vouches for nobody."""
+    frame = next(iter(to_frames(encode(attacker.forward()), message_id=m.new_nonce())))
+    connection = await aiormq.connect(attacker.arena.url(attacker.name))
+    try:
+        channel = await connection.channel()
+        headers: dict[str, Any] = {REPLY_TO: attacker.queue}
+        await channel.basic_publish(
+            frame, exchange=UPLINK, routing_key=attacker.key, properties=Properties(headers=headers)
+        )
+        return f"worker: {await attacker.dead.of('')}"
+    finally:
+        await connection.close()
+
+
+async def forge_the_session(attacker: Hostile) -> str:
+    """Ask for a step of another device's session, under one's own key."""
+    session = "toy.phone-999"
+    key = uplink_key(attacker.name, shard_of(session))
+    await attacker.send(attacker.forward(session=session), key=key)
+    said = await attacker.dead.of(attacker.name)
+    digest = "0" * 64
+    await attacker.send(m.Open(session=session, attempt=ATTEMPT, digest=digest, held=(0,)), key=key)
+    await attacker.dead.of(attacker.name)
+    if await attacker.arena.store.session(session) is not None:
+        raise Undefended("the session was opened")
+    return f"worker: {said}"
+
+
+async def answer_to_another(attacker: Hostile) -> str:
+    """Have the worker send the reply to another device."""
+    victim = reply_queue("phone-999", m.new_nonce()).name
+    attacker.queue = victim
+    await attacker.send(attacker.forward())
+    return f"worker: {await attacker.dead.of(attacker.name)}"
+
+
+async def use_another_shard(attacker: Hostile) -> str:
+    """Send one's requests where another worker would claim the session."""
+    shard = (shard_of(attacker.session) + 1) % 16
+    await attacker.send(attacker.forward(), key=uplink_key(attacker.name, shard))
+    return f"worker: {await attacker.dead.of(attacker.name)}"
+
+
+async def speak_as_a_worker(attacker: Hostile) -> str:
+    """Send replies instead of requests."""
+    await attacker.body(encode(m.Busy(answers=m.new_nonce(), retry_after_s=1.0)))
+    return f"worker: {await attacker.dead.of(attacker.name)}"
+
+
+async def malformed_frames(attacker: Hostile) -> str:
+    """Noise, nothing, cut and altered frames."""
+    (frame,) = to_frames(encode(attacker.forward()), message_id=m.new_nonce())
+    flipped = frame[:70] + bytes([frame[70] ^ 1]) + frame[71:]
+    said = ""
+    for wrong in (b"", os.urandom(500), frame[:-1], frame + b"x", flipped, frame[:63]):
+        await attacker.frame(wrong)
+        said = await attacker.dead.of(attacker.name)
+    return f"worker: {said}"
+
+
+async def malformed_envelopes(attacker: Hostile) -> str:
+    """Headers that lie about lengths, kinds, numbers and nesting, well framed."""
+    body = encode(attacker.forward())
+    deep = _altered(body, b'"samples":4', b'"samples":' + b"[" * 1000)
+    said = ""
+    for wrong in (
+        b"\0",
+        os.urandom(300),
+        body[:40],
+        body + b"\0" * 64,
+        _altered(body, b'"shape":[4,5]', b'"shape":[4,6]'),
+        _altered(body, b'"FORWARD"', b'"FORWORD"'),
+        _altered(body, b'"samples":4', b'"samples":-1'),
+        _altered(body, b'"samples":4', b'"samples":4,"eval":"1"'),
+        deep,
+        body[:8] + b"\xff\xff\xff\x7f" + body[12:],
+    ):
+        await attacker.body(wrong)
+        said = await attacker.dead.of(attacker.name)
+    return f"worker: {said}"
+
+
+async def huge_shapes(attacker: Hostile) -> str:
+    """Tensors that say they are of terabytes."""
+    body = encode(attacker.forward())
+    said = ""
+    for shape in (b"[1048576,1048576]", b"[9007199254740991,9007199254740991]", b"[-4,-5]"):
+        await attacker.body(_altered(body, b'"shape":[4,5]', b'"shape":' + shape))
+        said = await attacker.dead.of(attacker.name)
+    return f"worker: {said}"
+
+
+async def tensors_that_do_not_fit(attacker: Hostile) -> str:
+    """Wrong number, shape, dtype; integers for tensors."""
+    await attacker.open()
+    said = ""
+    for values in (
+        (torch.ones(4, 5, dtype=torch.float64),),
+        (torch.ones(4, 5, dtype=torch.int64),),
+        (torch.ones(4, 6),),
+        (torch.ones(4, 5), torch.ones(4, 5)),
+        (7,),
+        (),
+    ):
+        said = await _error(attacker, attacker.forward(values=values))
+    return said
+
+
+async def not_a_number(attacker: Hostile) -> str:
+    """Gradients of NaN: they would spoil the body for ever."""
+    await attacker.open()
+    request = attacker.forward()
+    await attacker.send(request)
+    forwarded = await attacker.reply()
+    if not isinstance(forwarded, m.Forwarded):
+        raise Undefended(f"FORWARD was answered {forwarded.kind}")
+    (output,) = forwarded.values
+    assert isinstance(output, torch.Tensor)
+    backward = m.Backward(
+        session=attacker.session,
+        attempt=ATTEMPT,
+        step=1,
+        forward=request.request,
+        values=(torch.full_like(output, float("nan")),),
+    )
+    said = await _error(attacker, backward)
+    await _stands_at(attacker, 0)
+    return said
+
+
+async def codecs_that_inflate(attacker: Hostile) -> str:
+    """A zip bomb as an activation, and codecs that the job does not use."""
+    await attacker.open()
+    deflate = zlib.compressobj(9)
+    bomb = b"".join(deflate.compress(bytes(1 << 20)) for _ in range(64)) + deflate.flush()
+    packed = torch.frombuffer(bytearray(bomb), dtype=torch.uint8)
+    said = ""
+    for codec in ("lossless", "topk:0.5", "int8", "nothing", "topk:1e9"):
+        wrong = attacker.forward(values=(packed,), codec=codec, packing=(m.Packing(parts=1),))
+        said = await _error(attacker, wrong)
+    return said
+
+
+async def replay_messages(attacker: Hostile) -> str:
+    """Send a committed step again and again, as an eavesdropper or a broken link would."""
+    await attacker.open()
+    request = attacker.forward()
+    await attacker.send(request)
+    forwarded = await attacker.reply()
+    if not isinstance(forwarded, m.Forwarded):
+        raise Undefended(f"FORWARD was answered {forwarded.kind}")
+    (output,) = forwarded.values
+    assert isinstance(output, torch.Tensor)
+    backward = m.Backward(
+        session=attacker.session,
+        attempt=ATTEMPT,
+        step=1,
+        forward=request.request,
+        values=(torch.ones_like(output),),
+    )
+    digests = set()
+    for _ in range(5):
+        await attacker.send(backward)
+        gradient = await attacker.reply()
+        if not isinstance(gradient, m.Gradient):
+            raise Undefended(f"BACKWARD was answered {gradient.kind}")
+        (values,) = gradient.values
+        assert isinstance(values, torch.Tensor)
+        digests.add(values.numpy().tobytes())
+        await attacker.send(request)
+        await attacker.reply()
+    await _stands_at(attacker, 1)
+    if len(digests) != 1:
+        raise Undefended("one step gave several gradients")
+    return "store: the step is committed once; the same reply again"
+
+
+async def oversize(attacker: Hostile) -> str:
+    """A message that says it has terabytes to come, and a frame that is larger than frames are."""
+    (frame,) = to_frames(bytes(1 << 20), message_id=m.new_nonce(), chunk_bytes=1 << 20)
+    await attacker.frame(_first_of_many(60 << 30))
+    said = await attacker.dead.of(attacker.name)
+    await attacker.frame(frame + bytes(14 << 20))
+    await attacker.dead.of(attacker.name)
+    return f"worker: {said}"
+
+
+async def uploads_that_never_end(attacker: Hostile) -> str:
+    """Begin message after message, and send their first and last frames only."""
+    limits = attacker.arena.worker.config.uploads
+    for _ in range(limits.sender_messages + 4):
+        frames = list(to_frames(bytes(50_000), message_id=m.new_nonce(), chunk_bytes=10_000))
+        await attacker.frame(frames[0])
+        await attacker.frame(frames[-1])
+    busy = 0
+    while busy < 4:
+        reply = await attacker.reply()
+        if not isinstance(reply, m.Have | m.Busy):
+            raise Undefended(f"answered {reply.kind}")
+        busy += isinstance(reply, m.Busy)
+    return f"worker: BUSY after {limits.sender_messages} unfinished messages of a device"
+
+
+async def flood_with_messages(attacker: Hostile) -> str:
+    """Thousands of small requests, as fast as the broker takes them."""
+    await attacker.open()
+    request = attacker.forward()
+    ask = m.Ask(
+        session=attacker.session,
+        attempt=ATTEMPT,
+        step=1,
+        about=request.request,
+        about_kind="FORWARD",
+        forward=request.request,
+    )
+    frames = list(to_frames(encode(ask), message_id=m.new_nonce()))
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(1500):
+            tasks.create_task(attacker.frame(frames[0]))
+    seen = {(await attacker.reply()).kind for _ in range(1500)}
+    if "BUSY" not in seen:
+        raise Undefended(f"all 1500 were served: {seen}")
+    return "worker: BUSY over the device's share"
+
+
+async def _error(attacker: Hostile, request: m.Request) -> str:
+    """The worker's refusal of a request. Raises Undefended where it is served."""
+    await attacker.send(request)
+    reply = await attacker.reply()
+    if not isinstance(reply, m.Error):
+        raise Undefended(f"{request.session} was answered {reply.kind}")
+    return f"worker: {reply.code}: {reply.message}"
+
+
+async def _stands_at(attacker: Hostile, step: int) -> None:
+    meta = await attacker.arena.store.session(attacker.session)
+    if meta is None or meta.committed != step:
+        raise Undefended(f"the session is at step {meta.committed if meta else None}, not {step}")
+
+
+def _altered(body: bytes, old: bytes, new: bytes) -> bytes:
+    """An envelope with other words in its header, and all lengths right again."""
+    (length,) = struct.unpack_from("<I", body, 8)
+    header, data = body[12 : 12 + length], body[-(-(12 + length) // 64) * 64 :]
+    assert old in header
+    header = header.replace(old, new)
+    start = body[:8] + struct.pack("<I", len(header)) + header
+    return start + bytes(-len(start) % 64) + data
+
+
+def _first_of_many(total: int) -> bytes:
+    """A right first frame of a message of `total` bytes, in chunks of 1 MiB."""
+    chunk_bytes = 1 << 20
+    identity = bytes.fromhex(m.new_nonce())
+    header = struct.pack(
+        "<4sBBH8sIIQ16s12s", b"SPEF", 1, 0, 0, identity, 0, chunk_bytes, total, bytes(16), bytes(12)
+    )
+    payload = bytes(chunk_bytes)
+    return header + struct.pack("<I", zlib.crc32(payload, zlib.crc32(header))) + payload
+
+
+ATTACKS = (
+    copy_to_another_key,
+    speak_without_a_name,
+    forge_the_session,
+    answer_to_another,
+    use_another_shard,
+    speak_as_a_worker,
+    malformed_frames,
+    malformed_envelopes,
+    huge_shapes,
+    tensors_that_do_not_fit,
+    not_a_number,
+    codecs_that_inflate,
+    replay_messages,
+    oversize,
+    uploads_that_never_end,
+    flood_with_messages,
+)
