@@ -32,7 +32,7 @@ PROMISED = (
     *("vit", "swin", "gpt", "gpt with dropout", "unet", "lstm", "gru", "dense"),
     *("two inputs", "several outputs", "written in place", "buffers"),
 )
-"""The six networks of the paper and two more, then one of each kind; all of it at three cuts or more."""
+"""The six networks of the paper and two more, then one of each kind; each at three cuts or more."""
 STEPS = 3
 WIDTH = 170
 """Of the table, where no terminal says."""
