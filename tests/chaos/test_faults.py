@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.emulator import Profile
 from tests.chaos import server_faults, toy, worker_faults
 from tests.chaos.conftest import NewTraining, Trained
+from tests.chaos.device import PROFILE
 from tests.chaos.record import percentile
 from tests.chaos.scene import until
 
@@ -21,6 +23,9 @@ TAKEOVER_S = 10.0
 """Ten times the goal, for a machine where many others are at work."""
 
 SOON_S = 60.0
+KILLS = 3
+UNHURRIED = Profile(latency_s=0.1)
+"""A training that is not over before the killed worker is there again."""
 
 
 async def run(trained: Trained, *options: object, state: Path) -> tuple[int, str]:
@@ -48,14 +53,14 @@ async def test_a_worker_that_was_given_up_and_comes_back_can_do_no_harm(train: N
 
 async def test_a_killed_workers_session_moves_again_at_once(train: NewTraining) -> None:
     trained = await train(single=True)
-    for _ in range(4):
-        before = trained.steps
+    trained.device.link.set_profile(UNHURRIED)
+    for _ in range(KILLS):
         await worker_faults.killed(trained.scene, RNG, "worker killed")
-        await trained.reach(before + 10)
+    trained.device.link.set_profile(PROFILE)
     await trained.finish()
     moved_after = trained.stack.record.moved_after["worker killed"]
     print(f"moved again after {sorted(moved_after)} s")
-    assert len(moved_after) == 4
+    assert len(moved_after) == KILLS
     assert percentile(moved_after, 0.95) < TAKEOVER_S
 
 
