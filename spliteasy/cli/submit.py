@@ -34,7 +34,8 @@ def submit(
         job = create_job(job_file)
         asyncio.run(_submit(job, store))
     parts = sum(len(part) for part in job.parts.values())
-    typer.echo(f"submitted {job.name}@{job.digest} ({len(job.parts)} parts, {size(parts)})")
+    cuts = " | ".join(job.spec.model.cuts)
+    typer.echo(f"submitted {job.name}@{job.digest} ({len(job.parts)} parts, {size(parts)}; cut: {cuts})")
     typer.echo(f"next: spliteasy agent --job {job.name} --device phone-1 --data MODULE:FUNCTION", err=True)
 
 

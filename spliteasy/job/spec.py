@@ -395,5 +395,8 @@ class JobSpec(Section):
         return self.share_labels if self.model.auto else len(self.model.cuts) == 1
 
     def to_json(self) -> bytes:
-        """Canonical JSON, every default written out: equal specs give equal bytes."""
-        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+        """Canonical JSON, every default written out: equal specs give equal bytes.
+
+        `plan` is left out: a training depends on its cuts, not on what they were chosen for.
+        """
+        return orjson.dumps(self.model_dump(mode="json", exclude={"plan"}), option=orjson.OPT_SORT_KEYS)

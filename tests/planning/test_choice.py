@@ -174,6 +174,13 @@ def test_auto_keeps_to_the_plan(new_spec: NewSpec, tmp_path: Path) -> None:
         Job.create(new_spec("auto", min_head_layers=40), tmp_path)
 
 
+def test_what_a_plan_asks_is_no_part_of_the_job(new_spec: NewSpec) -> None:
+    spec = new_spec()
+    slower = spec.model_copy(update={"plan": spec.plan.model_copy(update={"uplink": "1mbit"})})
+    assert slower != spec
+    assert slower.to_json() == spec.to_json()
+
+
 def test_one_auto_cut_where_labels_are_shared(new_spec: NewSpec, tmp_path: Path) -> None:
     spec = new_spec("auto")
     shared = spec.model_copy(update={"share_labels": True})
