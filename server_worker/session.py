@@ -227,7 +227,10 @@ class WorkerSession:
                         attempt=request.attempt,
                         fence=meta.owner.fence,
                         step=meta.resume_step,
-                        durable_step=self._durability.durable_step(self.name, meta.resume_step),
+                        # A late copy of OPEN must not make us forget the commits since.
+                        durable_step=min(
+                            meta.resume_step, self._durability.durable_step(self.name, meta.committed)
+                        ),
                     )
                 )
                 if self.memory is None:

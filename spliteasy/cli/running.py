@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import structlog
 
+from spliteasy.eventloop import loop_factory
+
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
@@ -24,7 +26,8 @@ def run(main: Callable[[asyncio.Event], Awaitable[T]], *, on_stop: str = "stoppi
 
     Raises KeyboardInterrupt where a second signal cancelled it, and what `main` raises.
     """
-    return asyncio.run(_supervise(main, on_stop))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_supervise(main, on_stop))
 
 
 async def _supervise(main: Callable[[asyncio.Event], Awaitable[T]], on_stop: str) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import shutil
 import tempfile
@@ -170,6 +171,7 @@ class World:
                 shards=16,
                 drain_s=2.0,
                 chunk_bytes=self._chunk_bytes,
+                retention_check_s=math.inf,  # it goes by the calendar, and the store by the virtual clock
             ),
             connect=connect,
             store=store,
