@@ -4,7 +4,8 @@
 
 Everything it keeps lies in `.local/` of the current folder: state, logs, pid files, a generated password,
 and (while it is up) `stack.json`, where the command line finds broker and store. Twice is harmless.
-Ports come from SPLITEASY_AMQP_PORT and SPLITEASY_REDIS_PORT.
+Ports come from SPLITEASY_AMQP_PORT and SPLITEASY_REDIS_PORT; with SPLITEASY_METRICS_PORT the workers serve
+their metrics at that port and those after it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ FOLDER = Path(".local")
 STACK = FOLDER / "stack.json"
 AMQP_PORT = (PORT_VARIABLES[RABBITMQ], 5672)
 REDIS_PORT = (PORT_VARIABLES[REDIS], 6379)
+METRICS_PORT = "SPLITEASY_METRICS_PORT"
 NOWHERE = Access(amqp_port=1, redis_port=1, management_port=1, password="-")  # noqa: S106
 """For stopping and deleting, which need to know neither ports nor password."""
 
@@ -161,9 +163,17 @@ def start_workers(stack: Stack, count: int) -> None:
         print(f"starting {daemon.name}", flush=True)
         name = f"local-{daemon.name}"
         command = [sys.executable, "-m", "spliteasy.cli", "worker", "--name", name, "--trust", "open"]
-        daemon.start(command, environment)
+        daemon.start(command, {**environment, **metrics_port(daemon)})
     if started:
         wait_for_workers(stack, started)
+
+
+def metrics_port(daemon: Daemon) -> dict[str, str]:
+    """Where METRICS_PORT is set, worker n serves its metrics n - 1 ports above it. Raises UserError."""
+    if METRICS_PORT not in os.environ:
+        return {}
+    number = int(daemon.name.removeprefix("worker-"))
+    return {METRICS_PORT: str(port(METRICS_PORT, 0) + number - 1)}
 
 
 def wait_for_workers(stack: Stack, started: Sequence[Daemon]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # The steps
-STEPS = Metric("spliteasy_worker_steps_total", "counter", "Training steps committed.", ("job",))
+STEPS = Metric("spliteasy_worker_steps_total", "counter", "Training steps committed.", ("training_job",))
 REQUEST_SECONDS = Metric(
     "spliteasy_worker_request_seconds", "histogram", "Serving one request, its reply included.", ("kind",)
 )
