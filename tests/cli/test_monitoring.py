@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from server_worker import metrics
-from tests.cli.conftest import Ran, finish, read_until, started
+from tests.cli.conftest import Project, Ran, finish, read_until, started
 
 
 def read(url: str) -> tuple[int, str]:
@@ -72,3 +72,34 @@ def test_without_its_package_the_port_is_refused(
     ran = spliteasy(*command.split())
     assert "--metrics-port needs the package prometheus_client" in ran.error
     assert "spliteasy[metrics]" in ran.error
+
+
+@pytest.mark.rabbitmq
+def test_an_agent_serves_its_metrics_and_keeps_its_history(
+    rabbitmq_url: str, tmp_path: Path, new_project: Callable[..., Project]
+) -> None:
+    project = new_project(epochs=2000)
+    there = {"SPLITEASY_BROKER": rabbitmq_url, "SPLITEASY_STORE": f"sqlite:///{tmp_path}/store.sqlite"}
+    with started(("submit", project.job_file), project.folder, **there) as submit:
+        finish(submit)
+    command = ("agent", "--job", "tiny", "--device", "phone-1", "--data", f"{project.module}:device_data")
+    asked = ("--metrics-port", 0, "--history", "kept")
+    with (
+        started(("worker", "--trust", "open"), tmp_path, **there) as worker,
+        started((*command, *asked), project.folder, **there) as agent,
+    ):
+        address = address_of(agent)
+        read_until(agent, '"progress"')
+        assert read(f"{address}/readyz") == (200, "ready\n")
+        text = read(f"{address}/metrics")[1]
+        assert "spliteasy_agent_link_up 1.0" in text
+        assert "spliteasy_agent_total_steps 10000.0" in text
+        steps = float(text.partition("\nspliteasy_agent_steps_total ")[2].split()[0])
+        assert steps > 0
+        for process in (agent, worker):
+            process.send_signal(signal.SIGTERM)
+            finish(process)
+    kept = (project.folder / "kept/phone-1.jsonl").read_text().splitlines()
+    told = [line["step"] for line in map(json.loads, kept) if line["event"] == "step"]
+    assert told == list(range(1, len(told) + 1))
+    assert len(told) >= steps
