@@ -12,6 +12,7 @@ import torch
 from broker.chunks import CHUNK_BYTES, AssemblerLimits
 from broker.messages import new_nonce
 from broker.topology import SHARDS
+from server_worker.quotas import DeviceQuota
 
 
 class Trust(Enum):
@@ -43,6 +44,8 @@ class WorkerConfig:
     retention_check_s: float = 600.0
     """How often sessions are looked for that were abandoned."""
     uploads: AssemblerLimits = field(default_factory=AssemblerLimits)
+    quota: DeviceQuota = field(default_factory=DeviceQuota)
+    """Of each device."""
     balance: bool = True
     """Hand shards over to workers that have fewer sessions."""
 

@@ -7,10 +7,11 @@ from typing import get_args
 
 from broker import decode
 from broker import messages as m
-from broker.chunks import Assembled, Assembler, OverBudget, Partial, to_ranges
+from broker.chunks import Assembled, Assembler, Chunk, OverBudget, Partial, parse_frame, to_ranges
 from broker.topology import FRONT_SHARD, REPLY_TO, device_of_key, device_of_reply_queue, shard_label, shard_of
 from broker.transport import Delivery
 from server_worker.config import Trust
+from server_worker.quotas import GET_JOB_COST, Quotas
 from spliteasy.errors import WireError
 
 _REQUESTS = get_args(m.AnyRequest)
@@ -37,17 +38,22 @@ class Waiting:
 class Intake:
     """Authenticates deliveries and puts requests together from their frames."""
 
-    def __init__(self, assembler: Assembler, *, trust: Trust, shards: int) -> None:
+    def __init__(self, assembler: Assembler, *, trust: Trust, shards: int, quotas: Quotas) -> None:
         self._assembler = assembler
+        self._quotas = quotas
         self._trust = trust
         self._shards = shards
 
     def take(self, delivery: Delivery) -> Accepted | Waiting:
         """Raises WireError for what must not be served: it goes to the dead queue with that reason."""
         device, reply_to = self._sender(delivery)
+        if not self._quotas.frame(device, len(delivery.body)):
+            return self._over_quota(device, reply_to, parse_frame(delivery.body))
         outcome = self._assembler.add(device, delivery.body)
         if not isinstance(outcome, Assembled):
             return Waiting(outcome=outcome, device=device, reply_to=reply_to)
+        if not self._quotas.message(device):
+            return self._over_quota(device, reply_to, outcome)
         request = decode(outcome.body)
         if not isinstance(request, _REQUESTS):
             raise WireError(f"a device may not send {request.kind}")
@@ -60,7 +66,22 @@ class Intake:
         )
         if delivery.routing_key.rpartition(".")[2] != expected:
             raise WireError(f"{request.kind} of {request.session} came by {delivery.routing_key}")
+        within = (
+            self._quotas.message(device, GET_JOB_COST)
+            if isinstance(request, m.GetJob)
+            else self._quotas.session(device, request.session)
+        )
+        if not within:
+            return self._over_quota(device, reply_to, outcome)
         return Accepted(request=request, raw=outcome.body, reply_to=reply_to)
+
+    def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> Waiting:
+        """What it sent is dropped; it is told so by BUSY, at the end of its message and not too often."""
+        last = not isinstance(dropped, Chunk) or dropped.last
+        outcome = OverBudget(
+            message_id=dropped.message_id, last=last and self._quotas.answer(device), needed_bytes=0
+        )
+        return Waiting(outcome=outcome, device=device, reply_to=reply_to)
 
     def held(self, device: str, message_id: str) -> m.FrameRanges:
         """Which frames of an unfinished request are here."""

@@ -38,6 +38,7 @@ from server_worker.durability import DurabilityClock
 from server_worker.intake import Accepted, Intake, Waiting
 from server_worker.jobs import JobCache, answer_get_job
 from server_worker.placement import shard_to_yield
+from server_worker.quotas import Quotas
 from server_worker.replies import error_reply
 from server_worker.retention import forget_abandoned
 from server_worker.session import WorkerIdentity, WorkerSession
@@ -52,6 +53,7 @@ Connect = Callable[[], Awaitable[Transport]]
 NOTHING: Mapping[str, frozenset[int]] = {}
 ACTIVE_S = 30.0
 """A session counts as active for this long after its last request."""
+EMPTY_S = 120.0
 
 
 class Worker:
@@ -80,7 +82,12 @@ class Worker:
         self._rng = rng
         self._identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
         self._durability = DurabilityClock(store.loss_window_s, clock)
-        self._intake = Intake(Assembler(config.uploads, clock), trust=config.trust, shards=config.shards)
+        self._intake = Intake(
+            Assembler(config.uploads, clock),
+            trust=config.trust,
+            shards=config.shards,
+            quotas=Quotas(config.quota, clock),
+        )
         self._actors: OrderedDict[str, SessionActor] = OrderedDict()
         self._touched: dict[str, float] = {}
         self._transport: Transport | None = None
@@ -367,7 +374,16 @@ class Worker:
             self._log.info("handing a shard over", shard=shard)
             await subscription.cancel()
 
+    def _drop_empty(self) -> None:
+        """Forget sessions that hold nothing and were asked for nothing lately, such as made up ones."""
+        horizon = self.clock() - EMPTY_S
+        for name in [name for name, touched in self._touched.items() if touched < horizon]:
+            actor = self._actors[name]
+            if actor.idle and actor.session.memory is None:
+                del self._actors[name], self._touched[name]
+
     async def _keep_budget(self) -> None:
+        self._drop_empty()
         held = sum(actor.session.memory_bytes() for actor in self._actors.values())
         for name in [name for name, actor in self._actors.items() if actor.idle]:
             if held <= self.config.memory_bytes:

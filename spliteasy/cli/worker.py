@@ -43,6 +43,15 @@ def worker(
     memory_mib: Annotated[
         int, typer.Option(min=1, help="Sessions kept in memory up to this many MiB; the rest is parked.")
     ] = 4096,
+    device_messages: Annotated[
+        float, typer.Option(min=1.0, help="Messages a second that one device may send.")
+    ] = 2000.0,
+    device_mib: Annotated[
+        float, typer.Option(min=1.0, help="MiB a second that one device may send.")
+    ] = 1024.0,
+    device_sessions: Annotated[
+        int, typer.Option(min=1, help="Jobs that one device may train at a time.")
+    ] = 8,
     drain_s: Annotated[
         float, typer.Option(min=0.0, help="Seconds that a stopping worker has to finish what is at hand.")
     ] = 20.0,
@@ -68,10 +77,18 @@ def worker(
         from broker import Transport, connect
         from server_worker import metrics
         from server_worker.config import Trust, WorkerConfig
+        from server_worker.quotas import DeviceQuota
         from server_worker.worker import Worker
         from spliteasy.compute import TorchThread
 
-        config = WorkerConfig(trust=Trust(trust), memory_bytes=memory_mib * MIB, drain_s=drain_s)
+        config = WorkerConfig(
+            trust=Trust(trust),
+            memory_bytes=memory_mib * MIB,
+            drain_s=drain_s,
+            quota=DeviceQuota(
+                messages_per_s=device_messages, bytes_per_s=device_mib * MIB, sessions=device_sessions
+            ),
+        )
         if name is not None:
             config = replace(config, name=name)
         structlog.get_logger(__name__).info(

@@ -17,6 +17,7 @@ from broker.sending import send_message
 from broker.topology import DEAD, REPLY_TO, reply_queue, shard_of, uplink_key
 from broker.transport import Subscription
 from server_worker.config import WorkerConfig
+from server_worker.quotas import DeviceQuota
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.compute import TorchThread
@@ -95,7 +96,13 @@ class Server:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[Server]:
+def quota() -> DeviceQuota:
+    """Of each device; a test that wants another one overrides this."""
+    return DeviceQuota()
+
+
+@pytest.fixture
+async def server(quota: DeviceQuota) -> AsyncIterator[Server]:
     """A worker that serves the toy job."""
     broker = MemoryBroker()
     store = SqliteStore(None, inline=True)
@@ -106,7 +113,7 @@ async def server() -> AsyncIterator[Server]:
     async def connect() -> MemoryTransport:
         return broker.connect("worker")
 
-    worker = Worker(WorkerConfig(name="worker"), connect=connect, store=store, compute=compute)
+    worker = Worker(WorkerConfig(name="worker", quota=quota), connect=connect, store=store, compute=compute)
     stop = asyncio.Event()
     task = asyncio.create_task(worker.run(stop))
     await worker.connected.wait()
