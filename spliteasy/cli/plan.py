@@ -24,6 +24,8 @@ SHOWN = 12
 WIDTH = 150
 """Of the table, where no terminal says."""
 
+_COLUMN = {"device_memory": "memory", "min_head_layers": "layers", "max_input_correlation": "correlation"}
+"""Of the table, for each constraint."""
 AS_IN_PLAN = "by [plan], or"
 
 
@@ -184,11 +186,10 @@ def show(found: Plan, *, every: bool) -> None:
         rows.append(found.own)
     grid = Table(title=_title(found), title_justify="left", caption_justify="left")
     grid.add_column("cut after", overflow="fold")
-    for column in ("layers", "up", "down", "parameters", "memory", "correlation"):
-        grid.add_column(column, justify="right")
-    for column in ("device", "server", "link", "step"):
+    numbers = ("layers", "up", "down", "parameters", "memory", "correlation")
+    for column in (*numbers, "device", "server", "link", "step"):
         grid.add_column(column, justify="right", no_wrap=True)
-    grid.add_column("")
+    grid.add_column("", overflow="fold")
     for row in rows:
         grid.add_row(*_cells(row), _mark(found, row), style="bold" if row.cuts == found.best.cuts else None)
     if len(rows) < len(found.rows):
@@ -220,18 +221,26 @@ def _cells(row: Cut) -> tuple[str, ...]:
         str(row.head_layers),
         size(row.bytes_up),
         size(row.bytes_down),
-        " | ".join(f"{count:,}" for count in row.parameters),
+        " | ".join(map(_count, row.parameters)),
         size(row.memory_bytes),
         "–" if row.correlation is None else f"{row.correlation:.3f}",
         *(_ms(seconds) for seconds in (row.device_s, row.server_s, row.link_s, row.step_s)),
     )
 
 
+def _count(number: int) -> str:
+    """`23.5M`, `9.4k`, `516`."""
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.1f}{name}"
+    return str(number)
+
+
 def _mark(found: Plan, row: Cut) -> str:
     if row.cuts == found.best.cuts:
         return "best"
     own = ["yours"] if found.own is not None and row.cuts == found.own.cuts else []
-    return ", ".join([*own, *(f"over {name.replace('_', '-')}" for name in row.violates)])
+    return ", ".join([*own, *(f"breaks {_COLUMN[name]}" for name in row.violates)])
 
 
 def _ms(seconds: float) -> str:
