@@ -219,12 +219,12 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def read_until(process: subprocess.Popen[str], text: str) -> None:
-    """Read what the process says until a line has `text`."""
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Read what the process says until a line has `text`; all that."""
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
         seen.append(line)
         if text in line:
-            return
+            return "".join(seen)
     raise AssertionError(f"never said {text!r}:\n" + "".join(seen))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ from typing import Any
 import pytest
 
 from broker import connect
+from broker.topology import reply_queue
 from deploy.accounts import Accounts
 from server_worker.store import Attempt, open_store
 from spliteasy.cli import enrolment
 from spliteasy.cli.enrolment import certificates, connect_enrolled, read_enrolment
 from spliteasy.errors import LinkRefused, UserError
 from tests.attack.arena import management_url, open_arena
-from tests.cli.conftest import Ran
+from tests.cli.conftest import Project, Ran, finish, read_until, started
 from tests.fixtures_rabbitmq import RabbitBroker, free_ports
 from tests.simulation import toy
 
@@ -147,6 +149,17 @@ async def _open_session(url: str, session: str) -> None:
         await store.close()
 
 
+def test_what_a_device_may_hold_of_the_broker_is_bounded(
+    operator: Callable[..., Ran], rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str
+) -> None:
+    operator("enroll", "phone-1")
+    (limits,) = rabbitmq_broker.call("GET", "user-limits/phone-1")
+    assert limits["value"] == {"max-connections": 16, "max-channels": 128}
+    (policy,) = rabbitmq_broker.call("GET", f"policies/{rabbitmq_vhost}")
+    assert re.match(policy["pattern"], reply_queue("phone-1", "0" * 16).name)
+    assert policy["definition"] == {"expires": 120_000, "max-length-bytes": 1 << 30, "overflow": "drop-head"}
+
+
 def test_accounts_that_are_not_ours_are_left_alone(
     operator: Callable[..., Ran], rabbitmq_broker: RabbitBroker
 ) -> None:
@@ -218,3 +231,32 @@ def test_an_authority_that_is_none(operator: Callable[..., Ran], tmp_path: Path)
     assert "has no certificate" in operator("enroll", "phone-1", "--ca", "ca.pem").error
     with pytest.raises(UserError, match="can't be read"):
         certificates(tmp_path / "no.pem")
+
+
+def test_no_secret_is_in_a_process_list_or_a_log(
+    operator: Callable[..., Ran], new_project: Callable[..., Project], tmp_path: Path
+) -> None:
+    """An agent and a worker with their enrolment files, logging all they can."""
+    project = new_project()
+    assert operator("enroll", "phone-1", "--job", "tiny").code == 0
+    assert operator("enroll", "workers", "--worker").code == 0
+    assert operator("submit", project.job_file).code == 0
+    files = [tmp_path / "phone-1.enrol", tmp_path / "workers.enrol"]
+    secrets = [json.loads(file.read_text())["password"] for file in files]
+    assert all(len(secret) >= 32 for secret in secrets)
+    shown, environment = [], {"SPLITEASY_BROKER": "", "SPLITEASY_MANAGEMENT": ""}
+    agent = ("--debug", "agent", "--enrolment", files[0], "--data", f"{project.module}:device_data")
+    with (
+        started(("--debug", "worker", "--enrolment", files[1]), project.folder, **environment) as worker,
+        started(agent, project.folder, **environment) as agent_process,
+    ):
+        shown.append(read_until(agent_process, '"step":1'))
+        pids = (worker.pid, agent_process.pid)
+        for each in ("cmdline", "environ"):
+            shown += [Path(f"/proc/{pid}/{each}").read_bytes().decode() for pid in pids]
+        shown.append(finish(agent_process))
+        worker.terminate()
+        shown.append(finish(worker))
+    assert "phone-1: done, 20 steps" in shown[-2]
+    assert '"level":"debug"' in shown[0]
+    assert not [secret for secret in secrets if any(secret in text for text in shown)]
