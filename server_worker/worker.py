@@ -212,7 +212,12 @@ class Worker:
     async def _read_queue(self, transport: Transport, queue: str) -> None:
         """Serve one queue for as long as the connection lives; subscribe again after a handover."""
         while True:
-            subscription = await transport.subscribe(queue, prefetch=self.config.prefetch)
+            try:
+                subscription = await transport.subscribe(queue, prefetch=self.config.prefetch)
+            except LinkRefused:
+                if await transport.depth(queue) is not None:
+                    raise
+                raise LinkError(f"the queue {queue} was deleted") from None  # and is declared anew
             self._subscriptions[queue] = subscription
             async for delivery in subscription:
                 await self._take(delivery, subscription)

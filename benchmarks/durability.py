@@ -1,0 +1,176 @@
+"""What durability costs: step time with the session in Redis over the same with it in memory only.
+
+    python -m benchmarks.durability [--workloads W0 W2] [--rounds 9]
+
+One device and one worker for each store, all beside each other; they take laps in turn, and each round
+compares them under the same conditions. A lap holds a snapshot or more. In memory: SQLite without a file,
+which keeps nothing and waits for no disk. The goal: 1.10 or less with Redis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.report import about, save, table
+from benchmarks.services import Field, Services, free_port, services
+from benchmarks.submitting import submit
+from benchmarks.workloads import WORKLOADS, Workload
+from broker import connect
+from deploy.redis_server import RedisServer
+from server_worker.config import Trust, WorkerConfig
+from server_worker.store import SqliteStore
+from server_worker.store.redis_link import connect as connect_redis
+from server_worker.worker import Worker
+from spliteasy.cli.submit import store_job
+from spliteasy.compute import TorchThread
+from spliteasy.eventloop import loop_factory
+from spliteasy.job import Job
+from spliteasy.job.file import parse_job
+
+MEMORY, EVERYSEC, ALWAYS = "memory only", "Redis, everysec", "Redis, always"
+STORES = (MEMORY, EVERYSEC, ALWAYS)
+GOAL = 1.10
+STEPS = {"W0": 40, "W1": 2, "W2": 5}
+"""Steps of a lap."""
+SNAPSHOT_EVERY = {"W0": 20, "W1": 2, "W2": 5}
+"""Steps between snapshots: one or two a lap, where the default of 50 would miss most laps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One store on one workload; medians over rounds, `ratio` of each round's own comparison."""
+
+    workload: str
+    store: str
+    step_s: float
+    ratio: float
+    worker_cpu_s: float
+    stored_bytes: int | None
+    """What Redis holds of the session after the last lap, by MEMORY USAGE; None: not in Redis."""
+    rounds: int
+
+
+def run(workload: Workload, rounds: int) -> list[Figure]:
+    """Race the stores."""
+    with services() as running, ExitStack() as stack, Field(running) as field:
+        always = RedisServer(folder=running.folder / "always", port=free_port(), appendfsync="always")
+        stack.callback(always.stop)
+        always.start()
+        urls = {MEMORY: None, EVERYSEC: running.store, ALWAYS: always.url}
+        for place, name in enumerate(STORES):
+            _enter(field, running, workload, name, urls[name], vhost=f"durability-{place}")
+        for _ in range(rounds + 1):
+            for contestant in field.contestants:
+                contestant.lap(STEPS[workload.name])
+            print(".", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        stored = {name: asyncio.run(stored_bytes(url)) if url else None for name, url in urls.items()}
+        laps = {one.name: [statistics.median(lap) for lap in one.seconds[1:]] for one in field.contestants}
+        return [
+            Figure(
+                workload=workload.name,
+                store=one.name,
+                step_s=statistics.median(laps[one.name]),
+                ratio=statistics.median(a / b for a, b in zip(laps[one.name], laps[MEMORY], strict=True)),
+                worker_cpu_s=statistics.median(lap["worker"] for lap in one.cpu[1:]),
+                stored_bytes=stored[one.name],
+                rounds=rounds,
+            )
+            for one in field.contestants
+        ]
+
+
+def _enter(
+    field: Field, running: Services, workload: Workload, name: str, url: str | None, *, vhost: str
+) -> None:
+    """A worker with that store and a device, in a virtual host of their own."""
+    running.rabbitmq.ctl("add_vhost", vhost)
+    running.rabbitmq.ctl("set_permissions", "-p", vhost, running.rabbitmq.user, ".*", ".*", ".*")
+    broker = running.rabbitmq.url(vhost)
+    if url is None:
+        worker = field.spawn("-m", "benchmarks.durability", "--serve-memory", workload.name, broker)
+    else:
+        submit(job_of(workload), url)
+        arguments = ("worker", "--trust", "open", "--broker", broker, "--store", url)
+        worker = field.spawn("-m", "spliteasy.cli", *arguments)
+    device = ("-m", "benchmarks.ours", workload.name, job_of(workload)["name"], broker)
+    field.enter(name, [*device, str(running.folder / vhost)], {"worker": worker.pid})
+
+
+def job_of(workload: Workload) -> dict[str, Any]:
+    """The job file's content."""
+    every = SNAPSHOT_EVERY[workload.name]
+    name = f"durability-{workload.name.lower()}"
+    return {**workload.job(name), "durability": {"snapshot_every_steps": every, "checkpoint_every": every}}
+
+
+async def stored_bytes(url: str) -> int:
+    """What Redis holds of all sessions: meta, log and snapshots, its own overhead included."""
+    link = await connect_redis(url)
+    try:
+        total = 0
+        for kind in ("meta", "log", "snapshots", "request:*", "snapshot:*"):
+            for key in await link.call("KEYS", "spliteasy:{*}:" + kind):
+                total += await link.call("MEMORY", "USAGE", key) or 0
+        return total
+    finally:
+        await link.close()
+
+
+async def serve_memory(workload: Workload, broker: str) -> None:
+    """A worker whose store is in its own memory."""
+    job = Job.create(parse_job(job_of(workload)), None)
+    store, compute = SqliteStore(None), TorchThread()
+    await store_job(store, job)
+    config = WorkerConfig(trust=Trust.OPEN)
+    await Worker(config, connect=lambda: connect(broker), store=store, compute=compute).run(asyncio.Event())
+
+
+def show(figures: Sequence[Figure]) -> None:
+    rows = [
+        [
+            one.store,
+            f"{one.step_s * 1000:.1f}",
+            f"{one.ratio:.3f}",
+            f"{one.worker_cpu_s * 1000:.1f}",
+            "" if one.stored_bytes is None else f"{one.stored_bytes:,}",
+            "" if one.store == MEMORY else f"≤ {GOAL:.2f}: {'met' if one.ratio <= GOAL else 'NOT met'}",
+        ]
+        for one in figures
+    ]
+    head = ["store", "ms a step", "× memory only", "worker's CPU ms a step", "bytes in Redis", "goal"]
+    table(f"{figures[0].workload}: what durability costs", head, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.durability", description=__doc__)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--serve-memory", nargs=2, metavar=("WORKLOAD", "BROKER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve_memory:
+        torch.set_num_threads(1)
+        name, broker = options.serve_memory
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(serve_memory(WORKLOADS[name], broker))
+        return
+    print(about())
+    figures = []
+    for name in options.workloads:
+        found = run(WORKLOADS[name], options.rounds)
+        show(found)
+        figures += found
+    save("durability", [asdict(one) for one in figures])
+
+
+if __name__ == "__main__":
+    main()
