@@ -156,6 +156,10 @@ class LinkEmulator:
             if connection.open and connection.port != port:
                 connection.reset()
 
+    def lead_to(self, target: tuple[str, int]) -> None:
+        """Connections from now on go to that server instead, as behind a load balancer."""
+        self._target = target
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         port = writer.get_extra_info("sockname")[1]
         if self.refusing or self._only_port not in (None, port):

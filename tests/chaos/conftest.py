@@ -66,6 +66,13 @@ class Trained:
         assert await until(lambda: self.steps >= step or self.task.done(), BEGINS_S)
         assert self.steps >= step, self.stack.record.violations
 
+    async def end(self) -> None:
+        """Stop it wherever it is."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        if self.device.agent is not None:
+            await self.device.agent.kill()
+
     async def finish(self) -> None:
         """Wait for the last step; then the bits must be those of the undisturbed training."""
         await self.task
@@ -77,6 +84,14 @@ class Trained:
         finally:
             await store.close()
         assert set(differences.values()) == {0.0}
+
+
+async def new_training(stack: Stack, *, single: bool = False) -> Trained:
+    """A device that no test has used begins to train."""
+    number = next(n for n in _NUMBERS if (n % 3 == 1) == single)
+    link = await stack.link(ports=2)
+    link.set_profile(PROFILE)
+    return Trained(stack, Device(slot=0, first=number + 1, stack=stack, link=link, port=link.port))
 
 
 NewTraining = Callable[..., Awaitable[Trained]]
@@ -92,18 +107,11 @@ async def train(stack: Stack) -> AsyncIterator[NewTraining]:
             await stack.start_worker(slot)
 
     async def start(*, single: bool = False) -> Trained:
-        number = next(n for n in _NUMBERS if (n % 3 == 1) == single)
-        link = await stack.link(ports=2)
-        link.set_profile(PROFILE)
-        device = Device(slot=0, first=number + 1, stack=stack, link=link, port=link.port)
-        training = Trained(stack, device)
+        training = await new_training(stack, single=single)
         begun.append(training)
         await training.reach(3)
         return training
 
     yield start
     for training in begun:
-        training.task.cancel()
-        await asyncio.gather(training.task, return_exceptions=True)
-        if training.device.agent is not None:
-            await training.device.agent.kill()
+        await training.end()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from benchmarks.emulator import LinkEmulator
 from deploy.rabbitmq import RabbitNode
@@ -25,6 +25,26 @@ HOST = "127.0.0.1"
 PASSWORD = "chaos-only"
 SERVES_S = 90.0
 DRAIN_S = 5.0
+
+
+class Rabbit(Protocol):
+    """What is asked of a RabbitMQ: a node, or several."""
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def running(self) -> bool: ...
+
+    def url(self, vhost: str = ...) -> str: ...
+
+    def start(self, timeout_s: float = ...) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def sync_queues(self) -> None: ...
+
+    def ctl(self, *arguments: str, timeout_s: float = ...) -> str: ...
 
 
 @dataclass(slots=True)
@@ -45,12 +65,18 @@ class Stack:
     """`async with Stack(folder, …) as stack`: all runs, and nothing is left behind."""
 
     def __init__(
-        self, folder: Path, record: Record, *, workers: int, appendfsync: AppendFsync = "everysec"
+        self,
+        folder: Path,
+        record: Record,
+        *,
+        workers: int,
+        appendfsync: AppendFsync = "everysec",
+        rabbit: Rabbit | None = None,
     ) -> None:
         self.folder = folder
         self.record = record
         amqp, dist, epmd, redis = free_ports(4)
-        self.rabbit = RabbitNode(
+        self.rabbit: Rabbit = rabbit or RabbitNode(
             folder=folder / "rabbitmq", port=amqp, dist_port=dist, epmd_port=epmd, password=PASSWORD
         )
         self.redis = RedisServer(
@@ -62,7 +88,7 @@ class Stack:
         )
         self.workers: list[WorkerSlot] = []
         self.worker_count = workers
-        self._links: list[LinkEmulator] = []
+        self.links: list[LinkEmulator] = []
         self._processes: list[Process] = []
         self._threads: set[asyncio.Task[object]] = set()
 
@@ -89,7 +115,7 @@ class Stack:
             await asyncio.wait(self._threads)
         self._kill_servers()
         await asyncio.gather(*(process.kill() for process in self._processes))
-        for link in self._links:
+        for link in self.links:
             await link.__aexit__(None, None, None)
 
     def _kill_servers(self) -> None:
@@ -117,7 +143,7 @@ class Stack:
         """A link to the broker, ended with the stack."""
         link = LinkEmulator((HOST, self.rabbit.port), ports=ports, seed=seed)
         await link.__aenter__()
-        self._links.append(link)
+        self.links.append(link)
         return link
 
     def broker_url(self, port: int) -> str:

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from deploy.daemons import start_time
+from tests.chaos.cluster import Cluster
+from tests.chaos.conftest import new_training
 from tests.chaos.device_faults import DEVICE_FAULTS
 from tests.chaos.processes import ROOT
-from tests.chaos.record import percentile, table
+from tests.chaos.record import Record, percentile, table
 from tests.chaos.run import Plan, play
 from tests.chaos.server_faults import SERVER_FAULTS
+from tests.chaos.stack import HOST, PASSWORD, Stack, free_ports
 from tests.chaos.worker_faults import WORKER_FAULTS
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.redis]
@@ -40,6 +43,23 @@ def test_every_kind_of_fault_leaves_the_same_bits(tmp_path: Path) -> None:
 def test_a_redis_that_syncs_always_loses_nothing(tmp_path: Path, seed: int) -> None:
     report = asyncio.run(play(Plan(seed=seed, seconds=60, appendfsync="always"), tmp_path))
     assert report.passed, "\n".join(report.record.history)
+
+
+@pytest.mark.long
+def test_a_cluster_goes_on_without_the_node_that_leads_its_queues(tmp_path: Path) -> None:
+    asyncio.run(_lose_a_node(tmp_path))
+
+
+async def _lose_a_node(folder: Path) -> None:
+    cluster = Cluster(folder / "cluster", ports=iter(free_ports(7)), password=PASSWORD)
+    async with Stack(folder, Record(), workers=2, rabbit=cluster) as stack:
+        trained = await new_training(stack)
+        await trained.reach(20)
+        assert cluster.leaders().count("node0@localhost") >= 16
+        for link in stack.links:
+            link.lead_to((HOST, cluster.nodes[1].port))
+        await stack.thread(lambda: cluster.kill_node(0))
+        await trained.finish()
 
 
 def test_ctrl_c_ends_all_that_was_started(tmp_path: Path) -> None:
