@@ -40,10 +40,10 @@ def answer(value: object) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process and of its threads so far."""
+    """Processor time so far of a process, its threads, and its children that have ended."""
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_bytes(pid: int) -> int:
