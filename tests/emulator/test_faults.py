@@ -213,6 +213,19 @@ async def test_back_under_another_address() -> None:
         greeting.cancel()
 
 
+async def test_new_connections_go_to_another_server_and_old_ones_stay() -> None:
+    async with serving() as old, serving() as new, LinkEmulator(old.address) as link:
+        async with connected(link.port) as (_, before):
+            before_reader, _ = await old.accept()
+            link.lead_to(new.address)
+            async with connected(link.port) as (_, after):
+                after_reader, _ = await new.accept()
+                before.write(b"old")
+                after.write(b"new")
+                assert await read(before_reader, 3) == b"old"
+                assert await read(after_reader, 3) == b"new"
+
+
 async def test_leaving_ends_all_that_is_open() -> None:
     async with serving() as server:
         async with LinkEmulator(server.address, SLOW) as link:
