@@ -215,15 +215,18 @@ async def test_back_under_another_address() -> None:
 
 async def test_new_connections_go_to_another_server_and_old_ones_stay() -> None:
     async with serving() as old, serving() as new, LinkEmulator(old.address) as link:
-        async with connected(link.port) as (_, before):
-            before_reader, _ = await old.accept()
-            link.lead_to(new.address)
-            async with connected(link.port) as (_, after):
-                after_reader, _ = await new.accept()
-                before.write(b"old")
-                after.write(b"new")
-                assert await read(before_reader, 3) == b"old"
-                assert await read(after_reader, 3) == b"new"
+        before_reader, before = await asyncio.open_connection("127.0.0.1", link.port)
+        far_before, _ = await old.accept()
+        link.lead_to(new.address)
+        async with connected(link.port) as (_, after):
+            far_after, _ = await new.accept()
+            before.write(b"old")
+            after.write(b"new")
+            assert await read(far_before, 3) == b"old"
+            assert await read(far_after, 3) == b"new"
+        link.cut()
+        assert await is_reset(before_reader)
+        before.close()
 
 
 async def test_leaving_ends_all_that_is_open() -> None:
