@@ -88,7 +88,7 @@ async def _show(plan: Plan, record: Record) -> None:
 def _print(report: Report) -> None:
     record = report.record
     print(table(record))
-    print(f"({record.overtaken} recoveries met another fault before the first step, and are not measured)")
+    print("(seconds until the device took its next step: from a fault, or from the end of one that lasts)")
     print(
         f"takeovers {record.takeovers}, steps replayed {record.replayed}; agents resumed {record.resumes}, "
         f"steps taken again {record.steps_again} of {record.steps}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ class Record:
     history: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     moved_after: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Seconds from the end of a fault to the next step, by kind."""
-    overtaken: int = 0
-    """Recoveries that another fault came into: they are not measured."""
+    """Seconds from a fault, or the end of a lasting one, to the device's next step; by kind."""
+    together: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """The same where other faults hit the device before that step: their time is in it."""
     steps: int = 0
     """Taken by devices, those taken again included."""
     steps_again: int = 0
@@ -37,7 +36,7 @@ class Record:
     """By session, the worker's slot that loaded it last."""
     newest: Counter[str] = field(default_factory=Counter)
     """By session, the newest step that its device has taken."""
-    _waiting: dict[int, tuple[str, float]] = field(default_factory=dict)
+    _waiting: defaultdict[int, list[tuple[str, float]]] = field(default_factory=lambda: defaultdict(list))
     _last_step_at: dict[int, float] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
@@ -53,18 +52,17 @@ class Record:
         return [
             slot
             for slot in slots
-            if slot in self._waiting or _now() - self._last_step_at.get(slot, -ACTIVE_S) < ACTIVE_S
+            if self._waiting[slot] or _now() - self._last_step_at.get(slot, -ACTIVE_S) < ACTIVE_S
         ]
 
     def disturbed(self, kind: str, slots: Iterable[int]) -> None:
         """From now on the fault is no hindrance any more: measure until each device takes a step."""
         for slot in slots:
-            self.overtaken += slot in self._waiting
-            self._waiting[slot] = (kind, _now())
+            self._waiting[slot].append((kind, _now()))
 
     def waiting(self, slots: Iterable[int]) -> bool:
         """Whether any of the devices has not moved again."""
-        return any(slot in self._waiting for slot in slots)
+        return any(self._waiting[slot] for slot in slots)
 
     def violate(self, text: str) -> None:
         self.violations.append(text)
@@ -96,9 +94,9 @@ class Record:
         self.steps_again += step <= self.newest[session]
         self.newest[session] = max(step, self.newest[session])
         self._last_step_at[slot] = _now()
-        if slot in self._waiting:
-            kind, since = self._waiting.pop(slot)
-            self.moved_after[kind].append(_now() - since)
+        waited = self._waiting.pop(slot, [])
+        for kind, since in waited:
+            (self.moved_after if len(waited) == 1 else self.together)[kind].append(_now() - since)
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -108,17 +106,22 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def table(record: Record) -> str:
-    """Faults by kind, and how soon training moved again."""
-    rows = [f"{'fault':<42} {'times':>5} {'measured':>8} {'p50 s':>7} {'p95 s':>7} {'max s':>7}"]
+    """Faults by kind, and how soon training moved again: alone, and with others before the next step."""
+    head = f"{'fault':<42} {'times':>5} │ {'alone':>5} {'p50 s':>7} {'p95 s':>7} {'max s':>7}"
+    rows = [f"{head} │ {'with others':>11} {'p50 s':>7} {'max s':>7}"]
     for kind, times in sorted(record.faults.items()):
-        values = record.moved_after.get(kind, [])
-        figures = (
-            f"{statistics.median(values):7.2f} {percentile(values, 0.95):7.2f} {max(values):7.2f}"
-            if values
-            else f"{'-':>7} {'-':>7} {'-':>7}"
+        alone, together = record.moved_after.get(kind, []), record.together.get(kind, [])
+        figures = [len(alone), *_seconds(alone, 0.5, 0.95, 1.0)]
+        others = [len(together), *_seconds(together, 0.5, 1.0)]
+        rows.append(
+            f"{kind:<42} {times:>5} │ {figures[0]:>5} {figures[1]:>7} {figures[2]:>7} {figures[3]:>7}"
+            f" │ {others[0]:>11} {others[1]:>7} {others[2]:>7}"
         )
-        rows.append(f"{kind:<42} {times:>5} {len(values):>8} {figures}")
     return "\n".join(rows)
+
+
+def _seconds(values: list[float], *shares: float) -> list[str]:
+    return [f"{percentile(values, share):.2f}" if values else "-" for share in shares]
 
 
 def _now() -> float:

@@ -58,7 +58,8 @@ async def test_a_killed_workers_session_moves_again_at_once(train: NewTraining) 
         await worker_faults.killed(trained.scene, RNG, "worker killed")
     trained.device.link.set_profile(PROFILE)
     await trained.finish()
-    moved_after = trained.stack.record.moved_after["worker killed"]
+    record = trained.stack.record
+    moved_after = record.moved_after["worker killed"] + record.together["worker killed"]
     print(f"moved again after {sorted(moved_after)} s")
     assert len(moved_after) == KILLS
     assert percentile(moved_after, 0.95) < TAKEOVER_S
