@@ -74,9 +74,11 @@ def agent(
     Needs the broker only: its URL, or the file that `spliteasy enroll` wrote. Ctrl-C stops after the step at
     hand; the same command goes on from there.
     """
+    if job is not None:
+        check_identifier("--job", job.partition("@")[0])
+    if device is not None:
+        check_identifier("--device", device)
     job, device, title, connect = _whom_and_where(job, device, enrolment, broker)
-    check_identifier("--job", job.partition("@")[0])
-    check_identifier("--device", device)
     live = sys.stdout.isatty()
     set_up_logging(context, "warning" if live else "info")
     from device_agent import metrics
