@@ -37,15 +37,16 @@ async def measure_link(transport: Transport) -> Link:
     finally:
         await transport.delete(queue.name)
     return Link(
-        up_bytes_s=count / max(up_s - rtt_s, 1e-6), down_bytes_s=read / max(down_s - rtt_s, 1e-6), rtt_s=rtt_s
+        up_bytes_s=count / max(up_s - rtt_s, 1e-6), down_bytes_s=read / max(down_s, 1e-6), rtt_s=rtt_s
     )
 
 
 async def _round_trip_s(transport: Transport, queue: str) -> float:
+    """From publishing next to nothing to the broker's confirm."""
     taken = []
     for _ in range(ROUND_TRIPS):
         began = time.perf_counter()
-        await transport.depth(queue)
+        await transport.publish(queue, b"\0", to_queue=True, persistent=False)
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
 
@@ -67,19 +68,20 @@ async def _send(transport: Transport, queue: str, count: int) -> float:
 
 
 async def _read(transport: Transport, queue: str, *sent: int) -> tuple[float, int]:
-    """Seconds until all that was sent has come, and its bytes."""
-    expected = sum(_frames(count) for count in sent)
-    began = time.perf_counter()
+    """Seconds from the first whole frame's arrival to the last one's, and the bytes that came meanwhile."""
+    expected = ROUND_TRIPS + sum(_frames(count) for count in sent)
     subscription = await transport.subscribe(queue, prefetch=expected)
-    arrived = 0
+    arrivals: list[float] = []
+    left = expected
     async for delivery in subscription:
-        arrived += 1
+        left -= 1
+        if len(delivery.body) == FRAME_BYTES:
+            arrivals.append(time.perf_counter())
         await subscription.ack(delivery)
-        if arrived == expected:
+        if not left:
             break
-    taken = time.perf_counter() - began
     await subscription.close()
-    return taken, expected * FRAME_BYTES
+    return arrivals[-1] - arrivals[0], (len(arrivals) - 1) * FRAME_BYTES
 
 
 def _frames(count: int) -> int:
