@@ -12,6 +12,7 @@ DEVICES ?= 4
 PYTEST_ARGS ?=
 SEEDS ?= 10000
 SEED ?=
+TLS ?=
 MINUTES ?= 10
 
 VENV := .venv
@@ -52,8 +53,8 @@ $(READY): pyproject.toml
 demo: setup ## Train the digits example: 4 devices, 2 workers, all in one process
 	$(BIN)/spliteasy train examples/digits/job.toml --devices $(DEVICES) --workers $(WORKERS) --out runs/demo
 
-up: setup ## Start RabbitMQ, Redis and WORKERS=2 workers in the background
-	@$(BIN)/python -m deploy.local up --workers $(WORKERS)
+up: setup ## Start RabbitMQ, Redis and WORKERS=2 workers in the background; TLS=1: encrypted, enrolled
+	@$(BIN)/python -m deploy.local up --workers $(WORKERS) $(if $(filter-out 0,$(TLS)),--tls)
 
 status: setup ## What runs of the local stack, its jobs and sessions
 	@$(BIN)/python -m deploy.local status

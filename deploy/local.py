@@ -4,6 +4,7 @@
 
 Everything it keeps lies in `.local/` of the current folder: state, logs, pid files, a generated password,
 and (while it is up) `stack.json`, where the command line finds broker and store. Twice is harmless.
+`up --tls`: everything by TLS with a local authority, and workers that believe enrolled devices only.
 Ports come from SPLITEASY_AMQP_PORT and SPLITEASY_REDIS_PORT; with SPLITEASY_METRICS_PORT the workers serve
 their metrics at that port and those after it.
 """
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.certificates import make_certificates
 from deploy.daemons import Daemon
 from deploy.services import (
     PORT_VARIABLES,
@@ -40,6 +42,9 @@ from spliteasy.logs import redact
 
 FOLDER = Path(".local")
 STACK = FOLDER / "stack.json"
+CERTIFICATES = FOLDER / "tls"
+WORKERS = FOLDER / "workers.enrol"
+"""The workers' account, where they do not share the operator's."""
 AMQP_PORT = (PORT_VARIABLES[RABBITMQ], 5672)
 REDIS_PORT = (PORT_VARIABLES[REDIS], 6379)
 METRICS_PORT = "SPLITEASY_METRICS_PORT"
@@ -84,6 +89,7 @@ class Stack:
                     "amqp_port": self.access.amqp_port,
                     "redis_port": self.access.redis_port,
                     "management_port": self.access.management_port,
+                    "tls": self.access.tls is not None,
                 },
                 indent=2,
             ),
@@ -97,11 +103,12 @@ def running_stack() -> Stack | None:
     except FileNotFoundError:
         return None
     ports = {name: stored[name] for name in ("amqp_port", "redis_port", "management_port")}
-    access = Access(**ports, password=password())
+    tls = make_certificates(CERTIFICATES) if stored.get("tls") else None
+    access = Access(**ports, password=password(), tls=tls)
     return Stack(stored["kind"], access)
 
 
-def wanted_stack() -> Stack:
+def wanted_stack(*, tls: bool) -> Stack:
     """The stack that the environment asks for. Raises UserError where it can't be."""
     missing = native_missing()
     if missing and not docker_answers():
@@ -109,27 +116,42 @@ def wanted_stack() -> Stack:
             f"{' and '.join(missing)} not installed, and no Docker daemon answers",
             hint="make deps installs them through apt",
         )
+    if missing and tls:
+        raise UserError(
+            f"TLS needs native servers, and {' and '.join(missing)} are not installed",
+            hint="make deps installs them through apt",
+        )
     access = Access(
         amqp_port=port(*AMQP_PORT),
         redis_port=port(*REDIS_PORT),
         management_port=free_port(),
         password=password(),
+        tls=make_certificates(CERTIFICATES) if tls else None,
     )
     return Stack("compose" if missing else "native", access)
 
 
-def up(workers: int) -> None:
-    """Start what does not run yet, and wait until it serves. Raises UserError, SplitEasyError."""
+def up(workers: int, tls: bool = False) -> None:
+    """Start what does not run yet, and wait until it serves. Raises UserError, SplitEasyError.
+
+    With `tls`, workers have an account of their own and believe enrolled devices only.
+    """
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     running = running_stack()
     if running is not None:
-        check_same_ports(running.access)
-    stack = running or wanted_stack()
+        check_same(running.access, tls=tls)
+    stack = running or wanted_stack(tls=tls)
     stack.services.start()
     stack.write()
+    if stack.access.tls is not None and not WORKERS.exists():
+        enroll_workers(stack)
     start_workers(stack, max(workers, len(running_workers())))
     command = Path(sys.executable).with_name("spliteasy")
     spliteasy = os.path.relpath(command) if command.exists() else "spliteasy"
+    agent = f"{spliteasy} agent --job digits --device phone-1 --data examples.digits:device_data"
+    if stack.access.tls is not None:
+        agent = f"""{spliteasy} enroll phone-1 --job digits
+  {spliteasy} agent --enrolment phone-1.enrol --data examples.digits:device_data"""
     print(f"""
 RabbitMQ   {redact(stack.access.broker)}
 Redis      {redact(stack.access.store)}
@@ -138,13 +160,28 @@ The passwords are in {STACK}; commands started in this folder find them there.
 
 Next, each in a terminal of its own:
   {spliteasy} submit examples/digits/job.toml
-  {spliteasy} agent --job digits --device phone-1 --data examples.digits:device_data
+  {agent}
   {spliteasy} status
 More workers: make scale WORKERS=4.  Also: make status, make logs, make down.""")
 
 
-def check_same_ports(access: Access) -> None:
-    """Raises UserError where the environment asks for other ports than those it is up on."""
+def enroll_workers(stack: Stack) -> None:
+    """Make the account that all workers use. Raises SplitEasyError."""
+    made = subprocess.run(
+        [sys.executable, "-m", "spliteasy.cli", "enroll", "workers", "--worker", "--out", str(WORKERS)],
+        env={**os.environ, **stack.environment, "SPLITEASY_MANAGEMENT": stack.access.management},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode:
+        raise SplitEasyError(f"the workers have no account: {made.stderr.strip()}")
+
+
+def check_same(access: Access, *, tls: bool) -> None:
+    """Raises UserError where other ports are asked for than those it is up on, or TLS where there is none."""
+    if tls and access.tls is None:
+        raise UserError("the local stack is up without TLS", hint="make down first")
     for (variable, _), have in ((AMQP_PORT, access.amqp_port), (REDIS_PORT, access.redis_port)):
         if port(variable, have) != have:
             raise UserError(
@@ -159,10 +196,13 @@ def start_workers(stack: Stack, count: int) -> None:
     free = (f"worker-{n}" for n in range(1, MAX_WORKERS + 1) if f"worker-{n}" not in have)
     started = [Daemon(next(free), FOLDER) for _ in range(count - len(have))]
     environment = {**stack.environment, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if stack.access.tls is not None:
+        del environment["SPLITEASY_BROKER"]  # the operator's account is none of their business
     for daemon in started:
         print(f"starting {daemon.name}", flush=True)
         name = f"local-{daemon.name}"
-        command = [sys.executable, "-m", "spliteasy.cli", "worker", "--name", name, "--trust", "open"]
+        account = ["--trust", "open"] if stack.access.tls is None else ["--enrolment", str(WORKERS)]
+        command = [sys.executable, "-m", "spliteasy.cli", "worker", "--name", name, *account]
         daemon.start(command, {**environment, **metrics_port(daemon)})
     if started:
         wait_for_workers(stack, started)
@@ -322,6 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     up_parser = commands.add_parser("up", help="start what does not run yet")
     up_parser.add_argument("--workers", type=int, default=2)
+    up_parser.add_argument("--tls", action="store_true", help="TLS only, and enrolled devices only")
     commands.add_parser("scale", help="change the number of workers").add_argument("workers", type=int)
     for name, text in (
         ("down", "stop it; the state stays"),

@@ -13,11 +13,12 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from deploy.certificates import TlsFiles
 from deploy.daemons import Daemon
 from spliteasy.errors import UserError
 
@@ -63,10 +64,13 @@ class RabbitNode:
     """Of the HTTP interface; None: without it."""
     user: str = "spliteasy"
     password: str
+    tls: TlsFiles | None = None
+    """Given, all ports speak TLS (1.2 and up) only."""
 
     def url(self, vhost: str = "/") -> str:
         account = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}"
-        return f"amqp://{account}@{HOST}:{self.port}/{'' if vhost == '/' else quote(vhost, safe='')}"
+        path = f"{account}@{HOST}:{self.port}/{'' if vhost == '/' else quote(vhost, safe='')}"
+        return f"amqps://{path}?cafile={quote(str(self.tls.ca))}" if self.tls else f"amqp://{path}"
 
     @property
     def running(self) -> bool:
@@ -153,18 +157,35 @@ class RabbitNode:
         if not cookie.exists():
             _write_private(cookie, secrets.token_hex(16), mode=0o400)
         lines = [
-            f"listeners.tcp.default = {HOST}:{self.port}",
+            *self._listeners(),
             f"default_user = {self.user}",
             f"default_pass = {self.password}",
             f"raft.wal_max_size_bytes = {WAL_BYTES}",
             "disk_free_limit.absolute = 200MB",
             f"frame_max = {FRAME_MAX_BYTES}",
         ]
-        if self.management_port is not None:
-            lines += [f"management.tcp.ip = {HOST}", f"management.tcp.port = {self.management_port}"]
         _write_private(self.folder / "rabbitmq.conf", "\n".join(lines) + "\n", mode=0o600)
         plugins = "rabbitmq_management" if self.management_port is not None else ""
         (self.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
+
+    def _listeners(self) -> list[str]:
+        """Lines of rabbitmq.conf. Certificates of clients are not asked for: they have passwords."""
+        kind = "ssl" if self.tls else "tcp"
+        lines = [f"listeners.{kind}.default = {HOST}:{self.port}"]
+        if self.management_port is not None:
+            lines += [f"management.{kind}.ip = {HOST}", f"management.{kind}.port = {self.management_port}"]
+        if self.tls is None:
+            return lines
+        lines += ["listeners.tcp = none", "ssl_options.verify = verify_none"]
+        for prefix in ("ssl_options", *(["management.ssl"] if self.management_port is not None else [])):
+            lines += [
+                f"{prefix}.cacertfile = {self.tls.ca}",
+                f"{prefix}.certfile = {self.tls.certificate}",
+                f"{prefix}.keyfile = {self.tls.key}",
+                f"{prefix}.versions.1 = tlsv1.3",
+                f"{prefix}.versions.2 = tlsv1.2",
+            ]
+        return lines
 
     def _environment(self) -> dict[str, str]:
         folder = self.folder.absolute()
@@ -174,8 +195,6 @@ class RabbitNode:
             "ERL_EPMD_ADDRESS": HOST,
             "ERL_EPMD_PORT": str(self.epmd_port),
             "RABBITMQ_NODENAME": "spliteasy@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": HOST,
-            "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self.dist_port),
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
             "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "generated"),
@@ -193,7 +212,7 @@ class RabbitNode:
 
     def _wait_until_serving(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while not _speaks_amqp(self.port):
+        while not _speaks_amqp(self.port, self.tls):
             if not self.running:
                 raise UserError(f"RabbitMQ stopped while starting: {self._server.last_words()}")
             if time.monotonic() > deadline:
@@ -214,10 +233,13 @@ def is_free(port: int) -> bool:
     return True
 
 
-def _speaks_amqp(port: int) -> bool:
+def _speaks_amqp(port: int, tls: TlsFiles | None) -> bool:
     """Whether a broker answers a client's greeting: the listener opens when the node has booted."""
     try:
-        with socket.create_connection((HOST, port), timeout=5) as connection:
+        with ExitStack() as opened:
+            connection = opened.enter_context(socket.create_connection((HOST, port), timeout=5))
+            if tls is not None:
+                connection = opened.enter_context(tls.context().wrap_socket(connection, server_hostname=HOST))
             connection.sendall(_PROTOCOL_HEADER)
             return connection.recv(1) == b"\x01"
     except OSError:

@@ -12,11 +12,13 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from deploy.certificates import TlsFiles
 from deploy.daemons import Daemon
 from spliteasy.errors import UserError
 
@@ -40,13 +42,16 @@ class RedisServer:
     appendfsync: AppendFsync = "everysec"
     maxmemory_bytes: int = 0
     """0: no limit. What would go over it is refused; nothing is ever evicted."""
+    tls: TlsFiles | None = None
+    """Given, it speaks TLS (1.2 and up) only."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Further lines of redis.conf."""
 
     @property
     def url(self) -> str:
         account = f":{quote(self.password, safe='')}@" if self.password else ""
-        return f"redis://{account}{HOST}:{self.port}/0"
+        path = f"{account}{HOST}:{self.port}/0"
+        return f"rediss://{path}?ssl_ca_certs={quote(str(self.tls.ca))}" if self.tls else f"redis://{path}"
 
     @property
     def pid(self) -> int | None:
@@ -100,7 +105,8 @@ class RedisServer:
         data.mkdir(parents=True, exist_ok=True)
         settings = {
             "bind": HOST,
-            "port": str(self.port),
+            "port": "0" if self.tls else str(self.port),
+            **(self._tls_settings() if self.tls else {}),
             "dir": _quoted(str(data)),
             "daemonize": "no",
             "save": '""',
@@ -117,12 +123,27 @@ class RedisServer:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
 
+    def _tls_settings(self) -> dict[str, str]:
+        assert self.tls is not None
+        return {
+            "tls-port": str(self.port),
+            "tls-ca-cert-file": _quoted(str(self.tls.ca)),
+            "tls-cert-file": _quoted(str(self.tls.certificate)),
+            "tls-key-file": _quoted(str(self.tls.key)),
+            "tls-auth-clients": "no",
+            "tls-protocols": '"TLSv1.2 TLSv1.3"',
+        }
+
     def _answers(self) -> bool:
         """Whether it serves: it lets us in, and has loaded its data."""
         password = (self.password or "").encode()
         login = b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%s\r\n" % (len(password), password) if password else b""
         try:
-            with socket.create_connection((HOST, self.port), timeout=5) as connection:
+            with ExitStack() as opened:
+                connection = opened.enter_context(socket.create_connection((HOST, self.port), timeout=5))
+                if self.tls is not None:
+                    tls = self.tls.context().wrap_socket(connection, server_hostname=HOST)
+                    connection = opened.enter_context(tls)
                 connection.sendall(login + b"PING\r\n")
                 with connection.makefile("rb") as lines:
                     return (not login or lines.readline() == b"+OK\r\n") and lines.readline() == b"+PONG\r\n"

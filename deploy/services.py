@@ -11,8 +11,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote
 
 from deploy import rabbitmq, redis_server
+from deploy.certificates import TlsFiles
 from deploy.rabbitmq import RabbitNode
 from deploy.redis_server import RedisServer
 from spliteasy.errors import SplitEasyError, UserError
@@ -37,18 +39,23 @@ class Access:
     management_port: int
     """Of RabbitMQ's HTTP API, where accounts are made."""
     password: str
+    tls: TlsFiles | None = None
+    """Given, all of it speaks TLS only."""
 
     @property
     def broker(self) -> str:
-        return f"amqp://{ACCOUNT}:{self.password}@{HOST}:{self.amqp_port}/"
+        url = f"{ACCOUNT}:{self.password}@{HOST}:{self.amqp_port}/"
+        return f"amqps://{url}?cafile={quote(str(self.tls.ca))}" if self.tls else f"amqp://{url}"
 
     @property
     def management(self) -> str:
-        return f"http://{ACCOUNT}:{self.password}@{HOST}:{self.management_port}"
+        url = f"{ACCOUNT}:{self.password}@{HOST}:{self.management_port}"
+        return f"https://{url}?cafile={quote(str(self.tls.ca))}" if self.tls else f"http://{url}"
 
     @property
     def store(self) -> str:
-        return f"redis://:{self.password}@{HOST}:{self.redis_port}/0"
+        url = f":{self.password}@{HOST}:{self.redis_port}/0"
+        return f"rediss://{url}?ssl_ca_certs={quote(str(self.tls.ca))}" if self.tls else f"redis://{url}"
 
 
 class Services(Protocol):
@@ -84,8 +91,11 @@ class NativeServices:
                 management_port=access.management_port,
                 user=ACCOUNT,
                 password=access.password,
+                tls=access.tls,
             ),
-            REDIS: RedisServer(folder=folder / "redis", port=access.redis_port, password=access.password),
+            REDIS: RedisServer(
+                folder=folder / "redis", port=access.redis_port, password=access.password, tls=access.tls
+            ),
         }
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 import torch
 from pydantic import SecretStr
@@ -23,7 +24,7 @@ from device_agent.observe import Observation, StepTaken
 from server_worker.config import WorkerConfig
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
-from spliteasy.cli.enrolment import Enrolment, connect_enrolled, read_enrolment
+from spliteasy.cli.enrolment import Enrolment, certificates, connect_enrolled, read_enrolment
 from spliteasy.compute import TorchThread
 from tests.simulation import toy
 
@@ -32,7 +33,8 @@ PATIENCE_S = 0.2
 
 def management_url(node: RabbitNode) -> str:
     """Of a node with the management plugin."""
-    return f"http://{node.user}:{node.password}@{HOST}:{node.management_port}"
+    url = f"{node.user}:{node.password}@{HOST}:{node.management_port}"
+    return f"https://{url}?cafile={node.tls.ca}" if node.tls else f"http://{url}"
 
 
 @dataclass(kw_only=True)
@@ -163,9 +165,10 @@ def _enroll(
     name: str,
     role: Literal["device", "worker"],
 ) -> Enrolment:
-    broker = f"amqp://{HOST}:{node.port}/{vhost}"
+    broker = f"{'amqps' if node.tls else 'amqp'}://{HOST}:{node.port}/{quote(vhost, safe='')}"
+    ca = certificates(node.tls.ca) if node.tls else None
     password = secrets.token_urlsafe(32)
-    enrolment = Enrolment(role=role, account=name, password=SecretStr(password), broker=broker)
+    enrolment = Enrolment(role=role, account=name, password=SecretStr(password), broker=broker, ca=ca)
     enrolment.write(
         folder / f"{name}.enrol", before=lambda: accounts.enroll(name, Role[role.upper()], password)
     )
