@@ -21,7 +21,7 @@ from device_agent.agent import Agent, AgentConfig
 from device_agent.observe import Observation, StepTaken
 from spliteasy import logs
 from spliteasy.compute import TorchThread
-from spliteasy.eventloop import loop_factory
+from spliteasy.eventloop import new_runner
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logs.configure("warning")
     workload, job, broker, state, *device = sys.argv[1:]
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with new_runner() as runner:
         runner.run(_run(workload, job, broker, state, *(device or ["phone-1"])))
 
 

@@ -27,12 +27,12 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from broker.checksum import crc32
 from broker.transport import Frame
 from spliteasy.errors import WireError
 
@@ -79,9 +79,9 @@ def to_frames(
         header = _HEADER.pack(
             MAGIC, VERSION, LAST * last, 0, identity, index, chunk_bytes, total, digest, _RESERVED
         )
-        crc = zlib.crc32(header)
+        crc = crc32(header)
         for piece in pieces:
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
         checksum = _CRC.pack(crc)
         seal.update(checksum)
         if index not in skip:
@@ -141,7 +141,7 @@ def parse_frame(frame: Frame) -> Chunk:
         raise WireError(f"a frame of version {version}, this side speaks {VERSION}")
     checksum = bytes(view[_HEADER.size : HEADER_BYTES])
     payload = view[HEADER_BYTES:]
-    if _CRC.pack(zlib.crc32(payload, zlib.crc32(view[: _HEADER.size]))) != checksum:
+    if _CRC.pack(crc32(payload, crc32(view[: _HEADER.size]))) != checksum:
         raise WireError("a frame's checksum is wrong")
     if not chunk_bytes or not 0 < total < 1 << 53 or -(-total // chunk_bytes) > MAX_CHUNKS:
         raise WireError(f"{total} bytes in chunks of {chunk_bytes} are no message")

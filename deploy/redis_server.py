@@ -114,6 +114,9 @@ class RedisServer:
             "appendfsync": "no" if self.appendfsync == "off" else self.appendfsync,
             "maxmemory": str(self.maxmemory_bytes),
             "maxmemory-policy": "noeviction",
+            # Tensors hardly compress, and the log is rewritten anyhow once most of it was trimmed.
+            "rdbcompression": "no",
+            "auto-aof-rewrite-percentage": "300",
             **({"requirepass": _quoted(self.password)} if self.password else {}),
             **self.settings,
         }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from broker.messages import Value
 from device_agent.data import Batches, EvaluationBatches
+from device_agent.samples import Tensors
 from spliteasy.boundary import check_gradients, check_values
 from spliteasy.errors import SplitEasyError
 from spliteasy.job import Job
@@ -80,6 +82,8 @@ class DeviceTrainer:
     """Samples of the last step."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     _step: _Step | None = None
+    _next: tuple[int, tuple[Tensors, Tensors]] | None = None
+    """A batch that was loaded ahead, and its step."""
     _targets: tuple[Tensor, ...] = ()
     _kept: Values = ()
 
@@ -100,13 +104,21 @@ class DeviceTrainer:
 
     def run_head(self, step: int) -> tuple[Packed, int, tuple[Tensor, ...]]:
         """The wire values of `step`, the batch size and, with shared labels, the targets."""
-        inputs, targets = self.batches.batch(step)
+        ahead, self._next = self._next, None
+        inputs, targets = ahead[1] if ahead and ahead[0] == step else self.batches.batch(step)
         opened = self.head.forward(inputs)
         wire = self.head.segment.n_wire
         samples = inputs[0].shape[0]
         self._step = _Step(opened, targets, opened.outputs[wire:], samples=samples)
         packed = self.packer.pack("activations", detached(opened.outputs[:wire]), step=step)
         return packed, samples, () if self.tail else targets
+
+    def load_ahead(self) -> None:
+        """Load the batch after that of the step under way. What goes wrong shows when its turn comes."""
+        step = self.step + 2
+        if step <= self.batches.total_steps:
+            with suppress(Exception):
+                self._next = (step, self.batches.batch(step))
 
     def run_tail(self, packed: Packed) -> Packed:
         """Tail, loss and tail backward; returns the gradients of the body's outputs."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from spliteasy.eventloop import loop_factory
+from spliteasy.eventloop import new_runner
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -26,7 +26,7 @@ def run(main: Callable[[asyncio.Event], Awaitable[T]], *, on_stop: str = "stoppi
 
     Raises KeyboardInterrupt where a second signal cancelled it, and what `main` raises.
     """
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with new_runner() as runner:
         return runner.run(_supervise(main, on_stop))
 
 
