@@ -32,7 +32,7 @@ from server_worker.store.redis_link import connect as connect_redis
 from server_worker.worker import Worker
 from spliteasy.cli.submit import store_job
 from spliteasy.compute import TorchThread
-from spliteasy.eventloop import loop_factory
+from spliteasy.eventloop import new_runner
 from spliteasy.job import Job
 from spliteasy.job.file import parse_job
 
@@ -160,7 +160,7 @@ def main() -> None:
     if options.serve_memory:
         torch.set_num_threads(1)
         name, broker = options.serve_memory
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        with new_runner() as runner:
             runner.run(serve_memory(WORKLOADS[name], broker))
         return
     print(about())

@@ -88,16 +88,12 @@ async def test_both_sides_go_back_where_redis_lost_its_last_second(train: NewTra
 
 
 async def test_a_second_agent_of_a_device_is_told_so(train: NewTraining, tmp_path: Path) -> None:
-    trained = await train()
+    """On a state folder of its own, and on the first one's; the first one trains on."""
+    trained = await train(single=True)
     code, said = await run(trained, state=tmp_path / "other")
     assert code == 2
     assert "another agent runs as this device" in said
     assert "--takeover" in said
-    await trained.finish()
-
-
-async def test_a_state_folder_takes_one_agent(train: NewTraining) -> None:
-    trained = await train(single=True)
     code, said = await run(trained, state=trained.device.state)
     assert code == 2
     assert "is in use by another agent" in said
