@@ -121,12 +121,15 @@ class Agent:
                 link.result()
             return await body
         finally:
-            for task in (body, link, watcher, *self._work):
-                task.cancel()
-            await asyncio.gather(body, link, watcher, *self._work, return_exceptions=True)
             for handle in self._timers.values():
                 handle.cancel()
-            state.close()
+            tasks = (body, link, watcher, *self._work)
+            for task in tasks:
+                task.cancel()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:  # also where a second cancellation comes meanwhile
+                state.close()
 
     async def _watch(self, stop: asyncio.Event) -> None:
         await stop.wait()
