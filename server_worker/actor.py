@@ -134,13 +134,20 @@ class SessionActor:
                 self._idle.clear()
                 self._host.background(self._empty_mailbox())
 
+    async def save(self) -> None:
+        """Snapshot; waits for the request at hand. A failed snapshot costs a replay."""
+        await self._between_requests(self.session.save)
+
     async def park(self) -> None:
-        """Snapshot and drop the memory; waits for the request at hand. A failed snapshot costs a replay."""
+        """Save, and drop the memory."""
+        await self._between_requests(self.session.park)
+
+    async def _between_requests(self, steps: Callable[[], Steps]) -> None:
         async with self._gate:
             try:
-                await self._perform_all(self.session.park())
+                await self._perform_all(steps())
             except SplitEasyError as error:
-                log.warning("no snapshot at parking", session=self.session.name, error=error.message)
+                log.warning("no snapshot", session=self.session.name, error=error.message)
                 self.session.drop()
 
     def knows(self, ask: m.Ask) -> bool:

@@ -164,10 +164,14 @@ class WorkerSession:
             self.drop()
             yield Send(error_reply(request, "computation-failed", f"{type(error).__name__}: {error}"))
 
-    def park(self) -> Steps:
-        """Write a snapshot of the newest step, so that whoever takes over replays nothing, then drop."""
+    def save(self) -> Steps:
+        """Write a snapshot of the newest step, so that whoever takes over replays only what comes after."""
         if self.memory is not None and self.memory.step > self._snapshot_step:
             yield from self._snapshot_now()
+
+    def park(self) -> Steps:
+        """Save, then drop."""
+        yield from self.save()
         self.drop()
         yield from self._let_go_of_writes()
 

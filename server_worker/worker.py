@@ -306,14 +306,14 @@ class Worker:
     # draining and placement
 
     async def _drain(self) -> None:
-        """Take nothing new, finish what is at hand, write snapshots, let go."""
+        """Write snapshots, take nothing new, finish what is at hand, let go."""
         self._draining = True
         self._log.info("draining", sessions=len(self._actors))
-        for subscription in list(self._subscriptions.values()):
-            with suppress(LinkError):
-                await subscription.cancel()
         try:
             async with asyncio.timeout(self.config.drain_s):
+                for queue, subscription in list(self._subscriptions.items()):
+                    with suppress(LinkError):
+                        await self._give(queue, subscription)
                 await self._park(list(self._actors))
         except TimeoutError:
             self._log.warning("drain took too long; others replay what is left", drain_s=self.config.drain_s)
@@ -330,12 +330,22 @@ class Worker:
                 self._actors.pop(name, None)
                 self._touched.pop(name, None)
 
+    async def _give(self, queue: str, subscription: Subscription) -> None:
+        """Snapshot the queue's sessions, then take nothing more from it: the next in line gets it at once,
+        and replays the steps since.
+        """
+        for name in self._sessions_of(queue):
+            if actor := self._actors.get(name):
+                await actor.save()
+        await subscription.cancel()
+
     async def _hand_over(self, queue: str, subscription: Subscription) -> None:
-        await self._park([name for name in self._actors if self._queue_of(name) == queue])
+        await self._park(self._sessions_of(queue))
         await subscription.close()
 
-    def _queue_of(self, session: str) -> str:
-        return shard_queue(shard_of(session, self.config.shards)).name
+    def _sessions_of(self, queue: str) -> list[str]:
+        shards = self.config.shards
+        return [name for name in self._actors if shard_queue(shard_of(name, shards)).name == queue]
 
     async def _hang_up(self) -> None:
         transport, self._transport = self._transport, None
@@ -374,10 +384,10 @@ class Worker:
 
     async def _balance(self) -> None:
         shard = shard_to_yield(self.config.name, self._load(), await self.store.workers())
-        subscription = self._subscriptions.get(shard_queue(shard).name) if shard is not None else None
-        if subscription is not None:
+        queue = shard_queue(shard).name if shard is not None else ""
+        if subscription := self._subscriptions.get(queue):
             self._log.info("handing a shard over", shard=shard)
-            await subscription.cancel()
+            await self._give(queue, subscription)
 
     def _drop_empty(self) -> None:
         """Forget sessions that hold nothing and were asked for nothing lately, such as made up ones."""
