@@ -12,6 +12,7 @@ import pytest_asyncio
 import torch
 
 from server_worker.store import open_store
+from tests.chaos import toy
 from tests.chaos.device import PROFILE, Device
 from tests.chaos.judge import judge
 from tests.chaos.record import Record
@@ -86,9 +87,9 @@ class Trained:
         assert set(differences.values()) == {0.0}
 
 
-async def new_training(stack: Stack, *, single: bool = False) -> Trained:
+async def new_training(stack: Stack, job: str = toy.TWO_CUTS) -> Trained:
     """A device that no test has used begins to train."""
-    number = next(n for n in _NUMBERS if (n % 3 == 1) == single)
+    number = next(n for n in _NUMBERS if toy.JOBS[n % len(toy.JOBS)] == job)
     link = await stack.link(ports=2)
     link.set_profile(PROFILE)
     return Trained(stack, Device(slot=0, first=number + 1, stack=stack, link=link, port=link.port))
@@ -99,15 +100,15 @@ NewTraining = Callable[..., Awaitable[Trained]]
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def train(stack: Stack) -> AsyncIterator[NewTraining]:
-    """`await train(single=False)`: a device that no test has used trains, and has taken its first steps."""
+    """`await train(job)`: a device that no test has used trains, and has taken its first steps."""
     begun: list[Trained] = []
     stack.record = Record()
     for slot in stack.workers:
         if not slot.running:
             await stack.start_worker(slot)
 
-    async def start(*, single: bool = False) -> Trained:
-        training = await new_training(stack, single=single)
+    async def start(job: str = toy.TWO_CUTS) -> Trained:
+        training = await new_training(stack, job)
         begun.append(training)
         await training.reach(3)
         return training

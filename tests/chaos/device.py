@@ -29,11 +29,11 @@ class Training:
     """One device id's training, from nothing to the last step."""
 
     device: str
-    single: bool
+    job: str
 
     @property
     def session(self) -> str:
-        return f"{toy.NAMES[self.single]}.{self.device}"
+        return f"{self.job}.{self.device}"
 
 
 @dataclass(kw_only=True)
@@ -71,7 +71,7 @@ class Device:
         """Train one device id after the other while `more()`; ends with a whole training."""
         while more():
             number = self.first + self.every * len(self.finished)
-            self.training = Training(f"phone-{number}", single=number % 3 == 2)
+            self.training = Training(f"phone-{number}", toy.JOBS[(number - 1) % len(toy.JOBS)])
             self.lost_checkpoints = False
             if not await self._train():
                 return
@@ -146,7 +146,7 @@ class Device:
 
         port = self.port or self.link.port
         return await self.stack.spliteasy(
-            *("agent", "--job", toy.NAMES[training.single], "--device", training.device),
+            *("agent", "--job", training.job, "--device", training.device),
             *("--data", toy.DATA, "--state", self.state, "--log-level", "debug", *options),
             name=training.device,
             on_line=said,

@@ -25,7 +25,7 @@ async def judge(store: Store, trainings: Sequence[tuple[Training, Path]]) -> dic
 
 
 async def _worst(store: Store, training: Training, folder: Path) -> float:
-    expected = toy.undisturbed(training.device, training.single)
+    expected = toy.undisturbed(training.device, training.job)
     with StateFolder(folder) as state:
         step = state.held()[-1]
         own = state.load_checkpoint(step)
@@ -41,7 +41,7 @@ async def restored_body(store: Store, training: Training) -> tuple[State, int]:
     meta = await store.session(session)
     assert meta is not None, f"the store has no session {session}"
     base = meta.snapshots[0]
-    memory = SessionMemory(toy.job(training.single), session)
+    memory = SessionMemory(toy.job(training.job), session)
     memory.restore(await store.read_snapshot(session, base), base)
     async for entry in store.read_log(session, after=base, upto=meta.committed):
         memory.replay(entry)

@@ -171,6 +171,6 @@ async def _report(scene: Scene) -> Report:
         differences = await judge(store, done)
     finally:
         await store.close()
-    needed = sum(toy.undisturbed(training.device, training.single).bytes_up for training, _ in done)
+    needed = sum(toy.undisturbed(training.device, training.job).bytes_up for training, _ in done)
     record.bytes_up = sum(device.bytes_up for device in scene.devices)
     return Report(record=record, differences=differences, bytes_needed=needed)

@@ -134,8 +134,8 @@ class Stack:
         """Store the jobs, as `spliteasy submit` does."""
         store = await open_store(self.redis.url)
         try:
-            for single in toy.NAMES:
-                await store_job(store, await self.thread(lambda single=single: toy.job(single)))  # type: ignore[misc]
+            for name in toy.JOBS:
+                await store_job(store, await self.thread(lambda name=name: toy.job(name)))  # type: ignore[misc]
         finally:
             await store.close()
 

@@ -42,7 +42,7 @@ async def run(trained: Trained, *options: object, state: Path) -> tuple[int, str
 
 async def test_a_worker_that_was_given_up_and_comes_back_can_do_no_harm(train: NewTraining) -> None:
     """SIGSTOP until the broker hands its sessions on, then SIGCONT: its commit comes too late."""
-    trained = await train()
+    trained = await train(toy.LOSSY)
     record, session = trained.stack.record, trained.device.session
     zombie = trained.stack.workers[record.owners[session]]
     await worker_faults.zombie(trained.scene, RNG, "zombie")
@@ -52,7 +52,7 @@ async def test_a_worker_that_was_given_up_and_comes_back_can_do_no_harm(train: N
 
 
 async def test_a_killed_workers_session_moves_again_at_once(train: NewTraining) -> None:
-    trained = await train(single=True)
+    trained = await train(toy.SINGLE)
     trained.device.link.set_profile(UNHURRIED)
     for _ in range(KILLS):
         await worker_faults.killed(trained.scene, RNG, "worker killed")
@@ -66,13 +66,13 @@ async def test_a_killed_workers_session_moves_again_at_once(train: NewTraining) 
 
 
 async def test_rabbitmq_comes_back_after_a_crash(train: NewTraining) -> None:
-    trained = await train()
+    trained = await train(toy.LOSSY)
     await server_faults.rabbitmq_restarts(trained.scene, RNG, "restart")
     await trained.finish()
 
 
 async def test_redis_comes_back_after_a_crash_and_nothing_is_done_again(train: NewTraining) -> None:
-    trained = await train(single=True)
+    trained = await train(toy.SINGLE)
     await trained.reach(40)
     await server_faults.redis_restarts(trained.scene, RNG, "restart")
     await trained.finish()
@@ -80,7 +80,7 @@ async def test_redis_comes_back_after_a_crash_and_nothing_is_done_again(train: N
 
 
 async def test_both_sides_go_back_where_redis_lost_its_last_second(train: NewTraining) -> None:
-    trained = await train()
+    trained = await train(toy.LOSSY)
     await trained.reach(60)
     await server_faults.redis_loses_its_last_second(trained.scene, RNG, "lost")
     await trained.finish()
@@ -89,7 +89,7 @@ async def test_both_sides_go_back_where_redis_lost_its_last_second(train: NewTra
 
 async def test_a_second_agent_of_a_device_is_told_so(train: NewTraining, tmp_path: Path) -> None:
     """On a state folder of its own, and on the first one's; the first one trains on."""
-    trained = await train(single=True)
+    trained = await train(toy.SINGLE)
     code, said = await run(trained, state=tmp_path / "other")
     assert code == 2
     assert "another agent runs as this device" in said
@@ -126,7 +126,7 @@ async def test_a_lost_state_folder_is_refused_until_told_to_begin_anew(train: Ne
 
 
 async def test_a_session_that_was_forgotten_is_refused_until_told_to_begin_anew(train: NewTraining) -> None:
-    trained = await train(single=True)
+    trained = await train(toy.SINGLE)
     await trained.reach(60)
     forget = await trained.stack.spliteasy(
         *("forget", trained.device.session, "--yes"),

@@ -24,7 +24,11 @@ EPOCHS = 15
 CHUNK_BYTES = 4096
 """A FORWARD or BACKWARD is three frames."""
 
-NAMES = {False: "chaos", True: "chaos-single"}
+TWO_CUTS, SINGLE, LOSSY = "chaos", "chaos-single", "chaos-lossy"
+JOBS = (TWO_CUTS, SINGLE, LOSSY)
+"""Single: one cut and shared labels. Lossy: what the codecs leave out is carried over to later steps."""
+
+LINKS = {LOSSY: {"activations": "int8", "gradients": "topk:0.3"}}
 
 
 def build() -> nn.Module:
@@ -54,26 +58,26 @@ def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple
 
 
 @cache
-def job(single: bool) -> Job:
-    """With two cuts, or `single`: one cut and shared labels. 10 steps an epoch."""
+def job(name: str) -> Job:
+    """The job of that name. 10 steps an epoch."""
     spec = JobSpec.model_validate(
         {
-            "name": NAMES[single],
+            "name": name,
             "seed": 7,
             "batch_size": BATCH,
             "epochs": EPOCHS,
-            "share_labels": single,
+            "share_labels": name == SINGLE,
             "share_body": True,
             "model": {
                 "factory": "tests.chaos.toy:build",
                 "example": "tests.chaos.toy:example",
-                "cuts": ("2",) if single else ("2", "7"),
+                "cuts": ("2",) if name == SINGLE else ("2", "7"),
             },
             "loss": {"name": "cross_entropy"},
             "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
             "durability": {"checkpoint_every": 5, "snapshot_every_steps": 20, "checkpoint_history": 2},
             "evaluation": {"every_epochs": 5},
-            "link": {"chunk_bytes": CHUNK_BYTES},
+            "link": {"chunk_bytes": CHUNK_BYTES, **LINKS.get(name, {})},
         }
     )
     return Job.create(spec)
@@ -91,12 +95,12 @@ class Undisturbed:
 
 
 @cache
-def undisturbed(device: str, single: bool) -> Undisturbed:
+def undisturbed(device: str, name: str) -> Undisturbed:
     sizes: list[int] = []
 
     def count(request: m.Request) -> None:
         frames = to_frames(encode_parts(request), message_id=request.request, chunk_bytes=CHUNK_BYTES)
         sizes.extend(len(frame) for frame in frames)
 
-    own, body, _ = train_alone(job(single), DATA, device, sent=count)
+    own, body, _ = train_alone(job(name), DATA, device, sent=count)
     return Undisturbed(own, body, sum(sizes))
