@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 
 from benchmarks.report import about, save, table
 from benchmarks.services import Contestant, Field, free_port, services
-from benchmarks.submitting import submit
+from benchmarks.submitting import enter_ours
 from benchmarks.workloads import WORKLOADS, Workload
 
 OURS = {"ours": ("fp32", "fp32"), "ours lossless": ("lossless", "fp32"), "ours fp16": ("fp16", "fp16")}
@@ -54,7 +54,7 @@ def run(workload: Workload, systems: Sequence[str], rounds: int) -> list[Figure]
             if name == "plain":
                 field.enter(name, ["-m", "benchmarks.peers", "plain", "device", workload.name], {})
             elif name in OURS:
-                worker = worker or _start_worker(field)
+                worker = worker or field.worker()
                 _enter_ours(field, workload, name, worker)
             elif name != "HTTP + JSON" or (workload.name, name) in SLOW:
                 _enter_peer(field, workload, name)
@@ -67,21 +67,8 @@ def run(workload: Workload, systems: Sequence[str], rounds: int) -> list[Figure]
         return _figures(workload, field.contestants)
 
 
-def _start_worker(field: Field) -> int:
-    running = field.services
-    arguments = ["-m", "spliteasy.cli", "worker", "--trust", "open"]
-    arguments += ["--broker", running.broker, "--store", running.store]
-    pid: int = field.spawn(*arguments).pid
-    return pid
-
-
 def _enter_ours(field: Field, workload: Workload, name: str, worker: int) -> None:
-    running = field.services
-    job = f"{workload.name} {name}".lower().replace(" ", "-")
-    submit(workload.job(job, *OURS[name]), running.store)
-    state = str(running.folder / job)
-    arguments = ["-m", "benchmarks.ours", workload.name, job, running.broker, state]
-    field.enter(name, arguments, {"worker": worker, **running.pids()})
+    enter_ours(field, workload, name, OURS[name], worker)
 
 
 def _enter_peer(field: Field, workload: Workload, name: str) -> None:

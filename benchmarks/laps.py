@@ -1,6 +1,7 @@
 """Laps: a contestant's process takes so many steps when told to, and tells how long each took.
 
-The process reads a number of steps a line from standard input and answers with a JSON list of seconds.
+The process reads a number of steps a line from standard input and answers with JSON: `seconds` of each step
+and, where it knows them, the bytes that it sent (`up`) and received (`down`) in the lap.
 So contestants wait beside each other, and take turns within one run.
 """
 
@@ -31,7 +32,7 @@ def serve_laps(step: Callable[[], object]) -> None:
             began = time.perf_counter()
             step()
             seconds.append(time.perf_counter() - began)
-        answer(seconds)
+        answer({"seconds": seconds})
 
 
 def answer(value: object) -> None:

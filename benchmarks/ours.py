@@ -36,6 +36,8 @@ class Gate:
         self._left = 0
         self._began = 0.0
         self._seconds: list[float] = []
+        self.bytes = 0, 0
+        """Sent and received so far."""
         self._done = asyncio.Event()
 
     async def __call__(self, run: Callable[[], T]) -> T:
@@ -47,6 +49,7 @@ class Gate:
         if not isinstance(observation, StepTaken):
             return
         now = time.perf_counter()
+        self.bytes = observation.bytes_up, observation.bytes_down
         if self._left:
             self._seconds.append(now - self._began)
             self._began = now
@@ -83,7 +86,10 @@ async def _run(workload: str, job: str, broker: str, state: str, device: str) ->
         running.result()
     answer("ready")
     while line := await reader.readline():
-        answer(await gate.lap(int(line)))
+        before = gate.bytes
+        seconds = await gate.lap(int(line))
+        up, down = (now - then for now, then in zip(gate.bytes, before, strict=True))
+        answer({"seconds": seconds, "up": up, "down": down})
     running.cancel()
     await asyncio.wait({running})
     gate.thread.close()

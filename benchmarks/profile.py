@@ -55,20 +55,16 @@ def trace(workload: Workload, system: str, steps: int) -> dict[str, Any]:
             job = f"{workload.name} {system}".lower().replace(" ", "-")
             submit(workload.job(job, *OURS[system]), running.store)
             files = [str(running.folder / name) for name in ("worker.json", "agent.json")]
-            worker = field.spawn(
-                *("-m", "benchmarks.tracing", files[0], "spliteasy.cli", "worker", "--trust", "open"),
-                *("--broker", running.broker, "--store", running.store),
-            )
+            worker = field.worker("-m", "benchmarks.tracing", files[0])
             arguments = ["-m", "benchmarks.tracing", files[1], "benchmarks.ours"]
             arguments += [workload.name, job, running.broker, str(running.folder / job)]
-            contestant = field.enter(system, arguments, {"worker": worker.pid, **running.pids()})
+            contestant = field.enter(system, arguments, {"worker": worker, **running.pids()})
             contestant.lap(max(2, steps // 5))
             seconds = contestant.lap(steps)
             assert contestant.device.stdin is not None
             contestant.device.stdin.close()
             contestant.device.wait()
-            worker.terminate()
-            worker.wait()
+        # The worker has drained, and written its file, when the field is left.
         found = [json.loads(Path(file).read_text()) for file in files]
         own = {
             f"{side}, {part}": spent[1] * 1000 / max(1, len(_steps(found)))

@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,8 @@ class Contestant:
     """Process ids by role."""
     seconds: list[list[float]] = field(default_factory=list)
     """Of each lap, of each step."""
+    bytes: list[tuple[float, float]] = field(default_factory=list)
+    """Of each lap: bytes a step, up and down; 0 where the contestant does not count them."""
     cpu: list[dict[str, float]] = field(default_factory=list)
     """Of each lap: processor seconds a step, by role."""
 
@@ -90,8 +92,10 @@ class Contestant:
         assert self.device.stdin is not None
         self.device.stdin.write(f"{steps}\n")
         self.device.stdin.flush()
-        seconds: list[float] = self.read()
+        told = self.read()
+        seconds: list[float] = told["seconds"]
         after = self._cpu()
+        self.bytes.append((told.get("up", 0) / steps, told.get("down", 0) / steps))
         self.seconds.append(seconds)
         self.cpu.append({role: (after[role] - before[role]) / steps for role in after})
         return seconds
@@ -123,8 +127,8 @@ class Field:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def spawn(self, *arguments: str, piped: bool = False, env: dict[str, str] | None = None) -> Any:
-        """Start `python ARGUMENTS`; it is ended with the field."""
+    def spawn(self, *arguments: str, piped: bool = False, env: Mapping[str, str] | None = None) -> Any:
+        """Start `python ARGUMENTS`; it is ended with the field. `env` wins over what all have alike."""
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -137,9 +141,30 @@ class Field:
         self._stack.callback(_end, process)
         return process
 
-    def enter(self, name: str, arguments: Sequence[str], others: dict[str, int]) -> Contestant:
+    def worker(self, *before: str, env: Mapping[str, str] | None = None) -> int:
+        """Start a worker of ours (`before`: what runs it, instead of the interpreter itself); its pid."""
+        arguments = [*(before or ("-m",)), "spliteasy.cli", "worker", "--trust", "open"]
+        arguments += ["--broker", self.services.broker, "--store", self.services.store]
+        pid: int = self.spawn(*arguments, env=env).pid
+        return pid
+
+    def emulator(self, profile: str) -> str:
+        """Put a link of that profile before the broker; the URL for devices."""
+        rabbitmq = self.services.rabbitmq
+        arguments = ["-m", "benchmarks.emulator", "--profile", profile, "--to", f"{HOST}:{rabbitmq.port}"]
+        process = self.spawn(*arguments, piped=True)
+        port = json.loads(process.stdout.readline())["ports"][0]
+        return replace(rabbitmq, port=port).url()
+
+    def enter(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        others: dict[str, int],
+        env: Mapping[str, str] | None = None,
+    ) -> Contestant:
         """Start a contestant's device and wait until it is ready."""
-        contestant = Contestant(name, self.spawn(*arguments, piped=True), others)
+        contestant = Contestant(name, self.spawn(*arguments, piped=True, env=env), others)
         contestant.read()
         self.contestants.append(contestant)
         return contestant

@@ -1,15 +1,38 @@
-"""Submitting the benchmarks' jobs."""
+"""Submitting the benchmarks' jobs, and entering our agent for them."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from benchmarks.services import Contestant, Field
+from benchmarks.workloads import Workload
 from server_worker.store import StoredJob, open_store
 from spliteasy.job import Job
 from spliteasy.job.file import parse_job
+
+
+def enter_ours(
+    field: Field,
+    workload: Workload,
+    name: str,
+    codecs: tuple[str, str],
+    worker: int,
+    *,
+    broker: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Contestant:
+    """Submit a job of the workload with these codecs (activations, gradients) and start an agent for it."""
+    running = field.services
+    job = re.sub("[^a-z0-9]+", "-", f"{workload.name} {name}".lower())
+    submit(workload.job(job, *codecs), running.store)
+    state = str(running.folder / job)
+    arguments = ["-m", "benchmarks.ours", workload.name, job, broker or running.broker, state]
+    return field.enter(name, arguments, {"worker": worker, **running.pids()}, env)
 
 
 def submit(job: dict[str, Any], store: str) -> None:
