@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported: the tests' processes share the cores, and bit-identity depends on the number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -24,3 +28,16 @@ pytest_plugins = [
     for name in ("fixtures_redis", "fixtures_rabbitmq")
     if (Path(__file__).parent / f"{name}.py").exists()
 ]
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    """A command sets logging up for its whole process."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    libraries = {name: logging.getLogger(name).level for name in ("aiormq", "asyncio", "matplotlib", "torch")}
+    yield
+    root.handlers[:], root.level = handlers, level
+    for name, library_level in libraries.items():
+        logging.getLogger(name).setLevel(library_level)
+    structlog.reset_defaults()

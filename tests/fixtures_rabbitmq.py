@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -35,8 +36,11 @@ class RabbitBroker:
         return name
 
     def delete_vhost(self, vhost: str) -> None:
-        """With all that is in it, connections included."""
+        """With all that is in it, connections included, and every account that its test made."""
         self.call("DELETE", f"vhosts/{vhost}")
+        for user in self.call("GET", "users?columns=name"):
+            if user["name"] != self.node.user:
+                self.call("DELETE", f"users/{quote(user['name'], safe='')}")
 
     def permit(
         self, vhost: str, user: str, *, configure: str = ".*", write: str = ".*", read: str = ".*"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-import structlog
 
 from spliteasy.cli import main
 
@@ -96,19 +94,6 @@ every_epochs = 2
 
 {more}
 """
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    """A command sets logging up for its whole process."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    libraries = {name: logging.getLogger(name).level for name in ("aiormq", "asyncio", "matplotlib", "torch")}
-    yield
-    root.handlers[:], root.level = handlers, level
-    for name, library_level in libraries.items():
-        logging.getLogger(name).setLevel(library_level)
-    structlog.reset_defaults()
 
 
 @dataclass(frozen=True)
