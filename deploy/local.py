@@ -102,7 +102,8 @@ def running_stack() -> Stack | None:
         stored = json.loads(STACK.read_text())
     except FileNotFoundError:
         return None
-    ports = {name: stored[name] for name in ("amqp_port", "redis_port", "management_port")}
+    # What an older version wrote may lack a port: it can still be stopped.
+    ports = {name: stored.get(name, 1) for name in ("amqp_port", "redis_port", "management_port")}
     tls = make_certificates(CERTIFICATES) if stored.get("tls") else None
     access = Access(**ports, password=password(), tls=tls)
     return Stack(stored["kind"], access)
@@ -179,7 +180,11 @@ def enroll_workers(stack: Stack) -> None:
 
 
 def check_same(access: Access, *, tls: bool) -> None:
-    """Raises UserError where other ports are asked for than those it is up on, or TLS where there is none."""
+    """Raises UserError where other ports are asked for than those it is up on, or TLS where there is none,
+    and where an older version brought it up.
+    """
+    if access.management_port == NOWHERE.management_port:
+        raise UserError("the local stack was brought up by an older version", hint="make down first")
     if tls and access.tls is None:
         raise UserError("the local stack is up without TLS", hint="make down first")
     for (variable, _), have in ((AMQP_PORT, access.amqp_port), (REDIS_PORT, access.redis_port)):

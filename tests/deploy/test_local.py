@@ -88,6 +88,22 @@ def test_containers_where_docker_answers(tmp_path: Path) -> None:
     assert not (tmp_path / ".local").exists()
 
 
+def test_a_stack_of_an_older_version_can_be_stopped(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, docker=True)
+    assert machine.local("up", "--workers", "0").returncode == 0
+    file = tmp_path / ".local/stack.json"
+    stack = json.loads(file.read_text())
+    del stack["management"], stack["management_port"]
+    file.write_text(json.dumps(stack))
+    ran = machine.local("up", "--workers", "0")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "brought up by an older version (make down first)" in ran.stderr
+    ran = machine.local("down")
+    assert ran.returncode == 0, ran.stderr
+    assert machine.compose_calls()[-1] == "25672 26379 down"
+    assert not file.exists()
+
+
 def test_the_password_is_on_no_command_line(tmp_path: Path) -> None:
     machine = Machine(tmp_path, docker=True)
     assert machine.local("up", "--workers", "0").returncode == 0
