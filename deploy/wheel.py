@@ -35,7 +35,6 @@ def build_wheel(out: Path) -> Path:
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         for name in FILES:
             shutil.copy2(ROOT / name, copy / name)
-        # Without isolation nothing is downloaded.
         command = [
             sys.executable,
             "-m",
