@@ -77,18 +77,21 @@ class Link:
 
         Raises LinkRefused, and LinkError where not even the first connection came in `patience_s`.
         """
-        began, connected = self._clock(), False
+        began, connected, told = self._clock(), False, False
         delays = full_jitter(rng=self._rng)
         while True:
             try:
                 transport = await self._connect()
             except LinkRefused:
                 raise
-            except LinkError:
+            except LinkError as error:
                 if not connected and self._clock() - began > self._patience_s:
                     raise
+                if not told:
+                    log.warning(f"{error.message}; trying again", device=self._device)
+                told = True
             else:
-                connected = True
+                connected, told = True, False
                 delays = full_jitter(rng=self._rng)
                 try:
                     await self._live(transport)

@@ -4,7 +4,7 @@
 
     0    done, or stopped cleanly on request
     1    something failed that the user can't mend by typing otherwise (broker gone, a bug)
-    2    something the user can mend: a typo, data that does not fit, a folder in use
+    2    something the user can mend: a typo, wrong credentials, data that does not fit, a folder in use
     130  stopped at once by a second Ctrl-C
 """
 
@@ -15,10 +15,11 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
-from spliteasy.errors import SplitEasyError, UserError
+from spliteasy.errors import LinkRefused, SplitEasyError, UserError
 from spliteasy.logs import redact
 
 INTERRUPTED = 130
+_MENDABLE = (UserError, LinkRefused, OSError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def _explain(error: BaseException, *, debug: bool) -> int:
         sys.stderr.write(redact("".join(traceback.format_exception(error))))
     for line in dict.fromkeys(map(_line, leaves)):
         print(f"error: {line}", file=sys.stderr)
-    return 2 if expected and all(isinstance(leaf, UserError | OSError) for leaf in leaves) else 1
+    return 2 if expected and all(isinstance(leaf, _MENDABLE) for leaf in leaves) else 1
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -251,7 +251,7 @@ def test_wrong_credentials(server: str, place: Place) -> None:
     password = (place.folder / ".local/password").read_text()
     url = place.stack[server].replace(password, "hunter2")
     ran = place.spliteasy("status", f"--{server}", url)
-    assert ran.returncode != 0
+    assert ran.returncode == 2
     assert ran.stderr.startswith("error: ")
     assert len(ran.stderr.splitlines()) == 1
     assert "refused the" in ran.stderr
