@@ -45,6 +45,8 @@ STACK = FOLDER / "stack.json"
 CERTIFICATES = FOLDER / "tls"
 WORKERS = FOLDER / "workers.enrol"
 """The workers' account, where they do not share the operator's."""
+PASSWORD, WORKER_PASSWORD = FOLDER / "password", FOLDER / "worker-password"
+"""Of the operator, and of the workers' user of Redis."""
 AMQP_PORT = (PORT_VARIABLES[RABBITMQ], 5672)
 REDIS_PORT = (PORT_VARIABLES[REDIS], 6379)
 METRICS_PORT = "SPLITEASY_METRICS_PORT"
@@ -105,7 +107,7 @@ def running_stack() -> Stack | None:
     # What an older version wrote may lack a port: it can still be stopped.
     ports = {name: stored.get(name, 1) for name in ("amqp_port", "redis_port", "management_port")}
     tls = make_certificates(CERTIFICATES) if stored.get("tls") else None
-    access = Access(**ports, password=password(), tls=tls)
+    access = Access(**ports, password=password(), worker_password=password(WORKER_PASSWORD), tls=tls)
     return Stack(stored["kind"], access)
 
 
@@ -127,6 +129,7 @@ def wanted_stack(*, tls: bool) -> Stack:
         redis_port=port(*REDIS_PORT),
         management_port=free_port(),
         password=password(),
+        worker_password=password(WORKER_PASSWORD),
         tls=make_certificates(CERTIFICATES) if tls else None,
     )
     return Stack("compose" if missing else "native", access)
@@ -202,7 +205,9 @@ def start_workers(stack: Stack, count: int) -> None:
     started = [Daemon(next(free), FOLDER) for _ in range(count - len(have))]
     environment = {**stack.environment, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     if stack.access.tls is not None:
-        del environment["SPLITEASY_BROKER"]  # the operator's account is none of their business
+        # The operator's accounts are none of their business.
+        del environment["SPLITEASY_BROKER"]
+        environment["SPLITEASY_STORE"] = stack.access.worker_store
     for daemon in started:
         print(f"starting {daemon.name}", flush=True)
         name = f"local-{daemon.name}"
@@ -326,9 +331,8 @@ def running_workers() -> list[Daemon]:
     return [daemon for name in names if (daemon := Daemon(name, FOLDER)).pid() is not None]
 
 
-def password() -> str:
-    """The stack's password: generated once, readable by this user only."""
-    file = FOLDER / "password"
+def password(file: Path = PASSWORD) -> str:
+    """A password of the stack: generated once, readable by this user only."""
     if not file.exists():
         write_private(file, secrets.token_urlsafe(24))
     return file.read_text()

@@ -6,6 +6,7 @@ log and pid stay in its folder.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -16,10 +17,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from deploy.certificates import TlsFiles
 from deploy.daemons import Daemon
+from deploy.redis_users import LOSS_WINDOW, NOBODY, RedisUser
 from spliteasy.errors import UserError
 
 HOST = "127.0.0.1"
@@ -44,14 +46,28 @@ class RedisServer:
     """0: no limit. What would go over it is refused; nothing is ever evicted."""
     tls: TlsFiles | None = None
     """Given, it speaks TLS (1.2 and up) only."""
+    users: tuple[RedisUser, ...] = ()
+    """Given, nobody else is let in, and `password` is not used."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Further lines of redis.conf."""
 
     @property
     def url(self) -> str:
+        """With the password, or as the first of its users."""
+        if self.users:
+            return self.url_of(self.users[0])
         account = f":{quote(self.password, safe='')}@" if self.password else ""
         path = f"{account}{HOST}:{self.port}/0"
         return f"rediss://{path}?ssl_ca_certs={quote(str(self.tls.ca))}" if self.tls else f"redis://{path}"
+
+    def url_of(self, user: RedisUser) -> str:
+        """As that user, who may not ask what `appendfsync` is."""
+        windows = {"always": 0.0, "everysec": 2.0}
+        query = {"ssl_ca_certs": str(self.tls.ca)} if self.tls else {}
+        query[LOSS_WINDOW] = str(windows.get(self.appendfsync, math.inf))
+        account = f"{user.name}:{quote(user.password, safe='')}"
+        scheme = "rediss" if self.tls else "redis"
+        return f"{scheme}://{account}@{HOST}:{self.port}/0?{urlencode(query)}"
 
     @property
     def pid(self) -> int | None:
@@ -117,10 +133,12 @@ class RedisServer:
             # Tensors hardly compress, and the log is rewritten anyhow once most of it was trimmed.
             "rdbcompression": "no",
             "auto-aof-rewrite-percentage": "300",
-            **({"requirepass": _quoted(self.password)} if self.password else {}),
+            **({"requirepass": _quoted(self.password)} if self.password and not self.users else {}),
             **self.settings,
         }
+        users = [NOBODY, *(user.line for user in self.users)] if self.users else []
         text = "".join(f"{name} {value}\n" for name, value in settings.items())
+        text += "".join(f"user {line}\n" for line in users)
         self._configuration.unlink(missing_ok=True)
         descriptor = os.open(self._configuration, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -139,8 +157,7 @@ class RedisServer:
 
     def _answers(self) -> bool:
         """Whether it serves: it lets us in, and has loaded its data."""
-        password = (self.password or "").encode()
-        login = b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%s\r\n" % (len(password), password) if password else b""
+        login = self._login()
         try:
             with ExitStack() as opened:
                 connection = opened.enter_context(socket.create_connection((HOST, self.port), timeout=5))
@@ -152,6 +169,18 @@ class RedisServer:
                     return (not login or lines.readline() == b"+OK\r\n") and lines.readline() == b"+PONG\r\n"
         except OSError:
             return False
+
+    def _login(self) -> bytes:
+        """The command that lets us in; empty where everybody is."""
+        if self.users:
+            words = ("AUTH", self.users[0].name, self.users[0].password)
+        elif self.password:
+            words = ("AUTH", self.password)
+        else:
+            return b""
+        return b"*%d\r\n" % len(words) + b"".join(
+            b"$%d\r\n%s\r\n" % (len(word.encode()), word.encode()) for word in words
+        )
 
     def _wait_until_free(self) -> None:
         # A killed process is gone a moment before its sockets are.

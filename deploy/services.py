@@ -17,6 +17,7 @@ from deploy import rabbitmq, redis_server
 from deploy.certificates import TlsFiles
 from deploy.rabbitmq import RabbitNode
 from deploy.redis_server import RedisServer
+from deploy.redis_users import RedisRole, RedisUser
 from spliteasy.errors import SplitEasyError, UserError
 
 HOST = "127.0.0.1"
@@ -39,8 +40,10 @@ class Access:
     management_port: int
     """Of RabbitMQ's HTTP API, where accounts are made."""
     password: str
+    worker_password: str = "-"  # noqa: S105
+    """Of the workers' user of the store; with TLS only."""
     tls: TlsFiles | None = None
-    """Given, all of it speaks TLS only."""
+    """Given, all of it speaks TLS only, and operator and workers are users of their own."""
 
     @property
     def broker(self) -> str:
@@ -54,8 +57,13 @@ class Access:
 
     @property
     def store(self) -> str:
-        url = f":{self.password}@{HOST}:{self.redis_port}/0"
-        return f"rediss://{url}?ssl_ca_certs={quote(str(self.tls.ca))}" if self.tls else f"redis://{url}"
+        return redis_of(Path(), self).url
+
+    @property
+    def worker_store(self) -> str:
+        """The store's URL for workers, who may do less there than an operator."""
+        server = redis_of(Path(), self)
+        return server.url_of(server.users[1]) if server.users else server.url
 
 
 class Services(Protocol):
@@ -93,9 +101,7 @@ class NativeServices:
                 password=access.password,
                 tls=access.tls,
             ),
-            REDIS: RedisServer(
-                folder=folder / "redis", port=access.redis_port, password=access.password, tls=access.tls
-            ),
+            REDIS: redis_of(folder / "redis", access),
         }
 
     def start(self) -> None:
@@ -169,6 +175,15 @@ class ComposeServices:
             reason = " ".join(run.stderr.split())[-500:]
             raise SplitEasyError(f"docker compose {arguments[0]} failed: {reason}")
         return run.stdout
+
+
+def redis_of(folder: Path, access: Access) -> RedisServer:
+    """The local stack's Redis server."""
+    if access.tls is None:
+        return RedisServer(folder=folder, port=access.redis_port, password=access.password)
+    operator = RedisUser(name=ACCOUNT, password=access.password, role=RedisRole.OPERATOR)
+    worker = RedisUser(name="workers", password=access.worker_password, role=RedisRole.WORKER)
+    return RedisServer(folder=folder, port=access.redis_port, users=(operator, worker), tls=access.tls)
 
 
 def native_missing() -> list[str]:

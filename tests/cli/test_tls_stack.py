@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import finish, read_until, started
-from tests.cli.test_stack import DIGITS, Place, free_port
+from tests.cli.test_stack import DIGITS, Place, free_port, holders_of
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.redis]
 AGENT = ("agent", "--data", "examples.digits:device_data")
@@ -28,7 +28,11 @@ def test_an_enrolled_device_on_the_encrypted_stack(tmp_path: Path) -> None:
         assert "trust is open" not in worker
         (pid_file,) = (tmp_path / ".local/run").glob("worker-*.pid")
         environment = Path(f"/proc/{pid_file.read_text().split()[0]}/environ").read_bytes()
-        assert stack["broker"].encode() not in environment
+        folder = tmp_path / ".local"
+        operator, workers = ((folder / name).read_text() for name in ("password", "worker-password"))
+        assert operator.encode() not in environment
+        assert f"SPLITEASY_STORE=rediss://workers:{workers}@".encode() in environment
+        account = json.loads((folder / "workers.enrol").read_text())["password"]
         assert place.spliteasy("submit", DIGITS).returncode == 0
 
         ran = place.spliteasy("enroll", "phone-1", "--job", "digits")
@@ -39,8 +43,14 @@ def test_an_enrolled_device_on_the_encrypted_stack(tmp_path: Path) -> None:
             again = place.spliteasy("enroll", "phone-1", "--job", "digits")
             assert again.returncode == 0, again.stderr
             assert "done, 360 steps" in finish(agent)
-        (device,) = json.loads(place.spliteasy("devices", "--json").stdout)
-        assert (device["device"], device["job"], device["step"]) == ("phone-1", "digits", 360)
+        (seen,) = json.loads(place.spliteasy("devices", "--json").stdout)
+        assert (seen["device"], seen["job"], seen["step"]) == ("phone-1", "digits", 360)
+
+        device = json.loads((tmp_path / "phone-1.enrol").read_text())["password"]
+        assert holders_of(operator, tmp_path) == {"password", "stack.json", "rabbitmq.conf"}
+        assert holders_of(workers, tmp_path) == {"worker-password"}
+        assert holders_of(account, tmp_path) == {"workers.enrol"}
+        assert holders_of(device, tmp_path) == {"phone-1.enrol"}
 
         ran = place.local("up", "--tls", "--workers", 1)
         assert ran.returncode == 0, ran.stderr
