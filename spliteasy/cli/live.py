@@ -47,8 +47,11 @@ class Tracker:
     _steps: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
 
     def see(self, picture: Picture, now: float) -> list[str]:
-        """Take in a new picture; returns what has happened since the last one."""
-        news = [] if self.picture is None else changes(self.picture, picture)
+        """Take in a new picture; returns what has happened since the last one, or what the first one has."""
+        if self.picture is None:
+            news = [f"watching: {len(picture.sessions)} sessions, {len(picture.workers)} workers"]
+        else:
+            news = changes(self.picture, picture)
         if self.fault is not None:
             news.insert(0, "broker and store answer again")
         self.picture, self.taken_at, self.fault = picture, now, None

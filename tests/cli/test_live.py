@@ -156,7 +156,7 @@ async def test_a_fault_is_told_once_and_so_is_its_end() -> None:
         look, console=Console(file=out, width=100), stop=stop, interval_s=0, clock=lambda: next(moments)
     )
     told = [line.split("  ", 1)[1] for line in out.getvalue().splitlines()[1:]]
-    assert told == ["broker gone", "broker and store answer again"]
+    assert told == ["watching: 1 sessions, 1 workers", "broker gone", "broker and store answer again"]
 
 
 async def test_on_a_terminal_the_view_is_drawn_and_a_refused_account_ends_it() -> None:

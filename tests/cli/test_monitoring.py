@@ -9,6 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,10 @@ def test_a_worker_serves_its_metrics_and_the_watch_sees_it_come_and_go(
 ) -> None:
     there = {"SPLITEASY_BROKER": rabbitmq_url, "SPLITEASY_STORE": f"sqlite:///{tmp_path}/store.sqlite"}
     command = ("worker", "--name", "w-1", "--trust", "open", "--metrics-port", 0)
-    with (
-        started(("status", "--watch", "--every-s", 0.2), tmp_path, **there) as view,
-        started(command, tmp_path, **there) as worker,
-    ):
+    with ExitStack() as stack:
+        view = stack.enter_context(started(("status", "--watch", "--every-s", 0.2), tmp_path, **there))
+        read_until(view, "watching: 0 sessions, 0 workers")
+        worker = stack.enter_context(started(command, tmp_path, **there))
         address = address_of(worker)
         read_until(worker, '"serving"')
         assert read(f"{address}/readyz") == (200, "ready\n")
