@@ -173,9 +173,9 @@ class RedisServer:
     def _login(self) -> bytes:
         """The command that lets us in; empty where everybody is."""
         if self.users:
-            words = ("AUTH", self.users[0].name, self.users[0].password)
+            words = ["AUTH", self.users[0].name, self.users[0].password]
         elif self.password:
-            words = ("AUTH", self.password)
+            words = ["AUTH", self.password]
         else:
             return b""
         return b"*%d\r\n" % len(words) + b"".join(
