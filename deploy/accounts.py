@@ -30,6 +30,7 @@ MAX_CONNECTIONS = 16
 MAX_CHANNELS = 128
 REPLY_BYTES = 1 << 30
 """What one reply queue may hold for a device that does not read it; the oldest go first."""
+REPLY_POLICY = "spliteasy-replies"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -66,6 +67,16 @@ def worker_permissions() -> Permissions:
         read=_names(UPLINK, *queues),
         uplink_keys="^$",
     )
+
+
+def reply_policy() -> dict[str, Any]:
+    """Of all reply queues: they go without a reader, and hold so much at most."""
+    definition = {
+        "expires": round(REPLY_EXPIRES_S * 1000),
+        "max-length-bytes": REPLY_BYTES,
+        "overflow": "drop-head",
+    }
+    return {"pattern": r"^spliteasy\.reply\.", "definition": definition, "apply-to": "queues"}
 
 
 def _names(*names: str) -> str:
@@ -176,16 +187,7 @@ class Accounts:
 
     def _bound_reply_queues(self, vhost: str) -> None:
         """Devices declare their reply queues with whatever arguments they like: this holds for all."""
-        definition = {
-            "expires": round(REPLY_EXPIRES_S * 1000),
-            "max-length-bytes": REPLY_BYTES,
-            "overflow": "drop-head",
-        }
-        self._call(
-            "PUT",
-            f"policies/{vhost}/spliteasy-replies",
-            {"pattern": r"^spliteasy\.reply\.", "definition": definition, "apply-to": "queues"},
-        )
+        self._call("PUT", f"policies/{vhost}/{REPLY_POLICY}", reply_policy())
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer's JSON; None where there is none, or no such thing. Raises LinkError, LinkRefused."""
