@@ -21,6 +21,7 @@ from broker import messages as m
 from broker.chunks import CHUNK_BYTES
 from broker.topology import SHARDS, shard_of
 from device_agent import events as e
+from device_agent.conditions import Gate
 from device_agent.data import Batches, DeviceData, EvaluationBatches, load_dataset
 from device_agent.link import Connect, Link
 from device_agent.metrics import SessionWatch
@@ -80,8 +81,11 @@ class Agent:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         meter: Meter = SILENT,
+        gate: Gate | None = None,
     ) -> None:
+        """`gate` says when steps may begin; None: always."""
         self.config = config
+        self._gate = gate
         self.meter = meter
         self.session: DeviceSession | None = None
         self.trainer: DeviceTrainer | None = None
@@ -112,8 +116,34 @@ class Agent:
         Raises UserError, LinkError, RemoteError. Cancelling leaves the last checkpoint.
         """
         state = await self._compute(lambda: StateFolder(self.config.state))
+        try:
+            if self._gate is not None and not await self._may_begin(self._gate, stop):
+                return AgentResult(
+                    device=self.config.device, step=max(state.held(), default=0), total_steps=0, done=False
+                )
+            return await self._run_parts(state, stop)
+        finally:
+            state.close()
+
+    async def _may_begin(self, gate: Gate, stop: asyncio.Event) -> bool:
+        """Wait before anything is sent or fetched. False where `stop` came first."""
+        opened = asyncio.create_task(gate.opened(self._tell))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({opened, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if opened.done():
+                opened.result()
+            return opened.done()
+        finally:
+            opened.cancel()
+            stopped.cancel()
+            await asyncio.gather(opened, stopped, return_exceptions=True)
+
+    async def _run_parts(self, state: StateFolder, stop: asyncio.Event) -> AgentResult:
         link = asyncio.create_task(self.link.run())
-        watcher = asyncio.create_task(self._watch(stop))
+        watchers = [asyncio.create_task(self._watch(stop))]
+        if self._gate is not None:
+            watchers.append(asyncio.create_task(self._gate.watch(self._events.put_nowait)))
         body = asyncio.create_task(self._train(state))
         try:
             await asyncio.wait({link, body}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,13 +153,10 @@ class Agent:
         finally:
             for handle in self._timers.values():
                 handle.cancel()
-            tasks = (body, link, watcher, *self._work)
+            tasks = (body, link, *watchers, *self._work)
             for task in tasks:
                 task.cancel()
-            try:
-                await asyncio.gather(*tasks, return_exceptions=True)
-            finally:  # also where a second cancellation comes meanwhile
-                state.close()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -145,6 +172,8 @@ class Agent:
         session = self.session = DeviceSession(plan, held=tuple(state.held()))
         if self.link.is_up:
             session.handle(e.LinkUp())
+        if self._gate is not None and self._gate.why is not None:
+            session.handle(e.Hold(self._gate.why))
         return await self._loop(session, state)
 
     def _prepare(self, job: Job, state: StateFolder) -> Plan:

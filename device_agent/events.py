@@ -67,6 +67,18 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """No step may begin now; `why` is for a person. The one at hand goes on to its end."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """Steps may begin again."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptRaised:
     attempt: m.AttemptRef
 
@@ -127,6 +139,8 @@ Event = (
     | NotSent
     | Fired
     | StopAsked
+    | Hold
+    | Go
     | AttemptRaised
     | Restored
     | HeadDone

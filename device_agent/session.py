@@ -5,6 +5,8 @@
     HEAD ─▶ FORWARDING ─▶ TAIL ─▶ BACKWARDING ─▶ APPLYING ─▶ SAVING ─▶ EVAL… ─▶ HEAD of the next
     (single split, and so no tail: FORWARDING ─▶ APPLYING)
 
+Where the device may not go on for now (`Hold`), the next HEAD waits in PAUSED, with a checkpoint on disk.
+
 The device keeps FORWARD and BACKWARD of a step until its GRADIENT arrives. After a reconnect or a
 deadline it asks what became of them (ASK) instead of sending tensors again, and sends what is MISSING.
 """
@@ -27,6 +29,7 @@ class State(Enum):
     RAISING = "raising the attempt"
     OPENING = "opening"
     RESTORING = "restoring"
+    PAUSED = "paused"
     HEAD = "computing the head"
     FORWARDING = "waiting for the body's outputs"
     TAIL = "computing the tail"
@@ -44,16 +47,17 @@ _S = State
 _EDGES: dict[State, frozenset[State]] = {
     _S.RAISING: frozenset({_S.OPENING}),
     _S.OPENING: frozenset({_S.RESTORING, _S.RAISING}),
-    _S.RESTORING: frozenset({_S.HEAD, _S.EVAL_HEAD, _S.CLOSING}),
+    _S.RESTORING: frozenset({_S.HEAD, _S.PAUSED, _S.EVAL_HEAD, _S.CLOSING}),
+    _S.PAUSED: frozenset({_S.HEAD, _S.SAVING}),
     _S.HEAD: frozenset({_S.FORWARDING, _S.SAVING}),
     _S.FORWARDING: frozenset({_S.TAIL, _S.APPLYING, _S.SAVING}),
     _S.TAIL: frozenset({_S.BACKWARDING, _S.SAVING}),
     _S.BACKWARDING: frozenset({_S.APPLYING, _S.SAVING}),
     _S.APPLYING: frozenset({_S.SAVING, _S.EVAL_HEAD, _S.CLOSING, _S.HEAD}),
-    _S.SAVING: frozenset({_S.RAISING, _S.EVAL_HEAD, _S.CLOSING, _S.HEAD}),
+    _S.SAVING: frozenset({_S.RAISING, _S.EVAL_HEAD, _S.CLOSING, _S.HEAD, _S.PAUSED}),
     _S.EVAL_HEAD: frozenset({_S.EVALUATING}),
     _S.EVALUATING: frozenset({_S.EVAL_TAIL, _S.SAVING}),
-    _S.EVAL_TAIL: frozenset({_S.EVAL_HEAD, _S.CLOSING, _S.HEAD}),
+    _S.EVAL_TAIL: frozenset({_S.EVAL_HEAD, _S.CLOSING, _S.HEAD, _S.PAUSED}),
     _S.CLOSING: frozenset({_S.SAVING}),
     _S.ENDED: frozenset(),
 }
@@ -95,6 +99,8 @@ class DeviceSession:
         self._fence = 0
         self._online = False
         self._stopping = False
+        self._hold: str | None = None
+        """Why no step may begin now."""
         self._reopening = False
         self._checkpoint_asked = False
         self._forward: m.Forward | None = None
@@ -137,6 +143,12 @@ class DeviceSession:
                 return self._nudge() if self.state in _WAITING else []
             case e.StopAsked():
                 return self._stop()
+            case e.Hold(why=why):
+                changed, self._hold = why != self._hold, why
+                return [e.Note(f"paused: {why}")] if changed and self.state is State.PAUSED else []
+            case e.Go():
+                self._hold = None
+                return self._begin_step() if self.state is State.PAUSED else []
             case e.Received(message=message):
                 return self._received(message)
             case _:
@@ -213,9 +225,8 @@ class DeviceSession:
         """What follows when the device's own state is that of `step`, whole."""
         plan, step = self.plan, self.step
         last = step >= plan.total_steps
-        if not saved and (
-            step % plan.checkpoint_every == 0 or last or self._stopping or self._checkpoint_asked
-        ):
+        leaving = last or self._stopping or self._hold is not None
+        if not saved and (step % plan.checkpoint_every == 0 or leaving or self._checkpoint_asked):
             return self._save()
         if self._stopping and not last:
             return self._end(done=False)
@@ -228,8 +239,15 @@ class DeviceSession:
             return self._request(
                 State.CLOSING, m.Close(session=plan.session, attempt=self._live(), step=step)
             )
+        return self._begin_step()
+
+    def _begin_step(self) -> list[Action]:
+        if self._hold is not None:
+            self._move(State.PAUSED)
+            return [e.Note(f"paused: {self._hold}")]
+        resumed = [e.Note("going on")] if self.state is State.PAUSED else []
         self._move(State.HEAD)
-        return [e.RunHead(step + 1)]
+        return [*resumed, e.RunHead(self.step + 1)]
 
     def _just_restored(self) -> bool:
         """A resume in mid-training does not evaluate again; one after the last step does."""
@@ -435,7 +453,7 @@ class DeviceSession:
             return self._end(done=False)
         if self.state in (State.FORWARDING, State.BACKWARDING) and self._online:
             return [e.Arm(Timer.STOP, self.plan.stop_grace_s)]
-        return self._stop_now() if self.state in _WAITING else []
+        return self._stop_now() if self.state in _WAITING | {State.PAUSED} else []
 
     def _stop_now(self) -> list[Action]:
         """Leave with a checkpoint of the last whole step; an unfinished one is forgotten."""

@@ -24,6 +24,7 @@ from spliteasy.errors import UserError
 if TYPE_CHECKING:
     from broker import Transport
     from device_agent.agent import AgentConfig, AgentResult
+    from device_agent.conditions import Gate
     from device_agent.link import Connect
     from spliteasy.cli.history import History
 
@@ -56,6 +57,18 @@ def agent(
         Path | None, typer.Option(help="Where checkpoints are kept.", show_default="runs/agents/JOB.DEVICE")
     ] = None,
     broker: BrokerOption = None,
+    when: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Train only while this holds: hours:22-6, charging, wifi, a command that exits with 0, or "
+            "module:function that returns true. Several: all must hold. Else it pauses between steps.",
+            show_default="always",
+        ),
+    ] = None,
+    when_every: Annotated[
+        float, typer.Option(min=0.05, metavar="SECONDS", help="How often the conditions are asked.")
+    ] = 10.0,
     takeover: Annotated[
         bool,
         typer.Option("--takeover", help="Go on from this state folder even if the store knows a newer run."),
@@ -83,8 +96,11 @@ def agent(
     set_up_logging(context, "warning" if live else "info")
     from device_agent import metrics
     from device_agent.agent import AgentConfig
+    from device_agent.conditions import Gate, parse_conditions
     from spliteasy.cli.history import History
 
+    condition = parse_conditions(when or ())
+    gate = Gate(condition, every_s=when_every) if condition is not None else None
     if tensorboard and history is None:
         raise UserError("--tensorboard goes with a history", hint="name its folder with --history DIR")
     kept = None if history is None else History(history, tensorboard=tensorboard)
@@ -99,16 +115,14 @@ def agent(
     )
     with torch_threads(threads):
         result = run(
-            lambda stop: _train(config, connect, title, stop, kept, monitoring, live=live),
+            lambda stop: _train(config, connect, title, stop, kept, monitoring, gate, live=live),
             on_stop="stopping after the step at hand",
         )
     if result.done:
         typer.echo(f"{device}: done, {result.step} steps; the state is in {config.state}")
     else:
-        typer.echo(
-            f"{device}: stopped after step {result.step} of {result.total_steps}; "
-            "the same command goes on from there"
-        )
+        whole = f" of {result.total_steps}" if result.total_steps else ""
+        typer.echo(f"{device}: stopped after step {result.step}{whole}; the same command goes on from there")
 
 
 def _whom_and_where(
@@ -144,12 +158,14 @@ async def _train(
     stop: asyncio.Event,
     history: History | None,
     monitoring: Monitoring,
+    gate: Gate | None,
     *,
     live: bool,
 ) -> AgentResult:
     from device_agent import metrics
     from device_agent.agent import Agent
     from spliteasy.cli.history import tell_all
+    from spliteasy.cli.notifying import Notifier
     from spliteasy.cli.progress import Board
     from spliteasy.cli.watching import LogLines, Watcher
     from spliteasy.compute import TorchThread
@@ -165,8 +181,9 @@ async def _train(
                 config,
                 connect=connect,
                 compute=compute,
-                observe=watcher if history is None else tell_all(watcher, history),
+                observe=tell_all(watcher, Notifier(), *([] if history is None else [history])),
                 meter=monitoring.meter,
+                gate=gate,
             )
             async with monitoring.serving(
                 measure=partial(metrics.measure, running),

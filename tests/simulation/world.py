@@ -17,6 +17,7 @@ from broker.chunks import CHUNK_BYTES
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.transport import Transport
 from device_agent.agent import Agent, AgentConfig, AgentResult
+from device_agent.conditions import Gate
 from server_worker.config import Trust, WorkerConfig
 from server_worker.memory import SessionMemory
 from server_worker.store import SqliteStore, StoredJob
@@ -261,9 +262,26 @@ class World:
         )
         loop = asyncio.get_running_loop()
         agent = Agent(
-            config, connect=connect, compute=VirtualCompute(self._rng), rng=self._rng, clock=loop.time
+            config,
+            connect=connect,
+            compute=VirtualCompute(self._rng),
+            rng=self._rng,
+            clock=loop.time,
+            gate=self._gate(device) if self.seed % 4 == 0 else None,
         )
         return agent, transports
+
+    def _gate(self, device: str) -> Gate:
+        """In every fourth world a device may train only now and then."""
+        rng = random.Random(f"{self.seed} {device}")
+
+        async def condition() -> str | None:
+            if not self._faults.active or rng.random() < 0.7:
+                return None
+            self._faults.note("device paused", device)
+            return "not now"
+
+        return Gate(condition, every_s=0.3)
 
     async def _compare(self, device: str, agent: Agent) -> None:
         """The equality: head, tail, body, buffers and optimizers, bit by bit."""
