@@ -1,29 +1,61 @@
 """Which worker serves which shard: a hint that spreads the work. Safety never rests on it.
 
-The broker gives every shard to one worker at a time. A worker that serves more sessions than its fair
-share hands a shard on, and the broker gives it to the next in line.
+The broker gives every shard to one worker at a time, and the next in line gets it when that one lets go.
+A worker that serves more sessions than its fair share hands shards on; before that, all workers put
+themselves in line so that each shard goes to somebody who has too few. All see the same registry, and
+come to the same plan without a word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from server_worker.store import WorkerInfo
 
 
-def shard_to_yield(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInfo]) -> int | None:
-    """The shard that this worker should hand on, or None.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What would even the load."""
 
-    `load` counts the active sessions of each shard served here. A shard is handed on only if that
-    brings this worker and the least loaded one closer together.
+    give: tuple[int, ...]
+    """Shards that this worker should hand on."""
+    takers: tuple[str, ...]
+    """The workers that have too few, by name."""
+
+    def next_in_line(self, shard: int) -> str | None:
+        """Who should get that shard; None where nobody has too few."""
+        return self.takers[shard % len(self.takers)] if self.takers else None
+
+
+def plan_moves(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInfo]) -> Plan:
+    """`load` counts the active sessions of each shard served here.
+
+    Sessions go from whoever has most to whoever has least, until that brings no two closer together. Of
+    its own shards this worker knows the sizes; others are taken to move one session at a time.
     """
-    serving = [w for w in workers if w.state == "serving"]
-    others = [w.sessions for w in serving if w.worker != worker]
-    if not others:
-        return None
-    own = sum(load.values())
-    excess = own - min(others)
+    sessions = {each.worker: each.sessions for each in workers if each.state == "serving"}
+    sessions[worker] = sum(load.values())
+    left, given, takers = dict(load), [], set[str]()
+    while True:
+        giver = max(sessions, key=lambda name: (sessions[name], name))
+        taker = min(sessions, key=lambda name: (sessions[name], name))
+        moved = 1
+        if giver == worker:
+            shard = _best(left, sessions[giver] - sessions[taker])
+            if shard is None:
+                break
+            moved = left.pop(shard)
+            given.append(shard)
+        elif sessions[giver] - sessions[taker] < 2:
+            break
+        sessions[giver] -= moved
+        sessions[taker] += moved
+        takers.add(taker)
+    return Plan(give=tuple(given), takers=tuple(sorted(takers - {worker} if given else takers)))
+
+
+def _best(load: Mapping[int, int], excess: int) -> int | None:
+    """The shard that brings two workers closest together; None where none does."""
     movable = {shard: count for shard, count in load.items() if 0 < count < excess}
-    if not movable:
-        return None
-    return min(movable, key=lambda shard: (abs(movable[shard] * 2 - excess), shard))
+    return min(movable, key=lambda shard: (abs(movable[shard] * 2 - excess), shard), default=None)

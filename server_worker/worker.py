@@ -17,7 +17,7 @@ import random
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -37,7 +37,7 @@ from server_worker.config import Trust, WorkerConfig, environment
 from server_worker.durability import DurabilityClock
 from server_worker.intake import Accepted, Intake, Waiting
 from server_worker.jobs import JobCache, answer_get_job
-from server_worker.placement import shard_to_yield
+from server_worker.placement import plan_moves
 from server_worker.quotas import Quotas
 from server_worker.replies import error_reply
 from server_worker.retention import forget_abandoned
@@ -54,6 +54,8 @@ NOTHING: Mapping[str, frozenset[int]] = {}
 ACTIVE_S = 30.0
 """A session counts as active for this long after its last request."""
 EMPTY_S = 120.0
+SETTLE_BEATS = 3
+"""After shards were handed on, so many heartbeats pass until all can see where they went."""
 
 
 class Worker:
@@ -95,6 +97,9 @@ class Worker:
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._started_at = time.time()
         self._draining = False
+        self._in_line_for: frozenset[str] = frozenset()
+        """Workers with too few sessions that this one has made way for."""
+        self._settled_at = 0.0
         self._log = log.bind(worker=config.name)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -383,11 +388,28 @@ class Worker:
         return load
 
     async def _balance(self) -> None:
-        shard = shard_to_yield(self.config.name, self._load(), await self.store.workers())
-        queue = shard_queue(shard).name if shard is not None else ""
-        if subscription := self._subscriptions.get(queue):
-            self._log.info("handing a shard over", shard=shard)
-            await self._give(queue, subscription)
+        """Hand shards on to workers with too few sessions: first make way for them, then let go."""
+        load = self._load()
+        plan = plan_moves(self.config.name, load, await self.store.workers())
+        takers = frozenset(plan.takers)
+        if not takers <= self._in_line_for:
+            self._in_line_for = takers
+            others = [n for n in range(self.config.shards) if n not in load]
+            await self._let_go([n for n in others if plan.next_in_line(n) != self.config.name])
+            return  # by the next heartbeat all have seen the same, and made way
+        if not takers:
+            self._in_line_for = frozenset()
+        if plan.give and self.clock() >= self._settled_at:
+            self._settled_at = self.clock() + SETTLE_BEATS * self.config.heartbeat_s
+            self._log.info("handing shards over", shards=plan.give)
+            await self._let_go(plan.give)
+
+    async def _let_go(self, shards: Iterable[int]) -> None:
+        """Of shards, or of places in the line for them: this worker is the last in line then."""
+        for shard in shards:
+            queue = shard_queue(shard).name
+            if subscription := self._subscriptions.get(queue):
+                await self._give(queue, subscription)
 
     def _drop_empty(self) -> None:
         """Forget sessions that hold nothing and were asked for nothing lately, such as made up ones."""

@@ -8,6 +8,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,9 @@ class World:
     reply_timeout_s: float = 10.0
     violations: list[str] = field(default_factory=list)
     steps_by_worker: Counter[int] = field(default_factory=Counter)
+    late_s: Mapping[int, float] = field(default_factory=dict)
+    """When a worker starts that is not there from the beginning."""
+    alive: dict[int, Worker] = field(default_factory=dict)
 
     async def run(self) -> Outcome:
         loop = asyncio.get_running_loop()
@@ -121,6 +125,7 @@ class World:
 
     async def _host_worker(self, number: int, stop: asyncio.Event) -> None:
         """Keep a worker running: it dies and drains by the schedule, and starts again."""
+        await asyncio.sleep(self.late_s.get(number, 0.0))
         while not stop.is_set():
             leave = asyncio.Event()
             task = asyncio.create_task(self._worker(number, leave))
@@ -180,9 +185,11 @@ class World:
             clock=asyncio.get_running_loop().time,
             rng=self._rng,
         )
+        self.alive[number] = worker
         try:
             await worker.run(leave)
         finally:
+            del self.alive[number]
             self.steps_by_worker[number] += worker.steps
             cut()
 
