@@ -24,7 +24,7 @@ CODE := spliteasy broker device_agent server_worker deploy tests examples benchm
 # and the number of threads is part of what makes a run bit-identical.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup deps demo test test-long parity bench-plan simulate chaos attack lint format up down status \
+.PHONY: help setup deps demo test test-long parity bench-plan simulate chaos attack audit lint format up down status \
   logs scale clean distclean
 
 help: ## This list
@@ -107,3 +107,6 @@ chaos: setup deps ## Real processes killed, paused, cut off: MINUTES=10 [SEED=1]
 
 attack: setup deps ## A hostile device and an outsider against a broker and a worker: a table, violations=0
 	@$(BIN)/python -m tests.attack
+
+audit: setup ## Installed dependencies: complete, licences, and known vulnerabilities where pip-audit is there
+	@$(BIN)/python -m deploy.audit
