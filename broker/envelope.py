@@ -2,7 +2,7 @@
 
     0   4   magic "SPEZ"
     4   2   version (u16, little-endian like all numbers here)
-    6   2   zero
+    6   2   minor version of who wrote it (u16)
     8   4   length of the header in bytes (u32)
     12  …   header: UTF-8 JSON {"m": message fields, "v": [slot, …]}
             zeros up to the next multiple of 64: there the data begins
@@ -13,6 +13,11 @@ A slot is `null` (an absent gradient), an integer within ±(2^53 − 1), or a te
 "shape": [2, 3], "offset": 0, "length": 24} with `offset` from the beginning of the data. "strides" (in
 elements) is there where the bytes are not in row-major order: a permuted tensor travels as it lies in
 memory, because a contiguous copy would change the last bits of what is computed from it.
+
+**Versions.** Sides of one version understand each other, whatever their minor versions: a newer minor version
+may only add fields that are optional, with a default that means what was meant without them. An older side
+ignores them; where the writer is not newer, an unknown field is refused. A new kind of message may be sent
+only to who has shown, by its own messages, that it knows it.
 
 `encode` copies each tensor once; `encode_parts` not at all. `decode` copies nothing: its tensors are
 views of the buffer. They share its memory, so treat them as read-only where something else reads it.
@@ -39,6 +44,7 @@ from spliteasy.errors import WireError
 
 MAGIC = b"SPEZ"
 VERSION = 1
+MINOR = 0
 ALIGNMENT = 64
 MAX_INT = 2**53 - 1
 """JavaScript reads integers exactly up to here."""
@@ -95,11 +101,11 @@ def encode_parts(message: Message) -> list[Frame]:
 
 def decode(data: Frame, limits: EnvelopeLimits = DEFAULT_LIMITS) -> AnyMessage:
     """The message in `data`; its tensors are views of `data`. Raises `WireError`, and nothing else."""
-    header, values = _unpack(data, limits)
+    header, values, newer = _unpack(data, limits)
     if not isinstance(header, dict) or "values" in header:
         raise WireError("the message's fields are not an object of ours")
     try:
-        return from_header(header, values)
+        return from_header(header, values, ignore_unknown=newer)
     except ValidationError as error:
         raise WireError(_first_fault(error)) from None
 
@@ -111,7 +117,7 @@ def encode_tensor(tensor: Tensor) -> bytes:
 
 def decode_tensor(data: Frame, limits: EnvelopeLimits = SNAPSHOT_LIMITS) -> Tensor:
     """The tensor of `encode_tensor`, as a view of `data`. Raises `WireError`."""
-    header, values = _unpack(data, limits)
+    header, values, _ = _unpack(data, limits)
     if header is not None or len(values) != 1 or not isinstance(values[0], Tensor):
         raise WireError("not a single tensor")
     return values[0]
@@ -138,7 +144,7 @@ def _pack(header: dict[str, Any] | None, values: Sequence[Value]) -> list[Frame]
     start = _PREFIX.size + len(text)
     # An empty tensor after the last byte needs no padding: nothing follows the last byte.
     padding = bytes(_aligned(start) - start) if end else b""
-    return [_PREFIX.pack(MAGIC, VERSION, 0, len(text)), text, padding, *buffers]
+    return [_PREFIX.pack(MAGIC, VERSION, MINOR, len(text)), text, padding, *buffers]
 
 
 def _pack_tensor(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
@@ -170,14 +176,15 @@ def _checked_int(value: Any) -> int:
 # Decoding -----------------------------------------------------------------------------------------
 
 
-def _unpack(data: Frame, limits: EnvelopeLimits) -> tuple[Any, tuple[Value, ...]]:
+def _unpack(data: Frame, limits: EnvelopeLimits) -> tuple[Any, tuple[Value, ...], bool]:
+    """Header, values, and whether a newer minor version wrote them."""
     view = memoryview(data).cast("B")
     if len(view) > limits.total_bytes:
         raise WireError(f"{len(view)} bytes are more than the limit of {limits.total_bytes}")
     if len(view) < _PREFIX.size:
         raise WireError("too short to be a message")
-    magic, version, reserved, length = _PREFIX.unpack_from(view)
-    if magic != MAGIC or reserved:
+    magic, version, minor, length = _PREFIX.unpack_from(view)
+    if magic != MAGIC:
         raise WireError("not a message of SplitEasy")
     if version != VERSION:
         raise WireError(
@@ -190,9 +197,12 @@ def _unpack(data: Frame, limits: EnvelopeLimits) -> tuple[Any, tuple[Value, ...]
         header = orjson.loads(view[_PREFIX.size : start])
     except orjson.JSONDecodeError as error:
         raise WireError(f"the header is not JSON: {error}") from None
-    if not isinstance(header, dict) or header.keys() != {"m", "v"}:
+    newer = minor > MINOR
+    if not isinstance(header, dict) or not (
+        header.keys() == {"m", "v"} or (newer and {"m", "v"} <= header.keys())
+    ):
         raise WireError("the header is not a message's")
-    return header["m"], _unpack_values(header["v"], view, start, limits)
+    return header["m"], _unpack_values(header["v"], view, start, limits), newer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

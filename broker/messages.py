@@ -385,6 +385,13 @@ def to_header(message: Message) -> dict[str, Any]:
     return message.model_dump(mode="json", exclude_none=True)
 
 
-def from_header(header: dict[str, Any], values: tuple[Value, ...]) -> AnyMessage:
-    """Validate a decoded header; raises pydantic's ValidationError (the envelope turns it into WireError)."""
-    return _ADAPTER.validate_python({**header, "values": values})
+def from_header(
+    header: dict[str, Any], values: tuple[Value, ...], *, ignore_unknown: bool = False
+) -> AnyMessage:
+    """Validate a decoded header; raises pydantic's ValidationError (the envelope turns it into WireError).
+
+    `ignore_unknown`: fields that no record of ours has are dropped, at any depth, not refused.
+    """
+    return _ADAPTER.validate_python(
+        {**header, "values": values}, extra="ignore" if ignore_unknown else "forbid"
+    )

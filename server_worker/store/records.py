@@ -38,6 +38,8 @@ def encode_worker(info: WorkerInfo) -> bytes:
 
 
 def decode_worker(line: bytes) -> WorkerInfo:
-    fields = orjson.loads(line)
-    fields["shards"] = tuple(fields["shards"])
-    return WorkerInfo(**fields)
+    """What a worker of a newer version adds is ignored: both share a store while they are upgraded."""
+    said = orjson.loads(line)
+    known = {name: said[name] for name in WorkerInfo.__dataclass_fields__ if name in said}
+    known["shards"] = tuple(known["shards"])
+    return WorkerInfo(**known)

@@ -1,0 +1,57 @@
+"""Versions side by side: what a newer minor version adds to any message is ignored, at any depth."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import orjson
+import pytest
+import torch
+
+from broker import WireError, decode, encode
+from broker.envelope import MINOR, VERSION
+from broker.messages import AnyMessage
+from tests.broker.messages_for_tests import examples, header_of
+
+
+def with_more(value: Any) -> Any:
+    """The same with a field that nobody knows in each object, as a newer version may write it."""
+    if isinstance(value, dict):
+        return {**{name: with_more(each) for name, each in value.items()}, "of_the_next_version": [1, None]}
+    return [with_more(each) for each in value] if isinstance(value, list) else value
+
+
+def written_by(minor: int, message: AnyMessage) -> bytes:
+    """The message with more fields than it has, as that minor version says it."""
+    header = header_of(encode(message))
+    fields = {
+        # what a codec adds is the codec's own: it is no record
+        name: value if name == "packing" else with_more(value)
+        for name, value in header["m"].items()
+    }
+    text = orjson.dumps({"m": {**fields, "of_the_next_version": {"a": 1}}, "v": header["v"]})
+    data = encode(message)
+    old_start = 12 + len(orjson.dumps(header))
+    body = data[-(-old_start // 64) * 64 :]
+    start = 12 + len(text)
+    padding = bytes(-(-start // 64) * 64 - start) if body else b""
+    return struct.pack("<4sHHI", b"SPEZ", VERSION, minor, len(text)) + text + padding + body
+
+
+@pytest.mark.parametrize("message", examples(), ids=lambda message: message.kind)
+def test_an_older_side_reads_what_it_knows(message: AnyMessage) -> None:
+    read = decode(written_by(MINOR + 1, message))
+    assert type(read) is type(message)
+    assert read.model_dump() == message.model_dump()
+    for one, other in zip(read.values, message.values, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    with pytest.raises(WireError, match="not a message of ours"):
+        decode(written_by(MINOR, message))
+
+
+def test_another_version_says_which_side_to_upgrade() -> None:
+    data = bytearray(encode(examples()[0]))
+    struct.pack_into("<H", data, 4, VERSION + 1)
+    with pytest.raises(WireError, match=rf"wire version {VERSION + 1}.*upgrade the older side"):
+        decode(bytes(data))
