@@ -26,6 +26,9 @@ MAX_HELD_STEPS = 1024
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
 SessionName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}$")]
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
+Micro = Annotated[int, Field(ge=0, le=1023)]
+"""The micro-batch, from 0. Where a batch is not split, it is 0 or left out."""
+
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 FrameRanges = Annotated[
@@ -136,9 +139,11 @@ class Forward(SessionRequest, Carrier):
     """
 
     kind: Literal["FORWARD"] = "FORWARD"
-    micro: Annotated[int, Field(ge=0, le=1023)] = 0
+    micro: Micro = 0
     oldest_checkpoint: Step
     samples: Annotated[int, Field(ge=1, le=1 << 20)]
+    batch: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """Samples of all the step's micro-batches, which says how many there are; None: this is the only one."""
     targets: Annotated[int, Field(ge=0, le=16)] = 0
 
 
@@ -146,7 +151,7 @@ class Backward(SessionRequest, Carrier):
     """Gradients of the body's outputs; `forward` names the FORWARD that they belong to."""
 
     kind: Literal["BACKWARD"] = "BACKWARD"
-    micro: Annotated[int, Field(ge=0, le=1023)] = 0
+    micro: Micro = 0
     forward: Nonce
 
 
@@ -163,7 +168,7 @@ class Ask(SessionRequest):
     kind: Literal["ASK"] = "ASK"
     about: Nonce
     about_kind: Literal["FORWARD", "BACKWARD"]
-    micro: Annotated[int, Field(ge=0, le=1023)] = 0
+    micro: Micro = 0
     forward: Nonce
     """The FORWARD of that step: the same as `about` where that is a FORWARD."""
     partial: Annotated[tuple[Nonce, ...], Field(max_length=8, strict=False)] = ()
@@ -261,18 +266,20 @@ class Forwarded(SessionReply, Carrier):
 
     kind: Literal["FORWARDED"] = "FORWARDED"
     step: Step
-    micro: Annotated[int, Field(ge=0, le=1023)] = 0
+    micro: Micro = 0
 
 
 class Gradient(SessionReply, Carrier):
-    """Step `step` is committed: values are the gradients of the activations (null where absent).
+    """Values are the gradients of the activations (null where absent).
 
-    `loss` is there where the worker computed it (shared labels). `checkpoint` asks the device to
+    The step's last micro-batch, and so the only one, is answered once the step is committed; those before
+    it at once. `loss` is there where the worker computed it (shared labels). `checkpoint` asks the device to
     write a checkpoint now, because the log that its oldest one holds back grows too long.
     """
 
     kind: Literal["GRADIENT"] = "GRADIENT"
     step: Step
+    micro: Micro | None = None
     durable_step: Step
     loss: float | None = None
     checkpoint: bool = False
@@ -292,6 +299,7 @@ class Missing(SessionReply):
 
     kind: Literal["MISSING"] = "MISSING"
     step: Step
+    micro: Micro | None = None
     missing: Literal["FORWARD", "BACKWARD"]
 
 

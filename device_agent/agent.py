@@ -200,6 +200,7 @@ class Agent:
             eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
             eval_batches=len(tests) if tests is not None else 0,
             has_tail=job.tail is not None,
+            micro_batches=spec.micro_batches,
             takeover=config.takeover,
             restart=config.restart,
             reply_timeout_s=config.reply_timeout_s,
@@ -310,7 +311,7 @@ class Agent:
 
     async def _run(self, action: e.Action, state: StateFolder) -> None:
         """Compute in the torch thread; the result, or the failure, comes back as an event."""
-        if isinstance(action, e.RunHead):
+        if isinstance(action, e.RunHead) and action.micro == 0:
             self._step_began = self._clock()
         try:
             event = await self._compute(lambda: self._work_of(action, state))
@@ -334,10 +335,13 @@ class Agent:
                 trainer.load_state(state.load_checkpoint(step), step=step)
                 state.drop_after(step)
                 return e.Restored(tuple(state.held()))
-            case e.RunHead(step=step):
-                return e.HeadDone(*trainer.run_head(step))
-            case e.RunTail(values=values):
-                return e.TailDone(trainer.run_tail(values))
+            case e.RunHead(step=step, micro=micro):
+                return e.HeadDone(*trainer.run_head(step, micro))
+            case e.RunTail(values=values, micro=micro):
+                return e.TailDone(trainer.run_tail(values, micro))
+            case e.RunHeadBackward(gradients=gradients, loss=loss):
+                trainer.run_head_backward(gradients, loss)
+                return e.HeadBackwardDone()
             case e.Apply(skipped=True):
                 trainer.skip()
                 return e.Applied()

@@ -92,11 +92,13 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class HeadDone:
-    """The head's wire values, packed; with shared labels the targets follow them."""
+    """The head's wire values of a micro-batch, packed; with shared labels the targets follow them."""
 
     values: Packed
     samples: int
     targets: tuple[Tensor, ...]
+    batch: int
+    """Samples of the whole batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,11 @@ class TailDone:
     """Gradients of the body's outputs."""
 
     gradients: Packed
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBackwardDone:
+    """The head's gradients of a micro-batch were added up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +152,7 @@ Event = (
     | Restored
     | HeadDone
     | TailDone
+    | HeadBackwardDone
     | Applied
     | Saved
     | EvalHeadDone
@@ -191,21 +199,34 @@ class Restore:
 
 @dataclass(frozen=True, slots=True)
 class RunHead:
-    """Compute the head on the batch of `step`; gives HeadDone."""
+    """Compute the head on a micro-batch of `step`; gives HeadDone."""
 
     step: int
+    micro: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RunTail:
-    """Compute tail, loss and their backward; gives TailDone."""
+    """Compute tail, loss and their backward on a micro-batch; gives TailDone."""
 
     values: Packed
+    micro: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunHeadBackward:
+    """Head backward of the next micro-batch, but for the last; gives HeadBackwardDone."""
+
+    gradients: Packed
+    loss: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Head backward, then head and tail step together; gives Applied. `loss`: the worker's, if it has it."""
+    """Head backward of the last micro-batch, then head and tail step together; gives Applied.
+
+    `loss`: the worker's, if it has it.
+    """
 
     gradients: Packed
     loss: float | None
@@ -266,6 +287,7 @@ Action = (
     | Restore
     | RunHead
     | RunTail
+    | RunHeadBackward
     | Apply
     | Save
     | EvalHead

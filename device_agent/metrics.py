@@ -84,7 +84,7 @@ class SessionWatch:
                 meter.add(BUSY)
         for action in actions:
             match action:
-                case e.RunHead():
+                case e.RunHead(micro=0):
                     self._step_began = now
                 case e.RaiseAttempt():
                     meter.add(ATTEMPTS)

@@ -7,8 +7,11 @@
 
 Where the device may not go on for now (`Hold`), the next HEAD waits in PAUSED, with a checkpoint on disk.
 
-The device keeps FORWARD and BACKWARD of a step until its GRADIENT arrives. After a reconnect or a
-deadline it asks what became of them (ASK) instead of sending tensors again, and sends what is MISSING.
+A batch in micro-batches goes through the same states, each computation once for every micro-batch, in
+order, as soon as its input is there (`_go_on`): requests of several are on the way meanwhile.
+
+The device keeps all FORWARDs and BACKWARDs of a step until its last GRADIENT arrives. After a reconnect or
+a deadline it asks what became of them (ASK) instead of sending tensors again, and sends what is MISSING.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from broker.chunks import in_ranges
 from device_agent import events as e
 from device_agent.events import Action, Event, Timer
 from spliteasy.errors import RemoteError, SplitEasyError, StateError
+from spliteasy.micro_batches import micro_sizes
+from spliteasy.packing import Packed
 
 
 class State(Enum):
@@ -49,11 +54,16 @@ _EDGES: dict[State, frozenset[State]] = {
     _S.OPENING: frozenset({_S.RESTORING, _S.RAISING}),
     _S.RESTORING: frozenset({_S.HEAD, _S.PAUSED, _S.EVAL_HEAD, _S.CLOSING}),
     _S.PAUSED: frozenset({_S.HEAD, _S.SAVING}),
-    _S.HEAD: frozenset({_S.FORWARDING, _S.SAVING}),
+    _S.HEAD: frozenset({_S.HEAD, _S.FORWARDING, _S.TAIL, _S.APPLYING, _S.SAVING}),
     _S.FORWARDING: frozenset({_S.TAIL, _S.APPLYING, _S.SAVING}),
-    _S.TAIL: frozenset({_S.BACKWARDING, _S.SAVING}),
+    _S.TAIL: frozenset({_S.TAIL, _S.FORWARDING, _S.BACKWARDING, _S.APPLYING, _S.SAVING}),
     _S.BACKWARDING: frozenset({_S.APPLYING, _S.SAVING}),
-    _S.APPLYING: frozenset({_S.SAVING, _S.EVAL_HEAD, _S.CLOSING, _S.HEAD}),
+    _S.APPLYING: frozenset(
+        {
+            *(_S.APPLYING, _S.TAIL, _S.FORWARDING, _S.BACKWARDING),  # of another micro-batch
+            *(_S.SAVING, _S.EVAL_HEAD, _S.CLOSING, _S.HEAD),
+        }
+    ),
     _S.SAVING: frozenset({_S.RAISING, _S.EVAL_HEAD, _S.CLOSING, _S.HEAD, _S.PAUSED}),
     _S.EVAL_HEAD: frozenset({_S.EVALUATING}),
     _S.EVALUATING: frozenset({_S.EVAL_TAIL, _S.SAVING}),
@@ -62,6 +72,8 @@ _EDGES: dict[State, frozenset[State]] = {
     _S.ENDED: frozenset(),
 }
 _WAITING = frozenset({_S.OPENING, _S.FORWARDING, _S.BACKWARDING, _S.EVALUATING, _S.CLOSING})
+_COMPUTING = frozenset({_S.HEAD, _S.TAIL, _S.APPLYING})
+"""Of a step: requests of its other micro-batches may be on the way meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +89,7 @@ class Plan:
     eval_batches: int
     """Batches of one evaluation; 0: no test data."""
     has_tail: bool
+    micro_batches: int = 1
     takeover: bool = False
     """Go on even if the store knows a newer attempt of this device."""
     restart: bool = False
@@ -84,6 +97,16 @@ class Plan:
     reply_timeout_s: float = 10.0
     stop_grace_s: float = 3.0
     retry_s: float = 1.0
+
+
+@dataclass(slots=True)
+class _Micro:
+    """A micro-batch of the step under way: its requests, and the answers that wait to be used."""
+
+    forward: m.Forward
+    outputs: Packed | None = None
+    backward: m.Backward | None = None
+    gradient: m.Gradient | None = None
 
 
 class DeviceSession:
@@ -103,14 +126,21 @@ class DeviceSession:
         """Why no step may begin now."""
         self._reopening = False
         self._checkpoint_asked = False
-        self._forward: m.Forward | None = None
-        self._pending: m.AnyRequest | None = None
-        """The request that an answer is awaited to."""
+        self._micros: list[_Micro] = []
+        """Of the step under way, those whose head was computed."""
+        self._count = 0
+        """How many there will be."""
+        self._returned = 0
+        """Of how many the head backward has run."""
+        self._pending: dict[str, m.AnyRequest] = {}
+        """The requests that an answer is awaited to, by id."""
+        self._sending: set[str] = set()
+        """What the link was given and has not sent yet."""
+        self._reached: set[str] = set()
+        """Pending requests that may have arrived, so that ASK comes before sending them again."""
         self._asks: set[str] = set()
-        self._reached_broker = False
-        """Whether the pending request may have arrived, so that ASK comes before sending it again."""
         self._nudged = False
-        """Whether the pending request was asked about, or sent again."""
+        """Whether a pending request was asked about, or sent again."""
         self._eval_index = 0
         self._notes_silence = 0
         self._takeover, self._restart = plan.takeover, plan.restart
@@ -126,21 +156,24 @@ class DeviceSession:
         match event:
             case e.LinkUp():
                 self._online = True
-                return self._nudge() if self.state in _WAITING else []
+                return self._nudge()
             case e.LinkDown():
                 self._online = False
+                self._sending.clear()
                 return [e.Disarm(Timer.REPLY), e.Disarm(Timer.RETRY)]
-            case e.Sent():
-                return [e.Arm(Timer.REPLY, self.plan.reply_timeout_s)] if self.state in _WAITING else []
-            case e.NotSent():
-                self._reached_broker = False
+            case e.Sent(request=request):
+                self._sending.discard(request)
+                return self._await_reply()
+            case e.NotSent(request=request):
+                self._sending.discard(request)
+                self._reached.discard(request)
                 return self._retry_later(self.plan.retry_s, "waiting for a worker to serve this broker")
             case e.Fired(timer=Timer.STOP):
                 return self._stop_now() if self.state in _WAITING else []
             case e.Fired(timer=Timer.REPLY):
                 return self._no_reply()
             case e.Fired(timer=Timer.RETRY):
-                return self._nudge() if self.state in _WAITING else []
+                return self._nudge()
             case e.StopAsked():
                 return self._stop()
             case e.Hold(why=why):
@@ -173,32 +206,45 @@ class DeviceSession:
             case State.RESTORING, e.Restored(held=held):
                 self.held = held
                 return self._next(saved=True)
-            case (State.HEAD, e.HeadDone()) | (State.TAIL, e.TailDone()) if self._stopping:
+            case (
+                (State.HEAD, e.HeadDone())
+                | (State.TAIL, e.TailDone())
+                | (State.APPLYING, e.HeadBackwardDone())
+            ) if self._stopping or self._reopening:
                 return self._stop_now()
-            case State.HEAD, e.HeadDone(values=values, samples=samples, targets=targets):
-                self._forward = m.Forward(
+            case State.HEAD, e.HeadDone(values=values, samples=samples, targets=targets, batch=batch):
+                self._count = len(micro_sizes(batch, self.plan.micro_batches))
+                forward = m.Forward(
                     session=self.plan.session,
                     attempt=self._live(),
                     step=self.step + 1,
+                    micro=len(self._micros),
                     samples=samples,
+                    batch=batch if self._count > 1 else None,
                     targets=len(targets),
                     **m.carried(values, *targets),
                     oldest_checkpoint=min(self.held),
                 )
-                return self._request(State.FORWARDING, self._forward)
+                self._micros.append(_Micro(forward))
+                return [*self._submit(forward), *self._go_on()]
             case State.TAIL, e.TailDone(gradients=gradients):
-                assert self._forward is not None
-                backward = m.Backward(
+                micro = self._next_tail()
+                assert micro is not None
+                self._micros[micro].backward = backward = m.Backward(
                     session=self.plan.session,
                     attempt=self._live(),
                     step=self.step + 1,
-                    forward=self._forward.request,
+                    micro=micro,
+                    forward=self._micros[micro].forward.request,
                     **m.carried(gradients),
                 )
-                return self._request(State.BACKWARDING, backward)
+                return [*self._submit(backward), *self._go_on()]
+            case State.APPLYING, e.HeadBackwardDone():
+                self._returned += 1
+                return self._go_on()
             case State.APPLYING, e.Applied():
                 self.step += 1
-                self._forward = None
+                self._forget_step()
                 return self._next(saved=False)
             case State.SAVING, e.Saved(held=held):
                 self.held = held
@@ -246,8 +292,41 @@ class DeviceSession:
             self._move(State.PAUSED)
             return [e.Note(f"paused: {self._hold}")]
         resumed = [e.Note("going on")] if self.state is State.PAUSED else []
-        self._move(State.HEAD)
-        return [*resumed, e.RunHead(self.step + 1)]
+        return [*resumed, *self._go_on()]
+
+    def _go_on(self) -> list[Action]:
+        """Begin the step's next computation, or wait for what it needs.
+
+        Heads come first, so that the link and the worker have work as early as can be.
+        """
+        micros, step = self._micros, self.step + 1
+        if any(micro.gradient is not None and micro.gradient.skipped for micro in micros):
+            self._move(State.APPLYING)
+            return [*self._all_answered(), e.Apply(Packed(()), None, skipped=True)]
+        if not micros or len(micros) < self._count:
+            self._move(State.HEAD)
+            return [e.RunHead(step, len(micros))]
+        tail = self._next_tail()
+        if tail is not None and (outputs := micros[tail].outputs) is not None:
+            micros[tail].outputs = None
+            self._move(State.TAIL)
+            return [e.RunTail(outputs, tail)]
+        gradient, micros[self._returned].gradient = micros[self._returned].gradient, None
+        if gradient is not None:
+            self._move(State.APPLYING)
+            last = self._returned == self._count - 1
+            backward = e.Apply if last else e.RunHeadBackward
+            return [backward(m.packed_in(gradient), gradient.loss)]
+        waiting = State.BACKWARDING if self.plan.has_tail and tail is None else State.FORWARDING
+        if self.state is not waiting:
+            self._move(waiting)
+        return []
+
+    def _next_tail(self) -> int | None:
+        """The first micro-batch whose tail has not run; None: all have, or there is no tail."""
+        if not self.plan.has_tail:
+            return None
+        return next((n for n, micro in enumerate(self._micros) if micro.backward is None), None)
 
     def _just_restored(self) -> bool:
         """A resume in mid-training does not evaluate again; one after the last step does."""
@@ -275,32 +354,30 @@ class DeviceSession:
                 self.durable_step = message.durable_step
                 self._takeover = self._restart = False
                 self._move(State.RESTORING)
-                return [*self._answered(), e.Restore(message.step)]
-            case m.Forwarded() if self._is_step(message.step) and self.state is State.FORWARDING:
-                self._move(State.TAIL)
-                return [*self._answered(), e.RunTail(m.packed_in(message))]
-            case m.Forwarded() if self._is_step(message.step) and self.state is State.BACKWARDING:
-                return self._send_pending()  # the forward was missing, and is there again
-            case m.Gradient() if self._is_step(message.step) and self.state in self._awaiting_gradient():
+                return [*self._all_answered(), e.Restore(message.step)]
+            case m.Forwarded() if (micro := self._pending_micro(message)) is not None:
+                micro.outputs = m.packed_in(message)
+                return self._arrived(message)
+            case m.Gradient() if (micro := self._pending_micro(message)) is not None:
                 self.durable_step = max(self.durable_step, message.durable_step)
                 self._checkpoint_asked = self._checkpoint_asked or message.checkpoint
-                self._move(State.APPLYING)
-                return [*self._answered(), e.Apply(m.packed_in(message), message.loss, message.skipped)]
-            case m.Missing() if self._is_step(message.step):
+                micro.gradient = message
+                return self._arrived(message)
+            case m.Missing() if message.step == self.step + 1:
                 return self._missing(message)
             case m.Working():
-                return [e.Arm(Timer.REPLY, self.plan.reply_timeout_s)] if self.state in _WAITING else []
+                return self._await_reply()
             case m.Evaluated() if self.state is State.EVALUATING and message.step == self.step:
                 self._move(State.EVAL_TAIL)
-                return [*self._answered(), e.EvalTail(self._eval_index, self.step, m.packed_in(message))]
+                return [*self._all_answered(), e.EvalTail(self._eval_index, self.step, m.packed_in(message))]
             case m.Closed() if self.state is State.CLOSING:
-                return [*self._answered(), *self._end(done=True)]
-            case m.Have() if self.state in _WAITING:
+                return [*self._all_answered(), *self._end(done=True)]
+            case m.Have() if self._pending:
                 return self._send_rest(message)
-            case m.Busy() if self.state in _WAITING:
+            case m.Busy() if self._pending:
                 return self._retry_later(message.retry_after_s, message.reason)
-            case m.Reopen() if self.state in _WAITING and self.state is not State.OPENING:
-                return [e.Note(f"opening anew: {message.reason}"), *self._answered(), *self._reopen()]
+            case m.Reopen() if self._pending and self.state is not State.OPENING:
+                return [e.Note(f"opening anew: {message.reason}"), *self._reopen()]
             case m.Superseded():
                 return self._superseded(message)
             case m.Error():
@@ -309,7 +386,7 @@ class DeviceSession:
 
     def _is_ours(self, message: m.AnyMessage) -> bool:
         """Whether a message is a reply to this attempt, and to what it has sent."""
-        known = {request.request for request in (self._pending, self._forward) if request is not None}
+        known = {request.request for request in self._kept()}
         if isinstance(message, m.Receipt):
             return message.answers in known | self._asks
         if not isinstance(message, m.Reply) or message.session != self.plan.session:
@@ -335,36 +412,50 @@ class DeviceSession:
 
         Then the store has gone back and counts fences anew. A new attempt begins from what both have.
         """
-        if not self._nudged or self.state is State.OPENING or self.state not in _WAITING:
+        if not self._nudged or self.state is State.OPENING or not self._pending:
             return []
-        return [e.Note("opening anew: the store went back"), *self._answered(), *self._reopen()]
+        return [e.Note("opening anew: the store went back"), *self._reopen()]
 
-    def _is_step(self, step: int) -> bool:
-        return step == self.step + 1
+    def _pending_micro(self, message: m.Forwarded | m.Gradient) -> _Micro | None:
+        """The micro-batch that waits for this. With a tail only BACKWARD brings a GRADIENT."""
+        for micro in self._micros:
+            from_tail = isinstance(message, m.Gradient) and self.plan.has_tail
+            request = micro.backward if from_tail else micro.forward
+            if request is not None and request.request == message.answers:
+                return micro if message.answers in self._pending else None
+        return None
 
-    def _awaiting_gradient(self) -> frozenset[State]:
-        """With a tail only BACKWARD brings a GRADIENT; without one, FORWARD does."""
-        return frozenset({State.BACKWARDING if self.plan.has_tail else State.FORWARDING})
+    def _arrived(self, message: m.Forwarded | m.Gradient) -> list[Action]:
+        """What a computation needs has come: it begins now, or after the one under way."""
+        answered = self._answered(message.answers)
+        return answered if self.state in _COMPUTING else [*answered, *self._go_on()]
+
+    def _kept(self) -> list[m.AnyRequest]:
+        """The requests that are pending or can be sent again."""
+        kept = {micro.forward.request: micro.forward for micro in self._micros}
+        kept_back = {micro.backward.request: micro.backward for micro in self._micros if micro.backward}
+        return list({**kept, **kept_back, **self._pending}.values())
 
     def _missing(self, message: m.Missing) -> list[Action]:
-        if self.state not in (State.FORWARDING, State.BACKWARDING):
+        """Send what the worker lacks, unless it is on its way."""
+        micro = message.micro or 0
+        if micro >= len(self._micros):
             return []
-        assert self._forward is not None
-        if message.missing == "FORWARD":
-            return [e.Disarm(Timer.REPLY), e.Send(self._forward)]
-        return self._send_pending() if self.state is State.BACKWARDING else []
+        found = self._micros[micro]
+        request = found.forward if message.missing == "FORWARD" else found.backward
+        return self._send(request) if request is not None and request.request not in self._sending else []
 
     def _send_rest(self, message: m.Have) -> list[Action]:
         """Send what the worker lacks of the request."""
-        for request in (self._pending, self._forward):
-            if request is not None and request.request == message.answers:
-                return [e.Disarm(Timer.REPLY), e.Send(request, in_ranges(message.frames))]
+        for request in self._kept():
+            if request.request == message.answers:
+                return self._send(request, in_ranges(message.frames))
         return []
 
     def _superseded(self, message: m.Superseded) -> list[Action]:
         if self.state is State.OPENING and (self._takeover or self._restart):
             self._move(State.RAISING)
-            return [*self._answered(), e.RaiseAttempt(above=message.newest)]
+            return [*self._all_answered(), e.RaiseAttempt(above=message.newest)]
         return self._fail(
             StateError(
                 f"the store knows attempt {message.newest} of {self.plan.session}, newer than this one",
@@ -374,7 +465,7 @@ class DeviceSession:
         )
 
     def _error(self, message: m.Error) -> list[Action]:
-        if self.state not in _WAITING:
+        if not self._pending:
             return []
         if message.retriable:
             return self._retry_later(self.plan.retry_s, message.message)
@@ -387,47 +478,67 @@ class DeviceSession:
     def _request(self, state: State, request: m.AnyRequest) -> list[Action]:
         """Go to `state` and wait there for the answer to `request`."""
         self._move(state)
-        self._pending = request
-        self._reached_broker = False
-        self._nudged = False
-        return self._send_pending()
+        return self._submit(request)
 
-    def _send_pending(self) -> list[Action]:
-        assert self._pending is not None
+    def _submit(self, request: m.AnyRequest) -> list[Action]:
+        """Send a request that is to be answered."""
+        if not self._pending:
+            self._nudged = False
+        self._pending[request.request] = request
+        return self._send(request)
+
+    def _send(self, request: m.AnyRequest, skip: frozenset[int] = frozenset()) -> list[Action]:
         if not self._online:
             return []
-        self._reached_broker = True
-        return [e.Disarm(Timer.REPLY), e.Send(self._pending)]
+        self._sending.add(request.request)
+        self._reached.add(request.request)
+        return [e.Disarm(Timer.REPLY), e.Send(request, skip)]
+
+    def _await_reply(self) -> list[Action]:
+        """The deadline of what is pending runs from when all was sent, or something came."""
+        return [e.Arm(Timer.REPLY, self.plan.reply_timeout_s)] if self._pending and not self._sending else []
 
     def _nudge(self) -> list[Action]:
-        """Find out what became of the pending request: ASK where tensors may be there already."""
-        pending = self._pending
-        if not self._online or pending is None:
+        """Find out what became of the pending requests: ASK where tensors may be there already."""
+        if not self._online or not self._pending:
             return []
         self._nudged = True
-        if isinstance(pending, m.Forward | m.Backward) and self._reached_broker:
-            assert self._forward is not None
-            ask = m.Ask(
-                session=self.plan.session,
-                attempt=self._live(),
-                step=pending.step,
-                about=pending.request,
-                about_kind=pending.kind,
-                forward=self._forward.request,
-            )
-            self._asks.add(ask.request)
-            return [e.Send(ask)]
-        return self._send_pending()
+        waiting = [request for key, request in self._pending.items() if key not in self._sending]
+        return [action for request in waiting for action in self._send(self._question(request))]
+
+    def _question(self, request: m.AnyRequest) -> m.AnyRequest:
+        """What to send about a pending request: an ASK, or itself."""
+        if not isinstance(request, m.Forward | m.Backward) or request.request not in self._reached:
+            return request
+        ask = m.Ask(
+            session=self.plan.session,
+            attempt=self._live(),
+            step=request.step,
+            about=request.request,
+            about_kind=request.kind,
+            micro=request.micro,
+            forward=request.request if isinstance(request, m.Forward) else request.forward,
+        )
+        self._asks.add(ask.request)
+        return ask
 
     def _no_reply(self) -> list[Action]:
-        if self.state not in _WAITING:
+        if not self._pending:
             return []
         self._notes_silence += 1
         note = [e.Note("no answer yet: is a worker running?")] if self._notes_silence == 2 else []
         return [*note, *self._nudge()]
 
-    def _answered(self) -> list[Action]:
-        self._pending = None
+    def _answered(self, request: str) -> list[Action]:
+        """A pending request was answered."""
+        del self._pending[request]
+        self._notes_silence = 0
+        return self._await_reply() if self._pending else self._all_answered()
+
+    def _all_answered(self) -> list[Action]:
+        """Nothing is pending any more."""
+        self._pending.clear()
+        self._reached.clear()
         self._asks.clear()
         self._notes_silence = 0
         return [e.Disarm(Timer.REPLY), e.Disarm(Timer.RETRY)]
@@ -443,9 +554,11 @@ class DeviceSession:
 
     def _reopen(self) -> list[Action]:
         """Keep what this side has (the state after `step`), then begin a new attempt from there."""
-        self._forward = None
         self._reopening = True
-        return self._save()
+        if self.state in _COMPUTING:  # once that has ended
+            self._forget_step()
+            return self._all_answered()
+        return self._stop_now()
 
     def _stop(self) -> list[Action]:
         self._stopping = True
@@ -457,8 +570,11 @@ class DeviceSession:
 
     def _stop_now(self) -> list[Action]:
         """Leave with a checkpoint of the last whole step; an unfinished one is forgotten."""
-        self._forward = None
-        return [*self._answered(), *self._save()]
+        self._forget_step()
+        return [*self._all_answered(), *self._save()]
+
+    def _forget_step(self) -> None:
+        self._micros, self._count, self._returned = [], 0, 0
 
     def _end(self, *, done: bool) -> list[Action]:
         self.state = State.ENDED

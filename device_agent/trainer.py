@@ -15,6 +15,7 @@ from spliteasy.boundary import check_gradients, check_values
 from spliteasy.errors import SplitEasyError
 from spliteasy.job import Job
 from spliteasy.losses import CLASS_LOSSES
+from spliteasy.micro_batches import share_of, split_batch
 from spliteasy.packing import Packed, Packer, Place, expected_like, expected_of, unpack
 from spliteasy.portable.graph import DTYPES
 from spliteasy.training import (
@@ -54,16 +55,34 @@ class Evaluation:
 
 
 @dataclass(slots=True)
-class _Step:
-    """A step that is under way on the device."""
+class _Micro:
+    """A micro-batch of the step under way."""
 
-    head: OpenForward
-    targets: tuple[Tensor, ...]
-    kept: Values
-    """Head values that only the tail uses: they stay here."""
+    inputs: Tensors
+    targets: Tensors
+    share: float
+    """What its loss counts for in the batch's."""
+    head: OpenForward | None = None
     kept_gradients: tuple[Tensor | None, ...] = ()
-    samples: int = 0
-    loss: float = float("nan")
+
+    @property
+    def samples(self) -> int:
+        return self.inputs[0].shape[0]
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step that is under way: its micro-batches go in order through head, tail and head backward."""
+
+    micros: list[_Micro]
+    heads: int = 0
+    tails: int = 0
+    returned: int = 0
+    loss: float = 0.0
+
+    @property
+    def samples(self) -> int:
+        return sum(micro.samples for micro in self.micros)
 
 
 @dataclass(slots=True)
@@ -102,59 +121,88 @@ class DeviceTrainer:
     def step(self) -> int:
         return self.head.step
 
-    def run_head(self, step: int) -> tuple[Packed, int, tuple[Tensor, ...]]:
-        """The wire values of `step`, the batch size and, with shared labels, the targets."""
+    def run_head(self, step: int, micro: int = 0) -> tuple[Packed, int, Tensors, int]:
+        """The head's wire values of a micro-batch, in order; micro-batch 0 begins `step`.
+
+        Also: its samples, its targets where labels are shared, and the samples of the whole batch.
+        """
+        if micro == 0:
+            self._step = _Step(self._batch(step))
+        under_way, tail = self._live()
+        part = under_way.micros[micro]
+        part.head = self.head.forward(part.inputs, micro=micro)
+        under_way.heads = micro + 1
+        wire = detached(part.head.outputs[: self.head.segment.n_wire])
+        packed = self.packer.pack("activations", wire, step=step, micro=micro)
+        return packed, part.samples, () if tail else part.targets, under_way.samples
+
+    def _batch(self, step: int) -> list[_Micro]:
         ahead, self._next = self._next, None
         inputs, targets = ahead[1] if ahead and ahead[0] == step else self.batches.batch(step)
-        opened = self.head.forward(inputs)
-        wire = self.head.segment.n_wire
-        samples = inputs[0].shape[0]
-        self._step = _Step(opened, targets, opened.outputs[wire:], samples=samples)
-        packed = self.packer.pack("activations", detached(opened.outputs[:wire]), step=step)
-        return packed, samples, () if self.tail else targets
+        count, samples = self.job.spec.micro_batches, inputs[0].shape[0]
+        parts = zip(split_batch(inputs, count), split_batch(targets, count), strict=True)
+        return [_Micro(part, wanted, share_of(part[0].shape[0], samples)) for part, wanted in parts]
 
     def load_ahead(self) -> None:
-        """Load the batch after that of the step under way. What goes wrong shows when its turn comes."""
-        step = self.step + 2
-        if step <= self.batches.total_steps:
+        """Once all of the step under way was sent, load the batch after it.
+
+        What goes wrong shows when its turn comes.
+        """
+        under_way, step = self._step, self.step + 2
+        if under_way is None or step > self.batches.total_steps or self._next is not None:
+            return
+        if (under_way.tails if self.tail else under_way.heads) == len(under_way.micros):
             with suppress(Exception):
                 self._next = (step, self.batches.batch(step))
 
-    def run_tail(self, packed: Packed) -> Packed:
-        """Tail, loss and tail backward; returns the gradients of the body's outputs."""
+    def run_tail(self, packed: Packed, micro: int = 0) -> Packed:
+        """Tail, loss and tail backward of a micro-batch, in order: the gradients of the body's outputs."""
         step, tail = self._live()
+        part = step.micros[micro]
         assert tail is not None
+        assert part.head is not None
+        kept = part.head.outputs[self.head.segment.n_wire :]
         inputs = tail.segment.input_values
-        specs = inputs[: len(inputs) - len(step.kept)]
+        specs = inputs[: len(inputs) - len(kept)]
         link = self.job.spec.link
-        values = unpack(packed, expected_of(specs, step.samples), codec=link.activations)
-        down = check_values(values, specs, samples=step.samples)
-        opened = tail.forward((*down, *step.kept))
-        loss = self.job.loss(tensors_of(opened.outputs), step.targets)
-        step.loss = float(loss.detach())
-        backward_from(loss)
+        values = unpack(packed, expected_of(specs, part.samples), codec=link.activations)
+        down = check_values(values, specs, samples=part.samples)
+        opened = tail.forward((*down, *kept), micro=micro)
+        loss = self.job.loss(tensors_of(opened.outputs), part.targets)
+        step.loss += float(loss.detach()) * part.share
+        backward_from(loss, part.share)
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         if self.job.spec.durability.on_non_finite == "stop" and not all_finite(tensors_of(gradients)):
             raise self._not_finite()
-        step.kept_gradients = gradients[len(specs) :]
-        return self.packer.pack("gradients", gradients[: len(specs)], step=self.step + 1)
+        part.kept_gradients = gradients[len(specs) :]
+        step.tails = micro + 1
+        return self.packer.pack("gradients", gradients[: len(specs)], step=self.step + 1, micro=micro)
 
-    def apply(self, packed: Packed, loss: float | None) -> None:
-        """Head backward, then head and tail step together."""
-        step, tail = self._live()
+    def run_head_backward(self, packed: Packed, loss: float | None) -> None:
+        """Head backward of the next micro-batch. `loss` is the worker's, if it has it."""
+        step, _ = self._live()
+        part = step.micros[step.returned]
+        assert part.head is not None
         wire = self.head.segment.n_wire
-        outputs = step.head.outputs[:wire]
+        outputs, kept = part.head.outputs[:wire], part.head.outputs[wire:]
         gradients = unpack(packed, expected_like(outputs), codec=self.job.spec.link.gradients)
         checked = check_gradients(gradients, outputs)
-        self.head.backward(step.head, (*checked, *(step.kept_gradients or (None,) * len(step.kept))))
+        self.head.backward(part.head, (*checked, *(part.kept_gradients or (None,) * len(kept))))
+        part.head = None
+        step.returned += 1
+        step.loss += 0.0 if loss is None else loss * part.share
+
+    def apply(self, packed: Packed, loss: float | None) -> None:
+        """Head backward of the last micro-batch, then head and tail step together."""
+        self.run_head_backward(packed, loss)
+        step, tail = self._live()
         trainers = [self.head] if tail is None else [self.head, tail]
         if not all(trainer.finite() for trainer in trainers):
             raise self._not_finite()
         for trainer in trainers:
             trainer.apply()
         self.packer.apply()
-        self.loss = step.loss if loss is None else loss
-        self.samples = step.samples
+        self.loss, self.samples = step.loss, step.samples
         self._step = None
 
     def skip(self) -> None:

@@ -33,11 +33,12 @@ from server_worker.store import Store
 from spliteasy import compute
 from spliteasy.errors import SplitEasyError
 from spliteasy.metering import Meter
+from spliteasy.micro_batches import MAX_MICRO_BATCHES
 
 log = structlog.get_logger(__name__)
 
-MAX_WAITING = 8
-"""Requests of one session that may wait: a device has one or two on the way, and their repeats."""
+MAX_WAITING = 8 + MAX_MICRO_BATCHES
+"""Requests of one session that may wait: a device has one of each micro-batch on the way, and repeats."""
 
 BUSY_RETRY_S = 1.0
 POISONOUS: frozenset[m.ErrorCode] = frozenset(
@@ -151,9 +152,8 @@ class SessionActor:
                 self.session.drop()
 
     def knows(self, ask: m.Ask) -> bool:
-        """Whether the asked request is here whole: served, about to be, or the open forward."""
-        memory = self.session.memory
-        return self._is_at(ask) or (memory is not None and memory.request == ask.about)
+        """Whether the asked request is here whole: served, about to be, or of the open step."""
+        return self._is_at(ask) or self.session.knows(ask.about)
 
     def _is_at(self, ask: m.Ask) -> bool:
         """Whether the asked request is being served, or waits to be."""

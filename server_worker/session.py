@@ -5,8 +5,11 @@ their results, so that a shell can run them over real parts and a simulation inl
 one at a time, in order.
 
     COLD ──load──▶ READY ──forward──▶ FORWARDED ──commit──▶ READY
-     ▲               │                  │   ▲ forward again
+     ▲               │                  │   ▲ forward of the next micro-batch, or of the first again
      └──── drop ─────┴──────────────────┘   └─┘
+
+A step's micro-batches are computed in order, whatever the order of arrival (`arrivals.py`): so gradients
+add up, and running statistics move, always the same way.
 
 The memory of a session is only a cache: whatever leaves its relation to the store in doubt drops it, and
 the next request loads it again.
@@ -19,7 +22,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
 from broker import messages as m
 from server_worker.actions import (
@@ -37,8 +40,9 @@ from server_worker.actions import (
     Steps,
     StoreCall,
 )
+from server_worker.arrivals import Arrivals, Kind, Place
 from server_worker.durability import DurabilityClock
-from server_worker.memory import SessionMemory, StepResult, encode_state
+from server_worker.memory import MicroResult, SessionMemory, StepResult, encode_state
 from server_worker.reading import read_entry, read_snapshot
 from server_worker.replies import error_reply, open_refused, reopen_reply, stale_reply
 from server_worker.store import (
@@ -103,7 +107,9 @@ class WorkerSession:
         self._identity = identity
         self._durability = durability
         self._clock = clock
-        self._gradient: m.Gradient | None = None
+        self._gradients: tuple[m.Gradient, ...] = ()
+        """The replies of the committed step, by micro-batch."""
+        self._arrivals = Arrivals()
         self._oldest_checkpoint = 0
         self._log_bytes = 0
         self._log_limit = 0
@@ -117,7 +123,11 @@ class WorkerSession:
 
     def memory_bytes(self) -> int:
         """Bytes that this session holds in memory."""
-        return self.memory.state_bytes if self.memory is not None else 0
+        return (self.memory.state_bytes if self.memory is not None else 0) + self._arrivals.nbytes
+
+    def knows(self, request: str) -> bool:
+        """Whether the open step was computed from that request, or the request waits for its turn in it."""
+        return self._arrivals.holds(request) or (self.memory is not None and self.memory.knows(request))
 
     @property
     def log_bytes(self) -> int:
@@ -132,7 +142,8 @@ class WorkerSession:
     def drop(self) -> None:
         """Throw the memory away; the store has everything."""
         self._move(State.COLD)
-        self.memory, self.owner, self.attempt, self._gradient = None, None, None, None
+        self.memory, self.owner, self.attempt, self._gradients = None, None, None, ()
+        self._arrivals.clear()
 
     def handle(self, request: m.AnyRequest, raw: Blob) -> Steps:
         """Serve one request; `raw` is the request as received, for the log. Never raises for a bad one."""
@@ -181,10 +192,8 @@ class WorkerSession:
         match request:
             case m.Open():
                 yield from self._open(request)
-            case m.Forward():
-                yield from self._forward(request, raw)
-            case m.Backward():
-                yield from self._backward(request, raw)
+            case m.Forward() | m.Backward():
+                yield from self._step(request, raw)
             case m.Ask():
                 yield from self._ask(request)
             case m.Eval():
@@ -242,17 +251,14 @@ class WorkerSession:
             case refusal:
                 yield Send(open_refused(request, refusal))
 
-    def _forward(self, request: m.Forward, raw: Blob) -> Steps:
+    def _step(self, request: m.Forward | m.Backward, raw: Blob) -> Steps:
+        """Compute a request of the open step and all that waited for it; or let it wait for others."""
         memory = yield from self._ready(request)
-        if memory is None:
+        if memory is None or (yield from self._answer_again(request, memory)):
             return
-        if request.step == memory.step:
-            yield from self._send_gradient()
-            return
-        if memory.request == request.request:
-            yield Send(self._forwarded(memory, request))
-            return
-        if self._log_bytes > self._log_limit:
+        if isinstance(request, m.Forward) and memory.forward_id(request.micro) is not None:
+            self._abort()  # the device computed it anew: all begins anew
+        if isinstance(request, m.Forward) and self._log_bytes > self._log_limit:
             yield Send(
                 error_reply(
                     request,
@@ -263,42 +269,76 @@ class WorkerSession:
                 )
             )
             return
-        self._move(State.FORWARDED)
-        self._oldest_checkpoint = request.oldest_checkpoint
-        yield from self._let_go_of_writes()
-        yield from self._write(request.step, 0, raw)
-        yield Compute(lambda: memory.forward(request))
-        if request.targets:
-            result = yield Compute(memory.backward_from_loss)
-            yield from self._commit(request, memory, result, requests=1)
-        else:
-            yield Send(self._forwarded(memory, request))
+        self._arrivals.add(request, raw)
+        while (turn := self._arrivals.take(memory.forwarded, memory.returned)) is not None:
+            yield from self._compute(memory, *turn)
+        if self._arrivals.holds(request.request):
+            yield from self._ask_for(request, (request.kind, request.micro), memory, news=True)
 
-    def _backward(self, request: m.Backward, raw: Blob) -> Steps:
-        memory = yield from self._ready(request)
-        if memory is None:
+    def _compute(self, memory: SessionMemory, request: m.Forward | m.Backward, raw: Blob) -> Steps:
+        """Compute the request whose turn it is; the step's last one commits it."""
+        micro = request.micro
+        result: StepResult | None = None
+        if isinstance(request, m.Forward):
+            self._move(State.FORWARDED)
+            if micro == 0:
+                self._oldest_checkpoint = request.oldest_checkpoint
+                yield from self._let_go_of_writes()
+            yield from self._write(request.step, micro, raw)
+            yield Compute(lambda: memory.forward(request))
+            if not request.targets:
+                yield Send(self._forwarded(memory, request))
+                return
+            result = yield Compute(memory.backward_from_loss)
+        elif memory.forward_id(micro) != request.forward:
+            yield Send(self._missing(request, "FORWARD", micro))
             return
-        if request.step == memory.step:
-            yield from self._send_gradient()
-        elif memory.request != request.forward:
-            yield Send(self._missing(request, "FORWARD"))
         else:
-            yield from self._write(request.step, 1, raw)
+            yield from self._write(request.step, memory.micros + micro, raw)
             result = yield Compute(lambda: memory.backward(request))
-            yield from self._commit(request, memory, result, requests=2)
+        if result is None:
+            yield Send(self._early_gradient(memory, micro))
+        else:
+            yield from self._commit(request, memory, result)
 
     def _ask(self, request: m.Ask) -> Steps:
         memory = yield from self._ready(request)
-        if memory is None:
+        if memory is None or (yield from self._answer_again(request, memory)):
             return
-        if request.step == memory.step:
-            yield from self._send_gradient()
-        elif memory.request != request.forward:
-            yield Send(self._missing(request, "FORWARD"))
-        elif request.about_kind == "BACKWARD":
-            yield Send(self._missing(request, "BACKWARD"))
+        if memory.forward_id(request.micro) not in (None, request.forward):
+            yield Send(self._missing(request, "FORWARD", request.micro))
         else:
+            yield from self._ask_for(request, (request.about_kind, request.micro), memory)
+
+    def _answer_again(
+        self, request: m.Forward | m.Backward | m.Ask, memory: SessionMemory
+    ) -> Generator[Action, Result, bool]:
+        """Repeat the answer to a request (or to what an ASK is about) that was computed; whether it was."""
+        micro = request.micro
+        if micro >= memory.job.spec.micro_batches:
+            raise DataError(f"micro-batch {micro}, the job has {memory.job.spec.micro_batches}")
+        if request.step == memory.step:
+            if micro >= len(self._gradients):
+                raise DataError(f"step {request.step} has no micro-batch {micro}")
+            yield Send(self._gradients[micro])
+            return True
+        forward = request.request if isinstance(request, m.Forward) else request.forward
+        if memory.forward_id(micro) != forward:
+            return False
+        if micro < memory.returned:
+            yield Send(self._early_gradient(memory, micro))
+            return True
+        if isinstance(request, m.Forward) or (isinstance(request, m.Ask) and request.about_kind == "FORWARD"):
             yield Send(self._forwarded(memory, request))
+            return True
+        return False
+
+    def _ask_for(
+        self, request: m.SessionRequest, place: Place, memory: SessionMemory, *, news: bool = False
+    ) -> Steps:
+        """Say what is absent for `place` to be computed."""
+        for kind, micro in self._arrivals.absent(place, memory.forwarded, memory.returned, news=news):
+            yield Send(self._missing(request, kind, micro))
 
     def _eval(self, request: m.Eval) -> Steps:
         memory = yield from self._ready(request, exact=True)
@@ -368,7 +408,7 @@ class WorkerSession:
             self.memory is not None
             and self.attempt == _attempt(request.attempt)
             and request.step - self.memory.step in steps
-            and (request.step != self.memory.step or exact or self._gradient is not None)
+            and (request.step != self.memory.step or exact or self._gradients)
         ):
             return self.memory
         outcome = yield StoreCall(
@@ -412,9 +452,9 @@ class WorkerSession:
         self._log_bytes, self._log_limit = meta.log_bytes, job.spec.durability.log_max_bytes
         for step in range(base + 1, meta.committed + 1):
             entry = yield StoreCall(lambda s, step=step: read_entry(s, self.name, step))  # type: ignore[misc]
-            answered, result = yield Compute(lambda entry=entry: memory.replay(entry))  # type: ignore[misc]
+            result: StepResult = yield Compute(lambda entry=entry: memory.replay(entry))  # type: ignore[misc]
             if step == meta.committed:
-                self._gradient = self._gradient_reply(step, answered, result)
+                self._gradients = self._gradient_replies(step, result)
         self.memory = memory
         self._snapshot_step, self._snapshot_at = base, self._clock()
         self.snapshots_kept = len(meta.snapshots)
@@ -423,11 +463,10 @@ class WorkerSession:
 
     # the commit
 
-    def _commit(
-        self, request: m.Forward | m.Backward, memory: SessionMemory, result: StepResult, *, requests: int
-    ) -> Steps:
+    def _commit(self, request: m.Forward | m.Backward, memory: SessionMemory, result: StepResult) -> Steps:
         """Commit the step that memory has taken, reply. Anything but Done throws the memory away."""
         attempt, owner = self._ownership()
+        requests = len(result.micros) * (1 if isinstance(request, m.Forward) else 2)
         for write in self._writes:
             yield Finish(write)
         outcome = yield StoreCall(
@@ -447,10 +486,11 @@ class WorkerSession:
                 yield Send(stale_reply(request, outcome.stored))
             return  # a rival owns the session and serves it: nothing of ours took effect
         self._move(State.READY)
+        self._arrivals.clear()
         self._log_bytes, self.snapshots_kept = outcome.meta.log_bytes, len(outcome.meta.snapshots)
         yield Committed(self.name, request.step)
-        self._gradient = self._gradient_reply(request.step, request.request, result)
-        yield Send(self._gradient)
+        self._gradients = self._gradient_replies(request.step, result)
+        yield Send(self._gradients[request.micro])
         yield from self._snapshot_if_due(memory)
 
     def _snapshot_if_due(self, memory: SessionMemory) -> Steps:
@@ -510,6 +550,7 @@ class WorkerSession:
         return self.attempt, self.owner
 
     def _abort(self) -> None:
+        self._arrivals.clear()
         if self.memory is not None and self.state is State.FORWARDED:
             self.memory.abort()
             self._move(State.READY)
@@ -531,30 +572,41 @@ class WorkerSession:
         }
 
     def _forwarded(self, memory: SessionMemory, request: m.Forward | m.Ask) -> m.Forwarded:
-        fields = {**self._to(request), "answers": memory.request}
-        return m.Forwarded(**fields, step=request.step, micro=request.micro, **m.carried(memory.outputs))
+        fields = {**self._to(request), "answers": memory.forward_id(request.micro)}
+        outputs = m.carried(memory.outputs(request.micro))
+        return m.Forwarded(**fields, step=request.step, micro=request.micro, **outputs)
 
-    def _missing(self, request: m.Backward | m.Ask, kind: Literal["FORWARD", "BACKWARD"]) -> m.Missing:
-        return m.Missing(**self._to(request), step=request.step, missing=kind)
+    def _missing(self, request: m.SessionRequest, kind: Kind, micro: int) -> m.Missing:
+        return m.Missing(**self._to(request), step=request.step, micro=micro or None, missing=kind)
 
-    def _gradient_reply(self, step: int, answered: str, result: StepResult) -> m.Gradient:
+    def _gradient_replies(self, step: int, result: StepResult) -> tuple[m.Gradient, ...]:
+        return tuple(
+            self._gradient_reply(step, micro, each, committed=step, skipped=result.skipped)
+            for micro, each in enumerate(result.micros)
+        )
+
+    def _early_gradient(self, memory: SessionMemory, micro: int) -> m.Gradient:
+        """Of a micro-batch of the open step, ahead of the commit."""
+        step = memory.step
+        return self._gradient_reply(step + 1, micro, memory.result(micro), committed=step)
+
+    def _gradient_reply(
+        self, step: int, micro: int, result: MicroResult, *, committed: int, skipped: bool = False
+    ) -> m.Gradient:
         attempt, owner = self._ownership()
         return m.Gradient(
             session=self.name,
-            answers=answered,
+            answers=result.answers,
             attempt=m.AttemptRef(number=attempt.number, nonce=attempt.nonce),
             fence=owner.fence,
             step=step,
-            durable_step=self._durability.durable_step(self.name, step),
+            micro=micro or None,
+            durable_step=self._durability.durable_step(self.name, committed),
             loss=result.loss,
-            skipped=result.skipped,
+            skipped=skipped,
             **m.carried(result.gradients),
             checkpoint=self._log_bytes > self._log_limit // 2,
         )
-
-    def _send_gradient(self) -> Steps:
-        assert self._gradient is not None
-        yield Send(self._gradient)
 
 
 def _attempt(ref: m.AttemptRef) -> Attempt:

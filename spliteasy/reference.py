@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from spliteasy import schedule
 from spliteasy.job import Job
 from spliteasy.losses import LossFunction
+from spliteasy.micro_batches import share_of, split_batch
 from spliteasy.optim import build_optimizer
 from spliteasy.training import (
     MODEL_PREFIX,
@@ -37,7 +38,7 @@ class Reference(Protocol):
     """A training in one process."""
 
     def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-        """Take one optimizer step on a batch; returns the loss."""
+        """Take one optimizer step on a batch, one micro-batch after the other; returns the batch's loss."""
         ...
 
     def state(self) -> State: ...
@@ -59,6 +60,7 @@ class PlainTraining:
         self._model = model
         self._loss = loss
         self._clip = job.spec.clip
+        self._micro_batches = job.spec.micro_batches
         self._optimizer = build_optimizer(job.spec.optimizer, model.named_parameters())
         self._scheduler = (
             LambdaLR(self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + 1))
@@ -73,9 +75,12 @@ class PlainTraining:
         ]
 
     def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-        outputs = tuple(leaf for leaf in tree_leaves(self._model(*inputs)) if isinstance(leaf, Tensor))
-        loss = self._loss(outputs, tuple(targets))
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = 0.0
+        for part, wanted, share in _micro_batches(inputs, targets, self._micro_batches):
+            outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
+            loss = self._loss(outputs, wanted)
+            (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach()) * share
         if self._clip is not None:
             for parameters in self._segments:
                 nn.utils.clip_grad_norm_(parameters, self._clip.max_norm, foreach=False)
@@ -83,7 +88,7 @@ class PlainTraining:
             self._optimizer.step()
             self._scheduler.step()
             self._optimizer.zero_grad()
-        return float(loss.detach())
+        return total
 
     def state(self) -> State:
         state = {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._model.state_dict().items()}
@@ -108,18 +113,28 @@ class SegmentedTraining:
         ]
 
     def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
+        parts = _micro_batches(inputs, targets, self._job.spec.micro_batches)
+        loss = 0.0
+        for micro, (part, wanted, share) in enumerate(parts):
+            loss += self._accumulate(micro, part, wanted, share) * share
+        for trainer in self._trainers:
+            trainer.apply()
+        return loss
+
+    def _accumulate(self, micro: int, inputs: Values, targets: tuple[Tensor, ...], share: float) -> float:
+        """Forward and backward of one micro-batch; returns its loss."""
         head, *others = self._trainers
-        opened = [head.forward(inputs)]
+        opened = [head.forward(inputs, micro=micro)]
         wire = head.segment.n_wire
         kept = opened[0].outputs[wire:]
         values: Values = opened[0].outputs[:wire]
         for index, trainer in enumerate(others):
             arriving = tuple(v.detach() if isinstance(v, Tensor) else v for v in values)
             is_tail = index == len(others) - 1 and self._job.tail is not None
-            opened.append(trainer.forward((*arriving, *kept) if is_tail else arriving))
+            opened.append(trainer.forward((*arriving, *kept) if is_tail else arriving, micro=micro))
             values = opened[-1].outputs
-        loss = self._job.loss(tensors_of(values), tuple(targets))
-        backward_from(loss)
+        loss = self._job.loss(tensors_of(values), targets)
+        backward_from(loss, share)
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened[-1].inputs)
         kept_gradients: tuple[Tensor | None, ...] = (None,) * len(kept)
         if self._job.tail is not None:
@@ -127,8 +142,6 @@ class SegmentedTraining:
             gradients, kept_gradients = gradients[:arrived], gradients[arrived:]
             gradients = others[0].backward(opened[1], gradients)
         head.backward(opened[0], (*gradients, *kept_gradients))
-        for trainer in self._trainers:
-            trainer.apply()
         return float(loss.detach())
 
     def state(self) -> State:
@@ -137,6 +150,15 @@ class SegmentedTraining:
             state.update(trainer.state())
         state.pop(STEP_KEY)
         return state
+
+
+def _micro_batches(
+    inputs: Sequence[Tensor], targets: Sequence[Tensor], count: int
+) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...], float]]:
+    """Inputs and targets of each micro-batch, and what its loss counts for."""
+    batch = inputs[0].shape[0]
+    parts = zip(split_batch(inputs, count), split_batch(targets, count), strict=True)
+    return [(part, wanted, share_of(part[0].shape[0], batch)) for part, wanted in parts]
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:

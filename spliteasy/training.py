@@ -42,8 +42,9 @@ class OpenForward:
 class SegmentTrainer:
     """One segment's weights, buffers and optimizer at a step.
 
-    `step` counts the optimizer steps taken. Between `forward` and `apply` (or `abort`) the batch-norm
-    buffers are ahead of it; a forward computed again, or `abort`, puts them back first.
+    `step` counts the optimizer steps taken. A step is one forward and one backward for each micro-batch,
+    both in order, and `apply`. From the first forward to `apply` (or `abort`) the batch-norm buffers are
+    ahead of `step`; a first forward computed again, or `abort`, puts them back.
     """
 
     def __init__(self, segment: Segment, spec: JobSpec, *, device: str, role: str) -> None:
@@ -72,9 +73,13 @@ class SegmentTrainer:
         return self.segment.program.document.eval.wire
 
     def forward(self, values: Sequence[Tensor | int], *, micro: int = 0) -> OpenForward:
-        """Run the training graph for step + 1. Floating tensors that can carry a gradient become leaves."""
-        self.abort()
-        self._buffers_before = {name: b.clone() for name, b in self.segment.named_buffers()}
+        """Run the training graph for step + 1. Floating tensors that can carry a gradient become leaves.
+
+        The forward of micro-batch 0 begins the step anew; the others need those before them.
+        """
+        if micro == 0:
+            self.abort()
+            self._buffers_before = {name: b.clone() for name, b in self.segment.named_buffers()}
         inputs = tuple(
             value.detach().requires_grad_(spec.needs_grad) if isinstance(value, Tensor) else value
             for value, spec in zip(values, self.segment.input_values, strict=True)
@@ -200,10 +205,13 @@ def tensors_of(values: Sequence[Tensor | int | None]) -> tuple[Tensor, ...]:
     return tuple(value for value in values if isinstance(value, Tensor))
 
 
-def backward_from(loss: Tensor) -> None:
-    """Backward from a scalar; nothing where no weight or input behind it takes a gradient."""
+def backward_from(loss: Tensor, share: float = 1.0) -> None:
+    """Backward from a scalar, times what its micro-batch counts for in the batch.
+
+    Nothing where no weight or input behind it takes a gradient.
+    """
     if loss.requires_grad:
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss if share == 1 else loss * share)
 
 
 def detached(values: Values) -> Values:

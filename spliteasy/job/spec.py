@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from spliteasy.codecs import codec_names, parse_codec
 from spliteasy.errors import JobError
+from spliteasy.micro_batches import MAX_MICRO_BATCHES
 from spliteasy.planning.units import parse_duration, parse_rate, parse_size
 
 MAX_COUNT = 2**31 - 1
@@ -68,12 +69,6 @@ def _auto_or_cuts(value: Any) -> Any:
         return ()
     if isinstance(value, tuple) and not value:
         raise _refuse('name one or two modules, as in ["stem", "pool"], or "auto"')
-    return value
-
-
-def _one_micro_batch(value: int) -> int:
-    if value != 1:
-        raise _refuse(f"{value} micro-batches are not built yet; use 1")
     return value
 
 
@@ -352,7 +347,9 @@ class JobSpec(Section):
     batch_size: Count
     drop_last: bool = False
     epochs: Count
-    micro_batches: Annotated[int, AfterValidator(_one_micro_batch)] = 1
+    micro_batches: Annotated[int, Field(ge=1, le=MAX_MICRO_BATCHES)] = 1
+    """Parts of a batch that travel and are computed one after the other, so that head, upload, body,
+    download and tail overlap; one optimizer step for all (`spliteasy.micro_batches`)."""
     precision: Annotated[str, _only("fp32", planned=("fp16", "bf16", "mixed"))] = "fp32"
     share_inputs: Annotated[tuple[Name, ...], Field(max_length=16), AfterValidator(_unique)] = ()
     """Inputs that may leave the device, by name."""
@@ -372,6 +369,15 @@ class JobSpec(Section):
     link: LinkSpec = LinkSpec()
     fleet: FleetSpec = FleetSpec()
     plan: PlanSpec = PlanSpec()
+
+    @model_validator(mode="after")
+    def _micro_batches_fit(self) -> Self:
+        if self.micro_batches > self.batch_size:
+            raise _refuse(
+                f"micro_batches: a batch of {self.batch_size} can't be split into {self.micro_batches}; "
+                f"use at most {self.batch_size}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sharing_fits(self) -> Self:

@@ -42,6 +42,11 @@ LAST_SAME = "max_abs_diff=0"
             {"cuts": '["stem"]', "top": "share_labels = true", "extra": "nn.Dropout(0.3),"},
             id="single-split-dropout",
         ),
+        pytest.param({"top": "micro_batches = 2", "more": "[clip]\nmax_norm = 0.05"}, id="2-micro-batches"),
+        pytest.param({"top": "micro_batches = 3", "extra": "nn.Dropout(0.3),"}, id="3-micro-batches"),
+        pytest.param(
+            {"cuts": '["stem"]', "top": "share_labels = true\nmicro_batches = 4"}, id="4-micro-batches-single"
+        ),
         pytest.param({"loss": 'function = "{module}:squared"'}, id="own-loss"),
     ],
 )

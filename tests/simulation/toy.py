@@ -21,13 +21,18 @@ from spliteasy.training import NotFinite
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Which toy job: one cut or two, the codecs, what a gradient that is not finite does, how long."""
+    """Which toy job: one cut or two, the codecs, what a gradient that is not finite does, how long.
+
+    No micro-batch has one sample: batch norm makes no variance of it.
+    """
 
     single: bool = False
     on_non_finite: str = "stop"
     activations: str = "fp32"
     gradients: str = "fp32"
     epochs: int = 3
+    batch: int = 4
+    micro_batches: int = 1
 
 
 VARIANTS = (
@@ -37,6 +42,9 @@ VARIANTS = (
     Variant(activations="lossless", gradients="topk:0.3"),
     Variant(single=True, activations="bf16", gradients="topk:0.3"),
     Variant(activations="topk:0.5", gradients="fp16"),
+    Variant(batch=8, micro_batches=3, epochs=5),
+    Variant(batch=5, micro_batches=2, activations="topk:0.5", gradients="topk:0.3"),
+    Variant(single=True, batch=7, micro_batches=3, epochs=5, activations="int8"),
 )
 """What a sweep of seeds goes through in turn."""
 
@@ -78,7 +86,8 @@ def job(variant: Variant) -> Job:
         {
             "name": "toy",
             "seed": 7,
-            "batch_size": BATCH,
+            "batch_size": variant.batch,
+            "micro_batches": variant.micro_batches,
             "epochs": variant.epochs,
             "share_labels": single,
             "model": {
@@ -131,31 +140,43 @@ def train_alone(
 
 
 def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, sent: Sent) -> str:
-    """Take one step on both sides; the digest of the activations' gradients."""
-    values, samples, targets = trainer.run_head(step)
+    """Take one step on both sides, one micro-batch after the other; the digest of its gradients."""
     attempt = m.AttemptRef(number=1, nonce="0" * 16)
-    forward = m.Forward(
-        session=body.session,
-        attempt=attempt,
-        step=step,
-        samples=samples,
-        targets=len(targets),
-        **m.carried(values, *targets),
-        oldest_checkpoint=0,
-    )
-    sent(forward)
-    body.forward(forward)
-    if trainer.tail is None:
-        result = body.backward_from_loss()
-    else:
-        gradients = trainer.run_tail(body.outputs)
-        backward = m.Backward(
-            session=body.session, attempt=attempt, step=step, forward=forward.request, **m.carried(gradients)
+    result, micro = None, 0
+    while result is None:
+        values, samples, targets, whole = trainer.run_head(step, micro)
+        forward = m.Forward(
+            session=body.session,
+            attempt=attempt,
+            step=step,
+            micro=micro,
+            samples=samples,
+            batch=None if samples == whole else whole,
+            targets=len(targets),
+            **m.carried(values, *targets),
+            oldest_checkpoint=0,
         )
-        sent(backward)
-        result = body.backward(backward)
+        sent(forward)
+        body.forward(forward)
+        if trainer.tail is None:
+            result = body.backward_from_loss()
+        else:
+            backward = m.Backward(
+                session=body.session,
+                attempt=attempt,
+                step=step,
+                micro=micro,
+                forward=forward.request,
+                **m.carried(trainer.run_tail(body.outputs(micro), micro)),
+            )
+            sent(backward)
+            result = body.backward(backward)
+        if result is None:
+            early = body.result(micro)
+            trainer.run_head_backward(early.gradients, early.loss)
+        micro += 1
     if result.skipped:
         trainer.skip()
     else:
-        trainer.apply(result.gradients, result.loss)
+        trainer.apply(result.micros[-1].gradients, result.micros[-1].loss)
     return result.digest

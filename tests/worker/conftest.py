@@ -102,11 +102,17 @@ def quota() -> DeviceQuota:
 
 
 @pytest.fixture
-async def server(quota: DeviceQuota) -> AsyncIterator[Server]:
+def variant() -> toy.Variant:
+    """Of the toy job; a test that wants another one overrides this."""
+    return JOB
+
+
+@pytest.fixture
+async def server(quota: DeviceQuota, variant: toy.Variant) -> AsyncIterator[Server]:
     """A worker that serves the toy job."""
     broker = MemoryBroker()
     store = SqliteStore(None, inline=True)
-    job = toy.job(JOB)
+    job = toy.job(variant)
     await store.put_job(StoredJob(name="toy", digest=job.digest, manifest=job.manifest, parts=job.parts))
     compute = TorchThread()
 

@@ -1,0 +1,71 @@
+"""Requests of the open step that wait for their turn.
+
+The micro-batches of a step are computed in order: forward m after forward m - 1, backward m after its
+forward and backward m - 1. What comes earlier (others were lost, or are on another way) waits here, and
+the device is told what is absent.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from broker import messages as m
+from server_worker.store import Blob
+
+Kind = Literal["FORWARD", "BACKWARD"]
+Place = tuple[Kind, int]
+"""Which request of a step: its kind and micro-batch."""
+
+MAX_BYTES = 512 << 20
+"""What one session may hold; a request beyond it is dropped, and missing when it is asked about."""
+
+
+class Arrivals:
+    """The waiting requests of one session's open step. `forwarded` and `returned` count the forwards and
+    backwards that were computed."""
+
+    def __init__(self) -> None:
+        self._held: dict[Place, tuple[m.Forward | m.Backward, Blob]] = {}
+        self._told: set[Place] = set()
+        self.nbytes = 0
+
+    def add(self, request: m.Forward | m.Backward, raw: Blob) -> None:
+        """Hold a request, instead of an earlier one in its place."""
+        self._pop((request.kind, request.micro))
+        if self.nbytes + len(raw) <= MAX_BYTES:
+            self._held[request.kind, request.micro] = request, raw
+            self.nbytes += len(raw)
+
+    def take(self, forwarded: int, returned: int) -> tuple[m.Forward | m.Backward, Blob] | None:
+        """The request whose turn it is."""
+        backward = self._pop(("BACKWARD", returned)) if returned < forwarded else None
+        return backward or self._pop(("FORWARD", forwarded))
+
+    def absent(self, place: Place, forwarded: int, returned: int, *, news: bool = False) -> list[Place]:
+        """What is not here and has to be computed before `place`, and `place` itself if it is not here.
+
+        `news`: only what this has not said before.
+        """
+        kind, micro = place
+        needed: list[Place] = [("FORWARD", n) for n in range(forwarded, micro + 1)]
+        if kind == "BACKWARD":
+            needed += [("BACKWARD", n) for n in range(returned, micro + 1)]
+        absent = [each for each in needed if each not in self._held and not (news and each in self._told)]
+        self._told.update(absent)
+        return absent
+
+    def holds(self, request: str) -> bool:
+        """Whether the request of that id waits."""
+        return any(held.request == request for held, _ in self._held.values())
+
+    def clear(self) -> None:
+        """The step is over, or begins anew."""
+        self._held.clear()
+        self._told.clear()
+        self.nbytes = 0
+
+    def _pop(self, place: Place) -> tuple[m.Forward | m.Backward, Blob] | None:
+        found = self._held.pop(place, None)
+        if found is not None:
+            self.nbytes -= len(found[1])
+        return found
