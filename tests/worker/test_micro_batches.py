@@ -1,4 +1,4 @@
-"""A step in micro-batches on a worker: in order, whatever the order of arrival; one commit; asked for again."""
+"""A step in micro-batches on a worker: computed in order whatever arrives first, committed once."""
 
 from __future__ import annotations
 
