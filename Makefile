@@ -14,6 +14,7 @@ SEEDS ?= 10000
 SEED ?=
 TLS ?=
 MINUTES ?= 10
+ONLY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,8 +25,8 @@ CODE := spliteasy broker device_agent server_worker deploy tests examples benchm
 # and the number of threads is part of what makes a run bit-identical.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup deps demo test test-long parity bench-plan simulate chaos attack audit lint format up down status \
-  logs scale clean distclean
+.PHONY: help setup deps demo test test-long parity bench bench-plan simulate chaos attack audit lint format \
+  up down status logs scale clean distclean
 
 help: ## This list
 	@echo "SplitEasy: train models on data that stays on the devices."
@@ -95,6 +96,9 @@ test-long: setup deps ## The long sweeps (many seeds, many mutations)
 
 parity: setup ## Twenty networks, the paper's six among them: split against plain PyTorch, bit for bit
 	@$(BIN)/python -m benchmarks.parity
+
+bench: setup deps ## Speed, memory, links, codecs, with the goals beside the figures: [ONLY="links flaky"]
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 bench-plan: setup deps ## The planner's predictions and cuts against measurements on emulated links
 	@$(BIN)/python -m benchmarks.plan

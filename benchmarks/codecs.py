@@ -3,36 +3,29 @@
 Speeds are the tensor's own bytes over the time, so that they compare with each other and with the link.
 Every round times a copy into warm memory and then each codec; the figures are medians over the rounds,
 and the ratios to memcpy medians of the rounds' own ratios. The clock counts this thread's processor time,
-which others on the machine don't add to. `--json FILE` writes the figures too.
+which others on the machine don't add to.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from benchmarks.laps import ALLOCATOR
+from benchmarks.report import Table, goal, save, show_about
 from spliteasy.codecs import parse_codec
 
 Result = TypeVar("Result")
 
-_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
-"""Large buffers are used again instead of being mapped anew: else this measures page faults."""
 _NAMES = ("fp32", "lossless", "fp16", "bf16", "int8", "int8 unbiased", "topk:0.01", "topk:0.1")
 _GOALS = {"fp16": "0.8 memcpy", "bf16": "0.8 memcpy", "int8": "1.5 GB/s", "int8 unbiased": "1.5 GB/s"}
 
@@ -61,7 +54,7 @@ class Figure:
             if wanted.endswith("memcpy")
             else min(self.encode_gb_s, self.decode_gb_s) >= amount
         )
-        return f"{wanted}: {'met' if met else 'NOT met'}"
+        return goal(f"≥ {wanted}", met)
 
 
 def tensors() -> dict[str, Tensor]:
@@ -120,43 +113,39 @@ def measure(name: str, tensor: Tensor, rounds: int) -> list[Figure]:
     ]
 
 
-def show(figures: list[Figure]) -> None:
-    """A table as in docs/codecs.md."""
-    print(f"\n{figures[0].tensor}: memcpy {figures[0].memcpy_gb_s:.1f} GB/s\n")
-    print("| codec | bytes | encode GB/s | × memcpy | decode GB/s | × memcpy | goal |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+def table_of(figures: list[Figure]) -> Table:
+    """One tensor's codecs."""
+    rows = []
     for one in figures:
+        speeds = [
+            f"{one.encode_gb_s:.2f}",
+            f"{one.encode_x:.2f}",
+            f"{one.decode_gb_s:.2f}",
+            f"{one.decode_x:.2f}",
+        ]
         if one.encode_gb_s > 100:  # faster than memory: nothing was touched
-            print(f"| {one.codec} | {one.bytes_ratio:.3f} | no work | | no work | | {one.goal} |")
-            continue
-        print(
-            f"| {one.codec} | {one.bytes_ratio:.3f} | {one.encode_gb_s:.2f} | {one.encode_x:.2f}"
-            f" | {one.decode_gb_s:.2f} | {one.decode_x:.2f} | {one.goal} |"
-        )
+            speeds = ["no work", "", "no work", ""]
+        rows.append([one.codec, f"{one.bytes_ratio:.3f}", *speeds, one.goal])
+    head = ["codec", "bytes", "encode GB/s", "× memcpy", "decode GB/s", "× memcpy", "goal"]
+    return Table(f"{figures[0].tensor}: memcpy {figures[0].memcpy_gb_s:.1f} GB/s", head, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.codecs", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    if any(os.environ.get(key) != value for key, value in _ALLOCATOR.items()):
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "benchmarks.codecs", *sys.argv[1:]],
-            {**os.environ, **_ALLOCATOR},
-        )
+    if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
+        # Large buffers are used again instead of being mapped anew: else this measures page faults.
+        program = [sys.executable, "-m", "benchmarks.codecs", *sys.argv[1:]]
+        os.execve(sys.executable, program, {**os.environ, **ALLOCATOR})
     torch.set_num_threads(1)
-    about = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}, "
-    about += f"1 thread of {os.cpu_count()} cores, median of {arguments.rounds} rounds"
-    print(about)
-    figures = []
+    began = show_about()
+    figures, tables = [], []
     for name, tensor in tensors().items():
         figures += measure(name, tensor, arguments.rounds)
-        show(figures[-len(_NAMES) :])
-    if arguments.json is not None:
-        text = json.dumps({"about": about, "figures": [asdict(one) for one in figures]}, indent=1)
-        arguments.json.write_text(text + "\n")
+        tables.append(table_of(figures[-len(_NAMES) :]))
+        tables[-1].show()
+    save("codecs", [asdict(one) for one in figures], tables, began)
 
 
 def _timed(call: Callable[[], Result]) -> tuple[float, Result]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import about, save, table
+from benchmarks.report import Table, goal, save, show_about
 from benchmarks.services import Field, Services, free_port, services
 from benchmarks.submitting import submit
 from benchmarks.workloads import WORKLOADS, Workload
@@ -135,7 +135,8 @@ async def serve_memory(workload: Workload, broker: str) -> None:
     await Worker(config, connect=lambda: connect(broker), store=store, compute=compute).run(asyncio.Event())
 
 
-def show(figures: Sequence[Figure]) -> None:
+def table_of(figures: Sequence[Figure]) -> Table:
+    """One workload's stores."""
     rows = [
         [
             one.store,
@@ -143,12 +144,12 @@ def show(figures: Sequence[Figure]) -> None:
             f"{one.ratio:.3f}",
             f"{one.worker_cpu_s * 1000:.1f}",
             "" if one.stored_bytes is None else f"{one.stored_bytes:,}",
-            "" if one.store == MEMORY else f"≤ {GOAL:.2f}: {'met' if one.ratio <= GOAL else 'NOT met'}",
+            "" if one.store == MEMORY else goal(f"≤ {GOAL:.2f}", one.ratio <= GOAL),
         ]
         for one in figures
     ]
     head = ["store", "ms a step", "× memory only", "worker's CPU ms a step", "bytes in Redis", "goal"]
-    table(f"{figures[0].workload}: what durability costs", head, rows)
+    return Table(f"{figures[0].workload}: what durability costs", head, rows)
 
 
 def main() -> None:
@@ -163,13 +164,14 @@ def main() -> None:
         with new_runner() as runner:
             runner.run(serve_memory(WORKLOADS[name], broker))
         return
-    print(about())
-    figures = []
+    began = show_about()
+    figures, tables = [], []
     for name in options.workloads:
         found = run(WORKLOADS[name], options.rounds)
-        show(found)
+        tables.append(table_of(found))
+        tables[-1].show()
         figures += found
-    save("durability", [asdict(one) for one in figures])
+    save("durability", [asdict(one) for one in figures], tables, began)
 
 
 if __name__ == "__main__":

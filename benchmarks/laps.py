@@ -1,7 +1,8 @@
 """Laps: a contestant's process takes so many steps when told to, and tells how long each took.
 
 The process reads a number of steps a line from standard input and answers with JSON: `seconds` of each step
-and, where it knows them, the bytes that it sent (`up`) and received (`down`) in the lap.
+and, where it knows them, the bytes that it sent (`up`) and received (`down`) in the lap, its `step` and its
+last `loss`.
 So contestants wait beside each other, and take turns within one run.
 """
 

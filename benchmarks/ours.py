@@ -7,6 +7,7 @@ the lap's last step.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks.laps import answer
+from benchmarks.laps import answer, resident_bytes
 from broker import connect
 from device_agent.agent import Agent, AgentConfig
 from device_agent.observe import Observation, StepTaken
@@ -36,8 +37,7 @@ class Gate:
         self._left = 0
         self._began = 0.0
         self._seconds: list[float] = []
-        self.bytes = 0, 0
-        """Sent and received so far."""
+        self.last: StepTaken | None = None
         self._done = asyncio.Event()
 
     async def __call__(self, run: Callable[[], T]) -> T:
@@ -49,7 +49,7 @@ class Gate:
         if not isinstance(observation, StepTaken):
             return
         now = time.perf_counter()
-        self.bytes = observation.bytes_up, observation.bytes_down
+        self.last = observation
         if self._left:
             self._seconds.append(now - self._began)
             self._began = now
@@ -72,6 +72,7 @@ class Gate:
 
 async def _run(workload: str, job: str, broker: str, state: str, device: str) -> None:
     gate, stop = Gate(), asyncio.Event()
+    resident = resident_bytes(os.getpid())  # before there is a session
     config = AgentConfig(
         job=job, device=device, data=f"benchmarks.workloads:data_{workload.lower()}", state=Path(state)
     )
@@ -84,12 +85,21 @@ async def _run(workload: str, job: str, broker: str, state: str, device: str) ->
     await asyncio.wait({running, asyncio.create_task(gate.first_step())}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         running.result()
-    answer("ready")
+    assert gate.last is not None
+    answer({"step": gate.last.step, "resident": resident})
     while line := await reader.readline():
-        before = gate.bytes
+        before = gate.last
         seconds = await gate.lap(int(line))
-        up, down = (now - then for now, then in zip(gate.bytes, before, strict=True))
-        answer({"seconds": seconds, "up": up, "down": down})
+        after = gate.last
+        answer(
+            {
+                "seconds": seconds,
+                "up": after.bytes_up - before.bytes_up,
+                "down": after.bytes_down - before.bytes_down,
+                "step": after.step,
+                "loss": after.loss,
+            }
+        )
     running.cancel()
     await asyncio.wait({running})
     gate.thread.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.healthy import OURS
-from benchmarks.report import about, save, table
+from benchmarks.report import Table, save, show_about
 from benchmarks.services import Field, services
 from benchmarks.submitting import submit
 from benchmarks.workloads import WORKLOADS, Workload
@@ -53,7 +53,7 @@ def trace(workload: Workload, system: str, steps: int) -> dict[str, Any]:
     with services() as running:
         with Field(running) as field:
             job = f"{workload.name} {system}".lower().replace(" ", "-")
-            submit(workload.job(job, *OURS[system]), running.store)
+            submit(workload.job(job, OURS[system]), running.store)
             files = [str(running.folder / name) for name in ("worker.json", "agent.json")]
             worker = field.worker("-m", "benchmarks.tracing", files[0])
             arguments = ["-m", "benchmarks.tracing", files[1], "benchmarks.ours"]
@@ -108,35 +108,39 @@ def _parts(steps: list[dict[str, float]]) -> dict[str, float]:
     return {part: statistics.median(values) for part, values in sums.items()}
 
 
-def show(found: dict[str, Any]) -> None:
+def tables_of(found: dict[str, Any]) -> list[Table]:
+    """The parts of the way, and who computes."""
     whole = sum(found["parts_ms"].values())
     rows = [
         [part, f"{value:.1f}", f"{value / whole * 100:.0f}"]
         for part, value in sorted(found["parts_ms"].items(), key=lambda item: -item[1])
     ]
     title = f"{found['workload']} {found['system']}: {found['step_ms']:.1f} ms a step"
-    table(title, ["part of the critical path", "ms", "%"], rows)
+    parts = Table(title, ["part of the critical path", "ms", "%"], rows)
     rows = [[name, f"{value:.1f}"] for name, value in (found["cpu_ms"] | found["own_cpu_ms"]).items()]
-    table("processor time", ["process, part of it", "ms a step"], rows)
+    title = f"{found['workload']} {found['system']}: processor time"
+    return [parts, Table(title, ["process, part of it", "ms a step"], rows)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=["W2", "W0"])
-    parser.add_argument("--systems", nargs="+", choices=OURS, default=["ours", "ours lossless"])
+    parser.add_argument("--systems", nargs="+", choices=OURS, default=["ours"])
     parser.add_argument("--steps", type=int, default=0, help="default: 15 s of them")
     options = parser.parse_args()
-    print(about())
-    everything = []
+    about = show_about()
+    everything, tables = [], []
     for name in options.workloads:
         for system in options.systems:
             began = time.perf_counter()
             steps = options.steps or {"W0": 300, "W1": 8, "W2": 15}[name]
             found = trace(WORKLOADS[name], system, steps)
             found["seconds"] = time.perf_counter() - began
-            show(found)
             everything.append(found)
-    save("profile", everything)
+            tables += tables_of(found)
+            for table in tables[-2:]:
+                table.show()
+    save("profile", everything, tables, about)
 
 
 if __name__ == "__main__":

@@ -36,17 +36,22 @@ class Services:
     folder: Path
     rabbitmq: RabbitNode
     redis: RedisServer
+    vhost: str = "/"
 
     @property
     def broker(self) -> str:
-        return self.rabbitmq.url()
+        return self.rabbitmq.url(self.vhost)
+
+    def broker_at(self, port: int) -> str:
+        """The same broker by another port, behind a link."""
+        return replace(self.rabbitmq, port=port).url(self.vhost)
 
     @property
     def store(self) -> str:
         return self.redis.url
 
     def pids(self) -> dict[str, int]:
-        broker = int((self.folder / "rabbitmq/run/rabbitmq.pid").read_text().split()[0])
+        broker = int((self.rabbitmq.folder / "run/rabbitmq.pid").read_text().split()[0])
         assert self.redis.pid is not None
         return {"broker": broker, "store": self.redis.pid}
 
@@ -79,26 +84,32 @@ class Contestant:
     device: subprocess.Popen[str]
     others: dict[str, int] = field(default_factory=dict)
     """Process ids by role."""
+    ready: Any = None
+    """What it said when it was ready."""
     seconds: list[list[float]] = field(default_factory=list)
     """Of each lap, of each step."""
-    bytes: list[tuple[float, float]] = field(default_factory=list)
-    """Of each lap: bytes a step, up and down; 0 where the contestant does not count them."""
+    told: list[dict[str, Any]] = field(default_factory=list)
+    """Of each lap: all that the device told (see `benchmarks.laps`)."""
     cpu: list[dict[str, float]] = field(default_factory=list)
     """Of each lap: processor seconds a step, by role."""
 
     def lap(self, steps: int) -> list[float]:
         """Take so many steps; the seconds of each."""
         before = self._cpu()
-        assert self.device.stdin is not None
-        self.device.stdin.write(f"{steps}\n")
-        self.device.stdin.flush()
-        told = self.read()
+        told = self.ask(str(steps))
         seconds: list[float] = told["seconds"]
         after = self._cpu()
-        self.bytes.append((told.get("up", 0) / steps, told.get("down", 0) / steps))
+        self.told.append(told)
         self.seconds.append(seconds)
         self.cpu.append({role: (after[role] - before[role]) / steps for role in after})
         return seconds
+
+    def ask(self, line: str) -> Any:
+        """Write a line, read the answer. Raises RuntimeError where the process has ended."""
+        assert self.device.stdin is not None
+        self.device.stdin.write(line + "\n")
+        self.device.stdin.flush()
+        return self.read()
 
     def read(self) -> Any:
         """The next answer. Raises RuntimeError where the process has ended."""
@@ -111,6 +122,23 @@ class Contestant:
     def _cpu(self) -> dict[str, float]:
         pids = {"device": self.device.pid, **self.others}
         return {role: cpu_seconds(pid) for role, pid in pids.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emulated:
+    """A link in a process of its own."""
+
+    url: str
+    """Where devices connect to."""
+    process: subprocess.Popen[str]
+
+    def stats(self) -> Any:
+        """Cuts and bytes so far, as `benchmarks.emulator.control` tells them."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("stats\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
 
 
 class Field:
@@ -148,13 +176,13 @@ class Field:
         pid: int = self.spawn(*arguments, env=env).pid
         return pid
 
-    def emulator(self, profile: str) -> str:
-        """Put a link of that profile before the broker; the URL for devices."""
+    def emulator(self, profile: str) -> Emulated:
+        """Put a link of that profile before the broker."""
         rabbitmq = self.services.rabbitmq
         arguments = ["-m", "benchmarks.emulator", "--profile", profile, "--to", f"{HOST}:{rabbitmq.port}"]
-        process = self.spawn(*arguments, piped=True)
+        process = self.spawn(*arguments, "--stdin", piped=True)
         port = json.loads(process.stdout.readline())["ports"][0]
-        return replace(rabbitmq, port=port).url()
+        return Emulated(url=self.services.broker_at(port), process=process)
 
     def enter(
         self,
@@ -165,7 +193,7 @@ class Field:
     ) -> Contestant:
         """Start a contestant's device and wait until it is ready."""
         contestant = Contestant(name, self.spawn(*arguments, piped=True, env=env), others)
-        contestant.read()
+        contestant.ready = contestant.read()
         self.contestants.append(contestant)
         return contestant
 

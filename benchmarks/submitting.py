@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.services import Contestant, Field
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Setting, Workload
 from server_worker.store import StoredJob, open_store
 from spliteasy.job import Job
 from spliteasy.job.file import parse_job
@@ -20,16 +20,16 @@ def enter_ours(
     field: Field,
     workload: Workload,
     name: str,
-    codecs: tuple[str, str],
+    setting: Setting,
     worker: int,
     *,
     broker: str | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Contestant:
-    """Submit a job of the workload with these codecs (activations, gradients) and start an agent for it."""
+    """Submit a job of the workload with this setting and start an agent for it."""
     running = field.services
     job = re.sub("[^a-z0-9]+", "-", f"{workload.name} {name}".lower())
-    submit(workload.job(job, *codecs), running.store)
+    submit(workload.job(job, setting), running.store)
     state = str(running.folder / job)
     arguments = ["-m", "benchmarks.ours", workload.name, job, broker or running.broker, state]
     return field.enter(name, arguments, {"worker": worker, **running.pids()}, env)
@@ -48,5 +48,15 @@ async def _put(job: Job, url: str) -> None:
         await store.put_job(
             StoredJob(name=job.name, digest=job.digest, manifest=job.manifest, parts=dict(job.parts))
         )
+    finally:
+        await store.close()
+
+
+async def until_served(url: str) -> None:
+    """Return when a worker has told the store that it is there."""
+    store = await open_store(url)
+    try:
+        while not await store.workers():  # noqa: ASYNC110 -- the store tells nobody
+            await asyncio.sleep(0.1)
     finally:
         await store.close()

@@ -18,6 +18,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from examples.digits.data import device_data as digits
 from examples.digits.model import DigitNet
+from spliteasy.errors import JobError
+from spliteasy.job.file import parse_job
 
 SEED = 5
 SAMPLES = 256
@@ -64,6 +66,22 @@ class Wide(nn.Module):
         return logits
 
 
+class Deep(nn.Module):
+    """For many devices: nearly all of the work is the worker's, and the cuts are narrow (31 kB each)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _convolution(1, 4)
+        self.blocks = nn.Sequential(_convolution(4, 64), *(_convolution(64, 64) for _ in range(2)))
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.classifier = nn.Linear(256, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """float32 [batch, 1, 8, 8] to float32 [batch, 10] logits."""
+        logits: Tensor = self.classifier(self.pool(self.blocks(self.stem(image))))
+        return logits
+
+
 class _Block(nn.Module):
     """A basic residual block."""
 
@@ -101,6 +119,27 @@ def _separable(channels_in: int, channels: int) -> nn.Sequential:
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How our system is told to do it: codecs and micro-batches."""
+
+    activations: str = "fp32"
+    gradients: str = "fp32"
+    micro_batches: int = 1
+
+    @property
+    def built(self) -> bool:
+        """Whether jobs take it."""
+        try:
+            parse_job(W0.job("probe", self))
+        except JobError:
+            return False
+        return True
+
+
+PLAIN_SETTING = Setting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +190,7 @@ class Workload:
             a = head(torch.zeros(self.batch, *self.image))
             return tuple(a.shape), tuple(body(a).shape)
 
-    def job(self, name: str, activations: str = "fp32", gradients: str | None = None) -> dict[str, Any]:
+    def job(self, name: str, setting: Setting = PLAIN_SETTING) -> dict[str, Any]:
         """The job file's content."""
         module = __name__
         return {
@@ -170,7 +209,8 @@ class Workload:
             "loss": {"name": "cross_entropy"},
             "optimizer": {"name": "sgd", "lr": self.lr, "momentum": 0.9},
             "evaluation": {"every_epochs": 0},
-            "link": {"activations": activations, "gradients": gradients or activations},
+            "micro_batches": setting.micro_batches,
+            "link": {"activations": setting.activations, "gradients": setting.gradients},
         }
 
 
@@ -198,6 +238,8 @@ W1 = Workload(
 )
 W2 = Workload(name="W2", make=Wide, image=(3, 64, 64), classes=10, batch=32, body_last="blocks", data=data_w2)
 WORKLOADS = {each.name: each for each in (W0, W1, W2)}
+CROWD = Workload(name="crowd", make=Deep, image=(1, 8, 8), classes=10, batch=30, data=data_w0)
+"""What many devices train on one worker."""
 
 
 def _example(workload: Workload) -> tuple[Tensor, Tensor]:
@@ -205,7 +247,7 @@ def _example(workload: Workload) -> tuple[Tensor, Tensor]:
 
 
 # The jobs' factories, by the names that `Workload.job` gives.
-make_w0, make_w1, make_w2 = W0.make, W1.make, W2.make
+make_w0, make_w1, make_w2, make_crowd = W0.make, W1.make, W2.make, CROWD.make
 
 
 def example_w0() -> tuple[Tensor, Tensor]:
@@ -218,3 +260,7 @@ def example_w1() -> tuple[Tensor, Tensor]:
 
 def example_w2() -> tuple[Tensor, Tensor]:
     return _example(W2)
+
+
+def example_crowd() -> tuple[Tensor, Tensor]:
+    return _example(CROWD)

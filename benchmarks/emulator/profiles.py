@@ -45,6 +45,7 @@ PROFILES = {
     "lan": Profile(up_bytes_s=1000 * _MBIT, down_bytes_s=1000 * _MBIT, latency_s=0.0002),
     "wifi": Profile(up_bytes_s=100 * _MBIT, down_bytes_s=100 * _MBIT, latency_s=0.002, jitter_s=0.002),
     "lte": _LTE,
+    "far": Profile(latency_s=0.05),
     "3g": Profile(up_bytes_s=1 * _MBIT, down_bytes_s=4 * _MBIT, latency_s=0.075),
     "flaky-lte": replace(_LTE, outage=Outage(every_s=10, for_s=3)),
 }

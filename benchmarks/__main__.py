@@ -1,0 +1,55 @@
+"""All benchmarks, one after the other: `python -m benchmarks [--only links flaky]`, or `make bench`.
+
+Each prints tables with the goals beside the figures, and keeps figures and tables as JSON under runs/bench,
+with pictures of them. Each is a program of its own too, with options: `python -m benchmarks.links --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+from benchmarks.pictures import draw
+from benchmarks.report import OUT
+
+PARTS = {
+    "codecs": (1, "encode and decode against memcpy"),
+    "healthy": (4, "loopback: ours, and what else there is"),
+    "links": (4, "emulated links against their bound"),
+    "flaky": (2, "a link that is cut every 10 s"),
+    "many": (2, "1 to 64 devices on one worker"),
+    "memory": (2, "peak memory of agent and worker"),
+    "durability": (2, "with Redis over in memory"),
+    "profile": (1, "where the time of a step goes"),
+}
+"""By name: minutes on a quiet machine, and what is measured."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    chosen = parser.parse_args().only
+    began, failed = time.monotonic(), []
+    for place, name in enumerate(chosen, start=1):
+        minutes, what = PARTS[name]
+        spent = (time.monotonic() - began) / 60
+        print(
+            f"\n[{place}/{len(chosen)}] {name}: {what}; about {minutes} min, {spent:.0f} so far", flush=True
+        )
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+            failed.append(name)
+    pictures = draw(OUT)
+    print(f"\nfigures: {OUT}/*.json; pictures: {', '.join(str(picture) for picture in pictures) or 'none'}")
+    print("into the documents: python -m benchmarks.document")
+    if failed:
+        print(f"error: {', '.join(failed)} ended with an error", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped")

@@ -1,0 +1,91 @@
+"""Pictures of the figures that benchmarks left under runs/bench: bars with the goal as a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Bars = list[tuple[str, float]]
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draw what is there; returns the pictures."""
+    drawn = []
+    for name, (title, bars_of, goal) in _PICTURES.items():
+        file = folder / f"{name}.json"
+        if file.exists():
+            picture = folder / f"{name}.png"
+            _bars(picture, title, bars_of(json.loads(file.read_text())["figures"]), goal)
+            drawn.append(picture)
+    return drawn
+
+
+def _bars(file: Path, title: str, bars: Bars, goal: float | None) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.3 * len(bars)), layout="constrained")
+    names, values = zip(*bars, strict=True)
+    # Names may be the same twice: the bars go by their places.
+    drawn = axes.barh(range(len(bars)), values, color="#4477aa")
+    axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
+    axes.set_yticks(range(len(bars)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    if goal is not None:
+        axes.axvline(goal, color="#cc3311", linestyle="--", label=f"goal {goal:g}")
+        axes.legend(fontsize=8)
+    axes.set_title(title, loc="left", fontsize=10)
+    figure.savefig(file, dpi=90)
+    pyplot.close(figure)
+
+
+def _healthy(figures: Any) -> Bars:
+    most = 6
+    return [
+        (f"{one['workload']} {one['system']}", min(one["ratio"], most))
+        for one in figures
+        if one["system"] != "plain"
+    ]
+
+
+def _links(figures: Any) -> Bars:
+    return [
+        (f"{one['workload']} {one['profile']} {one['codec']} M={one['micro_batches']}", one["ratio"])
+        for one in figures
+    ]
+
+
+def _many(figures: Any) -> Bars:
+    return [(f"{one['devices']} devices", one["share"]) for one in figures]
+
+
+def _memory(figures: Any) -> Bars:
+    return [(f"{one['workload']} {one['side']} {one['codec']}", one["ratio"]) for one in figures]
+
+
+def _durability(figures: Any) -> Bars:
+    return [(f"{one['workload']} {one['store']}", one["ratio"]) for one in figures]
+
+
+def _profile(figures: Any) -> Bars:
+    return [
+        (f"{one['workload']}: {part}", value)
+        for one in figures
+        for part, value in sorted(one["parts_ms"].items(), key=lambda item: -item[1])[:8]
+    ]
+
+
+_PICTURES: dict[str, tuple[str, Callable[[Any], Bars], float | None]] = {
+    "healthy": ("Healthy loopback: step time over plain PyTorch (cut at 6)", _healthy, None),
+    "links": ("Emulated links: step time over the bound", _links, 1.15),
+    "many": ("Share of the time that the worker computes, 100 ms round trip", _many, 0.95),
+    "memory": ("Peak memory over what the tensors need", _memory, 3.0),
+    "durability": ("Step time with Redis over in memory only", _durability, 1.1),
+    "profile": ("Where the time of a step goes, ms", _profile, None),
+}

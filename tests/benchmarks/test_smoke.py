@@ -1,0 +1,72 @@
+"""Each benchmark's smallest case runs, so that a change elsewhere does not break them unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import codecs, flaky, healthy, links, many
+from benchmarks.accuracy import train
+from benchmarks.services import Services
+from benchmarks.workloads import WORKLOADS, Setting
+from deploy.redis_server import RedisServer
+from tests.fixtures_rabbitmq import RabbitBroker, free_ports
+
+
+@pytest.fixture
+def running(rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, tmp_path: Path) -> Iterator[Services]:
+    """The session's broker, in a virtual host of the test's own, and an empty store."""
+    redis = RedisServer(folder=tmp_path / "redis", port=free_ports(1)[0])
+    redis.start()
+    try:
+        yield Services(folder=tmp_path, rabbitmq=rabbitmq_broker.node, redis=redis, vhost=rabbitmq_vhost)
+    finally:
+        redis.stop()
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.redis
+def test_steps_over_a_link_are_counted(running: Services) -> None:
+    (figure,) = links.measure(running, "W0", "lan", [Setting()], steps=2, laps=1)
+    values = 30 * (16 * 8 * 8 + 256)  # of a batch: the head's outputs, and the gradients of the body's
+    assert 4 * values < figure.bytes_up < 4.1 * values
+    assert figure.bound_s > figure.compute_s > 0
+    assert "fp32" in links.table_of([figure]).markdown()
+
+
+@pytest.mark.long
+@pytest.mark.rabbitmq
+@pytest.mark.redis
+def test_a_crowd_is_counted(running: Services) -> None:
+    figure = many.measure(running, 2, 2.0)
+    assert len(figure.steps) == 2
+    assert sum(figure.steps) > 0
+    assert 0 < figure.share < 1.5
+
+
+@pytest.mark.long
+@pytest.mark.rabbitmq
+@pytest.mark.redis
+def test_steady_and_flaky_links_end_alike(running: Services) -> None:
+    figure = flaky.measure(running, steps=4, laps=2, profiles=("lan", "lan"))
+    assert (figure.same_loss, figure.lost_steps) == (True, 0)
+
+
+@pytest.mark.long
+def test_a_race_has_a_figure_of_each_system() -> None:
+    figures = healthy.run(WORKLOADS["W0"], ["raw TCP", "ours"], 1)
+    assert [one.system for one in figures] == ["plain", "raw TCP", "ours"]
+
+
+def test_codecs_are_measured() -> None:
+    figures = codecs.measure("small", torch.randn(2, 4, 8, 8), 2)
+    assert "int8" in codecs.table_of(figures).markdown()
+
+
+def test_lossless_trains_as_fp32_does_in_fewer_bytes() -> None:
+    plain, packed = (train("distorted", 1, codec, ["phone-1"], 2) for codec in ("fp32", "lossless"))
+    assert (plain.accuracy, plain.loss) == (packed.accuracy, packed.loss)
+    assert plain.bytes_up > packed.bytes_up

@@ -1,0 +1,51 @@
+"""Bounds, tables, and the documents that they go to."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.document import DOCS, DOCUMENTS, fill, tables_of
+from benchmarks.emulator import PROFILES
+from benchmarks.links import bound_s
+from benchmarks.many import Figure
+from benchmarks.report import Table, goal
+from benchmarks.services import ROOT
+
+TABLE = Table("Speed", ["system", "ms", "goal"], [["ours", "1.5", goal("≤ 2", True)], ["a|b", "+3", ""]])
+
+
+def test_a_table_keeps_its_columns_in_markdown() -> None:
+    lines = TABLE.markdown().splitlines()
+    assert lines[2:] == [
+        "| system | ms | goal |",
+        "| --- | --: | --- |",
+        "| ours | 1.5 | ≤ 2: met |",
+        "| a\\|b | +3 |  |",
+    ]
+
+
+def test_figures_replace_what_stood_between_the_markers_only() -> None:
+    kept = {"about": {"cores": 2}, "tables": [{"title": "T", "head": ["a"], "rows": [["1"]]}]}
+    before = "x\n<!-- bench:links -->\nold\n<!-- /bench:links -->\ny <!-- bench:many --> z"
+    after = fill(before, "links", tables_of(kept))
+    assert "old" not in after
+    assert "| 1 |" in after
+    assert fill(after, "links", tables_of(kept)) == after
+    assert (after[:2], after[-24:]) == (before[:2], before[-24:])
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_documents_have_places_for_figures(name: str) -> None:
+    text = (ROOT / DOCS / name).read_text()
+    assert text.count("<!-- bench:") == text.count("<!-- /bench:") > 0
+
+
+def test_the_bound_of_a_link() -> None:
+    lte = PROFILES["lte"]  # 2.5 MB/s up, 6.25 MB/s down, 0.1 s for two round trips
+    assert bound_s(lte, 0.5, 2.5e6, 6.25e6) == pytest.approx(2.6)
+    assert bound_s(lte, 0.5, 2.5e6, 6.25e6, 4) == pytest.approx(1.1)
+
+
+def test_fairness_is_the_share_of_devices_that_get_on() -> None:
+    figure = Figure(devices=4, seconds=2.0, steps=[5, 5, 0, 0], computing_s=1.5, processor_s=1.0)
+    assert (figure.fairness, figure.share) == (0.5, 0.75)
