@@ -580,18 +580,21 @@ class WorkerSession:
         return m.Missing(**self._to(request), step=request.step, micro=micro or None, missing=kind)
 
     def _gradient_replies(self, step: int, result: StepResult) -> tuple[m.Gradient, ...]:
+        durable_step = self._durability.durable_step(self.name, step)
         return tuple(
-            self._gradient_reply(step, micro, each, committed=step, skipped=result.skipped)
+            self._gradient_reply(step, micro, each, durable_step=durable_step, skipped=result.skipped)
             for micro, each in enumerate(result.micros)
         )
 
     def _early_gradient(self, memory: SessionMemory, micro: int) -> m.Gradient:
-        """Of a micro-batch of the open step, ahead of the commit."""
-        step = memory.step
-        return self._gradient_reply(step + 1, micro, memory.result(micro), committed=step)
+        """Of a micro-batch of the open step, ahead of the commit.
+
+        It promises nothing as durable: only a commit shows that the store has not gone back meanwhile.
+        """
+        return self._gradient_reply(memory.step + 1, micro, memory.result(micro), durable_step=0)
 
     def _gradient_reply(
-        self, step: int, micro: int, result: MicroResult, *, committed: int, skipped: bool = False
+        self, step: int, micro: int, result: MicroResult, *, durable_step: int, skipped: bool = False
     ) -> m.Gradient:
         attempt, owner = self._ownership()
         return m.Gradient(
@@ -601,7 +604,7 @@ class WorkerSession:
             fence=owner.fence,
             step=step,
             micro=micro or None,
-            durable_step=self._durability.durable_step(self.name, committed),
+            durable_step=durable_step,
             loss=result.loss,
             skipped=skipped,
             **m.carried(result.gradients),
