@@ -43,6 +43,7 @@ FrameRanges = Annotated[
 ]
 """Indexes of frames, as (first, one past the last) pairs."""
 
+CodecName = Annotated[str, StringConstraints(max_length=40)]
 Text = Annotated[str, StringConstraints(max_length=2000)]
 Value = Tensor | int | None
 """What a boundary carries: a tensor, an integer (a batch size), or nothing (an absent gradient)."""
@@ -84,8 +85,11 @@ class Packing(Record):
 class Carrier(Message):
     """A message with the values of a cut, packed by `codec` (fp32: as they are, `packing` empty)."""
 
-    codec: Annotated[str, StringConstraints(max_length=40)] = "fp32"
+    codec: CodecName = "fp32"
     packing: Annotated[tuple[Packing, ...], Field(max_length=MAX_BOUNDARY_VALUES, strict=False)] = ()
+    reply_codec: CodecName | None = None
+    """In a request, where the job says `auto`: what the answer is to be packed by. So the log has the choice,
+    and a worker that takes over gives the same answer."""
 
 
 class Request(Message):
@@ -379,13 +383,18 @@ _ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(Annotated[AnyMessage, Field(disc
 def carried(packed: Packed, *targets: Tensor) -> dict[str, Any]:
     """The fields of a message that carries these values, and the targets after them."""
     packing = tuple(Packing(parts=parts, meta=dict(meta)) for parts, meta in packed.packing)
-    return {"values": (*packed.values, *targets), "codec": packed.codec, "packing": packing}
+    return {
+        "values": (*packed.values, *targets),
+        "codec": packed.codec,
+        "packing": packing,
+        "reply_codec": packed.reply_codec,
+    }
 
 
 def packed_in(message: Carrier, *, last: int | None = None) -> Packed:
     """What `carried` was given. `last` leaves out the values from there on (targets)."""
     packing = tuple((packing.parts, packing.meta) for packing in message.packing)
-    return Packed(message.values[:last], message.codec, packing)
+    return Packed(message.values[:last], message.codec, packing, message.reply_codec)
 
 
 def to_header(message: Message) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from broker import messages as m
 from broker.chunks import CHUNK_BYTES
 from broker.topology import SHARDS, shard_of
 from device_agent import events as e
+from device_agent.choosing import BySpeed, MakeChooser, StepChoices
 from device_agent.conditions import Gate
 from device_agent.data import Batches, DeviceData, EvaluationBatches, load_dataset
 from device_agent.link import Connect, Link
@@ -82,6 +83,7 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         meter: Meter = SILENT,
         gate: Gate | None = None,
+        make_chooser: MakeChooser = BySpeed,
     ) -> None:
         """`gate` says when steps may begin; None: always."""
         self.config = config
@@ -90,6 +92,7 @@ class Agent:
         self.session: DeviceSession | None = None
         self.trainer: DeviceTrainer | None = None
         self._compute = compute
+        self._make_chooser = make_chooser
         self._observe = observe
         self._clock = clock
         self._events: asyncio.Queue[e.Event] = asyncio.Queue()
@@ -186,7 +189,14 @@ class Agent:
             if data.test is not None
             else None
         )
-        self.trainer = DeviceTrainer.create(job, batches, tests, device=config.device)
+        choices = StepChoices(
+            spec.link,
+            self._make_chooser(spec.link, self.link.speed),
+            ahead=spec.durability.checkpoint_every,
+            saved=state.codecs,
+            save=state.save_codecs,
+        )
+        self.trainer = DeviceTrainer.create(job, batches, tests, device=config.device, choices=choices)
         state.bind(job=job.digest, device=config.device, fingerprint=batches.fingerprint)
         if config.restart:
             state.drop_after(-1)

@@ -25,6 +25,7 @@ from broker.topology import REPLY_TO, reply_queue, uplink_key
 from broker.transport import Transport
 from device_agent import events as e
 from device_agent import metrics
+from device_agent.speed import LinkSpeed
 from spliteasy.errors import LinkError, LinkRefused, Unroutable, WireError
 from spliteasy.metering import SILENT, Meter
 
@@ -56,6 +57,7 @@ class Link:
         self.bytes_up = 0
         self.bytes_down = 0
         self.is_up = False
+        self.speed = LinkSpeed()
         self._connect = connect
         self._device = device
         self._emit = emit
@@ -121,6 +123,7 @@ class Link:
             tasks.create_task(self._write(transport, queue.name))
             tasks.create_task(_raise_when_lost(transport))
             self.is_up = True
+            self.speed.connected()
             self._meter.add(metrics.CONNECTIONS)
             self._emit(e.LinkUp())
 
@@ -130,6 +133,8 @@ class Link:
             self.bytes_down += len(delivery.body)
             try:
                 outcome = self._assembler.add(WORKERS, delivery.body)
+                whole = isinstance(outcome, Assembled)
+                self.speed.arrived(len(delivery.body), self._clock(), last=whole)
                 if isinstance(outcome, Assembled):
                     reply = decode(outcome.body)
                     self._meter.add(metrics.BYTES, outcome.body.nbytes, "received", codec_label(reply))
@@ -146,6 +151,7 @@ class Link:
                 request = self._with_partial_replies(request)
             count = partial(self._count_sent, codec_label(request))
             key = uplink_key(self._device, None if isinstance(request, m.GetJob) else self.shard)
+            before, began_s = self.bytes_up, self._clock()
             try:
                 await send_message(
                     transport,
@@ -160,6 +166,7 @@ class Link:
             except* Unroutable:
                 self._emit(e.NotSent(request.request))
             else:
+                self.speed.sent(self.bytes_up - before, self._clock() - began_s)
                 self._emit(e.Sent(request.request))
 
     def _count_sent(self, codec: str, frame_bytes: int) -> None:

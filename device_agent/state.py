@@ -3,6 +3,7 @@
     lock                       held while an agent (or merge, or predict) uses the folder
     binding                    which job version, device and data set the folder is of
     attempt                    the newest attempt, raised before it is used
+    codecs                     which steps use which codecs, where the job lets the device choose
     job/                       the device's parts of the job
     checkpoints/000000000042   weights, buffers and optimizers of head and tail
 
@@ -140,6 +141,17 @@ class StateFolder:
         attempt = AttemptRef(number=number, nonce=new_nonce())
         self._write("attempt", orjson.dumps(attempt.model_dump()))
         return attempt
+
+    # Codecs ----------------------------------------------------------------------------------------
+
+    @property
+    def codecs(self) -> bytes | None:
+        """What `save_codecs` was given last; None before, or where the file is damaged."""
+        return self._read(self.path / "codecs")
+
+    def save_codecs(self, choices: bytes) -> None:
+        """Keep the choice of codecs; durable on return."""
+        self._write("codecs", choices)
 
     # Checkpoints -----------------------------------------------------------------------------------
 

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from broker.messages import Value
+from device_agent.choosing import StepChoices
+from device_agent.choosing import Values as Travelling
 from device_agent.data import Batches, EvaluationBatches
 from device_agent.samples import Tensors
+from device_agent.wire import DeviceWire
 from spliteasy.boundary import check_gradients, check_values
 from spliteasy.errors import SplitEasyError
 from spliteasy.job import Job
 from spliteasy.losses import CLASS_LOSSES
 from spliteasy.micro_batches import share_of, split_batch
-from spliteasy.packing import Packed, Packer, Place, expected_like, expected_of, unpack
+from spliteasy.packing import Packed, Packer, bytes_expected, bytes_of, expected_like, expected_of, unpack
 from spliteasy.portable.graph import DTYPES
 from spliteasy.training import (
     OpenForward,
@@ -79,6 +82,8 @@ class _Step:
     tails: int = 0
     returned: int = 0
     loss: float = 0.0
+    nbytes: dict[Travelling, int] = field(default_factory=dict)
+    """Of the values of its first micro-batch, before they are packed."""
 
     @property
     def samples(self) -> int:
@@ -94,7 +99,7 @@ class DeviceTrainer:
     tests: EvaluationBatches | None
     head: SegmentTrainer
     tail: SegmentTrainer | None
-    packer: Packer
+    wire: DeviceWire
     loss: float = float("nan")
     """Training loss of the last step."""
     samples: int = 0
@@ -108,14 +113,14 @@ class DeviceTrainer:
 
     @classmethod
     def create(
-        cls, job: Job, batches: Batches, tests: EvaluationBatches | None, *, device: str
+        cls, job: Job, batches: Batches, tests: EvaluationBatches | None, *, device: str, choices: StepChoices
     ) -> DeviceTrainer:
         """With the job's initial weights, at step 0."""
         head = SegmentTrainer(job.head.spawn(), job.spec, device=device, role="head")
         tail = SegmentTrainer(job.tail.spawn(), job.spec, device=device, role="tail") if job.tail else None
-        link = job.spec.link
-        codecs: dict[Place, str] = {"activations": link.activations, "gradients": link.gradients}
-        return cls(job, batches, tests, head, tail, Packer(codecs, job.spec.seed, device, "up"))
+        codecs = job.spec.link.codecs
+        wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
+        return cls(job, batches, tests, head, tail, wire)
 
     @property
     def step(self) -> int:
@@ -133,7 +138,17 @@ class DeviceTrainer:
         part.head = self.head.forward(part.inputs, micro=micro)
         under_way.heads = micro + 1
         wire = detached(part.head.outputs[: self.head.segment.n_wire])
-        packed = self.packer.pack("activations", wire, step=step, micro=micro)
+        if micro == 0:
+            kept = len(part.head.outputs) - len(wire)
+            under_way.nbytes = self._bytes_of_step(wire, part.samples, kept=kept)
+        packed = self.wire.pack(
+            "activations",
+            wire,
+            step=step,
+            micro=micro,
+            answer="activations" if tail else "gradients",
+            nbytes=under_way.nbytes,
+        )
         return packed, part.samples, () if tail else part.targets, under_way.samples
 
     def _batch(self, step: int) -> list[_Micro]:
@@ -164,8 +179,7 @@ class DeviceTrainer:
         kept = part.head.outputs[self.head.segment.n_wire :]
         inputs = tail.segment.input_values
         specs = inputs[: len(inputs) - len(kept)]
-        link = self.job.spec.link
-        values = unpack(packed, expected_of(specs, part.samples), codec=link.activations)
+        values = self.wire.unpack("activations", packed, expected_of(specs, part.samples))
         down = check_values(values, specs, samples=part.samples)
         opened = tail.forward((*down, *kept), micro=micro)
         loss = self.job.loss(tensors_of(opened.outputs), part.targets)
@@ -176,7 +190,14 @@ class DeviceTrainer:
             raise self._not_finite()
         part.kept_gradients = gradients[len(specs) :]
         step.tails = micro + 1
-        return self.packer.pack("gradients", gradients[: len(specs)], step=self.step + 1, micro=micro)
+        return self.wire.pack(
+            "gradients",
+            gradients[: len(specs)],
+            step=self.step + 1,
+            micro=micro,
+            answer="gradients",
+            nbytes=step.nbytes,
+        )
 
     def run_head_backward(self, packed: Packed, loss: float | None) -> None:
         """Head backward of the next micro-batch. `loss` is the worker's, if it has it."""
@@ -185,7 +206,7 @@ class DeviceTrainer:
         assert part.head is not None
         wire = self.head.segment.n_wire
         outputs, kept = part.head.outputs[:wire], part.head.outputs[wire:]
-        gradients = unpack(packed, expected_like(outputs), codec=self.job.spec.link.gradients)
+        gradients = self.wire.unpack("gradients", packed, expected_like(outputs))
         checked = check_gradients(gradients, outputs)
         self.head.backward(part.head, (*checked, *(part.kept_gradients or (None,) * len(kept))))
         part.head = None
@@ -201,14 +222,14 @@ class DeviceTrainer:
             raise self._not_finite()
         for trainer in trainers:
             trainer.apply()
-        self.packer.apply()
+        self.wire.packer.apply()
         self.loss, self.samples = step.loss, step.samples
         self._step = None
 
     def skip(self) -> None:
         """Let the step under way pass without effect."""
         self._step = None
-        self.packer.abort()
+        self.wire.packer.abort()
         self.head.skip()
         if self.tail is not None:
             self.tail.skip()
@@ -216,7 +237,7 @@ class DeviceTrainer:
     def abort(self) -> None:
         """Forget the step under way."""
         self._step = None
-        self.packer.abort()
+        self.wire.packer.abort()
         self.head.abort()
         if self.tail is not None:
             self.tail.abort()
@@ -230,7 +251,7 @@ class DeviceTrainer:
         outputs = self.head.evaluate(inputs)
         wire = self.head.eval_wire
         self._kept = outputs[wire:]
-        return self.packer.pack_evaluation(outputs[:wire]), inputs[0].shape[0]
+        return self.wire.pack_evaluation(outputs[:wire]), inputs[0].shape[0]
 
     def eval_tail(self, index: int, packed: Packed) -> bool:
         """Add test batch `index` to `evaluation`; whether another batch follows."""
@@ -253,7 +274,7 @@ class DeviceTrainer:
     def state(self) -> dict[str, Tensor]:
         """A copy of head, tail and their optimizers after `step`."""
         state = {HEAD + name: tensor for name, tensor in self.head.snapshot().items()}
-        state.update(self.packer.state())
+        state.update(self.wire.packer.state())
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
         return state
@@ -262,9 +283,23 @@ class DeviceTrainer:
         """Take over what `state` gave; raises ValueError where it does not fit."""
         self.abort()
         self.head.load_state(_under(HEAD, state), step=step)
-        self.packer.load_state(state)
+        self.wire.packer.load_state(state)
         if self.tail is not None:
             self.tail.load_state(_under(TAIL, state), step=step)
+
+    def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
+        """Of what `up` and its answers have before packing; gradients are as large as their values."""
+        nbytes = bytes_of(up)
+        if self.tail is None:
+            return {("up", "activations"): nbytes, ("down", "gradients"): nbytes}
+        inputs = self.tail.segment.input_values
+        down = bytes_expected(expected_of(inputs[: len(inputs) - kept], samples))
+        return {
+            ("up", "activations"): nbytes,
+            ("down", "activations"): down,
+            ("up", "gradients"): down,
+            ("down", "gradients"): nbytes,
+        }
 
     def _live(self) -> tuple[_Step, SegmentTrainer | None]:
         assert self._step is not None, "no step is under way"
@@ -282,12 +317,12 @@ def evaluation_outputs(
     job: Job, tail: SegmentTrainer | None, packed: Packed, kept: Values, *, samples: int
 ) -> tuple[Value, ...]:
     """The model's outputs from the body's, in evaluation mode. Raises DataError."""
-    codec = job.spec.link.activations
+    codecs = job.spec.link.codecs["activations"]
     if tail is None:
         expected = [((samples, *spec.shape), DTYPES[spec.dtype]) for spec in job.signature.outputs]
-        return unpack(packed, expected, codec=codec)
+        return unpack(packed, expected, codecs=codecs)
     specs = tail.eval_inputs[: len(tail.eval_inputs) - len(kept)]
-    values = unpack(packed, expected_of(specs, samples), codec=codec)
+    values = unpack(packed, expected_of(specs, samples), codecs=codecs)
     return tail.evaluate((*check_values(values, specs, samples=samples), *kept))
 
 

@@ -63,6 +63,7 @@ class _Open:
     graph: OpenForward
     outputs: Packed
     targets: tuple[Tensor, ...]
+    reply_codec: str | None
 
 
 class SessionMemory:
@@ -84,11 +85,8 @@ class SessionMemory:
         self._spoiled = False
         """A gradient of the open step was not finite, and the job lets the step pass."""
         self._batch = 0
-        link = job.spec.link
-        self._link = link
-        self._packer = Packer(
-            {"activations": link.activations, "gradients": link.gradients}, job.spec.seed, device, "down"
-        )
+        self._codecs = job.spec.link.codecs
+        self._packer = Packer(self._codecs, job.spec.seed, device, "down")
         self.state_bytes = self.trainer.nbytes()
 
     @property
@@ -149,24 +147,34 @@ class SessionMemory:
         arrived = unpack(
             m.packed_in(request, last=first_target),
             expected_of(specs, request.samples),
-            codec=self._link.activations,
+            codecs=self._codecs["activations"],
         )
         values = check_values(arrived, specs, samples=request.samples)
         targets = tensors_of(request.values[first_target:])
         graph = self.trainer.forward(values, micro=request.micro)
-        outputs = self._packer.pack(
-            "activations", detached(graph.outputs), step=self.step + 1, micro=request.micro
+        outputs = Packed(())
+        if not request.targets:
+            outputs = self._packer.pack(
+                "activations",
+                detached(graph.outputs),
+                step=self.step + 1,
+                micro=request.micro,
+                codec=request.reply_codec,
+            )
+        self._open[request.micro] = _Open(
+            request.request, request.samples, graph, outputs, targets, request.reply_codec
         )
-        self._open[request.micro] = _Open(request.request, request.samples, graph, outputs, targets)
         self._forwards.append(request.request)
 
     def backward(self, request: m.Backward) -> StepResult | None:
         """Close the next micro-batch with the device's gradients; the last of them takes the step."""
         opened = self._open[self.returned]
         outputs = opened.graph.outputs
-        arrived = unpack(m.packed_in(request), expected_like(outputs), codec=self._link.gradients)
+        arrived = unpack(m.packed_in(request), expected_like(outputs), codecs=self._codecs["gradients"])
         gradients = check_gradients(arrived, outputs)
-        return self._close(request.request, self.trainer.backward(opened.graph, gradients), None)
+        return self._close(
+            request.request, self.trainer.backward(opened.graph, gradients), None, codec=request.reply_codec
+        )
 
     def backward_from_loss(self) -> StepResult | None:
         """The same with shared labels: the loss is computed here."""
@@ -174,7 +182,7 @@ class SessionMemory:
         loss = self.job.loss(tensors_of(opened.graph.outputs), opened.targets)
         backward_from(loss, share_of(opened.samples, self._batch))
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.graph.inputs)
-        return self._close(opened.request, gradients, float(loss.detach()))
+        return self._close(opened.request, gradients, float(loss.detach()), codec=opened.reply_codec)
 
     def replay(self, entry: LogEntry) -> StepResult:
         """Take the step of a log entry again. Raises ReplayMismatch where it gives other bits than it had."""
@@ -199,10 +207,10 @@ class SessionMemory:
         """The body's outputs in evaluation mode."""
         specs = self.trainer.eval_inputs
         arrived = unpack(
-            m.packed_in(request), expected_of(specs, request.samples), codec=self._link.activations
+            m.packed_in(request), expected_of(specs, request.samples), codecs=self._codecs["activations"]
         )
         values = check_values(arrived, specs, samples=request.samples)
-        return self._packer.pack_evaluation(self.trainer.evaluate(values))
+        return self._packer.pack_evaluation(self.trainer.evaluate(values), codec=request.reply_codec)
 
     def abort(self) -> None:
         """Forget the open step."""
@@ -226,13 +234,15 @@ class SessionMemory:
         if bool(request.targets) != self.job.spec.single:
             raise DataError(f"{request.targets} targets arrived in a FORWARD of {request.job}")
 
-    def _close(self, answers: str, gradients: Gradients, loss: float | None) -> StepResult | None:
+    def _close(
+        self, answers: str, gradients: Gradients, loss: float | None, *, codec: str | None
+    ) -> StepResult | None:
         micro = self.returned
         finite = all_finite([g for g in gradients if g is not None]) and math.isfinite(loss or 0.0)
         if not finite:
             self._let_pass()
         kept = gradients if not self._spoiled else (None,) * len(gradients)
-        packed = self._packer.pack("gradients", kept, step=self.step + 1, micro=micro)
+        packed = self._packer.pack("gradients", kept, step=self.step + 1, micro=micro, codec=codec)
         del self._open[micro]
         self._results.append(MicroResult(answers, packed, loss))
         self._digests.append(digest_of(kept))

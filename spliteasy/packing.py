@@ -7,14 +7,14 @@ took effect: packing again, after an abort, begins from what was held before.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from spliteasy.codecs import Meta, parse_codec
+from spliteasy.codecs import Codec, Meta, parse_codec
 from spliteasy.errors import DataError, WireError
 from spliteasy.portable.graph import Value, ValueSpec
 from spliteasy.randomness import seed_of
@@ -24,6 +24,7 @@ PLAIN = "fp32"
 
 FEEDBACK_PREFIX = "feedback/"
 Place = Literal["activations", "gradients"]
+PLACES: tuple[Place, ...] = ("activations", "gradients")
 Expected = tuple[tuple[int, ...], torch.dtype] | None
 """Shape and dtype of a tensor; None for an integer."""
 
@@ -35,24 +36,42 @@ class Packed:
     values: tuple[Value | None, ...]
     codec: str = PLAIN
     packing: tuple[tuple[int, Meta], ...] = ()
+    reply_codec: str | None = None
+    """What the answer is to be packed by, where the job leaves that open."""
+
+    @property
+    def nbytes(self) -> int:
+        return bytes_of(self.values)
 
 
 class Packer:
     """Packs one side's outgoing values; holds what error feedback keeps back."""
 
-    def __init__(self, codecs: Mapping[Place, str], *seed_parts: str | int) -> None:
-        """`codecs` by place, as `parse_codec` takes them; `seed_parts` tell this side and session apart."""
-        self._codecs = {place: parse_codec(name) for place, name in codecs.items()}
-        self._names = dict(codecs)
+    def __init__(self, codecs: Mapping[Place, Sequence[str]], *seed_parts: str | int) -> None:
+        """`codecs` that each place may use, as `parse_codec` takes them; `seed_parts` tell this side and
+        session apart."""
+        self._codecs = {place: {name: parse_codec(name) for name in names} for place, names in codecs.items()}
         self._seed_parts = seed_parts
         self._memory: dict[str, Tensor] = {}
-        self._pending: dict[str, Tensor] = {}
+        self._pending: dict[str, Tensor | None] = {}
+        """What is held back once the step took effect; None: nothing any more."""
 
-    def pack(self, place: Place, values: Sequence[Value | None], *, step: int, micro: int = 0) -> Packed:
-        """Pack for `step`. Gradients are rounded without bias, by a seed of this place."""
-        if self._names[place] == PLAIN:
-            return Packed(tuple(values))
-        codec = self._codecs[place]
+    def pack(
+        self,
+        place: Place,
+        values: Sequence[Value | None],
+        *,
+        step: int,
+        micro: int = 0,
+        codec: str | None = None,
+    ) -> Packed:
+        """Pack for `step`. Gradients are rounded without bias, by a seed of this place.
+
+        `codec` is one of the place's; None: the only one. What error feedback has held back goes with the
+        next values under whatever codec: one without feedback leaves nothing held back.
+        Raises DataError where the job does not allow `codec`.
+        """
+        coder = self._allowed(place, codec)
         out: list[Value | None] = []
         packing: list[tuple[int, Meta]] = []
         for index, value in enumerate(values):
@@ -62,22 +81,34 @@ class Packer:
                 continue
             key = f"{place}/{micro}/{index}/{'x'.join(map(str, value.shape))}"
             seed = seed_of(*self._seed_parts, step, micro, index) if place == "gradients" else None
-            encoded = codec.encode(value.detach(), seed=seed, memory=self._memory.get(key))
+            tensor, held = value.detach(), self._memory.get(key)
+            if held is not None and not coder.feedback:
+                tensor, held = tensor + held, None
+                self._pending[key] = None
+            if coder.name == PLAIN:
+                out.append(tensor)
+                continue
+            encoded = coder.encode(tensor, seed=seed, memory=held)
             if encoded.memory is not None:
                 self._pending[key] = encoded.memory
             out.extend(encoded.parts)
             packing.append((len(encoded.parts), encoded.meta))
-        return Packed(tuple(out), self._names[place], tuple(packing))
+        return Packed(tuple(out), coder.name, () if coder.name == PLAIN else tuple(packing))
 
-    def pack_evaluation(self, values: Sequence[Value | None]) -> Packed:
+    def pack_evaluation(self, values: Sequence[Value | None], *, codec: str | None = None) -> Packed:
         """Pack activations of an evaluation: no memory is touched, so error feedback sends them whole."""
-        if self._codecs["activations"].feedback:
+        coder = self._allowed("activations", codec)
+        if coder.name == PLAIN or coder.feedback:
             return Packed(tuple(values))
-        return self.pack("activations", values, step=0)
+        return Packer({"activations": (coder.name,)}).pack("activations", values, step=0)
 
     def apply(self) -> None:
         """The step took effect: what was held back in it counts."""
-        self._memory.update(self._pending)
+        for key, memory in self._pending.items():
+            if memory is None:
+                self._memory.pop(key, None)
+            else:
+                self._memory[key] = memory
         self._pending.clear()
 
     def abort(self) -> None:
@@ -97,20 +128,31 @@ class Packer:
             if name.startswith(FEEDBACK_PREFIX)
         }
 
+    def _allowed(self, place: Place, codec: str | None) -> Codec:
+        codecs = self._codecs[place]
+        if codec is None and len(codecs) == 1:
+            (codec,) = codecs
+        if codec not in codecs:
+            asked = "no codec" if codec is None else repr(codec[:40])
+            raise DataError(f"{asked} asked for {place}, the job allows {', '.join(codecs)}")
+        return codecs[codec]
 
-def unpack(packed: Packed, expected: Sequence[Expected], *, codec: str) -> tuple[Value | None, ...]:
+
+def unpack(
+    packed: Packed, expected: Sequence[Expected], *, codecs: Sequence[str]
+) -> tuple[Value | None, ...]:
     """The values again, of the expected shapes and dtypes.
 
-    `codec` is the one that the job names: another is refused, but for plain values (an evaluation's).
+    `codecs` are those that the job allows: another is refused, but for plain values (an evaluation's).
     Raises DataError. What comes back under fp32 is as it arrived: the caller checks it.
     """
     if packed.codec == PLAIN and not packed.packing:
         return packed.values
-    if packed.codec != codec:
-        raise DataError(f"values packed by {packed.codec[:40]!r}, the job says {codec!r}")
+    if packed.codec not in codecs:
+        raise DataError(f"values packed by {packed.codec[:40]!r}, the job says {' or '.join(codecs)}")
     if len(packed.packing) != len(expected) or sum(n for n, _ in packed.packing) != len(packed.values):
         raise DataError(f"{len(packed.packing)} packed values arrived at a cut of {len(expected)}")
-    decoder = parse_codec(codec)
+    decoder = parse_codec(packed.codec)
     values: list[Value | None] = []
     start = 0
     for (count, meta), form in zip(packed.packing, expected, strict=True):
@@ -131,6 +173,16 @@ def unpack(packed: Packed, expected: Sequence[Expected], *, codec: str) -> tuple
 def expected_of(specs: Sequence[ValueSpec], samples: int) -> list[Expected]:
     """What a cut of `specs` carries for a batch of so many samples."""
     return [None if spec.is_int else (_bounded(spec.shape_for(samples)), spec.torch_dtype) for spec in specs]
+
+
+def bytes_of(values: Iterable[Value | None]) -> int:
+    """Of the tensors among the values."""
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+
+def bytes_expected(expected: Iterable[Expected]) -> int:
+    """Of tensors of such shapes and dtypes."""
+    return sum(math.prod(form[0]) * form[1].itemsize for form in expected if form is not None)
 
 
 def expected_like(values: Sequence[Value]) -> list[Expected]:

@@ -146,7 +146,8 @@ def with_settings(spec: JobSpec, given: dict[str, Any], codec: str | None) -> Jo
     if spec.model.auto:
         data["model"]["cuts"] = "auto"
     if codec is not None:
-        data["link"] = {**data.get("link", {}), "activations": codec, "gradients": codec}
+        chunk = {key: value for key, value in data.get("link", {}).items() if key != "allow"}
+        data["link"] = {**chunk, "activations": codec, "gradients": codec}
     return parse_job(data, source="the options")
 
 

@@ -5,7 +5,8 @@ values), `decode` is a pure function of these and of the shape and dtype that th
 `docs/codecs.md` says what each codec does to the numbers.
 """
 
+from spliteasy.codecs.choice import choose_codec
 from spliteasy.codecs.codec import Codec, Encoded, Meta
 from spliteasy.codecs.registry import codec_names, parse_codec
 
-__all__ = ["Codec", "Encoded", "Meta", "codec_names", "parse_codec"]
+__all__ = ["Codec", "Encoded", "Meta", "choose_codec", "codec_names", "parse_codec"]

@@ -48,6 +48,10 @@ class Codec(ABC):
     """Decoding gives the very bits that were encoded."""
     feedback: ClassVar[bool] = False
     """`encode` takes and returns a memory that is part of the session's state."""
+    typical_ratio: float = 1.0
+    """Packed bytes over the tensor's, for float32; `auto` learns the real one once the codec is in use."""
+    seconds_per_byte: float = 0.0
+    """Of encoding and decoding a byte of the tensor, about (the table in docs/codecs.md)."""
 
     @property
     @abstractmethod

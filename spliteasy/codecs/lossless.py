@@ -32,6 +32,8 @@ class Lossless(Codec):
 
     lossless = True
     name = "lossless"
+    typical_ratio = 0.43  # at best: where half is zeros; a link that it might suit finds out
+    seconds_per_byte = 2.8e-9
 
     def pack(self, flat: Tensor, layout: Layout, seed: int | None, memory: Tensor | None) -> Encoded:
         bitmap, values = _without_zeros(flat)

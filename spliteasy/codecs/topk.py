@@ -33,12 +33,14 @@ class TopK(Codec):
     """
 
     feedback = True
+    seconds_per_byte = 1.2e-9
 
     def __init__(self, ratio: float) -> None:
         """`ratio`: how many of the elements travel, above 0 and at most 1."""
         if not 0 < ratio <= 1:
             raise ValueError(f"a ratio of {ratio} is not above 0 and at most 1")
         self._ratio = ratio
+        self.typical_ratio = min(2 * ratio, ratio + 1 / 32)
 
     @property
     def name(self) -> str:

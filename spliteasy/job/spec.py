@@ -31,6 +31,7 @@ MAX_COUNT = 2**31 - 1
 """Upper bound of counts (batch size, steps, epochs): reads the same in every language."""
 
 MAX_SEED = 2**53 - 1
+AUTO = "auto"
 
 
 def _refuse(message: str) -> PydanticCustomError:
@@ -93,8 +94,14 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _known_codec(name: str) -> str:
-    if name == "auto":
-        raise _refuse(f"'auto' is not built yet; use {', '.join(codec_names())}")
+    if name == AUTO:
+        raise _refuse(f"'auto' belongs in activations and gradients; name {', '.join(codec_names())}")
+    return _codec_or_auto(name)
+
+
+def _codec_or_auto(name: str) -> str:
+    if name == AUTO:
+        return name
     try:
         return parse_codec(name).name
     except JobError as error:
@@ -102,6 +109,7 @@ def _known_codec(name: str) -> str:
 
 
 Codec = Annotated[str, AfterValidator(_known_codec)]
+CodecOrAuto = Annotated[str, AfterValidator(_codec_or_auto)]
 
 
 class Section(BaseModel):
@@ -289,11 +297,38 @@ class EvaluationSpec(Section):
 
 
 class LinkSpec(Section):
-    """How tensors travel: both directions alike, activations up and down, gradients up and down."""
+    """How tensors travel: both directions alike, activations up and down, gradients up and down.
+
+    Under "auto" the device picks, for each message and by what it measures of its link, a codec of `allow`.
+    """
 
     chunk_bytes: Annotated[int, Field(ge=4096, le=8 << 20)] = 1 << 20
-    activations: Codec = "fp32"
-    gradients: Codec = "fp32"
+    activations: CodecOrAuto = "fp32"
+    gradients: CodecOrAuto = "fp32"
+    allow: Annotated[tuple[Codec, ...], Field(max_length=8), AfterValidator(_unique)] = ()
+    """What "auto" may use, the best liked first: it is the loss of precision that the job accepts."""
+
+    @model_validator(mode="after")
+    def _auto_is_bounded(self) -> Self:
+        if self.auto != bool(self.allow):
+            raise _refuse(
+                'activations or gradients = "auto" and allow = ["lossless", "fp16"] (what it may use, the '
+                "best liked first) belong together"
+            )
+        return self
+
+    @property
+    def auto(self) -> bool:
+        """Whether the device chooses codecs as it goes."""
+        return AUTO in (self.activations, self.gradients)
+
+    @property
+    def codecs(self) -> dict[Literal["activations", "gradients"], tuple[str, ...]]:
+        """The codecs that each kind of values may travel by."""
+        return {
+            "activations": self.allow if self.activations == AUTO else (self.activations,),
+            "gradients": self.allow if self.gradients == AUTO else (self.gradients,),
+        }
 
 
 def _parses(parse: Callable[[str], float]) -> AfterValidator:

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from spliteasy import importing
+from spliteasy.codecs import choose_codec
 from spliteasy.errors import CutError, JobError
 from spliteasy.job.create import Source, example_of, load_source, make_loss
-from spliteasy.job.spec import JobSpec, PlanSpec
+from spliteasy.job.spec import JobSpec, LinkSpec, PlanSpec
 from spliteasy.losses import LossFunction
+from spliteasy.packing import PLACES
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import MIN_SAMPLES, InputCorrelation, varies
@@ -66,7 +68,8 @@ def plan_source(
     inputs, targets, notes = _sample(source)
     shared = source.shared_inputs
     flow = Flow(traced, shared)
-    codecs = (spec.link.activations, spec.link.gradients)
+    conditions = conditions_of(settings, profile)
+    codecs = planned_codecs(spec.link, conditions)
     batch = spec.batch_size
     correlation = None
     if varies(inputs) and len(inputs[0]) >= MIN_SAMPLES:
@@ -83,7 +86,7 @@ def plan_source(
         costs := measure(traced, spec, loss, *_made_up(inputs, targets), budget_s=budget_s),
         packed_wire(traced, flow, loss, *_made_up(inputs, targets), batch=batch, codecs=codecs),
         shared=shared,
-        conditions=(conditions := conditions_of(settings, profile)),
+        conditions=conditions,
         constraints=(constraints := constraints_of(settings)),
         label_bytes=sum(y.nbytes // len(y) for y in targets) * batch,
         correlation=correlation,
@@ -130,6 +133,13 @@ def conditions_of(settings: PlanSpec, profile: Profile | None = None) -> Conditi
         round_trip_s=overhead.round_trip_s,
         byte_s=overhead.byte_s,
     )
+
+
+def planned_codecs(link: LinkSpec, conditions: Conditions) -> tuple[str, str]:
+    """Of activations and gradients; what "auto" would use for a megabyte on the slower direction."""
+    rate = min(conditions.up_bytes_s, conditions.down_bytes_s)
+    activations, gradients = (choose_codec(link.codecs[place], nbytes=1 << 20, rate=rate) for place in PLACES)
+    return activations, gradients
 
 
 def constraints_of(settings: PlanSpec) -> Constraints:

@@ -7,7 +7,9 @@ import random
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from server_worker.store import Attempt, Done, Owner, SessionMeta, SqliteStore
+from broker import decode
+from broker import messages as m
+from server_worker.store import Attempt, Blob, Done, Owner, SessionMeta, SqliteStore
 from spliteasy.errors import StoreUnavailable
 from tests.simulation.faults import Faults
 
@@ -36,6 +38,9 @@ class Invariants:
         self.violations: list[str] = []
         self._expected = expected
         """Digest of GRADIENT by session and step in the undisturbed run."""
+        self.codecs: dict[str, dict[int, list[str]]] = {}
+        """By session and committed step: the codecs that the log names, in the order of the choices."""
+        self._written: dict[tuple[str, Attempt, Owner, int], dict[int, tuple[str, list[str]]]] = {}
         self._committed: dict[str, int] = {}
         self._newest: dict[str, SessionMeta] = {}
         """As it was opened or claimed last."""
@@ -60,8 +65,22 @@ class Invariants:
         if step not in (last, last + 1):
             self.violations.append(f"{session}: step {step} was committed after {last}")
         self._committed[session] = step
-        if digest != self._expected[session, step]:
+        written = self._written.get((session, attempt, owner, step), {})
+        by_kind = {kind: codecs for _, (kind, codecs) in sorted(written.items(), reverse=True)}
+        forward, backward = by_kind.get("FORWARD", []), by_kind.get("BACKWARD", [])
+        self.codecs.setdefault(session, {})[step] = [*forward, *backward]
+        if {tuple(codecs) for _, codecs in written.values()} > {tuple(forward), tuple(backward)}:
+            self.violations.append(f"{session}: micro-batches of step {step} have different codecs")
+        if digest != self._expected.get((session, step), digest):
             self.violations.append(f"{session}: step {step} was committed with other bits")
+
+    def written(
+        self, session: str, step: int, index: int, body: Blob, attempt: Attempt, owner: Owner
+    ) -> None:
+        request = decode(body)
+        assert isinstance(request, m.Forward | m.Backward)
+        codecs = [request.codec, *([request.reply_codec] if request.reply_codec else [])]
+        self._written.setdefault((session, attempt, owner, step), {})[index] = request.kind, codecs
 
     def rolled_back(self) -> None:
         """The store lost its last writes: what it had is no measure any more."""
@@ -123,6 +142,8 @@ class FaultyStore:
         return outcome
 
     def _watch(self, name: str, session: str, kwargs: Any, outcome: Any) -> None:
+        if name == "put_request":
+            self._invariants.written(session, **kwargs)
         if not isinstance(outcome, Done):
             return
         if name == "open_session":

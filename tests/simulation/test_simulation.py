@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import torch
 
+from device_agent.state import StateFolder
 from server_worker.actor import Incoming, SessionActor
 from server_worker.store import Attempt, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
 from server_worker.store.sqlite_file import Database
@@ -22,7 +23,7 @@ from spliteasy import training
 from spliteasy.training import SegmentTrainer
 from tests.simulation.faults import CALM, Rates
 from tests.simulation.run import play
-from tests.simulation.toy import Variant
+from tests.simulation.toy import VARIANTS, Variant
 
 FREQUENT = Rates(
     cut=0.01,
@@ -35,6 +36,7 @@ FREQUENT = Rates(
     state_lost=0.0,
 )
 
+AUTO = next(variant for variant in VARIANTS if variant.auto)
 SEEDS = int(os.environ.get("SPLITEASY_SEEDS", "400"))
 
 
@@ -151,7 +153,12 @@ def seed_dropout_without_the_lock() -> Any:
     return mock.patch.object(training, "seeded", seeded)
 
 
+def forget_which_codecs_a_step_had() -> Any:
+    return mock.patch.object(StateFolder, "codecs", None)
+
+
 MUTATIONS = {
+    forget_which_codecs_a_step_had: FREQUENT,
     skip_the_fence_check: FREQUENT,
     skip_the_attempt_check: replace(FREQUENT, zombie=0.1),
     ack_before_commit: replace(CALM, worker_crash=0.05),
@@ -166,11 +173,12 @@ MUTATIONS = {
 def test_a_broken_build_is_caught(mutation: Callable[[], Any]) -> None:
     """The first seed that fails the broken build passes the whole one."""
     patience_s = 1e6 if mutation is ack_before_commit else 10.0
+    variant = AUTO if mutation is forget_which_codecs_a_step_had else None
     for seed in range(150):
         with mutation():
-            broken = play(seed, rates=MUTATIONS[mutation], reply_timeout_s=patience_s)
+            broken = play(seed, rates=MUTATIONS[mutation], reply_timeout_s=patience_s, variant=variant)
         if broken.violations:
-            whole = play(seed, rates=MUTATIONS[mutation], reply_timeout_s=patience_s)
+            whole = play(seed, rates=MUTATIONS[mutation], reply_timeout_s=patience_s, variant=variant)
             assert whole.violations == ()
             return
     pytest.fail("150 seeds did not notice")

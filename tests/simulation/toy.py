@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from broker import messages as m
+from device_agent.choosing import BySpeed, CodecChooser, StepChoices, Values
 from device_agent.data import Batches, EvaluationBatches, load_dataset
+from device_agent.speed import LinkSpeed
 from device_agent.trainer import DeviceTrainer, NotFiniteOnDevice
 from server_worker.memory import SessionMemory
 from spliteasy.job import Job, JobSpec
+from spliteasy.job.spec import LinkSpec
 from spliteasy.training import NotFinite
 
 
@@ -30,9 +34,15 @@ class Variant:
     on_non_finite: str = "stop"
     activations: str = "fp32"
     gradients: str = "fp32"
+    allow: tuple[str, ...] = ()
     epochs: int = 3
     batch: int = 4
     micro_batches: int = 1
+
+    @property
+    def auto(self) -> bool:
+        """The device chooses codecs as it goes: what comes out depends on the choices."""
+        return bool(self.allow)
 
 
 VARIANTS = (
@@ -45,6 +55,11 @@ VARIANTS = (
     Variant(batch=8, micro_batches=3, epochs=5),
     Variant(batch=5, micro_batches=2, activations="topk:0.5", gradients="topk:0.3"),
     Variant(single=True, batch=7, micro_batches=3, epochs=5, activations="int8"),
+    Variant(activations="auto", gradients="auto", allow=("lossless", "topk:0.3", "int8", "fp32")),
+    Variant(single=True, activations="auto", gradients="auto", allow=("topk:0.4", "bf16", "fp32")),
+    Variant(
+        batch=7, micro_batches=3, epochs=5, activations="auto", gradients="auto", allow=("topk:0.4", "int8")
+    ),
 )
 """What a sweep of seeds goes through in turn."""
 
@@ -103,7 +118,11 @@ def job(variant: Variant) -> Job:
                 "checkpoint_history": 2,
                 "on_non_finite": variant.on_non_finite,
             },
-            "link": {"activations": variant.activations, "gradients": variant.gradients},
+            "link": {
+                "activations": variant.activations,
+                "gradients": variant.gradients,
+                "allow": variant.allow,
+            },
             "evaluation": {"every_epochs": 2},
         }
     )
@@ -119,18 +138,54 @@ def undisturbed(device: str, variant: Variant) -> tuple[State, State, dict[int, 
     return train_alone(job(variant), DATA, device)
 
 
+def as_logged(device: str, variant: Variant, codecs: Iterator[str]) -> tuple[State, State]:
+    """The device's state and the body's after the last step, under the codecs that a log names."""
+    return train_alone(job(variant), DATA, device, chooser=Given(codecs))[:2]
+
+
 Sent = Callable[[m.Request], object]
 
 
+@dataclass(slots=True)
+class Drawn:
+    """Chooses at random: the link changes at every message."""
+
+    link: LinkSpec
+    rng: random.Random
+
+    def choose(self, values: Values, nbytes: int) -> str:
+        return self.rng.choice(self.link.codecs[values[1]])
+
+    def packed(self, values: Values, codec: str, *, before: int, after: int) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class Given:
+    """Chooses what was chosen before: the codecs of a log, in the order in which a device asks for them."""
+
+    codecs: Iterator[str]
+
+    def choose(self, values: Values, nbytes: int) -> str:
+        return next(self.codecs)
+
+    def packed(self, values: Values, codec: str, *, before: int, after: int) -> None:
+        pass
+
+
 def train_alone(
-    job: Job, data: str, device: str, *, sent: Sent = lambda _: None
+    job: Job, data: str, device: str, *, sent: Sent = lambda _: None, chooser: CodecChooser | None = None
 ) -> tuple[State, State, dict[int, str]]:
-    """`undisturbed` of any job. `sent` gets each FORWARD and BACKWARD as a device would send it."""
+    """`undisturbed` of any job. `sent` gets each FORWARD and BACKWARD as a device would send it.
+
+    A job that says `auto` needs a `chooser`.
+    """
     found = load_dataset(data, device, job.signature)
     assert found.test is not None
     batches = Batches(found.train, job.spec, job.signature, device=device)
     tests = EvaluationBatches(found.test, job.spec, job.signature, device=device)
-    trainer = DeviceTrainer.create(job, batches, tests, device=device)
+    choices = StepChoices(job.spec.link, chooser or BySpeed(job.spec.link, LinkSpeed()), ahead=1)
+    trainer = DeviceTrainer.create(job, batches, tests, device=device, choices=choices)
     body = SessionMemory(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice):
