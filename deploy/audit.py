@@ -18,8 +18,11 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-EXTRAS = ("agent", "worker", "images", "fast", "metrics")
-"""What devices and servers install."""
+EXTRAS = ("agent", "worker", "images", "metrics")
+"""What devices and servers install, and `make setup` too."""
+
+FASTER = "fast"
+"""The extra that everything works without: its packages count where they are installed."""
 
 BINDING = re.compile(r"(?<!L)(?<!Lesser )(A?GPL|General Public License)", re.IGNORECASE)
 AUDIT_S = 300
@@ -33,7 +36,8 @@ def closure() -> Iterator[tuple[metadata.Distribution, str | None]]:
         *project["dependencies"],
         *(line for e in EXTRAS for line in project["optional-dependencies"][e]),
     ]
-    waiting = [Requirement(line) for line in lines]
+    faster = [Requirement(line) for line in project["optional-dependencies"][FASTER]]
+    waiting = [Requirement(line) for line in lines] + [each for each in faster if _installed(each.name)]
     while waiting:
         wanted = waiting.pop()
         key = (wanted.name.lower(), ",".join(sorted(wanted.extras)))
@@ -51,6 +55,14 @@ def closure() -> Iterator[tuple[metadata.Distribution, str | None]]:
             chosen = [{"extra": extra} for extra in (*wanted.extras, "")]
             if needed.marker is None or any(needed.marker.evaluate(each) for each in chosen):
                 waiting.append(needed)
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def licence(found: metadata.Distribution) -> str:
