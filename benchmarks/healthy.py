@@ -58,9 +58,6 @@ def run(workload: Workload, systems: Sequence[str], rounds: int) -> list[Figure]
             if name == "plain":
                 field.enter(name, ["-m", "benchmarks.peers", "plain", "device", workload.name], {})
             elif name in OURS:
-                if not OURS[name].built:
-                    print(f"{name}: micro-batches are not built yet", file=sys.stderr)
-                    continue
                 worker = worker or field.worker()
                 enter_ours(field, workload, name, OURS[name], worker)
             elif name != "HTTP + JSON" or (workload.name, name) in SLOW:

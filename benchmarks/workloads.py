@@ -18,8 +18,6 @@ from torch.utils.data import Dataset, TensorDataset
 
 from examples.digits.data import device_data as digits
 from examples.digits.model import DigitNet
-from spliteasy.errors import JobError
-from spliteasy.job.file import parse_job
 
 SEED = 5
 SAMPLES = 256
@@ -128,15 +126,6 @@ class Setting:
     activations: str = "fp32"
     gradients: str = "fp32"
     micro_batches: int = 1
-
-    @property
-    def built(self) -> bool:
-        """Whether jobs take it."""
-        try:
-            parse_job(W0.job("probe", self))
-        except JobError:
-            return False
-        return True
 
 
 PLAIN_SETTING = Setting()

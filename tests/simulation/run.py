@@ -38,7 +38,7 @@ def play(
     *,
     rates: Rates | None = None,
     variant: toy.Variant | None = None,
-    devices: tuple[str, ...] = ("phone-1", "phone-2"),
+    devices: tuple[str, ...] = toy.DEVICES,
     reply_timeout_s: float = 10.0,
 ) -> Summary:
     """Run the seed's world, of the variant that comes round, unless `variant` says which."""

@@ -93,6 +93,9 @@ def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple
     return TensorDataset(inputs, targets), TensorDataset(inputs[:5], targets[:5])
 
 
+DEVICES = ("phone-1", "phone-2")
+
+
 @cache
 def job(variant: Variant) -> Job:
     """The toy job of that variant."""
