@@ -11,7 +11,7 @@ from broker.messages import Message
 from broker.transport import Transport
 
 WINDOW = 8
-"""Frames of one message that may wait for the broker's confirm."""
+"""Frames that may wait for the broker's confirm: of one message, or of all that share a `room`."""
 
 
 async def send_message(
@@ -24,23 +24,27 @@ async def send_message(
     persistent: bool = True,
     headers: Mapping[str, str] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-    window: int = WINDOW,
+    room: asyncio.Semaphore | None = None,
     sent: Callable[[int], None] | None = None,
+    handed_over: Callable[[], None] | None = None,
     skip: Container[int] = (),
 ) -> None:
     """Publish all frames but those in `skip`; returns once every one is confirmed. `sent` gets each
-    frame's bytes then.
+    frame's bytes then. `handed_over` is called when another message may follow without overtaking.
 
     Raises a group of LinkErrors where one is not confirmed: some may have arrived. Cancelling leaves some
     unsent.
     """
     frames = to_frames(encode_parts(message), message_id=message_id, chunk_bytes=chunk_bytes, skip=skip)
-
-    room = asyncio.Semaphore(window)
+    room = room or asyncio.Semaphore(WINDOW)
 
     async def publish(frame: bytes) -> None:
-        await transport.publish(routing_key, frame, to_queue=to_queue, persistent=persistent, headers=headers)
-        room.release()
+        try:
+            await transport.publish(
+                routing_key, frame, to_queue=to_queue, persistent=persistent, headers=headers
+            )
+        finally:
+            room.release()
         if sent is not None:
             sent(len(frame))
 
@@ -48,3 +52,5 @@ async def send_message(
         for frame in frames:
             await room.acquire()
             tasks.create_task(publish(frame))
+        if handed_over is not None:
+            handed_over()

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 
 import structlog
 
@@ -20,7 +19,7 @@ from broker import messages as m
 from broker.backoff import full_jitter
 from broker.chunks import CHUNK_BYTES, Assembled, Assembler, AssemblerLimits, to_ranges
 from broker.labels import codec_label
-from broker.sending import send_message
+from broker.sending import WINDOW, send_message
 from broker.topology import REPLY_TO, reply_queue, uplink_key
 from broker.transport import Transport
 from device_agent import events as e
@@ -66,6 +65,8 @@ class Link:
         self._rng = rng
         self._clock = clock
         self._meter = meter
+        self._sending = 0
+        """Requests that wait for confirms."""
         self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int]]] = asyncio.Queue()
         self._assembler = Assembler(AssemblerLimits(total_bytes=4 << 30), clock)
 
@@ -145,29 +146,58 @@ class Link:
         raise LinkError("the reply queue was closed")
 
     async def _write(self, transport: Transport, queue: str) -> None:
-        while True:
-            request, skip = await self._outbox.get()
-            if isinstance(request, m.Ask):
-                request = self._with_partial_replies(request)
-            count = partial(self._count_sent, codec_label(request))
-            key = uplink_key(self._device, None if isinstance(request, m.GetJob) else self.shard)
-            before, began_s = self.bytes_up, self._clock()
-            try:
-                await send_message(
-                    transport,
-                    key,
-                    request,
-                    message_id=request.request,
-                    headers={REPLY_TO: queue},
-                    chunk_bytes=self.chunk_bytes,
-                    sent=count,
-                    skip=skip,
-                )
-            except* Unroutable:
-                self._emit(e.NotSent(request.request))
-            else:
-                self.speed.sent(self.bytes_up - before, self._clock() - began_s)
-                self._emit(e.Sent(request.request))
+        """Send one request after the other: the next goes out while the last waits for its confirms."""
+        room = asyncio.Semaphore(WINDOW)
+        async with asyncio.TaskGroup() as sending:
+            while True:
+                request, skip = await self._outbox.get()
+                if isinstance(request, m.Ask):
+                    request = self._with_partial_replies(request)
+                handed_over = asyncio.Event()
+                sending.create_task(self._send(transport, queue, request, skip, room, handed_over))
+                await handed_over.wait()
+
+    async def _send(
+        self,
+        transport: Transport,
+        queue: str,
+        request: m.Request,
+        skip: frozenset[int],
+        room: asyncio.Semaphore,
+        handed_over: asyncio.Event,
+    ) -> None:
+        key = uplink_key(self._device, None if isinstance(request, m.GetJob) else self.shard)
+        codec, began_s, first = codec_label(request), self._clock(), self._sending == 0
+        total = 0
+
+        def sent(frame_bytes: int) -> None:
+            nonlocal total
+            total += frame_bytes
+            self._count_sent(codec, frame_bytes)
+
+        self._sending += 1
+        try:
+            await send_message(
+                transport,
+                key,
+                request,
+                message_id=request.request,
+                headers={REPLY_TO: queue},
+                chunk_bytes=self.chunk_bytes,
+                room=room,
+                sent=sent,
+                handed_over=handed_over.set,
+                skip=skip,
+            )
+        except* Unroutable:
+            self._emit(e.NotSent(request.request))
+        else:
+            if first:  # others share the link with those before them
+                self.speed.sent(total, self._clock() - began_s)
+            self._emit(e.Sent(request.request))
+        finally:
+            self._sending -= 1
+            handed_over.set()
 
     def _count_sent(self, codec: str, frame_bytes: int) -> None:
         self.bytes_up += frame_bytes
