@@ -77,7 +77,7 @@ class Host(Protocol):
 
     def committed(self, session: str, step: int) -> None: ...
 
-    def background(self, work: Awaitable[Any]) -> None:
+    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run beside everything else; awaited when the worker ends."""
         ...
 

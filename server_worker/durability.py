@@ -16,6 +16,8 @@ class DurabilityClock:
         self._commits: dict[str, deque[tuple[int, float]]] = {}
 
     def committed(self, session: str, step: int) -> None:
+        if self._window_s == 0.0:
+            return
         self._commits.setdefault(session, deque()).append((step, self._clock()))
 
     def loaded(self, session: str, committed: int) -> None:
@@ -24,6 +26,10 @@ class DurabilityClock:
         Whatever is there is durable one window from now; what was known before may have been lost since.
         """
         self._commits[session] = deque([(committed, self._clock())])
+
+    def parted(self, session: str) -> None:
+        """The session is not served here any more."""
+        self._commits.pop(session, None)
 
     def durable_step(self, session: str, committed: int) -> int:
         """The newest step ≤ `committed` that is past the store's loss window; 0 where none is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 
@@ -29,19 +30,36 @@ class JobCache:
         return len(self._jobs)
 
     async def get(self, name: str, digest: str) -> Job | None:
-        """The program of that version; None where the store has none. Raises PortableError."""
-        async with self._loading.setdefault(digest, asyncio.Lock()):
-            job = self._jobs.get(digest)
-            if job is None:
-                stored = await self._store.get_job(name, digest)
-                if stored is None:
-                    return None
-                job = await self._compute(lambda: Job.from_parts(stored.manifest, stored.parts))
-                self._jobs[digest] = job
-                while len(self._jobs) > self.limit:
-                    self._jobs.popitem(last=False)
-            self._jobs.move_to_end(digest)
-            return job
+        """The program of that version; None where the store has none. Raises StoreError, PortableError."""
+        lock = self._loading.setdefault(digest, asyncio.Lock())
+        try:
+            async with lock:
+                job = self._jobs.get(digest)
+                if job is None:
+                    stored = await self._store.get_job(name, digest)
+                    if stored is None:
+                        return None
+                    job = await self._compute(lambda: Job.from_parts(stored.manifest, stored.parts))
+                    self._jobs[digest] = job
+                    while len(self._jobs) > self.limit:
+                        self._jobs.popitem(last=False)
+                self._jobs.move_to_end(digest)
+                return job
+        finally:
+            self._loading.pop(digest, None)  # digests come from devices: nothing stays of made up ones
+
+    async def load_ahead(self, jobs: Iterable[str]) -> list[str]:
+        """Load what is not here yet of `name@digest`s that may be needed; never in another's place.
+
+        Returns what was loaded. Raises StoreError, PortableError.
+        """
+        loaded = []
+        for job in jobs:
+            name, _, digest = job.partition("@")
+            wanted = digest not in self._jobs and len(self._jobs) < self.limit
+            if wanted and await self.get(name, digest) is not None:
+                loaded.append(job)
+        return loaded
 
 
 async def answer_get_job(request: m.GetJob, store: Store, *, shards: int) -> m.Job | m.Error:

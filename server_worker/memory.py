@@ -7,7 +7,7 @@ again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -183,6 +183,12 @@ class SessionMemory:
         backward_from(loss, share_of(opened.samples, self._batch))
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.graph.inputs)
         return self._close(opened.request, gradients, float(loss.detach()), codec=opened.reply_codec)
+
+    def replay_all(self, entries: Sequence[LogEntry]) -> StepResult:
+        """Take the steps of these entries, at least one, again; what `replay` gave for the last."""
+        for entry in entries:
+            last = self.replay(entry)
+        return last
 
     def replay(self, entry: LogEntry) -> StepResult:
         """Take the step of a log entry again. Raises ReplayMismatch where it gives other bits than it had."""

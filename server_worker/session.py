@@ -43,7 +43,7 @@ from server_worker.actions import (
 from server_worker.arrivals import Arrivals, Kind, Place
 from server_worker.durability import DurabilityClock
 from server_worker.memory import MicroResult, SessionMemory, StepResult, encode_state
-from server_worker.reading import read_entry, read_snapshot
+from server_worker.reading import read_entries, read_snapshot
 from server_worker.replies import error_reply, open_refused, reopen_reply, stale_reply
 from server_worker.store import (
     Attempt,
@@ -450,16 +450,27 @@ class WorkerSession:
         yield Compute(lambda: memory.restore(blobs, base))
         self.attempt, self.owner = meta.attempt, meta.owner
         self._log_bytes, self._log_limit = meta.log_bytes, job.spec.durability.log_max_bytes
-        for step in range(base + 1, meta.committed + 1):
-            entry = yield StoreCall(lambda s, step=step: read_entry(s, self.name, step))  # type: ignore[misc]
-            result: StepResult = yield Compute(lambda entry=entry: memory.replay(entry))  # type: ignore[misc]
-            if step == meta.committed:
-                self._gradients = self._gradient_replies(step, result)
+        yield from self._replay(memory, base, meta.committed)
         self.memory = memory
         self._snapshot_step, self._snapshot_at = base, self._clock()
         self.snapshots_kept = len(meta.snapshots)
         self._move(State.READY)
         yield Loaded(self.name, meta.committed, meta.committed - base)
+
+    def _replay(self, memory: SessionMemory, base: int, upto: int) -> Steps:
+        """Take the logged steps after `base` again; one batch is read while the one before is computed."""
+
+        def begin(after: int) -> Begin:
+            return Begin(lambda s: read_entries(s, self.name, after=after, upto=upto))
+
+        ahead = (yield begin(base)) if base < upto else None
+        while ahead is not None:
+            entries = yield Finish(ahead)
+            done = entries[-1].step
+            ahead = (yield begin(done)) if done < upto else None
+            result: StepResult = yield Compute(lambda entries=entries: memory.replay_all(entries))  # type: ignore[misc]
+            if done == upto:
+                self._gradients = self._gradient_replies(upto, result)
 
     # the commit
 

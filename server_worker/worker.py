@@ -17,7 +17,7 @@ import random
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -45,6 +45,7 @@ from server_worker.session import WorkerIdentity, WorkerSession
 from server_worker.store import Store, WorkerInfo
 from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, StoreError, WireError
+from spliteasy.job import Job
 from spliteasy.metering import SILENT, Meter
 
 log = structlog.get_logger(__name__)
@@ -95,6 +96,7 @@ class Worker:
         self._transport: Transport | None = None
         self._subscriptions: dict[str, Subscription] = {}
         self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._loading_ahead: asyncio.Task[Any] | None = None
         self._started_at = time.time()
         self._draining = False
         self._in_line_for: frozenset[str] = frozenset()
@@ -185,11 +187,12 @@ class Worker:
             raise LinkError("not connected")
         return await self._transport.depth(queue)
 
-    def background(self, work: Awaitable[Any]) -> None:
+    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run beside everything else; ended with the worker."""
-        task = asyncio.ensure_future(work)
+        task = asyncio.create_task(work)
         self._tasks[task] = None
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        return task
 
     # one life of a connection
 
@@ -332,8 +335,12 @@ class Worker:
             await actor.wait_idle()
             await actor.park()
             if actor.idle:
-                self._actors.pop(name, None)
-                self._touched.pop(name, None)
+                self._forget_actor(name)
+
+    def _forget_actor(self, name: str) -> None:
+        self._actors.pop(name, None)
+        self._touched.pop(name, None)
+        self._durability.parted(name)
 
     async def _give(self, queue: str, subscription: Subscription) -> None:
         """Snapshot the queue's sessions, then take nothing more from it: the next in line gets it at once,
@@ -361,14 +368,17 @@ class Worker:
             await transport.close()
 
     async def _beat(self) -> None:
-        """Heartbeat, fair share, memory budget, retention."""
+        """Heartbeat, programs of the others, fair share, memory budget, retention."""
         swept_at = self.clock()
+        await _wait(self.connected, self.config.heartbeat_s)
         while True:
             try:
                 info = self._info()
                 await self.store.heartbeat(info, ttl_s=self.config.heartbeat_s * 5)
-                if self.config.balance and not self._draining:
-                    await self._balance()
+                workers = await self.store.workers()
+                self._load_ahead(workers)
+                if self.config.balance and info.state == "serving":
+                    await self._balance(workers)
                 await self._keep_budget()
                 if self.clock() - swept_at >= self.config.retention_check_s:
                     swept_at = self.clock()
@@ -387,10 +397,26 @@ class Worker:
                 load[shard] = load.get(shard, 0) + 1
         return load
 
-    async def _balance(self) -> None:
+    def _load_ahead(self, workers: Sequence[WorkerInfo]) -> None:
+        """Load the programs of the others' sessions: a takeover then waits for none."""
+        wanted = sorted({job for each in workers if each.worker != self.config.name for job in each.jobs})
+
+        async def load() -> None:
+            try:
+                for job in await self.jobs.load_ahead(wanted):
+                    self._log.info("job loaded ahead", job=job)
+            except SplitEasyError as error:
+                self._log.warning("no job loaded ahead", error=error.message)
+
+        if self._loading_ahead is None or self._loading_ahead.done():
+            self._loading_ahead = self.background(load())
+
+    async def _balance(self, workers: Sequence[WorkerInfo]) -> None:
         """Hand shards on to workers with too few sessions: first make way for them, then let go."""
         load = self._load()
-        plan = plan_moves(self.config.name, load, await self.store.workers())
+        plan = plan_moves(self.config.name, load, workers)
+        if plan.takers and not await self._all_subscribed(workers):
+            return
         takers = frozenset(plan.takers)
         if not takers <= self._in_line_for:
             self._in_line_for = takers
@@ -411,13 +437,18 @@ class Worker:
             if subscription := self._subscriptions.get(queue):
                 await self._give(queue, subscription)
 
+    async def _all_subscribed(self, workers: Sequence[WorkerInfo]) -> bool:
+        """Whether the broker still knows as many workers: one that died a moment ago has a heartbeat yet."""
+        front = await self.depth(FRONT)
+        return front is not None and front.consumers >= sum(each.state == "serving" for each in workers)
+
     def _drop_empty(self) -> None:
         """Forget sessions that hold nothing and were asked for nothing lately, such as made up ones."""
         horizon = self.clock() - EMPTY_S
         for name in [name for name, touched in self._touched.items() if touched < horizon]:
             actor = self._actors[name]
             if actor.idle and actor.session.memory is None:
-                del self._actors[name], self._touched[name]
+                self._forget_actor(name)
 
     async def _keep_budget(self) -> None:
         self._drop_empty()
@@ -439,8 +470,13 @@ class Worker:
             steps=self.steps,
             host=socket.gethostname(),
             pid=os.getpid(),
-            state="draining" if self._draining else "serving",
+            state="draining" if self._draining else "serving" if self.connected.is_set() else "connecting",
+            jobs=tuple(sorted({f"{job.name}@{job.digest}" for job in self._jobs_in_use()})),
         )
+
+    def _jobs_in_use(self) -> list[Job]:
+        memories = [actor.session.memory for actor in self._actors.values()]
+        return [memory.job for memory in memories if memory is not None]
 
 
 def reply_id(reply: m.Message) -> str:
@@ -449,8 +485,8 @@ def reply_id(reply: m.Message) -> str:
     return hashlib.blake2b(header, digest_size=8).hexdigest()
 
 
-async def _wait(stop: asyncio.Event, delay_s: float) -> None:
-    """Sleep, or less if `stop` is set."""
+async def _wait(event: asyncio.Event, delay_s: float) -> None:
+    """Sleep, or less if the event is set."""
     with suppress(TimeoutError):
         async with asyncio.timeout(delay_s):
-            await stop.wait()
+            await event.wait()

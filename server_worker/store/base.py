@@ -154,7 +154,9 @@ class WorkerInfo:
     host: str
     pid: int
     state: str
-    """`serving` or `draining`."""
+    """`serving`, `connecting` (no broker) or `draining`."""
+    jobs: tuple[str, ...] = ()
+    """Jobs (`name@digest`) of its sessions in memory: what others may load ahead."""
 
 
 class Store(Protocol):

@@ -41,5 +41,6 @@ def decode_worker(line: bytes) -> WorkerInfo:
     """What a worker of a newer version adds is ignored: both share a store while they are upgraded."""
     said = orjson.loads(line)
     known = {name: said[name] for name in WorkerInfo.__dataclass_fields__ if name in said}
-    known["shards"] = tuple(known["shards"])
+    for name in ("shards", "jobs"):
+        known[name] = tuple(known.get(name, ()))
     return WorkerInfo(**known)

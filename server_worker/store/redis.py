@@ -17,6 +17,7 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from server_worker.store import rules, scripts
@@ -39,7 +40,7 @@ from server_worker.store.base import (
     UnknownSession,
     WorkerInfo,
 )
-from server_worker.store.records import decode_worker, encode_worker
+from server_worker.store.records import decode_worker, encode_worker, grouped
 from server_worker.store.redis_link import RedisLink
 from server_worker.store.redis_values import get_values, put_values
 from server_worker.store.waiting import Waiting
@@ -47,6 +48,9 @@ from spliteasy.errors import StoreError
 
 PUT_TTL_S = 3600.0
 """How long a blob waits for the script that names it."""
+
+READ_STEPS = 64
+"""Log entries looked up in one round trip; their blobs come in groups of some MiB."""
 
 _JOBS = "spliteasy:jobs"
 _SESSIONS = "spliteasy:sessions"
@@ -194,16 +198,24 @@ class RedisStore:
         return await get_values(self._link, f"spliteasy:{{{session}}}:snapshot:{token.decode()}", index)
 
     async def read_log(self, session: str, *, after: int, upto: int) -> AsyncIterator[LogEntry]:
-        for step in range(after + 1, upto + 1):
-            record = await self._link.call("HGET", _keys(session)[1], step)
-            if record is None:
-                raise KeyError(f"session {session} has no log entry of step {step}")
-            _, digest, *tokens = record.decode().split(" ")
-            keys = [f"spliteasy:{{{session}}}:request:{token}" for token in tokens]
-            bodies = await self._link.call("MGET", *keys) if keys else []
-            if None in bodies:
-                raise KeyError(f"session {session}: the log entry of step {step} was just dropped")
-            yield LogEntry(step=step, requests=tuple(bodies), gradient_digest=digest)
+        for first in range(after + 1, upto + 1, READ_STEPS):
+            steps = range(first, min(first + READ_STEPS, upto + 1))
+            found = await self._link.call("HMGET", _keys(session)[1], *steps)
+            records = [record.decode().split(" ") if record else ["0"] for record in found]
+            for group in grouped([int(record[0]) for record in records]):
+                tokens = [token for place in group for token in records[place][2:]]
+                keys = [f"spliteasy:{{{session}}}:request:{token}" for token in tokens]
+                bodies = iter(await self._link.call("MGET", *keys) if keys else [])
+                for place in group:
+                    if not found[place]:
+                        raise KeyError(f"session {session} has no log entry of step {steps[place]}")
+                    _, digest, *named = records[place]
+                    requests = tuple(islice(bodies, len(named)))
+                    if None in requests:
+                        raise KeyError(
+                            f"session {session}: the entry of step {steps[place]} was just dropped"
+                        )
+                    yield LogEntry(step=steps[place], requests=requests, gradient_digest=digest)
 
     async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
         return await self._move(scripts.CLOSE, session, attempt, owner)
