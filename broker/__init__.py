@@ -36,17 +36,21 @@ __all__ = [
 ]
 
 
-async def connect(url: str) -> Transport:
+async def connect(url: str, *, heartbeat_s: int | None = None) -> Transport:
     """A connection to the broker at `url` (`amqp://` or `amqps://`).
+
+    RabbitMQ gives up a client that is silent for two to three times `heartbeat_s` (None: as `AmqpOptions`).
 
     Raises `LinkError` where it can't be reached, `LinkRefused` where it, or the URL, says no.
     """
     scheme = url.partition("://")[0].lower()
     if scheme in ("amqp", "amqps"):
         # Here, not above: what needs no network must not need its library.
+        from broker.amqp import AmqpOptions
         from broker.amqp import connect as connect_amqp
 
-        return await connect_amqp(url)
+        options = AmqpOptions() if heartbeat_s is None else AmqpOptions(heartbeat_s=heartbeat_s)
+        return await connect_amqp(url, options=options)
     raise LinkRefused(
         f"no transport for {scheme or 'an empty'} URLs", hint="use amqp://user:password@host:port/vhost"
     )

@@ -38,6 +38,8 @@ class WorkerConfig:
     chunk_bytes: int = CHUNK_BYTES
     memory_bytes: int = 4 << 30
     """Sessions beyond this are parked, the least recently used first."""
+    jobs: int = 32
+    """Job programs kept, the least recently used dropped first."""
     drain_s: float = 20.0
     """How long a stopping worker finishes the requests at hand."""
     heartbeat_s: float = 1.0

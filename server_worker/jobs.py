@@ -19,7 +19,7 @@ from spliteasy.job import Job, device_parts
 class JobCache:
     """Programs by digest, the least recently used dropped beyond `limit`."""
 
-    def __init__(self, store: Store, compute: Compute, *, limit: int = 32) -> None:
+    def __init__(self, store: Store, compute: Compute, *, limit: int) -> None:
         self._store = store
         self._compute = compute
         self.limit = limit

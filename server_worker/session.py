@@ -116,6 +116,7 @@ class WorkerSession:
         self._snapshot_step = 0
         self._snapshot_at = clock()
         self._snapshot_running = False
+        self._doubted = False
         self._writes: list[Handle] = []
         """Of the open step's requests to the log; the commit waits for them."""
 
@@ -143,7 +144,15 @@ class WorkerSession:
         """Throw the memory away; the store has everything."""
         self._move(State.COLD)
         self.memory, self.owner, self.attempt, self._gradients = None, None, None, ()
+        self._doubted = False
         self._arrivals.clear()
+
+    def doubt(self) -> None:
+        """Another worker may have served the session meanwhile: ask the store before the memory is used.
+
+        A commit on top of it would be refused without a word, and the device wait for its deadline.
+        """
+        self._doubted = True
 
     def handle(self, request: m.AnyRequest, raw: Blob) -> Steps:
         """Serve one request; `raw` is the request as received, for the log. Never raises for a bad one."""
@@ -233,6 +242,11 @@ class WorkerSession:
                 if meta.attempt != self.attempt or meta.owner != self.owner:
                     self.drop()
                 self.attempt, self.owner = meta.attempt, meta.owner
+                # A late copy of OPEN must not make us forget the commits since.
+                durable_step = min(meta.resume_step, self._durability.durable_step(self.name, meta.committed))
+                if self.memory is None:
+                    # Before the answer: what can't be loaded is refused, not opened and then refused.
+                    yield from self._load(meta, replay_last=False)
                 yield Send(
                     m.Opened(
                         session=self.name,
@@ -240,14 +254,9 @@ class WorkerSession:
                         attempt=request.attempt,
                         fence=meta.owner.fence,
                         step=meta.resume_step,
-                        # A late copy of OPEN must not make us forget the commits since.
-                        durable_step=min(
-                            meta.resume_step, self._durability.durable_step(self.name, meta.committed)
-                        ),
+                        durable_step=durable_step,
                     )
                 )
-                if self.memory is None:
-                    yield from self._load(meta, replay_last=False)
             case refusal:
                 yield Send(open_refused(request, refusal))
 
@@ -404,12 +413,13 @@ class WorkerSession:
         None: the request was answered, or is so old that nobody waits for an answer.
         """
         steps = (0,) if exact else (0, 1)
-        if (
+        fits = (
             self.memory is not None
             and self.attempt == _attempt(request.attempt)
             and request.step - self.memory.step in steps
             and (request.step != self.memory.step or exact or self._gradients)
-        ):
+        )
+        if fits and not self._doubted:
             return self.memory
         outcome = yield StoreCall(
             lambda s: s.claim(
@@ -421,6 +431,9 @@ class WorkerSession:
                 if request.step - meta.committed not in steps:
                     yield Send(reopen_reply(request, f"the session is at step {meta.committed}"))
                     return None
+                if fits and self.memory is not None and self._is_of(meta):
+                    self._doubted = False
+                    return self.memory
                 yield from self._load(meta, replay_last=request.step == meta.committed and not exact)
                 return self.memory
             case StaleAttempt(stored=stored):
@@ -432,6 +445,11 @@ class WorkerSession:
             case UnknownSession():
                 yield Send(reopen_reply(request, "the store does not know the session"))
         return None
+
+    def _is_of(self, meta: SessionMeta) -> bool:
+        """Whether nobody else owned the session since the memory was built."""
+        assert self.memory is not None
+        return meta.owner == self.owner and meta.committed == self.memory.step
 
     def _load(self, meta: SessionMeta, *, replay_last: bool) -> Steps:
         """Build the memory from the newest snapshot and the log after it.

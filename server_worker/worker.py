@@ -17,7 +17,7 @@ import random
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -57,6 +57,8 @@ ACTIVE_S = 30.0
 EMPTY_S = 120.0
 SETTLE_BEATS = 3
 """After shards were handed on, so many heartbeats pass until all can see where they went."""
+BACKOFF_MAX_S = 2.0
+"""Workers are few: they are back before the devices, which wait for longer between two tries."""
 
 
 class Worker:
@@ -78,7 +80,7 @@ class Worker:
         self.clock = clock
         self.store = store
         self.compute = compute
-        self.jobs = JobCache(store, compute)
+        self.jobs = JobCache(store, compute, limit=config.jobs)
         self.steps = 0
         self.connected = asyncio.Event()
         self._connect = connect
@@ -110,11 +112,11 @@ class Worker:
             self._log.warning("trust is open: any client of this broker can speak for any device")
         beat = asyncio.create_task(self._beat())
         try:
-            delays = full_jitter(rng=self._rng)
+            delays = self._backoff()
             while not stop.is_set():
                 try:
                     self._transport = await self._connect()
-                    delays = full_jitter(rng=self._rng)
+                    delays = self._backoff()
                     await self._serve(self._transport, stop)
                 except LinkRefused:
                     raise
@@ -130,6 +132,9 @@ class Worker:
             await asyncio.gather(beat, *self._tasks, return_exceptions=True)
             with suppress(StoreError):
                 await self.store.leave(self.config.name)
+
+    def _backoff(self) -> Iterator[float]:
+        return full_jitter(max_s=BACKOFF_MAX_S, rng=self._rng)
 
     # what actors need
 
@@ -364,6 +369,8 @@ class Worker:
         for subscription in self._subscriptions.values():
             await subscription.close()
         self._subscriptions.clear()
+        for actor in self._actors.values():
+            actor.session.doubt()
         if transport is not None:
             await transport.close()
 

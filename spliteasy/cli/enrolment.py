@@ -108,7 +108,11 @@ def read_enrolment(file: Path, *, role: Literal["device", "worker"] = "device") 
 
 
 async def connect_enrolled(
-    file: Path, *, role: Literal["device", "worker"] = "device", patience_s: float = PATIENCE_S
+    file: Path,
+    *,
+    role: Literal["device", "worker"] = "device",
+    patience_s: float = PATIENCE_S,
+    heartbeat_s: int | None = None,
 ) -> Transport:
     """Connect as the file says; where that is refused, as a newer file says that comes in `patience_s`.
 
@@ -118,12 +122,12 @@ async def connect_enrolled(
 
     enrolment = read_enrolment(file, role=role)
     try:
-        return await connect(enrolment.url)
+        return await connect(enrolment.url, heartbeat_s=heartbeat_s)
     except LinkRefused:
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 await _wait_for_another(file, enrolment)
-        return await connect(read_enrolment(file, role=role).url)
+        return await connect(read_enrolment(file, role=role).url, heartbeat_s=heartbeat_s)
 
 
 async def _wait_for_another(file: Path, enrolment: Enrolment) -> None:

@@ -55,6 +55,13 @@ def worker(
     drain_s: Annotated[
         float, typer.Option(min=0.0, help="Seconds that a stopping worker has to finish what is at hand.")
     ] = 20.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Job programs kept in memory.")] = 32,
+    heartbeat_s: Annotated[
+        int,
+        typer.Option(
+            min=1, help="RabbitMQ gives a worker up that was silent for two to three times as long."
+        ),
+    ] = 3,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = "127.0.0.1",
 ) -> None:
@@ -84,6 +91,7 @@ def worker(
         config = WorkerConfig(
             trust=Trust(trust),
             memory_bytes=memory_mib * MIB,
+            jobs=jobs,
             drain_s=drain_s,
             quota=DeviceQuota(
                 messages_per_s=device_messages, bytes_per_s=device_mib * MIB, sessions=device_sessions
@@ -97,8 +105,8 @@ def worker(
 
         async def reach() -> Transport:
             if enrolment is None:
-                return await connect(url)
-            return await connect_enrolled(enrolment, role="worker")
+                return await connect(url, heartbeat_s=heartbeat_s)
+            return await connect_enrolled(enrolment, role="worker", heartbeat_s=heartbeat_s)
 
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         meter = monitoring.meter

@@ -160,7 +160,7 @@ def forget_which_codecs_a_step_had() -> Any:
 MUTATIONS = {
     forget_which_codecs_a_step_had: FREQUENT,
     skip_the_fence_check: FREQUENT,
-    skip_the_attempt_check: replace(FREQUENT, zombie=0.1),
+    skip_the_attempt_check: replace(FREQUENT, zombie=0.1, delay=0.2, agent_crash_s=1.5),
     ack_before_commit: replace(CALM, worker_crash=0.05),
     forget_to_restore_buffers: FREQUENT,
     trim_the_log_too_early: FREQUENT,

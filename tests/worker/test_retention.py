@@ -28,7 +28,7 @@ async def test_only_abandoned_sessions_go() -> None:
         )
         now += 20 * DAY_S
     assert job.spec.durability.retention_s == 30 * DAY_S
-    jobs = JobCache(store, compute)
+    jobs = JobCache(store, compute, limit=8)
     try:
         assert await forget_abandoned(store, jobs, clock=lambda: 29 * DAY_S) == []
         assert await forget_abandoned(store, jobs, clock=lambda: 31 * DAY_S) == ["toy.old"]
