@@ -46,14 +46,14 @@ class Invariants:
         """As it was opened or claimed last."""
 
     def opened(self, session: str, done: Done) -> None:
-        self.claimed(session, done)
+        self._owned(session, done)
         self._committed[session] = done.meta.committed
 
-    def claimed(self, session: str, done: Done) -> None:
-        before = self._newest.get(session)
-        if before is not None and done.meta.owner.fence < before.owner.fence:
-            self.violations.append(f"{session}: the fence fell")
-        self._newest[session] = done.meta
+    def claimed(self, session: str, attempt: Attempt, done: Done) -> None:
+        newest = self._newest.get(session)
+        if newest is not None and newest.attempt != attempt:
+            self.violations.append(f"{session}: it was claimed for attempt {attempt.number}")
+        self._owned(session, done)
 
     def committed(self, session: str, step: int, digest: str, attempt: Attempt, owner: Owner) -> None:
         newest = self._newest.get(session)
@@ -81,6 +81,12 @@ class Invariants:
         assert isinstance(request, m.Forward | m.Backward)
         codecs = [request.codec, *([request.reply_codec] if request.reply_codec else [])]
         self._written.setdefault((session, attempt, owner, step), {})[index] = request.kind, codecs
+
+    def _owned(self, session: str, done: Done) -> None:
+        before = self._newest.get(session)
+        if before is not None and done.meta.owner.fence < before.owner.fence:
+            self.violations.append(f"{session}: the fence fell")
+        self._newest[session] = done.meta
 
     def rolled_back(self) -> None:
         """The store lost its last writes: what it had is no measure any more."""
@@ -149,7 +155,7 @@ class FaultyStore:
         if name == "open_session":
             self._invariants.opened(session, outcome)
         elif name == "claim":
-            self._invariants.claimed(session, outcome)
+            self._invariants.claimed(session, kwargs["attempt"], outcome)
         elif name == "commit":
             self._invariants.committed(
                 session, kwargs["step"], kwargs["gradient_digest"], kwargs["attempt"], kwargs["owner"]

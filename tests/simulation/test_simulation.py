@@ -17,7 +17,7 @@ import torch
 
 from device_agent.state import StateFolder
 from server_worker.actor import Incoming, SessionActor
-from server_worker.store import Attempt, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
+from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
 from server_worker.store.sqlite_file import Database
 from spliteasy import training
 from spliteasy.training import SegmentTrainer
@@ -102,7 +102,12 @@ def skip_the_attempt_check() -> Any:
     def refusal(meta: SessionMeta | None, attempt: Attempt, owner: Owner) -> StaleOwner | None:
         return None if meta is None or owner == meta.owner else StaleOwner(stored=meta.owner)
 
-    return mock.patch.object(rules, "_refusal", refusal)
+    def claimed(meta: SessionMeta | None, *, attempt: Attempt, **rest: Any) -> ClaimOutcome:
+        return claimed_as_ever(meta, attempt=attempt if meta is None else meta.attempt, **rest)
+
+    # Of a commit alone it would not matter: each attempt raises the fence too.
+    claimed_as_ever = rules.claimed
+    return mock.patch.multiple(rules, _refusal=refusal, claimed=claimed)
 
 
 def ack_before_commit() -> Any:
@@ -160,7 +165,7 @@ def forget_which_codecs_a_step_had() -> Any:
 MUTATIONS = {
     forget_which_codecs_a_step_had: FREQUENT,
     skip_the_fence_check: FREQUENT,
-    skip_the_attempt_check: replace(FREQUENT, zombie=0.1, delay=0.2, agent_crash_s=1.5),
+    skip_the_attempt_check: FREQUENT,
     ack_before_commit: replace(CALM, worker_crash=0.05),
     forget_to_restore_buffers: FREQUENT,
     trim_the_log_too_early: FREQUENT,
