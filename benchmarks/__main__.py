@@ -22,6 +22,7 @@ PARTS = {
     "many": (2, "1 to 64 devices on one worker"),
     "memory": (2, "peak memory of agent and worker"),
     "durability": (2, "with Redis over in memory"),
+    "recovery": (8, "seconds until training moves again after a fault"),
     "profile": (1, "where the time of a step goes"),
 }
 """By name: minutes on a quiet machine, and what is measured."""

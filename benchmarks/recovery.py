@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from benchmarks.arena import Arena, WorkerPlace
-from benchmarks.report import about, save, table
+from benchmarks.report import Table, goal, save, show_about
 from benchmarks.services import services
 from spliteasy import logs
 from spliteasy.eventloop import new_runner
@@ -136,10 +136,10 @@ async def measure(arena: Arena, name: str, times: int, rng: random.Random) -> Fi
     return Figure(fault=title, times=times, seconds=seconds, replayed=replayed)
 
 
-def show(figures: list[Figure]) -> None:
+def table_of(figures: list[Figure]) -> Table:
     rows = []
     for one in figures:
-        goal, p95 = GOALS.get(one.fault), one.percentile(0.95)
+        limit, p95 = GOALS.get(one.fault), one.percentile(0.95)
         rows.append(
             [
                 one.fault,
@@ -147,11 +147,11 @@ def show(figures: list[Figure]) -> None:
                 str(len(one.seconds)),
                 *(f"{one.percentile(share):.2f}" for share in (0.5, 0.95, 1.0)),
                 str(one.replayed),
-                "" if goal is None else f"p95 ≤ {goal:g} s: {'met' if p95 <= goal else 'NOT met'}",
+                "" if limit is None else goal(f"p95 ≤ {limit:g} s", p95 <= limit),
             ]
         )
     head = ["fault", "times", "sessions hit", "p50 s", "p95 s", "max s", "steps replayed", "goal"]
-    table("seconds until the next step", head, rows)
+    return Table("Seconds until the next step", head, rows)
 
 
 async def run(names: list[str], times: int, sessions: int, seed: int) -> list[Figure]:
@@ -174,11 +174,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     logs.configure("error")
-    print(about())
+    began = show_about()
     with new_runner() as runner:
         figures = runner.run(run(options.faults, options.times, options.sessions, options.seed))
-    show(figures)
-    save("recovery", [asdict(one) for one in figures])
+    table = table_of(figures)
+    table.show()
+    save("recovery", [asdict(one) for one in figures], [table], began)
 
 
 if __name__ == "__main__":

@@ -292,6 +292,12 @@ class Assembler:
         """Ids of the sender's unfinished messages, the stalest first."""
         return [message_id for owner, message_id in self._uploads if owner == sender]
 
+    def forget_last(self, sender: str, message_id: str) -> None:
+        """Forget the last frame of an unfinished message: it is to come again, behind those before it."""
+        upload = self._uploads.get((sender, message_id))
+        if upload is not None:
+            upload.checksums.pop(-(-upload.total // upload.chunk_bytes) - 1, None)
+
     def drop(self, sender: str) -> None:
         """Forget all that the sender has not finished."""
         for key in [key for key in self._uploads if key[0] == sender]:

@@ -96,13 +96,19 @@ class Link:
             else:
                 connected, told = True, False
                 delays = full_jitter(rng=self._rng)
+                # A task of its own: a task group that fails as it is cancelled tells of its failure only, and
+                # this would go on for ever.
+                live = asyncio.create_task(self._live(transport))
                 try:
-                    await self._live(transport)
+                    await asyncio.wait({live})
+                    live.result()
                 except* LinkRefused:
                     raise
                 except* LinkError as errors:
                     log.info("link lost", device=self._device, error=str(errors.exceptions[0]))
                 finally:
+                    live.cancel()
+                    await asyncio.gather(live, return_exceptions=True)
                     self.is_up = False
                     self._emit(e.LinkDown())
                     self._forget_outbox()

@@ -136,8 +136,9 @@ class DeviceSession:
         """The requests that an answer is awaited to, by id."""
         self._sending: set[str] = set()
         """What the link was given and has not sent yet."""
-        self._reached: set[str] = set()
-        """Pending requests that may have arrived, so that ASK comes before sending them again."""
+        self._reached: dict[str, int] = {}
+        """Requests that may have arrived, so that ASK comes before sending them again; and the fence of the
+        newest owner that they can have reached."""
         self._asks: set[str] = set()
         self._nudged = False
         """Whether a pending request was asked about, or sent again."""
@@ -166,7 +167,7 @@ class DeviceSession:
                 return self._await_reply()
             case e.NotSent(request=request):
                 self._sending.discard(request)
-                self._reached.discard(request)
+                self._reached.pop(request, None)
                 return self._retry_later(self.plan.retry_s, "waiting for a worker to serve this broker")
             case e.Fired(timer=Timer.STOP):
                 return self._stop_now() if self.state in _WAITING else []
@@ -348,6 +349,9 @@ class DeviceSession:
             return self._doubt_the_store()
         if not self._is_ours(message):
             return []
+        return [*self._taken(message), *self._ask_a_new_owner(message)]
+
+    def _taken(self, message: m.AnyMessage) -> list[Action]:
         match message:
             case m.Opened() if self.state is State.OPENING:
                 self.step = message.step
@@ -441,6 +445,8 @@ class DeviceSession:
         micro = message.micro or 0
         if micro >= len(self._micros):
             return []
+        if message.answers in self._reached:
+            self._reached[message.answers] = message.fence
         found = self._micros[micro]
         request = found.forward if message.missing == "FORWARD" else found.backward
         return self._send(request) if request is not None and request.request not in self._sending else []
@@ -491,7 +497,7 @@ class DeviceSession:
         if not self._online:
             return []
         self._sending.add(request.request)
-        self._reached.add(request.request)
+        self._reached[request.request] = self._fence
         return [e.Disarm(Timer.REPLY), e.Send(request, skip)]
 
     def _await_reply(self) -> list[Action]:
@@ -505,6 +511,20 @@ class DeviceSession:
         self._nudged = True
         waiting = [request for key, request in self._pending.items() if key not in self._sending]
         return [action for request in waiting for action in self._send(self._question(request))]
+
+    def _ask_a_new_owner(self, message: m.AnyMessage) -> list[Action]:
+        """It computes the step: ask about what else is pending, if only an owner before it had that.
+
+        What waited for its turn there was acknowledged, so that the broker has it no more.
+        """
+        if not self._online or not isinstance(message, m.Forwarded | m.Gradient):
+            return []
+        older = [
+            request
+            for key, request in self._pending.items()
+            if key not in self._sending and self._reached.get(key, message.fence) < message.fence
+        ]
+        return [action for request in older for action in self._send(self._question(request))]
 
     def _question(self, request: m.AnyRequest) -> m.AnyRequest:
         """What to send about a pending request: an ASK, or itself."""
@@ -520,6 +540,7 @@ class DeviceSession:
             forward=request.request if isinstance(request, m.Forward) else request.forward,
         )
         self._asks.add(ask.request)
+        self._reached[request.request] = self._fence
         return ask
 
     def _no_reply(self) -> list[Action]:

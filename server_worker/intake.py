@@ -51,6 +51,10 @@ class Intake:
             return self._over_quota(device, reply_to, parse_frame(delivery.body))
         outcome = self._assembler.add(device, delivery.body)
         if not isinstance(outcome, Assembled):
+            if isinstance(outcome, Partial) and outcome.last:
+                # Whatever makes a request whole is acknowledged after the reply, and wakes the successor of
+                # a worker that died before. That must be its last frame: no other makes one ask for more.
+                self._assembler.forget_last(device, outcome.message_id)
             return Waiting(outcome=outcome, device=device, reply_to=reply_to)
         if not self._quotas.message(device):
             return self._over_quota(device, reply_to, outcome)

@@ -34,8 +34,7 @@ def plan_moves(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInf
     Sessions go from whoever has most to whoever has least, until that brings no two closer together. Of
     its own shards this worker knows the sizes; others are taken to move one session at a time.
     """
-    sessions = {each.worker: each.sessions for each in workers if each.state == "serving"}
-    sessions[worker] = sum(load.values())
+    sessions = _counted(worker, load, workers)
     left, given, takers = dict(load), [], set[str]()
     while True:
         giver = max(sessions, key=lambda name: (sessions[name], name))
@@ -53,6 +52,19 @@ def plan_moves(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInf
         sessions[taker] += moved
         takers.add(taker)
     return Plan(give=tuple(given), takers=tuple(sorted(takers - {worker} if given else takers)))
+
+
+def _counted(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInfo]) -> dict[str, int]:
+    """Active sessions by worker. A shard that two of them name is on its way: it counts once, for the one
+    with fewer, because the other has not told yet that it let go.
+    """
+    sessions, taken = {worker: sum(load.values())}, set(load)
+    others = [each for each in workers if each.state == "serving" and each.worker != worker]
+    for each in sorted(others, key=lambda each: (each.sessions, each.worker)):
+        left = set(each.shards) - taken
+        taken |= left
+        sessions[each.worker] = round(each.sessions * (len(left) / len(each.shards) if each.shards else 1))
+    return sessions
 
 
 def _best(load: Mapping[int, int], excess: int) -> int | None:

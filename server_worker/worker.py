@@ -365,10 +365,11 @@ class Worker:
         return [name for name in self._actors if shard_queue(shard_of(name, shards)).name == queue]
 
     async def _hang_up(self) -> None:
-        transport, self._transport = self._transport, None
         for subscription in self._subscriptions.values():
             await subscription.close()
         self._subscriptions.clear()
+        # Not before: what could not be answered must not be acknowledged.
+        transport, self._transport = self._transport, None
         for actor in self._actors.values():
             actor.session.doubt()
         if transport is not None:

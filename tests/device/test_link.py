@@ -11,11 +11,13 @@ from benchmarks.emulator import Direction, LinkEmulator, Profile
 from broker import connect, decode
 from broker import messages as m
 from broker.chunks import Assembled, Assembler, AssemblerLimits
+from broker.memory import MemoryBroker, MemoryTransport
 from broker.topology import dead_queue, front_queue
 from deploy.rabbitmq import HOST
 from device_agent import events as e
 from device_agent.link import Link
 from tests.fixtures_rabbitmq import RabbitBroker
+from tests.simulation.clock import run_virtually
 
 
 @pytest.mark.rabbitmq
@@ -51,3 +53,27 @@ async def test_requests_follow_each_other_without_waiting_for_confirms(
         emulator.resume()
         await asyncio.wait({running})
     await server.close()
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_link_ends_though_its_connection_is_lost_at_that_moment(turns: int) -> None:
+    async def play() -> None:
+        broker = MemoryBroker()
+        events: asyncio.Queue[e.Event] = asyncio.Queue()
+        transports: list[MemoryTransport] = []
+
+        async def reach() -> MemoryTransport:
+            transports.append(broker.connect("phone-1"))
+            return transports[-1]
+
+        running = asyncio.create_task(Link(reach, "phone-1", emit=events.put_nowait).run())
+        assert await events.get() == e.LinkUp()
+        broker.drop(transports[-1])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        async with asyncio.timeout(60):
+            await asyncio.wait({running})
+        assert running.cancelled()
+
+    run_virtually(play())

@@ -35,6 +35,7 @@ FREQUENT = Rates(
     checkpoints_lost=0.0,
     state_lost=0.0,
 )
+DYING = replace(CALM, worker_crash=0.05)
 
 AUTO = next(variant for variant in VARIANTS if variant.auto)
 SEEDS = int(os.environ.get("SPLITEASY_SEEDS", "400"))
@@ -71,6 +72,12 @@ def test_no_seed_violates_anything() -> None:
             assert summary.violations == (), f"replay with: make simulate SEED={summary.seed}"
             faults += summary.faults
     assert min(faults[kind] for kind in ("zombie", "store lost commits", "checkpoints lost", "duplicate")) > 0
+
+
+def test_workers_that_die_leave_no_device_to_its_deadline() -> None:
+    """Whatever one worker had, the next one is told of or asked about: the device's patience is long."""
+    for seed in range(16):
+        assert play(seed, rates=DYING, reply_timeout_s=1e6).violations == (), f"seed {seed}"
 
 
 def test_the_log_of_a_long_training_stays_short() -> None:
@@ -166,7 +173,7 @@ MUTATIONS = {
     forget_which_codecs_a_step_had: FREQUENT,
     skip_the_fence_check: FREQUENT,
     skip_the_attempt_check: FREQUENT,
-    ack_before_commit: replace(CALM, worker_crash=0.05),
+    ack_before_commit: DYING,
     forget_to_restore_buffers: FREQUENT,
     trim_the_log_too_early: FREQUENT,
     keep_no_log_beside_a_snapshot: FREQUENT,

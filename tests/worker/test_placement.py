@@ -17,9 +17,9 @@ from tests.simulation.faults import CALM
 from tests.simulation.world import World
 
 
-def info(worker: str, sessions: int, state: str = "serving") -> WorkerInfo:
+def info(worker: str, sessions: int, state: str = "serving", *, shards: tuple[int, ...] = ()) -> WorkerInfo:
     return WorkerInfo(
-        worker=worker, started_at=0.0, sessions=sessions, shards=(), steps=0, host="h", pid=1, state=state
+        worker=worker, started_at=0.0, sessions=sessions, shards=shards, steps=0, host="h", pid=1, state=state
     )
 
 
@@ -37,6 +37,8 @@ def info(worker: str, sessions: int, state: str = "serving") -> WorkerInfo:
         ({1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1}, [info("b", 0)], (1, 2, 3), ("b",)),
         ({1: 1, 2: 1, 3: 1, 4: 1}, [info("b", 4), info("c", 4), info("d", 0)], (1,), ("d",)),
         ({1: 1}, [info("b", 5), info("c", 0)], (), ("a", "c")),  # others give, this one takes
+        # two of b's are with c already, which b has not told yet
+        ({1: 1, 2: 1, 3: 1}, [info("b", 4, shards=(4, 5, 6, 7)), info("c", 2, shards=(6, 7))], (), ()),
     ],
 )
 def test_shards_are_handed_on_only_where_that_evens_the_load(
