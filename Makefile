@@ -15,6 +15,9 @@ SEED ?=
 TLS ?=
 MINUTES ?= 10
 ONLY ?=
+HOSTS ?=
+INVENTORY ?=
+SSH ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,13 +29,13 @@ CODE := spliteasy broker device_agent server_worker deploy tests examples benchm
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup deps demo test test-long parity bench bench-plan simulate chaos attack audit lint format \
-  up down status logs scale clean distclean
+  deploy-agents undeploy-agents up down status logs scale clean distclean
 
 help: ## This list
 	@echo "SplitEasy: train models on data that stays on the devices."
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' \
-	  | while IFS=$$'\t' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+	  | while IFS=$$'\t' read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo "First time here?  make demo      then look at runs/demo/report.png"
 	@echo "The real thing?   make up        RabbitMQ, Redis and workers; it says what to type next"
@@ -69,6 +72,15 @@ scale: setup ## Change the number of local workers: make scale WORKERS=4
 down: setup ## Stop the local stack; its state stays
 	@$(BIN)/python -m deploy.local down
 
+DEPLOY_AGENTS = $(BIN)/python -m deploy.agents
+WHERE = $(HOSTS) $(if $(INVENTORY),--inventory '$(INVENTORY)') $(if $(SSH),--ssh='$(SSH)')
+
+deploy-agents: setup ## Agents on devices by ssh, upgraded too: HOSTS="data=… pi@host-a pi@host-b" or INVENTORY=FILE
+	@$(DEPLOY_AGENTS) deploy $(WHERE)
+
+undeploy-agents: setup ## Stop and remove them; their state stays
+	@$(DEPLOY_AGENTS) undeploy $(WHERE)
+
 clean: setup ## Stop the local stack and delete its state and all runs
 	@$(BIN)/python -m deploy.local clean
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -88,7 +100,8 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix $(wildcard $(CODE))
 	$(BIN)/ruff format $(wildcard $(CODE))
 
-test: setup deps lint ## Lint and all tests, against real RabbitMQ and Redis
+test: setup lint ## Lint and all tests, against real RabbitMQ, Redis and OpenSSH
+	@bash deploy/install_deps.sh --tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-long: setup deps ## The long sweeps (many seeds, many mutations)

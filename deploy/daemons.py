@@ -41,8 +41,13 @@ class Daemon:
             return None
         return int(pid) if started and started == start_time(int(pid)) else None
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start it in a session of its own, appending to its log; nothing where it runs already."""
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str], *, cwd: Path | None = None
+    ) -> None:
+        """Start it in a session of its own, appending to its log; nothing where it runs already.
+
+        `cwd`: its current folder; None: ours.
+        """
         if self.pid() is not None:
             return
         for file in (self.pid_file, self.log_file):
@@ -54,6 +59,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=cwd,
                 start_new_session=True,
             )
         self.pid_file.write_text(f"{process.pid} {start_time(process.pid)}")

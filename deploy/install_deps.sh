@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # Install the RabbitMQ and Redis binaries through apt, or say what to type. Does nothing when they are there.
+# --tests: OpenSSH too, which deploying agents is tested against.
 set -euo pipefail
 
 missing=()
 command -v redis-server >/dev/null || missing+=(redis-server)
 [ -n "$(compgen -G '/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server')" ] \
   || command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server)
+if [ "${1-}" = --tests ]; then
+  command -v sshd >/dev/null || [ -x /usr/sbin/sshd ] || missing+=(openssh-server)
+  command -v ssh >/dev/null || missing+=(openssh-client)
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if ! command -v apt-get >/dev/null; then
@@ -35,6 +40,10 @@ fi
 # this very run brought in are switched off again; one that was there before is left alone.
 if [ -d /run/systemd/system ]; then
   for service in "${missing[@]}"; do
-    "${as_root[@]}" systemctl disable --quiet --now "$service.service" || true
+    case $service in
+      openssh-server) units=(ssh.socket ssh.service) ;;
+      *) units=("$service.service") ;;
+    esac
+    "${as_root[@]}" systemctl disable --quiet --now "${units[@]}" || true
   done
 fi
