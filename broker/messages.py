@@ -132,6 +132,8 @@ class Open(Request):
     attempt: AttemptRef
     digest: Digest
     held: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MAX_HELD_STEPS, strict=False)]
+    agent: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+-]{1,40}$")] | None = None
+    """The agent's version, for people."""
     restart: bool = False
     """Forget what the store has of the session and begin at step 0."""
 
@@ -157,6 +159,9 @@ class Backward(SessionRequest, Carrier):
     kind: Literal["BACKWARD"] = "BACKWARD"
     micro: Micro = 0
     forward: Nonce
+    loss: float | None = None
+    """The step's training loss, in its last BACKWARD, where the job lets it be reported (`share_loss`). It is
+    only shown."""
 
 
 class Eval(SessionRequest, Carrier):

@@ -34,6 +34,7 @@ from spliteasy.compute import Compute
 from spliteasy.errors import JobError, RemoteError, StateError
 from spliteasy.job import Job
 from spliteasy.metering import SILENT, Meter
+from spliteasy.version import version
 
 log = structlog.get_logger(__name__)
 GET_JOB_TIMEOUT_S = 10.0
@@ -214,6 +215,7 @@ class Agent:
             takeover=config.takeover,
             restart=config.restart,
             reply_timeout_s=config.reply_timeout_s,
+            agent=version(),
         )
 
     async def _get_job(self, state: StateFolder) -> Job:
@@ -348,7 +350,7 @@ class Agent:
             case e.RunHead(step=step, micro=micro):
                 return e.HeadDone(*trainer.run_head(step, micro))
             case e.RunTail(values=values, micro=micro):
-                return e.TailDone(trainer.run_tail(values, micro))
+                return e.TailDone(trainer.run_tail(values, micro), trainer.shared_loss)
             case e.RunHeadBackward(gradients=gradients, loss=loss):
                 trainer.run_head_backward(gradients, loss)
                 return e.HeadBackwardDone()

@@ -103,9 +103,10 @@ class HeadDone:
 
 @dataclass(frozen=True, slots=True)
 class TailDone:
-    """Gradients of the body's outputs."""
+    """Gradients of the body's outputs; the loss, where the server may know it."""
 
     gradients: Packed
+    loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

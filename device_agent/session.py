@@ -97,6 +97,8 @@ class Plan:
     reply_timeout_s: float = 10.0
     stop_grace_s: float = 3.0
     retry_s: float = 1.0
+    agent: str | None = None
+    """This agent's version."""
 
 
 @dataclass(slots=True)
@@ -144,6 +146,8 @@ class DeviceSession:
         """Whether a pending request was asked about, or sent again."""
         self._eval_index = 0
         self._notes_silence = 0
+        self._waits_for: str | None = None
+        """Why the pending request is sent again later."""
         self._takeover, self._restart = plan.takeover, plan.restart
 
     def start(self) -> list[Action]:
@@ -201,6 +205,7 @@ class DeviceSession:
                         attempt=attempt,
                         digest=self.plan.digest,
                         held=self.held[-m.MAX_HELD_STEPS :],
+                        agent=self.plan.agent,
                         restart=self._restart,
                     ),
                 )
@@ -228,7 +233,7 @@ class DeviceSession:
                 )
                 self._micros.append(_Micro(forward))
                 return [*self._submit(forward), *self._go_on()]
-            case State.TAIL, e.TailDone(gradients=gradients):
+            case State.TAIL, e.TailDone(gradients=gradients, loss=loss):
                 micro = self._next_tail()
                 assert micro is not None
                 self._micros[micro].backward = backward = m.Backward(
@@ -237,6 +242,7 @@ class DeviceSession:
                     step=self.step + 1,
                     micro=micro,
                     forward=self._micros[micro].forward.request,
+                    loss=loss,
                     **m.carried(gradients),
                 )
                 return [*self._submit(backward), *self._go_on()]
@@ -562,10 +568,16 @@ class DeviceSession:
         self._reached.clear()
         self._asks.clear()
         self._notes_silence = 0
-        return [e.Disarm(Timer.REPLY), e.Disarm(Timer.RETRY)]
+        waited = self._waits_for is not None and self.state is not State.CLOSING
+        note = [e.Note("going on")] if waited else []
+        self._waits_for = None
+        return [*note, e.Disarm(Timer.REPLY), e.Disarm(Timer.RETRY)]
 
     def _retry_later(self, delay_s: float, why: str) -> list[Action]:
-        return [e.Note(why), e.Disarm(Timer.REPLY), e.Arm(Timer.RETRY, delay_s)]
+        """A reason that stays is told once."""
+        note = [] if why == self._waits_for else [e.Note(why)]
+        self._waits_for = why
+        return [*note, e.Disarm(Timer.REPLY), e.Arm(Timer.RETRY, delay_s)]
 
     # going back and stopping
 

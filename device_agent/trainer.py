@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isfinite
 
 from torch import Tensor
 
@@ -125,6 +126,13 @@ class DeviceTrainer:
     @property
     def step(self) -> int:
         return self.head.step
+
+    @property
+    def shared_loss(self) -> float | None:
+        """The loss of the step under way, where the job lets it leave the device; None until all is added."""
+        step, _ = self._live()
+        whole = step.tails == len(step.micros)
+        return step.loss if whole and self.job.spec.share_loss and isfinite(step.loss) else None
 
     def run_head(self, step: int, micro: int = 0) -> tuple[Packed, int, Tensors, int]:
         """The head's wire values of a micro-batch, in order; micro-batch 0 begins `step`.

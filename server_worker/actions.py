@@ -76,6 +76,8 @@ class Committed:
 
     session: str
     step: int
+    loss: float | None = None
+    """Where the worker has computed it, or the device may and did report it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ class Host(Protocol):
         """Send a reply; a lost one is asked for again, so that it never raises for the link."""
         ...
 
-    def committed(self, session: str, step: int) -> None: ...
+    def committed(self, session: str, step: int, loss: float | None) -> None: ...
 
     def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run beside everything else; awaited when the worker ends."""
@@ -235,8 +235,8 @@ class SessionActor:
                 return await host.send(self._reply_to, reply, self._partial)
             case Background(call, done):
                 return host.background(self._in_background(call, done))
-            case Committed(session, step):
-                return host.committed(session, step)
+            case Committed(session, step, loss):
+                return host.committed(session, step, loss)
             case Loaded(session, step, replayed):
                 log.info("session loaded", session=session, step=step, replayed=replayed)
                 host.meter.add(metrics.TAKEOVERS)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from broker import messages as m
 from broker.topology import DEAD
+from server_worker.replies import PAUSED
 from server_worker.store import Store
 from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, SplitEasyError
@@ -160,7 +161,7 @@ def count_answer(meter: Meter, reply: m.Reply | m.Receipt) -> None:
     if isinstance(reply, m.Error):
         meter.add(ERRORS, 1, reply.code)
     elif isinstance(reply, m.Busy):
-        meter.add(BUSY, 1, "not durable yet")
+        meter.add(BUSY, 1, "paused" if reply.reason == PAUSED else "not durable yet")
 
 
 def count_receipt(meter: Meter, receipt: m.Receipt) -> None:

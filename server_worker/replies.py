@@ -5,6 +5,14 @@ from __future__ import annotations
 from broker import messages as m
 from server_worker.store import Attempt, NoCommonStep, OtherJob, StaleAttempt
 
+PAUSED = "paused by the operator"
+PAUSE_RETRY_S = 2.0
+
+
+def paused_reply(request: m.SessionRequest) -> m.Busy:
+    """No step begins until the operator lets the session go on; the device keeps what it has sent."""
+    return m.Busy(answers=request.request, retry_after_s=PAUSE_RETRY_S, reason=PAUSED)
+
 
 def error_reply(
     request: m.AnyRequest,

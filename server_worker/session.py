@@ -44,7 +44,7 @@ from server_worker.arrivals import Arrivals, Kind, Place
 from server_worker.durability import DurabilityClock
 from server_worker.memory import MicroResult, SessionMemory, StepResult, encode_state
 from server_worker.reading import read_entries, read_snapshot
-from server_worker.replies import error_reply, open_refused, reopen_reply, stale_reply
+from server_worker.replies import error_reply, open_refused, paused_reply, reopen_reply, stale_reply
 from server_worker.store import (
     Attempt,
     Blob,
@@ -56,6 +56,7 @@ from server_worker.store import (
     UnknownSession,
 )
 from spliteasy.errors import DataError, ReplayMismatch, StoreError, StoreFull
+from spliteasy.micro_batches import micro_sizes, share_of
 from spliteasy.training import NotFinite
 
 CLOSE_RETRY_S = 0.5
@@ -110,6 +111,8 @@ class WorkerSession:
         self._gradients: tuple[m.Gradient, ...] = ()
         """The replies of the committed step, by micro-batch."""
         self._arrivals = Arrivals()
+        self._paused = False
+        """As the store said last: with each commit, load and open."""
         self._oldest_checkpoint = 0
         self._log_bytes = 0
         self._log_limit = 0
@@ -234,6 +237,7 @@ class WorkerSession:
                 held=request.held,
                 worker=self._identity.nonce,
                 environment=self._identity.environment,
+                agent=request.agent or "",
                 restart=request.restart,
             )
         )
@@ -241,7 +245,7 @@ class WorkerSession:
             case Done(meta=meta):
                 if meta.attempt != self.attempt or meta.owner != self.owner:
                     self.drop()
-                self.attempt, self.owner = meta.attempt, meta.owner
+                self.attempt, self.owner, self._paused = meta.attempt, meta.owner, meta.paused
                 # A late copy of OPEN must not make us forget the commits since.
                 durable_step = min(meta.resume_step, self._durability.durable_step(self.name, meta.committed))
                 if self.memory is None:
@@ -264,6 +268,8 @@ class WorkerSession:
         """Compute a request of the open step and all that waited for it; or let it wait for others."""
         memory = yield from self._ready(request)
         if memory is None or (yield from self._answer_again(request, memory)):
+            return
+        if self._begins(request, memory) and (yield from self._held_back(request)):
             return
         if isinstance(request, m.Forward) and memory.forward_id(request.micro) is not None:
             self._abort()  # the device computed it anew: all begins anew
@@ -314,6 +320,8 @@ class WorkerSession:
         memory = yield from self._ready(request)
         if memory is None or (yield from self._answer_again(request, memory)):
             return
+        if self._begins(request, memory) and (yield from self._held_back(request)):
+            return
         if memory.forward_id(request.micro) not in (None, request.forward):
             yield Send(self._missing(request, "FORWARD", request.micro))
         else:
@@ -348,6 +356,20 @@ class WorkerSession:
         """Say what is absent for `place` to be computed."""
         for kind, micro in self._arrivals.absent(place, memory.forwarded, memory.returned, news=news):
             yield Send(self._missing(request, kind, micro))
+
+    def _begins(self, request: m.Forward | m.Backward | m.Ask, memory: SessionMemory) -> bool:
+        """Whether the request is of a step of which nothing was computed here, or which begins anew."""
+        forward = request.request if isinstance(request, m.Forward) else request.forward
+        return not memory.forwarded or memory.forward_id(request.micro) not in (None, forward)
+
+    def _held_back(self, request: m.SessionRequest) -> Generator[Action, Result, bool]:
+        """Whether no step may begin now; the device was told so then."""
+        if self._paused:
+            meta = yield StoreCall(lambda s: s.session(self.name))
+            self._paused = meta is not None and meta.paused
+        if self._paused:
+            yield Send(paused_reply(request))
+        return self._paused
 
     def _eval(self, request: m.Eval) -> Steps:
         memory = yield from self._ready(request, exact=True)
@@ -466,7 +488,7 @@ class WorkerSession:
         blobs = yield StoreCall(lambda s: read_snapshot(s, self.name, base))
         memory: SessionMemory = yield Compute(lambda: SessionMemory(job, self.name))
         yield Compute(lambda: memory.restore(blobs, base))
-        self.attempt, self.owner = meta.attempt, meta.owner
+        self.attempt, self.owner, self._paused = meta.attempt, meta.owner, meta.paused
         self._log_bytes, self._log_limit = meta.log_bytes, job.spec.durability.log_max_bytes
         yield from self._replay(memory, base, meta.committed)
         self.memory = memory
@@ -517,7 +539,8 @@ class WorkerSession:
         self._move(State.READY)
         self._arrivals.clear()
         self._log_bytes, self.snapshots_kept = outcome.meta.log_bytes, len(outcome.meta.snapshots)
-        yield Committed(self.name, request.step)
+        self._paused = outcome.meta.paused
+        yield Committed(self.name, request.step, _loss(request, memory, result))
         self._gradients = self._gradient_replies(request.step, result)
         yield Send(self._gradients[request.micro])
         yield from self._snapshot_if_due(memory)
@@ -639,6 +662,19 @@ class WorkerSession:
             **m.carried(result.gradients),
             checkpoint=self._log_bytes > self._log_limit // 2,
         )
+
+
+def _loss(request: m.Forward | m.Backward, memory: SessionMemory, result: StepResult) -> float | None:
+    """The step's loss: computed here, or told by the device where the job lets it; None where it passed."""
+    spec = memory.job.spec
+    if result.skipped:
+        return None
+    if isinstance(request, m.Backward):
+        return request.loss if spec.share_loss else None
+    batch = request.batch or request.samples
+    sizes = micro_sizes(batch, spec.micro_batches)
+    losses = zip(result.micros, sizes, strict=True)
+    return sum((each.loss or 0.0) * share_of(size, batch) for each, size in losses)
 
 
 def _attempt(ref: m.AttemptRef) -> Attempt:

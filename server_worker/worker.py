@@ -2,7 +2,8 @@
 
     run ── _serve (one life of a connection) ── _read_queue per queue ── Intake ── SessionActor
      │                                                                 └─ front queue: GET_JOB
-     └─ _beat: heartbeat in the store, fair share of shards
+     ├─ _beat: heartbeat in the store, fair share of shards
+     └─ _tell: losses to the store, for curves
 
 What the broker lost or the worker did not acknowledge comes again; what a session has in memory
 survives a lost connection, because its fence in the store decides what may be committed.
@@ -37,6 +38,7 @@ from server_worker.config import Trust, WorkerConfig, environment
 from server_worker.durability import DurabilityClock
 from server_worker.intake import Accepted, Intake, Waiting
 from server_worker.jobs import JobCache, answer_get_job
+from server_worker.losses import Losses
 from server_worker.placement import plan_moves
 from server_worker.quotas import Quotas
 from server_worker.replies import error_reply
@@ -93,6 +95,7 @@ class Worker:
             shards=config.shards,
             quotas=Quotas(config.quota, clock),
         )
+        self._losses = Losses()
         self._actors: OrderedDict[str, SessionActor] = OrderedDict()
         self._touched: dict[str, float] = {}
         self._transport: Transport | None = None
@@ -110,7 +113,7 @@ class Worker:
         """Serve until `stop` is set, then drain. Raises LinkRefused and UserError; survives lost links."""
         if self.config.trust is Trust.OPEN:
             self._log.warning("trust is open: any client of this broker can speak for any device")
-        beat = asyncio.create_task(self._beat())
+        beat, tell = asyncio.create_task(self._beat()), asyncio.create_task(self._tell())
         try:
             delays = self._backoff()
             while not stop.is_set():
@@ -127,11 +130,13 @@ class Worker:
                     await self._hang_up()
         finally:
             beat.cancel()
+            tell.cancel()
             for task in list(self._tasks):
                 task.cancel()
-            await asyncio.gather(beat, *self._tasks, return_exceptions=True)
+            await asyncio.gather(beat, tell, *self._tasks, return_exceptions=True)
             with suppress(StoreError):
                 await self.store.leave(self.config.name)
+                await self._losses.write(self.store)
 
     def _backoff(self) -> Iterator[float]:
         return full_jitter(max_s=BACKOFF_MAX_S, rng=self._rng)
@@ -165,10 +170,12 @@ class Worker:
                 "reply not delivered", kind=getattr(reply, "kind", ""), error=str(errors.exceptions[0])
             )
 
-    def committed(self, session: str, step: int) -> None:
+    def committed(self, session: str, step: int, loss: float | None) -> None:
         self.steps += 1
         self.meter.add(metrics.STEPS, 1, session.partition(".")[0])
         self._durability.committed(session, step)
+        if loss is not None:
+            self._losses.add(session, step, loss)
 
     def holdings(self) -> metrics.Holdings:
         """What is held now, for the gauges."""
@@ -394,6 +401,15 @@ class Worker:
             except SplitEasyError as error:
                 self._log.warning("heartbeat failed", error=error.message)
             await asyncio.sleep(self.config.heartbeat_s)
+
+    async def _tell(self) -> None:
+        """Write losses to the store. Not in the heartbeat: others count on that, and on its time."""
+        while True:
+            await asyncio.sleep(self.config.heartbeat_s)
+            try:
+                await self._losses.write(self.store)
+            except StoreError as error:
+                self._log.info("losses not written", error=error.message)
 
     def _load(self) -> dict[int, int]:
         """Active sessions by shard."""

@@ -19,6 +19,9 @@ from typing import Protocol
 
 Blob = bytes | bytearray | memoryview
 
+MAX_LOSSES = 512
+"""Points of a session's loss curve that are kept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
@@ -59,6 +62,10 @@ class SessionMeta:
     closed: bool
     updated_at: float
     """Unix time of the last open, claim, commit, snapshot or close that was Done, seconds."""
+    agent: str = ""
+    """Version of the agent that opened the attempt, as it says."""
+    paused: bool = False
+    """An operator wants no further step to begin. It outlives attempts, owners and `restart`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +197,7 @@ class Store(Protocol):
         held: Sequence[int],
         worker: str,
         environment: str,
+        agent: str = "",
         restart: bool = False,
     ) -> OpenOutcome:
         """Begin an attempt: the one script of DESIGN §6.
@@ -203,7 +211,7 @@ class Store(Protocol):
         - Newer: resume = the newest step in `held` that is in [oldest snapshot, committed]; none:
           NoCommonStep and nothing changes. Else committed = resume_step = resume, log entries and
           snapshots after it are dropped, oldest_checkpoint = min of `held` that is restorable, attempt
-          stored, fence + 1, owner nonce = worker, closed = False, environment stored.
+          stored, fence + 1, owner nonce = worker, closed = False, environment and agent stored.
         - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session begins anew
           at step 0; only the fence goes on. A repeat of it drops nothing.
         """
@@ -273,6 +281,24 @@ class Store(Protocol):
 
     async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
         """Mark the training as finished. A later open begins again from there."""
+        ...
+
+    async def pause(self, session: str, paused: bool) -> bool:
+        """Set or clear `paused`; whether there is such a session. Nothing else moves, nor `updated_at`."""
+        ...
+
+    # what is only told: no training depends on it, and it may be lost
+    async def add_losses(self, session: str, losses: Mapping[int, float]) -> None:
+        """Keep the training loss of these steps; nothing where the session is unknown.
+
+        Beyond MAX_LOSSES points the older part of the curve is thinned out (`rules.thinned`).
+        """
+        ...
+
+    async def losses(self, session: str) -> Mapping[int, float]:
+        """The curve's points by step, ascending. Those after the committed step are of a history that went
+        back: the caller leaves them out.
+        """
         ...
 
     async def sessions(self) -> Sequence[SessionMeta]:

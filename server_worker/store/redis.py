@@ -5,6 +5,7 @@ Keys of a session share one hash tag, so that it lives on one node of a cluster:
     spliteasy:{SESSION}:meta              the record; :log and :snapshots name blobs by their tokens
     spliteasy:{SESSION}:request:TOKEN     a request, with a time to live until a commit names it
     spliteasy:{SESSION}:snapshot:TOKEN:i  a piece of a snapshot, likewise
+    spliteasy:{SESSION}:losses            the loss curve, by step
     spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
 
 A token is never used twice, so a copy of a write that arrives late (the client library retries, and the
@@ -22,6 +23,7 @@ from typing import Any
 
 from server_worker.store import rules, scripts
 from server_worker.store.base import (
+    MAX_LOSSES,
     Attempt,
     Blob,
     ClaimOutcome,
@@ -115,6 +117,7 @@ class RedisStore:
         held: Sequence[int],
         worker: str,
         environment: str,
+        agent: str = "",
         restart: bool = False,
     ) -> OpenOutcome:
         outcome = await self._decide(
@@ -125,6 +128,7 @@ class RedisStore:
             attempt.nonce,
             worker,
             environment,
+            agent,
             int(restart),
             *held,
         )
@@ -220,6 +224,22 @@ class RedisStore:
     async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
         return await self._move(scripts.CLOSE, session, attempt, owner)
 
+    async def pause(self, session: str, paused: bool) -> bool:
+        return bool(await self._link.script(scripts.PAUSE, _keys(session), int(paused)))
+
+    async def add_losses(self, session: str, losses: Mapping[int, float]) -> None:
+        points = sorted(losses.items())
+        for start in range(0, len(points), MAX_LOSSES):
+            flat = [value for point in points[start : start + MAX_LOSSES] for value in point]
+            count = await self._link.script(scripts.ADD_LOSSES, _keys(session), *flat)
+            dropped = rules.thinned(await self.losses(session)) if count > MAX_LOSSES else ()
+            if dropped:
+                await self._link.call("HDEL", _losses_key(session), *dropped)
+
+    async def losses(self, session: str) -> Mapping[int, float]:
+        found = await self._link.call("HGETALL", _losses_key(session))
+        return dict(sorted((int(step), float(loss)) for step, loss in found.items()))
+
     async def sessions(self) -> Sequence[SessionMeta]:
         names = sorted(name.decode() for name in await self._link.call("SMEMBERS", _SESSIONS))
         metas = [await self.session(name) for name in names]
@@ -279,6 +299,10 @@ def _keys(session: str) -> tuple[str, str, str]:
     return f"{base}:meta", f"{base}:log", f"{base}:snapshots"
 
 
+def _losses_key(session: str) -> str:
+    return f"spliteasy:{{{session}}}:losses"
+
+
 def _outcome(session: str, answer: list[Any]) -> _Outcome:
     match answer:
         case [b"done", record, steps]:
@@ -316,4 +340,6 @@ def _meta(session: str, record: Mapping[bytes, bytes], snapshots: Sequence[bytes
         log_bytes=int(fields["log_bytes"]),
         closed=fields["closed"] == "1",
         updated_at=float(fields["updated"]),
+        agent=fields.get("agent", ""),
+        paused=fields.get("paused") == "1",
     )

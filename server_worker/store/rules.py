@@ -7,10 +7,11 @@ its scripts, where the state is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from server_worker.store.base import (
+    MAX_LOSSES,
     Attempt,
     ClaimOutcome,
     CommitOutcome,
@@ -36,19 +37,21 @@ def opened(
     held: Sequence[int],
     worker: str,
     environment: str,
+    agent: str,
     restart: bool,
 ) -> OpenOutcome:
     """Begin an attempt at the newest step that both sides can restore."""
     if meta is None:
         if 0 not in held:
             return NoCommonStep(oldest=None, committed=None)
-        return Done(meta=_created(session, job_digest, attempt, worker, environment))
+        return Done(meta=_created(session, job_digest, attempt, worker, environment, agent))
     same = attempt == meta.attempt
     if attempt.number <= meta.attempt.number and not same:
         return StaleAttempt(stored=meta.attempt)
     if restart and not same:
-        anew = _created(session, job_digest, attempt, worker, environment)
-        return Done(meta=replace(anew, owner=Owner(fence=meta.owner.fence + 1, nonce=worker)))
+        anew = _created(session, job_digest, attempt, worker, environment, agent)
+        owner = Owner(fence=meta.owner.fence + 1, nonce=worker)
+        return Done(meta=replace(anew, owner=owner, paused=meta.paused))
     if job_digest != meta.job_digest:
         return OtherJob(job_digest=meta.job_digest)
     if same:
@@ -67,6 +70,7 @@ def opened(
             snapshots=tuple(step for step in meta.snapshots if step <= resume),
             oldest_checkpoint=min(common),
             environment=environment,
+            agent=agent,
             closed=False,
         )
     )
@@ -125,6 +129,19 @@ def closed(meta: SessionMeta | None, *, attempt: Attempt, owner: Owner) -> Commi
     return Done(meta=replace(meta, closed=True))
 
 
+def thinned(steps: Iterable[int], limit: int = MAX_LOSSES) -> set[int]:
+    """Which points of a curve go so that at most `limit` stay: every other one, again and again.
+
+    It goes down to half of `limit` then, so that the newest steps lie dense, the older ones apart evenly.
+    """
+    kept = every = set(steps)
+    stride = 1
+    while len(every) > limit and len(kept) > limit // 2:
+        stride *= 2
+        kept = {step for step in kept if step % stride == 0}
+    return every - kept
+
+
 def _refusal(
     meta: SessionMeta | None, attempt: Attempt, owner: Owner
 ) -> StaleAttempt | StaleOwner | UnknownSession | None:
@@ -137,7 +154,9 @@ def _refusal(
     return None
 
 
-def _created(session: str, job_digest: str, attempt: Attempt, worker: str, environment: str) -> SessionMeta:
+def _created(
+    session: str, job_digest: str, attempt: Attempt, worker: str, environment: str, agent: str
+) -> SessionMeta:
     return SessionMeta(
         session=session,
         job_digest=job_digest,
@@ -151,6 +170,7 @@ def _created(session: str, job_digest: str, attempt: Attempt, worker: str, envir
         log_bytes=0,
         closed=False,
         updated_at=0.0,
+        agent=agent,
     )
 
 

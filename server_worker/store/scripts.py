@@ -100,17 +100,17 @@ return session()
 """
 
 _OPEN = """
-local job, number, nonce, worker, environment, restart = unpack(ARGV, 1, 6)
+local job, number, nonce, worker, environment, agent, restart = unpack(ARGV, 1, 7)
 local m = load()
 local function create(fence)
   redis.call('HSET', META, 'job', job, 'number', number, 'nonce', nonce, 'resume', '0', 'fence', text(fence),
-    'owner', worker, 'committed', '0', 'oldest', '0', 'environment', environment, 'log_bytes', '0',
-    'closed', '0')
+    'owner', worker, 'committed', '0', 'oldest', '0', 'environment', environment, 'agent', agent,
+    'log_bytes', '0', 'closed', '0')
   redis.call('HSET', SNAPS, '0', '- 0 []')
   return done()
 end
 if not m then
-  for i = 7, #ARGV do
+  for i = 8, #ARGV do
     if tonumber(ARGV[i]) == 0 then return create(1) end
   end
   return {'no_common_step'}
@@ -130,7 +130,7 @@ if same then
 end
 local steps = snapshots()
 local resume, oldest
-for i = 7, #ARGV do
+for i = 8, #ARGV do
   local step = tonumber(ARGV[i])
   if step >= steps[1] and step <= m.committed then
     resume = math.max(step, resume or step)
@@ -144,7 +144,7 @@ end
 drop_log(resume + 1, m.committed)
 redis.call('HSET', META, 'number', number, 'nonce', nonce, 'resume', text(resume),
   'fence', text(m.fence + 1), 'owner', worker, 'committed', text(resume), 'oldest', text(oldest),
-  'environment', environment, 'closed', '0')
+  'environment', environment, 'agent', agent, 'closed', '0')
 return done()
 """
 
@@ -220,8 +220,20 @@ if not m then return 0 end
 local steps = snapshots()
 drop_log(steps[1] + 1, m.committed)
 for _, step in ipairs(steps) do drop_snapshot(step) end
-redis.call('UNLINK', META, LOG, SNAPS)
+redis.call('UNLINK', META, LOG, SNAPS, BLOBS .. 'losses')
 return 1
+"""
+
+_PAUSE = """
+if redis.call('EXISTS', META) == 0 then return 0 end
+redis.call('HSET', META, 'paused', ARGV[1])
+return 1
+"""
+
+_ADD_LOSSES = """
+if redis.call('EXISTS', META) == 0 then return 0 end
+redis.call('HSET', BLOBS .. 'losses', unpack(ARGV))
+return redis.call('HLEN', BLOBS .. 'losses')
 """
 
 _ADD_JOB = """
@@ -278,6 +290,8 @@ COMMIT = _script(_COMMIT, _WHEN_FULL)
 SNAPSHOT = _script(_SNAPSHOT, _WHEN_FULL)
 CLOSE = _script(_CLOSE, _WHEN_FULL)
 FORGET = _script(_FORGET, _WHEN_FULL)
+PAUSE = _script(_PAUSE, _WHEN_FULL)
+ADD_LOSSES = _script(_ADD_LOSSES)
 ADD_JOB = _script(_ADD_JOB, _WHEN_FULL, common="")
 SUBMIT = _script(_SUBMIT, _WHEN_FULL, common="")
 HEARTBEAT = _script(_HEARTBEAT, _WHEN_FULL, common="")

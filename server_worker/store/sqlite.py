@@ -136,6 +136,7 @@ class SqliteStore:
         held: Sequence[int],
         worker: str,
         environment: str,
+        agent: str = "",
         restart: bool = False,
     ) -> OpenOutcome:
         def opened(db: sqlite3.Connection) -> OpenOutcome:
@@ -147,6 +148,7 @@ class SqliteStore:
                 held=held,
                 worker=worker,
                 environment=environment,
+                agent=agent,
                 restart=restart,
             )
             return self._stored(outcome) if isinstance(outcome, Done) else outcome
@@ -243,6 +245,19 @@ class SqliteStore:
             return self._stored(outcome) if isinstance(outcome, Done) else outcome
 
         return await self._write(closed)
+
+    async def pause(self, session: str, paused: bool) -> bool:
+        def pause(db: sqlite3.Connection) -> bool:
+            statement = "UPDATE sessions SET paused = ? WHERE session = ?"
+            return db.execute(statement, (paused, session)).rowcount > 0
+
+        return await self._write(pause)
+
+    async def add_losses(self, session: str, losses: Mapping[int, float]) -> None:
+        await self._write(lambda db: self._database.add_losses(session, losses))
+
+    async def losses(self, session: str) -> Mapping[int, float]:
+        return await self._read(lambda db: self._database.losses(session))
 
     async def sessions(self) -> Sequence[SessionMeta]:
         return await self._read(lambda db: self._database.metas())

@@ -11,9 +11,10 @@ from typing import TypeVar
 
 from server_worker.store.base import Attempt, Blob, LogEntry, Owner, SessionMeta
 from server_worker.store.records import pieces
+from server_worker.store.rules import thinned
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
 
-FORMAT = 1
+FORMAT = 2
 BUSY_TIMEOUT_S = 5.0
 """How long to wait for another process that writes to the same file."""
 
@@ -24,7 +25,7 @@ _SCHEMA = """
 CREATE TABLE sessions (
     session TEXT PRIMARY KEY, job_digest TEXT, attempt INTEGER, attempt_nonce TEXT, resume_step INTEGER,
     fence INTEGER, owner_nonce TEXT, committed INTEGER, oldest_checkpoint INTEGER, environment TEXT,
-    closed INTEGER, updated_at REAL
+    closed INTEGER, updated_at REAL, agent TEXT NOT NULL DEFAULT '', paused INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE log (
     session TEXT, step INTEGER, gradient_digest TEXT, bytes INTEGER, PRIMARY KEY (session, step)
@@ -40,13 +41,21 @@ CREATE TABLE jobs (
 CREATE TABLE parts (name TEXT, digest TEXT, part TEXT, body BLOB);
 CREATE INDEX parts_by_job ON parts (name, digest);
 CREATE TABLE workers (worker TEXT PRIMARY KEY, info BLOB, expires_at REAL) WITHOUT ROWID;
+CREATE TABLE losses (session TEXT, step INTEGER, loss REAL, PRIMARY KEY (session, step)) WITHOUT ROWID;
+"""
+
+_FROM_1 = """
+ALTER TABLE sessions ADD COLUMN agent TEXT NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE losses (session TEXT, step INTEGER, loss REAL, PRIMARY KEY (session, step)) WITHOUT ROWID;
 """
 
 _META = (
     "SELECT session, job_digest, attempt, attempt_nonce, resume_step, fence, owner_nonce, committed,"
     " oldest_checkpoint, environment, closed, updated_at,"
     " (SELECT coalesce(sum(bytes), 0) FROM log WHERE log.session = sessions.session),"
-    " (SELECT group_concat(step) FROM snapshots WHERE snapshots.session = sessions.session)"
+    " (SELECT group_concat(step) FROM snapshots WHERE snapshots.session = sessions.session),"
+    " agent, paused"
     " FROM sessions"
 )
 
@@ -87,12 +96,15 @@ class Database:
             )
 
     def _create(self, db: sqlite3.Connection) -> int:
-        """Create the tables in an empty file; the format it has then."""
-        if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
-            for statement in _SCHEMA.split(";"):
+        """Create the tables in an empty file, bring those of an older version up to date; its format then."""
+        empty = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+        found = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if empty or found == 1:
+            for statement in (_SCHEMA if empty else _FROM_1).split(";"):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {FORMAT}")
-        return int(db.execute("PRAGMA user_version").fetchone()[0])
+            return FORMAT
+        return found
 
     def close(self) -> None:
         self._connection.close()
@@ -139,7 +151,7 @@ class Database:
         """Store the record, drop what it no longer reaches; the record with its `log_bytes`."""
         db, session = self._connection, meta.session
         db.execute(
-            "REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 session,
                 meta.job_digest,
@@ -153,6 +165,8 @@ class Database:
                 meta.environment,
                 meta.closed,
                 updated_at,
+                meta.agent,
+                meta.paused,
             ),
         )
         for table in ("log", "requests"):
@@ -170,9 +184,28 @@ class Database:
         return replace(meta, log_bytes=total[0], updated_at=updated_at)
 
     def delete(self, session: str) -> bool:
-        for table in ("log", "requests", "snapshots", "tensors"):
+        for table in ("log", "requests", "snapshots", "tensors", "losses"):
             self._connection.execute(f"DELETE FROM {table} WHERE session = ?", (session,))  # noqa: S608
         return self._connection.execute("DELETE FROM sessions WHERE session = ?", (session,)).rowcount > 0
+
+    def add_losses(self, session: str, losses: Mapping[int, float]) -> None:
+        db = self._connection
+        if self.meta(session) is None:
+            return
+        db.executemany(
+            "REPLACE INTO losses VALUES (?, ?, ?)", [(session, step, loss) for step, loss in losses.items()]
+        )
+        db.executemany(
+            "DELETE FROM losses WHERE session = ? AND step = ?",
+            [(session, step) for step in thinned(self.losses(session))],
+        )
+
+    def losses(self, session: str) -> dict[int, float]:
+        return dict(
+            self._connection.execute(
+                "SELECT step, loss FROM losses WHERE session = ? ORDER BY step", (session,)
+            )
+        )
 
     def append_log(
         self, session: str, step: int, gradient_digest: str, bodies: Sequence[bytes | None]
@@ -212,7 +245,9 @@ class Database:
         )
 
 
-def _meta(row: tuple[str, str, int, str, int, int, str, int, int, str, int, float, int, str]) -> SessionMeta:
+def _meta(
+    row: tuple[str, str, int, str, int, int, str, int, int, str, int, float, int, str, str, int],
+) -> SessionMeta:
     return SessionMeta(
         session=row[0],
         job_digest=row[1],
@@ -226,6 +261,8 @@ def _meta(row: tuple[str, str, int, str, int, int, str, int, int, str, int, floa
         updated_at=row[11],
         log_bytes=row[12],
         snapshots=tuple(sorted(map(int, row[13].split(",")))),
+        agent=row[14],
+        paused=bool(row[15]),
     )
 
 

@@ -368,12 +368,6 @@ class FleetSpec(Section):
     mode: Annotated[str, _only("personal", planned=("splitfed", "shared", "relay"))] = "personal"
 
 
-def _not_shared(value: bool) -> bool:
-    if value:
-        raise _refuse("reporting the loss to the server is not built yet; use false")
-    return value
-
-
 class JobSpec(Section):
     """One job. `spliteasy.job.load_job_file` reads it from TOML."""
 
@@ -390,8 +384,9 @@ class JobSpec(Section):
     """Inputs that may leave the device, by name."""
     share_labels: bool = False
     """Labels leave the device: what single split (one cut) needs, since the worker computes the loss."""
-    share_loss: Annotated[bool, AfterValidator(_not_shared)] = False
-    """The device may report its training loss, a number per step."""
+    share_loss: bool = False
+    """The device reports its training loss, a number per step, for the curves that `spliteasy dashboard`
+    draws. With one cut the worker computes it anyway."""
     share_body: bool = False
     """A device may fetch the trained body (`spliteasy merge`)."""
     model: ModelSpec

@@ -30,9 +30,16 @@ def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
     """One message of each kind; those that carry tensors carry `values`."""
     found: list[AnyMessage] = [
         messages.GetJob(**SESSION, request=NONCE, digest=DIGEST),
-        messages.Open(**SESSION, request=NONCE, attempt=ATTEMPT, digest=DIGEST, held=(0, 5, 2**53 - 1)),
+        messages.Open(
+            **SESSION,
+            request=NONCE,
+            attempt=ATTEMPT,
+            digest=DIGEST,
+            held=(0, 5, 2**53 - 1),
+            agent="1.0.dev1+a",
+        ),
         messages.Forward(**REQUEST, oldest_checkpoint=4, samples=32, targets=1, values=values),
-        messages.Backward(**REQUEST, micro=2, forward=NONCE, values=values),
+        messages.Backward(**REQUEST, micro=2, forward=NONCE, loss=-0.5, values=values),
         messages.Eval(**REQUEST, samples=4, values=values),
         messages.Ask(**REQUEST, about=NONCE, about_kind="BACKWARD", forward=NONCE),
         messages.GetBody(**REQUEST),

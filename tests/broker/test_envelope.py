@@ -16,7 +16,7 @@ from torch import Tensor
 
 import broker
 from broker import WireError, decode, decode_tensor, encode, encode_parts, encode_tensor
-from broker.envelope import EnvelopeLimits
+from broker.envelope import MINOR, VERSION, EnvelopeLimits
 from broker.messages import AnyMessage, Evaluated, Forwarded, Value
 from spliteasy import errors
 from tests.broker.messages_for_tests import REPLY, carrier, examples, forge, fuzz_values, header_of, mutated
@@ -134,8 +134,8 @@ def test_the_layout_is_what_a_browser_expects() -> None:
     """Read by hand: JSON of a known length, then views at multiples of 64."""
     matrix = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int32)
     data = encode(carrier(matrix, None, 5, torch.empty(0, 2), matrix.t()))
-    magic, version, zero, length = struct.unpack_from("<4sHHI", data)
-    assert (magic, version, zero) == (b"SPEZ", 1, 0)
+    magic, version, minor, length = struct.unpack_from("<4sHHI", data)
+    assert (magic, version, minor) == (b"SPEZ", VERSION, MINOR)
     header = orjson.loads(data[12 : 12 + length])
     assert header["m"]["kind"] == "EVALUATED"
     start = -(-(12 + length) // 64) * 64

@@ -55,3 +55,16 @@ def test_another_version_says_which_side_to_upgrade() -> None:
     struct.pack_into("<H", data, 4, VERSION + 1)
     with pytest.raises(WireError, match=rf"wire version {VERSION + 1}.*upgrade the older side"):
         decode(bytes(data))
+
+
+def test_who_wrote_before_these_fields_is_read_and_who_knows_none_of_them_can_skip_them() -> None:
+    """The minor version tells an older side that it may skip what it does not know."""
+    before = {"OPEN": {"agent"}, "BACKWARD": {"loss"}}
+    for message in (each for each in examples() if each.kind in before):
+        header = header_of(encode(message))["m"]
+        assert before[message.kind] <= header.keys(), "the example has them"
+        older = message.model_copy(update=dict.fromkeys(before[message.kind]))
+        data = bytearray(encode(older))
+        struct.pack_into("<H", data, 6, 0)
+        assert decode(bytes(data)).model_dump() == older.model_dump()
+    assert MINOR >= 1

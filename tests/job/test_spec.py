@@ -124,7 +124,7 @@ def test_the_canonical_json_is_stable_and_reads_back(tmp_path: Path) -> None:
         ("micro_batches", 16, "micro_batches: a batch of 8 can't be split into 16; use at most 8"),
         ("precision", "bf16", "precision: 'bf16' is not built yet; use 'fp32'"),
         ("precision", "fp99", "precision: 'fp99' is not known; use 'fp32'"),
-        ("share_loss", True, "share_loss: reporting the loss to the server is not built yet"),
+        ("share_loss", "yes", "share_loss: should be a valid boolean, not 'yes'"),
         ("share_inputs", ["inptu"], "share_inputs: 'inptu' is no input; model.inputs has input"),
         ("share_labels", True, "share_labels: with two cuts labels stay on the device"),
         ("model.factory", "m.build", "model.factory: should be written module:function, not 'm.build'"),

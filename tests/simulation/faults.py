@@ -26,6 +26,7 @@ class Rates:
     worker_crash_s: float = 6.0
     worker_drain_s: float = 12.0
     rollback_s: float = 15.0
+    pause_s: float = 20.0
     checkpoints_lost: float = 0.15
     """Share of agent crashes after which an older copy of the state folder is put back."""
     state_lost: float = 0.05
@@ -46,6 +47,7 @@ CALM = Rates(
     worker_crash_s=NEVER_S,
     worker_drain_s=NEVER_S,
     rollback_s=NEVER_S,
+    pause_s=NEVER_S,
     checkpoints_lost=0.0,
     state_lost=0.0,
 )

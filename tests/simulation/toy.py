@@ -108,6 +108,7 @@ def job(variant: Variant) -> Job:
             "micro_batches": variant.micro_batches,
             "epochs": variant.epochs,
             "share_labels": single,
+            "share_loss": True,
             "model": {
                 "factory": "tests.simulation.toy:build",
                 "example": "tests.simulation.toy:example",

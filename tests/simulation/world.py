@@ -100,14 +100,16 @@ class World:
         stop = asyncio.Event()
         hosts = [asyncio.create_task(self._host_worker(n, stop)) for n in range(self.workers)]
         weather = asyncio.create_task(self._weather())
+        operator = asyncio.create_task(self._operator())
         try:
             agents = [asyncio.create_task(self._host_agent(device, folder)) for device in self.devices]
             for device, agent in zip(self.devices, await asyncio.gather(*agents), strict=True):
                 await self._compare(device, agent)
         finally:
             weather.cancel()
+            operator.cancel()
             stop.set()
-            await asyncio.gather(weather, *hosts, return_exceptions=True)
+            await asyncio.gather(weather, operator, *hosts, return_exceptions=True)
 
     async def _weather(self) -> None:
         """Store images to go back to, and the end of all faults."""
@@ -127,6 +129,20 @@ class World:
                 images = []
                 next_rollback = now + rng.expovariate(1 / rates.rollback_s)
         self._faults.active = False
+
+    async def _operator(self) -> None:
+        """Pauses sessions, and lets each go on in the end; a store that goes back may forget either."""
+        rng, loop = self._rng, asyncio.get_running_loop()
+        while self._faults.active:
+            await asyncio.sleep(min(FAULTY_S, rng.expovariate(1 / self._faults.rates.pause_s)))
+            session = f"toy.{rng.choice(self.devices)}"
+            if self._faults.active and await self._store.pause(session, True):
+                self._faults.note("paused", session)
+                await asyncio.sleep(rng.choice((0.5, 3.0, 30.0)))
+                await self._store.pause(session, False)
+        await asyncio.sleep(max(0.0, FAULTY_S - loop.time()))
+        for device in self.devices:
+            await self._store.pause(f"toy.{device}", False)
 
     async def _host_worker(self, number: int, stop: asyncio.Event) -> None:
         """Keep a worker running: it dies and drains by the schedule, and starts again."""

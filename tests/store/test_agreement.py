@@ -138,6 +138,7 @@ class StoresAgree(RuleBasedStateMachine):
                 held=steps,
                 worker=worker,
                 environment=worker,
+                agent=f"1.{attempt.number}",
                 restart=restart,
             )
         )
@@ -222,6 +223,12 @@ class StoresAgree(RuleBasedStateMachine):
     def close(self, wrong: int) -> None:
         meta = self.caller(wrong)
         self.both(lambda store: store.close_session(SESSION, attempt=meta.attempt, owner=meta.owner))
+
+    @rule(paused=st.booleans())
+    def pause(self, paused: bool) -> None:
+        known = self.both(lambda store: store.session(SESSION)) is not None
+        assert self.both(lambda store: store.pause(SESSION, paused)) == known
+        assert self.meta.paused == (paused and known)
 
     @rule(really=st.sampled_from([False] * 9 + [True]))
     def forget(self, really: bool) -> None:

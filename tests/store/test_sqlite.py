@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,7 @@ async def test_calls_after_close_fail_and_closing_again_is_harmless(tmp_path: Pa
 
 KILLED = """
 import asyncio, sys
+from contextlib import closing
 from pathlib import Path
 from server_worker.store import SqliteStore
 from tests.store.steps import begin, commit, done, put, snapshot
@@ -212,3 +214,22 @@ async def _check_killed(path: Path, said: int) -> None:
     again = await open_at(store, attempt=SECOND, held=(meta.committed,), worker="w2")
     assert done(again).owner == Owner(fence=2, nonce="w2")
     await store.close()
+
+
+async def test_a_file_of_the_first_format_is_brought_up_to_date(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    first = SqliteStore(file)
+    await begin(first)
+    await first.close()
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript(
+            "ALTER TABLE sessions DROP COLUMN agent; ALTER TABLE sessions DROP COLUMN paused;"
+            "DROP TABLE losses; PRAGMA user_version = 1"
+        )
+    again = SqliteStore(file)
+    assert await again.pause(SESSION, True)
+    await again.add_losses(SESSION, {1: 0.5})
+    meta = await again.session(SESSION)
+    assert meta is not None
+    assert (meta.agent, meta.paused, await again.losses(SESSION)) == ("", True, {1: 0.5})
+    await again.close()

@@ -1,0 +1,19 @@
+"""This installation's version, as it is told to others."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import metadata
+
+_TOLD = re.compile(r"[0-9A-Za-z.+-]{1,40}")
+
+
+@cache
+def version() -> str:
+    """Of the installed package; `unknown` where it runs from a folder, or calls itself oddly."""
+    try:
+        found = metadata.version("spliteasy")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+    return found if _TOLD.fullmatch(found) else "unknown"
