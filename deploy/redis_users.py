@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 COMMANDS = (
-    "eval", "evalsha", "exists", "hdel", "hget", "hgetall", "hincrby", "hkeys", "hmget", "hset", "info",
-    "mget", "persist", "ping", "sadd", "set", "smembers", "srem", "strlen", "time", "unlink",
+    "eval", "evalsha", "exists", "hdel", "hget", "hgetall", "hincrby", "hkeys", "hlen", "hmget", "hset",
+    "info", "mget", "persist", "ping", "sadd", "set", "smembers", "srem", "strlen", "time", "unlink",
 )  # fmt: skip
 """`auth` and `hello` are open to all."""
 

@@ -15,14 +15,14 @@ import typer
 from pydantic import SecretStr
 
 from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url, store_at
-from spliteasy.cli.enrolment import Enrolment, certificates
+from spliteasy.cli.enrolment import Enrolment, certificates, read_enrolment
 from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.status import show_table, span
 from spliteasy.errors import UserError
 
 if TYPE_CHECKING:
-    from deploy.accounts import Account, Accounts
+    from deploy.accounts import Account, Accounts, Role
     from server_worker.store import SessionMeta
 
 ManagementOption = Annotated[
@@ -56,13 +56,17 @@ def enroll(
             help="Certificates (PEM) of the broker's authority.", show_default="cafile of the broker's URL"
         ),
     ] = None,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Only a new password, into the file that is there.")
+    ] = False,
     broker: BrokerOption = None,
     management: ManagementOption = None,
 ) -> None:
     """Make the account of a device on the broker, and write the one file that its agent needs.
 
-    Again for the same device: a new password. Connections that are open stay, so that a running agent
-    loses nothing; put the new file in the old one's place before the agent has to connect again.
+    Again (or --rotate, which keeps all else in the file) for the same device: a new password. Connections
+    that are open stay, so that a running agent loses no step; put the new file in the old one's place before
+    the agent has to connect again.
     """
     set_up_logging(context, "warning")
     check_identifier("NAME", name)
@@ -71,23 +75,29 @@ def enroll(
     from deploy.accounts import Role
 
     url = find_url("broker", broker)
-    enrolment = Enrolment(
-        role="worker" if worker else "device",
-        account=name,
-        password=SecretStr(secrets.token_urlsafe(32)),
-        broker=_without_account(url),
-        ca=_authority(url, ca),
-        job=job,
-    )
     role = Role.WORKER if worker else Role.DEVICE
     accounts = _accounts(management, url)
     file = out or Path(f"{name}.enrol")
+    password = SecretStr(secrets.token_urlsafe(32))
+    if rotate:
+        enrolment = _enrolled(file, name, role, accounts).model_copy(update={"password": password})
+    else:
+        enrolment = Enrolment(
+            role="worker" if worker else "device",
+            account=name,
+            password=password,
+            broker=_without_account(url),
+            ca=_authority(url, ca),
+            job=job,
+        )
     made: list[bool] = []
     enrolment.write(
         file, before=lambda: made.append(accounts.enroll(name, role, enrolment.password.get_secret_value()))
     )
     typer.echo(f"{name}: {'enrolled' if made[0] else 'has a new password'}; the account is in {file}")
-    if worker:
+    if rotate:
+        typer.echo(f"next: put {file} in the old one's place where {name} runs; it reads it when it connects")
+    elif worker:
         typer.echo(f"next: spliteasy worker --enrolment {file}")
     else:
         job_option = "" if job else " --job JOB"
@@ -118,6 +128,8 @@ class _Device:
     device: str
     connected: bool
     seen_at: float | None
+    version: str | None
+    """Of its agent, as it says."""
     job: str | None
     step: int | None
 
@@ -129,7 +141,7 @@ def devices(
     management: ManagementOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
 ) -> None:
-    """List the enrolled devices: connected or not, last seen, job and step."""
+    """List the enrolled devices: connected or not, last seen, its agent's version, job and step."""
     set_up_logging(context, "warning")
     accounts = _accounts(management, find_url("broker", broker)).list()
     found = _as_devices(accounts, asyncio.run(_sessions(store)))
@@ -143,12 +155,13 @@ def devices(
     now = time.time()
     show_table(
         Console(),
-        ("device", "connected", "last seen", "job", "step"),
+        ("device", "connected", "last seen", "version", "job", "step"),
         [
             (
                 each.device,
                 "yes" if each.connected else "no",
                 "never" if each.seen_at is None else f"{span(now - each.seen_at)} ago",
+                each.version or "–",
                 each.job or "–",
                 "–" if each.step is None else each.step,
             )
@@ -156,6 +169,16 @@ def devices(
         ],
         "no devices: spliteasy enroll NAME",
     )
+
+
+def _enrolled(file: Path, name: str, role: Role, accounts: Accounts) -> Enrolment:
+    """What the file says of an account that is there. Raises UserError where one of them is not."""
+    if not any(account.name == name and account.role is role for account in accounts.list()):
+        raise UserError(f"nobody is enrolled as {name}", hint="leave --rotate out")
+    enrolment = read_enrolment(file, role="worker" if role.name == "WORKER" else "device")
+    if enrolment.account != name:
+        raise UserError(f"{file} is the enrolment of {enrolment.account}, not of {name}")
+    return enrolment
 
 
 async def _sessions(store: str | None) -> Sequence[SessionMeta]:
@@ -175,6 +198,7 @@ def _as_devices(accounts: Sequence[Account], sessions: Sequence[SessionMeta]) ->
             device=account.name,
             connected=account.connections > 0,
             seen_at=meta.updated_at if meta else None,
+            version=meta.agent or None if meta else None,
             job=meta.session.partition(".")[0] if meta else None,
             step=meta.committed if meta else None,
         )

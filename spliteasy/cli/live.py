@@ -77,6 +77,8 @@ class Tracker:
         """What the store can know of the device: when it was last served."""
         if meta.closed:
             return "finished"
+        if meta.paused:
+            return "paused by the operator"
         idle_s = self.taken_at - meta.updated_at
         return "training" if idle_s < SILENT_S else f"silent for {span(idle_s)}"
 
@@ -118,6 +120,8 @@ def _session_changes(before: Picture, after: Picture) -> list[str]:
             news.append(f"{meta.session}: went back from step {was.committed} to {meta.committed}")
         elif meta.owner.nonce != was.owner.nonce:
             news.append(f"{meta.session}: taken over by another worker after step {meta.committed}")
+        if meta.paused != was.paused:
+            news.append(f"{meta.session}: {'paused' if meta.paused else 'let go on'} by the operator")
         if meta.closed and not was.closed:
             news.append(f"{meta.session}: finished at step {meta.committed}")
     return news

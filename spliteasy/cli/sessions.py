@@ -1,4 +1,4 @@
-"""`spliteasy sessions` and `spliteasy forget`: what the server keeps of each session, and deleting it."""
+"""`spliteasy sessions`, `pause`, `resume` and `forget`: what the server keeps of each, and having a say."""
 
 from __future__ import annotations
 
@@ -59,6 +59,37 @@ def forget(
     if not asyncio.run(_forget(session, store)):
         raise UserError(f"the store has no session {session}", hint="see `spliteasy status`")
     typer.echo(f"forgot {session}")
+
+
+def pause(
+    context: typer.Context,
+    session: Annotated[str, typer.Argument(help="As `spliteasy status` lists it: JOB.DEVICE")],
+    store: StoreOption = None,
+) -> None:
+    """Hold a session: the step at hand ends, no other begins until `spliteasy resume`. Nothing is lost."""
+    _set_paused(context, session, store, paused=True)
+    typer.echo(f"{session}: paused; go on with: spliteasy resume {session}")
+
+
+def resume(
+    context: typer.Context,
+    session: Annotated[str, typer.Argument(help="As `spliteasy status` lists it: JOB.DEVICE")],
+    store: StoreOption = None,
+) -> None:
+    """Let a paused session go on: its device asks every few seconds."""
+    _set_paused(context, session, store, paused=False)
+    typer.echo(f"{session}: may go on")
+
+
+def _set_paused(context: typer.Context, session: str, store: str | None, *, paused: bool) -> None:
+    set_up_logging(context, "warning")
+
+    async def put() -> bool:
+        async with store_at(store) as open_store:
+            return await open_store.pause(session, paused)
+
+    if not asyncio.run(put()):
+        raise UserError(f"the store has no session {session}", hint="see `spliteasy status`")
 
 
 async def _forget(session: str, store: str | None) -> bool:

@@ -151,6 +151,8 @@ def as_record(meta: SessionMeta) -> dict[str, Any]:
         "fence": meta.owner.fence,
         "owner": meta.owner.nonce,
         "closed": meta.closed,
+        "paused": meta.paused,
+        "agent": meta.agent or None,
         "updated_at": meta.updated_at,
         "log_bytes": meta.log_bytes,
     }
@@ -166,7 +168,7 @@ def show_sessions(sessions: Sequence[SessionMeta], console: Console) -> None:
             (
                 meta.session,
                 meta.committed,
-                "finished" if meta.closed else "open",
+                "finished" if meta.closed else "paused" if meta.paused else "open",
                 meta.attempt.number,
                 f"{meta.snapshots[0]} to {meta.committed}",
                 _size(meta.log_bytes),

@@ -18,6 +18,7 @@ import pytest
 from broker import connect
 from broker.topology import reply_queue
 from deploy.accounts import Accounts
+from device_agent.observe import Observation, StepTaken
 from server_worker.store import Attempt, open_store
 from spliteasy.cli import enrolment
 from spliteasy.cli.enrolment import certificates, connect_enrolled, read_enrolment
@@ -118,6 +119,50 @@ async def test_an_enrolled_device_trains_through_an_enrolled_worker_until_it_is_
             assert [account.name for account in arena.accounts.list()] == ["workers"]
 
 
+async def test_a_password_that_rotates_while_the_device_trains_costs_no_step(
+    operator: Callable[..., Ran], rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, tmp_path: Path
+) -> None:
+    """Its connections are cut afterwards: it comes back by the new file, and ends bit-identical."""
+    steps: list[int] = []
+    some, variant = asyncio.Event(), toy.Variant(epochs=12)
+
+    def observe(told: Observation) -> None:
+        if isinstance(told, StepTaken):
+            steps.append(told.step)
+            if told.step == 5:
+                some.set()
+
+    async with (
+        asyncio.timeout(90),
+        open_arena(rabbitmq_broker.node, rabbitmq_vhost, tmp_path, variant=variant) as arena,
+    ):
+        device = arena.new_device()
+        old = read_enrolment(arena.file(device))
+        training = asyncio.create_task(arena.train(device, observe=observe))
+        await some.wait()
+        ran = operator("enroll", device, "--rotate")
+        assert ran.code == 0, ran.err
+        rabbitmq_broker.call("DELETE", f"connections/username/{device}")
+        assert (await training).done
+        new = read_enrolment(arena.file(device))
+        assert new.password != old.password
+        assert new.model_copy(update={"password": old.password}) == old
+        with pytest.raises(LinkRefused):
+            await connect(old.url)
+    assert steps == list(range(1, len(steps) + 1)), "each once, in order"
+
+
+def test_only_what_is_there_rotates(operator: Callable[..., Ran], tmp_path: Path) -> None:
+    assert "nobody is enrolled as phone-1" in operator("enroll", "phone-1", "--rotate").error
+    operator("enroll", "phone-1", "--job", "digits")
+    operator("enroll", "phone-2")
+    assert operator("enroll", "phone-1", "--rotate").code == 0
+    assert read_enrolment(tmp_path / "phone-1.enrol").job == "digits"
+    crossed = operator("enroll", "phone-1", "--rotate", "-o", "phone-2.enrol")
+    assert "the enrolment of phone-2" in crossed.error
+    assert "can't be read" in operator("enroll", "phone-1", "--rotate", "-o", "none.enrol").error
+
+
 def test_devices_are_listed_with_what_they_trained(operator: Callable[..., Ran], tmp_path: Path) -> None:
     assert "no devices" in operator("devices").out
     for device in ("phone-1", "phone-2"):
@@ -128,8 +173,9 @@ def test_devices_are_listed_with_what_they_trained(operator: Callable[..., Ran],
     assert ran.code == 0, ran.err
     idle, trained = json.loads(ran.out)
     nothing = {"device": "phone-1", "connected": False, "seen_at": None, "job": None, "step": None}
-    assert idle == nothing
+    assert idle == {**nothing, "version": None}
     assert (trained["device"], trained["job"], trained["step"]) == ("phone-2", "digits", 0)
+    assert trained["version"] == "1.2.3"
     assert abs(trained["seen_at"] - time.time()) < 60
     assert "never" in operator("devices").out
 
@@ -144,6 +190,7 @@ async def _open_session(url: str, session: str) -> None:
             held=(0,),
             worker="b" * 16,
             environment="test",
+            agent="1.2.3",
         )
     finally:
         await store.close()

@@ -83,6 +83,7 @@ def shown(tracker: Tracker) -> str:
             [f"{NAME}: taken over by another worker after step 10"],
         ),
         (replace(META, closed=True), [f"{NAME}: finished at step 10"]),
+        (replace(META, paused=True), [f"{NAME}: paused by the operator"]),
         (replace(META, session="digits.phone-2"), [f"{NAME}: forgotten", "digits.phone-2: began at step 10"]),
     ],
 )
@@ -116,6 +117,7 @@ def test_the_rate_is_of_the_last_seconds_and_begins_anew_after_going_back() -> N
         (META, 1009.0, "training"),
         (META, 1100.0, "silent for 2 min"),
         (replace(META, closed=True), 1100.0, "finished"),
+        (replace(META, paused=True), 1100.0, "paused by the operator"),
     ],
 )
 def test_the_link_is_as_the_store_knows_it(meta: SessionMeta, now: float, link: str) -> None:

@@ -186,13 +186,17 @@ def test_status_for_people(place: Place) -> None:
     assert "RabbitMQ   runs" in place.local("status").stdout
 
 
-def test_forget(place: Place) -> None:
+def test_pause_resume_and_forget(place: Place) -> None:
     with started(
         [*AGENT, "--device", "phone-3", "--state", "state-3"],
         place.folder,
         SPLITEASY_BROKER=place.stack["broker"],
     ) as agent:
         read_until(agent, '"step":60')
+        assert place.spliteasy("pause", "digits.phone-3").returncode == 0
+        read_until(agent, "paused by the operator")
+        assert place.spliteasy("resume", "digits.phone-3").returncode == 0
+        read_until(agent, "going on")
         agent.send_signal(signal.SIGINT)
         finish(agent)
     assert place.spliteasy("forget", "digits.phone-3", "--yes").returncode == 0
@@ -200,6 +204,7 @@ def test_forget(place: Place) -> None:
     ran = place.spliteasy("forget", "digits.phone-3", "--yes")
     assert ran.returncode == 2
     assert "no session digits.phone-3" in ran.stderr
+    assert "no session digits.phone-3" in place.spliteasy("pause", "digits.phone-3").stderr
 
 
 def test_an_unknown_job(place: Place) -> None:

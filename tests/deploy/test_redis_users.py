@@ -71,6 +71,9 @@ async def serve(store: RedisStore) -> None:
     meta = await steps.run_steps(store, meta, 4, oldest=3)
     assert len(await steps.log_of(store, 2, 4)) == 2
     steps.done(await store.claim(meta.session, attempt=meta.attempt, step=5, worker="w2"))
+    assert await store.pause(meta.session, False)
+    await store.add_losses(meta.session, dict.fromkeys(range(600), 1.0))
+    assert 0 < len(await store.losses(meta.session)) < 600
     meta = (await store.sessions())[0]
     steps.done(await store.close_session(meta.session, attempt=meta.attempt, owner=meta.owner))
     await store.heartbeat(INFO, ttl_s=5)
