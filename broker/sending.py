@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 
 from broker.chunks import CHUNK_BYTES, to_frames
 from broker.envelope import encode_parts
@@ -25,12 +25,14 @@ async def send_message(
     headers: Mapping[str, str] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     room: asyncio.Semaphore | None = None,
+    admit: Callable[[int], Awaitable[None]] | None = None,
     sent: Callable[[int], None] | None = None,
     handed_over: Callable[[], None] | None = None,
     skip: Container[int] = (),
 ) -> None:
-    """Publish all frames but those in `skip`; returns once every one is confirmed. `sent` gets each
-    frame's bytes then. `handed_over` is called when another message may follow without overtaking.
+    """Publish all frames but those in `skip`; returns once every one is confirmed. `admit` gets a frame's
+    bytes before it leaves, and may put it off; `sent` gets them once it is confirmed. `handed_over` is
+    called when another message may follow without overtaking.
 
     Raises a group of LinkErrors where one is not confirmed: some may have arrived. Cancelling leaves some
     unsent.
@@ -51,6 +53,8 @@ async def send_message(
     async with asyncio.TaskGroup() as tasks:
         for frame in frames:
             await room.acquire()
+            if admit is not None:
+                await admit(len(frame))
             tasks.create_task(publish(frame))
         if handed_over is not None:
             handed_over()

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import structlog
@@ -21,12 +22,14 @@ from broker import messages as m
 from broker.chunks import CHUNK_BYTES
 from broker.topology import SHARDS, shard_of
 from device_agent import events as e
+from device_agent.allowance import Allowance
 from device_agent.choosing import BySpeed, MakeChooser, StepChoices
 from device_agent.conditions import Gate
 from device_agent.data import Batches, DeviceData, EvaluationBatches, load_dataset
 from device_agent.link import Connect, Link
 from device_agent.metrics import SessionWatch
 from device_agent.observe import Evaluated, Observe, StateChanged, StepTaken
+from device_agent.pace import Pace
 from device_agent.session import DeviceSession, Plan
 from device_agent.state import StateFolder
 from device_agent.trainer import DeviceTrainer
@@ -55,6 +58,10 @@ class AgentConfig:
     reply_timeout_s: float = 10.0
     chunk_bytes: int | None = None
     """Payload of one frame; None: as the job says."""
+    max_uplink: float | None = None
+    """Bytes a second that may be sent at most."""
+    metered: int | None = None
+    """Bytes a day that may be sent and received together; no step begins beyond them."""
     patience_s: float = 10.0
     """How long the first connection may take; later ones are waited for without end."""
 
@@ -84,11 +91,14 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         meter: Meter = SILENT,
         gate: Gate | None = None,
+        today: Callable[[], date] = date.today,
         make_chooser: MakeChooser = BySpeed,
     ) -> None:
         """`gate` says when steps may begin; None: always."""
         self.config = config
         self._gate = gate
+        self._today = today
+        self._allowance: Allowance | None = None
         self.meter = meter
         self.session: DeviceSession | None = None
         self.trainer: DeviceTrainer | None = None
@@ -105,6 +115,7 @@ class Agent:
             rng=rng,
             clock=clock,
             meter=meter,
+            pace=None if config.max_uplink is None else Pace(config.max_uplink, clock=clock),
         )
         self._timers: dict[e.Timer, asyncio.TimerHandle] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -121,13 +132,29 @@ class Agent:
         """
         state = await self._compute(lambda: StateFolder(self.config.state))
         try:
+            if self.config.metered is not None:
+                self._meter_traffic(self.config.metered, state)
             if self._gate is not None and not await self._may_begin(self._gate, stop):
                 return AgentResult(
                     device=self.config.device, step=max(state.held(), default=0), total_steps=0, done=False
                 )
             return await self._run_parts(state, stop)
         finally:
+            if self._allowance is not None:
+                self._allowance.close()
             state.close()
+
+    def _meter_traffic(self, limit_bytes: int, state: StateFolder) -> None:
+        """Count what is sent and received; the gate is closed where no more may be."""
+        self._allowance = allowance = Allowance(
+            limit_bytes, saved=state.traffic, save=state.save_traffic, today=self._today
+        )
+        self.link.count = allowance.count
+
+        async def within() -> str | None:
+            return allowance.why_not()
+
+        self._gate = Gate(within) if self._gate is None else self._gate.also(within)
 
     async def _may_begin(self, gate: Gate, stop: asyncio.Event) -> bool:
         """Wait before anything is sent or fetched. False where `stop` came first."""
@@ -295,8 +322,19 @@ class Agent:
             event = await self._events.get()
             if self._failed is not None:
                 raise self._failed
+            if self._allowance is not None and self._gate is not None:
+                self._keep_within(self._allowance, self._gate, session, event)
             actions = session.handle(event)
             watch(event, actions)
+
+    def _keep_within(self, allowance: Allowance, gate: Gate, session: DeviceSession, event: e.Event) -> None:
+        """Hold the session where the next step would not fit: it is looked at before each one begins."""
+        if not isinstance(event, e.Applied | e.Restored | e.Saved | e.EvalTailDone):
+            return
+        allowance.between_steps(after_one=isinstance(event, e.Applied))
+        if gate.why is None and (why := allowance.why_not()) is not None:
+            gate.said(why)
+            session.handle(e.Hold(why))
 
     def _perform(self, action: e.Action, state: StateFolder) -> None:
         match action:

@@ -80,6 +80,19 @@ class Gate:
         self.why: str | None = None
         """What the condition said last."""
 
+    def also(self, condition: Condition) -> Gate:
+        """A gate that is open where both hold."""
+
+        async def both() -> str | None:
+            why = await self._condition()
+            return await condition() if why is None else why
+
+        return Gate(both, every_s=self._every_s)
+
+    def said(self, why: str) -> None:
+        """A reason that was seen between two looks: `watch` tells when it is gone."""
+        self.why = why
+
     async def opened(self, tell: Callable[[str], None]) -> None:
         """Return when the condition holds; `tell` says why not, once a reason."""
         told = None

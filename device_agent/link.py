@@ -24,6 +24,7 @@ from broker.topology import REPLY_TO, reply_queue, uplink_key
 from broker.transport import Transport
 from device_agent import events as e
 from device_agent import metrics
+from device_agent.pace import Pace
 from device_agent.speed import LinkSpeed
 from spliteasy.errors import LinkError, LinkRefused, Unroutable, WireError
 from spliteasy.metering import SILENT, Meter
@@ -50,7 +51,9 @@ class Link:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         meter: Meter = SILENT,
+        pace: Pace | None = None,
     ) -> None:
+        """`pace` limits what is sent; None: as fast as it goes."""
         self.shard: int | None = None
         """Where the session's requests go; None: to the front queue."""
         self.bytes_up = 0
@@ -65,6 +68,9 @@ class Link:
         self._rng = rng
         self._clock = clock
         self._meter = meter
+        self._pace = pace
+        self.count: Callable[[int], object] = lambda _: None
+        """Told of the bytes of each frame, before it is sent and when it has come."""
         self._sending = 0
         """Requests that wait for confirms."""
         self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int]]] = asyncio.Queue()
@@ -138,6 +144,7 @@ class Link:
         subscription = await transport.subscribe(queue, prefetch=64)
         async for delivery in subscription:
             self.bytes_down += len(delivery.body)
+            self.count(len(delivery.body))
             try:
                 outcome = self._assembler.add(WORKERS, delivery.body)
                 whole = isinstance(outcome, Assembled)
@@ -189,8 +196,9 @@ class Link:
                 request,
                 message_id=request.request,
                 headers={REPLY_TO: queue},
-                chunk_bytes=self.chunk_bytes,
+                chunk_bytes=self._chunk_bytes(),
                 room=room,
+                admit=self._admit,
                 sent=sent,
                 handed_over=handed_over.set,
                 skip=skip,
@@ -204,6 +212,14 @@ class Link:
         finally:
             self._sending -= 1
             handed_over.set()
+
+    def _chunk_bytes(self) -> int:
+        return min(self.chunk_bytes, self._pace.chunk_bytes) if self._pace is not None else self.chunk_bytes
+
+    async def _admit(self, frame_bytes: int) -> None:
+        self.count(frame_bytes)
+        if self._pace is not None:
+            await self._pace.admit(frame_bytes)
 
     def _count_sent(self, codec: str, frame_bytes: int) -> None:
         self.bytes_up += frame_bytes

@@ -3,6 +3,7 @@
     lock                       held while an agent (or merge, or predict) uses the folder
     binding                    which job version, device and data set the folder is of
     attempt                    the newest attempt, raised before it is used
+    traffic                    bytes used by day, where the link is metered
     codecs                     which steps use which codecs, where the job lets the device choose
     job/                       the device's parts of the job
     checkpoints/000000000042   weights, buffers and optimizers of head and tail
@@ -152,6 +153,17 @@ class StateFolder:
     def save_codecs(self, choices: bytes) -> None:
         """Keep the choice of codecs; durable on return."""
         self._write("codecs", choices)
+
+    # Traffic ---------------------------------------------------------------------------------------
+
+    @property
+    def traffic(self) -> bytes | None:
+        """What `save_traffic` was given last; None before, or where the file is damaged."""
+        return self._read(self.path / "traffic")
+
+    def save_traffic(self, used: bytes) -> None:
+        """Keep what was used; durable on return."""
+        self._write("traffic", used)
 
     # Checkpoints -----------------------------------------------------------------------------------
 

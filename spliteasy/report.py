@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 LOSS_STEPS = 20
 """The reported training loss is the mean of this many last steps: a single batch says little."""
+
+RECENT_STEPS = 50
+"""What remains is estimated by this many last steps."""
 
 SMOOTHING = 0.9
 """How much of the running mean stays at each step in the picture of the loss."""
@@ -38,6 +42,8 @@ class DeviceRun:
     bytes_down: int = 0
     step_bytes: list[int] = field(default_factory=list)
     """Bytes both ways between a step and the next, where nothing but steps happened in between."""
+    lately: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+    """Seconds of the last steps."""
     step_seconds: float = 0.0
     """Wall time of the counted steps: reconnects within them are in it, evaluations are not."""
     state: str = "connecting"
@@ -68,6 +74,18 @@ class DeviceRun:
     def bytes_per_step(self) -> float | None:
         """Median over the steps: neither the job's download nor evaluations are in it."""
         return statistics.median(self.step_bytes) if self.step_bytes else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What the remaining steps would take at the pace of the last; pauses and evaluations not counted."""
+        steps = self.total_steps - self.step
+        return steps * statistics.mean(self.lately) if self.lately and steps > 0 else None
+
+    @property
+    def bytes_left(self) -> float | None:
+        """What the remaining steps would send and receive, if they were as the last ones."""
+        steps, lately = self.total_steps - self.step, self.step_bytes[-RECENT_STEPS:]
+        return steps * statistics.mean(lately) if lately and steps > 0 else None
 
     def summary(self) -> dict[str, Any]:
         """The device's entry in report.json.

@@ -69,6 +69,25 @@ def agent(
     when_every: Annotated[
         float, typer.Option(min=0.05, metavar="SECONDS", help="How often the conditions are asked.")
     ] = 10.0,
+    max_uplink: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE",
+            help="Send no faster than this, so that others can use the link too: 2mbit (a second), 250kb/s. "
+            "It holds on average; a call or a video beside it wants about half of the link's upload.",
+            show_default="no limit",
+        ),
+    ] = None,
+    metered: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES-A-DAY",
+            help="Send and receive no more than this a day together: 200mb, 1gb. It pauses where the next "
+            "step would not fit, and goes on at midnight, or started again with more. Restarts and "
+            "reconnects count.",
+            show_default="no limit",
+        ),
+    ] = None,
     takeover: Annotated[
         bool,
         typer.Option("--takeover", help="Go on from this state folder even if the store knows a newer run."),
@@ -98,6 +117,7 @@ def agent(
     from device_agent.agent import AgentConfig
     from device_agent.conditions import Gate, parse_conditions
     from spliteasy.cli.history import History
+    from spliteasy.planning.units import parse_rate
 
     condition = parse_conditions(when or ())
     gate = Gate(condition, every_s=when_every) if condition is not None else None
@@ -112,6 +132,8 @@ def agent(
         state=state or Path("runs/agents") / f"{job.partition('@')[0]}.{device}",
         takeover=takeover,
         restart=restart,
+        max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
+        metered=None if metered is None else _budget(metered),
     )
     with torch_threads(threads):
         result = run(
@@ -123,6 +145,15 @@ def agent(
     else:
         whole = f" of {result.total_steps}" if result.total_steps else ""
         typer.echo(f"{device}: stopped after step {result.step}{whole}; the same command goes on from there")
+
+
+def _budget(text: str) -> int:
+    from spliteasy.planning.units import parse_size
+
+    nbytes = parse_size(text, "--metered")
+    if nbytes <= 0:
+        raise UserError(f"--metered {text!r} must be above 0")
+    return nbytes
 
 
 def _whom_and_where(

@@ -18,8 +18,9 @@ from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url, store_
 from spliteasy.cli.enrolment import Enrolment, certificates, read_enrolment
 from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
-from spliteasy.cli.status import show_table, span
+from spliteasy.cli.status import show_table
 from spliteasy.errors import UserError
+from spliteasy.readable import span
 
 if TYPE_CHECKING:
     from deploy.accounts import Account, Accounts, Role

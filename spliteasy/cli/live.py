@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.topology import shard_of
-from spliteasy.cli.progress import size
-from spliteasy.cli.status import Picture, span
+from spliteasy.cli.status import Picture
 from spliteasy.errors import LinkError, LinkRefused, StoreError
+from spliteasy.readable import size, span
 
 if TYPE_CHECKING:
     from server_worker.store import SessionMeta, WorkerInfo

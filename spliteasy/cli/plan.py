@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spliteasy.cli.logging import set_up_logging
-from spliteasy.cli.progress import size
 from spliteasy.cli.submit import JobFile
 from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.planning.units import parse_duration, parse_rate, parse_size
+from spliteasy.readable import size
 
 if TYPE_CHECKING:
     from spliteasy.job import JobSpec

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from spliteasy.readable import size, span
 from spliteasy.report import DeviceRun, number
 
 REFRESH_PER_S = 6
@@ -61,7 +62,7 @@ class Board:
         grid = Table(title=self._title, title_justify="left")
         grid.add_column("device")
         grid.add_column("state")
-        for column in ("step", "loss", "accuracy", "samples/s", "up", "down"):
+        for column in ("step", "loss", "accuracy", "samples/s", "up", "down", "left"):
             grid.add_column(column, justify="right")
         for run in self._runs:
             grid.add_row(run.device, run.state, *_cells(run))
@@ -70,20 +71,11 @@ class Board:
 
 def line(run: DeviceRun) -> str:
     """One device's standing as a plain line."""
-    step, loss, accuracy, rate, up, down = _cells(run)
+    step, loss, accuracy, rate, up, down, left = _cells(run)
     return (
         f"{run.device}  {run.state}  step {step}  loss {loss}  accuracy {accuracy}  "
-        f"{rate} samples/s  up {up}  down {down}"
+        f"{rate} samples/s  up {up}  down {down}{'  left ' + left if left else ''}"
     )
-
-
-def size(count: float) -> str:
-    """`1.5 MB`: decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
 
 
 def _cells(run: DeviceRun) -> tuple[str, ...]:
@@ -94,4 +86,12 @@ def _cells(run: DeviceRun) -> tuple[str, ...]:
         format(run.samples_per_s, ",.0f"),
         size(run.bytes_up),
         size(run.bytes_down),
+        _left(run),
     )
+
+
+def _left(run: DeviceRun) -> str:
+    """`about 3 min, 1.5 MB`; empty before there is a step to tell by, and after the last."""
+    seconds, nbytes = run.seconds_left, run.bytes_left
+    parts = [] if seconds is None else [f"about {span(seconds)}"]
+    return ", ".join(parts if nbytes is None else [*parts, size(nbytes)])

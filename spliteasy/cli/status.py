@@ -14,6 +14,7 @@ from spliteasy.cli.connecting import BrokerOption, StoreOption, broker_at, store
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.running import run
 from spliteasy.errors import LinkError, StoreError, UserError
+from spliteasy.readable import size, span
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -171,7 +172,7 @@ def show_sessions(sessions: Sequence[SessionMeta], console: Console) -> None:
                 "finished" if meta.closed else "paused" if meta.paused else "open",
                 meta.attempt.number,
                 f"{meta.snapshots[0]} to {meta.committed}",
-                _size(meta.log_bytes),
+                size(meta.log_bytes),
                 f"{span(now - meta.updated_at)} ago",
             )
             for meta in sessions
@@ -255,18 +256,3 @@ def show_table(
 
 def _sessions_of(picture: Picture, job: str) -> int:
     return sum(meta.session.partition(".")[0] == job for meta in picture.sessions)
-
-
-def span(seconds: float) -> str:
-    """`3 min`: in the largest unit that fits."""
-    """A time that passed, for a person."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
-
-
-def _size(count: int) -> str:
-    from spliteasy.cli.progress import size
-
-    return size(count)

@@ -10,8 +10,8 @@ import typer
 
 from spliteasy.cli.connecting import StoreOption, find_url, store_at
 from spliteasy.cli.logging import set_up_logging
-from spliteasy.cli.progress import size
 from spliteasy.cli.threads import ThreadsOption, torch_threads
+from spliteasy.readable import size
 
 if TYPE_CHECKING:
     from server_worker.store import Store

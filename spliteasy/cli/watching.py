@@ -46,6 +46,7 @@ class Watcher:
         run.losses.append((taken.step, taken.loss))
         run.samples += taken.samples
         run.step_seconds += taken.seconds
+        run.lately.append(taken.seconds)
         run.bytes_up, run.bytes_down = taken.bytes_up, taken.bytes_down
 
 
@@ -75,4 +76,6 @@ class LogLines:
             samples_per_s=round(run.samples_per_s, 1),
             bytes_up=run.bytes_up,
             bytes_down=run.bytes_down,
+            seconds_left=run.seconds_left and round(run.seconds_left),
+            bytes_left=run.bytes_left and round(run.bytes_left),
         )

@@ -21,6 +21,21 @@ def test_no_server_named(arguments: tuple[str, ...], spliteasy: Callable[..., Ra
     assert "SPLITEASY_" in ran.error
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--max-uplink", "20", "--max-uplink '20' has no unit"),
+        ("--max-uplink", "0mbit", "must be above 0"),
+        ("--metered", "much", "--metered 'much' is not a number and a unit"),
+        ("--metered", "0mb", "--metered '0mb' must be above 0"),
+    ],
+)
+def test_a_limit_that_is_none(option: str, value: str, told: str, spliteasy: Callable[..., Ran]) -> None:
+    ran = spliteasy(*AGENT, "--broker", "amqp://127.0.0.1:1/", option, value)
+    assert ran.code == 2
+    assert told in ran.error
+
+
 def test_a_damaged_stack_file(spliteasy: Callable[..., Ran], tmp_path: Path) -> None:
     (tmp_path / ".local").mkdir()
     (tmp_path / ".local/stack.json").write_text("{")

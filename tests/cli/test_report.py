@@ -58,6 +58,16 @@ def test_bytes_per_step_leave_out_the_job_and_evaluations() -> None:
     assert run.bytes_per_step == 150
 
 
+def test_what_is_left_is_told_by_the_last_steps() -> None:
+    run = watched()
+    assert (run.seconds_left, run.bytes_left) == (None, None), "nothing is left"
+    run.total_steps = 10
+    run.lately.extend([30.0] * 50)
+    run.step_bytes = [10**9, *[200_000] * 50]
+    assert (run.seconds_left, run.bytes_left) == (180.0, 1_200_000)
+    assert line(run).endswith("left about 3 min, 1.2 MB")
+
+
 def test_the_loss_is_a_mean_of_the_last_steps() -> None:
     run = DeviceRun("phone-1", losses=[(n, float(n)) for n in range(1, 101)])
     assert run.train_loss == sum(range(81, 101)) / 20
