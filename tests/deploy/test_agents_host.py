@@ -38,7 +38,7 @@ def release(folder: Path, program: str = "pass") -> Release:
         memory="2G",
         memory_bytes=2 << 30,
         service="supervisor",
-        run_as="",
+        run_as="root" if os.getuid() == 0 else "",
         start_s=60.0,
         settle_s=0.0,
         restart_s=0.01,
@@ -47,7 +47,7 @@ def release(folder: Path, program: str = "pass") -> Release:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
-@pytest.mark.parametrize("user", [None, "nobody"])
+@pytest.mark.parametrize("user", [None, "daemon"])
 def test_systemd_takes_the_unit(user: str | None, tmp_path: Path) -> None:
     odd = replace(release(tmp_path), environment={"ODD": 'a "b" %h $HOME\\'}, command=["/bin/echo", "$x %n"])
     file = tmp_path / "spliteasy-agent-phone-1.service"
@@ -57,7 +57,7 @@ def test_systemd_takes_the_unit(user: str | None, tmp_path: Path) -> None:
     complaints = [line for line in ran.stderr.splitlines() if file.name in line]
     assert complaints == []
     assert 'ExecStart="/bin/echo" "$$x %%n"' in file.read_text()
-    assert ("User=nobody" in file.read_text()) == (user is not None)
+    assert ("User=daemon" in file.read_text()) == (user is not None)
 
 
 def supervise(folder: Path, program: str, **more: object) -> tuple[int, dict[str, object]]:
@@ -133,7 +133,7 @@ def home_in(folder: Path) -> Home:
 def test_the_program_needs_the_standard_library_only(tmp_path: Path) -> None:
     home = home_in(tmp_path)
     code = "import sys, deploy.agents.host.main; "
-    code += "print({name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names)"
+    code += "print({name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names - {'__main__'})"
     ran = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(home.program)!r}); {code}"],
         capture_output=True,

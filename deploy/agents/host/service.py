@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from deploy.agents.host.home import Home, Release
 from deploy.daemons import Daemon
@@ -157,15 +157,16 @@ class Supervised:
         said_before = self._log.stat().st_size if self._log.exists() else 0
         supervise(self._home, release)
         deadline = time.monotonic() + release.start_s
-        while (state := self._told()) in ("", "starting") and time.monotonic() < deadline:
-            if self._daemon.pid() is None and not self._told():
-                raise StartFailed(self._daemon.last_words(WORDS) or "the supervisor ended")
-            time.sleep(POLL_S)
-        settled = time.monotonic() + release.settle_s
-        while (state := self._told()) == "ready" and time.monotonic() < settled:
-            time.sleep(POLL_S)
-        if state not in ("ready", "done"):
+        self._wait_while(("", "starting"), deadline)
+        self._wait_while(("ready",), time.monotonic() + release.settle_s)
+        if self._first() not in ("ready", "done"):
             raise StartFailed(self._words(said_before) or f"it said nothing for {release.start_s:g} s")
+
+    def _wait_while(self, states: tuple[str, ...], deadline: float) -> None:
+        while (state := self._first()) in states and time.monotonic() < deadline:
+            if self._daemon.pid() is None and self._first() == state:
+                raise StartFailed(_last(self._daemon.last_words(WORDS)) or "the supervisor ended")
+            time.sleep(POLL_S)
 
     def stop(self) -> None:
         self._daemon.ask_to_stop()
@@ -175,14 +176,20 @@ class Supervised:
         self.stop()
 
     def state(self) -> str:
-        state = self._told()
+        state = str(self._told()["state"])
         return state if self._daemon.pid() is not None or state in ("done", "failed") else "stopped"
 
-    def _told(self) -> str:
+    def _told(self) -> dict[str, Any]:
         try:
-            return str(json.loads((self._home.folder / "status.json").read_text())["state"])
+            told: dict[str, Any] = json.loads((self._home.folder / "status.json").read_text())
         except FileNotFoundError:
-            return ""
+            return {"state": "", "starts": 0}
+        return told
+
+    def _first(self) -> str:
+        """The state of the first start; `restarting` where that has ended already."""
+        told = self._told()
+        return str(told["state"]) if told["starts"] <= 1 else "restarting"
 
     def _words(self, since: int) -> str:
         if not self._log.exists():

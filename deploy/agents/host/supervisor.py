@@ -33,6 +33,7 @@ class Supervisor:
         self._release = Release.from_json((folder / "release.json").read_text())
         self._log = folder / "agent.log"
         self._stopping = False
+        self._starts = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._address = f"spliteasy-{secrets.token_hex(16)}"
         self._socket.bind(f"\0{self._address}")
@@ -67,6 +68,7 @@ class Supervisor:
 
     def _once(self) -> int:
         """Run the agent to its end; its exit code."""
+        self._starts += 1
         self._say("starting")
         account = self._release.run_as if os.getuid() == 0 else None
         with self._log.open("ab") as log:
@@ -115,7 +117,8 @@ class Supervisor:
 
     def _say(self, state: str, **more: object) -> None:
         temporary = self._folder / "status.json.tmp"
-        temporary.write_text(json.dumps({"state": state, "supervisor": os.getpid(), **more}))
+        said = {"state": state, "starts": self._starts, "supervisor": os.getpid(), **more}
+        temporary.write_text(json.dumps(said))
         temporary.replace(self._folder / "status.json")
 
     def _note(self, text: str) -> None:
