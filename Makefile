@@ -15,6 +15,7 @@ SEED ?=
 TLS ?=
 MINUTES ?= 10
 ONLY ?=
+PEERS ?=
 HOSTS ?=
 INVENTORY ?=
 SSH ?=
@@ -110,7 +111,8 @@ test-long: setup deps ## The long sweeps (many seeds, many mutations)
 parity: setup ## Twenty networks, the paper's six among them: split against plain PyTorch, bit for bit
 	@$(BIN)/python -m benchmarks.parity
 
-bench: setup deps ## Speed, memory, links, codecs, with the goals beside the figures: [ONLY="links flaky"]
+bench: setup deps ## Speed, memory, links, codecs, with the goals beside the figures: [ONLY="links flaky"] [PEERS=1: other systems too]
+	@$(if $(filter-out 0,$(PEERS)),$(BIN)/pip install --quiet --editable '.[peers]')
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 bench-plan: setup deps ## The planner's predictions and cuts against measurements on emulated links

@@ -10,6 +10,7 @@ with an append-only file synced every second.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,18 @@ OURS = {
     "ours fp16": Setting(activations="fp16", gradients="fp16"),
     "ours, M = 4": Setting(micro_batches=4),
 }
-PEERS = {"raw TCP": "tcp", "torch RPC": "rpc", "naive aiormq": "amqp", "HTTP + JSON": "http"}
+PEERS = {
+    "raw TCP": "tcp",
+    "torch RPC": "rpc",
+    "naive aiormq": "amqp",
+    "HTTP + JSON": "http",
+    "TorchSlicer TCP": "torchslicer:tcp",
+    "TorchSlicer gRPC": "torchslicer:grpc",
+    "hivemind": "hivemind",
+}
+"""By name: the module of `benchmarks.peers`, and what it puts before the address."""
+EXTRA = ("torchslicer", "hivemind")
+"""Packages of the extra `peers`, which are left out where they aren't installed."""
 SYSTEMS = ("plain", *PEERS, *OURS)
 STEPS = {"W0": 40, "W1": 1, "W2": 3}
 """Steps of a lap."""
@@ -72,9 +84,9 @@ def run(workload: Workload, systems: Sequence[str], rounds: int) -> list[Figure]
 
 
 def _enter_peer(field: Field, workload: Workload, name: str) -> None:
-    module = PEERS[name]
+    module, _, variant = PEERS[name].partition(":")
     others = {}
-    address = str(free_port())
+    address = f"{variant}:{free_port()}" if variant else str(free_port())
     if module == "amqp":
         address = field.services.broker
         others["broker"] = field.services.pids()["broker"]
@@ -129,6 +141,12 @@ def goal_of(figure: Figure) -> str:
     return ""
 
 
+def _missing(system: str) -> bool:
+    """Whether it needs a package of the extra that isn't installed."""
+    package = PEERS.get(system, "").partition(":")[0]
+    return package in EXTRA and importlib.util.find_spec(package) is None
+
+
 def table_of(figures: Sequence[Figure]) -> Table:
     """One workload's systems."""
     rows = [
@@ -154,9 +172,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     began = show_about()
+    systems = [name for name in options.systems if not _missing(name)]
+    if left_out := [name for name in options.systems if _missing(name)]:
+        print(f"left out: {', '.join(left_out)} (to have them: pip install -e '.[peers]')")
     figures, tables = [], []
     for name in options.workloads:
-        found = run(WORKLOADS[name], options.systems, options.rounds)
+        found = run(WORKLOADS[name], systems, options.rounds)
         tables.append(table_of(found))
         tables[-1].show()
         figures += found

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,7 @@ class Field:
             stdout=subprocess.PIPE if piped else subprocess.DEVNULL,
             stderr=None if piped else subprocess.DEVNULL,
             text=True,
+            process_group=0,
         )
         self._stack.callback(_end, process)
         return process
@@ -205,6 +207,8 @@ def _end(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it started itself, and left behind
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()

@@ -28,6 +28,8 @@ def main() -> None:
     module = importlib.import_module(f"benchmarks.peers.{system}")
     if side == "serve":
         module.serve(workload, address[0])
+    elif hasattr(module, "stepper"):  # it has its own way to train
+        serve_laps(module.stepper(workload, address[0]))
     else:
         serve_laps(Device(workload, _reach(module.Exchange, workload, address[0])).step)
 
