@@ -244,6 +244,8 @@ class Job(Reply):
     shard: Annotated[int, Field(ge=0, le=9999)]
     manifest: Annotated[str, StringConstraints(max_length=1 << 20)]
     parts: Annotated[tuple[Text, ...], Field(max_length=64, strict=False)]
+    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
+    """The operator's, of the digest: the worker only hands it on."""
 
 
 class Opened(SessionReply):

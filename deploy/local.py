@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,8 @@ STACK = FOLDER / "stack.json"
 CERTIFICATES = FOLDER / "tls"
 WORKERS = FOLDER / "workers.enrol"
 """The workers' account, where they do not share the operator's."""
+SIGNING_KEY = FOLDER / "operator.key"
+"""`submit` signs with it here, and `enroll` gives devices its public half."""
 PASSWORD, WORKER_PASSWORD = FOLDER / "password", FOLDER / "worker-password"
 """Of the operator, and of the workers' user of Redis."""
 AMQP_PORT = (PORT_VARIABLES[RABBITMQ], 5672)
@@ -147,15 +149,16 @@ def up(workers: int, tls: bool = False) -> None:
     stack = running or wanted_stack(tls=tls)
     stack.services.start()
     stack.write()
+    make_key()
     if stack.access.tls is not None and not WORKERS.exists():
         enroll_workers(stack)
     start_workers(stack, max(workers, len(running_workers())))
     command = Path(sys.executable).with_name("spliteasy")
-    spliteasy = os.path.relpath(command) if command.exists() else "spliteasy"
-    agent = f"{spliteasy} agent --job digits --device phone-1 --data examples.digits:device_data"
+    program = os.path.relpath(command) if command.exists() else "spliteasy"
+    agent = f"{program} agent --job digits --device phone-1 --data examples.digits:device_data"
     if stack.access.tls is not None:
-        agent = f"""{spliteasy} enroll phone-1 --job digits
-  {spliteasy} agent --enrolment phone-1.enrol --data examples.digits:device_data"""
+        agent = f"""{program} enroll phone-1 --job digits
+  {program} agent --enrolment phone-1.enrol --data examples.digits:device_data"""
     print(f"""
 RabbitMQ   {redact(stack.access.broker)}
 Redis      {redact(stack.access.store)}
@@ -163,23 +166,36 @@ workers    {len(running_workers())}
 The passwords are in {STACK}; commands started in this folder find them there.
 
 Next, each in a terminal of its own:
-  {spliteasy} submit examples/digits/job.toml
+  {program} submit examples/digits/job.toml
   {agent}
-  {spliteasy} status
+  {program} status
 More workers: make scale WORKERS=4.  Also: make status, make logs, make down.""")
+
+
+def make_key() -> None:
+    """The operator's key that the stack's jobs are signed with, where there is none yet."""
+    if not SIGNING_KEY.exists():
+        spliteasy("no key to sign jobs with", "keygen", str(SIGNING_KEY))
 
 
 def enroll_workers(stack: Stack) -> None:
     """Make the account that all workers use. Raises SplitEasyError."""
-    made = subprocess.run(
-        [sys.executable, "-m", "spliteasy.cli", "enroll", "workers", "--worker", "--out", str(WORKERS)],
-        env={**os.environ, **stack.environment, "SPLITEASY_MANAGEMENT": stack.access.management},
+    environment = {**stack.environment, "SPLITEASY_MANAGEMENT": stack.access.management}
+    command = ("enroll", "workers", "--worker", "--out", str(WORKERS))
+    spliteasy("the workers have no account", *command, environment=environment)
+
+
+def spliteasy(problem: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    """Run a command of ours. Raises SplitEasyError, which begins with the problem."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "spliteasy.cli", *arguments],
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         check=False,
     )
-    if made.returncode:
-        raise SplitEasyError(f"the workers have no account: {made.stderr.strip()}")
+    if ran.returncode:
+        raise SplitEasyError(f"{problem}: {ran.stderr.strip()}")
 
 
 def check_same(access: Access, *, tls: bool) -> None:

@@ -31,6 +31,7 @@ class RedisRole(Enum):
     """Whom a user is for; the value is its patterns of keys."""
 
     WORKER = (
+        "%R~spliteasy:allowed",
         "%R~spliteasy:jobs",
         "%R~spliteasy:{*@*}:*",
         "~spliteasy:{*.*}:*",

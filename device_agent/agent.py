@@ -36,6 +36,8 @@ from device_agent.trainer import DeviceTrainer
 from spliteasy.compute import Compute
 from spliteasy.errors import JobError, RemoteError, StateError
 from spliteasy.job import Job
+from spliteasy.job.package import job_digest
+from spliteasy.job.signing import check_signature
 from spliteasy.metering import SILENT, Meter
 from spliteasy.version import version
 
@@ -53,6 +55,8 @@ class AgentConfig:
     state: Path
     root: Path | None = None
     """Where the data's module is looked up; None: the current folder."""
+    operator_key: str | None = None
+    """Public key (64 hexadecimal digits) that must have signed the job; None: it is taken as it comes."""
     takeover: bool = False
     restart: bool = False
     reply_timeout_s: float = 10.0
@@ -246,18 +250,27 @@ class Agent:
         )
 
     async def _get_job(self, state: StateFolder) -> Job:
-        """The job's device parts: from the state folder where it has them, else from a worker."""
+        """The job's device parts: from the state folder where it has them, else from a worker.
+
+        Where a key is to have signed the job, nothing of an unsigned or altered one is loaded: one that is
+        in the folder without its signature is fetched again.
+        """
+        key = self.config.operator_key
         stored = await self._compute(state.job_parts)
-        if stored is None:
-            reply = await self._fetch_job()
-            manifest = reply.manifest.encode()
-            parts = {name: _part_bytes(value) for name, value in zip(reply.parts, reply.values, strict=True)}
-            job = await self._compute(lambda: Job.from_parts(manifest, parts))
+        if stored is not None and (key is None or _vouched(stored[0], state.job_signature, key)):
+            job = await self._compute(lambda: Job.from_parts(*stored))
             self._check_version(job)
-            await self._compute(lambda: state.save_job(manifest, parts))
             return job
-        job = await self._compute(lambda: Job.from_parts(*stored))
+        reply = await self._fetch_job(job_digest(stored[0]) if stored is not None else self._digest)
+        manifest, signature = reply.manifest.encode(), reply.signature
+        if key is not None:
+            check_signature(manifest, signature, key)
+        parts = {name: _part_bytes(value) for name, value in zip(reply.parts, reply.values, strict=True)}
+        job = await self._compute(lambda: Job.from_parts(manifest, parts))
         self._check_version(job)
+        await self._compute(lambda: state.save_job(manifest, parts))
+        if signature is not None:
+            await self._compute(lambda: state.save_signature(signature))
         return job
 
     def _check_version(self, job: Job) -> None:
@@ -267,10 +280,11 @@ class Agent:
                 hint="give this job a state folder of its own with --state DIR",
             )
 
-    async def _fetch_job(self) -> m.Job:
-        if self._digest and len(self._digest) != 64:
+    async def _fetch_job(self, digest: str) -> m.Job:
+        """That version, or where `digest` is empty the newest."""
+        if digest and len(digest) != 64:
             raise JobError(f"{self.config.job}: a version is 64 hexadecimal digits", hint="or leave it out")
-        request = m.GetJob(session=self._session_name, digest=self._digest or None)
+        request = m.GetJob(session=self._session_name, digest=digest or None)
         up = False
         while True:
             try:
@@ -451,6 +465,15 @@ class Agent:
     def _tell(self, text: str) -> None:
         self._log.info(text)
         self._observe(StateChanged(device=self.config.device, text=text))
+
+
+def _vouched(manifest: bytes, signature: str | None, key: str) -> bool:
+    """Whether the key signed what is in the folder."""
+    try:
+        check_signature(manifest, signature, key)
+    except JobError:
+        return False
+    return True
 
 
 def _part_bytes(value: m.Value) -> bytes:

@@ -117,6 +117,16 @@ class StateFolder:
         except JobError as error:
             raise StateError(error.message, hint="free some space on the disk") from error
 
+    @property
+    def job_signature(self) -> str | None:
+        """What `save_signature` was given last; None before, or where the file is damaged."""
+        raw = self._read(self.path / "signature")
+        return None if raw is None else raw.decode()
+
+    def save_signature(self, signature: str) -> None:
+        """Keep the operator's signature of the job beside it."""
+        self._write("signature", signature.encode())
+
     def job_parts(self) -> tuple[bytes, dict[str, bytes]] | None:
         """Manifest and parts of the job kept here; None where there is none, or a damaged one."""
         try:

@@ -10,7 +10,8 @@ import torch
 
 from broker import messages as m
 from broker.topology import shard_of
-from server_worker.replies import error_reply
+from server_worker.allowing import may_train
+from server_worker.replies import error_reply, not_allowed_reply
 from server_worker.store import Store
 from spliteasy.compute import Compute
 from spliteasy.job import Job, device_parts
@@ -64,6 +65,9 @@ class JobCache:
 
 async def answer_get_job(request: m.GetJob, store: Store, *, shards: int) -> m.Job | m.Error:
     """The device's parts of the version asked for, and the shard that serves the session."""
+    allowed = (await store.allowed([request.device])).get(request.device)
+    if not may_train(allowed, request.job):
+        return not_allowed_reply(request)
     stored = await store.get_job(request.job, request.digest)
     if stored is None:
         known = sorted(await store.job_versions())
@@ -72,6 +76,8 @@ async def answer_get_job(request: m.GetJob, store: Store, *, shards: int) -> m.J
         return error_reply(
             request, "unknown-job", f"there is no job {version}", f"{listed}; see `spliteasy submit`"
         )
+    if not may_train(allowed, request.job, stored.digest):
+        return not_allowed_reply(request, stored.digest)
     names = device_parts(stored.parts)
     return m.Job(
         session=request.session,
@@ -80,5 +86,6 @@ async def answer_get_job(request: m.GetJob, store: Store, *, shards: int) -> m.J
         shard=shard_of(request.session, shards),
         manifest=stored.manifest.decode(),
         parts=names,
+        signature=stored.signature,
         values=tuple(torch.frombuffer(bytearray(stored.parts[name]), dtype=torch.uint8) for name in names),
     )

@@ -15,12 +15,7 @@ def paused_reply(request: m.SessionRequest) -> m.Busy:
 
 
 def error_reply(
-    request: m.AnyRequest,
-    code: m.ErrorCode,
-    message: str,
-    hint: str | None = None,
-    *,
-    retriable: bool = False,
+    request: m.Request, code: m.ErrorCode, message: str, hint: str | None = None, *, retriable: bool = False
 ) -> m.Error:
     """A typed ERROR that answers the request; long texts are cut."""
     return m.Error(
@@ -30,6 +25,17 @@ def error_reply(
         message=message[:1500],
         hint=hint[:400] if hint else None,
         retriable=retriable,
+    )
+
+
+def not_allowed_reply(request: m.Request, digest: str = "") -> m.Error:
+    """The operator lets the device train other jobs, or another version of this one."""
+    version = f"version {digest[:12]} of job {request.job}" if digest else f"job {request.job}"
+    return error_reply(
+        request,
+        "not-allowed",
+        f"device {request.device} may not train {version}",
+        f"the operator can allow it: spliteasy allow {request.device} {request.job}",
     )
 
 

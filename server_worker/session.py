@@ -40,11 +40,19 @@ from server_worker.actions import (
     Steps,
     StoreCall,
 )
+from server_worker.allowing import may_train
 from server_worker.arrivals import Arrivals, Kind, Place
 from server_worker.durability import DurabilityClock
 from server_worker.memory import MicroResult, SessionMemory, StepResult, encode_state
 from server_worker.reading import read_entries, read_snapshot
-from server_worker.replies import error_reply, open_refused, paused_reply, reopen_reply, stale_reply
+from server_worker.replies import (
+    error_reply,
+    not_allowed_reply,
+    open_refused,
+    paused_reply,
+    reopen_reply,
+    stale_reply,
+)
 from server_worker.store import (
     Attempt,
     Blob,
@@ -218,6 +226,8 @@ class WorkerSession:
                 raise AssertionError("GET_JOB is not a session's request")
 
     def _open(self, request: m.Open) -> Steps:
+        if not (yield from self._allowed(request, request.digest)):
+            return
         job = yield LoadJob(request.job, request.digest)
         if job is None:
             yield Send(
@@ -427,6 +437,14 @@ class WorkerSession:
 
     # ownership and loading
 
+    def _allowed(self, request: m.Open | m.SessionRequest, digest: str) -> Generator[Action, Result, bool]:
+        """Whether the device may train that version of the job; it was told so where it may not."""
+        allowed = yield StoreCall(lambda s: s.allowed([request.device]))
+        if may_train(allowed.get(request.device), request.job, digest):
+            return True
+        yield Send(not_allowed_reply(request, digest))
+        return False
+
     def _ready(
         self, request: m.SessionRequest, *, exact: bool = False
     ) -> Generator[Action, Result, SessionMemory | None]:
@@ -450,6 +468,8 @@ class WorkerSession:
         )
         match outcome:
             case Done(meta=meta):
+                if not (yield from self._allowed(request, meta.job_digest)):
+                    return None
                 if request.step - meta.committed not in steps:
                     yield Send(reopen_reply(request, f"the session is at step {meta.committed}"))
                     return None

@@ -34,6 +34,7 @@ from broker.topology import FRONT, shard_of, shard_queue, worker_queues
 from broker.transport import Delivery, Depth, Subscription, Transport
 from server_worker import metrics
 from server_worker.actor import BUSY_RETRY_S, Incoming, SessionActor
+from server_worker.allowing import forbidden
 from server_worker.config import Trust, WorkerConfig, environment
 from server_worker.durability import DurabilityClock
 from server_worker.intake import Accepted, Intake, Waiting
@@ -390,6 +391,7 @@ class Worker:
             try:
                 info = self._info()
                 await self.store.heartbeat(info, ttl_s=self.config.heartbeat_s * 5)
+                await self._drop_forbidden()
                 workers = await self.store.workers()
                 self._load_ahead(workers)
                 if self.config.balance and info.state == "serving":
@@ -473,6 +475,14 @@ class Worker:
             actor = self._actors[name]
             if actor.idle and actor.session.memory is None:
                 self._forget_actor(name)
+
+    async def _drop_forbidden(self) -> None:
+        """Forget what devices may not train any more: their next request is refused."""
+        memories = {name: actor.session.memory for name, actor in self._actors.items()}
+        held = {name: memory.job.digest for name, memory in memories.items() if memory is not None}
+        for name in await forbidden(self.store, held):
+            self._log.info("a device may not train this any more", session=name)
+            await self._actors[name].park()
 
     async def _keep_budget(self) -> None:
         self._drop_empty()

@@ -26,6 +26,7 @@ ONLY_IN = {
     "redis": ("server_worker/store/redis",),
     "typer": ("spliteasy/cli/",),
     "rich": ("spliteasy/cli/", "spliteasy/report", "deploy/"),
+    "cryptography": ("spliteasy/job/signing",),
     "prometheus_client": ("spliteasy/prometheus",),
     "tensorboard": (),
     "matplotlib": ("spliteasy/report", "spliteasy/planning/picture"),
@@ -105,6 +106,7 @@ def test_every_file_imports_only_what_its_part_may() -> None:
         ("device_agent/data.py", "import sklearn.datasets"),
         ("spliteasy/split.py", "from tests import models"),
         ("device_agent/metrics.py", "import prometheus_client"),
+        ("device_agent/agent.py", "from cryptography.exceptions import InvalidSignature"),
         ("broker/envelope.py", "import pickle"),
         ("server_worker/worker.py", "torch.load(path)"),
         ("spliteasy/segment.py", "eval(text)"),
@@ -135,7 +137,17 @@ def test_an_agent_loads_neither_server_nor_store_nor_demo_packages() -> None:
     loaded = {name.split(".")[0] for name in run.stdout.split()}
     assert "device_agent" in loaded
     assert (
-        loaded & {"server_worker", "redis", "sklearn", "matplotlib", "typer", "deploy", "prometheus_client"}
+        loaded
+        & {
+            "server_worker",
+            "redis",
+            "sklearn",
+            "matplotlib",
+            "typer",
+            "deploy",
+            "prometheus_client",
+            "cryptography",
+        }
         == set()
     )
 

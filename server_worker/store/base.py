@@ -144,6 +144,8 @@ class StoredJob:
     digest: str
     manifest: bytes
     parts: Mapping[str, bytes]
+    signature: str | None = None
+    """The operator's, of the digest (`spliteasy.job.signing`); the store only keeps it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +178,10 @@ class Store(Protocol):
 
     # jobs
     async def put_job(self, job: StoredJob) -> None:
-        """Store the package under name@digest, and make the name point to it. Idempotent."""
+        """Store the package under name@digest, and make the name point to it. Idempotent.
+
+        Where that version is there, its signature is replaced, but never by none.
+        """
         ...
 
     async def get_job(self, name: str, digest: str | None = None) -> StoredJob | None:
@@ -307,6 +312,15 @@ class Store(Protocol):
 
     async def forget(self, session: str) -> bool:
         """Delete the session with all its blobs; whether there was one. Its owner finds it unknown."""
+        ...
+
+    # devices
+    async def allow(self, device: str, jobs: Sequence[str] | None) -> None:
+        """Let the device train these jobs (`name` or `name@digest`) and no others; None: any."""
+        ...
+
+    async def allowed(self, devices: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        """The jobs of those among the devices that are limited to some, in the order given."""
         ...
 
     # workers

@@ -7,6 +7,7 @@ Keys of a session share one hash tag, so that it lives on one node of a cluster:
     spliteasy:{SESSION}:snapshot:TOKEN:i  a piece of a snapshot, likewise
     spliteasy:{SESSION}:losses            the loss curve, by step
     spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
+    spliteasy:allowed                     the jobs of devices that may train these only
 
 A token is never used twice, so a copy of a write that arrives late (the client library retries, and the
 first try may have been on its way) can't touch what a script has named meanwhile.
@@ -54,6 +55,7 @@ PUT_TTL_S = 3600.0
 READ_STEPS = 64
 """Log entries looked up in one round trip; their blobs come in groups of some MiB."""
 
+_ALLOWED = "spliteasy:allowed"
 _JOBS = "spliteasy:jobs"
 _SESSIONS = "spliteasy:sessions"
 _WORKERS = "spliteasy:workers"
@@ -87,6 +89,8 @@ class RedisStore:
                 scripts.ADD_JOB, [f"{base}:job"], token, count, index, job.manifest
             ):
                 raise StoreError(f"job {job.name}@{job.digest}: its parts took too long to store")
+        if job.signature is not None:  # first, so that no device gets the version without it
+            await self._link.call("HSET", f"{base}:job", "signature", job.signature)
         await self._link.script(scripts.SUBMIT, [_JOBS], job.name, job.digest)
 
     async def get_job(self, name: str, digest: str | None = None) -> StoredJob | None:
@@ -96,11 +100,13 @@ class RedisStore:
                 return None
             digest = str(digests, "utf-8").partition(" ")[0]
         base = f"spliteasy:{{{name}@{digest}}}"
-        manifest, token, index = await self._link.call("HMGET", f"{base}:job", "manifest", "token", "index")
+        fields = ("manifest", "token", "index", "signature")
+        manifest, token, index, signature = await self._link.call("HMGET", f"{base}:job", *fields)
         if manifest is None:
             return None
         parts = await get_values(self._link, f"{base}:part:{token.decode()}", index)
-        return StoredJob(name=name, digest=digest, manifest=manifest, parts=parts)
+        signed = None if signature is None else signature.decode()
+        return StoredJob(name=name, digest=digest, manifest=manifest, parts=parts, signature=signed)
 
     async def job_versions(self) -> Mapping[str, Sequence[str]]:
         found = await self._link.call("HGETALL", _JOBS)
@@ -253,6 +259,24 @@ class RedisStore:
             # Opened anew in between; an open after this adds itself.
             await self._link.call("SADD", _SESSIONS, session)
         return bool(found)
+
+    # devices
+
+    async def allow(self, device: str, jobs: Sequence[str] | None) -> None:
+        if jobs is None:
+            await self._link.call("HDEL", _ALLOWED, device)
+        else:
+            await self._link.call("HSET", _ALLOWED, device, " ".join(jobs))
+
+    async def allowed(self, devices: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        if not devices:
+            return {}
+        found = await self._link.call("HMGET", _ALLOWED, *devices)
+        return {
+            device: tuple(jobs.decode().split())
+            for device, jobs in zip(devices, found, strict=True)
+            if jobs is not None
+        }
 
     # workers
 

@@ -97,14 +97,19 @@ class SqliteStore:
                     for piece in pieces(body)
                 ),
             )
+            if job.signature is not None:
+                db.execute(
+                    "REPLACE INTO signatures (name, digest, signature) VALUES (?, ?, ?)",
+                    (job.name, job.digest, job.signature),
+                )
 
         await self._write(put)
 
     async def get_job(self, name: str, digest: str | None = None) -> StoredJob | None:
         def get(db: sqlite3.Connection) -> StoredJob | None:
             row = db.execute(
-                "SELECT digest, manifest FROM jobs WHERE name = ? AND digest = coalesce(?, digest)"
-                " ORDER BY submission DESC LIMIT 1",
+                "SELECT digest, manifest, signature FROM jobs LEFT JOIN signatures USING (name, digest)"
+                " WHERE name = ? AND digest = coalesce(?, digest) ORDER BY submission DESC LIMIT 1",
                 (name, digest),
             ).fetchone()
             if row is None:
@@ -112,7 +117,7 @@ class SqliteStore:
             rows = db.execute(
                 "SELECT part, body FROM parts WHERE name = ? AND digest = ? ORDER BY rowid", (name, row[0])
             )
-            return StoredJob(name=name, digest=row[0], manifest=row[1], parts=_joined(rows))
+            return StoredJob(name=name, digest=row[0], manifest=row[1], parts=_joined(rows), signature=row[2])
 
         return await self._read(get)
 
@@ -265,6 +270,28 @@ class SqliteStore:
     async def forget(self, session: str) -> bool:
         self._waiting.drop_session(session)
         return await self._write(lambda db: self._database.delete(session))
+
+    # devices
+
+    async def allow(self, device: str, jobs: Sequence[str] | None) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            if jobs is None:
+                db.execute("DELETE FROM allowed WHERE device = ?", (device,))
+            else:
+                db.execute("REPLACE INTO allowed (device, jobs) VALUES (?, ?)", (device, " ".join(jobs)))
+
+        await self._write(write)
+
+    async def allowed(self, devices: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        def read(db: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
+            found = {}
+            for device in devices:
+                row = db.execute("SELECT jobs FROM allowed WHERE device = ?", (device,)).fetchone()
+                if row is not None:
+                    found[device] = tuple(row[0].split())
+            return found
+
+        return await self._read(read)
 
     # workers
 

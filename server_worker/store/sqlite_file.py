@@ -50,6 +50,12 @@ ALTER TABLE sessions ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE losses (session TEXT, step INTEGER, loss REAL, PRIMARY KEY (session, step)) WITHOUT ROWID;
 """
 
+_LATER = """
+CREATE TABLE IF NOT EXISTS signatures (name TEXT, digest TEXT, signature TEXT, PRIMARY KEY (name, digest));
+CREATE TABLE IF NOT EXISTS allowed (device TEXT PRIMARY KEY, jobs TEXT) WITHOUT ROWID;
+"""
+"""Tables that came later, beside those that were there: no matter to versions that know nothing of them."""
+
 _META = (
     "SELECT session, job_digest, attempt, attempt_nonce, resume_step, fence, owner_nonce, committed,"
     " oldest_checkpoint, environment, closed, updated_at,"
@@ -103,7 +109,10 @@ class Database:
             for statement in (_SCHEMA if empty else _FROM_1).split(";"):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {FORMAT}")
-            return FORMAT
+            found = FORMAT
+        if found == FORMAT:
+            for statement in _LATER.split(";"):
+                db.execute(statement)
         return found
 
     def close(self) -> None:

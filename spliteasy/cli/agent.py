@@ -110,9 +110,11 @@ def agent(
         check_identifier("--job", job.partition("@")[0])
     if device is not None:
         check_identifier("--device", device)
-    job, device, title, connect = _whom_and_where(job, device, enrolment, broker)
+    job, device, title, connect, operator_key = _whom_and_where(job, device, enrolment, broker)
     live = sys.stdout.isatty()
     set_up_logging(context, "warning" if live else "info")
+    if enrolment is not None and operator_key is None:
+        _warn_of_unsigned_jobs(enrolment)
     from device_agent import metrics
     from device_agent.agent import AgentConfig
     from device_agent.conditions import Gate, parse_conditions
@@ -130,6 +132,7 @@ def agent(
         device=device,
         data=data,
         state=state or Path("runs/agents") / f"{job.partition('@')[0]}.{device}",
+        operator_key=operator_key,
         takeover=takeover,
         restart=restart,
         max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
@@ -158,8 +161,8 @@ def _budget(text: str) -> int:
 
 def _whom_and_where(
     job: str | None, device: str | None, file: Path | None, broker: str | None
-) -> tuple[str, str, str, Connect]:
-    """Job, device, the broker's URL for a person, and how to connect. Raises UserError."""
+) -> tuple[str, str, str, Connect, str | None]:
+    """Job, device, the broker's URL for a person, how to connect, the operator's key. Raises UserError."""
     if file is not None:
         enrolment = read_enrolment(file)
         job = job or enrolment.job
@@ -167,7 +170,8 @@ def _whom_and_where(
             raise UserError(f"{file} is the enrolment of {enrolment.account}, not of {device}")
         if job is None:
             raise UserError(f"--job is missing, and {file} names none", hint="--job NAME")
-        return job, enrolment.account, enrolment.broker, lambda: connect_enrolled(file)
+        where, key = enrolment.broker, enrolment.operator_key
+        return job, enrolment.account, where, lambda: connect_enrolled(file), key
     if job is None or device is None:
         missing = "--job" if job is None else "--device"
         raise UserError(f"{missing} is missing", hint="name it, or give --enrolment FILE")
@@ -179,7 +183,15 @@ def _whom_and_where(
 
         return await connect(url)
 
-    return job, device, shown(url), connect_by_url
+    return job, device, shown(url), connect_by_url, None
+
+
+def _warn_of_unsigned_jobs(file: Path) -> None:
+    import structlog
+
+    structlog.get_logger(__name__).warning(
+        "jobs are not checked for a signature: the enrolment names no operator's key", enrolment=str(file)
+    )
 
 
 async def _train(

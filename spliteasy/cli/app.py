@@ -11,6 +11,7 @@ from spliteasy import logs
 from spliteasy.cli import (
     agent,
     enrolling,
+    keys,
     model,
     parity,
     plan,
@@ -62,6 +63,7 @@ app.command("train", rich_help_panel="Train")(train.train)
 app.command("parity", rich_help_panel="Train")(parity.parity)
 app.command("plan", rich_help_panel="Choose the cut")(plan.plan)
 app.command("profile", rich_help_panel="Choose the cut")(profile.profile)
+app.command("keygen", rich_help_panel="On a broker and a store")(keys.keygen)
 app.command("submit", rich_help_panel="On a broker and a store")(submit.submit)
 app.command("worker", rich_help_panel="On a broker and a store")(worker.worker)
 app.command("agent", rich_help_panel="On a broker and a store")(agent.agent)
@@ -72,6 +74,7 @@ app.command("resume", rich_help_panel="On a broker and a store")(sessions.resume
 app.command("forget", rich_help_panel="On a broker and a store")(sessions.forget)
 app.command("enroll", rich_help_panel="Accounts on the broker")(enrolling.enroll)
 app.command("revoke", rich_help_panel="Accounts on the broker")(enrolling.revoke)
+app.command("allow", rich_help_panel="Accounts on the broker")(enrolling.allow)
 app.command("devices", rich_help_panel="Accounts on the broker")(enrolling.devices)
 app.command("merge", rich_help_panel="Use what was trained")(model.merge)
 app.command("predict", rich_help_panel="Use what was trained")(model.predict)

@@ -57,9 +57,9 @@ def find_url(what: Literal["broker", "store", "management"], option: str | None)
     return url
 
 
-def local_stack_is(url: str) -> bool:
-    """Whether the broker URL is that of the local stack, whose devices and workers share one account."""
-    return url == _local_stack().get("broker")
+def local_stack_is(url: str, what: Literal["broker", "store"] = "broker") -> bool:
+    """Whether the URL is that of the local stack (whose devices and workers may share one account)."""
+    return url == _local_stack().get(what)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url, store_at
 from spliteasy.cli.enrolment import Enrolment, certificates, read_enrolment
-from spliteasy.cli.identifiers import check_identifier
+from spliteasy.cli.identifiers import check_identifier, check_job
+from spliteasy.cli.keys import OperatorKeyOption, operator_key
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.status import show_table
 from spliteasy.errors import UserError
@@ -43,7 +44,13 @@ def enroll(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The device's id: a-z, 0-9 and -, at most 63.")],
     job: Annotated[
-        str | None, typer.Option(help="The job that it trains: NAME or NAME@DIGEST.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            metavar="JOB",
+            help="The job that it may train: NAME or NAME@DIGEST. Again for more; its agent takes the first "
+            "unless told otherwise.",
+            show_default="any",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write.", show_default="NAME.enrol")
@@ -60,7 +67,9 @@ def enroll(
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Only a new password, into the file that is there.")
     ] = False,
+    operator_key_file: OperatorKeyOption = None,
     broker: BrokerOption = None,
+    store: StoreOption = None,
     management: ManagementOption = None,
 ) -> None:
     """Make the account of a device on the broker, and write the one file that its agent needs.
@@ -71,8 +80,9 @@ def enroll(
     """
     set_up_logging(context, "warning")
     check_identifier("NAME", name)
-    if job is not None:
-        check_identifier("--job", job.partition("@")[0])
+    jobs = job or []
+    for each in jobs:
+        check_job("--job", each)
     from deploy.accounts import Role
 
     url = find_url("broker", broker)
@@ -80,6 +90,8 @@ def enroll(
     accounts = _accounts(management, url)
     file = out or Path(f"{name}.enrol")
     password = SecretStr(secrets.token_urlsafe(32))
+    if rotate and jobs:
+        raise UserError("--rotate changes the password only", hint=f"spliteasy allow {name} JOB...")
     if rotate:
         enrolment = _enrolled(file, name, role, accounts).model_copy(update={"password": password})
     else:
@@ -89,8 +101,11 @@ def enroll(
             password=password,
             broker=_without_account(url),
             ca=_authority(url, ca),
-            job=job,
+            job=jobs[0] if jobs else None,
+            operator_key=None if worker else operator_key(operator_key_file, url),
         )
+    if jobs and not worker:  # first: no account is there that may do more
+        asyncio.run(_allow(store, name, jobs))
     made: list[bool] = []
     enrolment.write(
         file, before=lambda: made.append(accounts.enroll(name, role, enrolment.password.get_secret_value()))
@@ -101,7 +116,9 @@ def enroll(
     elif worker:
         typer.echo(f"next: spliteasy worker --enrolment {file}")
     else:
-        job_option = "" if job else " --job JOB"
+        if enrolment.operator_key is None:
+            typer.echo("its agent loads any job: see `spliteasy keygen` and --operator-key", err=True)
+        job_option = "" if jobs else " --job JOB"
         typer.echo(f"next, on the device: spliteasy agent --enrolment {file}{job_option} --data DATA")
 
 
@@ -113,13 +130,38 @@ def revoke(
 ) -> None:
     """End an account at once: its connections are closed, and it can't come back.
 
-    What the server keeps of its sessions stays (`spliteasy forget` deletes it).
+    What the server keeps of its sessions stays (`spliteasy forget` deletes it), and so do its limits.
     """
     set_up_logging(context, "warning")
     check_identifier("NAME", name)
     if not _accounts(management, find_url("broker", broker)).revoke(name):
         raise UserError(f"nobody is enrolled as {name}", hint="see `spliteasy devices`")
     typer.echo(f"{name}: revoked; its connections are closed")
+
+
+def allow(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The device.")],
+    jobs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="JOB...", help="What it may train: NAME or NAME@DIGEST, and nothing else."),
+    ] = None,
+    any_job: Annotated[bool, typer.Option("--any", help="It may train any job.")] = False,
+    no_job: Annotated[bool, typer.Option("--none", help="It may train nothing.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Say which jobs a device may train. Takes effect at once, on what it trains now too.
+
+    A training that is not allowed any more stops after the step at hand, and can go on from there later.
+    """
+    set_up_logging(context, "warning")
+    check_identifier("NAME", name)
+    if (bool(jobs), any_job, no_job).count(True) != 1:
+        raise UserError("which jobs?", hint="name them, or give --any or --none")
+    for each in jobs or []:
+        check_job("JOB", each)
+    asyncio.run(_allow(store, name, None if any_job else jobs or []))
+    typer.echo(f"{name}: may train {'any job' if any_job else ', '.join(jobs or []) or 'nothing'}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +175,8 @@ class _Device:
     """Of its agent, as it says."""
     job: str | None
     step: int | None
+    allowed: tuple[str, ...] | None
+    """The jobs that it may train; None: any."""
 
 
 def devices(
@@ -145,7 +189,7 @@ def devices(
     """List the enrolled devices: connected or not, last seen, its agent's version, job and step."""
     set_up_logging(context, "warning")
     accounts = _accounts(management, find_url("broker", broker)).list()
-    found = _as_devices(accounts, asyncio.run(_sessions(store)))
+    found = _as_devices(accounts, *asyncio.run(_stored(store, [account.name for account in accounts])))
     if as_json:
         import orjson
 
@@ -156,7 +200,7 @@ def devices(
     now = time.time()
     show_table(
         Console(),
-        ("device", "connected", "last seen", "version", "job", "step"),
+        ("device", "connected", "last seen", "version", "job", "step", "may train"),
         [
             (
                 each.device,
@@ -165,6 +209,7 @@ def devices(
                 each.version or "–",
                 each.job or "–",
                 "–" if each.step is None else each.step,
+                "any job" if each.allowed is None else ", ".join(map(_shortened, each.allowed)) or "nothing",
             )
             for each in found
         ],
@@ -182,12 +227,21 @@ def _enrolled(file: Path, name: str, role: Role, accounts: Accounts) -> Enrolmen
     return enrolment
 
 
-async def _sessions(store: str | None) -> Sequence[SessionMeta]:
+async def _allow(store: str | None, device: str, jobs: Sequence[str] | None) -> None:
     async with store_at(store) as open_store:
-        return await open_store.sessions()
+        await open_store.allow(device, jobs)
 
 
-def _as_devices(accounts: Sequence[Account], sessions: Sequence[SessionMeta]) -> list[_Device]:
+async def _stored(
+    store: str | None, devices: Sequence[str]
+) -> tuple[Sequence[SessionMeta], Mapping[str, tuple[str, ...]]]:
+    async with store_at(store) as open_store:
+        return await open_store.sessions(), await open_store.allowed(devices)
+
+
+def _as_devices(
+    accounts: Sequence[Account], sessions: Sequence[SessionMeta], allowed: Mapping[str, tuple[str, ...]]
+) -> list[_Device]:
     """Every enrolled device with the session of it that changed last."""
     from deploy.accounts import Role
 
@@ -202,11 +256,18 @@ def _as_devices(accounts: Sequence[Account], sessions: Sequence[SessionMeta]) ->
             version=meta.agent or None if meta else None,
             job=meta.session.partition(".")[0] if meta else None,
             step=meta.committed if meta else None,
+            allowed=allowed.get(account.name),
         )
         for account in accounts
         if account.role is Role.DEVICE
         for meta in [newest.get(account.name)]
     ]
+
+
+def _shortened(job: str) -> str:
+    """A version by the beginning of its digest."""
+    name, at, digest = job.partition("@")
+    return name + at + digest[:12]
 
 
 def _accounts(management: str | None, broker: str) -> Accounts:

@@ -56,6 +56,8 @@ class Enrolment(BaseModel):
     ca: str | None = None
     """Certificates of the authority that the broker's must come from, in PEM; None: the system's."""
     job: str | None = None
+    operator_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """The device loads jobs only that this key has signed; None: any."""
 
     @property
     def url(self) -> str:

@@ -9,6 +9,17 @@ from spliteasy.errors import UserError
 IDENTIFIER = re.compile(r"[a-z0-9-]{1,63}")
 
 
+_JOB = re.compile(rf"{IDENTIFIER.pattern}(@[0-9a-f]{{64}})?")
+
+
+def check_job(option: str, value: str) -> None:
+    """Raises UserError where the value is neither NAME nor NAME@DIGEST."""
+    if not _JOB.fullmatch(value):
+        raise UserError(
+            f"{option} {value!r} does not fit", hint="NAME, or NAME@ and the 64 digits of one version"
+        )
+
+
 def check_identifier(option: str, value: str) -> None:
     """Raises UserError where the value can't be a name."""
     if not IDENTIFIER.fullmatch(value):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spliteasy.cli.connecting import StoreOption, find_url, store_at
+from spliteasy.cli.keys import SignOption, signing_key
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.readable import size
@@ -21,21 +23,30 @@ JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.
 
 
 def submit(
-    context: typer.Context, job_file: JobFile, store: StoreOption = None, threads: ThreadsOption = 1
+    context: typer.Context,
+    job_file: JobFile,
+    sign: SignOption = None,
+    store: StoreOption = None,
+    threads: ThreadsOption = 1,
 ) -> None:
     """Export the job's model, cut it, and store spec, segments and initial weights as name@digest.
 
     The only command that imports your model's code. Submitting a change makes a new version; sessions
-    keep theirs.
+    keep theirs. The same again with --sign signs a version that is there.
     """
     set_up_logging(context, "warning")
-    find_url("store", store)  # a missing URL shows before the model is exported
+    key_file = signing_key(
+        sign, find_url("store", store)
+    )  # what is missing shows before the model is exported
+    sign_job = _signer(key_file)
     with torch_threads(threads):
         job = create_job(job_file)
-        asyncio.run(_submit(job, store))
+        asyncio.run(_submit(job, store, sign_job(job.digest) if sign_job else None))
     parts = sum(len(part) for part in job.parts.values())
     cuts = " | ".join(job.spec.model.cuts)
     typer.echo(f"submitted {job.name}@{job.digest} ({len(job.parts)} parts, {size(parts)}; cut: {cuts})")
+    if key_file is not None:
+        typer.echo(f"signed with {key_file}")
     typer.echo(f"next: spliteasy agent --job {job.name} --device phone-1 --data MODULE:FUNCTION", err=True)
 
 
@@ -48,15 +59,29 @@ def create_job(job_file: Path) -> Job:
     return Job.create(spec, project_root(job_file))
 
 
-async def store_job(store: Store, job: Job) -> None:
-    """Store the package; nothing happens where that version is there."""
+async def store_job(store: Store, job: Job, signature: str | None = None) -> None:
+    """Store the package; where that version is there, only its signature changes."""
     from server_worker.store import StoredJob
 
     await store.put_job(
-        StoredJob(name=job.name, digest=job.digest, manifest=job.manifest, parts=dict(job.parts))
+        StoredJob(
+            name=job.name,
+            digest=job.digest,
+            manifest=job.manifest,
+            parts=dict(job.parts),
+            signature=signature,
+        )
     )
 
 
-async def _submit(job: Job, store: str | None) -> None:
+def _signer(file: Path | None) -> Callable[[str], str] | None:
+    if file is None:
+        return None
+    from spliteasy.job.signing import read_signer
+
+    return read_signer(file)
+
+
+async def _submit(job: Job, store: str | None, signature: str | None) -> None:
     async with store_at(store) as open_store:
-        await store_job(open_store, job)
+        await store_job(open_store, job, signature)

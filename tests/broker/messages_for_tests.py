@@ -45,7 +45,13 @@ def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
         messages.GetBody(**REQUEST),
         messages.Close(**REQUEST),
         messages.Job(
-            **SESSION, answers=NONCE, digest=DIGEST, shard=3, manifest='{"ü": 1}', parts=("head", "tail")
+            **SESSION,
+            answers=NONCE,
+            digest=DIGEST,
+            shard=3,
+            manifest='{"ü": 1}',
+            parts=("head", "tail"),
+            signature="5" * 128,
         ),
         messages.Opened(**REPLY, durable_step=5),
         messages.Superseded(**SESSION, answers=NONCE, attempt=ATTEMPT, newest=9),

@@ -19,10 +19,11 @@ from broker import connect
 from broker.topology import reply_queue
 from deploy.accounts import Accounts
 from device_agent.observe import Observation, StepTaken
-from server_worker.store import Attempt, open_store
+from server_worker.store import Attempt, StoredJob, open_store
 from spliteasy.cli import enrolment
 from spliteasy.cli.enrolment import certificates, connect_enrolled, read_enrolment
 from spliteasy.errors import LinkRefused, UserError
+from spliteasy.job.signing import check_signature
 from tests.attack.arena import management_url, open_arena
 from tests.cli.conftest import Project, Ran, finish, read_until, started
 from tests.fixtures_rabbitmq import RabbitBroker, free_ports
@@ -52,7 +53,7 @@ def operator(
 
 async def test_enrol_rotate_revoke(operator: Callable[..., Ran], tmp_path: Path) -> None:
     file = tmp_path / "phone-1.enrol"
-    ran = operator("enroll", "phone-1", "--job", "digits")
+    ran = await asyncio.to_thread(operator, "enroll", "phone-1", "--job", "digits")
     assert ran.code == 0, ran.err
     assert "spliteasy agent --enrolment phone-1.enrol --data DATA" in ran.out
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -78,7 +79,7 @@ async def test_enrol_rotate_revoke(operator: Callable[..., Ran], tmp_path: Path)
     ran = operator("revoke", "phone-1")
     assert ran.code == 2
     assert "nobody is enrolled as phone-1" in ran.error
-    assert sorted(os.listdir(tmp_path)) == ["phone-1.enrol"]
+    assert sorted(os.listdir(tmp_path)) == ["phone-1.enrol", "store.db"]
 
 
 async def test_a_refused_agent_takes_the_file_that_comes_then(
@@ -173,7 +174,7 @@ def test_devices_are_listed_with_what_they_trained(operator: Callable[..., Ran],
     assert ran.code == 0, ran.err
     idle, trained = json.loads(ran.out)
     nothing = {"device": "phone-1", "connected": False, "seen_at": None, "job": None, "step": None}
-    assert idle == {**nothing, "version": None}
+    assert idle == {**nothing, "version": None, "allowed": None}
     assert (trained["device"], trained["job"], trained["step"]) == ("phone-2", "digits", 0)
     assert trained["version"] == "1.2.3"
     assert abs(trained["seen_at"] - time.time()) < 60
@@ -192,6 +193,64 @@ async def _open_session(url: str, session: str) -> None:
             environment="test",
             agent="1.2.3",
         )
+    finally:
+        await store.close()
+
+
+def test_a_device_is_limited_to_jobs_and_the_list_shows_it(operator: Callable[..., Ran]) -> None:
+    def allowed() -> list[list[str] | None]:
+        return [each["allowed"] for each in json.loads(operator("devices", "--json").out)]
+
+    version = "faces@" + "a" * 64
+    ran = operator("enroll", "phone-1", "--job", "digits", "--job", version)
+    assert ran.code == 0, ran.err
+    operator("enroll", "phone-2")
+    assert allowed() == [["digits", version], None]
+    operator("enroll", "phone-1")
+    assert allowed() == [["digits", version], None], "a new password changes no limits"
+    table = operator("devices").out
+    assert "digits, faces@aaaaaaaaaaaa" in table
+    assert "any job" in table
+    for arguments, says, found in (
+        (("faces",), "may train faces", ["faces"]),
+        (("--none",), "may train nothing", []),
+        (("--any",), "may train any job", None),
+    ):
+        assert f"phone-1: {says}" in operator("allow", "phone-1", *arguments).out
+        assert allowed()[0] == found
+    for wrong in ((), ("digits", "--any"), ("--any", "--none")):
+        assert "which jobs?" in operator("allow", "phone-1", *wrong).error
+    assert "does not fit" in operator("allow", "phone-1", "digits@abc").error
+    assert "changes the password only" in operator("enroll", "phone-1", "--rotate", "--job", "a").error
+    assert "does not fit" in operator("enroll", "phone-3", "--job", "Digits").error
+
+
+def test_a_key_reaches_the_device_and_its_signature_the_store(
+    operator: Callable[..., Ran], new_project: Callable[..., Project], tmp_path: Path
+) -> None:
+    project = new_project()
+    ran = operator("keygen")
+    assert ran.code == 0, ran.err
+    assert stat.S_IMODE((tmp_path / "operator.key").stat().st_mode) == 0o600
+    assert "exists already" in operator("keygen").error
+    assert "signed with operator.key" in operator("submit", project.job_file, "--sign", "operator.key").out
+    for arguments, key in (((), None), (("--operator-key", "operator.key.pub"), 64)):
+        ran = operator("enroll", "phone-1", *arguments)
+        assert ran.code == 0, ran.err
+        assert ("see `spliteasy keygen`" in ran.err) is (key is None)
+        enrolled = read_enrolment(tmp_path / "phone-1.enrol")
+        assert enrolled.operator_key is None if key is None else len(enrolled.operator_key or "") == key
+    stored = asyncio.run(_job(f"sqlite:///{tmp_path / 'store.db'}", "tiny"))
+    assert stored is not None
+    check_signature(stored.manifest, stored.signature, enrolled.operator_key or "")
+    assert "is no public key" in operator("enroll", "phone-1", "--operator-key", "operator.key").error
+    assert "no private key" in operator("submit", project.job_file, "--sign", "operator.key.pub").error
+
+
+async def _job(url: str, name: str) -> StoredJob | None:
+    store = await open_store(url)
+    try:
+        return await store.get_job(name)
     finally:
         await store.close()
 

@@ -25,7 +25,13 @@ pytestmark = pytest.mark.redis
 
 WORKER = RedisUser(name="workers", password="w" * 20, role=RedisRole.WORKER)
 OPERATOR = RedisUser(name="spliteasy", password="o" * 20, role=RedisRole.OPERATOR)
-JOB = StoredJob(name="digits", digest="0" * 64, manifest=b"{}", parts={"body": b"x" * 100, "head": b"y"})
+JOB = StoredJob(
+    name="digits",
+    digest="0" * 64,
+    manifest=b"{}",
+    parts={"body": b"x" * 100, "head": b"y"},
+    signature="5" * 128,
+)
 INFO = WorkerInfo(
     worker="w1", started_at=0.0, sessions=0, shards=(), steps=0, host="h", pid=1, state="serving"
 )
@@ -49,6 +55,7 @@ FORBIDDEN = (
     ("SET", "else", "1"),
     ("SET", "spliteasy:{digits@0}:part:x:0", "1"),
     ("HSET", "spliteasy:jobs", "digits", "0"),
+    ("HSET", "spliteasy:allowed", "phone-1", "else"),
     ("HSET", "spliteasy:{digits@0}:job", "manifest", "1"),
     ("EVAL", "return redis.call('SET', 'spliteasy:{digits@0}:job', '1')", "0"),
     ("EVAL", "return redis.call('CONFIG', 'GET', '*')", "0"),
@@ -64,6 +71,7 @@ async def serve(store: RedisStore) -> None:
     """All that a worker asks of its store."""
     assert await store.get_job("digits") == JOB
     assert await store.job_versions() == {"digits": [JOB.digest]}
+    assert await store.allowed(["phone-1"]) == {"phone-1": ("digits",)}
     meta = await steps.begin(store)
     meta = await steps.run_steps(store, meta, 2)
     meta = steps.done(await steps.snapshot(store, meta, 2))
@@ -90,6 +98,8 @@ async def test_workers_and_operators_do_their_work_and_need_every_command(
     assert isinstance(worker, RedisStore)
     assert worker.loss_window_s == 2.0
     await operator.put_job(JOB)
+    await operator.allow("phone-1", ["digits"])
+    await operator.allow("phone-2", None)
     await serve(worker)
     for store in (operator, worker):
         await store.close()

@@ -134,6 +134,34 @@ async def test_jobs_of_several_names(store: Store) -> None:
     assert await store.get_job("digits-2") == job("d1", "digits-2")
 
 
+async def test_a_signature_comes_with_the_version_and_is_never_lost(store: Store) -> None:
+    signed = replace(job("d1"), signature="5" * 128)
+    await store.put_job(job("d1"))
+    again = replace(signed, signature="6" * 128)
+    for submitted, found in ((signed, signed), (job("d1"), signed), (again, again)):
+        await store.put_job(submitted)
+        assert await store.get_job("digits") == found
+    await store.put_job(job("d2"))
+    assert await store.get_job("digits") == job("d2")
+
+
+# Devices ------------------------------------------------------------------------------------------
+
+
+async def test_a_device_is_limited_to_jobs_until_it_is_not(store: Store) -> None:
+    both = ["phone-1", "phone-2"]
+    assert await store.allowed(both) == {}
+    assert await store.allowed([]) == {}
+    await store.allow("phone-1", ["faces", "digits@d1"])
+    await store.allow("phone-2", [])
+    assert await store.allowed(both) == {"phone-1": ("faces", "digits@d1"), "phone-2": ()}
+    assert await store.allowed(["phone-1", "phone-3"]) == {"phone-1": ("faces", "digits@d1")}
+    await store.allow("phone-1", ["digits"])
+    await store.allow("phone-2", None)
+    await store.allow("phone-3", None)
+    assert await store.allowed([*both, "phone-3"]) == {"phone-1": ("digits",)}
+
+
 # Workers ------------------------------------------------------------------------------------------
 
 
