@@ -1,1 +1,1 @@
-"""A hostile device with valid credentials, and an outsider, against a real broker and an enrolled worker."""
+"""A hostile device with valid credentials, and an outsider, against real brokers, workers and agents."""

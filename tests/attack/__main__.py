@@ -9,19 +9,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from spliteasy import logs
-from tests.attack import on_the_broker, on_the_wire
+from tests.attack import on_the_broker, on_the_device, on_the_wire
 from tests.attack.arena import open_arena
 from tests.attack.play import Verdict, play
 from tests.fixtures_rabbitmq import RabbitBroker, new_node
 
-ATTACKS = (*on_the_broker.ATTACKS, *on_the_wire.ATTACKS)
+ATTACKS = (*on_the_broker.ATTACKS, *on_the_wire.ATTACKS, *on_the_device.ATTACKS)
 
 
 def show(verdict: Verdict) -> None:
     """One line of the table, cut to the terminal's width."""
     width = shutil.get_terminal_size((160, 24)).columns
     stopped = verdict.stopped_by or "NOTHING"
-    print(f"{verdict.attack:30} | {stopped[: width - 75]:{width - 75}} | {verdict.effect}", flush=True)
+    print(f"{verdict.attack:35} | {stopped[: width - 80]:{width - 80}} | {verdict.effect}", flush=True)
 
 
 async def _play(folder: Path) -> int:

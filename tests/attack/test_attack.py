@@ -12,6 +12,7 @@ from tests.attack.__main__ import ATTACKS
 from tests.attack.arena import Arena, open_arena
 from tests.attack.hostile import Hostile
 from tests.attack.on_the_broker import publish_to_a_queue
+from tests.attack.on_the_device import certificate, intercept
 from tests.attack.play import Verdict, play
 from tests.fixtures_rabbitmq import RabbitBroker
 
@@ -42,6 +43,15 @@ async def test_an_account_with_too_many_permissions_is_found_out(
     verdicts: list[Verdict] = []
     assert await play(arena, [with_more_permissions, publish_to_a_queue], verdicts.append) == 1
     assert [verdict.stopped_by != "" for verdict in verdicts] == [False, True]
+
+
+async def test_a_certificate_that_devices_trust_would_let_somebody_in(arena: Arena) -> None:
+    """So it is the certificate that stops who stands in the middle, and nothing else."""
+
+    async def show_the_right_certificate(attacker: Hostile) -> str:
+        return await intercept(attacker, certificate(attacker, "authority"))
+
+    assert await play(arena, [show_the_right_certificate], lambda _: None) == 1
 
 
 async def test_harm_to_another_device_is_found_out(arena: Arena) -> None:
