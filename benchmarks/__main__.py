@@ -21,6 +21,7 @@ PARTS = {
     "flaky": (2, "a link that is cut every 10 s"),
     "many": (2, "1 to 64 devices on one worker"),
     "memory": (2, "peak memory of agent and worker"),
+    "idle": (3, "memory and processor of an agent that waits"),
     "durability": (2, "with Redis over in memory"),
     "recovery": (8, "seconds until training moves again after a fault"),
     "profile": (1, "where the time of a step goes"),

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.laps import ALLOCATOR, ONE_THREAD, cpu_seconds
 from deploy.rabbitmq import HOST, RabbitNode
@@ -156,15 +156,24 @@ class Field:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def spawn(self, *arguments: str, piped: bool = False, env: Mapping[str, str] | None = None) -> Any:
-        """Start `python ARGUMENTS`; it is ended with the field. `env` wins over what all have alike."""
+    def spawn(
+        self,
+        *arguments: str,
+        piped: bool = False,
+        env: Mapping[str, str] | None = None,
+        out: IO[str] | None = None,
+    ) -> Any:
+        """Start `python ARGUMENTS`; it is ended with the field. `env` wins over what all have alike.
+
+        What it says goes to `out`, or through pipes, or nowhere.
+        """
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
             env={**os.environ, **ALLOCATOR, **ONE_THREAD, "PYTHONPATH": str(ROOT), **(env or {})},
             stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if piped else subprocess.DEVNULL,
-            stderr=None if piped else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if piped else out or subprocess.DEVNULL,
+            stderr=None if piped else out or subprocess.DEVNULL,
             text=True,
             process_group=0,
         )

@@ -89,8 +89,10 @@ class RabbitNode:
             self._check_ports()
             self._write_configuration()
             environment = self._environment()
-            self._epmd.start(["epmd", "-address", HOST, "-port", str(self.epmd_port)], environment)
-            self._server.start([str(scripts / "rabbitmq-server")], environment)
+            # In its folder: Erlang leaves files wherever it is started.
+            epmd = ["epmd", "-address", HOST, "-port", str(self.epmd_port)]
+            self._epmd.start(epmd, environment, cwd=self.folder)
+            self._server.start([str(scripts / "rabbitmq-server")], environment, cwd=self.folder)
         try:
             self._wait_until_serving(timeout_s)
         except UserError:

@@ -139,9 +139,7 @@ class Agent:
             if self.config.metered is not None:
                 self._meter_traffic(self.config.metered, state)
             if self._gate is not None and not await self._may_begin(self._gate, stop):
-                return AgentResult(
-                    device=self.config.device, step=max(state.held(), default=0), total_steps=0, done=False
-                )
+                return self._not_begun(state)
             return await self._run_parts(state, stop)
         finally:
             if self._allowance is not None:
@@ -199,8 +197,15 @@ class Agent:
 
     # getting ready
 
+    def _not_begun(self, state: StateFolder) -> AgentResult:
+        """Stopped before there was anything to stop: the state is as it was."""
+        step = max(state.held(), default=0)
+        return AgentResult(device=self.config.device, step=step, total_steps=0, done=False)
+
     async def _train(self, state: StateFolder) -> AgentResult:
         job = await self._get_job(state)
+        if job is None:
+            return self._not_begun(state)
         self.link.shard = shard_of(self._session_name, SHARDS)
         self.link.chunk_bytes = self.config.chunk_bytes or min(job.spec.link.chunk_bytes, CHUNK_BYTES)
         plan = await self._compute(lambda: self._prepare(job, state))
@@ -249,11 +254,11 @@ class Agent:
             agent=version(),
         )
 
-    async def _get_job(self, state: StateFolder) -> Job:
+    async def _get_job(self, state: StateFolder) -> Job | None:
         """The job's device parts: from the state folder where it has them, else from a worker.
 
         Where a key is to have signed the job, nothing of an unsigned or altered one is loaded: one that is
-        in the folder without its signature is fetched again.
+        in the folder without its signature is fetched again. None where it was stopped before it came.
         """
         key = self.config.operator_key
         stored = await self._compute(state.job_parts)
@@ -262,6 +267,8 @@ class Agent:
             self._check_version(job)
             return job
         reply = await self._fetch_job(job_digest(stored[0]) if stored is not None else self._digest)
+        if reply is None:
+            return None
         manifest, signature = reply.manifest.encode(), reply.signature
         if key is not None:
             check_signature(manifest, signature, key)
@@ -280,8 +287,8 @@ class Agent:
                 hint="give this job a state folder of its own with --state DIR",
             )
 
-    async def _fetch_job(self, digest: str) -> m.Job:
-        """That version, or where `digest` is empty the newest."""
+    async def _fetch_job(self, digest: str) -> m.Job | None:
+        """That version, or where `digest` is empty the newest; None where it was stopped meanwhile."""
         if digest and len(digest) != 64:
             raise JobError(f"{self.config.job}: a version is 64 hexadecimal digits", hint="or leave it out")
         request = m.GetJob(session=self._session_name, digest=digest or None)
@@ -304,7 +311,7 @@ class Agent:
                     self._tell("waiting for a worker to serve this broker")
                     asyncio.get_running_loop().call_later(1.0, self.link.send, request)
                 case e.StopAsked():
-                    raise StateError("stopped before the job was fetched; nothing was begun")
+                    return None
                 case e.Received(message=m.Job() as reply) if reply.answers == request.request:
                     return reply
                 case e.Received(message=m.Error() as error) if error.answers == request.request:

@@ -89,13 +89,13 @@ class Enrolment(BaseModel):
 
 
 def read_enrolment(file: Path, *, role: Literal["device", "worker"] = "device") -> Enrolment:
-    """Raises UserError where it can't be read, is not ours, or others than its owner can read it."""
+    """Raises UserError where it can't be read, is not ours, or too many can read it (`is_private`)."""
     try:
-        mode, text = file.stat().st_mode, file.read_text()
+        stat, text = file.stat(), file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = os.strerror(error.errno or 0).lower() if isinstance(error, OSError) else "not text"
         raise UserError(f"the enrolment file {file} can't be read: {reason}") from None
-    if mode & 0o077:
+    if not is_private(stat.st_mode, stat.st_uid):
         raise UserError(f"the enrolment file {file} can be read by others", hint=f"chmod 600 {file}")
     try:
         enrolment = Enrolment.model_validate_json(text)
@@ -107,6 +107,14 @@ def read_enrolment(file: Path, *, role: Literal["device", "worker"] = "device") 
     if enrolment.role != role:
         raise UserError(f"{file} is the enrolment of a {enrolment.role}, not of a {role}")
     return enrolment
+
+
+def is_private(mode: int, owner: int) -> bool:
+    """Whether none but its owner can use the file; a group may read one that belongs to root.
+
+    So secret volumes come into a container that does not run as root: 0440, of root and the pod's group.
+    """
+    return not mode & (0o037 if owner == 0 else 0o077)
 
 
 async def connect_enrolled(

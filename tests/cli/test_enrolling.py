@@ -311,7 +311,7 @@ def test_an_enrolment_file_that_is_none(operator: Callable[..., Ran], tmp_path: 
     assert "--job is missing" in operator(*agent).error
     assert "not of phone-2" in operator(*agent, "--device", "phone-2").error
     text = file.read_text()
-    file.chmod(0o640)
+    file.chmod(0o604)
     assert "chmod 600" in operator(*agent).error
     file.chmod(0o600)
     secret = json.loads(text)["password"]
@@ -330,6 +330,21 @@ def test_an_enrolment_file_that_is_none(operator: Callable[..., Ran], tmp_path: 
     file.write_text(text.replace('"device"', '"worker"'))
     assert "the enrolment of a worker" in operator(*agent).error
     assert "--device is missing" in operator("agent", "--data", "m:f", "--job", "digits").error
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "private"),
+    [
+        (0o600, 1000, True),
+        (0o400, 1000, True),
+        (0o440, 1000, False),
+        (0o440, 0, True),  # a secret volume
+        (0o460, 0, False),
+        (0o444, 0, False),
+    ],
+)
+def test_who_may_read_an_enrolment_file(mode: int, owner: int, private: bool) -> None:
+    assert enrolment.is_private(0o100000 | mode, owner) is private
 
 
 def test_an_authority_that_is_none(operator: Callable[..., Ran], tmp_path: Path) -> None:

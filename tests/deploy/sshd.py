@@ -145,10 +145,16 @@ def _sshd(folder: Path, home: Path, account: str) -> Iterator[tuple[tuple[int, i
             server.terminate()
 
 
+def agent_dependencies() -> list[str]:
+    """The packages that `spliteasy[agent]` names; the last is the one for operators' signatures."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["agent"]]
+    return [Requirement(line).name for line in lines]
+
+
 def link_packages(folder: Path) -> None:
     """What the project's dependencies bring, and nothing else of what is installed here."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [Requirement(line).name for line in project["dependencies"]]
+    wanted = agent_dependencies()
     seen: set[str] = set()
     while wanted:
         name = wanted.pop().lower().replace("_", "-")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import re
+import signal
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -19,13 +21,13 @@ from deploy.wheel import build_wheel
 from device_agent.state import StateFolder
 from tests.attack.arena import open_arena
 from tests.cli.test_stack import holders_of
-from tests.deploy.sshd import Server, running_server
+from tests.deploy.sshd import Server, agent_dependencies, running_server
 from tests.fixtures_rabbitmq import RabbitBroker, free_ports
 from tests.simulation import toy
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG = toy.Variant(epochs=60)
-STEPS = 240
+LONG = toy.Variant(epochs=30)
+STEPS = 120
 DEVICES = ("phone-1", "phone-2")
 MODULE = '''
 """The toy's data; `may` holds the training up after some steps until there is a file."""
@@ -73,9 +75,14 @@ class Operator:
 
     def inventory(self, devices: tuple[str, ...] = DEVICES, **more: Any) -> None:
         """A TOML file with these devices."""
+        packages = f'PYTHONPATH = "{self.server.packages}"'
+        environment = {
+            "phone-1": f"{{{packages}}}",
+            "phone-2": f'{{{packages}, PYTHONPROFILEIMPORTTIME = "1"}}',  # it tells what it imports
+        }
         hosts = [
             f'[[hosts]]\nat = "{self.server.at(index)}"\ndevice = "{device}"\n'
-            f'folder = "{self.server.home}/{device}"\n'
+            f'folder = "{self.server.home}/{device}"\nenvironment = {environment[device]}\n'
             for index, device in enumerate(devices)
         ]
         defaults = {
@@ -91,13 +98,18 @@ class Operator:
             **more,
         }
         lines = [f"{name} = {json.dumps(value)}" for name, value in defaults.items()]
-        lines += ["[defaults.environment]", f'PYTHONPATH = "{self.server.packages}"']
         (self.folder / "devices.toml").write_text("\n".join(["[defaults]", *lines, *hosts]))
 
     async def run(self, *words: object) -> tuple[int, str]:
         """Exit code, and all that it said."""
+        process = await self.start(*words)
+        said, _ = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, said.decode()
+
+    async def start(self, *words: object) -> asyncio.subprocess.Process:
         command = [sys.executable, "-m", "deploy.agents", *map(str, words), "--ssh", self.server.options]
-        process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             *command,
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
@@ -105,9 +117,6 @@ class Operator:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        said, _ = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, said.decode()
 
     async def all(self, action: str, *words: object) -> tuple[int, str]:
         return await self.run(action, "--inventory", "devices.toml", *words)
@@ -169,6 +178,7 @@ async def test_agents_arrive_train_are_upgraded_fall_back_and_go(
             said.append(text)
             assert code == 0, text
             assert len(re.findall(r": 0\.1\.0\+[0-9a-f]{8} runs \(new, supervisor\)", text)) == 2
+            assert_imports((operator.home("phone-2") / "agent.log").read_text())
             for device in DEVICES:
                 await operator.wait_for(device, "ready", "paused")
                 held = steps_held(operator.home(device) / "state")
@@ -212,6 +222,16 @@ async def test_agents_arrive_train_are_upgraded_fall_back_and_go(
             operator.inventory()
             await operator.all("undeploy")
             operator.go.unlink(missing_ok=True)
+
+
+def assert_imports(log: str) -> None:
+    """A training agent imports no server package, and all that `spliteasy[agent]` names: so each is needed
+    (`cryptography` where an operator's key is). That they suffice is shown by the packages that it finds.
+    """
+    loaded = {name.split(".")[0] for name in re.findall(r"^import time: .*\| +([\w.]+)$", log, re.MULTILINE)}
+    assert "device_agent" in loaded
+    assert loaded & {"server_worker", "deploy", "examples", "redis", "prometheus_client", "sklearn"} == set()
+    assert set(agent_dependencies()) - {"cryptography"} <= loaded
 
 
 def steps_held(folder: Path) -> list[int]:
@@ -260,3 +280,33 @@ async def test_each_host_says_what_is_wrong_with_it(operator: Operator, wheels: 
         (line,) = [line for line in text.splitlines() if line.startswith(f"error: {device} at")]
         assert says in line
     assert "s3cret" not in text
+
+
+async def test_ctrl_c_ends_what_is_installed_on_the_hosts(
+    operator: Operator, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    """At the moment when pip, over there, waits for an index that never answers."""
+    asked: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Future()
+    index = await asyncio.start_server(lambda *ends: asked.set_result(ends), "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{index.sockets[0].getsockname()[1]}/simple"
+    account = {"role": "device", "account": "phone-1", "password": "p", "broker": "amqp://x/", "job": "toy"}
+    operator.folder.joinpath("phone-1.enrol").write_text(json.dumps(account))
+    operator.folder.joinpath("phone-1.enrol").chmod(0o600)
+    operator.inventory(DEVICES[:1], pip_options=["--index-url", url, "no-such-package"])
+    home = operator.home("phone-1")
+    async with index:
+        process = await operator.start("deploy", "--inventory", "devices.toml", "--wheel", wheels["first"])
+        reader, writer = await asked
+        process.send_signal(signal.SIGINT)
+        said, _ = await process.communicate()
+        assert process.returncode == 130, said
+        assert b"stopped" in said
+        while await reader.read(1000):
+            pass  # until pip is gone
+        writer.close()
+    with (home / ".lock").open() as lock:
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)  # until the program there is gone too
+    assert list((home / "venvs").iterdir()) == []
+    assert not (home / "release.json").exists()
+    code, text = await operator.all("undeploy", "--delete-state")
+    assert code == 0, text

@@ -70,6 +70,12 @@ def test_a_pid_that_is_somebody_else_now_is_left_alone(daemon: Daemon) -> None:
             other.kill()
 
 
+def test_it_runs_in_the_folder_that_was_named(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.start([sys.executable, "-c", "open('left', 'w')"], {}, cwd=tmp_path / "run")
+    daemon.wait_stopped(30)
+    assert (tmp_path / "run/left").exists()
+
+
 def test_the_log_has_output_and_errors(daemon: Daemon) -> None:
     program = "import os, sys; print(os.environ['WORD'], flush=True); sys.exit('and it failed')"
     daemon.start([sys.executable, "-c", program], {"WORD": "hello"})

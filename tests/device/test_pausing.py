@@ -33,10 +33,13 @@ class Phone:
     state: Path
     night: bool = False
     may_go_on: bool = True
+    gated: bool = True
     connections: int = 0
     told: list[str] = field(default_factory=list)
     paused_at: list[tuple[State, int, bool]] = field(default_factory=list)
     """State of the session, its step, and whether a checkpoint of it was on disk."""
+    stop_at: tuple[str, ...] = ()
+    """What it says before the user stops it."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     agent: Agent | None = None
 
@@ -47,7 +50,7 @@ class Phone:
             connect=self.connect,
             compute=compute,
             observe=self.observe,
-            gate=Gate(self.condition, every_s=0.0),
+            gate=Gate(self.condition, every_s=0.0) if self.gated else None,
         )
         try:
             async with asyncio.timeout(60):
@@ -70,6 +73,8 @@ class Phone:
                 self.night = self.night or (step == NIGHT_AFTER)
             case StateChanged(text=text):
                 self.told.append(text)
+                if text in self.stop_at:
+                    self.stop.set()
                 if text == "paused: night":
                     if session is not None:
                         self.paused_at.append((session.state, session.step, session.step in session.held))
@@ -141,3 +146,15 @@ async def test_at_night_nothing_is_sent_or_fetched(may_go_on: bool, tmp_path: Pa
     assert phone.told[0] == "paused: night"
     assert result.done is may_go_on
     assert phone.connections == int(may_go_on)
+
+
+async def test_stopped_before_its_job_came_it_ends_well(tmp_path: Path) -> None:
+    phone = Phone(
+        MemoryBroker(), tmp_path, gated=False, stop_at=("waiting for a worker to serve this broker",)
+    )
+    result = await phone.train()
+    assert (result.done, result.step, result.total_steps) == (False, 0, 0)
+    async with serving_broker() as broker:
+        again = Phone(broker, tmp_path)
+        assert (await again.train()).done
+    again.assert_same_bits()
