@@ -40,6 +40,9 @@ log = structlog.get_logger(__name__)
 MAX_WAITING = 8 + MAX_MICRO_BATCHES
 """Requests of one session that may wait: a device has one of each micro-batch on the way, and repeats."""
 
+MAX_REPLYING = 4
+"""Served requests of one session whose replies wait for the broker's confirm; the next is served after."""
+
 BUSY_RETRY_S = 1.0
 POISONOUS: frozenset[m.ErrorCode] = frozenset(
     {"bad-request", "bad-tensor", "computation-failed", "not-finite"}
@@ -83,7 +86,11 @@ class Host(Protocol):
 
 
 class SessionActor:
-    """One session's mailbox and the task that empties it."""
+    """One session's mailbox and the task that empties it.
+
+    Replies leave in order, while the next request is served. A request is finished once its replies are
+    confirmed.
+    """
 
     def __init__(self, session: WorkerSession, host: Host) -> None:
         self.session = session
@@ -94,6 +101,13 @@ class SessionActor:
         self._poison: str | None = None
         """Why the request at hand can never be served."""
         self._partial: Mapping[str, frozenset[int]] = {}
+        self._sends: list[asyncio.Task[None]] = []
+        """Of the request at hand."""
+        self._sending = asyncio.Lock()
+        self._replying: list[str] = []
+        """Requests that were served and are not finished."""
+        self._room = asyncio.Semaphore(MAX_REPLYING)
+        self._serving = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._gate = asyncio.Lock()
@@ -108,7 +122,7 @@ class SessionActor:
         return self._idle.is_set()
 
     async def wait_idle(self) -> None:
-        """Return when no request is served or waits."""
+        """Return when no request is served or waits, and all replies have left."""
         await self._idle.wait()
 
     async def offer(self, incoming: Incoming) -> None:
@@ -131,8 +145,9 @@ class SessionActor:
             await incoming.finish(None)
         else:
             self._mailbox.append(incoming)
-            if self._idle.is_set():
-                self._idle.clear()
+            self._idle.clear()
+            if not self._serving:
+                self._serving = True
                 self._host.background(self._empty_mailbox())
 
     async def save(self) -> None:
@@ -156,19 +171,19 @@ class SessionActor:
         return self._is_at(ask) or self.session.knows(ask.about)
 
     def _is_at(self, ask: m.Ask) -> bool:
-        """Whether the asked request is being served, or waits to be."""
-        return any(
-            request.request == ask.about
-            for request in (self._current, *(incoming.request for incoming in self._mailbox))
-            if request is not None
-        )
+        """Whether the asked request waits, is being served, or its reply is on its way."""
+        here = [incoming.request for incoming in self._mailbox]
+        if self._current is not None:
+            here.append(self._current)
+        return ask.about in self._replying or any(request.request == ask.about for request in here)
 
     async def _empty_mailbox(self) -> None:
         try:
             while self._mailbox:
+                await self._room.acquire()
                 incoming = self._mailbox.popleft()
                 self._current = incoming.request
-                self._poison = None
+                self._poison, self._sends = None, []
                 async with self._gate:
                     began = self._host.clock()
                     self._host.meter.observe(metrics.QUEUE_SECONDS, began - incoming.arrived_s)
@@ -177,10 +192,41 @@ class SessionActor:
                         metrics.REQUEST_SECONDS, self._host.clock() - began, incoming.request.kind
                     )
                 self._current = None
-                await incoming.finish(self._poison)
+                self._replying.append(incoming.request.request)
+                self._host.background(self._finish(incoming, self._sends, self._poison))
         finally:
             self._current = None
+            self._serving = False
+            self._rest()
+
+    async def _finish(self, incoming: Incoming, sends: list[asyncio.Task[None]], poison: str | None) -> None:
+        """Once its replies have left: a dead worker's requests come again, and so do their replies."""
+        request = incoming.request
+        try:
+            try:
+                await asyncio.gather(*sends)
+            except Exception as error:
+                log.exception("reply failed", session=request.session, kind=request.kind)
+                poison = f"the worker failed: {type(error).__name__}"
+                await self._send(error_reply(request, "internal", poison), self._reply_to, {})
+            await incoming.finish(poison)
+        finally:
+            self._replying.remove(request.request)
+            self._room.release()
+            self._rest()
+
+    def _rest(self) -> None:
+        if not self._serving and not self._replying:
             self._idle.set()
+
+    def _begin_to_send(self, reply: m.Reply | m.Receipt) -> None:
+        self._sends.append(self._host.background(self._send(reply, self._reply_to, self._partial)))
+
+    async def _send(
+        self, reply: m.Reply | m.Receipt, reply_to: str, partial: Mapping[str, frozenset[int]]
+    ) -> None:
+        async with self._sending:
+            await self._host.send(reply_to, reply, partial)
 
     async def _serve(self, incoming: Incoming) -> None:
         request = incoming.request
@@ -189,16 +235,15 @@ class SessionActor:
         except SplitEasyError as error:
             log.warning("request failed", session=request.session, kind=request.kind, error=str(error))
             self.session.drop()
-            await self._host.send(
-                self._reply_to,
-                error_reply(request, "internal", error.message, error.hint, retriable=error.retriable),
+            self._begin_to_send(
+                error_reply(request, "internal", error.message, error.hint, retriable=error.retriable)
             )
         except Exception as error:
             log.exception("request failed", session=request.session, kind=request.kind)
             self.session.drop()
             text = f"the worker failed: {type(error).__name__}"
             self._poison = text
-            await self._host.send(self._reply_to, error_reply(request, "internal", text))
+            self._begin_to_send(error_reply(request, "internal", text))
 
     async def _perform_all(self, steps: Steps) -> None:
         try:
@@ -232,7 +277,7 @@ class SessionActor:
                 metrics.count_answer(host.meter, reply)
                 if isinstance(reply, m.Error) and reply.code in POISONOUS:
                     self._poison = f"{reply.code}: {reply.message}"
-                return await host.send(self._reply_to, reply, self._partial)
+                return self._begin_to_send(reply)
             case Background(call, done):
                 return host.background(self._in_background(call, done))
             case Committed(session, step, loss):

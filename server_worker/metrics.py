@@ -24,7 +24,10 @@ T = TypeVar("T")
 # The steps
 STEPS = Metric("spliteasy_worker_steps_total", "counter", "Training steps committed.", ("training_job",))
 REQUEST_SECONDS = Metric(
-    "spliteasy_worker_request_seconds", "histogram", "Serving one request, its reply included.", ("kind",)
+    "spliteasy_worker_request_seconds",
+    "histogram",
+    "Serving one request, until its replies leave.",
+    ("kind",),
 )
 QUEUE_SECONDS = Metric(
     "spliteasy_worker_queue_seconds", "histogram", "A request's wait, from its last frame to being served."
