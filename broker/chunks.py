@@ -29,6 +29,7 @@ import struct
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 
@@ -71,21 +72,51 @@ def to_frames(
     if not total or not chunk_bytes or -(-total // chunk_bytes) > MAX_CHUNKS:
         raise ValueError(f"{total} bytes can't be cut into chunks of {chunk_bytes}")
     count = -(-total // chunk_bytes)
-    identity = bytes.fromhex(message_id)
     seal = hashlib.blake2b(digest_size=16)
     for index, pieces in enumerate(_cut(parts, chunk_bytes)):
         last = index == count - 1
         digest = seal.digest() if last else _NO_DIGEST
-        header = _HEADER.pack(
-            MAGIC, VERSION, LAST * last, 0, identity, index, chunk_bytes, total, digest, _RESERVED
-        )
-        crc = crc32(header)
-        for piece in pieces:
-            crc = crc32(piece, crc)
-        checksum = _CRC.pack(crc)
+        header = _header(message_id, index, chunk_bytes, total, last=last, digest=digest)
+        checksum = _checksum(header, *pieces)
         seal.update(checksum)
         if index not in skip:
             yield b"".join((header, checksum, *pieces))
+
+
+def payload_digests(body: Sequence[Frame], chunk_bytes: int, *, first: int) -> list[str]:
+    """Digests of the payloads of the first frames of a body, whatever its message id: the same bytes in the
+    same place have the same."""
+    parts = [memoryview(part) for part in body]
+    return [_digest(*pieces) for pieces in islice(_cut(parts, chunk_bytes), first)]
+
+
+def _digest(*pieces: Frame) -> str:
+    hasher = hashlib.blake2b(digest_size=8)
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def _header(
+    message_id: str,
+    index: int,
+    chunk_bytes: int,
+    total: int,
+    *,
+    last: bool = False,
+    digest: bytes = _NO_DIGEST,
+) -> bytes:
+    identity = bytes.fromhex(message_id)
+    return _HEADER.pack(
+        MAGIC, VERSION, LAST * last, 0, identity, index, chunk_bytes, total, digest, _RESERVED
+    )
+
+
+def _checksum(header: bytes, *pieces: Frame) -> bytes:
+    crc = crc32(header)
+    for piece in pieces:
+        crc = crc32(piece, crc)
+    return _CRC.pack(crc)
 
 
 def _cut(parts: list[memoryview], chunk_bytes: int) -> Iterator[list[memoryview]]:
@@ -297,6 +328,33 @@ class Assembler:
         upload = self._uploads.get((sender, message_id))
         if upload is not None:
             upload.checksums.pop(-(-upload.total // upload.chunk_bytes) - 1, None)
+
+    def adopt(
+        self, sender: str, message_id: str, *, chunk_bytes: int, total: int, digests: Sequence[str]
+    ) -> None:
+        """Take over for a new message what an unfinished one of the sender has in common with it.
+
+        `digests` are those of the new one's payloads, see `payload_digests`. The last frame is never taken
+        over. The old message is forgotten, if anything of it is taken.
+        """
+        last = -(-total // chunk_bytes) - 1
+        for (owner, old), upload in reversed(self._uploads.items()):
+            if owner != sender or (upload.chunk_bytes, upload.total) != (chunk_bytes, total):
+                continue
+            kept = {}
+            for index in sorted(upload.checksums):
+                payload = upload.buffer[index * chunk_bytes : (index + 1) * chunk_bytes]
+                if index < min(last, len(digests)) and _digest(payload) == digests[index]:
+                    kept[index] = _checksum(_header(message_id, index, chunk_bytes, total), payload)
+            if kept:
+                del self._uploads[owner, old]
+                upload = _Upload(chunk_bytes, total, upload.buffer, self.clock(), kept)
+                self._uploads[sender, message_id] = upload
+                return
+
+    def bytes_of(self, sender: str) -> int:
+        """Reserved for the sender's unfinished messages."""
+        return sum(upload.total for (owner, _), upload in self._uploads.items() if owner == sender)
 
     def drop(self, sender: str) -> None:
         """Forget all that the sender has not finished."""

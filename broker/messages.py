@@ -22,6 +22,9 @@ MAX_STEP = 2**53 - 1
 
 MAX_BOUNDARY_VALUES = 256
 MAX_HELD_STEPS = 1024
+MAX_RANGES = 1024
+MAX_DIGESTS = 4096
+MAX_TOTAL = 1 << 40
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
 SessionName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}$")]
@@ -39,7 +42,7 @@ FrameRanges = Annotated[
         ],
         ...,
     ],
-    Field(max_length=1024, strict=False),
+    Field(max_length=MAX_RANGES, strict=False),
 ]
 """Indexes of frames, as (first, one past the last) pairs."""
 
@@ -184,6 +187,11 @@ class Ask(SessionRequest):
     """Replies of which some frames have come, by message id."""
     partial_frames: Annotated[tuple[FrameRanges, ...], Field(max_length=8, strict=False)] = ()
     """What has come of each of them: it need not be sent again."""
+    total: Annotated[int, Field(ge=1, le=MAX_TOTAL)] | None = None
+    """Bytes of the request asked about, where an agent before this one may have sent a part of the same
+    values, and of its chunks: the worker looks for what it has by their digests."""
+    chunk_bytes: Annotated[int, Field(ge=1, le=MAX_TOTAL)] | None = None
+    digests: Annotated[tuple[Nonce, ...], Field(max_length=MAX_DIGESTS, strict=False)] = ()
 
 
 class GetBody(SessionRequest):

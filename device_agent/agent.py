@@ -251,6 +251,7 @@ class Agent:
             takeover=config.takeover,
             restart=config.restart,
             reply_timeout_s=config.reply_timeout_s,
+            ask_above_bytes=self.link.frame_bytes,
             agent=version(),
         )
 
@@ -359,8 +360,8 @@ class Agent:
 
     def _perform(self, action: e.Action, state: StateFolder) -> None:
         match action:
-            case e.Send(message=message, skip=skip):
-                self.link.send(message, skip)
+            case e.Send(message=message, skip=skip, whole=whole):
+                self.link.send(message, skip, whole)
             case e.Arm(timer=timer, delay_s=delay_s):
                 self._disarm(timer)
                 self._timers[timer] = asyncio.get_running_loop().call_later(

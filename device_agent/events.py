@@ -171,6 +171,9 @@ class Send:
     message: m.Request
     skip: frozenset[int] = frozenset()
     """Frames of it that the worker has."""
+    whole: m.Forward | m.Backward | None = None
+    """Of an ASK: the request that it is about, where the worker may have a part of the same values under
+    another id."""
 
 
 @dataclass(frozen=True, slots=True)

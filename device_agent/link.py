@@ -17,7 +17,8 @@ import structlog
 from broker import decode
 from broker import messages as m
 from broker.backoff import full_jitter
-from broker.chunks import CHUNK_BYTES, Assembled, Assembler, AssemblerLimits, to_ranges
+from broker.chunks import CHUNK_BYTES, Assembled, Assembler, AssemblerLimits, payload_digests, to_ranges
+from broker.envelope import encode_parts
 from broker.labels import codec_label
 from broker.sending import WINDOW, send_message
 from broker.topology import REPLY_TO, reply_queue, uplink_key
@@ -73,7 +74,7 @@ class Link:
         """Told of the bytes of each frame, before it is sent and when it has come."""
         self._sending = 0
         """Requests that wait for confirms."""
-        self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int]]] = asyncio.Queue()
+        self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int], m.Request | None]] = asyncio.Queue()
         self._assembler = Assembler(AssemblerLimits(total_bytes=4 << 30), clock)
 
     @property
@@ -121,12 +122,19 @@ class Link:
                     await transport.close()
             await asyncio.sleep(next(delays))
 
-    def send(self, request: m.Request, skip: frozenset[int] = frozenset()) -> None:
-        """Send when its turn comes, without the frames in `skip`.
+    @property
+    def frame_bytes(self) -> int:
+        """Payload of one frame."""
+        return min(self.chunk_bytes, self._pace.chunk_bytes) if self._pace is not None else self.chunk_bytes
+
+    def send(
+        self, request: m.Request, skip: frozenset[int] = frozenset(), whole: m.Request | None = None
+    ) -> None:
+        """Send when its turn comes, without the frames in `skip`; an ASK says what `whole` consists of.
 
         Emits Sent or NotSent, or nothing where the link goes down first.
         """
-        self._outbox.put_nowait((request, skip))
+        self._outbox.put_nowait((request, skip, whole))
 
     async def _live(self, transport: Transport) -> None:
         queue = reply_queue(self._device, m.new_nonce())
@@ -163,9 +171,10 @@ class Link:
         room = asyncio.Semaphore(WINDOW)
         async with asyncio.TaskGroup() as sending:
             while True:
-                request, skip = await self._outbox.get()
+                request, skip, whole = await self._outbox.get()
                 if isinstance(request, m.Ask):
                     request = self._with_partial_replies(request)
+                    request = request if whole is None else self._with_digests(request, whole)
                 handed_over = asyncio.Event()
                 sending.create_task(self._send(transport, queue, request, skip, room, handed_over))
                 await handed_over.wait()
@@ -196,7 +205,7 @@ class Link:
                 request,
                 message_id=request.request,
                 headers={REPLY_TO: queue},
-                chunk_bytes=self._chunk_bytes(),
+                chunk_bytes=self.frame_bytes,
                 room=room,
                 admit=self._admit,
                 sent=sent,
@@ -213,9 +222,6 @@ class Link:
             self._sending -= 1
             handed_over.set()
 
-    def _chunk_bytes(self) -> int:
-        return min(self.chunk_bytes, self._pace.chunk_bytes) if self._pace is not None else self.chunk_bytes
-
     async def _admit(self, frame_bytes: int) -> None:
         self.count(frame_bytes)
         if self._pace is not None:
@@ -228,8 +234,19 @@ class Link:
     def _with_partial_replies(self, ask: m.Ask) -> m.Ask:
         """Say which frames of replies have come already, over connections that were lost since."""
         ids = self._assembler.unfinished(WORKERS)[-MAX_PARTIAL:]
-        frames = tuple(to_ranges(self._assembler.held(WORKERS, message_id)) for message_id in ids)
+        frames = tuple(
+            to_ranges(self._assembler.held(WORKERS, message_id))[: m.MAX_RANGES] for message_id in ids
+        )
         return ask.model_copy(update={"partial": tuple(ids), "partial_frames": frames})
+
+    def _with_digests(self, ask: m.Ask, whole: m.Request) -> m.Ask:
+        """Say what the request consists of, so that the worker finds what came of it under another id."""
+        parts = encode_parts(whole)
+        digests = payload_digests(parts, self.frame_bytes, first=m.MAX_DIGESTS)
+        total = sum(memoryview(part).nbytes for part in parts)
+        return ask.model_copy(
+            update={"total": total, "chunk_bytes": self.frame_bytes, "digests": tuple(digests)}
+        )
 
     def _forget_outbox(self) -> None:
         with suppress(asyncio.QueueEmpty):

@@ -19,6 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from torch import Tensor
+
 from broker import messages as m
 from broker.chunks import in_ranges
 from device_agent import events as e
@@ -97,6 +99,9 @@ class Plan:
     reply_timeout_s: float = 10.0
     stop_grace_s: float = 3.0
     retry_s: float = 1.0
+    ask_above_bytes: int = 1 << 20
+    """Where an agent before this one may have begun the step, requests with more bytes are asked about before
+    they are sent: the worker may have a part."""
     agent: str | None = None
     """This agent's version."""
 
@@ -144,6 +149,8 @@ class DeviceSession:
         self._asks: set[str] = set()
         self._nudged = False
         """Whether a pending request was asked about, or sent again."""
+        self._begun_before = False
+        """Whether an agent before this one may have sent requests of the step under way."""
         self._eval_index = 0
         self._notes_silence = 0
         self._waits_for: str | None = None
@@ -251,6 +258,7 @@ class DeviceSession:
                 return self._go_on()
             case State.APPLYING, e.Applied():
                 self.step += 1
+                self._begun_before = False
                 self._forget_step()
                 return self._next(saved=False)
             case State.SAVING, e.Saved(held=held):
@@ -363,6 +371,7 @@ class DeviceSession:
                 self.step = message.step
                 self.durable_step = message.durable_step
                 self._takeover = self._restart = False
+                self._begun_before = message.attempt.number > 1
                 self._move(State.RESTORING)
                 return [*self._all_answered(), e.Restore(message.step)]
             case m.Forwarded() if (micro := self._pending_micro(message)) is not None:
@@ -497,14 +506,17 @@ class DeviceSession:
         if not self._pending:
             self._nudged = False
         self._pending[request.request] = request
-        return self._send(request)
+        return self._send(self._question(request))
 
     def _send(self, request: m.AnyRequest, skip: frozenset[int] = frozenset()) -> list[Action]:
         if not self._online:
             return []
         self._sending.add(request.request)
         self._reached[request.request] = self._fence
-        return [e.Disarm(Timer.REPLY), e.Send(request, skip)]
+        whole = self._pending.get(request.about) if isinstance(request, m.Ask) else None
+        if not isinstance(whole, m.Forward | m.Backward) or not self._may_be_there_in_part(whole):
+            whole = None
+        return [e.Disarm(Timer.REPLY), e.Send(request, skip, whole)]
 
     def _await_reply(self) -> list[Action]:
         """The deadline of what is pending runs from when all was sent, or something came."""
@@ -534,7 +546,9 @@ class DeviceSession:
 
     def _question(self, request: m.AnyRequest) -> m.AnyRequest:
         """What to send about a pending request: an ASK, or itself."""
-        if not isinstance(request, m.Forward | m.Backward) or request.request not in self._reached:
+        if not isinstance(request, m.Forward | m.Backward):
+            return request
+        if request.request not in self._reached and not self._may_be_there_in_part(request):
             return request
         ask = m.Ask(
             session=self.plan.session,
@@ -548,6 +562,11 @@ class DeviceSession:
         self._asks.add(ask.request)
         self._reached[request.request] = self._fence
         return ask
+
+    def _may_be_there_in_part(self, request: m.Forward | m.Backward) -> bool:
+        """Whether an agent before this one may have sent the same values, and they are worth asking for."""
+        nbytes = sum(value.nbytes for value in request.values if isinstance(value, Tensor))
+        return self._begun_before and nbytes > self.plan.ask_above_bytes
 
     def _no_reply(self) -> list[Action]:
         if not self._pending:

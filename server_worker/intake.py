@@ -88,8 +88,23 @@ class Intake:
         return Waiting(outcome=outcome, device=device, reply_to=reply_to)
 
     def held(self, device: str, message_id: str) -> m.FrameRanges:
-        """Which frames of an unfinished request are here."""
-        return to_ranges(self._assembler.held(device, message_id))
+        """Which frames of an unfinished request are here, as far as a HAVE can tell them."""
+        return to_ranges(self._assembler.held(device, message_id))[: m.MAX_RANGES]
+
+    def adopt(self, ask: m.Ask) -> m.FrameRanges:
+        """Which frames of the asked request are here under another id: an agent was restarted since.
+
+        Looking for them costs the device as much as sending them.
+        """
+        device = ask.device
+        if ask.total is None or ask.chunk_bytes is None or not ask.digests:
+            return ()
+        if not self._quotas.frame(device, self._assembler.bytes_of(device)):
+            return ()
+        self._assembler.adopt(
+            device, ask.about, chunk_bytes=ask.chunk_bytes, total=ask.total, digests=ask.digests
+        )
+        return self.held(device, ask.about)
 
     @property
     def uploads(self) -> int:

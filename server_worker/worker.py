@@ -301,8 +301,9 @@ class Worker:
             return m.Have(answers=outcome.message_id, frames=frames)
         actor = self._actors.get(taken.request.session)
         if isinstance(taken.request, m.Ask) and not (actor and actor.knows(taken.request)):
-            frames = self._intake.held(taken.request.device, taken.request.about)
-            return m.Have(answers=taken.request.about, frames=frames) if frames else None
+            ask = taken.request
+            frames = self._intake.held(ask.device, ask.about) or self._intake.adopt(ask)
+            return m.Have(answers=ask.about, frames=frames) if frames else None
         return None
 
     async def _answer_front(

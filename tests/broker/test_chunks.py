@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import Assembled, Assembler, AssemblerLimits, OverBudget, Partial, WireError, decode, encode_parts
-from broker.chunks import CHUNK_BYTES, FRAME_BYTES, MAX_CHUNKS, in_ranges, to_frames, to_ranges
+from broker.chunks import (
+    CHUNK_BYTES,
+    FRAME_BYTES,
+    MAX_CHUNKS,
+    in_ranges,
+    payload_digests,
+    to_frames,
+    to_ranges,
+)
 from broker.messages import new_nonce
 from tests.broker.messages_for_tests import carrier
 
@@ -369,3 +377,41 @@ def test_damaged_frames() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_damaged_frames_long(seed: int) -> None:
     assert 2_500 < fuzz(20_000, seed) < 15_000
+
+
+# Under another id ----------------------------------------------------------------------------------
+
+
+def test_a_new_message_takes_over_the_payloads_that_it_shares_with_an_unfinished_one() -> None:
+    """The new body differs in its first chunk; the old one's last has not come, nor has its fifth."""
+    other, assembler = "f" * 16, Assembler()
+    old = random.Random(0).randbytes(1050)
+    new = bytes(100) + old[100:]
+    for index, frame in enumerate(to_frames(old, message_id=ID, chunk_bytes=100)):
+        if index not in (5, 10):
+            assembler.add("phone-1", frame)
+    digests = payload_digests([new], 100, first=100)
+    for sender, total in (("phone-2", 1050), ("phone-1", 1049)):
+        assembler.adopt(sender, other, chunk_bytes=100, total=total, digests=digests)
+        assert assembler.held(sender, other) == []
+    assembler.adopt("phone-1", other, chunk_bytes=100, total=1050, digests=digests)
+    held = assembler.held("phone-1", other)
+    assert held == [1, 2, 3, 4, 6, 7, 8, 9]
+    assert assembler.held("phone-1", ID) == []
+    outcomes = [
+        assembler.add("phone-1", frame)
+        for frame in to_frames(new, message_id=other, chunk_bytes=100, skip=held)
+    ]
+    assert isinstance(outcomes[-1], Assembled)
+    assert bytes(outcomes[-1].body) == new
+    assert assembler.bytes_held == 0
+
+
+def test_the_last_payload_and_those_without_a_digest_come_again() -> None:
+    assembler, body = Assembler(), bytes(range(250)) * 4
+    frames = list(to_frames(body, message_id=ID, chunk_bytes=100))
+    for frame in frames[1:]:
+        assembler.add("phone-1", frame)
+    digests = payload_digests([body], 100, first=100)
+    assembler.adopt("phone-1", "e" * 16, chunk_bytes=100, total=1000, digests=digests[:4])
+    assert assembler.held("phone-1", "e" * 16) == [1, 2, 3]

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from broker import messages as m
-from broker.topology import uplink_key
+from broker.chunks import to_frames
+from broker.topology import REPLY_TO, shard_of, uplink_key
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
 
@@ -128,4 +129,19 @@ async def test_rubbish_goes_to_the_dead_queue(server: Server) -> None:
         await device.transport.publish(uplink_key("phone-1", 7), b"rubbish" * 20)
         assert "reply queue" in await server.dead_letter()
         await device.open()
+        assert await still_serves(device)
+
+
+async def test_a_request_full_of_holes_is_answered_with_as_many_as_fit(server: Server) -> None:
+    """Every other frame of thousands: what a HAVE can't tell counts as absent; no reader falls over it."""
+    async with server.device() as device:
+        await device.open()
+        frames = list(to_frames(bytes(2 * 2500), message_id="b" * 16, chunk_bytes=2))
+        for frame in (*frames[::2], frames[-1]):
+            await device.transport.publish(
+                uplink_key(device.name, shard_of(SESSION)), frame, headers={REPLY_TO: device.queue}
+            )
+        have = await device.reply()
+        assert isinstance(have, m.Have)
+        assert have.frames == tuple((2 * n, 2 * n + 1) for n in range(m.MAX_RANGES))
         assert await still_serves(device)

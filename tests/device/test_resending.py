@@ -1,0 +1,185 @@
+"""An agent that dies in the middle of an upload: the next one sends only what the worker lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from broker.chunks import Chunk, parse_frame
+from broker.memory import FAULTLESS, MemoryBroker, MemoryTransport, Verdict
+from broker.sending import WINDOW
+from broker.topology import device_of_key
+from broker.transport import Delivery
+from device_agent.agent import Agent, AgentConfig
+from server_worker.config import Trust, WorkerConfig
+from server_worker.memory import SessionMemory
+from server_worker.store import SqliteStore, StoredJob
+from server_worker.worker import Worker
+from spliteasy.job import Job, JobSpec
+from tests.simulation import toy
+from tests.simulation.clock import run_virtually
+from tests.simulation.parts import VirtualCompute
+
+CHUNK_BYTES = 1024
+RATE = 20_000.0
+STEP = 3
+"""The step in whose upload the agent dies; the last checkpoint is of step 2."""
+
+
+def build() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 512), nn.ReLU(), nn.Dropout(0.3), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3)
+    )
+
+
+def example() -> tuple[Tensor, Tensor]:
+    return torch.zeros(14, 6), torch.zeros(14, dtype=torch.int64)
+
+
+@cache
+def job() -> Job:
+    """28 kB up in each FORWARD and each BACKWARD."""
+    factory = {"factory": f"{__name__}:build", "example": f"{__name__}:example", "cuts": ("2", "4")}
+    return Job.create(
+        JobSpec.model_validate(
+            {
+                "name": "wide",
+                "seed": 7,
+                "batch_size": 14,
+                "epochs": 4,
+                "model": factory,
+                "loss": {"name": "cross_entropy"},
+                "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+                "durability": {"checkpoint_every": 1, "snapshot_every_steps": 3, "checkpoint_history": 2},
+                "evaluation": {"every_epochs": 4},
+            }
+        )
+    )
+
+
+@dataclass
+class Watch:
+    """Sees all frames of the device, by message in order of their first; tells when it is time to die."""
+
+    die_in: int
+    """The message of more than one frame, counted from 0, in the middle of which the agent dies."""
+    messages: dict[str, list[Chunk]] = field(default_factory=dict)
+    time_to_die: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def on_publish(self, principal: str, target: str, frame: bytes) -> Verdict:
+        if device_of_key(target) is not None:
+            chunk = parse_frame(frame)
+            self.messages.setdefault(chunk.message_id, []).append(chunk)
+            large = self.large()
+            if len(large) == self.die_in + 1 and len(large[-1]) == large[-1][0].count // 2:
+                self.time_to_die.set()
+        return FAULTLESS
+
+    def on_deliver(self, principal: str, queue: str, delivery: Delivery) -> Verdict:
+        return FAULTLESS
+
+    def large(self) -> list[list[Chunk]]:
+        """The frames that were sent of each message that carries values of a step."""
+        return [frames for frames in self.messages.values() if frames[0].count > 20]
+
+
+@asynccontextmanager
+async def serving(broker: MemoryBroker) -> AsyncIterator[SqliteStore]:
+    loop = asyncio.get_running_loop()
+    store = SqliteStore(None, inline=True, clock=loop.time)
+    await store.put_job(
+        StoredJob(name="wide", digest=job().digest, manifest=job().manifest, parts=job().parts)
+    )
+
+    async def connect() -> MemoryTransport:
+        return broker.connect("worker")
+
+    worker = Worker(
+        WorkerConfig(name="worker", trust=Trust.ENROLLED, retention_check_s=1e9),
+        connect=connect,
+        store=store,
+        compute=VirtualCompute(random.Random(1)),
+        clock=loop.time,
+        rng=random.Random(1),
+    )
+    stop = asyncio.Event()
+    task = asyncio.create_task(worker.run(stop))
+    await worker.connected.wait()
+    try:
+        yield store
+    finally:
+        stop.set()
+        await task
+        await store.close()
+
+
+async def live(broker: MemoryBroker, state: Path, until: asyncio.Event) -> Agent:
+    """One life of the agent, over a slow link: to its end, or until it is killed."""
+    loop = asyncio.get_running_loop()
+    transports: list[MemoryTransport] = []
+
+    async def connect() -> MemoryTransport:
+        transports.append(broker.connect("phone-1"))
+        return transports[-1]
+
+    agent = Agent(
+        AgentConfig(
+            job="wide", device="phone-1", data=toy.DATA, state=state, chunk_bytes=CHUNK_BYTES, max_uplink=RATE
+        ),
+        connect=connect,
+        compute=VirtualCompute(random.Random(2)),
+        rng=random.Random(2),
+        clock=loop.time,
+    )
+    running, killed = asyncio.create_task(agent.run(asyncio.Event())), asyncio.create_task(until.wait())
+    await asyncio.wait({running, killed}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (running, killed):
+        task.cancel()
+    for transport in transports:
+        broker.drop(transport)
+    await asyncio.gather(running, killed, return_exceptions=True)
+    if not until.is_set():
+        assert running.result().done
+    return agent
+
+
+@pytest.mark.parametrize("kind", ["FORWARD", "BACKWARD"])
+def test_only_what_the_worker_lacks_is_sent_again(kind: str, tmp_path: Path) -> None:
+    async def play() -> tuple[Agent, Watch, toy.State]:
+        watch = Watch(die_in=2 * (STEP - 1) + (kind == "BACKWARD"))
+        broker = MemoryBroker(policy=watch)
+        async with serving(broker) as store:
+            await live(broker, tmp_path, watch.time_to_die)
+            agent = await live(broker, tmp_path, asyncio.Event())
+            meta = await store.session("wide.phone-1")
+            assert meta is not None
+            body = SessionMemory(job(), "wide.phone-1")
+            body.restore(await store.read_snapshot("wide.phone-1", meta.snapshots[-1]), meta.snapshots[-1])
+            async for entry in store.read_log("wide.phone-1", after=meta.snapshots[-1], upto=meta.committed):
+                body.replay(entry)
+            return agent, watch, body.snapshot()
+
+    agent, watch, body = run_virtually(play())
+    large = watch.large()
+    cut, again = large[watch.die_in], large[watch.die_in + (1 if kind == "FORWARD" else 2)]
+    assert not any(chunk.last for chunk in cut)
+    assert any(chunk.last for chunk in again)
+    sent_twice = {chunk.index for chunk in cut} & {chunk.index for chunk in again}
+    assert 0 < len(sent_twice) <= WINDOW
+    assert {chunk.index for chunk in cut} | {chunk.index for chunk in again} == set(range(cut[0].count))
+    assert len(again) <= cut[0].count // 2 + WINDOW
+
+    expected, expected_body, _ = toy.train_alone(job(), toy.DATA, "phone-1")
+    assert agent.trainer is not None
+    for wanted, found in ((expected, agent.trainer.state()), (expected_body, body)):
+        assert wanted.keys() == found.keys()
+        assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
