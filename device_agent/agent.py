@@ -394,7 +394,7 @@ class Agent:
         self._events.put_nowait(event)
         trainer = self.trainer
         if trainer is not None and isinstance(action, e.RunTail if trainer.tail else e.RunHead):
-            await self._compute(trainer.load_ahead)  # while the worker works
+            await self._compute(trainer.work_ahead)  # while the worker works
 
     def _work_of(self, action: e.Action, state: StateFolder) -> e.Event:
         trainer = self.trainer

@@ -67,6 +67,8 @@ class _Micro:
     share: float
     """What its loss counts for in the batch's."""
     head: OpenForward | None = None
+    packed: Packed | None = None
+    """The head's wire values, where they were packed ahead."""
     kept_gradients: tuple[Tensor | None, ...] = ()
 
     @property
@@ -107,8 +109,8 @@ class DeviceTrainer:
     """Samples of the last step."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     _step: _Step | None = None
-    _next: tuple[int, tuple[Tensors, Tensors]] | None = None
-    """A batch that was loaded ahead, and its step."""
+    _next: tuple[int, list[_Micro]] | None = None
+    """A batch that was loaded ahead, and its step; its heads have run too, where nothing changes them."""
     _targets: tuple[Tensor, ...] = ()
     _kept: Values = ()
 
@@ -143,7 +145,8 @@ class DeviceTrainer:
             self._step = _Step(self._batch(step))
         under_way, tail = self._live()
         part = under_way.micros[micro]
-        part.head = self.head.forward(part.inputs, micro=micro)
+        if part.head is None:
+            part.head = self.head.forward(part.inputs, micro=micro)
         under_way.heads = micro + 1
         wire = detached(part.head.outputs[: self.head.segment.n_wire])
         if micro == 0:
@@ -156,18 +159,29 @@ class DeviceTrainer:
             micro=micro,
             answer="activations" if tail else "gradients",
             nbytes=under_way.nbytes,
+            ahead=part.packed,
         )
+        part.packed = None
         return packed, part.samples, () if tail else part.targets, under_way.samples
 
     def _batch(self, step: int) -> list[_Micro]:
         ahead, self._next = self._next, None
-        inputs, targets = ahead[1] if ahead and ahead[0] == step else self.batches.batch(step)
+        return ahead[1] if ahead is not None and ahead[0] == step else self._load(step)
+
+    def _load(self, step: int) -> list[_Micro]:
+        inputs, targets = self.batches.batch(step)
         count, samples = self.job.spec.micro_batches, inputs[0].shape[0]
         parts = zip(split_batch(inputs, count), split_batch(targets, count), strict=True)
         return [_Micro(part, wanted, share_of(part[0].shape[0], samples)) for part, wanted in parts]
 
-    def load_ahead(self) -> None:
-        """Once all of the step under way was sent, load the batch after it.
+    @property
+    def ahead(self) -> int | None:
+        """The step whose heads have run ahead of their turn."""
+        return self._next[0] if self._next and all(micro.head for micro in self._next[1]) else None
+
+    def work_ahead(self) -> None:
+        """Once all of the step under way was sent, load the batch after it; a head that training does not
+        change runs on it.
 
         What goes wrong shows when its turn comes.
         """
@@ -176,7 +190,17 @@ class DeviceTrainer:
             return
         if (under_way.tails if self.tail else under_way.heads) == len(under_way.micros):
             with suppress(Exception):
-                self._next = (step, self.batches.batch(step))
+                micros = self._load(step)
+                self._next = step, micros
+                if self.head.fixed:
+                    self._run_heads(step, micros)
+
+    def _run_heads(self, step: int, micros: list[_Micro]) -> None:
+        for number, micro in enumerate(micros):
+            opened = self.head.forward_ahead(micro.inputs, step=step, micro=number)
+            wire = detached(opened.outputs[: self.head.segment.n_wire])
+            micro.packed = self.wire.pack_ahead("activations", wire, step=step, micro=number)
+            micro.head = opened
 
     def run_tail(self, packed: Packed, micro: int = 0) -> Packed:
         """Tail, loss and tail backward of a micro-batch, in order: the gradients of the body's outputs."""
@@ -290,6 +314,7 @@ class DeviceTrainer:
     def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
         """Take over what `state` gave; raises ValueError where it does not fit."""
         self.abort()
+        self._next = None
         self.head.load_state(_under(HEAD, state), step=step)
         self.wire.packer.load_state(state)
         if self.tail is not None:

@@ -27,16 +27,23 @@ class DeviceWire:
         answer: Place,
         nbytes: Mapping[Values, int],
         micro: int = 0,
+        ahead: Packed | None = None,
     ) -> Packed:
         """Pack for a message of `step` that is answered with values of `answer`.
 
-        `nbytes`: of all values of the step, before packing.
+        `nbytes`: of all values of the step, before packing. `ahead`: what `pack_ahead` gave for them.
         """
         chosen = self.choices.at(step, nbytes)
         codec = chosen["up", place]
-        packed = self.packer.pack(place, values, step=step, micro=micro, codec=codec)
+        packed = ahead or self.packer.pack(place, values, step=step, micro=micro, codec=codec)
         self._count("up", place, codec, bytes_of(values), packed)
         return self._answered_by(packed, answer, chosen["down", answer])
+
+    def pack_ahead(self, place: Place, values: Sequence[Value], *, step: int, micro: int) -> Packed | None:
+        """Pack for a later step; None where that depends on those before it, or on a choice to come."""
+        if len(self.codecs[place]) > 1 or self.packer.feedback(place):
+            return None
+        return self.packer.pack(place, values, step=step, micro=micro)
 
     def pack_evaluation(self, values: Sequence[Value]) -> Packed:
         """Pack a head's outputs in evaluation mode: that changes nothing, so nothing is written down."""

@@ -95,6 +95,10 @@ class Packer:
             packing.append((len(encoded.parts), encoded.meta))
         return Packed(tuple(out), coder.name, () if coder.name == PLAIN else tuple(packing))
 
+    def feedback(self, place: Place) -> bool:
+        """Whether what is packed there may depend on what was packed before."""
+        return any(codec.feedback for codec in self._codecs[place].values())
+
     def pack_evaluation(self, values: Sequence[Value | None], *, codec: str | None = None) -> Packed:
         """Pack activations of an evaluation: no memory is touched, so error feedback sends them whole."""
         coder = self._allowed("activations", codec)

@@ -97,6 +97,11 @@ class Segment(nn.Module):
         return self._program.train.random
 
     @property
+    def stateful(self) -> bool:
+        """Whether the training graph may change the segment's own tensors, as running statistics do."""
+        return self._program.train.stateful
+
+    @property
     def has_random_eval(self) -> bool:
         """Whether the evaluation graph draws random numbers."""
         return self._program.eval.random

@@ -63,6 +63,11 @@ class SegmentTrainer:
         return bool(self._trainable)
 
     @property
+    def fixed(self) -> bool:
+        """Whether training changes nothing in the segment: any step can be computed at any time."""
+        return not self.trainable and not self.segment.stateful
+
+    @property
     def eval_inputs(self) -> tuple[ValueSpec, ...]:
         """What `evaluate` takes."""
         return self.segment.program.document.eval.inputs
@@ -80,11 +85,19 @@ class SegmentTrainer:
         if micro == 0:
             self.abort()
             self._buffers_before = {name: b.clone() for name, b in self.segment.named_buffers()}
+        return self._forward(values, self.step + 1, micro)
+
+    def forward_ahead(self, values: Sequence[Tensor | int], *, step: int, micro: int) -> OpenForward:
+        """What `forward` will give at `step`, of a `fixed` segment; the open step is not touched."""
+        assert self.fixed
+        return self._forward(values, step, micro)
+
+    def _forward(self, values: Sequence[Tensor | int], step: int, micro: int) -> OpenForward:
         inputs = tuple(
             value.detach().requires_grad_(spec.needs_grad) if isinstance(value, Tensor) else value
             for value, spec in zip(values, self.segment.input_values, strict=True)
         )
-        seed = seed_of(*self._seed_parts, self.step + 1, micro)
+        seed = seed_of(*self._seed_parts, step, micro)
         with seeded(seed) if self.segment.has_random else nullcontext():
             outputs = self.segment.forward(*inputs)
         return OpenForward(inputs, outputs)

@@ -253,6 +253,10 @@ def makes_from_nothing(name: str) -> bool:
     return has_device and not any("Tensor" in str(argument.type) for argument in arguments)
 
 
+_STATISTICS_FLAG = {"aten.batch_norm.default": 5, "aten.instance_norm.default": 5}
+"""Where the argument stands that says whether the batch's own statistics are used, and so kept."""
+
+
 def is_random(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether this call draws random numbers."""
     if name in _DROPOUT_FLAG:
@@ -263,6 +267,14 @@ def is_random(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
     if name == "aten.rrelu.default":
         return bool(args[3] if len(args) > 3 else kwargs.get("training", False))
     return name in RANDOM
+
+
+def may_keep_state(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether this call may change a tensor of the segment, as running statistics do."""
+    if name in _STATISTICS_FLAG:
+        place = _STATISTICS_FLAG[name]
+        return place >= len(args) or args[place] is not False
+    return is_in_place(name)
 
 
 def is_in_place(name: str) -> bool:

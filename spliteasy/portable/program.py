@@ -14,7 +14,7 @@ from torch import Tensor
 from spliteasy.errors import PortableError
 from spliteasy.portable.codec import decode_argument
 from spliteasy.portable.graph import Document, Graph, Ref, Value
-from spliteasy.portable.operators import PLACEMENT, is_random, makes_from_nothing, operator_of
+from spliteasy.portable.operators import PLACEMENT, is_random, makes_from_nothing, may_keep_state, operator_of
 
 
 class _Step(NamedTuple):
@@ -48,6 +48,8 @@ class Code:
         self._first = tensors + len(graph.inputs)
         self._tensors = tensors
         self.random = False
+        self.stateful = False
+        """Whether a run may change the segment's tensors."""
         steps = [self._compile(place) for place in range(len(graph.nodes))]
         for result in graph.results:
             if result >= self._first + len(steps):
@@ -65,6 +67,7 @@ class Code:
         if PLACEMENT & kwargs.keys():
             raise PortableError(f"node {place} ({node.op}) chooses its own device")
         self.random = self.random or is_random(node.op, args, kwargs)
+        self.stateful = self.stateful or may_keep_state(node.op, args)
         return _Step(call, args, kwargs, node.grad, makes_from_nothing(node.op), ())
 
     def _with_frees(self, steps: list[_Step]) -> Iterable[_Step]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,22 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from broker.chunks import Chunk, parse_frame
-from broker.memory import FAULTLESS, MemoryBroker, MemoryTransport, Verdict
+from broker.memory import FAULTLESS, MemoryBroker, Verdict
 from broker.sending import WINDOW
 from broker.topology import device_of_key
 from broker.transport import Delivery
-from device_agent.agent import Agent, AgentConfig
-from server_worker.config import Trust, WorkerConfig
-from server_worker.memory import SessionMemory
-from server_worker.store import SqliteStore, StoredJob
-from server_worker.worker import Worker
+from device_agent.agent import Agent
 from spliteasy.job import Job, JobSpec
+from tests.device.lives import assert_same_bits, body_of, live, serving
 from tests.simulation import toy
 from tests.simulation.clock import run_virtually
-from tests.simulation.parts import VirtualCompute
 
-CHUNK_BYTES = 1024
-RATE = 20_000.0
+SLOW = {"chunk_bytes": 1024, "max_uplink": 20_000.0}
 STEP = 3
 """The step in whose upload the agent dies; the last checkpoint is of step 2."""
 
@@ -92,81 +84,15 @@ class Watch:
         return [frames for frames in self.messages.values() if frames[0].count > 20]
 
 
-@asynccontextmanager
-async def serving(broker: MemoryBroker) -> AsyncIterator[SqliteStore]:
-    loop = asyncio.get_running_loop()
-    store = SqliteStore(None, inline=True, clock=loop.time)
-    await store.put_job(
-        StoredJob(name="wide", digest=job().digest, manifest=job().manifest, parts=job().parts)
-    )
-
-    async def connect() -> MemoryTransport:
-        return broker.connect("worker")
-
-    worker = Worker(
-        WorkerConfig(name="worker", trust=Trust.ENROLLED, retention_check_s=1e9),
-        connect=connect,
-        store=store,
-        compute=VirtualCompute(random.Random(1)),
-        clock=loop.time,
-        rng=random.Random(1),
-    )
-    stop = asyncio.Event()
-    task = asyncio.create_task(worker.run(stop))
-    await worker.connected.wait()
-    try:
-        yield store
-    finally:
-        stop.set()
-        await task
-        await store.close()
-
-
-async def live(broker: MemoryBroker, state: Path, until: asyncio.Event) -> Agent:
-    """One life of the agent, over a slow link: to its end, or until it is killed."""
-    loop = asyncio.get_running_loop()
-    transports: list[MemoryTransport] = []
-
-    async def connect() -> MemoryTransport:
-        transports.append(broker.connect("phone-1"))
-        return transports[-1]
-
-    agent = Agent(
-        AgentConfig(
-            job="wide", device="phone-1", data=toy.DATA, state=state, chunk_bytes=CHUNK_BYTES, max_uplink=RATE
-        ),
-        connect=connect,
-        compute=VirtualCompute(random.Random(2)),
-        rng=random.Random(2),
-        clock=loop.time,
-    )
-    running, killed = asyncio.create_task(agent.run(asyncio.Event())), asyncio.create_task(until.wait())
-    await asyncio.wait({running, killed}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (running, killed):
-        task.cancel()
-    for transport in transports:
-        broker.drop(transport)
-    await asyncio.gather(running, killed, return_exceptions=True)
-    if not until.is_set():
-        assert running.result().done
-    return agent
-
-
 @pytest.mark.parametrize("kind", ["FORWARD", "BACKWARD"])
 def test_only_what_the_worker_lacks_is_sent_again(kind: str, tmp_path: Path) -> None:
     async def play() -> tuple[Agent, Watch, toy.State]:
         watch = Watch(die_in=2 * (STEP - 1) + (kind == "BACKWARD"))
         broker = MemoryBroker(policy=watch)
-        async with serving(broker) as store:
-            await live(broker, tmp_path, watch.time_to_die)
-            agent = await live(broker, tmp_path, asyncio.Event())
-            meta = await store.session("wide.phone-1")
-            assert meta is not None
-            body = SessionMemory(job(), "wide.phone-1")
-            body.restore(await store.read_snapshot("wide.phone-1", meta.snapshots[-1]), meta.snapshots[-1])
-            async for entry in store.read_log("wide.phone-1", after=meta.snapshots[-1], upto=meta.committed):
-                body.replay(entry)
-            return agent, watch, body.snapshot()
+        async with serving(broker, job()) as store:
+            await live(broker, job(), tmp_path, watch.time_to_die, **SLOW)
+            agent = await live(broker, job(), tmp_path, asyncio.Event(), **SLOW)
+            return agent, watch, await body_of(store, job())
 
     agent, watch, body = run_virtually(play())
     large = watch.large()
@@ -178,8 +104,4 @@ def test_only_what_the_worker_lacks_is_sent_again(kind: str, tmp_path: Path) -> 
     assert {chunk.index for chunk in cut} | {chunk.index for chunk in again} == set(range(cut[0].count))
     assert len(again) <= cut[0].count // 2 + WINDOW
 
-    expected, expected_body, _ = toy.train_alone(job(), toy.DATA, "phone-1")
-    assert agent.trainer is not None
-    for wanted, found in ((expected, agent.trainer.state()), (expected_body, body)):
-        assert wanted.keys() == found.keys()
-        assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
+    assert_same_bits(agent, body, job())
