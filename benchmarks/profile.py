@@ -75,7 +75,7 @@ def trace(workload: Workload, system: str, steps: int) -> dict[str, Any]:
             "workload": workload.name,
             "system": system,
             "step_ms": statistics.median(seconds) * 1000,
-            "parts_ms": _parts(_steps(found)[-steps:]),
+            "parts_ms": _parts(_steps(found)[-steps:]) if OURS[system].micro_batches == 1 else {},
             "cpu_ms": {role: value * 1000 for role, value in contestant.cpu[-1].items()},
             "own_cpu_ms": own,
         }
@@ -116,6 +116,8 @@ def tables_of(found: dict[str, Any]) -> list[Table]:
         for part, value in sorted(found["parts_ms"].items(), key=lambda item: -item[1])
     ]
     title = f"{found['workload']} {found['system']}: {found['step_ms']:.1f} ms a step"
+    if not rows:  # parts of a batch overlap: there is no one path
+        rows = [["the parts of a batch overlap", "–", "–"]]
     parts = Table(title, ["part of the critical path", "ms", "%"], rows)
     rows = [[name, f"{value:.1f}"] for name, value in (found["cpu_ms"] | found["own_cpu_ms"]).items()]
     title = f"{found['workload']} {found['system']}: processor time"

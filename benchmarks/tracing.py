@@ -134,16 +134,19 @@ def install() -> None:
             lambda memory, request, name=name: mark(request.step, f"body {name} begins"),
             lambda _, memory, request, name=name: mark(request.step, f"body {name} ends"),
         )
-    around_async(
-        RedisStore,
-        "put_request",
-        lambda *_, step, index, **__: (step, ("log forward", "log backward")[index]),
-    )
+    around_async(RedisStore, "put_request", lambda *_, step, body, **__: (step, f"log {_kind(body)}"))
     around_async(RedisStore, "commit", lambda *_, step, **__: (step, "commit"))
     around(Worker, "send", lambda worker, reply_to, reply, *_: _sending(worker, reply), _nothing)
     costing_iterator(broker.sending, "to_frames", "cut into frames")
     costing(broker.sending, "encode_parts", "encode")
     costing(chunks.Assembler, "add", "put together")
+
+
+def _kind(body: Any) -> str:
+    """`forward` or `backward`: which request was written, without its tensors."""
+    length = int.from_bytes(body[8:12], "little")
+    kind: str = json.loads(bytes(body[12 : 12 + length]))["m"]["kind"]
+    return kind.lower()
 
 
 def _nothing(*_: Any) -> None:

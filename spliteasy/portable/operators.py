@@ -253,7 +253,8 @@ def makes_from_nothing(name: str) -> bool:
     return has_device and not any("Tensor" in str(argument.type) for argument in arguments)
 
 
-_STATISTICS_FLAG = {"aten.batch_norm.default": 5, "aten.instance_norm.default": 5}
+BATCH_NORM = "aten.batch_norm.default"
+_STATISTICS_FLAG = {BATCH_NORM: 5, "aten.instance_norm.default": 5}
 """Where the argument stands that says whether the batch's own statistics are used, and so kept."""
 
 
@@ -269,12 +270,10 @@ def is_random(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
     return name in RANDOM
 
 
-def may_keep_state(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether this call may change a tensor of the segment, as running statistics do."""
-    if name in _STATISTICS_FLAG:
-        place = _STATISTICS_FLAG[name]
-        return place >= len(args) or args[place] is not False
-    return is_in_place(name)
+def uses_statistics(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether this call normalises by the statistics of what it is given, and so keeps running ones."""
+    place = _STATISTICS_FLAG.get(name)
+    return place is not None and (place >= len(args) or args[place] is not False)
 
 
 def is_in_place(name: str) -> bool:

@@ -14,7 +14,15 @@ from torch import Tensor
 from spliteasy.errors import PortableError
 from spliteasy.portable.codec import decode_argument
 from spliteasy.portable.graph import Document, Graph, Ref, Value
-from spliteasy.portable.operators import PLACEMENT, is_random, makes_from_nothing, may_keep_state, operator_of
+from spliteasy.portable.operators import (
+    BATCH_NORM,
+    PLACEMENT,
+    is_in_place,
+    is_random,
+    makes_from_nothing,
+    operator_of,
+    uses_statistics,
+)
 
 
 class _Step(NamedTuple):
@@ -50,6 +58,8 @@ class Code:
         self.random = False
         self.stateful = False
         """Whether a run may change the segment's tensors."""
+        self.batch_norm = False
+        """Whether it normalises by statistics over the batch."""
         steps = [self._compile(place) for place in range(len(graph.nodes))]
         for result in graph.results:
             if result >= self._first + len(steps):
@@ -67,7 +77,9 @@ class Code:
         if PLACEMENT & kwargs.keys():
             raise PortableError(f"node {place} ({node.op}) chooses its own device")
         self.random = self.random or is_random(node.op, args, kwargs)
-        self.stateful = self.stateful or may_keep_state(node.op, args)
+        statistics = uses_statistics(node.op, args)
+        self.stateful = self.stateful or statistics or is_in_place(node.op)
+        self.batch_norm = self.batch_norm or (statistics and node.op == BATCH_NORM)
         return _Step(call, args, kwargs, node.grad, makes_from_nothing(node.op), ())
 
     def _with_frees(self, steps: list[_Step]) -> Iterable[_Step]:

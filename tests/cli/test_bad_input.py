@@ -229,3 +229,14 @@ def test_parity_on_data_that_differs_at_each_call(
     ran = spliteasy("parity", project.job_file, "--steps", "2")
     assert ran.code == 2
     assert "other data at each call" in ran.error
+
+
+def test_batch_norm_in_parts_of_one_sample_is_warned_of(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project], tmp_path: Path
+) -> None:
+    for micro_batches, warned in ((8, True), (4, False)):
+        project = new_project(top=f"micro_batches = {micro_batches}")
+        ran = spliteasy("submit", project.job_file, "--store", f"sqlite:///{tmp_path}/store.sqlite")
+        assert ran.code == 0, ran.err
+        assert ("batch norm gets parts of one sample" in ran.err) is warned, ran.err
+        assert ("micro_batches = 4 or fewer" in ran.err) is warned

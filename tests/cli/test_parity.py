@@ -63,6 +63,18 @@ def test_parity(
     assert "phone-2, step 12" in ran.out
 
 
+@pytest.mark.rabbitmq
+@pytest.mark.redis
+def test_parity_in_micro_batches_on_rabbitmq_and_redis(
+    rabbitmq_url: str, redis_url: str, spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(top="micro_batches = 3", extra="nn.Dropout(0.3),")
+    there = ("--broker", rabbitmq_url, "--store", redis_url, "--workers", 2)
+    ran = spliteasy("parity", project.job_file, "--steps", 8, "--devices", 2, *there)
+    assert ran.code == 0, ran.out + ran.err
+    assert ran.out.splitlines()[-1] == LAST_SAME
+
+
 def test_parity_of_the_digits(spliteasy: Callable[..., Ran]) -> None:
     ran = spliteasy("parity", ROOT / "examples/digits/job.toml", "--steps", 30)
     assert ran.code == 0, ran.out + ran.err
