@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-from unittest import mock
 
 import structlog
 import torch
 
-from spliteasy.job import Job
 from tests.simulation import toy
 from tests.simulation.clock import run_virtually
 from tests.simulation.faults import Rates
 from tests.simulation.intruder import intruding
+from tests.simulation.quick import SHARDS, quick
 from tests.simulation.world import World
 
 
@@ -50,8 +45,9 @@ def play(
         devices=devices,
         rates=rates,
         reply_timeout_s=reply_timeout_s,
+        shards=SHARDS,
     )
-    with _quick(), intruding():
+    with quick(), intruding():
         try:
             outcome = run_virtually(world.run())
         except AssertionError as error:
@@ -63,21 +59,3 @@ def play(
         tuple(outcome.faults.history),
         outcome.virtual_s,
     )
-
-
-@contextmanager
-def _quick() -> Iterator[None]:
-    """Load each job's program once a process, and leave fsync out: the kernel does not crash here."""
-    load: Callable[..., Job] = Job.from_parts
-
-    def from_parts(manifest: bytes, parts: Mapping[str, bytes], **_: Any) -> Job:
-        key = manifest, tuple(sorted(parts))
-        if key not in _LOADED:
-            _LOADED[key] = load(manifest, parts)
-        return _LOADED[key]
-
-    with mock.patch.object(Job, "from_parts", from_parts), mock.patch.object(os, "fsync"):
-        yield
-
-
-_LOADED: dict[tuple[bytes, tuple[str, ...]], Job] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from broker import topology
 from broker.chunks import CHUNK_BYTES
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.transport import Transport
@@ -53,6 +54,7 @@ class World:
     variant: toy.Variant
     devices: tuple[str, ...] = ("phone-1", "phone-2")
     workers: int = 2
+    shards: int = topology.SHARDS
     rates: Rates | None = None
     reply_timeout_s: float = 10.0
     violations: list[str] = field(default_factory=list)
@@ -120,6 +122,8 @@ class World:
         while loop.time() < FAULTY_S:
             await asyncio.sleep(0.2)
             now = loop.time()
+            if now < next_rollback - LOSS_WINDOW_S:
+                continue  # too old by then
             images = [(t, i) for t, i in images if now - t <= LOSS_WINDOW_S] + [(now, self._store.image())]
             if now >= next_rollback:
                 then, image = rng.choice(images)
@@ -195,7 +199,7 @@ class World:
             WorkerConfig(
                 name=f"worker-{number}",
                 trust=Trust.ENROLLED,
-                shards=16,
+                shards=self.shards,
                 drain_s=2.0,
                 chunk_bytes=self._chunk_bytes,
                 retention_check_s=math.inf,  # it goes by the calendar, and the store by the virtual clock

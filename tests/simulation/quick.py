@@ -1,0 +1,73 @@
+"""What makes a simulated world quick: pure functions of job and data are computed once a process.
+
+Nothing of the protocol is left out, and nothing that a fault could change: every restart of every seed
+would load the same jobs and make the same batches again, bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
+from unittest import mock
+
+from torch.utils.data import Dataset
+
+from device_agent import agent
+from device_agent.data import DeviceData
+from device_agent.samples import Samples, Tensors
+from spliteasy.job import Job
+from spliteasy.job.signature import Signature
+from tests.simulation import toy
+
+SHARDS = 4
+"""Each is a subscription that every worker makes at every start. The devices of a run are in two of them."""
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Few shards, remembered jobs and batches, and no fsync: the kernel does not crash here."""
+    with ExitStack() as patches:
+        for owner, name, replacement in (
+            (os, "fsync", lambda _: None),
+            (Job, "from_parts", _from_parts),
+            (agent, "load_dataset", _load_dataset),
+            (agent, "SHARDS", SHARDS),
+            (Samples, "gather", _gather),
+        ):
+            patches.enter_context(mock.patch.object(owner, name, replacement))
+        yield
+
+
+_load_job: Callable[..., Job] = Job.from_parts
+_make_batch = Samples.gather
+_JOBS: dict[tuple[bytes, tuple[str, ...]], Job] = {}
+_BATCHES: dict[tuple[Any, ...], tuple[Tensors, Tensors]] = {}
+
+
+def _from_parts(manifest: bytes, parts: Mapping[str, bytes], **_: Any) -> Job:
+    key = manifest, tuple(sorted(parts))
+    if key not in _JOBS:
+        _JOBS[key] = _load_job(manifest, parts)
+    return _JOBS[key]
+
+
+@cache
+def _data_of(device: str) -> DeviceData:
+    train, test = toy.device_data(device)
+    return DeviceData(train, test)
+
+
+def _load_dataset(reference: str, device: str, signature: Signature, **_: Any) -> DeviceData:
+    assert reference == toy.DATA
+    return _data_of(device)
+
+
+def _gather(self: Samples, indices: Sequence[int], *seed_parts: str | int) -> tuple[Tensors, Tensors]:
+    data: Dataset[Any] = self._dataset  # kept by `_data_of`, so that its id is nobody else's
+    key = id(data), self._seed_parts, tuple(indices), seed_parts
+    if key not in _BATCHES:
+        _BATCHES[key] = _make_batch(self, indices, *seed_parts)
+    return _BATCHES[key]
