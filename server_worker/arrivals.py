@@ -17,24 +17,41 @@ Place = tuple[Kind, int]
 """Which request of a step: its kind and micro-batch."""
 
 MAX_BYTES = 512 << 20
-"""What one session may hold; a request beyond it is dropped, and missing when it is asked about."""
+"""What may wait of one session."""
+
+
+class Room:
+    """What may wait of all sessions of a worker."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.taken_bytes = 0
+
+    def has(self, nbytes: int) -> bool:
+        return self.taken_bytes + nbytes <= self.limit_bytes
 
 
 class Arrivals:
     """The waiting requests of one session's open step. `forwarded` and `returned` count the forwards and
     backwards that were computed."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
+        self._room = room
         self._held: dict[Place, tuple[m.Forward | m.Backward, Blob]] = {}
         self._told: set[Place] = set()
         self.nbytes = 0
 
-    def add(self, request: m.Forward | m.Backward, raw: Blob) -> None:
-        """Hold a request, instead of an earlier one in its place."""
+    def add(self, request: m.Forward | m.Backward, raw: Blob, forwarded: int, returned: int) -> bool:
+        """Hold a request, instead of an earlier one in its place. False: it would have to wait, and there is
+        no room; it is dropped, and missing when it is asked about.
+        """
         self._pop((request.kind, request.micro))
-        if self.nbytes + len(raw) <= MAX_BYTES:
-            self._held[request.kind, request.micro] = request, raw
-            self.nbytes += len(raw)
+        due = forwarded if request.kind == "FORWARD" else returned if returned < forwarded else None
+        if request.micro != due and (self.nbytes + len(raw) > MAX_BYTES or not self._room.has(len(raw))):
+            return False
+        self._held[request.kind, request.micro] = request, raw
+        self._count(len(raw))
+        return True
 
     def take(self, forwarded: int, returned: int) -> tuple[m.Forward | m.Backward, Blob] | None:
         """The request whose turn it is."""
@@ -62,10 +79,14 @@ class Arrivals:
         """The step is over, or begins anew."""
         self._held.clear()
         self._told.clear()
-        self.nbytes = 0
+        self._count(-self.nbytes)
 
     def _pop(self, place: Place) -> tuple[m.Forward | m.Backward, Blob] | None:
         found = self._held.pop(place, None)
         if found is not None:
-            self.nbytes -= len(found[1])
+            self._count(-len(found[1]))
         return found
+
+    def _count(self, nbytes: int) -> None:
+        self.nbytes += nbytes
+        self._room.taken_bytes += nbytes

@@ -38,6 +38,8 @@ class WorkerConfig:
     chunk_bytes: int = CHUNK_BYTES
     memory_bytes: int = 4 << 30
     """Sessions beyond this are parked, the least recently used first."""
+    waiting_bytes: int = 1 << 30
+    """Requests that came before others of their step and wait for them, of all sessions; beyond it BUSY."""
     jobs: int = 32
     """Job programs kept, the least recently used dropped first."""
     drain_s: float = 20.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from broker import messages as m
 from broker.topology import DEAD
-from server_worker.replies import PAUSED
+from server_worker.replies import NO_ROOM, PAUSED
 from server_worker.store import Store
 from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, SplitEasyError
@@ -81,6 +81,12 @@ SESSION_LIMIT = Metric(
 JOBS = Metric("spliteasy_worker_jobs", "gauge", "Job programs in memory.")
 JOB_LIMIT = Metric("spliteasy_worker_job_limit", "gauge", "Job programs kept at most.")
 WAITING = Metric("spliteasy_worker_waiting_requests", "gauge", "Whole requests that wait for their turn.")
+WAITING_BYTES = Metric(
+    "spliteasy_worker_waiting_bytes", "gauge", "Bytes of requests that wait for others of their step."
+)
+WAITING_LIMIT = Metric(
+    "spliteasy_worker_waiting_limit_bytes", "gauge", "Beyond this such requests are answered BUSY."
+)
 LOG_BYTES = Metric(
     "spliteasy_worker_log_bytes", "gauge", "Bytes in the logs of the sessions in memory, in the store."
 )
@@ -131,6 +137,8 @@ async def measure(worker: Worker, meter: Meter) -> None:
         (JOBS, held.jobs),
         (JOB_LIMIT, held.job_limit),
         (WAITING, held.waiting),
+        (WAITING_BYTES, worker.room.taken_bytes),
+        (WAITING_LIMIT, worker.room.limit_bytes),
         (LOG_BYTES, held.log_bytes),
         (LOG_FILL, held.log_fill),
         (SNAPSHOTS, held.snapshots),
@@ -164,7 +172,7 @@ def count_answer(meter: Meter, reply: m.Reply | m.Receipt) -> None:
     if isinstance(reply, m.Error):
         meter.add(ERRORS, 1, reply.code)
     elif isinstance(reply, m.Busy):
-        meter.add(BUSY, 1, "paused" if reply.reason == PAUSED else "not durable yet")
+        meter.add(BUSY, 1, {PAUSED: "paused", NO_ROOM: "waiting"}.get(reply.reason, "not durable yet"))
 
 
 def count_receipt(meter: Meter, receipt: m.Receipt) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from broker import messages as m
 from server_worker.store import Attempt, NoCommonStep, OtherJob, StaleAttempt
 
+NOT_DURABLE = "waiting until the last step is durable"
+NO_ROOM = "too many requests wait for others that come before them"
 PAUSED = "paused by the operator"
 PAUSE_RETRY_S = 2.0
 

@@ -41,11 +41,13 @@ from server_worker.actions import (
     StoreCall,
 )
 from server_worker.allowing import may_train
-from server_worker.arrivals import Arrivals, Kind, Place
+from server_worker.arrivals import Arrivals, Kind, Place, Room
 from server_worker.durability import DurabilityClock
 from server_worker.memory import MicroResult, SessionMemory, StepResult, encode_state
 from server_worker.reading import read_entries, read_snapshot
 from server_worker.replies import (
+    NO_ROOM,
+    NOT_DURABLE,
     error_reply,
     not_allowed_reply,
     open_refused,
@@ -68,6 +70,7 @@ from spliteasy.micro_batches import micro_sizes, share_of
 from spliteasy.training import NotFinite
 
 CLOSE_RETRY_S = 0.5
+ROOM_RETRY_S = 1.0
 
 
 class State(Enum):
@@ -104,6 +107,7 @@ class WorkerSession:
         identity: WorkerIdentity,
         *,
         durability: DurabilityClock,
+        room: Room,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -118,7 +122,7 @@ class WorkerSession:
         self._clock = clock
         self._gradients: tuple[m.Gradient, ...] = ()
         """The replies of the committed step, by micro-batch."""
-        self._arrivals = Arrivals()
+        self._arrivals = Arrivals(room)
         self._paused = False
         """As the store said last: with each commit, load and open."""
         self._oldest_checkpoint = 0
@@ -294,7 +298,9 @@ class WorkerSession:
                 )
             )
             return
-        self._arrivals.add(request, raw)
+        if not self._arrivals.add(request, raw, memory.forwarded, memory.returned):
+            yield Send(m.Busy(answers=request.request, retry_after_s=ROOM_RETRY_S, reason=NO_ROOM))
+            return
         while (turn := self._arrivals.take(memory.forwarded, memory.returned)) is not None:
             yield from self._compute(memory, *turn)
         if self._arrivals.holds(request.request):
@@ -425,13 +431,7 @@ class WorkerSession:
             yield Send(reopen_reply(request, f"the store went back to step {outcome.meta.committed}"))
         elif self._durability.durable_step(self.name, memory.step) < memory.step:
             # The device may leave for good after CLOSED: not before the store can't lose the last step.
-            yield Send(
-                m.Busy(
-                    answers=request.request,
-                    retry_after_s=CLOSE_RETRY_S,
-                    reason="waiting until the last step is durable",
-                )
-            )
+            yield Send(m.Busy(answers=request.request, retry_after_s=CLOSE_RETRY_S, reason=NOT_DURABLE))
         else:
             yield Send(m.Closed(**self._to(request), step=memory.step))
 

@@ -35,6 +35,7 @@ from broker.transport import Delivery, Depth, Subscription, Transport
 from server_worker import metrics
 from server_worker.actor import BUSY_RETRY_S, Incoming, SessionActor
 from server_worker.allowing import forbidden
+from server_worker.arrivals import Room
 from server_worker.config import Trust, WorkerConfig, environment
 from server_worker.durability import DurabilityClock
 from server_worker.intake import Accepted, Intake, Waiting
@@ -90,6 +91,7 @@ class Worker:
         self._rng = rng
         self._identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
         self._durability = DurabilityClock(store.loss_window_s, clock)
+        self.room = Room(config.waiting_bytes)
         self._intake = Intake(
             Assembler(config.uploads, clock),
             trust=config.trust,
@@ -319,7 +321,9 @@ class Worker:
     def _actor(self, session: str) -> SessionActor:
         actor = self._actors.get(session)
         if actor is None:
-            machine = WorkerSession(session, self._identity, durability=self._durability, clock=self.clock)
+            machine = WorkerSession(
+                session, self._identity, durability=self._durability, room=self.room, clock=self.clock
+            )
             actor = self._actors[session] = SessionActor(machine, self)
         self._actors.move_to_end(session)
         self._touched[session] = self.clock()

@@ -43,6 +43,12 @@ def worker(
     memory_mib: Annotated[
         int, typer.Option(min=1, help="Sessions kept in memory up to this many MiB; the rest is parked.")
     ] = 4096,
+    waiting_mib: Annotated[
+        int,
+        typer.Option(
+            min=1, help="MiB of requests that may wait for others of their step, of all sessions together."
+        ),
+    ] = 1024,
     device_messages: Annotated[
         float, typer.Option(min=1.0, help="Messages a second that one device may send.")
     ] = 2000.0,
@@ -91,6 +97,7 @@ def worker(
         config = WorkerConfig(
             trust=Trust(trust),
             memory_bytes=memory_mib * MIB,
+            waiting_bytes=waiting_mib * MIB,
             jobs=jobs,
             drain_s=drain_s,
             quota=DeviceQuota(

@@ -108,7 +108,13 @@ def variant() -> toy.Variant:
 
 
 @pytest.fixture
-async def server(quota: DeviceQuota, variant: toy.Variant) -> AsyncIterator[Server]:
+def waiting_bytes() -> int:
+    """Of all sessions; a test that wants less overrides this."""
+    return 1 << 30
+
+
+@pytest.fixture
+async def server(quota: DeviceQuota, variant: toy.Variant, waiting_bytes: int) -> AsyncIterator[Server]:
     """A worker that serves the toy job."""
     broker = MemoryBroker()
     store = SqliteStore(None, inline=True)
@@ -119,7 +125,8 @@ async def server(quota: DeviceQuota, variant: toy.Variant) -> AsyncIterator[Serv
     async def connect() -> MemoryTransport:
         return broker.connect("worker")
 
-    worker = Worker(WorkerConfig(name="worker", quota=quota), connect=connect, store=store, compute=compute)
+    config = WorkerConfig(name="worker", quota=quota, waiting_bytes=waiting_bytes)
+    worker = Worker(config, connect=connect, store=store, compute=compute)
     stop = asyncio.Event()
     task = asyncio.create_task(worker.run(stop))
     await worker.connected.wait()

@@ -171,7 +171,8 @@ async def test_a_micro_batch_that_does_not_fit_its_batch_is_refused(
     requests, digest = first_step(variant)
     first, second = requests[:2]
     assert isinstance(first, m.Forward)
-    wrong = [
+    wrong: list[Request | m.Ask] = [
+        ask(first.model_copy(update={"micro": 1023})),  # of which everything would be missing
         first.model_copy(update={"micro": 3}),  # there are three
         first.model_copy(update={"micro": 1023}),
         first.model_copy(update={"batch": 9 + 2}),  # its first has four samples
@@ -189,4 +190,19 @@ async def test_a_micro_batch_that_does_not_fit_its_batch_is_refused(
         for request in requests:
             await device.send(request)
         await replies(device)
+    assert (await logged(server))[1] == digest
+
+
+@pytest.mark.parametrize("waiting_bytes", [0])
+async def test_with_no_room_to_wait_requests_come_again_in_their_order(
+    server: Server, variant: toy.Variant
+) -> None:
+    requests, digest = first_step(variant)
+    async with server.device() as device:
+        await open_session(device, variant)
+        for early in requests[1:]:
+            assert isinstance(await device.ask(early), m.Busy)
+        for request in requests:
+            assert isinstance(await device.ask(request), m.Forwarded | m.Gradient)
+    assert server.worker.room.taken_bytes == 0
     assert (await logged(server))[1] == digest
