@@ -30,7 +30,7 @@ CODE := spliteasy broker device_agent server_worker deploy tests examples benchm
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup deps demo test test-long parity bench bench-plan simulate chaos attack audit lint format \
-  deploy-agents undeploy-agents up down status logs scale clean distclean
+  deploy-agents undeploy-agents up down status dashboard logs scale clean distclean
 
 help: ## This list
 	@echo "SplitEasy: train models on data that stays on the devices."
@@ -63,6 +63,9 @@ up: setup ## Start RabbitMQ, Redis and WORKERS=2 workers in the background; TLS=
 
 status: setup ## What runs of the local stack, its jobs and sessions
 	@$(BIN)/python -m deploy.local status
+
+dashboard: setup ## A web page of the local stack, on http://127.0.0.1:8080/
+	@$(BIN)/spliteasy dashboard
 
 logs: setup ## Follow the local stack's logs
 	@$(BIN)/python -m deploy.local logs

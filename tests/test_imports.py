@@ -28,6 +28,7 @@ ONLY_IN = {
     "rich": ("spliteasy/cli/", "spliteasy/report", "deploy/"),
     "cryptography": ("spliteasy/job/signing",),
     "prometheus_client": ("spliteasy/prometheus",),
+    "aiohttp": ("spliteasy/dashboard/",),
     "tensorboard": (),
     "matplotlib": ("spliteasy/report", "spliteasy/planning/picture"),
     "sklearn": (),

@@ -10,6 +10,7 @@ import typer
 from spliteasy import logs
 from spliteasy.cli import (
     agent,
+    dashboard,
     enrolling,
     keys,
     model,
@@ -68,6 +69,7 @@ app.command("submit", rich_help_panel="On a broker and a store")(submit.submit)
 app.command("worker", rich_help_panel="On a broker and a store")(worker.worker)
 app.command("agent", rich_help_panel="On a broker and a store")(agent.agent)
 app.command("status", rich_help_panel="On a broker and a store")(status.status)
+app.command("dashboard", rich_help_panel="On a broker and a store")(dashboard.dashboard)
 app.command("sessions", rich_help_panel="On a broker and a store")(sessions.sessions)
 app.command("pause", rich_help_panel="On a broker and a store")(sessions.pause)
 app.command("resume", rich_help_panel="On a broker and a store")(sessions.resume)

@@ -87,7 +87,7 @@ def enroll(
 
     url = find_url("broker", broker)
     role = Role.WORKER if worker else Role.DEVICE
-    accounts = _accounts(management, url)
+    accounts = accounts_at(management, url)
     file = out or Path(f"{name}.enrol")
     password = SecretStr(secrets.token_urlsafe(32))
     if rotate and jobs:
@@ -134,7 +134,7 @@ def revoke(
     """
     set_up_logging(context, "warning")
     check_identifier("NAME", name)
-    if not _accounts(management, find_url("broker", broker)).revoke(name):
+    if not accounts_at(management, find_url("broker", broker)).revoke(name):
         raise UserError(f"nobody is enrolled as {name}", hint="see `spliteasy devices`")
     typer.echo(f"{name}: revoked; its connections are closed")
 
@@ -165,7 +165,7 @@ def allow(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Device:
+class Device:
     """One line of the list. `seen_at` is in Unix seconds; None where nothing was ever trained."""
 
     device: str
@@ -188,8 +188,8 @@ def devices(
 ) -> None:
     """List the enrolled devices: connected or not, last seen, its agent's version, job and step."""
     set_up_logging(context, "warning")
-    accounts = _accounts(management, find_url("broker", broker)).list()
-    found = _as_devices(accounts, *asyncio.run(_stored(store, [account.name for account in accounts])))
+    accounts = accounts_at(management, find_url("broker", broker)).list()
+    found = as_devices(accounts, *asyncio.run(_stored(store, [account.name for account in accounts])))
     if as_json:
         import orjson
 
@@ -239,9 +239,9 @@ async def _stored(
         return await open_store.sessions(), await open_store.allowed(devices)
 
 
-def _as_devices(
+def as_devices(
     accounts: Sequence[Account], sessions: Sequence[SessionMeta], allowed: Mapping[str, tuple[str, ...]]
-) -> list[_Device]:
+) -> list[Device]:
     """Every enrolled device with the session of it that changed last."""
     from deploy.accounts import Role
 
@@ -249,7 +249,7 @@ def _as_devices(
     for meta in sorted(sessions, key=lambda meta: meta.updated_at):
         newest[meta.session.partition(".")[2]] = meta
     return [
-        _Device(
+        Device(
             device=account.name,
             connected=account.connections > 0,
             seen_at=meta.updated_at if meta else None,
@@ -270,7 +270,7 @@ def _shortened(job: str) -> str:
     return name + at + digest[:12]
 
 
-def _accounts(management: str | None, broker: str) -> Accounts:
+def accounts_at(management: str | None, broker: str) -> Accounts:
     """Of the virtual host that the broker's URL names."""
     from deploy.accounts import Accounts
 

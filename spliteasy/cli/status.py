@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from broker import Depth, Transport
     from server_worker.store import SessionMeta, Store, WorkerInfo
 
+T = TypeVar("T")
 SHORT_DIGEST = 12
 LOOK_S = 5.0
 """How long broker and store may take for one look of --watch."""
@@ -70,29 +72,49 @@ def status(
 
 
 async def _watch(broker: str | None, store: str | None, stop: asyncio.Event, every_s: float) -> None:
-    """One connection for many looks; a new one where a look failed."""
     from rich.console import Console
 
     from spliteasy.cli.live import watch
 
-    async with AsyncExitStack() as connections:
-        parts: list[tuple[Transport, Store]] = []
+    async with Eyes(broker, store) as eyes:
+        await watch(eyes.look, console=Console(), stop=stop, interval_s=every_s, clock=time.time)
 
-        async def look() -> Picture:
+
+class Eyes:
+    """One connection to broker and store for many looks; a new one after a look that failed."""
+
+    def __init__(self, broker: str | None, store: str | None) -> None:
+        self._broker, self._store = broker, store
+        self._connections = AsyncExitStack()
+        self._parts: tuple[Transport, Store] | None = None
+        self._turn = asyncio.Lock()
+
+    async def __aenter__(self) -> Eyes:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connections.aclose()
+
+    async def look(self) -> Picture:
+        """Raises LinkError and StoreError."""
+        return await self.ask(take_picture)
+
+    async def ask(self, question: Callable[[Transport, Store], Awaitable[T]]) -> T:
+        """One question at a time. Raises LinkError, StoreError, and what the question raises."""
+        async with self._turn:
             try:
                 async with asyncio.timeout(LOOK_S):
-                    if not parts:
-                        open_store = await connections.enter_async_context(store_at(store))
-                        parts.append((await connections.enter_async_context(broker_at(broker)), open_store))
-                    return await take_picture(*parts[0])
+                    if self._parts is None:
+                        store = await self._connections.enter_async_context(store_at(self._store))
+                        transport = await self._connections.enter_async_context(broker_at(self._broker))
+                        self._parts = transport, store
+                    return await question(*self._parts)
             except (LinkError, StoreError, TimeoutError) as error:
-                parts.clear()
-                await connections.aclose()
+                self._parts = None
+                await self._connections.aclose()
                 if isinstance(error, TimeoutError):
                     raise LinkError("broker and store do not answer") from None
                 raise
-
-        await watch(look, console=Console(), stop=stop, interval_s=every_s, clock=time.time)
 
 
 async def _look(broker: str | None, store: str | None) -> Picture:

@@ -14,7 +14,8 @@ from rich.console import Console
 from broker import Depth
 from broker.topology import SHARDS, shard_of
 from server_worker.store import Attempt, Owner, SessionMeta, WorkerInfo
-from spliteasy.cli.live import Tracker, changes, screen, watch
+from spliteasy.cli.following import Tracker, changes
+from spliteasy.cli.live import screen, watch
 from spliteasy.cli.status import Picture
 from spliteasy.errors import LinkError, LinkRefused, StoreUnavailable
 from tests.cli.conftest import Ran
@@ -61,8 +62,12 @@ def picture(
     )
 
 
+def lines(before: Picture, after: Picture) -> list[str]:
+    return [news.line for news in changes(before, after)]
+
+
 def shown(tracker: Tracker) -> str:
-    console = Console(file=io.StringIO(), width=160)
+    console = Console(file=io.StringIO(), width=200)
     console.print(screen(tracker))
     out = console.file
     assert isinstance(out, io.StringIO)
@@ -88,17 +93,17 @@ def shown(tracker: Tracker) -> str:
     ],
 )
 def test_what_happens_to_a_session_is_told(after: SessionMeta, told: list[str]) -> None:
-    assert changes(picture(META), picture(after)) == told
+    assert lines(picture(META), picture(after)) == told
 
 
 def test_workers_that_come_drain_and_go_are_told_and_dead_letters_too() -> None:
     second = replace(WORKER, worker="w-2")
-    assert changes(picture(), picture(workers=(WORKER, second))) == ["worker w-2: joined"]
-    assert changes(picture(workers=(second,)), picture(workers=())) == ["worker w-2: gone"]
+    assert lines(picture(), picture(workers=(WORKER, second))) == ["worker w-2: joined"]
+    assert lines(picture(workers=(second,)), picture(workers=())) == ["worker w-2: gone"]
     draining = replace(WORKER, state="draining")
-    assert changes(picture(), picture(workers=(draining,))) == ["worker w-1: draining"]
-    assert changes(picture(dead=1), picture(dead=4)) == ["3 more in the dead queue"]
-    assert changes(picture(dead=4), picture(dead=0)) == []
+    assert lines(picture(), picture(workers=(draining,))) == ["worker w-1: draining"]
+    assert lines(picture(dead=1), picture(dead=4)) == ["3 more in the dead queue"]
+    assert lines(picture(dead=4), picture(dead=0)) == []
 
 
 def test_the_rate_is_of_the_last_seconds_and_begins_anew_after_going_back() -> None:
@@ -125,6 +130,26 @@ def test_the_link_is_as_the_store_knows_it(meta: SessionMeta, now: float, link: 
     tracker.see(picture(meta), now)
     assert tracker.link(meta) == link
     assert link in shown(tracker)
+
+
+def test_a_silence_is_measured_by_what_is_usual_and_its_end_is_told() -> None:
+    tracker = Tracker()
+
+    def commit(step: int, at: float) -> list[str]:
+        return [news.line for news in tracker.see(picture(replace(META, committed=step, updated_at=at)), at)]
+
+    for number, at in ((11, 1001.0), (12, 1002.0), (13, 1003.0)):
+        commit(number, at)
+    assert commit(14, 1015.0) == [f"{NAME}: trains again after 12 s of silence"]
+    assert tracker.last_faults[NAME] == (1015.0, "trains again after 12 s of silence")
+    assert "trains again after 12 s" in shown(tracker)
+    slow = Tracker()
+    for number, at in ((11, 2000.0), (12, 2030.0), (13, 2060.0), (14, 2090.0)):
+        assert all(
+            "silence" not in news.text
+            for news in slow.see(picture(replace(META, committed=number, updated_at=at)), at)
+        )
+    assert slow.link(replace(META, updated_at=2030.0)) == "training"
 
 
 def test_the_screen_has_sessions_their_worker_and_what_happened() -> None:
