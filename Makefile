@@ -30,7 +30,7 @@ CODE := spliteasy broker device_agent server_worker deploy tests examples benchm
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup deps demo test test-long parity bench bench-plan simulate chaos attack audit lint format \
-  deploy-agents undeploy-agents up down status dashboard logs scale clean distclean
+  deploy-agents undeploy-agents up down status dashboard logs scale roll clean distclean
 
 help: ## This list
 	@echo "SplitEasy: train models on data that stays on the devices."
@@ -72,6 +72,9 @@ logs: setup ## Follow the local stack's logs
 
 scale: setup ## Change the number of local workers: make scale WORKERS=4
 	@$(BIN)/python -m deploy.local scale $(WORKERS)
+
+roll: setup ## Replace the local workers one by one, as after an upgrade: trainings go on
+	@$(BIN)/python -m deploy.local roll
 
 down: setup ## Stop the local stack; its state stays
 	@$(BIN)/python -m deploy.local down

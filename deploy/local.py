@@ -1,6 +1,6 @@
 """The local stack: RabbitMQ, Redis and workers in the background of this machine.
 
-    python -m deploy.local up|down|clean|status|logs|scale
+    python -m deploy.local up|down|clean|status|logs|scale|roll
 
 Everything it keeps lies in `.local/` of the current folder: state, logs, pid files, a generated password,
 and (while it is up) `stack.json`, where the command line finds broker and store. Twice is harmless.
@@ -281,6 +281,15 @@ def scale(workers: int) -> None:
     print(f"workers    {len(running_workers())}")
 
 
+def roll() -> None:
+    """Replace the workers one by one, each new one serving before an old one leaves."""
+    if (stack := running_stack()) is None:
+        raise UserError("the local stack is not up", hint="make up")
+    for daemon in running_workers():
+        start_workers(stack, len(running_workers()) + 1)
+        stop_workers([daemon])
+
+
 def stop_workers(daemons: Sequence[Daemon]) -> None:
     """Let them drain, side by side."""
     for daemon in daemons:
@@ -374,6 +383,7 @@ def port(variable: str, default: int) -> int:
 COMMANDS: dict[str, Callable[..., None]] = {
     "up": up,
     "scale": scale,
+    "roll": roll,
     "down": down,
     "clean": clean,
     "status": status,
@@ -390,6 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     up_parser.add_argument("--tls", action="store_true", help="TLS only, and enrolled devices only")
     commands.add_parser("scale", help="change the number of workers").add_argument("workers", type=int)
     for name, text in (
+        ("roll", "replace the workers one by one"),
         ("down", "stop it; the state stays"),
         ("clean", "stop it and delete its state"),
         ("status", "what runs"),

@@ -31,7 +31,7 @@ from server_worker.replies import error_reply
 from server_worker.session import WorkerSession
 from server_worker.store import Store
 from spliteasy import compute
-from spliteasy.errors import SplitEasyError
+from spliteasy.errors import NeedsNewer, SplitEasyError
 from spliteasy.metering import Meter
 from spliteasy.micro_batches import MAX_MICRO_BATCHES
 
@@ -79,6 +79,10 @@ class Host(Protocol):
         ...
 
     def committed(self, session: str, step: int, loss: float | None) -> None: ...
+
+    def hand_on(self, session: str, why: str) -> None:
+        """Leave a session to others that this worker can't serve."""
+        ...
 
     def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run beside everything else; awaited when the worker ends."""
@@ -232,6 +236,14 @@ class SessionActor:
         request = incoming.request
         try:
             await self._perform_all(self.session.handle(request, incoming.raw))
+        except NeedsNewer as error:
+            self.session.drop()
+            text = f"{error.message}; waiting for a worker that does"
+            await self._host.send(
+                self._reply_to,
+                error_reply(request, "unavailable", text, "upgrade the workers", retriable=True),
+            )
+            self._host.hand_on(request.session, error.message)
         except SplitEasyError as error:
             log.warning("request failed", session=request.session, kind=request.kind, error=str(error))
             self.session.drop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 
@@ -14,6 +15,7 @@ from server_worker.allowing import may_train
 from server_worker.replies import error_reply, not_allowed_reply
 from server_worker.store import Store
 from spliteasy.compute import Compute
+from spliteasy.errors import NeedsNewer
 from spliteasy.job import Job, device_parts
 
 
@@ -31,7 +33,10 @@ class JobCache:
         return len(self._jobs)
 
     async def get(self, name: str, digest: str) -> Job | None:
-        """The program of that version; None where the store has none. Raises StoreError, PortableError."""
+        """The program of that version; None where the store has none.
+
+        Raises StoreError, PortableError, NeedsNewer.
+        """
         lock = self._loading.setdefault(digest, asyncio.Lock())
         try:
             async with lock:
@@ -52,14 +57,15 @@ class JobCache:
     async def load_ahead(self, jobs: Iterable[str]) -> list[str]:
         """Load what is not here yet of `name@digest`s that may be needed; never in another's place.
 
-        Returns what was loaded. Raises StoreError, PortableError.
+        Returns what was loaded, without what needs a newer version. Raises StoreError, PortableError.
         """
         loaded = []
         for job in jobs:
             name, _, digest = job.partition("@")
             wanted = digest not in self._jobs and len(self._jobs) < self.limit
-            if wanted and await self.get(name, digest) is not None:
-                loaded.append(job)
+            with suppress(NeedsNewer):
+                if wanted and await self.get(name, digest) is not None:
+                    loaded.append(job)
         return loaded
 
 

@@ -59,6 +59,8 @@ NOTHING: Mapping[str, frozenset[int]] = {}
 ACTIVE_S = 30.0
 """A session counts as active for this long after its last request."""
 EMPTY_S = 120.0
+LEFT_S = 30.0
+"""How long a worker stays away from a shard with a session that it can't serve."""
 SETTLE_BEATS = 3
 """After shards were handed on, so many heartbeats pass until all can see where they went."""
 BACKOFF_MAX_S = 2.0
@@ -107,6 +109,8 @@ class Worker:
         self._loading_ahead: asyncio.Task[Any] | None = None
         self._started_at = time.time()
         self._draining = False
+        self._left: set[str] = set()
+        """Queues that are left to others for now."""
         self._in_line_for: frozenset[str] = frozenset()
         """Workers with too few sessions that this one has made way for."""
         self._settled_at = 0.0
@@ -235,6 +239,7 @@ class Worker:
     async def _read_queue(self, transport: Transport, queue: str) -> None:
         """Serve one queue for as long as the connection lives; subscribe again after a handover."""
         while True:
+            self._left.discard(queue)
             try:
                 subscription = await transport.subscribe(queue, prefetch=self.config.prefetch)
             except LinkRefused:
@@ -247,6 +252,8 @@ class Worker:
             if self._draining:
                 return
             await self._hand_over(queue, subscription)
+            if queue in self._left:
+                await asyncio.sleep(LEFT_S)
 
     async def _take(self, delivery: Delivery, subscription: Subscription) -> None:
         try:
@@ -472,6 +479,24 @@ class Worker:
         """Whether the broker still knows as many workers: one that died a moment ago has a heartbeat yet."""
         front = await self.depth(FRONT)
         return front is not None and front.consumers >= sum(each.state == "serving" for each in workers)
+
+    def hand_on(self, session: str, why: str) -> None:
+        """Leave the session's shard to others for a while, where there are any."""
+        self.background(self._leave(shard_of(session, self.config.shards), session, why))
+
+    async def _leave(self, shard: int, session: str, why: str) -> None:
+        queue = shard_queue(shard).name
+        try:
+            workers = await self.store.workers()
+        except StoreError:
+            return  # it is asked for again
+        others = [each for each in workers if each.worker != self.config.name and each.state == "serving"]
+        if not others or queue in self._left:
+            return
+        self._left.add(queue)
+        self._log.warning("leaving a shard to other workers", shard=shard, session=session, reason=why)
+        with suppress(LinkError):
+            await self._let_go([shard])
 
     def _drop_empty(self) -> None:
         """Forget sessions that hold nothing and were asked for nothing lately, such as made up ones."""

@@ -3,7 +3,8 @@
     SplitEasyError
     ├── UserError             what a person can mend: exit code 2, one line, no traceback
     │   ├── JobError          a job file or package that is wrong
-    │   │   └── CutError      a cut that does not exist or can't be right
+    │   │   ├── CutError      a cut that does not exist or can't be right
+    │   │   └── NeedsNewer    a package that needs what this version does not know
     │   ├── DataError         data that does not fit the job
     │   └── StateError        a device's state folder that does not fit, or is in use
     ├── PortableError         a segment or job package that is malformed or not allowed
@@ -49,6 +50,16 @@ class JobError(UserError):
 
 class CutError(JobError):
     """A cut that does not exist, or can't be right."""
+
+
+class NeedsNewer(JobError):
+    """A job package that needs `needs`, which this version does not know."""
+
+    def __init__(self, job: str, needs: tuple[str, ...]) -> None:
+        super().__init__(
+            f"job {job} needs {', '.join(needs)}, which this version does not know", hint="upgrade this side"
+        )
+        self.job, self.needs = job, needs
 
 
 class DataError(UserError):

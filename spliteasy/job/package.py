@@ -7,6 +7,10 @@ The manifest lists each part's SHA-256 and size; the digest is the SHA-256 of th
     loss.json, loss.safetensors                a traced loss; none where the loss is a name
 
 A device gets all parts but the body's. Loading runs no code of the user's.
+
+**Versions.** What a package has that an older version would misread stands in its manifest under `needs`,
+by name. Who does not know all of these says so (`NeedsNewer`) before looking at anything else; who does
+reads strictly.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from spliteasy.durable import write_folder
-from spliteasy.errors import JobError, PortableError
+from spliteasy.errors import JobError, NeedsNewer, PortableError
 from spliteasy.job.signature import Signature
 from spliteasy.job.spec import Identifier, JobSpec
 from spliteasy.losses import LOSSES, LossFunction
@@ -32,10 +36,17 @@ MAX_PARTS = 16
 MANIFEST = "manifest.json"
 BODY = "body."
 
+FEATURES: frozenset[str] = frozenset()
+"""What packages may need that this version knows, beyond what version 1 always had."""
+
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
     str, StringConstraints(pattern=r"^(spec|signature|head|body|tail|loss)\.(json|safetensors)$")
 ]
+
+
+Feature = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
+Features = Annotated[tuple[Feature, ...], Field(max_length=32, strict=False)]
 
 
 class PartEntry(BaseModel):
@@ -53,7 +64,16 @@ class Manifest(BaseModel):
     format: Literal["spliteasy-job"] = "spliteasy-job"
     version: Literal[1] = 1
     name: Identifier
+    needs: Features = ()
     parts: Annotated[dict[PartName, PartEntry], Field(max_length=MAX_PARTS)]
+
+
+class _Needs(BaseModel):
+    """As much of any version's manifest as must be read first."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    name: Identifier
+    needs: Features = ()
 
 
 def device_parts(names: Iterable[str]) -> tuple[str, ...]:
@@ -61,14 +81,15 @@ def device_parts(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if not name.startswith(BODY)))
 
 
-def manifest_of(name: str, parts: Mapping[str, bytes]) -> bytes:
+def manifest_of(name: str, parts: Mapping[str, bytes], *, needs: Iterable[str] = ()) -> bytes:
     """The canonical manifest of the parts."""
     entries = {
         part: PartEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
         for part, data in parts.items()
     }
-    manifest = Manifest(name=name, parts=entries)
-    return orjson.dumps(manifest.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+    manifest = Manifest(name=name, needs=tuple(sorted(needs)), parts=entries)
+    left_out = set() if manifest.needs else {"needs"}
+    return orjson.dumps(manifest.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)
 
 
 def job_digest(manifest: bytes) -> str:
@@ -132,8 +153,10 @@ class Job:
     def from_parts(cls, manifest: bytes, parts: Mapping[str, bytes], *, digest: str | None = None) -> Job:
         """Check every part against the manifest, and the manifest against `digest`; build the segments.
 
-        The body's parts may be missing. Raises PortableError for anything that does not fit.
+        The body's parts may be missing. Raises NeedsNewer where it needs more than `FEATURES`,
+        and PortableError for anything that does not fit.
         """
+        _check_needs(manifest)
         listed = _parse_manifest(manifest, digest)
         found = _checked_parts(listed, parts)
         spec = _parse(found, "spec.json", JobSpec.model_validate_json)
@@ -200,6 +223,17 @@ def _parse_manifest(manifest: bytes, digest: str | None) -> Manifest:
         return Manifest.model_validate_json(manifest)
     except ValidationError as error:
         raise PortableError(f"the job manifest is malformed: {error.errors()[0]['msg']}") from None
+
+
+def _check_needs(manifest: bytes) -> None:
+    """Before anything else is read: what is unknown below may be a newer version's."""
+    try:
+        said = _Needs.model_validate_json(manifest[:MAX_MANIFEST_BYTES])
+    except ValidationError:
+        return  # it is malformed, which is found next
+    unknown = tuple(sorted(set(said.needs) - FEATURES))
+    if unknown:
+        raise NeedsNewer(said.name, unknown)
 
 
 def _checked_parts(manifest: Manifest, parts: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import orjson
 import pytest
@@ -13,13 +12,7 @@ from broker import WireError, decode, encode
 from broker.envelope import MINOR, VERSION
 from broker.messages import AnyMessage
 from tests.broker.messages_for_tests import examples, header_of
-
-
-def with_more(value: Any) -> Any:
-    """The same with a field that nobody knows in each object, as a newer version may write it."""
-    if isinstance(value, dict):
-        return {**{name: with_more(each) for name, each in value.items()}, "of_the_next_version": [1, None]}
-    return [with_more(each) for each in value] if isinstance(value, list) else value
+from tests.next_version import with_more
 
 
 def written_by(minor: int, message: AnyMessage) -> bytes:

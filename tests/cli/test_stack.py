@@ -157,6 +157,9 @@ def test_a_worker_that_is_stopped_hands_its_sessions_over(place: Place) -> None:
         ran = place.local("scale", 1)
         assert ran.returncode == 0, ran.stderr
         assert [worker["worker"] for worker in place.status()["workers"]] == ["local-worker-1"]
+        ran = place.local("roll")
+        assert ran.returncode == 0, ran.stderr
+        assert [worker["worker"] for worker in place.status()["workers"]] == ["local-worker-2"]
         assert "done, 360 steps" in finish(agent)
     assert place.local("scale", 2).returncode == 0
 
@@ -298,7 +301,7 @@ def test_a_port_that_is_none(port: str, tmp_path: Path) -> None:
 
 def test_what_needs_a_stack_says_so(tmp_path: Path) -> None:
     place = Place(tmp_path, 1, 1)
-    for command in (("scale", 2), ("logs",)):
+    for command in (("scale", 2), ("roll",), ("logs",)):
         ran = place.local(*command)
         assert ran.returncode == 2
         assert "make up" in ran.stderr

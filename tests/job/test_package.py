@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spliteasy.errors import CutError, JobError, PortableError
+from spliteasy.errors import CutError, JobError, NeedsNewer, PortableError
 from spliteasy.job import Job, device_parts, parse_job
 from spliteasy.job.create import build_model
 from spliteasy.job.package import job_digest, manifest_of
@@ -327,3 +327,16 @@ def test_a_model_that_does_not_fit_gets_one_line(changes: dict[str, Any], told: 
         Job.create(spec_of(**changes), ROOT)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_newer_version_needs_is_said_before_anything_else(job: Job) -> None:
+    assert b"needs" not in job.manifest  # as ever, so that digests stay
+    newer = orjson.loads(manifest_of(job.name, job.parts, needs=["rounds", "averaging"]))
+    newer |= {"version": 2, "of_then": []}
+    with pytest.raises(NeedsNewer) as raised:
+        Job.from_parts(orjson.dumps(newer), {})
+    assert raised.value.needs == ("averaging", "rounds")
+    assert f"job {job.name} needs averaging, rounds" in str(raised.value)
+    for wrong in (["A"], "rounds", [1], ["x"] * 33):
+        with pytest.raises(PortableError, match="malformed"):
+            Job.from_parts(orjson.dumps({**newer, "needs": wrong}), {})
