@@ -137,6 +137,8 @@ class Open(Request):
     held: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MAX_HELD_STEPS, strict=False)]
     agent: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+-]{1,40}$")] | None = None
     """The agent's version, for people."""
+    total_steps: Step | None = None
+    """How many steps the training has in all, for people."""
     restart: bool = False
     """Forget what the store has of the session and begin at step 0."""
 

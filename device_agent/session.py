@@ -213,6 +213,7 @@ class DeviceSession:
                         digest=self.plan.digest,
                         held=self.held[-m.MAX_HELD_STEPS :],
                         agent=self.plan.agent,
+                        total_steps=self.plan.total_steps,
                         restart=self._restart,
                     ),
                 )

@@ -252,6 +252,7 @@ class WorkerSession:
                 worker=self._identity.nonce,
                 environment=self._identity.environment,
                 agent=request.agent or "",
+                total_steps=request.total_steps or 0,
                 restart=request.restart,
             )
         )

@@ -64,6 +64,8 @@ class SessionMeta:
     """Unix time of the last open, claim, commit, snapshot or close that was Done, seconds."""
     agent: str = ""
     """Version of the agent that opened the attempt, as it says."""
+    total_steps: int = 0
+    """How many steps that agent means to take, as it says; 0: it did not say."""
     paused: bool = False
     """An operator wants no further step to begin. It outlives attempts, owners and `restart`."""
 
@@ -203,6 +205,7 @@ class Store(Protocol):
         worker: str,
         environment: str,
         agent: str = "",
+        total_steps: int = 0,
         restart: bool = False,
     ) -> OpenOutcome:
         """Begin an attempt: the one script of DESIGN §6.
@@ -216,7 +219,7 @@ class Store(Protocol):
         - Newer: resume = the newest step in `held` that is in [oldest snapshot, committed]; none:
           NoCommonStep and nothing changes. Else committed = resume_step = resume, log entries and
           snapshots after it are dropped, oldest_checkpoint = min of `held` that is restorable, attempt
-          stored, fence + 1, owner nonce = worker, closed = False, environment and agent stored.
+          stored, fence + 1, owner nonce = worker, closed = False, environment, agent and total_steps stored.
         - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session begins anew
           at step 0; only the fence goes on. A repeat of it drops nothing.
         """

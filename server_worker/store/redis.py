@@ -124,6 +124,7 @@ class RedisStore:
         worker: str,
         environment: str,
         agent: str = "",
+        total_steps: int = 0,
         restart: bool = False,
     ) -> OpenOutcome:
         outcome = await self._decide(
@@ -135,6 +136,7 @@ class RedisStore:
             worker,
             environment,
             agent,
+            total_steps,
             int(restart),
             *held,
         )
@@ -365,5 +367,6 @@ def _meta(session: str, record: Mapping[bytes, bytes], snapshots: Sequence[bytes
         closed=fields["closed"] == "1",
         updated_at=float(fields["updated"]),
         agent=fields.get("agent", ""),
+        total_steps=int(fields.get("total", "0")),
         paused=fields.get("paused") == "1",
     )

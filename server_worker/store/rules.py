@@ -38,18 +38,19 @@ def opened(
     worker: str,
     environment: str,
     agent: str,
+    total_steps: int,
     restart: bool,
 ) -> OpenOutcome:
     """Begin an attempt at the newest step that both sides can restore."""
     if meta is None:
         if 0 not in held:
             return NoCommonStep(oldest=None, committed=None)
-        return Done(meta=_created(session, job_digest, attempt, worker, environment, agent))
+        return Done(meta=_created(session, job_digest, attempt, worker, environment, agent, total_steps))
     same = attempt == meta.attempt
     if attempt.number <= meta.attempt.number and not same:
         return StaleAttempt(stored=meta.attempt)
     if restart and not same:
-        anew = _created(session, job_digest, attempt, worker, environment, agent)
+        anew = _created(session, job_digest, attempt, worker, environment, agent, total_steps)
         owner = Owner(fence=meta.owner.fence + 1, nonce=worker)
         return Done(meta=replace(anew, owner=owner, paused=meta.paused))
     if job_digest != meta.job_digest:
@@ -71,6 +72,7 @@ def opened(
             oldest_checkpoint=min(common),
             environment=environment,
             agent=agent,
+            total_steps=total_steps,
             closed=False,
         )
     )
@@ -155,7 +157,13 @@ def _refusal(
 
 
 def _created(
-    session: str, job_digest: str, attempt: Attempt, worker: str, environment: str, agent: str
+    session: str,
+    job_digest: str,
+    attempt: Attempt,
+    worker: str,
+    environment: str,
+    agent: str,
+    total_steps: int,
 ) -> SessionMeta:
     return SessionMeta(
         session=session,
@@ -171,6 +179,7 @@ def _created(
         closed=False,
         updated_at=0.0,
         agent=agent,
+        total_steps=total_steps,
     )
 
 

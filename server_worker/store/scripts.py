@@ -100,17 +100,17 @@ return session()
 """
 
 _OPEN = """
-local job, number, nonce, worker, environment, agent, restart = unpack(ARGV, 1, 7)
+local job, number, nonce, worker, environment, agent, total, restart = unpack(ARGV, 1, 8)
 local m = load()
 local function create(fence)
   redis.call('HSET', META, 'job', job, 'number', number, 'nonce', nonce, 'resume', '0', 'fence', text(fence),
     'owner', worker, 'committed', '0', 'oldest', '0', 'environment', environment, 'agent', agent,
-    'log_bytes', '0', 'closed', '0')
+    'total', total, 'log_bytes', '0', 'closed', '0')
   redis.call('HSET', SNAPS, '0', '- 0 []')
   return done()
 end
 if not m then
-  for i = 8, #ARGV do
+  for i = 9, #ARGV do
     if tonumber(ARGV[i]) == 0 then return create(1) end
   end
   return {'no_common_step'}
@@ -130,7 +130,7 @@ if same then
 end
 local steps = snapshots()
 local resume, oldest
-for i = 8, #ARGV do
+for i = 9, #ARGV do
   local step = tonumber(ARGV[i])
   if step >= steps[1] and step <= m.committed then
     resume = math.max(step, resume or step)
@@ -144,7 +144,7 @@ end
 drop_log(resume + 1, m.committed)
 redis.call('HSET', META, 'number', number, 'nonce', nonce, 'resume', text(resume),
   'fence', text(m.fence + 1), 'owner', worker, 'committed', text(resume), 'oldest', text(oldest),
-  'environment', environment, 'agent', agent, 'closed', '0')
+  'environment', environment, 'agent', agent, 'total', total, 'closed', '0')
 return done()
 """
 

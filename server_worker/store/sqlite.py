@@ -142,6 +142,7 @@ class SqliteStore:
         worker: str,
         environment: str,
         agent: str = "",
+        total_steps: int = 0,
         restart: bool = False,
     ) -> OpenOutcome:
         def opened(db: sqlite3.Connection) -> OpenOutcome:
@@ -154,6 +155,7 @@ class SqliteStore:
                 worker=worker,
                 environment=environment,
                 agent=agent,
+                total_steps=total_steps,
                 restart=restart,
             )
             return self._stored(outcome) if isinstance(outcome, Done) else outcome

@@ -14,7 +14,7 @@ from server_worker.store.records import pieces
 from server_worker.store.rules import thinned
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
 
-FORMAT = 2
+FORMAT = 3
 BUSY_TIMEOUT_S = 5.0
 """How long to wait for another process that writes to the same file."""
 
@@ -25,7 +25,8 @@ _SCHEMA = """
 CREATE TABLE sessions (
     session TEXT PRIMARY KEY, job_digest TEXT, attempt INTEGER, attempt_nonce TEXT, resume_step INTEGER,
     fence INTEGER, owner_nonce TEXT, committed INTEGER, oldest_checkpoint INTEGER, environment TEXT,
-    closed INTEGER, updated_at REAL, agent TEXT NOT NULL DEFAULT '', paused INTEGER NOT NULL DEFAULT 0
+    closed INTEGER, updated_at REAL, agent TEXT NOT NULL DEFAULT '', paused INTEGER NOT NULL DEFAULT 0,
+    total_steps INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE log (
     session TEXT, step INTEGER, gradient_digest TEXT, bytes INTEGER, PRIMARY KEY (session, step)
@@ -44,11 +45,15 @@ CREATE TABLE workers (worker TEXT PRIMARY KEY, info BLOB, expires_at REAL) WITHO
 CREATE TABLE losses (session TEXT, step INTEGER, loss REAL, PRIMARY KEY (session, step)) WITHOUT ROWID;
 """
 
-_FROM_1 = """
+_UPGRADES = {
+    1: """
 ALTER TABLE sessions ADD COLUMN agent TEXT NOT NULL DEFAULT '';
 ALTER TABLE sessions ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE losses (session TEXT, step INTEGER, loss REAL, PRIMARY KEY (session, step)) WITHOUT ROWID;
-"""
+""",
+    2: "ALTER TABLE sessions ADD COLUMN total_steps INTEGER NOT NULL DEFAULT 0",
+}
+"""What brings a file of each older format to the next."""
 
 _LATER = """
 CREATE TABLE IF NOT EXISTS signatures (name TEXT, digest TEXT, signature TEXT, PRIMARY KEY (name, digest));
@@ -61,7 +66,7 @@ _META = (
     " oldest_checkpoint, environment, closed, updated_at,"
     " (SELECT coalesce(sum(bytes), 0) FROM log WHERE log.session = sessions.session),"
     " (SELECT group_concat(step) FROM snapshots WHERE snapshots.session = sessions.session),"
-    " agent, paused"
+    " agent, paused, total_steps"
     " FROM sessions"
 )
 
@@ -105,8 +110,9 @@ class Database:
         """Create the tables in an empty file, bring those of an older version up to date; its format then."""
         empty = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
         found = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if empty or found == 1:
-            for statement in (_SCHEMA if empty else _FROM_1).split(";"):
+        if empty or found in _UPGRADES:
+            missing = [_SCHEMA] if empty else [_UPGRADES[older] for older in range(found, FORMAT)]
+            for statement in ";".join(missing).split(";"):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {FORMAT}")
             found = FORMAT
@@ -160,7 +166,7 @@ class Database:
         """Store the record, drop what it no longer reaches; the record with its `log_bytes`."""
         db, session = self._connection, meta.session
         db.execute(
-            "REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 session,
                 meta.job_digest,
@@ -176,6 +182,7 @@ class Database:
                 updated_at,
                 meta.agent,
                 meta.paused,
+                meta.total_steps,
             ),
         )
         for table in ("log", "requests"):
@@ -255,7 +262,7 @@ class Database:
 
 
 def _meta(
-    row: tuple[str, str, int, str, int, int, str, int, int, str, int, float, int, str, str, int],
+    row: tuple[str, str, int, str, int, int, str, int, int, str, int, float, int, str, str, int, int],
 ) -> SessionMeta:
     return SessionMeta(
         session=row[0],
@@ -272,6 +279,7 @@ def _meta(
         snapshots=tuple(sorted(map(int, row[13].split(",")))),
         agent=row[14],
         paused=bool(row[15]),
+        total_steps=row[16],
     )
 
 

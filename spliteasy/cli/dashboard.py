@@ -229,6 +229,7 @@ class Following:
             "device": device,
             "digest": meta.job_digest[:12],
             "step": meta.committed,
+            "total_steps": meta.total_steps or None,
             "rate": round(tracker.rate(meta.session), 2),
             "state": "paused" if meta.paused else link.partition(" ")[0],
             "seen_at": meta.updated_at,

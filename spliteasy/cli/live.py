@@ -83,7 +83,7 @@ def _sessions(tracker: Tracker, picture: Picture) -> Table:
         _, fault = tracker.last_faults.get(meta.session, (0.0, "–"))
         grid.add_row(
             meta.session,
-            str(meta.committed),
+            f"{meta.committed} of {meta.total_steps}" if meta.total_steps else str(meta.committed),
             f"{tracker.rate(meta.session):.1f}",
             tracker.link(meta),
             ", ".join(serving(picture, meta.session)) or "–",

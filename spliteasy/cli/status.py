@@ -167,6 +167,7 @@ def as_record(meta: SessionMeta) -> dict[str, Any]:
         "session": meta.session,
         "job_digest": meta.job_digest,
         "step": meta.committed,
+        "total_steps": meta.total_steps or None,
         "attempt": meta.attempt.number,
         "resumed_at": meta.resume_step,
         "oldest_restorable": meta.snapshots[0],

@@ -37,6 +37,7 @@ def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
             digest=DIGEST,
             held=(0, 5, 2**53 - 1),
             agent="1.0.dev1+a",
+            total_steps=9,
         ),
         messages.Forward(**REQUEST, oldest_checkpoint=4, samples=32, targets=1, values=values),
         messages.Backward(**REQUEST, micro=2, forward=NONCE, loss=-0.5, values=values),

@@ -52,7 +52,7 @@ def test_another_version_says_which_side_to_upgrade() -> None:
 
 def test_who_wrote_before_these_fields_is_read_and_who_knows_none_of_them_can_skip_them() -> None:
     """The minor version tells an older side that it may skip what it does not know."""
-    before = {"OPEN": {"agent"}, "BACKWARD": {"loss"}}
+    before = {"OPEN": {"agent", "total_steps"}, "BACKWARD": {"loss"}}
     for message in (each for each in examples() if each.kind in before):
         header = header_of(encode(message))["m"]
         assert before[message.kind] <= header.keys(), "the example has them"

@@ -97,6 +97,7 @@ async def begin(store: Store, session: str, attempt: int = 1) -> None:
         worker="b" * 16,
         environment="test",
         agent="1.2.3",
+        total_steps=600,
     )
 
 

@@ -139,6 +139,7 @@ class StoresAgree(RuleBasedStateMachine):
                 worker=worker,
                 environment=worker,
                 agent=f"1.{attempt.number}",
+                total_steps=attempt.number,
                 restart=restart,
             )
         )

@@ -39,8 +39,8 @@ async def test_the_version_is_that_of_the_agent_that_opened_the_attempt(store: S
     names = {"job_digest": "0" * 64, "held": (0,), "worker": "w1", "environment": "e"}
     for number, agent in ((2, "1.0"), (3, "1.1")):
         attempt = Attempt(number=number, nonce="aa")
-        outcome = await store.open_session(SESSION, attempt=attempt, agent=agent, **names)  # type: ignore[arg-type]
-        assert done(outcome).agent == agent
+        outcome = await store.open_session(SESSION, attempt=attempt, agent=agent, total_steps=number, **names)  # type: ignore[arg-type]
+        assert (done(outcome).agent, done(outcome).total_steps) == (agent, number)
 
 
 async def test_a_loss_curve_is_kept_with_its_session(store: Store) -> None:

@@ -95,7 +95,7 @@ const ofJob = (row) => !state.job || row.job === state.job;
 const SESSIONS = [
   { label: "Session", class: "name", text: (row) => row.session },
   { label: "State", text: (row) => (row.state === "silent" ? `silent, ${ago(row.seen_at)}` : row.state), state: (row) => row.state },
-  { label: "Step", class: "number", text: (row) => String(row.step) },
+  { label: "Step", class: "number", text: (row) => (row.total_steps === null ? String(row.step) : `${row.step} of ${row.total_steps}`) },
   { label: "Steps/s", class: "number", text: (row) => row.rate.toFixed(1) },
   { label: "Loss", class: "number", text: (row) => (row.loss === null ? none : short(row.loss)) },
   { label: "Worker", text: (row) => row.workers.join(", ") || none },
@@ -158,7 +158,7 @@ function totals(parts) {
     ["Steps/s", sessions.reduce((sum, each) => sum + each.rate, 0).toFixed(1)],
     ["Workers", String(parts.workers.length), !parts.workers.length],
     ["Devices", String(parts.devices.length)],
-    ["Frames waiting", String(waiting.reduce((sum, each) => sum + (each || 0), 0))],
+    ["Waiting", String(waiting.reduce((sum, each) => sum + (each || 0), 0))],
     ["Dead letters", String(parts.shards.dead || 0), parts.shards.dead > 0],
   ];
   const made = rows.map(([name, value, bad]) => element("div", bad ? { class: "bad" } : {}, element("dt", {}, name), element("dd", {}, value)));
