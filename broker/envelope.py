@@ -45,8 +45,9 @@ from spliteasy.errors import WireError
 MAGIC = b"SPEZ"
 VERSION = 1
 MINOR = 1
-"""0: the first. 1: the agent's version and total steps in OPEN, the loss in BACKWARD, the operator's signature in
-JOB."""
+"""0: the first.
+1: the agent's version and total steps in OPEN, the loss in BACKWARD, the operator's signature in JOB.
+"""
 ALIGNMENT = 64
 MAX_INT = 2**53 - 1
 """JavaScript reads integers exactly up to here."""
