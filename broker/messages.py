@@ -33,6 +33,9 @@ Micro = Annotated[int, Field(ge=0, le=1023)]
 """The micro-batch, from 0. Where a batch is not split, it is 0 or left out."""
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+TraceParent = Annotated[str, StringConstraints(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
+"""As the W3C's Trace Context writes it."""
+
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 FrameRanges = Annotated[
     tuple[
@@ -119,6 +122,8 @@ class SessionRequest(Request):
 
     attempt: AttemptRef
     step: Step
+    traceparent: TraceParent | None = None
+    """The trace of the step, where the device makes traces. It changes nothing."""
 
 
 class GetJob(Request):

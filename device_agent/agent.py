@@ -31,6 +31,7 @@ from device_agent.metrics import SessionWatch
 from device_agent.observe import Evaluated, Observe, StateChanged, StepTaken
 from device_agent.pace import Pace
 from device_agent.session import DeviceSession, Plan
+from device_agent.spans import StepSpans, traced
 from device_agent.state import StateFolder
 from device_agent.trainer import DeviceTrainer
 from spliteasy.compute import Compute
@@ -39,6 +40,7 @@ from spliteasy.job import Job
 from spliteasy.job.package import job_digest
 from spliteasy.job.signing import check_signature
 from spliteasy.metering import SILENT, Meter
+from spliteasy.tracing import Tracer
 from spliteasy.version import version
 
 log = structlog.get_logger(__name__)
@@ -97,8 +99,9 @@ class Agent:
         gate: Gate | None = None,
         today: Callable[[], date] = date.today,
         make_chooser: MakeChooser = BySpeed,
+        tracer: Tracer | None = None,
     ) -> None:
-        """`gate` says when steps may begin; None: always."""
+        """`gate` says when steps may begin; None: always. `tracer` takes a trace of each step."""
         self.config = config
         self._gate = gate
         self._today = today
@@ -108,6 +111,7 @@ class Agent:
         self.trainer: DeviceTrainer | None = None
         self._compute = compute
         self._make_chooser = make_chooser
+        self._tracer = tracer
         self._observe = observe
         self._clock = clock
         self._events: asyncio.Queue[e.Event] = asyncio.Queue()
@@ -323,9 +327,14 @@ class Agent:
     # the loop
 
     async def _loop(self, session: DeviceSession, state: StateFolder) -> AgentResult:
-        watch = SessionWatch(session, self.meter, self._clock)
+        watches: list[Callable[[e.Event | None, list[e.Action]], None]] = [
+            SessionWatch(session, self.meter, self._clock)
+        ]
+        if self._tracer is not None:
+            watches.append(StepSpans(session, self._tracer))
         actions = session.start()
-        watch(None, actions)
+        for watch in watches:
+            watch(None, actions)
         while True:
             for action in actions:
                 match action:
@@ -347,7 +356,8 @@ class Agent:
             if self._allowance is not None and self._gate is not None:
                 self._keep_within(self._allowance, self._gate, session, event)
             actions = session.handle(event)
-            watch(event, actions)
+            for watch in watches:
+                watch(event, actions)
 
     def _keep_within(self, allowance: Allowance, gate: Gate, session: DeviceSession, event: e.Event) -> None:
         """Hold the session where the next step would not fit: it is looked at before each one begins."""
@@ -361,7 +371,7 @@ class Agent:
     def _perform(self, action: e.Action, state: StateFolder) -> None:
         match action:
             case e.Send(message=message, skip=skip, whole=whole):
-                self.link.send(message, skip, whole)
+                self.link.send(traced(message) if self._tracer else message, skip, whole)
             case e.Arm(timer=timer, delay_s=delay_s):
                 self._disarm(timer)
                 self._timers[timer] = asyncio.get_running_loop().call_later(

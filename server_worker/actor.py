@@ -29,11 +29,13 @@ from server_worker.actions import (
 from server_worker.jobs import JobCache
 from server_worker.replies import error_reply
 from server_worker.session import WorkerSession
+from server_worker.spans import RequestSpans, spans_of
 from server_worker.store import Store
 from spliteasy import compute
 from spliteasy.errors import NeedsNewer, SplitEasyError
 from spliteasy.metering import Meter
 from spliteasy.micro_batches import MAX_MICRO_BATCHES
+from spliteasy.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +72,7 @@ class Host(Protocol):
     compute: compute.Compute
     jobs: JobCache
     meter: Meter
+    tracer: Tracer | None
     clock: Callable[[], float]
 
     async def send(
@@ -107,6 +110,8 @@ class SessionActor:
         self._partial: Mapping[str, frozenset[int]] = {}
         self._sends: list[asyncio.Task[None]] = []
         """Of the request at hand."""
+        self._spans: RequestSpans | None = None
+        """Of the request at hand, where traces are made."""
         self._sending = asyncio.Lock()
         self._replying: list[str] = []
         """Requests that were served and are not finished."""
@@ -190,8 +195,13 @@ class SessionActor:
                 self._poison, self._sends = None, []
                 async with self._gate:
                     began = self._host.clock()
-                    self._host.meter.observe(metrics.QUEUE_SECONDS, began - incoming.arrived_s)
+                    waited_s = began - incoming.arrived_s
+                    self._host.meter.observe(metrics.QUEUE_SECONDS, waited_s)
+                    spans = self._spans = spans_of(self._host.tracer, incoming.request, waited_s=waited_s)
                     await self._serve(incoming)
+                    if spans is not None:
+                        spans.served()
+                        self._spans = None
                     self._host.meter.observe(
                         metrics.REQUEST_SECONDS, self._host.clock() - began, incoming.request.kind
                     )
@@ -224,13 +234,21 @@ class SessionActor:
             self._idle.set()
 
     def _begin_to_send(self, reply: m.Reply | m.Receipt) -> None:
-        self._sends.append(self._host.background(self._send(reply, self._reply_to, self._partial)))
+        sending = self._send(reply, self._reply_to, self._partial, self._spans)
+        self._sends.append(self._host.background(sending))
 
     async def _send(
-        self, reply: m.Reply | m.Receipt, reply_to: str, partial: Mapping[str, frozenset[int]]
+        self,
+        reply: m.Reply | m.Receipt,
+        reply_to: str,
+        partial: Mapping[str, frozenset[int]],
+        spans: RequestSpans | None = None,
     ) -> None:
         async with self._sending:
+            began_ns = spans.now_ns() if spans is not None else 0
             await self._host.send(reply_to, reply, partial)
+            if spans is not None:
+                spans.replied(getattr(reply, "kind", ""), began_ns)
 
     async def _serve(self, incoming: Incoming) -> None:
         request = incoming.request
@@ -262,7 +280,10 @@ class SessionActor:
             action = next(steps)
             while True:
                 try:
-                    result = await self._perform(action)
+                    performed = self._perform(action)
+                    result = await (
+                        performed if self._spans is None else self._spans.timed(action, performed)
+                    )
                 except Exception as error:
                     action = steps.throw(error)
                 else:

@@ -51,6 +51,7 @@ from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, StoreError, WireError
 from spliteasy.job import Job
 from spliteasy.metering import SILENT, Meter
+from spliteasy.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -80,9 +81,11 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         meter: Meter = SILENT,
+        tracer: Tracer | None = None,
     ) -> None:
         self.config = config
         self.meter = meter
+        self.tracer = tracer
         self.clock = clock
         self.store = store
         self.compute = compute

@@ -29,6 +29,8 @@ ONLY_IN = {
     "cryptography": ("spliteasy/job/signing",),
     "prometheus_client": ("spliteasy/prometheus",),
     "aiohttp": ("spliteasy/dashboard/",),
+    "opentelemetry": ("spliteasy/otel",),
+    "mlflow": ("spliteasy/cli/mlflow_history",),
     "tensorboard": (),
     "matplotlib": ("spliteasy/report", "spliteasy/planning/picture"),
     "sklearn": (),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +17,11 @@ from spliteasy.cli.enrolment import EnrolmentOption, connect_enrolled, read_enro
 from spliteasy.cli.history import HistoryOption, TensorboardOption
 from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
+from spliteasy.cli.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy.cli.monitoring import MetricsHostOption, MetricsPortOption, Monitoring
 from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
+from spliteasy.cli.tracing import TracesOption, tracing
 from spliteasy.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
     from device_agent.agent import AgentConfig, AgentResult
     from device_agent.conditions import Gate
     from device_agent.link import Connect
-    from spliteasy.cli.history import History
+    from spliteasy.cli.history import Kept
+    from spliteasy.tracing import Tracer
 
 DataOption = Annotated[
     str,
@@ -97,8 +101,10 @@ def agent(
     ] = False,
     history: HistoryOption = None,
     tensorboard: TensorboardOption = False,
+    mlflow: MlflowOption = None,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = "127.0.0.1",
+    traces: TracesOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """Train the job's head and tail on this device's data; the body's part happens on workers.
@@ -125,7 +131,9 @@ def agent(
     gate = Gate(condition, every_s=when_every) if condition is not None else None
     if tensorboard and history is None:
         raise UserError("--tensorboard goes with a history", hint="name its folder with --history DIR")
-    kept = None if history is None else History(history, tensorboard=tensorboard)
+    kept: list[Kept] = [] if history is None else [History(history, tensorboard=tensorboard)]
+    if mlflow is not None:
+        kept.append(MlflowHistory(mlflow, *job.split("@"), anew=restart))
     monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
     config = AgentConfig(
         job=job,
@@ -138,9 +146,9 @@ def agent(
         max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
         metered=None if metered is None else _budget(metered),
     )
-    with torch_threads(threads):
+    with torch_threads(threads), tracing(traces, service="spliteasy-agent", instance=device) as tracer:
         result = run(
-            lambda stop: _train(config, connect, title, stop, kept, monitoring, gate, live=live),
+            lambda stop: _train(config, connect, title, stop, kept, monitoring, gate, tracer, live=live),
             on_stop="stopping after the step at hand",
         )
     if result.done:
@@ -199,9 +207,10 @@ async def _train(
     connect: Connect,
     where: str,
     stop: asyncio.Event,
-    history: History | None,
+    kept: Sequence[Kept],
     monitoring: Monitoring,
     gate: Gate | None,
+    tracer: Tracer | None,
     *,
     live: bool,
 ) -> AgentResult:
@@ -219,14 +228,17 @@ async def _train(
     board = Board(list(watcher.runs.values()), title=title) if live else nullcontext()
     compute = TorchThread()
     try:
-        with board, history or nullcontext():
+        with board, ExitStack() as histories:
+            for history in kept:
+                histories.enter_context(history)
             running = Agent(
                 config,
                 connect=connect,
                 compute=compute,
-                observe=tell_all(watcher, Notifier(), *([] if history is None else [history])),
+                observe=tell_all(watcher, Notifier(), *kept),
                 meter=monitoring.meter,
                 gate=gate,
+                tracer=tracer,
             )
             async with monitoring.serving(
                 measure=partial(metrics.measure, running),

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Protocol
 
 import orjson
 import structlog
@@ -45,6 +45,18 @@ HistoryOption = Annotated[
 TensorboardOption = Annotated[
     bool, typer.Option("--tensorboard", help="Write TensorBoard events beside the history's JSON lines.")
 ]
+
+
+class Kept(Protocol):
+    """A history while it is entered."""
+
+    def __enter__(self) -> Kept: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def __call__(self, observation: Observation) -> None: ...
 
 
 class History:

@@ -6,14 +6,16 @@ import asyncio
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spliteasy.cli.history import HISTORY_FOLDER, TensorboardOption
+from spliteasy.cli.history import HISTORY_FOLDER, History, Kept, TensorboardOption
 from spliteasy.cli.logging import set_up_logging
+from spliteasy.cli.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy.cli.running import run
 from spliteasy.cli.submit import JobFile, create_job, store_job
 from spliteasy.cli.threads import ThreadsOption, torch_threads
@@ -48,6 +50,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with the training in --out instead of beginning anew.")
     ] = False,
     tensorboard: TensorboardOption = False,
+    mlflow: MlflowOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """Train a job with everything in this process: no broker or store to install.
@@ -61,7 +64,10 @@ def train(
         folder = out or Path("runs") / job.name
         configs = agent_configs(job, job_file, folder, devices, data)
         prepare_folder(folder, resume=resume)
-        runs, seconds, done = _train(job, configs, workers, folder, tensorboard=tensorboard)
+        kept: list[Kept] = [History(folder / HISTORY_FOLDER, tensorboard=tensorboard)]
+        if mlflow is not None:
+            kept.append(MlflowHistory(mlflow, job.name, job.digest, anew=not resume))
+        runs, seconds, done = _train(job, configs, workers, folder, kept)
         write_report(job, runs, folder, workers=workers, seconds=seconds, threads=threads)
     if not done:
         typer.echo("stopped before the end; the same command with --resume goes on from there")
@@ -125,10 +131,10 @@ def prepare_folder(folder: Path, *, resume: bool) -> None:
 
 
 def _train(
-    job: Job, configs: Sequence[AgentConfig], workers: int, folder: Path, *, tensorboard: bool
+    job: Job, configs: Sequence[AgentConfig], workers: int, folder: Path, kept: Sequence[Kept]
 ) -> tuple[list[DeviceRun], float, bool]:
     """Train with live progress: the runs, the seconds it took, whether all reached the last step."""
-    from spliteasy.cli.history import History, tell_all
+    from spliteasy.cli.history import tell_all
     from spliteasy.cli.progress import Board
     from spliteasy.cli.watching import Watcher
 
@@ -138,9 +144,12 @@ def _train(
         f"{job.name}@{job.digest[:12]}: {len(configs)} devices, {workers} workers, embedded broker and store"
     )
     board = Board(runs, title=title)
-    with History(folder / HISTORY_FOLDER, tensorboard=tensorboard) as history, board:
+    with ExitStack() as entered:
+        for history in kept:
+            entered.enter_context(history)
+        entered.enter_context(board)
         began = time.monotonic()
-        observe = tell_all(watcher, history)
+        observe = tell_all(watcher, *kept)
         results = run(
             lambda stop: train_embedded(job, configs, workers, folder / STORE_FILE, observe, stop),
             on_stop="stopping after the steps at hand",

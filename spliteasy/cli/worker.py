@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Annotated
@@ -17,6 +18,7 @@ from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.monitoring import MetricsHostOption, MetricsPortOption, Monitoring
 from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
+from spliteasy.cli.tracing import TracesOption, tracing
 from spliteasy.errors import UserError
 
 MIB = 1 << 20
@@ -70,6 +72,7 @@ def worker(
     ] = 3,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = "127.0.0.1",
+    traces: TracesOption = None,
 ) -> None:
     """Serve training sessions until Ctrl-C or SIGTERM, then drain and leave.
 
@@ -83,6 +86,8 @@ def worker(
         raise UserError(f"--trust {trust} is not known", hint="enrolled or open")
     if name is not None:
         check_identifier("--name", name)
+
+    closing = ExitStack()
 
     async def main(stop: asyncio.Event) -> None:
         import structlog
@@ -118,6 +123,8 @@ def worker(
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         meter = monitoring.meter
         thread = TorchThread()
+        collector = tracing(traces, service="spliteasy-worker", instance=config.name)
+        tracer = closing.enter_context(collector)
         try:
             async with store_at(store) as open_store:
                 await (await reach()).close()  # refuse to start where it can't be reached
@@ -127,6 +134,7 @@ def worker(
                     store=metrics.metered_store(open_store, meter, time.monotonic),
                     compute=metrics.MeteredCompute(thread, meter, time.monotonic),
                     meter=meter,
+                    tracer=tracer,
                 )
                 async with monitoring.serving(
                     measure=partial(metrics.measure, running, meter),
@@ -136,5 +144,5 @@ def worker(
         finally:
             thread.close()
 
-    with torch_threads(threads):
+    with torch_threads(threads), closing:
         run(main, on_stop="draining: finishing what is at hand")

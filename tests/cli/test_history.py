@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from device_agent.observe import Evaluated, Observation, StateChanged, StepTaken
 from spliteasy.cli.history import History, tell_all
+from spliteasy.cli.mlflow_history import MlflowHistory
 from spliteasy.errors import UserError
 from tests.cli.conftest import Project, Ran
 
@@ -117,3 +119,48 @@ def test_agent_wants_a_folder_for_its_tensorboard_events(spliteasy: Callable[...
     command = "agent --job x --device d --data m:f --broker amqp://localhost --tensorboard"
     ran = spliteasy(*command.split())
     assert "--tensorboard goes with a history" in ran.error
+
+
+def test_mlflow_reads_its_metrics_and_a_run_that_goes_on_is_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow")
+    uri = (tmp_path / "mlruns").as_uri()
+    for observations in (TOLD[:2], TOLD[2:]):
+        with MlflowHistory(uri, "digits", "0" * 64, clock=lambda: 12.5) as history:
+            for observation in observations:
+                history(observation)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("spliteasy/digits").experiment_id
+    (run,) = client.search_runs([experiment])
+    assert (run.info.run_name, run.info.status) == ("phone-1", "FINISHED")
+    assert run.data.tags["spliteasy.state"] == "training"
+    first, *_ = client.get_metric_history(run.info.run_id, "train/loss")
+    assert (first.step, first.value, first.timestamp) == (1, 0.5, 12_500)
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "link/bytes_up")] == [1, 2]
+    assert run.data.metrics["test/accuracy"] == 0.75
+    with MlflowHistory(uri, "digits", "0" * 64, anew=True) as history:
+        history(a_step(1))
+    assert len(client.search_runs([experiment])) == 2
+
+
+def test_an_mlflow_that_fails_ends_its_history_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    pytest.importorskip("mlflow")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="no MLflow at"), MlflowHistory("file:" + str(tmp_path / "file"), "a"):
+        raise AssertionError("unreachable")
+    with MlflowHistory((tmp_path / "mlruns").as_uri(), "digits") as history:
+        shutil.rmtree(tmp_path / "mlruns")
+        (tmp_path / "mlruns").write_text("")
+        for observation in TOLD:
+            history(observation)
+
+
+def test_mlflow_that_is_missing_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(UserError, match="--mlflow needs"), MlflowHistory("file:x", "digits"):
+        raise AssertionError("unreachable")
