@@ -46,8 +46,8 @@ MAGIC = b"SPEZ"
 VERSION = 1
 MINOR = 1
 """0: the first.
-1: the agent's version and total steps in OPEN, the loss in BACKWARD, the operator's signature in JOB; the trace
-   of a step in its requests.
+1: the agent's version and total steps in OPEN, the loss in BACKWARD, the operator's signature in JOB, the
+   trace of a step in its requests.
 """
 ALIGNMENT = 64
 MAX_INT = 2**53 - 1
