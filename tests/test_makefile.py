@@ -74,9 +74,9 @@ def commands(folder: Path, **scripts: str) -> str:
     return str(folder)
 
 
-def install(path: str) -> subprocess.CompletedProcess[str]:
+def install(path: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", str(ROOT / "deploy/install_deps.sh")],
+        ["bash", str(ROOT / "deploy/install_deps.sh"), *words],
         env={"PATH": path},
         capture_output=True,
         text=True,
@@ -102,6 +102,21 @@ def test_what_is_there_is_not_installed_again(tmp_path: Path) -> None:
     path = commands(tmp_path, redis_server="exit 0", rabbitmq_server="exit 0", apt_get="echo called; exit 1")
     ran = install(path)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_the_tests_need_an_ssh_too(tmp_path: Path) -> None:
+    path = commands(
+        tmp_path,
+        id="echo 1000",
+        apt_get="exit 0",
+        redis_server="exit 0",
+        rabbitmq_server="exit 0",
+        sshd="exit 0",
+    )
+    assert install(path).returncode == 0
+    ran = install(path, "--tests")
+    assert ran.returncode == 2
+    assert "type: sudo apt-get install --no-install-recommends openssh-client" in ran.stderr
 
 
 def test_an_apt_that_fails_shows_its_last_words(tmp_path: Path) -> None:

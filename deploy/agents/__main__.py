@@ -83,6 +83,13 @@ def _summary(outcomes: Sequence[Outcome]) -> int:
     return 1 if failed else 0
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.agents",
@@ -102,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--inventory", type=Path, metavar="FILE", help="more hosts: lines, or .toml")
         command.add_argument("--ssh", default="", metavar="OPTIONS", help='for ssh: "-i KEY -F CONFIG"')
         command.add_argument(
-            "--at-once", type=int, default=AT_ONCE, metavar="N", help="hosts side by side (8)"
+            "--at-once", type=_count, default=AT_ONCE, metavar="N", help="hosts side by side (8)"
         )
         if name == "deploy":
             command.add_argument(

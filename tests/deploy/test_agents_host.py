@@ -9,18 +9,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from rich.console import Console
 
+from deploy.agents.__main__ import main
 from deploy.agents.host import supervisor as supervisor_module
 from deploy.agents.host.home import Home, Release
+from deploy.agents.host.main import _roll_back
 from deploy.agents.host.service import StartFailed, Supervised, unit
 from deploy.agents.host.settings import Settings
 from deploy.agents.host.supervisor import Supervisor
 from deploy.agents.inventory import Host, read_inventory
 from deploy.agents.program import command, request
+from deploy.agents.rollout import Board
 from spliteasy.errors import UserError
 
 READY = (
@@ -118,6 +123,21 @@ def test_a_start_that_failed_says_why(program: str, says: str, tmp_path: Path) -
     finally:
         service.stop()
     assert service.state() in ("stopped", "failed")
+
+
+def test_a_version_that_does_not_come_back_either_is_tried_on(tmp_path: Path) -> None:
+    """Where the broker is away, say: it must not be gone when the broker is there again."""
+    home = home_in(tmp_path)
+    settings = Settings(device="phone-1", folder=str(tmp_path))
+    old = replace(release(tmp_path, "raise SystemExit('no broker')"), restart_s=600.0)
+    try:
+        said = _roll_back(settings, home, old, b"new", b"old")
+        assert "is tried on" in said
+        assert home.release() == old
+        assert home.enrolment.read_bytes() == b"new"
+        assert Supervised(home).state() == "restarting"
+    finally:
+        Supervised(home).stop()
 
 
 def home_in(folder: Path) -> Home:
@@ -228,3 +248,47 @@ def test_an_enrolment_that_does_not_fit_is_refused_here(tmp_path: Path) -> None:
             host.account()
         assert fits(str(raised.value))
         assert "s3cret" not in str(raised.value)
+
+
+# What a host may answer --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (r"""printf 'Welcome!\nspliteasy: {"error": "\\u001b[31mbad\\nthing"}\n'""", "[31mbad thing"),
+        ("echo 'spliteasy: [1]'", "what is no answer of ours"),
+        ("""echo 'spliteasy: {"done": {"version": 1}}'""", "what is no answer of ours"),
+        ("head -c 200000 /dev/zero", "a line that is too long"),
+        ("echo hello; echo oops >&2; exit 3", "its side ended with code 3: oops"),
+        ("exit 127", "there is no python3"),
+        ("echo Host key verification failed. >&2; exit 255", "the host's key is not known here"),
+    ],
+)
+def test_whatever_a_host_answers_is_one_plain_line(
+    answer: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\n{answer}\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert main(["status", "pi@phone-1"]) == 1
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: phone-1 at pi@phone-1: ")
+    assert says in line
+    assert "\x1b" not in captured.out + captured.err
+
+
+def test_on_a_terminal_there_is_a_table() -> None:
+    said = StringIO()
+    hosts = read("pi@phone-1", "pi@phone-2")
+    board = Board(hosts, Console(file=said, force_terminal=True, width=80))
+    with board.shown():
+        board.tell(hosts[1], "installing")
+    assert "waiting" in said.getvalue()
+    assert "installing" in said.getvalue()

@@ -86,9 +86,9 @@ def deploy(settings: Settings, files: Mapping[str, bytes], program: Path) -> dic
             _start(settings, home, release, account)
         except StartFailed as failed:
             _service(settings, home, release).remove()
-            back = _roll_back(settings, home, old, [account, old_account or account])
-            home.drop_unused([back])
-            raise HostError(f"{release.version} did not start: {failed}", _what_runs(back, old)) from None
+            back = _roll_back(settings, home, old, account, old_account or account)
+            home.drop_unused([old])
+            raise HostError(f"{release.version} did not start: {failed}", back) from None
         home.drop_unused([release, old])
         return {"version": release.version, "was": old.version if old else "", "service": kind}
 
@@ -158,28 +158,28 @@ def _start(settings: Settings, home: Home, release: Release, account: bytes) -> 
     _service(settings, home, release).start(release)
 
 
-def _roll_back(settings: Settings, home: Home, old: Release | None, accounts: list[bytes]) -> Release | None:
-    """The earlier version, with the new account or else its own; None where none of that starts.
+def _roll_back(
+    settings: Settings, home: Home, old: Release | None, account: bytes, old_account: bytes
+) -> str:
+    """Start the earlier version, with the new account or else its own; what came of it, for a person.
 
-    The new one first: where the password was changed, the broker knows no other any more.
+    The new one first: where the password was changed, the broker knows no other any more. A version that does
+    not come up either stays, and its service tries on: it may be the broker that is away.
     """
     if old is None:
         (home.folder / "release.json").unlink()
-        return None
-    for account in dict.fromkeys(accounts):
+        return "nothing runs; mend it and deploy again"
+    service = _service(settings, home, old)
+    for each in dict.fromkeys((account, old_account)):
         _say(f"going back to {old.version}")
+        service.stop()
         try:
-            _start(settings, home, old, account)
+            _start(settings, home, old, each)
         except StartFailed:
             continue
-        return old
-    return None
-
-
-def _what_runs(back: Release | None, old: Release | None) -> str:
-    if back is not None:
-        return f"{back.version} runs again; mend it and deploy again"
-    return f"nor did {old.version} again; nothing runs" if old else "nothing runs; mend it and deploy again"
+        return f"{old.version} runs again; mend it and deploy again"
+    home.put(home.enrolment, account, own=True)
+    return f"{old.version} did not start again either, and is tried on; is the broker there?"
 
 
 def _service(settings: Settings, home: Home, release: Release) -> Service:
