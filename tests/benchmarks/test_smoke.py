@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import codecs, flaky, healthy, links, many
+from benchmarks import codecs, flaky, healthy, idle, links, many
 from benchmarks.accuracy import train
 from benchmarks.services import Services
 from benchmarks.workloads import WORKLOADS, Setting
@@ -53,6 +53,15 @@ def test_a_crowd_is_counted(running: Services) -> None:
 def test_steady_and_flaky_links_end_alike(running: Services) -> None:
     figure = flaky.measure(running, steps=4, laps=2, profiles=("lan", "lan"))
     assert (figure.same_loss, figure.lost_steps) == (True, 0)
+
+
+@pytest.mark.long
+@pytest.mark.rabbitmq
+@pytest.mark.redis
+def test_an_idle_agent_is_watched(running: Services) -> None:
+    figures = idle.measure(running, 0.5)
+    assert [one.state for one in figures] == ["torch alone", "waiting to begin", "paused, connected"]
+    assert figures[0].bytes < figures[2].bytes
 
 
 @pytest.mark.long

@@ -124,6 +124,8 @@ def _sshd(folder: Path, home: Path, account: str) -> Iterator[tuple[tuple[int, i
     ]
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
     assert SSHD is not None
+    if entry.pw_uid == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where it wants to be root, it wants this too
     with subprocess.Popen(
         [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")],
         user=None if entry.pw_uid == os.getuid() else account,
