@@ -33,7 +33,14 @@ QUEUE_SECONDS = Metric(
     "spliteasy_worker_queue_seconds", "histogram", "A request's wait, from its last frame to being served."
 )
 COMPUTE_SECONDS = Metric(
-    "spliteasy_worker_compute_seconds", "histogram", "One call of the torch thread, its queue included."
+    "spliteasy_worker_compute_seconds",
+    "histogram",
+    "One computation of the torch thread. Its sum grows by 1 a second where the thread never rests.",
+)
+COMPUTE_WAIT_SECONDS = Metric(
+    "spliteasy_worker_compute_wait_seconds",
+    "histogram",
+    "A computation's wait for the torch thread, while those of other sessions run.",
 )
 REPLY_SECONDS = Metric(
     "spliteasy_worker_reply_seconds", "histogram", "Sending a reply, to the broker's last confirm.", ("kind",)
@@ -184,7 +191,7 @@ def count_receipt(meter: Meter, receipt: m.Receipt) -> None:
 
 
 class MeteredCompute:
-    """Times every call of a `Compute`."""
+    """Times every call of a `Compute`: its wait for its turn, and the computation."""
 
     def __init__(self, compute: Compute, meter: Meter, clock: Callable[[], float]) -> None:
         self._compute = compute
@@ -192,11 +199,18 @@ class MeteredCompute:
         self._clock = clock
 
     async def __call__(self, run: Callable[[], T]) -> T:
-        began = self._clock()
+        asked, began = self._clock(), list[float]()
+
+        def timed() -> T:
+            began.append(self._clock())
+            return run()
+
         try:
-            return await self._compute(run)
+            return await self._compute(timed)
         finally:
-            self._meter.observe(COMPUTE_SECONDS, self._clock() - began)
+            if began:  # else it was given up before its turn
+                self._meter.observe(COMPUTE_WAIT_SECONDS, began[0] - asked)
+                self._meter.observe(COMPUTE_SECONDS, self._clock() - began[0])
 
 
 def metered_store(store: Store, meter: Meter, clock: Callable[[], float]) -> Store:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from broker import messages as m
-from broker.chunks import Assembled, Assembler
+from broker.chunks import Assembled, Assembler, AssemblerLimits
 from broker.envelope import decode
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.sending import send_message
@@ -114,7 +114,15 @@ def waiting_bytes() -> int:
 
 
 @pytest.fixture
-async def server(quota: DeviceQuota, variant: toy.Variant, waiting_bytes: int) -> AsyncIterator[Server]:
+def uploads() -> AssemblerLimits:
+    """Of all devices; a test that wants less overrides this."""
+    return AssemblerLimits()
+
+
+@pytest.fixture
+async def server(
+    quota: DeviceQuota, variant: toy.Variant, waiting_bytes: int, uploads: AssemblerLimits
+) -> AsyncIterator[Server]:
     """A worker that serves the toy job."""
     broker = MemoryBroker()
     store = SqliteStore(None, inline=True)
@@ -125,7 +133,7 @@ async def server(quota: DeviceQuota, variant: toy.Variant, waiting_bytes: int) -
     async def connect() -> MemoryTransport:
         return broker.connect("worker")
 
-    config = WorkerConfig(name="worker", quota=quota, waiting_bytes=waiting_bytes)
+    config = WorkerConfig(name="worker", quota=quota, waiting_bytes=waiting_bytes, uploads=uploads)
     worker = Worker(config, connect=connect, store=store, compute=compute)
     stop = asyncio.Event()
     task = asyncio.create_task(worker.run(stop))

@@ -156,7 +156,7 @@ def test_every_metric_is_exported_from_the_start_under_its_name() -> None:
 
 async def test_the_torch_thread_is_timed_whether_it_succeeds_or_not() -> None:
     meter, thread = Recorded(), TorchThread()
-    moments = iter((10.0, 12.5, 20.0, 21.0))
+    moments = iter((10.0, 11.0, 12.5, 20.0, 20.0, 21.0))
     metered = metrics.MeteredCompute(thread, meter, lambda: next(moments))
     try:
         assert await metered(lambda: 7) == 7
@@ -164,4 +164,4 @@ async def test_the_torch_thread_is_timed_whether_it_succeeds_or_not() -> None:
             await metered(lambda: 1 // 0)
     finally:
         thread.close()
-    assert meter.get(metrics.COMPUTE_SECONDS) == 2
+    assert meter.get(metrics.COMPUTE_SECONDS) == meter.get(metrics.COMPUTE_WAIT_SECONDS) == 2
