@@ -155,12 +155,21 @@ class Agent:
         self._allowance = allowance = Allowance(
             limit_bytes, saved=state.traffic, save=state.save_traffic, today=self._today
         )
-        self.link.count = allowance.count
+        self.link.count = self._count_traffic
 
         async def within() -> str | None:
             return allowance.why_not()
 
         self._gate = Gate(within) if self._gate is None else self._gate.also(within)
+
+    def _count_traffic(self, nbytes: int) -> None:
+        """What can't be written down ends the training, not the link."""
+        assert self._allowance is not None
+        try:
+            self._allowance.count(nbytes)
+        except StateError as error:
+            self._failed = error
+            self._events.put_nowait(e.LinkDown())  # any event wakes the loop, which then raises
 
     async def _may_begin(self, gate: Gate, stop: asyncio.Event) -> bool:
         """Wait before anything is sent or fetched. False where `stop` came first."""

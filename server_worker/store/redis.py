@@ -332,8 +332,8 @@ def _losses_key(session: str) -> str:
 def _outcome(session: str, answer: list[Any]) -> _Outcome:
     match answer:
         case [b"done", record, steps]:
-            pairs = iter(record)
-            return Done(meta=_meta(session, dict(zip(pairs, pairs, strict=True)), steps))
+            pairs = iter(record.decode().split("\0"))
+            return Done(meta=_meta(session, dict(zip(pairs, pairs, strict=True)), steps.split()))
         case [b"stale_attempt", number, nonce]:
             return StaleAttempt(stored=Attempt(number=int(number), nonce=nonce.decode()))
         case [b"stale_owner", fence, nonce]:
@@ -351,8 +351,7 @@ def _outcome(session: str, answer: list[Any]) -> _Outcome:
     raise StoreError(f"session {session}: a blob to be named is not in the store any more")
 
 
-def _meta(session: str, record: Mapping[bytes, bytes], snapshots: Sequence[bytes]) -> SessionMeta:
-    fields = {name.decode(): value.decode() for name, value in record.items()}
+def _meta(session: str, fields: Mapping[str, str], snapshots: Sequence[bytes]) -> SessionMeta:
     return SessionMeta(
         session=session,
         job_digest=fields["job"],

@@ -5,7 +5,8 @@ them. No blob passes through a script. Each validates before it writes, since Re
 each may run twice. Scripts that may free memory run when it is full, too: what they add is small, and
 the blobs before them were refused already.
 
-Answers: {'done', meta record, snapshot steps, ...}, or the name of another outcome and its fields.
+Answers: {'done', meta record (names and values, zeros between), snapshot steps (spaces between)}, or the name
+of another outcome and its fields.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ local function snapshots()
   return steps
 end
 
+-- As two strings: a client in Python takes a tenth of a millisecond to read thirty.
 local function session()
-  return {'done', redis.call('HGETALL', META), redis.call('HKEYS', SNAPS)}
+  local record = table.concat(redis.call('HGETALL', META), '\\0')
+  return {'done', record, table.concat(redis.call('HKEYS', SNAPS), ' ')}
 end
 
 local function done()
