@@ -73,8 +73,13 @@ class RabbitNode:
         return f"amqps://{path}?cafile={quote(str(self.tls.ca))}" if self.tls else f"amqp://{path}"
 
     @property
+    def pid(self) -> int | None:
+        """The node's process id; None where it does not run."""
+        return self._server.pid()
+
+    @property
     def running(self) -> bool:
-        return self._server.pid() is not None
+        return self.pid is not None
 
     def start(self, timeout_s: float = START_S) -> None:
         """Start it and wait until it serves; nothing but the wait where it runs already.

@@ -65,12 +65,15 @@ from server_worker.store import (
     StepBehind,
     UnknownSession,
 )
-from spliteasy.errors import DataError, ReplayMismatch, StoreError, StoreFull
+from spliteasy.errors import DataError, OutOfMemory, ReplayMismatch, StoreError, StoreFull
 from spliteasy.micro_batches import micro_sizes, share_of
 from spliteasy.training import NotFinite
 
 CLOSE_RETRY_S = 0.5
 ROOM_RETRY_S = 1.0
+STARVED_TRIES = 60
+"""So often, without a step in between, a session's requests find no memory before they are given up: a minute
+or more, as a device tries again after a second."""
 
 
 class State(Enum):
@@ -132,6 +135,8 @@ class WorkerSession:
         self._snapshot_at = clock()
         self._snapshot_running = False
         self._doubted = False
+        self._starved = 0
+        """Requests that found no memory since the last commit."""
         self._writes: list[Handle] = []
         """Of the open step's requests to the log; the commit waits for them."""
 
@@ -195,6 +200,14 @@ class WorkerSession:
         except StoreError as error:
             self.drop()
             yield Send(error_reply(request, "unavailable", error.message, error.hint, retriable=True))
+        except OutOfMemory as error:
+            self.drop()
+            self._starved += 1
+            again = self._starved < STARVED_TRIES  # a job that is too large must not be tried for ever
+            code: m.ErrorCode = "unavailable" if again else "computation-failed"
+            yield Send(
+                error_reply(request, code, f"the worker has {error.message}", error.hint, retriable=again)
+            )
         except (RuntimeError, ValueError, ArithmeticError) as error:
             self.drop()
             yield Send(error_reply(request, "computation-failed", f"{type(error).__name__}: {error}"))
@@ -559,6 +572,7 @@ class WorkerSession:
             return  # a rival owns the session and serves it: nothing of ours took effect
         self._move(State.READY)
         self._arrivals.clear()
+        self._starved = 0
         self._log_bytes, self.snapshots_kept = outcome.meta.log_bytes, len(outcome.meta.snapshots)
         self._paused = outcome.meta.paused
         yield Committed(self.name, request.step, _loss(request, memory, result))

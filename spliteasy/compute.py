@@ -8,9 +8,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
+
+from spliteasy.errors import OutOfMemory
 
 T = TypeVar("T")
+
+NO_MEMORY = "can't allocate memory"
+"""In what torch's allocator says; it raises a plain RuntimeError."""
+
+OUT_OF_MEMORY_HINT = "give it more memory, or submit the job with smaller batches"
 
 
 class Compute(Protocol):
@@ -29,16 +36,25 @@ class TorchThread:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     async def __call__(self, run: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, _guarded, run)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, guarded, run)
 
     def close(self) -> None:
         """Wait for the computation at hand, drop those waiting."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _guarded(run: Callable[[], Any]) -> Any:
-    """A StopIteration can't travel through a future; nothing of ours raises it on purpose."""
+def guarded(run: Callable[[], T]) -> T:
+    """Run it. Raises OutOfMemory where Python or torch finds no memory.
+
+    A StopIteration can't travel through a future; nothing of ours raises it on purpose.
+    """
     try:
         return run()
+    except MemoryError as error:
+        raise OutOfMemory("no memory", hint=OUT_OF_MEMORY_HINT) from error
     except StopIteration as error:
         raise RuntimeError(f"a computation raised {error!r}") from error
+    except RuntimeError as error:
+        if NO_MEMORY not in str(error):
+            raise
+        raise OutOfMemory(f"no memory: {error}"[:300], hint=OUT_OF_MEMORY_HINT) from error

@@ -15,6 +15,7 @@
     ├── StoreError
     │   ├── StoreUnavailable  (retriable) the store can't be reached
     │   └── StoreFull         (retriable) the store has no room
+    ├── OutOfMemory           (retriable) this process gets no more memory
     ├── RemoteError           the other side answered ERROR
     └── ReplayMismatch        a replayed step gave other bits than it had given before
 
@@ -108,6 +109,12 @@ class StoreFull(StoreError):
     """The store has no room: nothing was written."""
 
     retriable: ClassVar[bool] = True
+
+
+class OutOfMemory(SplitEasyError):
+    """A computation found no memory: there may be some later. What it was at is in no state to go on from."""
+
+    retriable = True
 
 
 class RemoteError(SplitEasyError):

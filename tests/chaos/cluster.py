@@ -43,6 +43,11 @@ class Cluster:
     def running(self) -> bool:
         return any(self._daemon(number).pid() is not None for number in range(NODES))
 
+    @property
+    def pid(self) -> int | None:
+        """Of the first node."""
+        return self.nodes[0].pid
+
     def url(self, vhost: str = "/") -> str:
         return self.nodes[0].url(vhost)
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 
 from benchmarks.emulator import Direction, Profile
+from tests.chaos import toy
 from tests.chaos.device import PROFILE, Device
 from tests.chaos.scene import GIVEN_UP_S, Scene, moved_on, until
 
@@ -37,7 +38,10 @@ async def another_port(scene: Scene, rng: random.Random, kind: str, device: Devi
 
 
 async def checkpoints_lost(scene: Scene, rng: random.Random, kind: str, device: Device) -> None:
+    """Not where the device chooses codecs: an older folder does not know what it chose since."""
     record, wanted = scene.stack.record, rng.randrange(5, 60)
+    if device.session.startswith(f"{toy.AUTO}."):
+        return
     session, copy = device.session, scene.stack.folder / f"{device.device_id}.copy"
     async with device.killed():
         if not device.was_killed:

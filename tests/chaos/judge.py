@@ -25,7 +25,7 @@ async def judge(store: Store, trainings: Sequence[tuple[Training, Path]]) -> dic
 
 
 async def _worst(store: Store, training: Training, folder: Path) -> float:
-    expected = toy.undisturbed(training.device, training.job)
+    expected = undisturbed(training, folder)
     with StateFolder(folder) as state:
         step = state.held()[-1]
         own = state.load_checkpoint(step)
@@ -33,6 +33,12 @@ async def _worst(store: Store, training: Training, folder: Path) -> float:
     if committed != step:
         return float("inf")
     return max(_difference(expected.own, own), _difference(expected.body, body))
+
+
+def undisturbed(training: Training, folder: Path) -> toy.Undisturbed:
+    """What it would have come to without a fault, under the codecs that its device chose."""
+    with StateFolder(folder) as state:
+        return toy.undisturbed(training.device, training.job, state.codecs)
 
 
 async def restored_body(store: Store, training: Training) -> tuple[State, int]:

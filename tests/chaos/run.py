@@ -11,10 +11,9 @@ from pathlib import Path
 
 from deploy.redis_server import AppendFsync
 from server_worker.store import open_store
-from tests.chaos import toy
 from tests.chaos.device import PROFILE, Device
 from tests.chaos.device_faults import DEVICE_FAULTS, StrikeDevice
-from tests.chaos.judge import judge
+from tests.chaos.judge import judge, undisturbed
 from tests.chaos.record import Record
 from tests.chaos.scene import Scene, Strike, until
 from tests.chaos.server_faults import SERVER_FAULTS
@@ -171,6 +170,6 @@ async def _report(scene: Scene) -> Report:
         differences = await judge(store, done)
     finally:
         await store.close()
-    needed = sum(toy.undisturbed(training.device, training.job).bytes_up for training, _ in done)
+    needed = sum(undisturbed(training, folder).bytes_up for training, folder in done)
     record.bytes_up = sum(device.bytes_up for device in scene.devices)
     return Report(record=record, differences=differences, bytes_needed=needed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 from pathlib import Path
 
 from broker.topology import shard_of, shard_queue
@@ -12,6 +14,9 @@ from tests.chaos.stack import Stack
 from tests.fixtures_redis import ask_redis
 
 ALARM, NO_ALARM = "0.00001", "0.4"
+PAUSES_S = (1.0, 4.0, 8.0, 14.0)
+"""The last is longer than clients of RabbitMQ wait for a sign of life, and than calls of the store take."""
+
 REDIS_FULL, REDIS_UNLIMITED = "1", "0"
 
 
@@ -103,6 +108,28 @@ async def redis_full(scene: Scene, rng: random.Random, kind: str) -> None:
     stack.record.disturbed(kind, active)
 
 
+async def rabbitmq_paused(scene: Scene, rng: random.Random, kind: str) -> None:
+    await _paused(scene, rng, kind, scene.stack.rabbit.pid)
+
+
+async def redis_paused(scene: Scene, rng: random.Random, kind: str) -> None:
+    await _paused(scene, rng, kind, scene.stack.redis.pid)
+
+
+async def _paused(scene: Scene, rng: random.Random, kind: str, pid: int | None) -> None:
+    """It says nothing for a while and closes nothing; what was sent to it meanwhile takes effect late."""
+    hold_s = rng.choice(PAUSES_S)
+    assert pid is not None
+    active = scene.active()
+    scene.stack.record.strike(kind, f"{hold_s} s")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(hold_s)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    scene.stack.record.disturbed(kind, active)
+
+
 def append_only_file(stack: Stack) -> Path:
     """What Redis appends to."""
     return max((stack.redis.folder / "data" / "appendonlydir").glob("*.incr.aof"))
@@ -117,4 +144,6 @@ SERVER_FAULTS: dict[str, Strike] = {
     "Redis killed, restarted": redis_restarts,
     "Redis lost its last second": redis_loses_its_last_second,
     "Redis out of memory": redis_full,
+    "RabbitMQ paused": rabbitmq_paused,
+    "Redis paused": redis_paused,
 }

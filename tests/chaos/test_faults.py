@@ -24,7 +24,7 @@ TAKEOVER_S = 10.0
 
 SOON_S = 60.0
 KILLS = 3
-UNHURRIED = Profile(latency_s=0.1)
+UNHURRIED = Profile(latency_s=0.2)
 """A training that is not over before the killed worker is there again."""
 
 
@@ -90,6 +90,8 @@ async def test_both_sides_go_back_where_redis_lost_its_last_second(train: NewTra
 async def test_a_second_agent_of_a_device_is_told_so(train: NewTraining, tmp_path: Path) -> None:
     """On a state folder of its own, and on the first one's; the first one trains on."""
     trained = await train(toy.SINGLE)
+    assert trained.device.agent is not None
+    trained.device.agent.signal(signal.SIGSTOP)  # or it might be done before the others have begun
     code, said = await run(trained, state=tmp_path / "other")
     assert code == 2
     assert "another agent runs as this device" in said
@@ -97,6 +99,7 @@ async def test_a_second_agent_of_a_device_is_told_so(train: NewTraining, tmp_pat
     code, said = await run(trained, state=trained.device.state)
     assert code == 2
     assert "is in use by another agent" in said
+    trained.device.agent.signal(signal.SIGCONT)
     await trained.finish()
 
 

@@ -20,15 +20,19 @@ BATCH, WIDTH = 8, 256
 SAMPLES = 76
 """9 whole batches and one of 4."""
 
-EPOCHS = 15
+EPOCHS = 10
 CHUNK_BYTES = 4096
 """A FORWARD or BACKWARD is three frames."""
 
-TWO_CUTS, SINGLE, LOSSY = "chaos", "chaos-single", "chaos-lossy"
-JOBS = (TWO_CUTS, SINGLE, LOSSY)
-"""Single: one cut and shared labels. Lossy: what the codecs leave out is carried over to later steps."""
+TWO_CUTS, SINGLE, LOSSY, AUTO, MICRO = "chaos", "chaos-single", "chaos-lossy", "chaos-auto", "chaos-micro"
+JOBS = (AUTO, MICRO, TWO_CUTS, SINGLE, LOSSY)
+"""Single: one cut and shared labels. Lossy: what the codecs leave out is carried over to later steps. Micro:
+batches in two parts. Auto: the same, and the device chooses the codecs by its link."""
 
-LINKS = {LOSSY: {"activations": "int8", "gradients": "topk:0.3"}}
+LINKS: dict[str, dict[str, object]] = {
+    LOSSY: {"activations": "int8", "gradients": "topk:0.3"},
+    AUTO: {"activations": "auto", "gradients": "auto", "allow": ("lossless", "topk:0.3", "int8", "fp32")},
+}
 
 
 def build() -> nn.Module:
@@ -65,6 +69,7 @@ def job(name: str) -> Job:
             "name": name,
             "seed": 7,
             "batch_size": BATCH,
+            "micro_batches": 2 if name in (AUTO, MICRO) else 1,
             "epochs": EPOCHS,
             "share_labels": name == SINGLE,
             "share_body": True,
@@ -95,12 +100,13 @@ class Undisturbed:
 
 
 @cache
-def undisturbed(device: str, name: str) -> Undisturbed:
+def undisturbed(device: str, name: str, chosen: bytes | None) -> Undisturbed:
+    """`chosen`: what the device has written down of its choice of codecs."""
     sizes: list[int] = []
 
     def count(request: m.Request) -> None:
         frames = to_frames(encode_parts(request), message_id=request.request, chunk_bytes=CHUNK_BYTES)
         sizes.extend(len(frame) for frame in frames)
 
-    own, body, _ = train_alone(job(name), DATA, device, sent=count)
+    own, body, _ = train_alone(job(name), DATA, device, sent=count, chosen=chosen)
     return Undisturbed(own, body, sum(sizes))

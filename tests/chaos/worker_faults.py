@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
 import signal
+from contextlib import suppress
 
 from benchmarks.emulator import Direction
 from tests.chaos.scene import Scene, Strike, moved_on
 from tests.chaos.stack import WorkerSlot
+
+STARVED_BYTES = 1 << 20
+"""Less than any process has: nothing more is given."""
 
 
 def _busy(scene: Scene, rng: random.Random) -> WorkerSlot:
@@ -83,6 +88,25 @@ async def added(scene: Scene, rng: random.Random, kind: str) -> None:
     await scene.stack.drain_worker(slot)
 
 
+async def starved(scene: Scene, rng: random.Random, kind: str) -> None:
+    """It gets no more memory for a while: it says so, or ends and is started again, as by a supervisor."""
+    hold_s = rng.uniform(1.0, 4.0)
+    slot = _busy(scene, rng)
+    active = scene.active_on(slot)
+    process = slot.process
+    assert process is not None
+    scene.stack.record.strike(kind, f"worker {slot.number}, {hold_s:.1f} s")
+    with suppress(ProcessLookupError):
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (STARVED_BYTES, resource.RLIM_INFINITY))
+    await asyncio.sleep(hold_s)
+    with suppress(ProcessLookupError):
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    if not slot.running:
+        scene.stack.record.note(f"worker {slot.number} ended: {list(process.last_lines)}")
+        await scene.stack.start_worker(slot)
+    scene.stack.record.disturbed(kind, active)
+
+
 async def link_cut(scene: Scene, rng: random.Random, kind: str) -> None:
     for_s = rng.uniform(0.0, 3.0)
     slot = _busy(scene, rng)
@@ -109,6 +133,7 @@ WORKER_FAULTS: dict[str, Strike] = {
     "all workers killed": all_killed,
     "worker paused": paused,
     "worker paused until given up, then resumed": zombie,
+    "worker starved of memory": starved,
     "worker drained": drained,
     "worker added, later drained": added,
     "worker's link cut": link_cut,

@@ -31,6 +31,8 @@ class Rates:
     """Share of agent crashes after which an older copy of the state folder is put back."""
     state_lost: float = 0.05
     """Share of agent crashes after which the state folder is gone."""
+    no_memory: float = 0.003
+    """Per computation of a worker, before it and again at its end."""
 
 
 NEVER_S = 1e9
@@ -50,6 +52,7 @@ CALM = Rates(
     pause_s=NEVER_S,
     checkpoints_lost=0.0,
     state_lost=0.0,
+    no_memory=0.0,
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from broker import decode
 from broker import messages as m
 from server_worker.store import Attempt, Blob, Done, Owner, SessionMeta, SqliteStore
+from spliteasy.compute import NO_MEMORY, guarded
 from spliteasy.errors import StoreUnavailable
 from tests.simulation.faults import Faults
 
@@ -21,14 +22,27 @@ WATCHED = frozenset({"open_session", "claim", "commit", "put_snapshot", "put_req
 class VirtualCompute:
     """Runs a computation at once, after some virtual time; calls of one process queue up."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, faults: Faults | None = None) -> None:
         self._rng = rng
+        self._faults = faults
         self._turn = asyncio.Lock()
 
     async def __call__(self, run: Callable[[], T]) -> T:
         async with self._turn:
             await asyncio.sleep(self._rng.expovariate(1 / 0.01))
-            return run()
+            if self._faults is None:
+                return run()
+            rates = self._faults.rates
+            if self._faults.strikes(rates.no_memory, "no memory before a computation", ""):
+                return guarded(_starve)
+            result = run()
+            if self._faults.strikes(rates.no_memory, "no memory within a computation", ""):
+                return guarded(_starve)
+            return result
+
+
+def _starve() -> Any:
+    raise RuntimeError(f"DefaultCPUAllocator: {NO_MEMORY}")
 
 
 class Invariants:

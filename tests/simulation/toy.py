@@ -178,17 +178,25 @@ class Given:
 
 
 def train_alone(
-    job: Job, data: str, device: str, *, sent: Sent = lambda _: None, chooser: CodecChooser | None = None
+    job: Job,
+    data: str,
+    device: str,
+    *,
+    sent: Sent = lambda _: None,
+    chooser: CodecChooser | None = None,
+    chosen: bytes | None = None,
 ) -> tuple[State, State, dict[int, str]]:
     """`undisturbed` of any job. `sent` gets each FORWARD and BACKWARD as a device would send it.
 
-    A job that says `auto` needs a `chooser`.
+    A job that says `auto` needs a `chooser`, or what a device has written down of its choices.
     """
     found = load_dataset(data, device, job.signature)
     assert found.test is not None
     batches = Batches(found.train, job.spec, job.signature, device=device)
     tests = EvaluationBatches(found.test, job.spec, job.signature, device=device)
-    choices = StepChoices(job.spec.link, chooser or BySpeed(job.spec.link, LinkSpeed()), ahead=1)
+    choices = StepChoices(
+        job.spec.link, chooser or BySpeed(job.spec.link, LinkSpeed()), ahead=1, saved=chosen
+    )
     trainer = DeviceTrainer.create(job, batches, tests, device=device, choices=choices)
     body = SessionMemory(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}

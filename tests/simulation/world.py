@@ -206,7 +206,7 @@ class World:
             ),
             connect=connect,
             store=store,
-            compute=VirtualCompute(self._rng),
+            compute=VirtualCompute(self._rng, self._faults),
             clock=asyncio.get_running_loop().time,
             rng=self._rng,
         )
@@ -249,7 +249,7 @@ class World:
                 elif copy.exists() and self._faults.strikes(
                     self._faults.rates.checkpoints_lost, "checkpoints lost", device
                 ):
-                    shutil.rmtree(state)
+                    shutil.rmtree(state, ignore_errors=True)  # it was killed before it made one
                     shutil.copytree(copy, state)
                     self._lost.add(device)
                 elif self._rng.random() < 0.5 and state.exists():

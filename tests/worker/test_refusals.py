@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
 from broker import messages as m
 from broker.chunks import to_frames
 from broker.topology import REPLY_TO, shard_of, uplink_key
+from server_worker.session import STARVED_TRIES
+from spliteasy.compute import NO_MEMORY, guarded
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
+
+T = TypeVar("T")
 
 
 def forward(step: int = 1, **changes: Any) -> m.Forward:
@@ -145,3 +150,26 @@ async def test_a_request_full_of_holes_is_answered_with_as_many_as_fit(server: S
         assert isinstance(have, m.Have)
         assert have.frames == tuple((2 * n, 2 * n + 1) for n in range(m.MAX_RANGES))
         assert await still_serves(device)
+
+
+async def test_a_worker_without_memory_says_so_and_goes_on_but_tries_a_step_only_so_often(
+    server: Server,
+) -> None:
+    async def starved(run: Callable[[], T]) -> T:
+        def allocate() -> T:
+            raise RuntimeError(f"DefaultCPUAllocator: {NO_MEMORY}")
+
+        return guarded(allocate)
+
+    compute = server.worker.compute
+    async with server.device() as device:
+        await device.open()
+        server.worker.compute = starved
+        answers = [await device.ask(forward()) for _ in range(STARVED_TRIES)]
+        server.worker.compute = compute
+        assert await still_serves(device)
+    *first, last = [answer for answer in answers if isinstance(answer, m.Error)]
+    assert len(first) == STARVED_TRIES - 1
+    assert {(error.code, error.retriable) for error in first} == {("unavailable", True)}
+    assert (last.code, last.retriable) == ("computation-failed", False)
+    assert "computation-failed" in await server.dead_letter()
