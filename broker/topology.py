@@ -71,8 +71,12 @@ def shard_queue(shard: int) -> Queue:
     )
 
 
-def dead_queue() -> Queue:
-    return Queue(name=DEAD, quorum=True, max_bytes=256 << 20)
+DEAD_BYTES = 256 << 20
+"""Kept of dead letters at most; then the oldest go."""
+
+
+def dead_queue(max_bytes: int = DEAD_BYTES) -> Queue:
+    return Queue(name=DEAD, quorum=True, max_bytes=max_bytes)
 
 
 def matches(pattern: str, key: str) -> bool:
@@ -91,6 +95,6 @@ def dead_letter_headers(delivery: Delivery, queue: str, reason: str) -> dict[str
     }
 
 
-def worker_queues(shards: int = SHARDS) -> tuple[Queue, ...]:
+def worker_queues(shards: int = SHARDS, *, dead_bytes: int = DEAD_BYTES) -> tuple[Queue, ...]:
     """All that workers declare at start."""
-    return (dead_queue(), front_queue(), *(shard_queue(n) for n in range(shards)))
+    return (dead_queue(dead_bytes), front_queue(), *(shard_queue(n) for n in range(shards)))

@@ -11,7 +11,7 @@ import torch
 
 from broker.chunks import CHUNK_BYTES, AssemblerLimits
 from broker.messages import new_nonce
-from broker.topology import SHARDS
+from broker.topology import DEAD_BYTES, SHARDS
 from server_worker.quotas import DeviceQuota
 
 
@@ -45,6 +45,8 @@ class WorkerConfig:
     drain_s: float = 20.0
     """How long a stopping worker finishes the requests at hand."""
     heartbeat_s: float = 1.0
+    dead_bytes: int = DEAD_BYTES
+    """Kept of dead letters in the broker, the newest; the same for all workers."""
     retention_check_s: float = 600.0
     """How often sessions are looked for that were abandoned."""
     uploads: AssemblerLimits = field(default_factory=AssemblerLimits)

@@ -219,7 +219,7 @@ class Worker:
     # one life of a connection
 
     async def _serve(self, transport: Transport, stop: asyncio.Event) -> None:
-        await transport.declare(*worker_queues(self.config.shards))
+        await transport.declare(*worker_queues(self.config.shards, dead_bytes=self.config.dead_bytes))
         queues = [FRONT, *(shard_queue(n).name for n in range(self.config.shards))]
         stopped = asyncio.create_task(stop.wait())
         readers = [asyncio.create_task(self._read_queue(transport, queue)) for queue in queues]

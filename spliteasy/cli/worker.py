@@ -51,6 +51,14 @@ def worker(
             min=1, help="MiB of requests that may wait for others of their step, of all sessions together."
         ),
     ] = 1024,
+    dead_mib: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="MiB of dead letters that the broker keeps, the newest. The same for all workers; to change "
+            "it, delete the queue spliteasy.dead first.",
+        ),
+    ] = 256,
     device_messages: Annotated[
         float, typer.Option(min=1.0, help="Messages a second that one device may send.")
     ] = 2000.0,
@@ -103,6 +111,7 @@ def worker(
             trust=Trust(trust),
             memory_bytes=memory_mib * MIB,
             waiting_bytes=waiting_mib * MIB,
+            dead_bytes=dead_mib * MIB,
             jobs=jobs,
             drain_s=drain_s,
             quota=DeviceQuota(

@@ -14,7 +14,7 @@ from broker.chunks import Assembled, Assembler, AssemblerLimits
 from broker.envelope import decode
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.sending import send_message
-from broker.topology import DEAD, REPLY_TO, reply_queue, shard_of, uplink_key
+from broker.topology import DEAD, DEAD_BYTES, REPLY_TO, reply_queue, shard_of, uplink_key
 from broker.transport import Subscription
 from server_worker.config import WorkerConfig
 from server_worker.quotas import DeviceQuota
@@ -120,8 +120,14 @@ def uploads() -> AssemblerLimits:
 
 
 @pytest.fixture
+def dead_bytes() -> int:
+    """Of dead letters; a test that wants fewer overrides this."""
+    return DEAD_BYTES
+
+
+@pytest.fixture
 async def server(
-    quota: DeviceQuota, variant: toy.Variant, waiting_bytes: int, uploads: AssemblerLimits
+    quota: DeviceQuota, variant: toy.Variant, waiting_bytes: int, uploads: AssemblerLimits, dead_bytes: int
 ) -> AsyncIterator[Server]:
     """A worker that serves the toy job."""
     broker = MemoryBroker()
@@ -133,7 +139,9 @@ async def server(
     async def connect() -> MemoryTransport:
         return broker.connect("worker")
 
-    config = WorkerConfig(name="worker", quota=quota, waiting_bytes=waiting_bytes, uploads=uploads)
+    config = WorkerConfig(
+        name="worker", quota=quota, waiting_bytes=waiting_bytes, uploads=uploads, dead_bytes=dead_bytes
+    )
     worker = Worker(config, connect=connect, store=store, compute=compute)
     stop = asyncio.Event()
     task = asyncio.create_task(worker.run(stop))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import pytest
 import torch
 
 from broker import messages as m
 from broker.chunks import to_frames
-from broker.topology import REPLY_TO, shard_of, uplink_key
+from broker.topology import DEAD, REPLY_TO, shard_of, uplink_key
 from server_worker.session import STARVED_TRIES
 from spliteasy.compute import NO_MEMORY, guarded
 from tests.simulation import toy
@@ -150,6 +151,19 @@ async def test_a_request_full_of_holes_is_answered_with_as_many_as_fit(server: S
         assert isinstance(have, m.Have)
         assert have.frames == tuple((2 * n, 2 * n + 1) for n in range(m.MAX_RANGES))
         assert await still_serves(device)
+
+
+@pytest.mark.parametrize("dead_bytes", [1000])
+async def test_the_broker_keeps_the_newest_dead_letters_only(server: Server) -> None:
+    rubbish = b"rubbish" * 20
+    async with server.device() as device:
+        for _ in range(20):
+            await device.transport.publish(uplink_key("phone-1", 7), rubbish)
+        await device.open()
+        assert await still_serves(device)
+        depth = await server.worker.depth(DEAD)
+    assert depth is not None
+    assert depth.messages == 1000 // len(rubbish)
 
 
 async def test_a_worker_without_memory_says_so_and_goes_on_but_tries_a_step_only_so_often(
