@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +15,13 @@ import structlog
 import typer
 
 from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url
+from spliteasy.cli.curves import Curves
 from spliteasy.cli.enrolling import Device, ManagementOption, accounts_at, as_devices
 from spliteasy.cli.following import Tracker, look_once, serving
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.running import run
 from spliteasy.cli.status import Eyes, Picture
-from spliteasy.errors import LinkError, SplitEasyError, StoreError, UserError
+from spliteasy.errors import SplitEasyError, UserError
 
 if TYPE_CHECKING:
     from deploy.accounts import Accounts
@@ -29,12 +30,8 @@ if TYPE_CHECKING:
 
 EVENTS = 200
 SLOW_S = 5.0
-"""Seconds between looks at loss curves and accounts."""
+"""Seconds between looks at accounts."""
 
-CURVES = 12
-"""Sessions whose loss curves are shown: those that committed last."""
-
-CURVE_POINTS = 200
 RATES = 200
 """Points of the throughput's curve."""
 
@@ -132,9 +129,7 @@ class Following:
         self._eyes, self._accounts, self._feed = eyes, accounts, feed
         self._tracker = Tracker(events=deque(maxlen=EVENTS))
         self._rates: deque[tuple[float, float]] = deque(maxlen=RATES)
-        self._curves: dict[str, list[tuple[int, float]]] = {}
-        self._drawn: dict[str, tuple[int, int]] = {}
-        """Attempt and step at which each curve was read."""
+        self._curves = Curves(eyes)
         self._devices: Sequence[Device] | None = None
         self._slow_at = float("-inf")
 
@@ -147,7 +142,7 @@ class Following:
                 await self.look()
 
     def look_at_all(self) -> None:
-        """Look at curves and accounts too the next time."""
+        """Look at accounts too the next time."""
         self._slow_at = float("-inf")
 
     async def look(self) -> None:
@@ -157,11 +152,12 @@ class Following:
         picture, now = tracker.picture, time.time()
         if picture is not None and tracker.fault is None:
             self._add_rate(picture, now)
+            await self._curves.look(picture)
             if time.monotonic() - self._slow_at >= SLOW_S:
                 self._slow_at = time.monotonic()
-                await self._look_slowly(picture)
+                await self._look_at_accounts(picture)
         feed.publish("rates", [[round(at, 1), round(rate, 3)] for at, rate in self._rates])
-        feed.publish("losses", self._curves)
+        feed.publish("losses", self._curves.points)
         feed.publish("events", [_event(at, *news) for at, news in reversed(tracker.events)])
         if picture is not None:
             feed.publish("jobs", {name: list(digests) for name, digests in sorted(picture.jobs.items())})
@@ -178,24 +174,16 @@ class Following:
         if not self._rates or now - self._rates[-1][0] >= RATE_EVERY_S:
             self._rates.append((now, sum(self._tracker.rate(meta.session) for meta in picture.sessions)))
 
-    async def _look_slowly(self, picture: Picture) -> None:
-        newest = sorted(picture.sessions, key=lambda meta: meta.updated_at)[-CURVES:]
-        self._curves = {meta.session: self._curves.get(meta.session, []) for meta in newest}
-        for meta in newest:
-            drawn = meta.attempt.number, meta.committed
-            if self._drawn.get(meta.session) != drawn:
-                with suppress(LinkError, StoreError):
-                    losses = await self._eyes.ask(lambda _, store, name=meta.session: store.losses(name))  # type: ignore[misc]
-                    self._curves[meta.session] = _curve(losses, meta.committed)
-                    self._drawn[meta.session] = drawn
+    async def _look_at_accounts(self, picture: Picture) -> None:
         if self._accounts is not None:
             try:
-                accounts = await asyncio.to_thread(self._accounts.list)
+                async with asyncio.timeout(SLOW_S):
+                    accounts = await asyncio.to_thread(self._accounts.list)
                 names = [account.name for account in accounts]
                 allowed = await self._eyes.ask(lambda _, store: store.allowed(names))
                 self._devices = as_devices(accounts, picture.sessions, allowed)
-            except SplitEasyError as error:
-                log.warning("no list of devices", error=error.message)
+            except (SplitEasyError, TimeoutError) as error:
+                log.warning("no list of devices", error=str(error) or "no answer")
                 self._devices = None
 
     def _all_devices(self, picture: Picture) -> list[dict[str, Any]]:
@@ -221,7 +209,6 @@ class Following:
         job, _, device = meta.session.partition(".")
         fault_at, fault = tracker.last_faults.get(meta.session, (None, None))
         link = tracker.link(meta)
-        curve = self._curves.get(meta.session)
         assert tracker.picture is not None
         return {
             "session": meta.session,
@@ -233,7 +220,7 @@ class Following:
             "rate": round(tracker.rate(meta.session), 2),
             "state": "paused" if meta.paused else link.partition(" ")[0],
             "seen_at": meta.updated_at,
-            "loss": curve[-1][1] if curve else None,
+            "loss": self._curves.last(meta.session),
             "workers": serving(tracker.picture, meta.session),
             "attempt": meta.attempt.number,
             "log_bytes": meta.log_bytes,
@@ -283,10 +270,3 @@ def _shards(picture: Picture) -> dict[str, Any]:
             for number, depth in enumerate(picture.shards)
         ],
     }
-
-
-def _curve(losses: Mapping[int, float], committed: int) -> list[tuple[int, float]]:
-    """The points up to the committed step, thinned out evenly; the newest stays."""
-    points = [(step, float(f"{loss:.6g}")) for step, loss in losses.items() if step <= committed]
-    stride = -(-len(points) // CURVE_POINTS) or 1
-    return points[::-1][::stride][::-1]

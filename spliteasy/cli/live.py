@@ -17,6 +17,11 @@ from spliteasy.cli.status import Picture
 from spliteasy.readable import size
 
 
+def unknown_loss(session: str) -> float | None:
+    """What is known of losses that stay on their devices."""
+    return None
+
+
 async def watch(
     look: Callable[[], Awaitable[Picture]],
     *,
@@ -24,10 +29,12 @@ async def watch(
     stop: asyncio.Event,
     interval_s: float,
     clock: Callable[[], float],
+    loss: Callable[[str], float | None] = unknown_loss,
 ) -> None:
     """Look again and again until `stop` is set. Without a terminal it prints events only.
 
-    A broker or store that does not answer is an event; LinkRefused is raised.
+    A broker or store that does not answer is an event; LinkRefused is raised. `loss`: of a session, where it
+    is shared.
     """
     tracker = Tracker()
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
@@ -39,7 +46,7 @@ async def watch(
         while not stop.is_set():
             news = await look_once(look, tracker, clock)
             if live is not None:
-                live.update(screen(tracker), refresh=True)
+                live.update(screen(tracker, loss), refresh=True)
             else:
                 for each in news:
                     line = _event_line(tracker.events[-1][0], each.line)
@@ -52,7 +59,7 @@ async def watch(
             live.stop()
 
 
-def screen(tracker: Tracker) -> Group:
+def screen(tracker: Tracker, loss: Callable[[str], float | None] = unknown_loss) -> Group:
     """The whole view."""
     picture = tracker.picture
     parts: list[Table | Text] = []
@@ -66,25 +73,28 @@ def screen(tracker: Tracker) -> Group:
                 f"{waiting} frames waiting, {dead} dead"
             )
         )
-        parts.append(_sessions(tracker, picture))
+        parts.append(_sessions(tracker, picture, loss))
     if tracker.fault is not None:
         parts.append(Text(tracker.fault, style="bold red"))
     parts.extend(Text(_event_line(moment, news.line), style="dim") for moment, news in tracker.events)
     return Group(*parts)
 
 
-def _sessions(tracker: Tracker, picture: Picture) -> Table:
+def _sessions(tracker: Tracker, picture: Picture, loss: Callable[[str], float | None]) -> Table:
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column, justify in (("session", "left"), ("step", "right"), ("steps/s", "right")):
-        grid.add_column(column, justify="right" if justify == "right" else "left")
+    grid.add_column("session")
+    for column in ("step", "steps/s", "loss"):
+        grid.add_column(column, justify="right")
     for column in ("device", "worker", "attempt", "log", "last fault"):
         grid.add_column(column)
     for meta in picture.sessions:
+        known = loss(meta.session)
         _, fault = tracker.last_faults.get(meta.session, (0.0, "–"))
         grid.add_row(
             meta.session,
             f"{meta.committed} of {meta.total_steps}" if meta.total_steps else str(meta.committed),
             f"{tracker.rate(meta.session):.1f}",
+            "–" if known is None else f"{known:.4g}",
             tracker.link(meta),
             ", ".join(serving(picture, meta.session)) or "–",
             str(meta.attempt.number),

@@ -74,10 +74,18 @@ def status(
 async def _watch(broker: str | None, store: str | None, stop: asyncio.Event, every_s: float) -> None:
     from rich.console import Console
 
+    from spliteasy.cli.curves import Curves
     from spliteasy.cli.live import watch
 
     async with Eyes(broker, store) as eyes:
-        await watch(eyes.look, console=Console(), stop=stop, interval_s=every_s, clock=time.time)
+        curves = Curves(eyes)
+
+        async def look() -> Picture:
+            picture = await eyes.look()
+            await curves.look(picture)
+            return picture
+
+        await watch(look, console=Console(), stop=stop, interval_s=every_s, clock=time.time, loss=curves.last)
 
 
 class Eyes:

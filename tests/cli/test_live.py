@@ -68,7 +68,7 @@ def lines(before: Picture, after: Picture) -> list[str]:
 
 def shown(tracker: Tracker) -> str:
     console = Console(file=io.StringIO(), width=200)
-    console.print(screen(tracker))
+    console.print(screen(tracker, {NAME: 0.12345}.get))
     out = console.file
     assert isinstance(out, io.StringIO)
     return out.getvalue()
@@ -159,7 +159,7 @@ def test_the_screen_has_sessions_their_worker_and_what_happened() -> None:
     text = shown(tracker)
     assert "1 sessions, 2.0 steps/s, 2 workers, 2 frames waiting, 0 dead" in text
     row = next(line for line in text.splitlines() if line.startswith(NAME))
-    assert row.split()[:4] == [NAME, "12", "2.0", "training"]
+    assert row.split()[:5] == [NAME, "12", "2.0", "0.1235", "training"]
     assert "w-1" in row
     assert "2.0 MB" in row
     assert "worker w-2: joined" in text
