@@ -20,6 +20,7 @@ PARTS = {
     "links": (4, "emulated links against their bound"),
     "flaky": (2, "a link that is cut every 10 s"),
     "many": (2, "1 to 64 devices on one worker"),
+    "scale": (5, "1 and 2 workers on two cores, and 1 to 16 that wait"),
     "memory": (2, "peak memory of agent and worker"),
     "idle": (3, "memory and processor of an agent that waits"),
     "durability": (2, "with Redis over in memory"),

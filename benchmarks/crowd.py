@@ -1,7 +1,7 @@
-"""The two processes of `benchmarks.many`: a worker that knows how long it computed, and many agents.
+"""The processes of `benchmarks.many` and `scale`: a worker that knows how long it computed, and many agents.
 
-    python -m benchmarks.crowd worker BROKER STORE
-    python -m benchmarks.crowd devices JOB BROKER STATE COUNT
+    python -m benchmarks.crowd worker BROKER STORE [WAIT_MS]     its bodies wait so long in each step, too
+    python -m benchmarks.crowd devices JOB BROKER STATE phone-1,phone-2
 
 Each answers a line of standard input by a line of JSON: the worker with its computing so far, the devices
 with the steps that each took in so many seconds from then on.
@@ -10,12 +10,14 @@ with the steps that each took in so many seconds from then on.
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +26,7 @@ from broker import connect
 from device_agent.agent import Agent, AgentConfig
 from device_agent.observe import Observation, StepTaken
 from server_worker.config import Trust, WorkerConfig
+from server_worker.memory import SessionMemory
 from server_worker.store import open_store
 from server_worker.worker import Worker
 from spliteasy import logs
@@ -61,8 +64,29 @@ async def _input() -> asyncio.StreamReader:
     return reader
 
 
-async def _worker(broker: str, store: str) -> None:
-    compute, stop = Watched(), asyncio.Event()
+class Waits:
+    """Makes computations take longer: a sleep holds neither a core nor the interpreter."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """Asked for so far; what a sleep takes beyond that is none of it."""
+
+    def before(self, run: Callable[..., T], wait_s: float) -> Callable[..., T]:
+        @wraps(run)
+        def waits(*args: Any) -> T:
+            time.sleep(wait_s)
+            self.seconds += wait_s
+            return run(*args)
+
+        return waits
+
+
+async def _worker(broker: str, store: str, wait_ms: str = "0") -> None:
+    compute, waits, stop = Watched(), Waits(), asyncio.Event()
+    if half_s := float(wait_ms) / 2000:
+        SessionMemory.forward = waits.before(SessionMemory.forward, half_s)  # type: ignore[method-assign]
+        SessionMemory.backward = waits.before(SessionMemory.backward, half_s)  # type: ignore[method-assign]
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     worker = Worker(
         WorkerConfig(trust=Trust.OPEN),
         connect=lambda: connect(broker),
@@ -72,6 +96,12 @@ async def _worker(broker: str, store: str) -> None:
     running = asyncio.create_task(worker.run(stop))
     await worker.connected.wait()
     answer("ready")
+    telling = asyncio.create_task(_tell(compute, waits))
+    await running
+    telling.cancel()
+
+
+async def _tell(compute: Watched, waits: Waits) -> None:
     reader = await _input()
     while await reader.readline():
         answer(
@@ -79,13 +109,12 @@ async def _worker(broker: str, store: str) -> None:
                 "at": time.perf_counter(),
                 "computing_s": compute.computing_s,
                 "processor_s": compute.processor_s,
+                "waited_s": waits.seconds,
             }
         )
-    running.cancel()
-    await asyncio.wait({running})
 
 
-async def _devices(job: str, broker: str, state: str, count: int) -> None:
+async def _devices(job: str, broker: str, state: str, names: list[str]) -> None:
     """All agents compute in one thread: their part is small, and a phone's would be its own."""
     steps: Counter[str] = Counter()
     compute, warm = TorchThread(), asyncio.Event()
@@ -93,12 +122,11 @@ async def _devices(job: str, broker: str, state: str, count: int) -> None:
     def observe(observation: Observation) -> None:
         if isinstance(observation, StepTaken):
             steps[observation.device] += 1
-            if len(steps) == count and min(steps.values()) >= WARM_STEPS:
+            if len(steps) == len(names) and min(steps.values()) >= WARM_STEPS:
                 warm.set()
 
     tasks = []
-    for number in range(1, count + 1):
-        device = f"phone-{number}"
+    for device in names:
         config = AgentConfig(
             job=job,
             device=device,
@@ -117,7 +145,7 @@ async def _devices(job: str, broker: str, state: str, count: int) -> None:
     while line := await reader.readline():
         before = Counter(steps)
         await asyncio.sleep(float(line))
-        answer({"steps": [steps[f"phone-{n}"] - before[f"phone-{n}"] for n in range(1, count + 1)]})
+        answer({"steps": [steps[name] - before[name] for name in names]})
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -131,8 +159,8 @@ def main() -> None:
         if role == "worker":
             runner.run(_worker(*arguments))
         else:
-            job, broker, state, count = arguments
-            runner.run(_devices(job, broker, state, int(count)))
+            job, broker, state, names = arguments
+            runner.run(_devices(job, broker, state, names.split(",")))
 
 
 if __name__ == "__main__":

@@ -62,9 +62,8 @@ def measure(running: Services, devices: int, seconds: float) -> Figure:
         worker = field.enter("worker", arguments, {})
         broker = field.emulator(LINK).url
         state = str(running.folder / job)
-        crowd = field.enter(
-            "crowd", ["-m", "benchmarks.crowd", "devices", job, broker, state, str(devices)], {}
-        )
+        names = ",".join(f"phone-{number}" for number in range(1, devices + 1))
+        crowd = field.enter("crowd", ["-m", "benchmarks.crowd", "devices", job, broker, state, names], {})
         before = worker.ask("0")
         steps = crowd.ask(str(seconds))["steps"]
         after = worker.ask("0")

@@ -65,6 +65,14 @@ def _many(figures: Any) -> Bars:
     return [(f"{one['devices']} devices", one["share"]) for one in figures]
 
 
+def _scale(figures: Any) -> Bars:
+    return [
+        (f"{one['workers']} workers that wait {one['wait_s'] * 1000:.0f} ms", one["efficiency"])
+        for one in figures
+        if one["wait_s"]
+    ]
+
+
 def _memory(figures: Any) -> Bars:
     return [(f"{one['workload']} {one['side']} {one['codec']}", one["ratio"]) for one in figures]
 
@@ -85,6 +93,7 @@ _PICTURES: dict[str, tuple[str, Callable[[Any], Bars], float | None]] = {
     "healthy": ("Healthy loopback: step time over plain PyTorch (cut at 6)", _healthy, None),
     "links": ("Emulated links: step time over the bound", _links, 1.15),
     "many": ("Share of the time that the worker computes, 100 ms round trip", _many, 0.95),
+    "scale": ("Workers: steps a second over what they could wait for", _scale, 0.9),
     "memory": ("Peak memory over what the tensors need", _memory, 3.0),
     "durability": ("Step time with Redis over in memory only", _durability, 1.1),
     "profile": ("Where the time of a step goes, ms", _profile, None),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -67,10 +68,10 @@ class Wide(nn.Module):
 class Deep(nn.Module):
     """For many devices: nearly all of the work is the worker's, and the cuts are narrow (31 kB each)."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = 2) -> None:
         super().__init__()
         self.stem = _convolution(1, 4)
-        self.blocks = nn.Sequential(_convolution(4, 64), *(_convolution(64, 64) for _ in range(2)))
+        self.blocks = nn.Sequential(_convolution(4, 64), *(_convolution(64, 64) for _ in range(layers)))
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.classifier = nn.Linear(256, 10)
 
@@ -229,6 +230,8 @@ W2 = Workload(name="W2", make=Wide, image=(3, 64, 64), classes=10, batch=32, bod
 WORKLOADS = {each.name: each for each in (W0, W1, W2)}
 CROWD = Workload(name="crowd", make=Deep, image=(1, 8, 8), classes=10, batch=30, data=data_w0)
 """What many devices train on one worker."""
+HEAVY = Workload(name="heavy", make=partial(Deep, 12), image=(1, 8, 8), classes=10, batch=30, data=data_w0)
+"""The same with a body beside which all else is small: for workers beside each other."""
 
 
 def _example(workload: Workload) -> tuple[Tensor, Tensor]:
@@ -236,7 +239,7 @@ def _example(workload: Workload) -> tuple[Tensor, Tensor]:
 
 
 # The jobs' factories, by the names that `Workload.job` gives.
-make_w0, make_w1, make_w2, make_crowd = W0.make, W1.make, W2.make, CROWD.make
+make_w0, make_w1, make_w2, make_crowd, make_heavy = (each.make for each in (W0, W1, W2, CROWD, HEAVY))
 
 
 def example_w0() -> tuple[Tensor, Tensor]:
@@ -253,3 +256,7 @@ def example_w2() -> tuple[Tensor, Tensor]:
 
 def example_crowd() -> tuple[Tensor, Tensor]:
     return _example(CROWD)
+
+
+def example_heavy() -> tuple[Tensor, Tensor]:
+    return _example(HEAVY)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import codecs, flaky, healthy, idle, links, many
+from benchmarks import codecs, flaky, healthy, idle, links, many, scale
 from benchmarks.accuracy import train
 from benchmarks.services import Services
 from benchmarks.workloads import WORKLOADS, Setting
@@ -45,6 +45,17 @@ def test_a_crowd_is_counted(running: Services) -> None:
     assert len(figure.steps) == 2
     assert sum(figure.steps) > 0
     assert 0 < figure.share < 1.5
+
+
+@pytest.mark.long
+@pytest.mark.rabbitmq
+@pytest.mark.redis
+def test_workers_that_wait_are_counted(running: Services) -> None:
+    one, two = scale.waiting(running, (1, 2), 2.0, 100.0)
+    assert (one.workers, one.sessions, two.workers, two.sessions) == (1, 3, 2, 6)
+    assert 0 < one.efficiency < 1.2
+    assert one.cpu_ms["broker"] > 0
+    assert len(scale.tables_of([], [one, two])) == 2
 
 
 @pytest.mark.long

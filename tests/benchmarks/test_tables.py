@@ -9,7 +9,9 @@ from benchmarks.emulator import PROFILES
 from benchmarks.links import bound_s
 from benchmarks.many import Figure
 from benchmarks.report import Table, goal
+from benchmarks.scale import evenly
 from benchmarks.services import ROOT
+from broker.topology import SHARDS, shard_of
 
 TABLE = Table("Speed", ["system", "ms", "goal"], [["ours", "1.5", goal("≤ 2", True)], ["a|b", "+3", ""]])
 
@@ -44,6 +46,14 @@ def test_the_bound_of_a_link() -> None:
     lte = PROFILES["lte"]  # 2.5 MB/s up, 6.25 MB/s down, 0.1 s for two round trips
     assert bound_s(lte, 0.5, 2.5e6, 6.25e6) == pytest.approx(2.6)
     assert bound_s(lte, 0.5, 2.5e6, 6.25e6, 4) == pytest.approx(1.1)
+
+
+def test_devices_are_spread_evenly_over_the_shards() -> None:
+    names = evenly("waits", 40)
+    assert len(set(names)) == 40
+    assert names[:6] == evenly("waits", 6)
+    for start in (0, 16):
+        assert {shard_of(f"waits.{name}") for name in names[start : start + 16]} == set(range(SHARDS))
 
 
 def test_fairness_is_the_share_of_devices_that_get_on() -> None:
