@@ -26,8 +26,8 @@ from tests.fixtures_rabbitmq import RabbitBroker, free_ports
 from tests.simulation import toy
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG = toy.Variant(epochs=30)
-STEPS = 120
+LONG = toy.Variant(epochs=20)
+STEPS = 80
 DEVICES = ("phone-1", "phone-2")
 MODULE = '''
 """The toy's data; `may` holds the training up after some steps until there is a file."""
