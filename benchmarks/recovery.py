@@ -4,7 +4,8 @@
 
 Two workers as processes, RabbitMQ and Redis as they are used, devices in this process; one fault at a time,
 and the next one when all has come to rest. Goals: a killed worker's sessions move within 1 s at p95, where
-the other worker has the program; a paused worker's within two heartbeats (of 3 s) and a second.
+the other worker has the program; a paused worker's within 7 s. RabbitMQ gives up who was silent for two to
+three heartbeats, whose default is 2 s for workers: no sooner than 4 to 6 s after the pause.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from benchmarks.services import services
 from spliteasy import logs
 from spliteasy.eventloop import new_runner
 
-HEARTBEAT_S = 3.0
-GOALS = {"worker killed": 1.0, "worker paused": 2 * HEARTBEAT_S + 1.0}
+GOALS = {"worker killed": 1.0, "worker paused": 7.0}
 """Seconds, at p95."""
 
 Fault = Callable[[Arena, WorkerPlace], Awaitable[list[float]]]

@@ -77,7 +77,7 @@ def worker(
         typer.Option(
             min=1, help="RabbitMQ gives a worker up that was silent for two to three times as long."
         ),
-    ] = 3,
+    ] = 2,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = "127.0.0.1",
     traces: TracesOption = None,

@@ -11,7 +11,7 @@ from tests.chaos.device import Device
 from tests.chaos.stack import Stack, WorkerSlot
 
 GIVEN_UP_S = 30.0
-"""Longer than the broker takes to give up a client that says nothing (heartbeats of 5 s)."""
+"""Longer than the broker takes to give up a client that says nothing (heartbeats of 2 s and 5 s)."""
 
 POLL_S = 0.02
 
