@@ -15,6 +15,8 @@ SEED ?=
 TLS ?=
 MINUTES ?= 10
 ONLY ?=
+# Each takes whole files, in their order (the long chaos comes early), with a broker and a store of its own.
+TEST_JOBS ?= 2
 PEERS ?=
 HOSTS ?=
 INVENTORY ?=
@@ -109,7 +111,7 @@ format: setup ## Format the code
 
 test: setup lint ## Lint and all tests, against real RabbitMQ, Redis and OpenSSH
 	@bash deploy/install_deps.sh --tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: setup deps ## The long sweeps (many seeds, many mutations)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
