@@ -380,4 +380,5 @@ def test_no_secret_is_in_a_process_list_or_a_log(
         shown.append(finish(worker))
     assert "phone-1: done, 20 steps" in shown[-2]
     assert '"level":"debug"' in shown[0]
+    assert "jobs are not checked for a signature" in shown[0], "the enrolment has no key"
     assert not [secret for secret in secrets if any(secret in text for text in shown)]

@@ -37,6 +37,7 @@ def test_an_enrolled_device_on_the_encrypted_stack(tmp_path: Path) -> None:
 
         ran = place.spliteasy("enroll", "phone-1", "--job", "digits")
         assert ran.returncode == 0, ran.stderr
+        assert json.loads((tmp_path / "phone-1.enrol").read_text())["operator_key"], "and the job is signed"
         command = (*AGENT, "--enrolment", "phone-1.enrol", "--state", "state-1")
         with started(command, tmp_path, SPLITEASY_BROKER="", SPLITEASY_STORE="") as agent:
             read_until(agent, '"step":60')
