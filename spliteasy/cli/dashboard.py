@@ -167,7 +167,7 @@ class Following:
             feed.publish("sessions", [self._session(meta) for meta in picture.sessions])
         # Last, because it differs every time: who has it has all of this look.
         feed.publish(
-            "now", {"at": round(now, 1), "fault": tracker.fault, "revoke": self._accounts is not None}
+            "now", {"at": round(now, 3), "fault": tracker.fault, "revoke": self._accounts is not None}
         )
 
     def _add_rate(self, picture: Picture, now: float) -> None:

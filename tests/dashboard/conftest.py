@@ -59,31 +59,33 @@ def open_dashboard(
     async def open_it(token: str | None = TOKEN, **guard: Any) -> AsyncIterator[Dashboard]:
         accounts = Accounts(management_url(rabbitmq_broker.node), vhost=rabbitmq_vhost)
         store = await open_store(redis_url)
-        await begin(store, SESSION)
-        await store.add_losses(SESSION, {0: 2.5})
-        await heartbeat(store, "worker-1")
-        feed = Feed()
-        async with Eyes(rabbitmq_url, redis_url) as eyes:
-            following = Following(eyes, accounts, feed)
-            await following.look()
-            guarded = Guard(token=token, **guard)
-            async with (
-                serve(feed, guarded, Acting(eyes, accounts), host="127.0.0.1", port=0) as port,
-                aiohttp.ClientSession(
-                    f"http://127.0.0.1:{port}", cookie_jar=aiohttp.CookieJar(unsafe=True)
-                ) as client,
-            ):
-                yield Dashboard(
-                    url=f"http://127.0.0.1:{port}/",
-                    store=store,
-                    following=following,
-                    feed=feed,
-                    client=client,
-                    accounts=accounts,
-                )
-        await store.close()
-        for account in accounts.list():
-            accounts.revoke(account.name)
+        try:
+            await begin(store, SESSION)
+            await store.add_losses(SESSION, {0: 2.5})
+            await heartbeat(store, "worker-1")
+            feed = Feed()
+            async with Eyes(rabbitmq_url, redis_url) as eyes:
+                following = Following(eyes, accounts, feed)
+                await following.look()
+                guarded = Guard(token=token, **guard)
+                async with (
+                    serve(feed, guarded, Acting(eyes, accounts), host="127.0.0.1", port=0) as port,
+                    aiohttp.ClientSession(
+                        f"http://127.0.0.1:{port}", cookie_jar=aiohttp.CookieJar(unsafe=True)
+                    ) as client,
+                ):
+                    yield Dashboard(
+                        url=f"http://127.0.0.1:{port}/",
+                        store=store,
+                        following=following,
+                        feed=feed,
+                        client=client,
+                        accounts=accounts,
+                    )
+        finally:
+            await store.close()
+            for account in accounts.list():
+                accounts.revoke(account.name)
 
     return open_it
 
