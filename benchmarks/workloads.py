@@ -230,7 +230,7 @@ W2 = Workload(name="W2", make=Wide, image=(3, 64, 64), classes=10, batch=32, bod
 WORKLOADS = {each.name: each for each in (W0, W1, W2)}
 CROWD = Workload(name="crowd", make=Deep, image=(1, 8, 8), classes=10, batch=30, data=data_w0)
 """What many devices train on one worker."""
-HEAVY = Workload(name="heavy", make=partial(Deep, 12), image=(1, 8, 8), classes=10, batch=30, data=data_w0)
+HEAVY = Workload(name="heavy", make=partial(Deep, 20), image=(1, 8, 8), classes=10, batch=120, data=data_w0)
 """The same with a body beside which all else is small: for workers beside each other."""
 
 

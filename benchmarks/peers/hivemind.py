@@ -23,9 +23,9 @@ def serve(workload: Workload, address: str) -> None:
     from hivemind.moe.server import ModuleBackend, Server
     from hivemind.utils.tensor_descr import BatchTensorDescriptor
 
+    dht = DHT(start=True, host_maddrs=[f"/ip4/127.0.0.1/tcp/{address}"])  # it forks: before torch computes
     a, b = workload.sizes()
     body = workload.parts(workload.model())[1]
-    dht = DHT(start=True, host_maddrs=[f"/ip4/127.0.0.1/tcp/{address}"])
     backend = ModuleBackend(
         EXPERT,
         body,
