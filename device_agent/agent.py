@@ -380,7 +380,8 @@ class Agent:
     def _perform(self, action: e.Action, state: StateFolder) -> None:
         match action:
             case e.Send(message=message, skip=skip, whole=whole):
-                self.link.send(traced(message) if self._tracer else message, skip, whole)
+                trace = traced if self._tracer is not None else _untraced
+                self.link.send(trace(message), skip, whole and trace(whole))
             case e.Arm(timer=timer, delay_s=delay_s):
                 self._disarm(timer)
                 self._timers[timer] = asyncio.get_running_loop().call_later(
@@ -492,6 +493,10 @@ class Agent:
     def _tell(self, text: str) -> None:
         self._log.info(text)
         self._observe(StateChanged(device=self.config.device, text=text))
+
+
+def _untraced(request: m.Request) -> m.Request:
+    return request
 
 
 def _vouched(manifest: bytes, signature: str | None, key: str) -> bool:

@@ -257,9 +257,8 @@ class SessionActor:
         except NeedsNewer as error:
             self.session.drop()
             text = f"{error.message}; waiting for a worker that does"
-            await self._host.send(
-                self._reply_to,
-                error_reply(request, "unavailable", text, "upgrade the workers", retriable=True),
+            self._begin_to_send(
+                error_reply(request, "unavailable", text, "upgrade the workers", retriable=True)
             )
             self._host.hand_on(request.session, error.message)
         except SplitEasyError as error:

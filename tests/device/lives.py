@@ -19,6 +19,7 @@ from server_worker.memory import SessionMemory
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.job import Job
+from spliteasy.tracing import Tracer
 from tests.simulation import toy
 from tests.simulation.parts import VirtualCompute
 
@@ -57,6 +58,7 @@ async def live(
     state: Path,
     until: asyncio.Event,
     observe: Callable[[Agent, Observation], object] = lambda *_: None,
+    tracer: Tracer | None = None,
     **config: Any,
 ) -> Agent:
     """One life of the agent: to its end, or until it is killed."""
@@ -74,6 +76,7 @@ async def live(
         observe=lambda observation: observe(agent, observation),
         rng=random.Random(2),
         clock=loop.time,
+        tracer=tracer,
     )
     running, killed = asyncio.create_task(agent.run(asyncio.Event())), asyncio.create_task(until.wait())
     await asyncio.wait({running, killed}, return_when=asyncio.FIRST_COMPLETED)

@@ -17,7 +17,7 @@ from device_agent.conditions import Gate
 from device_agent.observe import Observation, StateChanged
 from device_agent.session import State
 from spliteasy.compute import TorchThread
-from tests.device.test_pausing import serving_broker
+from tests.device.served import served, toy_job
 from tests.simulation import toy
 
 MONDAY, TUESDAY = date(2026, 11, 23), date(2026, 11, 24)
@@ -144,7 +144,7 @@ async def test_it_pauses_within_the_allowance_and_goes_on_the_next_day(tmp_path:
         by_day[phone.day] = phone.traffic - sum(by_day.values())
         phone.day = date.fromordinal(phone.day.toordinal() + 1)
 
-    async with serving_broker() as broker:
+    async with served(toy_job()) as (broker, _):
         phone = Phone(broker, tmp_path, DAILY, paused=sleep_over)
         assert (await phone.train()).done
     assert len(by_day) > 1
@@ -154,7 +154,7 @@ async def test_it_pauses_within_the_allowance_and_goes_on_the_next_day(tmp_path:
 
 
 async def test_a_restart_counts_what_was_used_and_a_larger_allowance_goes_on(tmp_path: Path) -> None:
-    async with serving_broker() as broker:
+    async with served(toy_job()) as (broker, _):
         first = Phone(broker, tmp_path, LIMIT, paused=lambda phone: phone.stop.set())
         result = await first.train()
         assert not result.done

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +14,8 @@ from device_agent.agent import Agent, AgentConfig, AgentResult
 from device_agent.conditions import Gate
 from device_agent.observe import Observation, StateChanged, StepTaken
 from device_agent.session import State
-from server_worker.config import Trust, WorkerConfig
-from server_worker.store import SqliteStore, StoredJob
-from server_worker.worker import Worker
 from spliteasy.compute import TorchThread
+from tests.device.served import served, toy_job
 from tests.simulation import toy
 
 NIGHT_AFTER = 3
@@ -91,31 +87,8 @@ class Phone:
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
-@asynccontextmanager
-async def serving_broker() -> AsyncIterator[MemoryBroker]:
-    broker, store, compute = MemoryBroker(), SqliteStore(None, inline=True), TorchThread()
-    job = toy.job(toy.Variant())
-    await store.put_job(StoredJob(name="toy", digest=job.digest, manifest=job.manifest, parts=job.parts))
-
-    async def connect() -> MemoryTransport:
-        return broker.connect("worker")
-
-    config = WorkerConfig(name="worker", trust=Trust.ENROLLED)
-    worker = Worker(config, connect=connect, store=store, compute=compute)
-    stop = asyncio.Event()
-    serving = asyncio.create_task(worker.run(stop))
-    try:
-        await worker.connected.wait()
-        yield broker
-    finally:
-        stop.set()
-        await serving
-        await store.close()
-        compute.close()
-
-
 async def test_it_pauses_between_steps_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    async with serving_broker() as broker:
+    async with served(toy_job()) as (broker, _):
         phone = Phone(broker, tmp_path)
         assert (await phone.train()).done
     [(state, step, on_disk)] = phone.paused_at
@@ -126,7 +99,7 @@ async def test_it_pauses_between_steps_and_ends_with_the_same_bits(tmp_path: Pat
 
 
 async def test_stopped_while_it_pauses_it_goes_on_from_there(tmp_path: Path) -> None:
-    async with serving_broker() as broker:
+    async with served(toy_job()) as (broker, _):
         phone = Phone(broker, tmp_path, may_go_on=False)
         result = await phone.train()
         [(_, step, _)] = phone.paused_at
@@ -140,7 +113,7 @@ async def test_stopped_while_it_pauses_it_goes_on_from_there(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("may_go_on", [True, False])
 async def test_at_night_nothing_is_sent_or_fetched(may_go_on: bool, tmp_path: Path) -> None:
-    async with serving_broker() as broker:
+    async with served(toy_job()) as (broker, _):
         phone = Phone(broker, tmp_path, night=True, may_go_on=may_go_on)
         result = await phone.train()
     assert phone.told[0] == "paused: night"
@@ -154,7 +127,7 @@ async def test_stopped_before_its_job_came_it_ends_well(tmp_path: Path) -> None:
     )
     result = await phone.train()
     assert (result.done, result.step, result.total_steps) == (False, 0, 0)
-    async with serving_broker() as broker:
+    async with served(toy_job()) as (broker, _):
         again = Phone(broker, tmp_path)
         assert (await again.train()).done
     again.assert_same_bits()

@@ -18,6 +18,7 @@ from broker.topology import device_of_key
 from broker.transport import Delivery
 from device_agent.agent import Agent
 from spliteasy.job import Job, JobSpec
+from spliteasy.tracing import Span, Tracer
 from tests.device.lives import assert_same_bits, body_of, live, serving
 from tests.simulation import toy
 from tests.simulation.clock import run_virtually
@@ -84,14 +85,22 @@ class Watch:
         return [frames for frames in self.messages.values() if frames[0].count > 20]
 
 
+class _Unheard:
+    """Traces are made, and go nowhere."""
+
+    def record(self, span: Span, /) -> None:
+        pass
+
+
+@pytest.mark.parametrize("tracer", [None, _Unheard()], ids=["untraced", "traced"])
 @pytest.mark.parametrize("kind", ["FORWARD", "BACKWARD"])
-def test_only_what_the_worker_lacks_is_sent_again(kind: str, tmp_path: Path) -> None:
+def test_only_what_the_worker_lacks_is_sent_again(kind: str, tracer: Tracer | None, tmp_path: Path) -> None:
     async def play() -> tuple[Agent, Watch, toy.State]:
         watch = Watch(die_in=2 * (STEP - 1) + (kind == "BACKWARD"))
         broker = MemoryBroker(policy=watch)
         async with serving(broker, job()) as store:
-            await live(broker, job(), tmp_path, watch.time_to_die, **SLOW)
-            agent = await live(broker, job(), tmp_path, asyncio.Event(), **SLOW)
+            await live(broker, job(), tmp_path, watch.time_to_die, tracer=tracer, **SLOW)
+            agent = await live(broker, job(), tmp_path, asyncio.Event(), tracer=tracer, **SLOW)
             return agent, watch, await body_of(store, job())
 
     agent, watch, body = run_virtually(play())

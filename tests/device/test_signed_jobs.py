@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,38 +11,14 @@ import pytest
 
 from broker.memory import MemoryBroker, MemoryTransport
 from device_agent.agent import Agent, AgentConfig, AgentResult
-from server_worker.config import Trust, WorkerConfig
-from server_worker.store import SqliteStore, StoredJob
-from server_worker.worker import Worker
+from server_worker.store import StoredJob
 from spliteasy.compute import TorchThread
 from spliteasy.errors import JobError, PortableError
 from spliteasy.job.package import job_digest, manifest_of
 from spliteasy.job.signing import read_public_key, read_signer
+from tests.device.served import served, toy_job
 from tests.job.test_signing import write_keys
 from tests.simulation import toy
-
-
-@asynccontextmanager
-async def served(job: StoredJob) -> AsyncIterator[tuple[MemoryBroker, SqliteStore]]:
-    """A broker where a worker hands this out, and its store."""
-    broker, store, compute = MemoryBroker(), SqliteStore(None, inline=True), TorchThread()
-    await store.put_job(job)
-
-    async def connect() -> MemoryTransport:
-        return broker.connect("worker")
-
-    config = WorkerConfig(name="worker", trust=Trust.ENROLLED)
-    worker = Worker(config, connect=connect, store=store, compute=compute)
-    stop = asyncio.Event()
-    serving = asyncio.create_task(worker.run(stop))
-    try:
-        await worker.connected.wait()
-        yield broker, store
-    finally:
-        stop.set()
-        await serving
-        await store.close()
-        compute.close()
 
 
 async def train(broker: MemoryBroker, state: Path, key: str | None) -> AgentResult:
@@ -57,13 +32,6 @@ async def train(broker: MemoryBroker, state: Path, key: str | None) -> AgentResu
             return await Agent(config, connect=connect, compute=compute).run(asyncio.Event())
     finally:
         compute.close()
-
-
-def stored(signature: str | None = None) -> StoredJob:
-    job = toy.job(toy.Variant())
-    return StoredJob(
-        name="toy", digest=job.digest, manifest=job.manifest, parts=job.parts, signature=signature
-    )
 
 
 def with_another_seed(job: StoredJob) -> StoredJob:
@@ -84,7 +52,7 @@ def with_another_head(job: StoredJob) -> StoredJob:
 
 async def test_a_signed_job_is_trained_and_kept_with_its_signature(tmp_path: Path) -> None:
     private, public = write_keys(tmp_path)
-    job, state, key = stored(), tmp_path / "state", read_public_key(public)
+    job, state, key = toy_job(), tmp_path / "state", read_public_key(public)
     async with served(replace(job, signature=read_signer(private)(job.digest))) as (broker, store):
         assert (await train(broker, state, key)).done
         await store.put_job(replace(job, signature="0" * 128))
@@ -107,7 +75,7 @@ async def test_what_is_not_signed_is_not_loaded(
     altered: Callable[[StoredJob], StoredJob], error: type[Exception], says: str, tmp_path: Path
 ) -> None:
     private, public = write_keys(tmp_path)
-    job = stored()
+    job = toy_job()
     job = replace(job, signature=read_signer(private)(job.digest))
     async with served(altered(job)) as (broker, _):
         with pytest.raises(error, match=says):
@@ -117,7 +85,7 @@ async def test_what_is_not_signed_is_not_loaded(
 
 async def test_a_folder_from_before_the_key_gets_the_signature_of_its_own_version(tmp_path: Path) -> None:
     private, public = write_keys(tmp_path)
-    job, state, key = stored(), tmp_path / "state", read_public_key(public)
+    job, state, key = toy_job(), tmp_path / "state", read_public_key(public)
     async with served(job) as (broker, store):
         assert (await train(broker, state, None)).done
         with pytest.raises(JobError, match="takes signed ones only"):

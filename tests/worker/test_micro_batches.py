@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ import torch
 
 from broker import decode
 from broker import messages as m
+from broker.memory import FAULTLESS, Faultless, Verdict
+from broker.transport import Delivery
 from tests.simulation import toy
 from tests.worker.conftest import SESSION, Device, Server
 
@@ -206,3 +209,37 @@ async def test_with_no_room_to_wait_requests_come_again_in_their_order(
             assert isinstance(await device.ask(request), m.Forwarded | m.Gradient)
     assert server.worker.room.taken_bytes == 0
     assert (await logged(server))[1] == digest
+
+
+class SlowFirstReply(Faultless):
+    """The broker takes its time with the worker's first frame; notes who has got a reply."""
+
+    def __init__(self) -> None:
+        self.delays = iter([3.0])
+        self.delivered = 0
+
+    def on_publish(self, principal: str, target: str, frame: bytes) -> Verdict:
+        return Verdict(delay_s=next(self.delays, 0.0)) if principal == "worker" else FAULTLESS
+
+    def on_deliver(self, principal: str, queue: str, delivery: Delivery) -> Verdict:
+        self.delivered += principal == "phone-1"
+        return FAULTLESS
+
+
+@pytest.mark.parametrize("variant", [True], indirect=True, ids=["single"])
+async def test_requests_are_served_while_a_reply_waits_for_its_confirm(
+    server: Server, variant: toy.Variant
+) -> None:
+    """The step commits before the first of its replies has left."""
+    requests, _ = first_step(variant)
+    async with server.device() as device:
+        await open_session(device, variant)
+        policy = server.broker.policy = SlowFirstReply()
+        for request in requests:
+            await device.send(request)
+        while server.worker.steps == 0:  # noqa: ASYNC110 - the commit is seen from outside only
+            await asyncio.sleep(0.01)
+        assert policy.delivered == 0
+        assert [reply.answers for reply in await replies(device) if isinstance(reply, m.Gradient)] == [
+            request.request for request in requests
+        ], "in their order"
