@@ -14,9 +14,9 @@ from spliteasy.compute import TorchThread
 from tests.simulation import toy
 
 
-def toy_job() -> StoredJob:
+def toy_job(variant: toy.Variant | None = None) -> StoredJob:
     """As it is without a signature."""
-    job = toy.job(toy.Variant())
+    job = toy.job(variant or toy.Variant())
     return StoredJob(name="toy", digest=job.digest, manifest=job.manifest, parts=job.parts)
 
 

@@ -38,6 +38,7 @@ class Variant:
     epochs: int = 3
     batch: int = 4
     micro_batches: int = 1
+    share_loss: bool = True
 
     @property
     def auto(self) -> bool:
@@ -108,7 +109,7 @@ def job(variant: Variant) -> Job:
             "micro_batches": variant.micro_batches,
             "epochs": variant.epochs,
             "share_labels": single,
-            "share_loss": True,
+            "share_loss": variant.share_loss,
             "model": {
                 "factory": "tests.simulation.toy:build",
                 "example": "tests.simulation.toy:example",

@@ -1,0 +1,57 @@
+"""The loss leaves the device only where the job says so, and then once a step."""
+
+from __future__ import annotations
+
+import asyncio
+from math import isfinite
+from pathlib import Path
+
+import pytest
+
+from broker import decode
+from broker import messages as m
+from broker.chunks import Assembled, Assembler
+from broker.memory import FAULTLESS, Faultless, MemoryTransport, Verdict
+from broker.topology import device_of_key
+from device_agent.agent import Agent, AgentConfig
+from spliteasy.compute import TorchThread
+from tests.device.served import served, toy_job
+from tests.simulation import toy
+
+
+class Listening(Faultless):
+    """Reads what the device sends."""
+
+    def __init__(self) -> None:
+        self.backwards: list[m.Backward] = []
+        self._assembler = Assembler()
+
+    def on_publish(self, principal: str, target: str, frame: bytes) -> Verdict:
+        if device_of_key(target) is not None:
+            outcome = self._assembler.add(principal, frame)
+            if isinstance(outcome, Assembled) and isinstance(message := decode(outcome.body), m.Backward):
+                self.backwards.append(message)
+        return FAULTLESS
+
+
+@pytest.mark.parametrize("share_loss", [False, True])
+async def test_each_step_tells_its_loss_once_or_never(share_loss: bool, tmp_path: Path) -> None:
+    variant = toy.Variant(batch=7, micro_batches=2, epochs=2, share_loss=share_loss)
+    compute, heard = TorchThread(), Listening()
+    config = AgentConfig(job="toy", device="phone-1", data=toy.DATA, state=tmp_path)
+    async with served(toy_job(variant)) as (broker, _):
+        broker.policy = heard
+
+        async def connect() -> MemoryTransport:
+            return broker.connect("phone-1")
+
+        try:
+            async with asyncio.timeout(60):
+                result = await Agent(config, connect=connect, compute=compute).run(asyncio.Event())
+        finally:
+            compute.close()
+    assert result.done
+    assert len(heard.backwards) == 2 * result.step
+    for backward in heard.backwards:
+        told = backward.loss is not None and isfinite(backward.loss)
+        assert told is (share_loss and backward.micro == 1), "with the last part, of the whole batch"
