@@ -14,6 +14,22 @@ from broker.messages import new_nonce
 from broker.topology import DEAD_BYTES, SHARDS
 from server_worker.quotas import DeviceQuota
 
+TAKEOVER_S = 0.4
+"""Seconds from when the broker gives a worker up until its sessions move on another, at p95."""
+
+
+def amqp_heartbeat_s(heartbeat_s: int) -> int:
+    """The heartbeat of a worker's connections, so that sessions move within two `heartbeat_s` and a second.
+
+    RabbitMQ looks once a heartbeat whether anything came, and gives up who was silent at two looks after the
+    last byte: two to three heartbeats later. aiormq sends one each half heartbeat, but at most one a second,
+    so that an event loop may stand still for two heartbeats less a second without harm. A worker that is
+    taken for dead all the same connects again; what it did not commit is computed again.
+    """
+    if heartbeat_s < 2:
+        raise ValueError("a heartbeat under 2 s would take a worker for dead that sends one every second")
+    return int((2 * heartbeat_s + 1 - TAKEOVER_S) / 3)
+
 
 class Trust(Enum):
     """Whom a worker believes to be a device."""

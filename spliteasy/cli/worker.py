@@ -75,7 +75,7 @@ def worker(
     heartbeat_s: Annotated[
         int,
         typer.Option(
-            min=1, help="RabbitMQ gives a worker up that was silent for two to three times as long."
+            min=2, help="The sessions of a worker that falls silent move within two of these and a second."
         ),
     ] = 2,
     metrics_port: MetricsPortOption = None,
@@ -102,7 +102,7 @@ def worker(
 
         from broker import Transport, connect
         from server_worker import metrics
-        from server_worker.config import Trust, WorkerConfig
+        from server_worker.config import Trust, WorkerConfig, amqp_heartbeat_s
         from server_worker.quotas import DeviceQuota
         from server_worker.worker import Worker
         from spliteasy.compute import TorchThread
@@ -125,9 +125,10 @@ def worker(
         )
 
         async def reach() -> Transport:
+            beat_s = amqp_heartbeat_s(heartbeat_s)
             if enrolment is None:
-                return await connect(url, heartbeat_s=heartbeat_s)
-            return await connect_enrolled(enrolment, role="worker", heartbeat_s=heartbeat_s)
+                return await connect(url, heartbeat_s=beat_s)
+            return await connect_enrolled(enrolment, role="worker", heartbeat_s=beat_s)
 
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         meter = monitoring.meter

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from server_worker import metrics
+from server_worker.config import TAKEOVER_S, amqp_heartbeat_s
 from tests.cli.conftest import Project, Ran, finish, read_until, started
+from tests.fixtures_rabbitmq import RabbitBroker
 
 
 def read(url: str) -> tuple[int, str]:
@@ -39,7 +41,7 @@ def address_of(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.rabbitmq
 def test_a_worker_serves_its_metrics_and_the_watch_sees_it_come_and_go(
-    rabbitmq_url: str, tmp_path: Path
+    rabbitmq_url: str, rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, tmp_path: Path
 ) -> None:
     there = {"SPLITEASY_BROKER": rabbitmq_url, "SPLITEASY_STORE": f"sqlite:///{tmp_path}/store.sqlite"}
     command = ("worker", "--name", "w-1", "--trust", "open", "--metrics-port", 0)
@@ -55,6 +57,11 @@ def test_a_worker_serves_its_metrics_and_the_watch_sees_it_come_and_go(
         assert status == 200
         assert all(f"# TYPE {metric.name} " in text for metric in metrics.ALL)
         assert 'spliteasy_worker_store_calls_total{call="heartbeat",outcome="Done"}' in text
+        agreed: list[int] = []
+        while sorted(agreed) != [1, 1, 5, 5]:  # the view's too; the broker lists connections a moment later
+            connections = rabbitmq_broker.call("GET", f"vhosts/{rabbitmq_vhost}/connections")
+            agreed = [one["timeout"] for one in connections if "timeout" in one]
+            assert set(agreed) <= {amqp_heartbeat_s(2), 5}
         assert "spliteasy_worker_session_limit_bytes 4.294967296e+09" in text
         read_until(view, "worker w-1: joined")
         worker.send_signal(signal.SIGTERM)
@@ -62,6 +69,16 @@ def test_a_worker_serves_its_metrics_and_the_watch_sees_it_come_and_go(
         read_until(view, "worker w-1: gone")
         view.send_signal(signal.SIGINT)
         finish(view)
+
+
+def test_a_silent_workers_sessions_move_within_two_heartbeats_and_a_second() -> None:
+    """RabbitMQ waits for three of its heartbeats at most; as long as that allows, and at least a second."""
+    for heartbeat_s in range(2, 100):
+        beat_s = amqp_heartbeat_s(heartbeat_s)
+        assert beat_s >= 1
+        assert 3 * beat_s + TAKEOVER_S <= 2 * heartbeat_s + 1 < 3 * (beat_s + 1) + TAKEOVER_S
+    with pytest.raises(ValueError, match="under 2 s"):
+        amqp_heartbeat_s(1)
 
 
 def test_without_its_package_the_port_is_refused(
