@@ -27,7 +27,7 @@ from server_worker.actions import (
     StoreCall,
 )
 from server_worker.jobs import JobCache
-from server_worker.replies import error_reply
+from server_worker.refusals import error_reply
 from server_worker.session import WorkerSession
 from server_worker.spans import RequestSpans, spans_of
 from server_worker.store import Store

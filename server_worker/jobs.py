@@ -12,7 +12,7 @@ import torch
 from broker import messages as m
 from broker.topology import shard_of
 from server_worker.allowing import may_train
-from server_worker.replies import error_reply, not_allowed_reply
+from server_worker.refusals import error_reply, not_allowed_reply
 from server_worker.store import Store
 from spliteasy.compute import Compute
 from spliteasy.errors import NeedsNewer

@@ -1,11 +1,14 @@
-"""Training losses on their way to the store: gathered, and written every few seconds.
+"""Training losses: computed or told, and on their way to the store, where they are written every few seconds.
 
 They are told for curves only: what a dying worker has not written is lost, and no training depends on it.
 """
 
 from __future__ import annotations
 
+from broker import messages as m
+from server_worker.memory import SessionMemory, StepResult
 from server_worker.store import Store
+from spliteasy.micro_batches import micro_sizes, share_of
 
 
 class Losses:
@@ -22,3 +25,16 @@ class Losses:
         while self._waiting:
             session, losses = self._waiting.popitem()
             await store.add_losses(session, losses)
+
+
+def step_loss(request: m.Forward | m.Backward, memory: SessionMemory, result: StepResult) -> float | None:
+    """The step's loss: computed here, or told by the device where the job lets it; None where it passed."""
+    spec = memory.job.spec
+    if result.skipped:
+        return None
+    if isinstance(request, m.Backward):
+        return request.loss if spec.share_loss else None
+    batch = request.batch or request.samples
+    sizes = micro_sizes(batch, spec.micro_batches)
+    losses = zip(result.micros, sizes, strict=True)
+    return sum((each.loss or 0.0) * share_of(size, batch) for each, size in losses)

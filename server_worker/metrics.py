@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from broker import messages as m
 from broker.topology import DEAD
-from server_worker.replies import NO_ROOM, PAUSED
+from server_worker.refusals import NO_ROOM, PAUSED
 from server_worker.store import Store
 from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, SplitEasyError

@@ -41,11 +41,12 @@ from server_worker.durability import DurabilityClock
 from server_worker.intake import Accepted, Intake, Waiting
 from server_worker.jobs import JobCache, answer_get_job
 from server_worker.losses import Losses
+from server_worker.ownership import WorkerIdentity
 from server_worker.placement import plan_moves
 from server_worker.quotas import Quotas
-from server_worker.replies import error_reply
+from server_worker.refusals import error_reply
 from server_worker.retention import forget_abandoned
-from server_worker.session import WorkerIdentity, WorkerSession
+from server_worker.session import WorkerSession
 from server_worker.store import Store, WorkerInfo
 from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, StoreError, WireError
@@ -189,16 +190,16 @@ class Worker:
 
     def holdings(self) -> metrics.Holdings:
         """What is held now, for the gauges."""
-        sessions = [actor.session for actor in self._actors.values() if actor.session.memory is not None]
+        sessions = [actor.session for actor in self._actors.values() if actor.session.own.memory is not None]
         return metrics.Holdings(
             sessions=len(sessions),
             session_bytes=sum(session.memory_bytes() for session in sessions),
             jobs=len(self.jobs),
             job_limit=self.jobs.limit,
             waiting=sum(actor.waiting for actor in self._actors.values()),
-            log_bytes=sum(session.log_bytes for session in sessions),
-            log_fill=max((session.log_fill for session in sessions), default=0.0),
-            snapshots=sum(session.snapshots_kept for session in sessions),
+            log_bytes=sum(session.own.log_bytes for session in sessions),
+            log_fill=max((session.own.log_fill for session in sessions), default=0.0),
+            snapshots=sum(session.own.snapshots.kept for session in sessions),
             uploads=self._intake.uploads,
             upload_bytes=self._intake.upload_bytes,
         )
@@ -506,12 +507,12 @@ class Worker:
         horizon = self.clock() - EMPTY_S
         for name in [name for name, touched in self._touched.items() if touched < horizon]:
             actor = self._actors[name]
-            if actor.idle and actor.session.memory is None:
+            if actor.idle and actor.session.own.memory is None:
                 self._forget_actor(name)
 
     async def _drop_forbidden(self) -> None:
         """Forget what devices may not train any more: their next request is refused."""
-        memories = {name: actor.session.memory for name, actor in self._actors.items()}
+        memories = {name: actor.session.own.memory for name, actor in self._actors.items()}
         held = {name: memory.job.digest for name, memory in memories.items() if memory is not None}
         for name in await forbidden(self.store, held):
             self._log.info("a device may not train this any more", session=name)
@@ -542,7 +543,7 @@ class Worker:
         )
 
     def _jobs_in_use(self) -> list[Job]:
-        memories = [actor.session.memory for actor in self._actors.values()]
+        memories = [actor.session.own.memory for actor in self._actors.values()]
         return [memory.job for memory in memories if memory is not None]
 
 

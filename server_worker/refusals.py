@@ -1,9 +1,11 @@
-"""Replies that say no, in words that tell a person what to do."""
+"""Replies that say no, in words that tell a person what to do. Those that say yes: `answers.py`."""
 
 from __future__ import annotations
 
 from broker import messages as m
 from server_worker.store import Attempt, NoCommonStep, OtherJob, StaleAttempt
+from spliteasy.errors import DataError, OutOfMemory, ReplayMismatch, StoreError, StoreFull
+from spliteasy.training import NotFinite
 
 NOT_DURABLE = "waiting until the last step is durable"
 NO_ROOM = "too many requests wait for others that come before them"
@@ -27,6 +29,61 @@ def error_reply(
         message=message[:1500],
         hint=hint[:400] if hint else None,
         retriable=retriable,
+    )
+
+
+def failure_reply(request: m.Request, error: Exception, *, again: bool = False) -> m.Error:
+    """Why a request could not be served. `again`: whether what found no memory may be tried once more."""
+    match error:
+        case DataError():
+            return error_reply(request, "bad-tensor", error.message, error.hint)
+        case NotFinite():
+            return error_reply(
+                request,
+                "not-finite",
+                "a gradient of the body is NaN or infinite",
+                "lower the learning rate, or clip the gradients ([clip] max_norm)",
+            )
+        case ReplayMismatch():
+            return error_reply(request, "replay-mismatch", error.message, error.hint)
+        case StoreError():
+            code: m.ErrorCode = "store-full" if isinstance(error, StoreFull) else "unavailable"
+            return error_reply(request, code, error.message, error.hint, retriable=True)
+        case OutOfMemory():
+            code = "unavailable" if again else "computation-failed"
+            text = f"the worker has {error.message}"
+            return error_reply(request, code, text, error.hint, retriable=again)
+    return error_reply(request, "computation-failed", f"{type(error).__name__}: {error}")
+
+
+def unknown_job_reply(request: m.Open) -> m.Error:
+    """The store has no such version of a job."""
+    return error_reply(
+        request,
+        "unknown-job",
+        f"there is no job {request.job}@{request.digest[:12]}",
+        "submit it with `spliteasy submit`",
+    )
+
+
+def log_full_reply(request: m.Forward, log_bytes: int) -> m.Error:
+    """The log may not grow, and the device keeps it from being cut."""
+    return error_reply(
+        request,
+        "log-full",
+        f"the log holds {log_bytes} bytes, since the device's oldest checkpoint is step "
+        f"{request.oldest_checkpoint}",
+        "submit the job with a larger durability.log_max_bytes, or with fewer checkpoints kept",
+    )
+
+
+def body_not_shared_reply(request: m.GetBody) -> m.Error:
+    """The job keeps the body from the devices."""
+    return error_reply(
+        request,
+        "not-allowed",
+        f"job {request.job} does not let devices fetch the body",
+        "submit it with `share_body = true`",
     )
 
 
