@@ -30,7 +30,8 @@ from device_agent.link import Connect, Link
 from device_agent.metrics import SessionWatch
 from device_agent.observe import Evaluated, Observe, StateChanged, StepTaken
 from device_agent.pace import Pace
-from device_agent.session import DeviceSession, Plan
+from device_agent.plan import Plan
+from device_agent.session import DeviceSession
 from device_agent.spans import StepSpans, traced
 from device_agent.state import StateFolder
 from device_agent.trainer import DeviceTrainer

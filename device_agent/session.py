@@ -1,119 +1,24 @@
 """A device's session: the protocol as a state machine, without I/O (DESIGN: device agent).
 
-`DeviceSession.handle` takes one event and returns actions. Per step:
-
-    HEAD ─▶ FORWARDING ─▶ TAIL ─▶ BACKWARDING ─▶ APPLYING ─▶ SAVING ─▶ EVAL… ─▶ HEAD of the next
-    (single split, and so no tail: FORWARDING ─▶ APPLYING)
-
-Where the device may not go on for now (`Hold`), the next HEAD waits in PAUSED, with a checkpoint on disk.
+`DeviceSession.handle` takes one event and returns actions. Its states are in `session_state.py`, the step
+under way in `open_step.py`, and what is asked, sent again and waited for in `outbox.py`.
 
 A batch in micro-batches goes through the same states, each computation once for every micro-batch, in
 order, as soon as its input is there (`_go_on`): requests of several are on the way meanwhile.
-
-The device keeps all FORWARDs and BACKWARDs of a step until its last GRADIENT arrives. After a reconnect or
-a deadline it asks what became of them (ASK) instead of sending tensors again, and sends what is MISSING.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from enum import Enum
-
-from torch import Tensor
 
 from broker import messages as m
 from broker.chunks import in_ranges
 from device_agent import events as e
 from device_agent.events import Action, Event, Timer
+from device_agent.open_step import Micro, OpenStep
+from device_agent.outbox import Outbox
+from device_agent.plan import Plan
+from device_agent.session_state import COMPUTING, WAITING, State, moved
 from spliteasy.errors import RemoteError, SplitEasyError, StateError
-from spliteasy.micro_batches import micro_sizes
 from spliteasy.packing import Packed
-
-
-class State(Enum):
-    """What the session is at. Each has one event that ends it; see `_EDGES`."""
-
-    RAISING = "raising the attempt"
-    OPENING = "opening"
-    RESTORING = "restoring"
-    PAUSED = "paused"
-    HEAD = "computing the head"
-    FORWARDING = "waiting for the body's outputs"
-    TAIL = "computing the tail"
-    BACKWARDING = "waiting for the gradient"
-    APPLYING = "taking the step"
-    SAVING = "writing a checkpoint"
-    EVAL_HEAD = "evaluating the head"
-    EVALUATING = "waiting for an evaluation"
-    EVAL_TAIL = "evaluating the tail"
-    CLOSING = "closing"
-    ENDED = "ended"
-
-
-_S = State
-_EDGES: dict[State, frozenset[State]] = {
-    _S.RAISING: frozenset({_S.OPENING}),
-    _S.OPENING: frozenset({_S.RESTORING, _S.RAISING}),
-    _S.RESTORING: frozenset({_S.HEAD, _S.PAUSED, _S.EVAL_HEAD, _S.CLOSING}),
-    _S.PAUSED: frozenset({_S.HEAD, _S.SAVING}),
-    _S.HEAD: frozenset({_S.HEAD, _S.FORWARDING, _S.TAIL, _S.APPLYING, _S.SAVING}),
-    _S.FORWARDING: frozenset({_S.TAIL, _S.APPLYING, _S.SAVING}),
-    _S.TAIL: frozenset({_S.TAIL, _S.FORWARDING, _S.BACKWARDING, _S.APPLYING, _S.SAVING}),
-    _S.BACKWARDING: frozenset({_S.APPLYING, _S.SAVING}),
-    _S.APPLYING: frozenset(
-        {
-            *(_S.APPLYING, _S.TAIL, _S.FORWARDING, _S.BACKWARDING),  # of another micro-batch
-            *(_S.SAVING, _S.EVAL_HEAD, _S.CLOSING, _S.HEAD),
-        }
-    ),
-    _S.SAVING: frozenset({_S.RAISING, _S.EVAL_HEAD, _S.CLOSING, _S.HEAD, _S.PAUSED}),
-    _S.EVAL_HEAD: frozenset({_S.EVALUATING}),
-    _S.EVALUATING: frozenset({_S.EVAL_TAIL, _S.SAVING}),
-    _S.EVAL_TAIL: frozenset({_S.EVAL_HEAD, _S.CLOSING, _S.HEAD, _S.PAUSED}),
-    _S.CLOSING: frozenset({_S.SAVING}),
-    _S.ENDED: frozenset(),
-}
-_WAITING = frozenset({_S.OPENING, _S.FORWARDING, _S.BACKWARDING, _S.EVALUATING, _S.CLOSING})
-_COMPUTING = frozenset({_S.HEAD, _S.TAIL, _S.APPLYING})
-"""Of a step: requests of its other micro-batches may be on the way meanwhile."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What the device is to do, from its job and data."""
-
-    session: str
-    digest: str
-    total_steps: int
-    checkpoint_every: int
-    eval_every: int
-    """Steps between evaluations; 0: only at the end."""
-    eval_batches: int
-    """Batches of one evaluation; 0: no test data."""
-    has_tail: bool
-    micro_batches: int = 1
-    takeover: bool = False
-    """Go on even if the store knows a newer attempt of this device."""
-    restart: bool = False
-    """Begin at step 0, whatever the store has."""
-    reply_timeout_s: float = 10.0
-    stop_grace_s: float = 3.0
-    retry_s: float = 1.0
-    ask_above_bytes: int = 1 << 20
-    """Where an agent before this one may have begun the step, requests with more bytes are asked about before
-    they are sent: the worker may have a part."""
-    agent: str | None = None
-    """This agent's version."""
-
-
-@dataclass(slots=True)
-class _Micro:
-    """A micro-batch of the step under way: its requests, and the answers that wait to be used."""
-
-    forward: m.Forward
-    outputs: Packed | None = None
-    backward: m.Backward | None = None
-    gradient: m.Gradient | None = None
 
 
 class DeviceSession:
@@ -126,35 +31,14 @@ class DeviceSession:
         self.held = held
         self.durable_step = 0
         self._attempt: m.AttemptRef | None = None
-        self._fence = 0
-        self._online = False
+        self._open = OpenStep(plan)
+        self._outbox = Outbox(plan)
         self._stopping = False
         self._hold: str | None = None
         """Why no step may begin now."""
         self._reopening = False
         self._checkpoint_asked = False
-        self._micros: list[_Micro] = []
-        """Of the step under way, those whose head was computed."""
-        self._count = 0
-        """How many there will be."""
-        self._returned = 0
-        """Of how many the head backward has run."""
-        self._pending: dict[str, m.AnyRequest] = {}
-        """The requests that an answer is awaited to, by id."""
-        self._sending: set[str] = set()
-        """What the link was given and has not sent yet."""
-        self._reached: dict[str, int] = {}
-        """Requests that may have arrived, so that ASK comes before sending them again; and the fence of the
-        newest owner that they can have reached."""
-        self._asks: set[str] = set()
-        self._nudged = False
-        """Whether a pending request was asked about, or sent again."""
-        self._begun_before = False
-        """Whether an agent before this one may have sent requests of the step under way."""
         self._eval_index = 0
-        self._notes_silence = 0
-        self._waits_for: str | None = None
-        """Why the pending request is sent again later."""
         self._takeover, self._restart = plan.takeover, plan.restart
 
     def start(self) -> list[Action]:
@@ -167,25 +51,19 @@ class DeviceSession:
             return []
         match event:
             case e.LinkUp():
-                self._online = True
-                return self._nudge()
+                return self._outbox.link_up()
             case e.LinkDown():
-                self._online = False
-                self._sending.clear()
-                return [e.Disarm(Timer.REPLY), e.Disarm(Timer.RETRY)]
+                return self._outbox.link_down()
             case e.Sent(request=request):
-                self._sending.discard(request)
-                return self._await_reply()
+                return self._outbox.sent(request)
             case e.NotSent(request=request):
-                self._sending.discard(request)
-                self._reached.pop(request, None)
-                return self._retry_later(self.plan.retry_s, "waiting for a worker to serve this broker")
+                return self._outbox.not_sent(request)
             case e.Fired(timer=Timer.STOP):
-                return self._stop_now() if self.state in _WAITING else []
+                return self._stop_now() if self.state in WAITING else []
             case e.Fired(timer=Timer.REPLY):
-                return self._no_reply()
+                return self._outbox.no_reply()
             case e.Fired(timer=Timer.RETRY):
-                return self._nudge()
+                return self._outbox.nudge()
             case e.StopAsked():
                 return self._stop()
             case e.Hold(why=why):
@@ -204,19 +82,7 @@ class DeviceSession:
     def _computed(self, event: Event) -> list[Action]:
         match self.state, event:
             case State.RAISING, e.AttemptRaised(attempt=attempt):
-                self._attempt, self._fence = attempt, 0
-                return self._request(
-                    State.OPENING,
-                    m.Open(
-                        session=self.plan.session,
-                        attempt=attempt,
-                        digest=self.plan.digest,
-                        held=self.held[-m.MAX_HELD_STEPS :],
-                        agent=self.plan.agent,
-                        total_steps=self.plan.total_steps,
-                        restart=self._restart,
-                    ),
-                )
+                return self._begin_attempt(attempt)
             case State.RESTORING, e.Restored(held=held):
                 self.held = held
                 return self._next(saved=True)
@@ -226,55 +92,24 @@ class DeviceSession:
                 | (State.APPLYING, e.HeadBackwardDone())
             ) if self._stopping or self._reopening:
                 return self._stop_now()
-            case State.HEAD, e.HeadDone(values=values, samples=samples, targets=targets, batch=batch):
-                self._count = len(micro_sizes(batch, self.plan.micro_batches))
-                forward = m.Forward(
-                    session=self.plan.session,
-                    attempt=self._live(),
-                    step=self.step + 1,
-                    micro=len(self._micros),
-                    samples=samples,
-                    batch=batch if self._count > 1 else None,
-                    targets=len(targets),
-                    **m.carried(values, *targets),
-                    oldest_checkpoint=min(self.held),
-                )
-                self._micros.append(_Micro(forward))
-                return [*self._submit(forward), *self._go_on()]
-            case State.TAIL, e.TailDone(gradients=gradients, loss=loss):
-                micro = self._next_tail()
-                assert micro is not None
-                self._micros[micro].backward = backward = m.Backward(
-                    session=self.plan.session,
-                    attempt=self._live(),
-                    step=self.step + 1,
-                    micro=micro,
-                    forward=self._micros[micro].forward.request,
-                    loss=loss,
-                    **m.carried(gradients),
-                )
-                return [*self._submit(backward), *self._go_on()]
+            case State.HEAD, e.HeadDone() as done:
+                return self._forward(done)
+            case State.TAIL, e.TailDone() as done:
+                return self._backward(done)
             case State.APPLYING, e.HeadBackwardDone():
-                self._returned += 1
+                self._open.returned += 1
                 return self._go_on()
             case State.APPLYING, e.Applied():
                 self.step += 1
-                self._begun_before = False
-                self._forget_step()
+                self._outbox.begun_before = False
+                self._open.forget()
                 return self._next(saved=False)
             case State.SAVING, e.Saved(held=held):
                 self.held = held
                 self._checkpoint_asked = False
                 return self._after_saving()
-            case State.EVAL_HEAD, e.EvalHeadDone(values=values, samples=samples):
-                request = m.Eval(
-                    session=self.plan.session,
-                    attempt=self._live(),
-                    step=self.step,
-                    samples=samples,
-                    **m.carried(values),
-                )
-                return self._request(State.EVALUATING, request)
+            case State.EVAL_HEAD, e.EvalHeadDone() as done:
+                return self._evaluate(done)
             case State.EVAL_TAIL, e.EvalTailDone(more=more):
                 if more and not self._stopping:
                     self._eval_index += 1
@@ -282,6 +117,41 @@ class DeviceSession:
                     return [e.EvalHead(self._eval_index)]
                 return self._next(saved=True, evaluated=True)
         raise AssertionError(f"{type(event).__name__} while {self.state.value}")
+
+    def _begin_attempt(self, attempt: m.AttemptRef) -> list[Action]:
+        self._attempt, self._outbox.fence = attempt, 0
+        request = m.Open(
+            session=self.plan.session,
+            attempt=attempt,
+            digest=self.plan.digest,
+            held=self.held[-m.MAX_HELD_STEPS :],
+            agent=self.plan.agent,
+            total_steps=self.plan.total_steps,
+            restart=self._restart,
+        )
+        return self._request(State.OPENING, request)
+
+    def _forward(self, head: e.HeadDone) -> list[Action]:
+        forward = self._open.forward(
+            head, attempt=self._live(), step=self.step + 1, oldest_checkpoint=min(self.held)
+        )
+        return [*self._outbox.submit(forward), *self._go_on()]
+
+    def _backward(self, tail: e.TailDone) -> list[Action]:
+        backward = self._open.backward(tail, attempt=self._live(), step=self.step + 1)
+        return [*self._outbox.submit(backward), *self._go_on()]
+
+    def _evaluate(self, head: e.EvalHeadDone) -> list[Action]:
+        request = m.Eval(
+            session=self.plan.session,
+            attempt=self._live(),
+            step=self.step,
+            samples=head.samples,
+            **m.carried(head.values),
+        )
+        return self._request(State.EVALUATING, request)
+
+    # what comes next
 
     def _next(self, *, saved: bool, evaluated: bool = False) -> list[Action]:
         """What follows when the device's own state is that of `step`, whole."""
@@ -315,34 +185,27 @@ class DeviceSession:
 
         Heads come first, so that the link and the worker have work as early as can be.
         """
-        micros, step = self._micros, self.step + 1
-        if any(micro.gradient is not None and micro.gradient.skipped for micro in micros):
+        step = self._open
+        if step.is_skipped:
             self._move(State.APPLYING)
             return [*self._all_answered(), e.Apply(Packed(()), None, skipped=True)]
-        if not micros or len(micros) < self._count:
+        if step.needs_head:
             self._move(State.HEAD)
-            return [e.RunHead(step, len(micros))]
-        tail = self._next_tail()
-        if tail is not None and (outputs := micros[tail].outputs) is not None:
-            micros[tail].outputs = None
+            return [e.RunHead(self.step + 1, len(step.micros))]
+        tail = step.next_tail()
+        if tail is not None and (outputs := step.micros[tail].outputs) is not None:
+            step.micros[tail].outputs = None
             self._move(State.TAIL)
             return [e.RunTail(outputs, tail)]
-        gradient, micros[self._returned].gradient = micros[self._returned].gradient, None
-        if gradient is not None:
+        if (gradient := step.take_gradient()) is not None:
             self._move(State.APPLYING)
-            last = self._returned == self._count - 1
+            last = step.returned == step.count - 1
             backward = e.Apply if last else e.RunHeadBackward
             return [backward(m.packed_in(gradient), gradient.loss)]
         waiting = State.BACKWARDING if self.plan.has_tail and tail is None else State.FORWARDING
         if self.state is not waiting:
             self._move(waiting)
         return []
-
-    def _next_tail(self) -> int | None:
-        """The first micro-batch whose tail has not run; None: all have, or there is no tail."""
-        if not self.plan.has_tail:
-            return None
-        return next((n for n, micro in enumerate(self._micros) if micro.backward is None), None)
 
     def _just_restored(self) -> bool:
         """A resume in mid-training does not evaluate again; one after the last step does."""
@@ -364,7 +227,10 @@ class DeviceSession:
             return self._doubt_the_store()
         if not self._is_ours(message):
             return []
-        return [*self._taken(message), *self._ask_a_new_owner(message)]
+        taken = self._taken(message)
+        if isinstance(message, m.Forwarded | m.Gradient):
+            return [*taken, *self._outbox.ask_a_new_owner(message.fence)]
+        return taken
 
     def _taken(self, message: m.AnyMessage) -> list[Action]:
         match message:
@@ -372,31 +238,31 @@ class DeviceSession:
                 self.step = message.step
                 self.durable_step = message.durable_step
                 self._takeover = self._restart = False
-                self._begun_before = message.attempt.number > 1
+                self._outbox.begun_before = message.attempt.number > 1
                 self._move(State.RESTORING)
                 return [*self._all_answered(), e.Restore(message.step)]
-            case m.Forwarded() if (micro := self._pending_micro(message)) is not None:
+            case m.Forwarded() if (micro := self._awaiting(message)) is not None:
                 micro.outputs = m.packed_in(message)
                 return self._arrived(message)
-            case m.Gradient() if (micro := self._pending_micro(message)) is not None:
+            case m.Gradient() if (micro := self._awaiting(message)) is not None:
                 self.durable_step = max(self.durable_step, message.durable_step)
                 self._checkpoint_asked = self._checkpoint_asked or message.checkpoint
                 micro.gradient = message
                 return self._arrived(message)
             case m.Missing() if message.step == self.step + 1:
-                return self._missing(message)
+                return self._outbox.send_missing(self._open.request_missing(message), message)
             case m.Working():
-                return self._await_reply()
+                return self._outbox.await_reply()
             case m.Evaluated() if self.state is State.EVALUATING and message.step == self.step:
                 self._move(State.EVAL_TAIL)
                 return [*self._all_answered(), e.EvalTail(self._eval_index, self.step, m.packed_in(message))]
             case m.Closed() if self.state is State.CLOSING:
                 return [*self._all_answered(), *self._end(done=True)]
-            case m.Have() if self._pending:
+            case m.Have() if self._outbox.pending:
                 return self._send_rest(message)
-            case m.Busy() if self._pending:
-                return self._retry_later(message.retry_after_s, message.reason)
-            case m.Reopen() if self._pending and self.state is not State.OPENING:
+            case m.Busy() if self._outbox.pending:
+                return self._outbox.retry_later(message.retry_after_s, message.reason)
+            case m.Reopen() if self._outbox.pending and self.state is not State.OPENING:
                 return [e.Note(f"opening anew: {message.reason}"), *self._reopen()]
             case m.Superseded():
                 return self._superseded(message)
@@ -406,25 +272,27 @@ class DeviceSession:
 
     def _is_ours(self, message: m.AnyMessage) -> bool:
         """Whether a message is a reply to this attempt, and to what it has sent."""
-        known = {request.request for request in self._kept()}
-        if isinstance(message, m.Receipt):
-            return message.answers in known | self._asks
-        if not isinstance(message, m.Reply) or message.session != self.plan.session:
+        if not isinstance(message, m.Receipt | m.Reply):
             return False
-        if isinstance(message, m.SessionReply):
+        answers_us = message.answers in self._kept() or self._outbox.asked(message.answers)
+        if isinstance(message, m.Receipt):
+            return answers_us
+        if message.session != self.plan.session:
+            return False
+        if isinstance(message, m.SessionReply | m.Superseded | m.Reopen | m.Working):
             if message.attempt != self._attempt:
                 return False
-            self._fence = message.fence
-        elif isinstance(message, m.Superseded | m.Reopen | m.Working):
-            return message.attempt == self._attempt
-        return isinstance(message, m.SessionReply) or message.answers in known | self._asks
+            if isinstance(message, m.SessionReply):
+                self._outbox.fence = message.fence
+            return True
+        return answers_us
 
     def _is_from_an_older_owner(self, message: m.AnyMessage) -> bool:
         return (
             isinstance(message, m.SessionReply)
             and message.session == self.plan.session
             and message.attempt == self._attempt
-            and message.fence < self._fence
+            and message.fence < self._outbox.fence
         )
 
     def _doubt_the_store(self) -> list[Action]:
@@ -432,47 +300,27 @@ class DeviceSession:
 
         Then the store has gone back and counts fences anew. A new attempt begins from what both have.
         """
-        if not self._nudged or self.state is State.OPENING or not self._pending:
+        if not self._outbox.nudged or self.state is State.OPENING or not self._outbox.pending:
             return []
         return [e.Note("opening anew: the store went back"), *self._reopen()]
 
-    def _pending_micro(self, message: m.Forwarded | m.Gradient) -> _Micro | None:
-        """The micro-batch that waits for this. With a tail only BACKWARD brings a GRADIENT."""
-        for micro in self._micros:
-            from_tail = isinstance(message, m.Gradient) and self.plan.has_tail
-            request = micro.backward if from_tail else micro.forward
-            if request is not None and request.request == message.answers:
-                return micro if message.answers in self._pending else None
-        return None
+    def _awaiting(self, message: m.Forwarded | m.Gradient) -> Micro | None:
+        """The micro-batch that waits for this."""
+        return self._open.answered_by(message) if message.answers in self._outbox.pending else None
 
     def _arrived(self, message: m.Forwarded | m.Gradient) -> list[Action]:
         """What a computation needs has come: it begins now, or after the one under way."""
-        answered = self._answered(message.answers)
-        return answered if self.state in _COMPUTING else [*answered, *self._go_on()]
+        answered = self._outbox.answered(message.answers)
+        return answered if self.state in COMPUTING else [*answered, *self._go_on()]
 
-    def _kept(self) -> list[m.AnyRequest]:
-        """The requests that are pending or can be sent again."""
-        kept = {micro.forward.request: micro.forward for micro in self._micros}
-        kept_back = {micro.backward.request: micro.backward for micro in self._micros if micro.backward}
-        return list({**kept, **kept_back, **self._pending}.values())
-
-    def _missing(self, message: m.Missing) -> list[Action]:
-        """Send what the worker lacks, unless it is on its way."""
-        micro = message.micro or 0
-        if micro >= len(self._micros):
-            return []
-        if message.answers in self._reached:
-            self._reached[message.answers] = message.fence
-        found = self._micros[micro]
-        request = found.forward if message.missing == "FORWARD" else found.backward
-        return self._send(request) if request is not None and request.request not in self._sending else []
+    def _kept(self) -> dict[str, m.AnyRequest]:
+        """The requests that are pending or can be sent again, by id."""
+        return {**self._open.requests(), **self._outbox.pending}
 
     def _send_rest(self, message: m.Have) -> list[Action]:
         """Send what the worker lacks of the request."""
-        for request in self._kept():
-            if request.request == message.answers:
-                return self._send(request, in_ranges(message.frames))
-        return []
+        request = self._kept().get(message.answers)
+        return [] if request is None else self._outbox.send(request, in_ranges(message.frames))
 
     def _superseded(self, message: m.Superseded) -> list[Action]:
         if self.state is State.OPENING and (self._takeover or self._restart):
@@ -487,117 +335,21 @@ class DeviceSession:
         )
 
     def _error(self, message: m.Error) -> list[Action]:
-        if not self._pending:
+        if not self._outbox.pending:
             return []
         if message.retriable:
-            return self._retry_later(self.plan.retry_s, message.message)
+            return self._outbox.retry_later(self.plan.retry_s, message.message)
         if message.code in ("no-common-step", "other-job"):
             return self._fail(StateError(message.message, hint=message.hint))
         return self._fail(RemoteError(message.message, code=message.code, hint=message.hint))
 
-    # sending
-
     def _request(self, state: State, request: m.AnyRequest) -> list[Action]:
         """Go to `state` and wait there for the answer to `request`."""
         self._move(state)
-        return self._submit(request)
-
-    def _submit(self, request: m.AnyRequest) -> list[Action]:
-        """Send a request that is to be answered."""
-        if not self._pending:
-            self._nudged = False
-        self._pending[request.request] = request
-        return self._send(self._question(request))
-
-    def _send(self, request: m.AnyRequest, skip: frozenset[int] = frozenset()) -> list[Action]:
-        if not self._online:
-            return []
-        self._sending.add(request.request)
-        self._reached[request.request] = self._fence
-        whole = self._pending.get(request.about) if isinstance(request, m.Ask) else None
-        if not isinstance(whole, m.Forward | m.Backward) or not self._may_be_there_in_part(whole):
-            whole = None
-        return [e.Disarm(Timer.REPLY), e.Send(request, skip, whole)]
-
-    def _await_reply(self) -> list[Action]:
-        """The deadline of what is pending runs from when all was sent, or something came."""
-        return [e.Arm(Timer.REPLY, self.plan.reply_timeout_s)] if self._pending and not self._sending else []
-
-    def _nudge(self) -> list[Action]:
-        """Find out what became of the pending requests: ASK where tensors may be there already."""
-        if not self._online or not self._pending:
-            return []
-        self._nudged = True
-        waiting = [request for key, request in self._pending.items() if key not in self._sending]
-        return [action for request in waiting for action in self._send(self._question(request))]
-
-    def _ask_a_new_owner(self, message: m.AnyMessage) -> list[Action]:
-        """It computes the step: ask about what else is pending, if only an owner before it had that.
-
-        What waited for its turn there was acknowledged, so that the broker has it no more.
-        """
-        if not self._online or not isinstance(message, m.Forwarded | m.Gradient):
-            return []
-        older = [
-            request
-            for key, request in self._pending.items()
-            if key not in self._sending and self._reached.get(key, message.fence) < message.fence
-        ]
-        return [action for request in older for action in self._send(self._question(request))]
-
-    def _question(self, request: m.AnyRequest) -> m.AnyRequest:
-        """What to send about a pending request: an ASK, or itself."""
-        if not isinstance(request, m.Forward | m.Backward):
-            return request
-        if request.request not in self._reached and not self._may_be_there_in_part(request):
-            return request
-        ask = m.Ask(
-            session=self.plan.session,
-            attempt=self._live(),
-            step=request.step,
-            about=request.request,
-            about_kind=request.kind,
-            micro=request.micro,
-            forward=request.request if isinstance(request, m.Forward) else request.forward,
-        )
-        self._asks.add(ask.request)
-        self._reached[request.request] = self._fence
-        return ask
-
-    def _may_be_there_in_part(self, request: m.Forward | m.Backward) -> bool:
-        """Whether an agent before this one may have sent the same values, and they are worth asking for."""
-        nbytes = sum(value.nbytes for value in request.values if isinstance(value, Tensor))
-        return self._begun_before and nbytes > self.plan.ask_above_bytes
-
-    def _no_reply(self) -> list[Action]:
-        if not self._pending:
-            return []
-        self._notes_silence += 1
-        note = [e.Note("no answer yet: is a worker running?")] if self._notes_silence == 2 else []
-        return [*note, *self._nudge()]
-
-    def _answered(self, request: str) -> list[Action]:
-        """A pending request was answered."""
-        del self._pending[request]
-        self._notes_silence = 0
-        return self._await_reply() if self._pending else self._all_answered()
+        return self._outbox.submit(request)
 
     def _all_answered(self) -> list[Action]:
-        """Nothing is pending any more."""
-        self._pending.clear()
-        self._reached.clear()
-        self._asks.clear()
-        self._notes_silence = 0
-        waited = self._waits_for is not None and self.state is not State.CLOSING
-        note = [e.Note("going on")] if waited else []
-        self._waits_for = None
-        return [*note, e.Disarm(Timer.REPLY), e.Disarm(Timer.RETRY)]
-
-    def _retry_later(self, delay_s: float, why: str) -> list[Action]:
-        """A reason that stays is told once."""
-        note = [] if why == self._waits_for else [e.Note(why)]
-        self._waits_for = why
-        return [*note, e.Disarm(Timer.REPLY), e.Arm(Timer.RETRY, delay_s)]
+        return self._outbox.all_answered(quiet=self.state is State.CLOSING)
 
     # going back and stopping
 
@@ -608,8 +360,8 @@ class DeviceSession:
     def _reopen(self) -> list[Action]:
         """Keep what this side has (the state after `step`), then begin a new attempt from there."""
         self._reopening = True
-        if self.state in _COMPUTING:  # once that has ended
-            self._forget_step()
+        if self.state in COMPUTING:  # once that has ended
+            self._open.forget()
             return self._all_answered()
         return self._stop_now()
 
@@ -617,17 +369,14 @@ class DeviceSession:
         self._stopping = True
         if self.state in (State.OPENING, State.RAISING, State.RESTORING):
             return self._end(done=False)
-        if self.state in (State.FORWARDING, State.BACKWARDING) and self._online:
+        if self.state in (State.FORWARDING, State.BACKWARDING) and self._outbox.online:
             return [e.Arm(Timer.STOP, self.plan.stop_grace_s)]
-        return self._stop_now() if self.state in _WAITING | {State.PAUSED} else []
+        return self._stop_now() if self.state in WAITING | {State.PAUSED} else []
 
     def _stop_now(self) -> list[Action]:
         """Leave with a checkpoint of the last whole step; an unfinished one is forgotten."""
-        self._forget_step()
+        self._open.forget()
         return [*self._all_answered(), *self._save()]
-
-    def _forget_step(self) -> None:
-        self._micros, self._count, self._returned = [], 0, 0
 
     def _end(self, *, done: bool) -> list[Action]:
         self.state = State.ENDED
@@ -642,6 +391,4 @@ class DeviceSession:
         return self._attempt
 
     def _move(self, to: State) -> None:
-        if to not in _EDGES[self.state]:
-            raise AssertionError(f"no way from {self.state} to {to}")
-        self.state = to
+        self.state = moved(self.state, to)

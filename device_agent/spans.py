@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from broker import messages as m
 from device_agent import events as e
-from device_agent.session import DeviceSession, State
+from device_agent.session import DeviceSession
+from device_agent.session_state import State
 from spliteasy.tracing import Context, Span, Tracer, step_context
 
 _OF_A_STEP = frozenset({State.HEAD, State.FORWARDING, State.TAIL, State.BACKWARDING, State.APPLYING})

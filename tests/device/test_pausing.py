@@ -13,7 +13,7 @@ from broker.memory import MemoryBroker, MemoryTransport
 from device_agent.agent import Agent, AgentConfig, AgentResult
 from device_agent.conditions import Gate
 from device_agent.observe import Observation, StateChanged, StepTaken
-from device_agent.session import State
+from device_agent.session_state import State
 from spliteasy.compute import TorchThread
 from tests.device.served import served, toy_job
 from tests.simulation import toy

@@ -1,0 +1,33 @@
+"""What a device's session is to do: from its job, its data and the agent's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the device is to do, from its job and data."""
+
+    session: str
+    digest: str
+    total_steps: int
+    checkpoint_every: int
+    eval_every: int
+    """Steps between evaluations; 0: only at the end."""
+    eval_batches: int
+    """Batches of one evaluation; 0: no test data."""
+    has_tail: bool
+    micro_batches: int = 1
+    takeover: bool = False
+    """Go on even if the store knows a newer attempt of this device."""
+    restart: bool = False
+    """Begin at step 0, whatever the store has."""
+    reply_timeout_s: float = 10.0
+    stop_grace_s: float = 3.0
+    retry_s: float = 1.0
+    ask_above_bytes: int = 1 << 20
+    """Where an agent before this one may have begun the step, requests with more bytes are asked about before
+    they are sent: the worker may have a part."""
+    agent: str | None = None
+    """This agent's version."""
