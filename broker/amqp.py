@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +93,13 @@ class AmqpTransport:
         self._publishing = publishing
         self._consuming = consuming
         self._publish_channels: dict[str, Channel] = {}
+        # Opened at once, so that what is sent first after a reconnect waits for no more than the reply queue.
+        self._spare: asyncio.Task[Channel] | None = asyncio.create_task(
+            _open_channel(publishing, confirms=True)
+        )
+        self._spare.add_done_callback(_seen)
+        self._idle: Channel | None = None
+        """A channel that a call has left, for the next call or subscription."""
         self._opening = asyncio.Lock()
         self._bindings: dict[str, tuple[str, ...]] = {}
         self._subscriptions: list[AmqpSubscription] = []
@@ -128,7 +135,7 @@ class AmqpTransport:
         if prefetch < 1:
             raise ValueError("prefetch is at least 1")
         async with self._call():
-            channel = await _open_channel(self._consuming, confirms=False)
+            channel = await self._plain_channel()
             subscription = AmqpSubscription(self, channel, queue, self._bindings.get(queue))
             try:
                 await subscription._begin(prefetch)
@@ -143,9 +150,10 @@ class AmqpTransport:
 
     async def depth(self, queue: str) -> Depth | None:
         """For RabbitMQ, asking counts as use: it puts off the queue's expiry."""
-        async with self._call(), self._channel() as channel:
+        async with self._call():
             try:
-                found = await channel.queue_declare(queue, passive=True)
+                async with self._channel() as channel:
+                    found = await channel.queue_declare(queue, passive=True)
             except aiormq.exceptions.ChannelNotFoundEntity:
                 return None
         return Depth(messages=found.message_count or 0, consumers=found.consumer_count or 0)
@@ -194,20 +202,42 @@ class AmqpTransport:
         async with self._opening:
             channel = self._publish_channels.get(exchange)
             if channel is None or channel.is_closed:
-                channel = await _open_channel(self._publishing, confirms=True)
+                channel = await self._spare_channel() or await _open_channel(self._publishing, confirms=True)
                 self._publish_channels[exchange] = channel
             return channel
+
+    async def _spare_channel(self) -> Channel | None:
+        """The one opened at the start, for who comes first. Cancelled, it is left for the next."""
+        if self._spare is None:
+            return None
+        await asyncio.wait({self._spare})
+        spare, self._spare = self._spare, None
+        channel = spare.result()
+        return None if channel.is_closed else channel
 
     # Declaring -------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _channel(self) -> AsyncIterator[Channel]:
-        """A channel for one call: what the broker refuses closes no other."""
-        channel = await _open_channel(self._consuming, confirms=False)
+        """A channel for one call: what the broker refuses closes no other. Left in order, it stays open for
+        who needs one next: opening and closing would be two round trips."""
+        channel = await self._plain_channel()
         try:
             yield channel
-        finally:
+        except BaseException:
             await _quietly([channel.close()], self.options.close_timeout_s)
+            raise
+        if self._idle is None:
+            self._idle = channel
+        else:
+            await _quietly([channel.close()], self.options.close_timeout_s)
+
+    async def _plain_channel(self) -> Channel:
+        """One without confirms on the consuming connection, for the caller alone."""
+        idle, self._idle = self._idle, None
+        if idle is not None and not idle.is_closed:
+            return idle
+        return await _open_channel(self._consuming, confirms=False)
 
     async def _declare(self, channel: Channel, queue: Queue) -> None:
         if queue.bindings:
@@ -256,7 +286,9 @@ class AmqpTransport:
         self._watchdog.cancel()
         for subscription in self._subscriptions:
             subscription._end(error)
-        closes = (self._publishing.close(), self._consuming.close())
+        closes: list[Awaitable[Any]] = [self._publishing.close(), self._consuming.close()]
+        if self._spare is not None:
+            closes.append(self._spare)
         self._closing = asyncio.create_task(_quietly(closes, self.options.close_timeout_s))
 
     async def _watch(self) -> None:
@@ -464,7 +496,13 @@ async def _open_channel(connection: AbstractConnection, *, confirms: bool) -> Ch
     return channel
 
 
-async def _quietly(closes: Iterable[Coroutine[Any, Any, None]], timeout_s: float) -> None:
+def _seen(task: asyncio.Task[Any]) -> None:
+    """What it raises is told to who awaits it; there may be nobody."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _quietly(closes: Iterable[Awaitable[Any]], timeout_s: float) -> None:
     """Await all closes; what they raise, or do not finish in time, is of no interest any more."""
     tasks = [asyncio.ensure_future(close) for close in closes]
     if not tasks:
