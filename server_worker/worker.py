@@ -1,9 +1,9 @@
 """The worker: connects, takes requests from the queues, runs sessions, drains when told to.
 
-    run ── _serve (one life of a connection) ── _read_queue per queue ── Intake ── SessionActor
-     │                                                                 └─ front queue: GET_JOB
-     ├─ _beat: heartbeat in the store, fair share of shards
-     └─ _tell: losses to the store, for curves
+    run ── _serve (one life of a connection) ── Queues.read per queue ── Intake ── SessionActor
+     │                                                                └─ front queue: GET_JOB
+     ├─ Heartbeat: presence in the store, fair share of shards (Balancing)
+     └─ Losses: to the store, for curves
 
 What the broker lost or the worker did not acknowledge comes again; what a session has in memory
 survives a lost connection, because its fence in the store decides what may be committed.
@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import random
-import socket
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -30,27 +27,24 @@ from broker.backoff import full_jitter
 from broker.chunks import Assembler, OverBudget
 from broker.labels import codec_label
 from broker.sending import send_message
-from broker.topology import FRONT, shard_of, shard_queue, worker_queues
+from broker.topology import FRONT, shard_queue, worker_queues
 from broker.transport import Delivery, Depth, Subscription, Transport
 from server_worker import metrics
-from server_worker.actor import BUSY_RETRY_S, Incoming, SessionActor
-from server_worker.allowing import forbidden
-from server_worker.arrivals import Room
-from server_worker.config import Trust, WorkerConfig, environment
+from server_worker.actor import BUSY_RETRY_S, Incoming
+from server_worker.actors import Actors
+from server_worker.balancing import Balancing
+from server_worker.config import Trust, WorkerConfig
 from server_worker.durability import DurabilityClock
+from server_worker.heartbeat import Heartbeat
 from server_worker.intake import Accepted, Intake, Waiting
 from server_worker.jobs import JobCache, answer_get_job
 from server_worker.losses import Losses
-from server_worker.ownership import WorkerIdentity
-from server_worker.placement import plan_moves
+from server_worker.queues import Queues
 from server_worker.quotas import Quotas
 from server_worker.refusals import error_reply
-from server_worker.retention import forget_abandoned
-from server_worker.session import WorkerSession
-from server_worker.store import Store, WorkerInfo
+from server_worker.store import Store
 from spliteasy.compute import Compute
-from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, StoreError, WireError
-from spliteasy.job import Job
+from spliteasy.errors import LinkError, LinkRefused, StoreError, WireError
 from spliteasy.metering import SILENT, Meter
 from spliteasy.tracing import Tracer
 
@@ -58,13 +52,6 @@ log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
 NOTHING: Mapping[str, frozenset[int]] = {}
-ACTIVE_S = 30.0
-"""A session counts as active for this long after its last request."""
-EMPTY_S = 120.0
-LEFT_S = 30.0
-"""How long a worker stays away from a shard with a session that it can't serve."""
-SETTLE_BEATS = 3
-"""After shards were handed on, so many heartbeats pass until all can see where they went."""
 BACKOFF_MAX_S = 2.0
 """Workers are few: they are back before the devices, which wait for longer between two tries."""
 
@@ -95,36 +82,28 @@ class Worker:
         self.connected = asyncio.Event()
         self._connect = connect
         self._rng = rng
-        self._identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
         self._durability = DurabilityClock(store.loss_window_s, clock)
-        self.room = Room(config.waiting_bytes)
+        self.actors = Actors(self, config, self._durability, clock)
+        self.queues = Queues(config, self.actors, store)
+        self.balancing = Balancing(config, self.queues, depth=self.depth, clock=clock)
+        self.losses = Losses()
         self._intake = Intake(
             Assembler(config.uploads, clock),
             trust=config.trust,
             shards=config.shards,
             quotas=Quotas(config.quota, clock),
         )
-        self._losses = Losses()
-        self._actors: OrderedDict[str, SessionActor] = OrderedDict()
-        self._touched: dict[str, float] = {}
+        self._heartbeat = Heartbeat(self)
         self._transport: Transport | None = None
-        self._subscriptions: dict[str, Subscription] = {}
         self._tasks: dict[asyncio.Task[Any], None] = {}
-        self._loading_ahead: asyncio.Task[Any] | None = None
-        self._started_at = time.time()
         self._draining = False
-        self._left: set[str] = set()
-        """Queues that are left to others for now."""
-        self._in_line_for: frozenset[str] = frozenset()
-        """Workers with too few sessions that this one has made way for."""
-        self._settled_at = 0.0
         self._log = log.bind(worker=config.name)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then drain. Raises LinkRefused and UserError; survives lost links."""
         if self.config.trust is Trust.OPEN:
             self._log.warning("trust is open: any client of this broker can speak for any device")
-        beat, tell = asyncio.create_task(self._beat()), asyncio.create_task(self._tell())
+        beat, tell = asyncio.create_task(self._heartbeat.run()), asyncio.create_task(self._tell())
         try:
             delays = self._backoff()
             while not stop.is_set():
@@ -147,10 +126,21 @@ class Worker:
             await asyncio.gather(beat, tell, *self._tasks, return_exceptions=True)
             with suppress(StoreError):
                 await self.store.leave(self.config.name)
-                await self._losses.write(self.store)
+                await self.losses.write(self.store)
 
     def _backoff(self) -> Iterator[float]:
         return full_jitter(max_s=BACKOFF_MAX_S, rng=self._rng)
+
+    @property
+    def state(self) -> str:
+        """What it tells the other workers."""
+        if self._draining:
+            return "draining"
+        return "serving" if self.connected.is_set() else "connecting"
+
+    async def wait_connected(self, most_s: float) -> None:
+        """Return when the queues are read, or after that time."""
+        await _wait(self.connected, most_s)
 
     # what actors need
 
@@ -186,17 +176,21 @@ class Worker:
         self.meter.add(metrics.STEPS, 1, session.partition(".")[0])
         self._durability.committed(session, step)
         if loss is not None:
-            self._losses.add(session, step, loss)
+            self.losses.add(session, step, loss)
+
+    def hand_on(self, session: str, why: str) -> None:
+        """Leave the session's shard to others for a while, where there are any."""
+        self.background(self.queues.leave(session, why))
 
     def holdings(self) -> metrics.Holdings:
         """What is held now, for the gauges."""
-        sessions = [actor.session for actor in self._actors.values() if actor.session.own.memory is not None]
+        sessions = self.actors.loaded()
         return metrics.Holdings(
             sessions=len(sessions),
             session_bytes=sum(session.memory_bytes() for session in sessions),
             jobs=len(self.jobs),
             job_limit=self.jobs.limit,
-            waiting=sum(actor.waiting for actor in self._actors.values()),
+            waiting=sum(actor.waiting for actor in self.actors.all()),
             log_bytes=sum(session.own.log_bytes for session in sessions),
             log_fill=max((session.own.log_fill for session in sessions), default=0.0),
             snapshots=sum(session.own.snapshots.kept for session in sessions),
@@ -223,7 +217,7 @@ class Worker:
         await transport.declare(*worker_queues(self.config.shards, dead_bytes=self.config.dead_bytes))
         queues = [FRONT, *(shard_queue(n).name for n in range(self.config.shards))]
         stopped = asyncio.create_task(stop.wait())
-        readers = [asyncio.create_task(self._read_queue(transport, queue)) for queue in queues]
+        readers = [asyncio.create_task(self.queues.read(transport, queue, self._take)) for queue in queues]
         lost = asyncio.create_task(transport.wait_lost())
         self.connected.set()
         self._log.info("serving", queues=len(queues))
@@ -239,25 +233,6 @@ class Worker:
             for task in (stopped, lost, *readers):
                 task.cancel()
             await asyncio.gather(stopped, lost, *readers, return_exceptions=True)
-
-    async def _read_queue(self, transport: Transport, queue: str) -> None:
-        """Serve one queue for as long as the connection lives; subscribe again after a handover."""
-        while True:
-            self._left.discard(queue)
-            try:
-                subscription = await transport.subscribe(queue, prefetch=self.config.prefetch)
-            except LinkRefused:
-                if await transport.depth(queue) is not None:
-                    raise
-                raise LinkError(f"the queue {queue} was deleted") from None  # and is declared anew
-            self._subscriptions[queue] = subscription
-            async for delivery in subscription:
-                await self._take(delivery, subscription)
-            if self._draining:
-                return
-            await self._hand_over(queue, subscription)
-            if queue in self._left:
-                await asyncio.sleep(LEFT_S)
 
     async def _take(self, delivery: Delivery, subscription: Subscription) -> None:
         try:
@@ -288,8 +263,7 @@ class Worker:
         elif isinstance(taken.request, m.GetJob):
             self.background(self._answer_front(taken.request, taken.reply_to, finish))
         else:
-            actor = self._actor(taken.request.session)
-            await actor.offer(
+            await self.actors.touch(taken.request.session).offer(
                 Incoming(
                     request=taken.request,
                     raw=taken.raw,
@@ -312,7 +286,7 @@ class Worker:
                 return m.Busy(answers=outcome.message_id, retry_after_s=BUSY_RETRY_S)
             frames = self._intake.held(taken.device, outcome.message_id)
             return m.Have(answers=outcome.message_id, frames=frames)
-        actor = self._actors.get(taken.request.session)
+        actor = self.actors.get(taken.request.session)
         if isinstance(taken.request, m.Ask) and not (actor and actor.knows(taken.request)):
             ask = taken.request
             frames = self._intake.held(ask.device, ask.about) or self._intake.adopt(ask)
@@ -329,222 +303,35 @@ class Worker:
         await self.send(reply_to, reply)
         await finish()
 
-    def _actor(self, session: str) -> SessionActor:
-        actor = self._actors.get(session)
-        if actor is None:
-            machine = WorkerSession(
-                session, self._identity, durability=self._durability, room=self.room, clock=self.clock
-            )
-            actor = self._actors[session] = SessionActor(machine, self)
-        self._actors.move_to_end(session)
-        self._touched[session] = self.clock()
-        return actor
-
-    # draining and placement
+    # the end of a connection
 
     async def _drain(self) -> None:
         """Write snapshots, take nothing new, finish what is at hand, let go."""
         self._draining = True
-        self._log.info("draining", sessions=len(self._actors))
+        self._log.info("draining", sessions=len(self.actors))
         try:
             async with asyncio.timeout(self.config.drain_s):
-                for queue, subscription in list(self._subscriptions.items()):
-                    with suppress(LinkError):
-                        await self._give(queue, subscription)
-                await self._park(list(self._actors))
+                await self.queues.drain()
+                await self.actors.park(self.actors.names())
         except TimeoutError:
             self._log.warning("drain took too long; others replay what is left", drain_s=self.config.drain_s)
 
-    async def _park(self, sessions: list[str]) -> None:
-        """Snapshot and drop; an actor that gets another request meanwhile stays: two would be rivals."""
-        for name in sessions:
-            actor = self._actors.get(name)
-            if actor is None:
-                continue
-            await actor.wait_idle()
-            await actor.park()
-            if actor.idle:
-                self._forget_actor(name)
-
-    def _forget_actor(self, name: str) -> None:
-        self._actors.pop(name, None)
-        self._touched.pop(name, None)
-        self._durability.parted(name)
-
-    async def _give(self, queue: str, subscription: Subscription) -> None:
-        """Snapshot the queue's sessions, then take nothing more from it: the next in line gets it at once,
-        and replays the steps since.
-        """
-        for name in self._sessions_of(queue):
-            if actor := self._actors.get(name):
-                await actor.save()
-        await subscription.cancel()
-
-    async def _hand_over(self, queue: str, subscription: Subscription) -> None:
-        await self._park(self._sessions_of(queue))
-        await subscription.close()
-
-    def _sessions_of(self, queue: str) -> list[str]:
-        shards = self.config.shards
-        return [name for name in self._actors if shard_queue(shard_of(name, shards)).name == queue]
-
     async def _hang_up(self) -> None:
-        for subscription in self._subscriptions.values():
-            await subscription.close()
-        self._subscriptions.clear()
+        await self.queues.close()
         # Not before: what could not be answered must not be acknowledged.
         transport, self._transport = self._transport, None
-        for actor in self._actors.values():
-            actor.session.doubt()
+        self.actors.doubt()
         if transport is not None:
             await transport.close()
-
-    async def _beat(self) -> None:
-        """Heartbeat, programs of the others, fair share, memory budget, retention."""
-        swept_at = self.clock()
-        await _wait(self.connected, self.config.heartbeat_s)
-        while True:
-            try:
-                info = self._info()
-                await self.store.heartbeat(info, ttl_s=self.config.heartbeat_s * 5)
-                await self._drop_forbidden()
-                workers = await self.store.workers()
-                self._load_ahead(workers)
-                if self.config.balance and info.state == "serving":
-                    await self._balance(workers)
-                await self._keep_budget()
-                if self.clock() - swept_at >= self.config.retention_check_s:
-                    swept_at = self.clock()
-                    await forget_abandoned(self.store, self.jobs)
-            except SplitEasyError as error:
-                self._log.warning("heartbeat failed", error=error.message)
-            await asyncio.sleep(self.config.heartbeat_s)
 
     async def _tell(self) -> None:
         """Write losses to the store. Not in the heartbeat: others count on that, and on its time."""
         while True:
             await asyncio.sleep(self.config.heartbeat_s)
             try:
-                await self._losses.write(self.store)
+                await self.losses.write(self.store)
             except StoreError as error:
                 self._log.info("losses not written", error=error.message)
-
-    def _load(self) -> dict[int, int]:
-        """Active sessions by shard."""
-        horizon = self.clock() - ACTIVE_S
-        load: dict[int, int] = {}
-        for name, touched in self._touched.items():
-            if touched > horizon:
-                shard = shard_of(name, self.config.shards)
-                load[shard] = load.get(shard, 0) + 1
-        return load
-
-    def _load_ahead(self, workers: Sequence[WorkerInfo]) -> None:
-        """Load the programs of the others' sessions: a takeover then waits for none."""
-        wanted = sorted({job for each in workers if each.worker != self.config.name for job in each.jobs})
-
-        async def load() -> None:
-            try:
-                for job in await self.jobs.load_ahead(wanted):
-                    self._log.info("job loaded ahead", job=job)
-            except SplitEasyError as error:
-                self._log.warning("no job loaded ahead", error=error.message)
-
-        if self._loading_ahead is None or self._loading_ahead.done():
-            self._loading_ahead = self.background(load())
-
-    async def _balance(self, workers: Sequence[WorkerInfo]) -> None:
-        """Hand shards on to workers with too few sessions: first make way for them, then let go."""
-        load = self._load()
-        plan = plan_moves(self.config.name, load, workers)
-        if plan.takers and not await self._all_subscribed(workers):
-            return
-        takers = frozenset(plan.takers)
-        if not takers <= self._in_line_for:
-            self._in_line_for = takers
-            others = [n for n in range(self.config.shards) if n not in load]
-            await self._let_go([n for n in others if plan.next_in_line(n) != self.config.name])
-            return  # by the next heartbeat all have seen the same, and made way
-        if not takers:
-            self._in_line_for = frozenset()
-        if plan.give and self.clock() >= self._settled_at:
-            self._settled_at = self.clock() + SETTLE_BEATS * self.config.heartbeat_s
-            self._log.info("handing shards over", shards=plan.give)
-            await self._let_go(plan.give)
-
-    async def _let_go(self, shards: Iterable[int]) -> None:
-        """Of shards, or of places in the line for them: this worker is the last in line then."""
-        for shard in shards:
-            queue = shard_queue(shard).name
-            if subscription := self._subscriptions.get(queue):
-                await self._give(queue, subscription)
-
-    async def _all_subscribed(self, workers: Sequence[WorkerInfo]) -> bool:
-        """Whether the broker still knows as many workers: one that died a moment ago has a heartbeat yet."""
-        front = await self.depth(FRONT)
-        return front is not None and front.consumers >= sum(each.state == "serving" for each in workers)
-
-    def hand_on(self, session: str, why: str) -> None:
-        """Leave the session's shard to others for a while, where there are any."""
-        self.background(self._leave(shard_of(session, self.config.shards), session, why))
-
-    async def _leave(self, shard: int, session: str, why: str) -> None:
-        queue = shard_queue(shard).name
-        try:
-            workers = await self.store.workers()
-        except StoreError:
-            return  # it is asked for again
-        others = [each for each in workers if each.worker != self.config.name and each.state == "serving"]
-        if not others or queue in self._left:
-            return
-        self._left.add(queue)
-        self._log.warning("leaving a shard to other workers", shard=shard, session=session, reason=why)
-        with suppress(LinkError):
-            await self._let_go([shard])
-
-    def _drop_empty(self) -> None:
-        """Forget sessions that hold nothing and were asked for nothing lately, such as made up ones."""
-        horizon = self.clock() - EMPTY_S
-        for name in [name for name, touched in self._touched.items() if touched < horizon]:
-            actor = self._actors[name]
-            if actor.idle and actor.session.own.memory is None:
-                self._forget_actor(name)
-
-    async def _drop_forbidden(self) -> None:
-        """Forget what devices may not train any more: their next request is refused."""
-        memories = {name: actor.session.own.memory for name, actor in self._actors.items()}
-        held = {name: memory.job.digest for name, memory in memories.items() if memory is not None}
-        for name in await forbidden(self.store, held):
-            self._log.info("a device may not train this any more", session=name)
-            await self._actors[name].park()
-
-    async def _keep_budget(self) -> None:
-        self._drop_empty()
-        held = sum(actor.session.memory_bytes() for actor in self._actors.values())
-        for name in [name for name, actor in self._actors.items() if actor.idle]:
-            if held <= self.config.memory_bytes:
-                return
-            held -= self._actors[name].session.memory_bytes()
-            self._log.info("parking a session", session=name)
-            await self._park([name])
-
-    def _info(self) -> WorkerInfo:
-        load = self._load()
-        return WorkerInfo(
-            worker=self.config.name,
-            started_at=self._started_at,
-            sessions=sum(load.values()),
-            shards=tuple(sorted(load)),
-            steps=self.steps,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            state="draining" if self._draining else "serving" if self.connected.is_set() else "connecting",
-            jobs=tuple(sorted({f"{job.name}@{job.digest}" for job in self._jobs_in_use()})),
-        )
-
-    def _jobs_in_use(self) -> list[Job]:
-        memories = [actor.session.own.memory for actor in self._actors.values()]
-        return [memory.job for memory in memories if memory is not None]
 
 
 def reply_id(reply: m.Message) -> str:

@@ -13,7 +13,7 @@ async def test_the_worker_declares_it_anew_and_serves_on(server: Server) -> None
     queue = shard_queue(shard_of(SESSION)).name
     operator = server.broker.connect("operator")
     server.worker.connected.clear()
-    await server.worker._subscriptions[queue].cancel()
+    await server.worker.queues.subscriptions[queue].cancel()
     await operator.delete(queue)
     async with asyncio.timeout(20):
         await server.worker.connected.wait()

@@ -157,7 +157,7 @@ async def test_a_worker_that_lost_the_open_step_names_all_of_it_that_it_needs(
         await open_session(device, variant)
         for request in needed[:-1]:
             assert not isinstance(await device.ask(request), m.Error)
-        server.worker._actors[SESSION].session.drop()
+        server.worker.actors[SESSION].session.drop()
         await device.send(ask(needed[-1]))
         missing = [await device.reply() for _ in needed]
         named = [(r.missing, r.micro or 0) for r in missing if isinstance(r, m.Missing)]
@@ -207,7 +207,7 @@ async def test_with_no_room_to_wait_requests_come_again_in_their_order(
             assert isinstance(await device.ask(early), m.Busy)
         for request in requests:
             assert isinstance(await device.ask(request), m.Forwarded | m.Gradient)
-    assert server.worker.room.taken_bytes == 0
+    assert server.worker.actors.room.taken_bytes == 0
     assert (await logged(server))[1] == digest
 
 

@@ -47,7 +47,7 @@ async def test_a_step_under_way_ends_and_the_next_begins_when_the_operator_lets_
 async def test_a_worker_that_takes_a_paused_session_over_holds_it_too(server: Server) -> None:
     async with server.device() as device:
         await device.open()
-        actor = server.worker._actors[SESSION]
+        actor = server.worker.actors[SESSION]
         await actor.wait_idle()
         await server.store.pause(SESSION, True)
         actor.session.drop()
@@ -71,5 +71,5 @@ async def test_a_loss_that_may_be_reported_is_in_the_store_when_the_worker_leave
         first = forward()
         gradient = await device.ask(backward_of(first, await device.ask(first), loss=0.75))
         assert isinstance(gradient, m.Gradient)
-    await server.worker._losses.write(server.store)
+    await server.worker.losses.write(server.store)
     assert await server.store.losses(SESSION) == {1: 0.75}

@@ -74,7 +74,7 @@ class Joined(World):
     async def _weather(self) -> None:
         self._faults.active = False
         await asyncio.sleep(self.look_at_s)
-        self.loads = sorted(len(worker._touched) for worker in self.alive.values())
+        self.loads = sorted(len(worker.actors) for worker in self.alive.values())
 
 
 @pytest.mark.parametrize(("late", "fair"), [((3,), 4), ((2, 3), 4)])

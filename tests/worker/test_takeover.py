@@ -189,10 +189,10 @@ def test_a_worker_that_has_just_died_gets_no_shard() -> None:
                         m.Open(session=session, attempt=ATTEMPT, digest=digest, held=(0,))
                     )
                     assert isinstance(opened, m.Opened)
-            subscriptions = dict(living.worker._subscriptions)
+            subscriptions = dict(living.worker.queues.subscriptions)
             await asyncio.sleep(BEATS_S)
             workers = {each.worker: each.sessions for each in await scene.store.workers()}
             assert workers == {"first": 2, "dead": 0}
-            assert living.worker._subscriptions == subscriptions
+            assert living.worker.queues.subscriptions == subscriptions
 
     run_virtually(play())

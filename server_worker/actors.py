@@ -1,0 +1,153 @@
+"""The sessions that a worker has at hand: found by name, parked, forgotten."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from broker import messages as m
+from broker.topology import shard_of, shard_queue
+from server_worker.actor import Host, SessionActor
+from server_worker.allowing import forbidden
+from server_worker.arrivals import Room
+from server_worker.config import WorkerConfig, environment
+from server_worker.durability import DurabilityClock
+from server_worker.ownership import WorkerIdentity
+from server_worker.session import WorkerSession
+from server_worker.store import Store
+
+log = structlog.get_logger(__name__)
+
+ACTIVE_S = 30.0
+"""A session counts as active for this long after its last request."""
+EMPTY_S = 120.0
+
+
+class Actors:
+    """The actors of one worker, by session, the least recently used first."""
+
+    def __init__(
+        self, host: Host, config: WorkerConfig, durability: DurabilityClock, clock: Callable[[], float]
+    ) -> None:
+        self.room = Room(config.waiting_bytes)
+        self._host = host
+        self._config = config
+        self._durability = durability
+        self._clock = clock
+        self._identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
+        self._actors: OrderedDict[str, SessionActor] = OrderedDict()
+        self._touched: dict[str, float] = {}
+        self._log = log.bind(worker=config.name)
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def get(self, session: str) -> SessionActor | None:
+        """The session's actor, if there is one."""
+        return self._actors.get(session)
+
+    def __getitem__(self, session: str) -> SessionActor:
+        return self._actors[session]
+
+    def touch(self, session: str) -> SessionActor:
+        """The actor of a session that is asked for something now."""
+        actor = self._actors.get(session)
+        if actor is None:
+            machine = WorkerSession(
+                session, self._identity, durability=self._durability, room=self.room, clock=self._clock
+            )
+            actor = self._actors[session] = SessionActor(machine, self._host)
+        self._actors.move_to_end(session)
+        self._touched[session] = self._clock()
+        return actor
+
+    # looking
+
+    def names(self) -> list[str]:
+        return list(self._actors)
+
+    def all(self) -> list[SessionActor]:
+        return list(self._actors.values())
+
+    def loaded(self) -> list[WorkerSession]:
+        """The sessions whose memory is here."""
+        sessions = [actor.session for actor in self._actors.values()]
+        return [session for session in sessions if session.own.memory is not None]
+
+    def of_queue(self, queue: str) -> list[str]:
+        """The sessions whose requests come by that queue."""
+        shards = self._config.shards
+        return [name for name in self._actors if shard_queue(shard_of(name, shards)).name == queue]
+
+    def active_by_shard(self) -> dict[int, int]:
+        """How many active sessions each shard has."""
+        horizon = self._clock() - ACTIVE_S
+        load: dict[int, int] = {}
+        for name, touched in self._touched.items():
+            if touched > horizon:
+                shard = shard_of(name, self._config.shards)
+                load[shard] = load.get(shard, 0) + 1
+        return load
+
+    def jobs(self) -> tuple[str, ...]:
+        """The jobs in use, as `name@digest`."""
+        memories = [session.own.memory for session in self.loaded()]
+        return tuple(sorted({f"{each.job.name}@{each.job.digest}" for each in memories if each is not None}))
+
+    # letting go
+
+    def doubt(self) -> None:
+        """Others may serve the sessions from now on: the store is asked before a memory is used."""
+        for actor in self._actors.values():
+            actor.session.doubt()
+
+    async def save(self, sessions: Iterable[str]) -> None:
+        """Write snapshots, and keep the memory."""
+        for name in sessions:
+            if actor := self._actors.get(name):
+                await actor.save()
+
+    async def park(self, sessions: Iterable[str]) -> None:
+        """Snapshot and drop; an actor that gets another request meanwhile stays: two would be rivals."""
+        for name in sessions:
+            actor = self._actors.get(name)
+            if actor is None:
+                continue
+            await actor.wait_idle()
+            await actor.park()
+            if actor.idle:
+                self._forget(name)
+
+    async def park_forbidden(self, store: Store) -> None:
+        """Drop what devices may not train any more: their next request is refused."""
+        memories = {name: actor.session.own.memory for name, actor in self._actors.items()}
+        held = {name: memory.job.digest for name, memory in memories.items() if memory is not None}
+        for name in await forbidden(store, held):
+            self._log.info("a device may not train this any more", session=name)
+            await self._actors[name].park()
+
+    async def keep_budget(self) -> None:
+        """Park idle sessions beyond the memory that they may take together."""
+        self._forget_empty()
+        held = sum(actor.session.memory_bytes() for actor in self._actors.values())
+        for name in [name for name, actor in self._actors.items() if actor.idle]:
+            if held <= self._config.memory_bytes:
+                return
+            held -= self._actors[name].session.memory_bytes()
+            self._log.info("parking a session", session=name)
+            await self.park([name])
+
+    def _forget_empty(self) -> None:
+        """Forget sessions that hold nothing and were asked for nothing lately, such as made up ones."""
+        horizon = self._clock() - EMPTY_S
+        for name in [name for name, touched in self._touched.items() if touched < horizon]:
+            actor = self._actors[name]
+            if actor.idle and actor.session.own.memory is None:
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._actors.pop(name, None)
+        self._touched.pop(name, None)
+        self._durability.parted(name)
