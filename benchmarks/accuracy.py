@@ -27,7 +27,8 @@ import torch
 from benchmarks.accuracy_tasks import DATA, ROOT, job_of
 from benchmarks.report import Table, goal, save, show_about
 from broker.memory import MemoryBroker
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from device_agent.observe import Evaluated, Observation, StepTaken
 from server_worker.config import Trust
 from server_worker.store import SqliteStore

@@ -25,7 +25,8 @@ from benchmarks.submitting import submit
 from benchmarks.workloads import W0
 from broker import connect
 from deploy.rabbitmq import HOST
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from device_agent.observe import Observation, StepTaken
 from spliteasy.compute import TorchThread
 

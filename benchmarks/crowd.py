@@ -23,7 +23,8 @@ import torch
 
 from benchmarks.laps import answer
 from broker import connect
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from device_agent.observe import Observation, StepTaken
 from server_worker.config import Trust, WorkerConfig
 from server_worker.memory import SessionMemory

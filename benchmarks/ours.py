@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.laps import answer, resident_bytes
 from broker import connect
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from device_agent.observe import Observation, StepTaken
 from spliteasy import logs
 from spliteasy.compute import TorchThread

@@ -21,10 +21,11 @@ from typing import Any
 
 import broker.sending
 from broker import chunks, messages
+from device_agent import computations
 from device_agent import events as e
-from device_agent.agent import Agent
 from device_agent.link import Link
 from device_agent.session import DeviceSession
+from device_agent.trainer import DeviceTrainer
 from server_worker.intake import Intake
 from server_worker.memory import SessionMemory
 from server_worker.store.redis import RedisStore
@@ -112,18 +113,17 @@ def install() -> None:
     """Put the stopwatches on."""
     names = {e.RunHead: "head", e.RunTail: "tail", e.Apply: "apply", e.Save: "checkpoint"}
 
-    def label(agent: Agent, action: Any) -> tuple[int, str]:
-        assert agent.trainer is not None
-        step = action.step if isinstance(action, e.RunHead) else agent.trainer.step + 1
+    def label(action: Any, trainer: DeviceTrainer) -> tuple[int, str]:
+        step = action.step if isinstance(action, e.RunHead) else trainer.step + 1
         return step, names.get(type(action), "other")
 
     current: list[tuple[int, str]] = [(0, "")]
 
-    def begins(agent: Agent, action: Any, *_: Any) -> None:
-        current[0] = label(agent, action)
+    def begins(action: Any, trainer: DeviceTrainer, *_: Any) -> None:
+        current[0] = label(action, trainer)
         mark(current[0][0], f"{current[0][1]} begins")
 
-    around(Agent, "_work_of", begins, lambda *_: mark(current[0][0], f"{current[0][1]} ends"))
+    around(computations, "perform", begins, lambda *_: mark(current[0][0], f"{current[0][1]} ends"))
     around(Link, "send", _sending, _nothing)
     around(DeviceSession, "handle", lambda _, event: _received(getattr(event, "message", None)), _nothing)
     around(Intake, "take", None, lambda taken, *_: _received(getattr(taken, "request", None)))

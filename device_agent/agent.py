@@ -12,65 +12,34 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 
 import structlog
-import torch
-from torch import Tensor
 
 from broker import messages as m
 from broker.chunks import CHUNK_BYTES
 from broker.topology import SHARDS, shard_of
+from device_agent import computations
 from device_agent import events as e
 from device_agent.allowance import Allowance
-from device_agent.choosing import BySpeed, MakeChooser, StepChoices
+from device_agent.choosing import BySpeed, MakeChooser
 from device_agent.conditions import Gate
-from device_agent.data import Batches, DeviceData, EvaluationBatches, load_dataset
+from device_agent.config import AgentConfig
+from device_agent.fetching import JobSource
 from device_agent.link import Connect, Link
 from device_agent.metrics import SessionWatch
 from device_agent.observe import Evaluated, Observe, StateChanged, StepTaken
 from device_agent.pace import Pace
-from device_agent.plan import Plan
+from device_agent.preparing import prepare
 from device_agent.session import DeviceSession
 from device_agent.spans import StepSpans, traced
 from device_agent.state import StateFolder
 from device_agent.trainer import DeviceTrainer
 from spliteasy.compute import Compute
-from spliteasy.errors import JobError, RemoteError, StateError
-from spliteasy.job import Job
-from spliteasy.job.package import job_digest
-from spliteasy.job.signing import check_signature
+from spliteasy.errors import StateError
 from spliteasy.metering import SILENT, Meter
 from spliteasy.tracing import Tracer
-from spliteasy.version import version
 
 log = structlog.get_logger(__name__)
-GET_JOB_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentConfig:
-    """Settings of one agent. `job` is `name` or `name@digest`; `data` as in `load_dataset`."""
-
-    job: str
-    device: str
-    data: str
-    state: Path
-    root: Path | None = None
-    """Where the data's module is looked up; None: the current folder."""
-    operator_key: str | None = None
-    """Public key (64 hexadecimal digits) that must have signed the job; None: it is taken as it comes."""
-    takeover: bool = False
-    restart: bool = False
-    reply_timeout_s: float = 10.0
-    chunk_bytes: int | None = None
-    """Payload of one frame; None: as the job says."""
-    max_uplink: float | None = None
-    """Bytes a second that may be sent at most."""
-    metered: int | None = None
-    """Bytes a day that may be sent and received together; no step begins beyond them."""
-    patience_s: float = 10.0
-    """How long the first connection may take; later ones are waited for without end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +99,9 @@ class Agent:
         self._work: set[asyncio.Task[None]] = set()
         self._failed: BaseException | None = None
         self._step_began = 0.0
-        self._name, _, self._digest = config.job.partition("@")
-        self._session_name = f"{self._name}.{config.device}"
-        self._log = log.bind(job=self._name, session=self._session_name)
+        name = config.job.partition("@")[0]
+        self._session_name = f"{name}.{config.device}"
+        self._log = log.bind(job=name, session=self._session_name)
 
     async def run(self, stop: asyncio.Event) -> AgentResult:
         """Train until the last step, or until `stop` is set: then end the step at hand and checkpoint.
@@ -217,122 +186,35 @@ class Agent:
         return AgentResult(device=self.config.device, step=step, total_steps=0, done=False)
 
     async def _train(self, state: StateFolder) -> AgentResult:
-        job = await self._get_job(state)
+        source = JobSource(
+            self.config,
+            self._session_name,
+            link=self.link,
+            events=self._events,
+            compute=self._compute,
+            tell=self._tell,
+        )
+        job = await source.get(state)
         if job is None:
             return self._not_begun(state)
         self.link.shard = shard_of(self._session_name, SHARDS)
         self.link.chunk_bytes = self.config.chunk_bytes or min(job.spec.link.chunk_bytes, CHUNK_BYTES)
-        plan = await self._compute(lambda: self._prepare(job, state))
+        self.trainer, plan = await self._compute(
+            lambda: prepare(
+                self.config,
+                job,
+                state,
+                session=self._session_name,
+                link=self.link,
+                make_chooser=self._make_chooser,
+            )
+        )
         session = self.session = DeviceSession(plan, held=tuple(state.held()))
         if self.link.is_up:
             session.handle(e.LinkUp())
         if self._gate is not None and self._gate.why is not None:
             session.handle(e.Hold(self._gate.why))
         return await self._loop(session, state)
-
-    def _prepare(self, job: Job, state: StateFolder) -> Plan:
-        """Load the data, check it, bind the state folder to it; a new one gets its checkpoint 0."""
-        config, spec = self.config, job.spec
-        data: DeviceData = load_dataset(config.data, config.device, job.signature, root=config.root)
-        batches = Batches(data.train, spec, job.signature, device=config.device)
-        tests = (
-            EvaluationBatches(data.test, spec, job.signature, device=config.device)
-            if data.test is not None
-            else None
-        )
-        choices = StepChoices(
-            spec.link,
-            self._make_chooser(spec.link, self.link.speed),
-            ahead=spec.durability.checkpoint_every,
-            saved=state.codecs,
-            save=state.save_codecs,
-        )
-        self.trainer = DeviceTrainer.create(job, batches, tests, device=config.device, choices=choices)
-        state.bind(job=job.digest, device=config.device, fingerprint=batches.fingerprint)
-        if config.restart:
-            state.drop_after(-1)
-        if not state.held():
-            state.save_checkpoint(0, self.trainer.state())
-        return Plan(
-            session=self._session_name,
-            digest=job.digest,
-            total_steps=batches.total_steps,
-            checkpoint_every=spec.durability.checkpoint_every,
-            eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
-            eval_batches=len(tests) if tests is not None else 0,
-            has_tail=job.tail is not None,
-            micro_batches=spec.micro_batches,
-            takeover=config.takeover,
-            restart=config.restart,
-            reply_timeout_s=config.reply_timeout_s,
-            ask_above_bytes=self.link.frame_bytes,
-            agent=version(),
-        )
-
-    async def _get_job(self, state: StateFolder) -> Job | None:
-        """The job's device parts: from the state folder where it has them, else from a worker.
-
-        Where a key is to have signed the job, nothing of an unsigned or altered one is loaded: one that is
-        in the folder without its signature is fetched again. None where it was stopped before it came.
-        """
-        key = self.config.operator_key
-        stored = await self._compute(state.job_parts)
-        if stored is not None and (key is None or _vouched(stored[0], state.job_signature, key)):
-            job = await self._compute(lambda: Job.from_parts(*stored))
-            self._check_version(job)
-            return job
-        reply = await self._fetch_job(job_digest(stored[0]) if stored is not None else self._digest)
-        if reply is None:
-            return None
-        manifest, signature = reply.manifest.encode(), reply.signature
-        if key is not None:
-            check_signature(manifest, signature, key)
-        parts = {name: _part_bytes(value) for name, value in zip(reply.parts, reply.values, strict=True)}
-        job = await self._compute(lambda: Job.from_parts(manifest, parts))
-        self._check_version(job)
-        await self._compute(lambda: state.save_job(manifest, parts))
-        if signature is not None:
-            await self._compute(lambda: state.save_signature(signature))
-        return job
-
-    def _check_version(self, job: Job) -> None:
-        if job.name != self._name or not job.digest.startswith(self._digest):
-            raise StateError(
-                f"{self.config.state} belongs to job {job.name}@{job.digest[:12]}, not {self.config.job}",
-                hint="give this job a state folder of its own with --state DIR",
-            )
-
-    async def _fetch_job(self, digest: str) -> m.Job | None:
-        """That version, or where `digest` is empty the newest; None where it was stopped meanwhile."""
-        if digest and len(digest) != 64:
-            raise JobError(f"{self.config.job}: a version is 64 hexadecimal digits", hint="or leave it out")
-        request = m.GetJob(session=self._session_name, digest=digest or None)
-        up = False
-        while True:
-            try:
-                async with asyncio.timeout(GET_JOB_TIMEOUT_S if up else None):
-                    event = await self._events.get()
-            except TimeoutError:
-                self._tell("no answer yet: is a worker running?")
-                self.link.send(request)
-                continue
-            match event:
-                case e.LinkUp():
-                    up = True
-                    self.link.send(request)
-                case e.LinkDown():
-                    up = False
-                case e.NotSent():
-                    self._tell("waiting for a worker to serve this broker")
-                    asyncio.get_running_loop().call_later(1.0, self.link.send, request)
-                case e.StopAsked():
-                    return None
-                case e.Received(message=m.Job() as reply) if reply.answers == request.request:
-                    return reply
-                case e.Received(message=m.Error() as error) if error.answers == request.request:
-                    if not error.retriable:
-                        raise RemoteError(error.message, code=error.code, hint=error.hint)
-                    asyncio.get_running_loop().call_later(1.0, self.link.send, request)
 
     # the loop
 
@@ -406,52 +288,17 @@ class Agent:
         """Compute in the torch thread; the result, or the failure, comes back as an event."""
         if isinstance(action, e.RunHead) and action.micro == 0:
             self._step_began = self._clock()
+        trainer = self.trainer
+        assert trainer is not None
         try:
-            event = await self._compute(lambda: self._work_of(action, state))
+            event: e.Event = await self._compute(lambda: computations.perform(action, trainer, state))
             self._report(action)
         except Exception as error:
             self._failed = error
             event = e.LinkDown()  # any event wakes the loop, which then raises
         self._events.put_nowait(event)
-        trainer = self.trainer
-        if trainer is not None and isinstance(action, e.RunTail if trainer.tail else e.RunHead):
+        if isinstance(action, e.RunTail if trainer.tail else e.RunHead):
             await self._compute(trainer.work_ahead)  # while the worker works
-
-    def _work_of(self, action: e.Action, state: StateFolder) -> e.Event:
-        trainer = self.trainer
-        assert trainer is not None
-        match action:
-            case e.RaiseAttempt(above=above):
-                attempt = state.raise_attempt(above)
-                return e.AttemptRaised(m.AttemptRef(number=attempt.number, nonce=attempt.nonce))
-            case e.Restore(step=step):
-                trainer.load_state(state.load_checkpoint(step), step=step)
-                state.drop_after(step)
-                return e.Restored(tuple(state.held()))
-            case e.RunHead(step=step, micro=micro):
-                return e.HeadDone(*trainer.run_head(step, micro))
-            case e.RunTail(values=values, micro=micro):
-                return e.TailDone(trainer.run_tail(values, micro), trainer.shared_loss)
-            case e.RunHeadBackward(gradients=gradients, loss=loss):
-                trainer.run_head_backward(gradients, loss)
-                return e.HeadBackwardDone()
-            case e.Apply(skipped=True):
-                trainer.skip()
-                return e.Applied()
-            case e.Apply(gradients=gradients, loss=loss):
-                trainer.apply(gradients, loss)
-                return e.Applied()
-            case e.Save(step=step, durable_step=durable_step):
-                trainer.abort()
-                if step not in state.held():
-                    state.save_checkpoint(step, trainer.state())
-                state.prune(durable_step, trainer.job.spec.durability.checkpoint_history)
-                return e.Saved(tuple(state.held()))
-            case e.EvalHead(index=index):
-                return e.EvalHeadDone(*trainer.eval_head(index))
-            case e.EvalTail(index=index, values=values):
-                return e.EvalTailDone(trainer.eval_tail(index, values))
-        raise AssertionError(f"{action} is no computation")
 
     # telling
 
@@ -498,18 +345,3 @@ class Agent:
 
 def _untraced(request: m.Request) -> m.Request:
     return request
-
-
-def _vouched(manifest: bytes, signature: str | None, key: str) -> bool:
-    """Whether the key signed what is in the folder."""
-    try:
-        check_signature(manifest, signature, key)
-    except JobError:
-        return False
-    return True
-
-
-def _part_bytes(value: m.Value) -> bytes:
-    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.dim() != 1:
-        raise RemoteError("a part of the job is not a row of bytes", code="bad-tensor")
-    return value.numpy().tobytes()

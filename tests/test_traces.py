@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from broker import messages as m
 from broker.memory import MemoryBroker, MemoryTransport
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from device_agent.spans import traced
 from server_worker.config import Trust, WorkerConfig
 from server_worker.spans import spans_of

@@ -26,8 +26,9 @@ from spliteasy.errors import UserError
 
 if TYPE_CHECKING:
     from broker import Transport
-    from device_agent.agent import AgentConfig, AgentResult
+    from device_agent.agent import AgentResult
     from device_agent.conditions import Gate
+    from device_agent.config import AgentConfig
     from device_agent.link import Connect
     from spliteasy.cli.history import Kept
     from spliteasy.tracing import Tracer
@@ -122,8 +123,8 @@ def agent(
     if enrolment is not None and operator_key is None:
         _warn_of_unsigned_jobs(enrolment)
     from device_agent import metrics
-    from device_agent.agent import AgentConfig
     from device_agent.conditions import Gate, parse_conditions
+    from device_agent.config import AgentConfig
     from spliteasy.cli.history import History
     from spliteasy.planning.units import parse_rate
 

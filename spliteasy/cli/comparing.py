@@ -13,7 +13,8 @@ from torch import Tensor
 
 from broker import Transport, connect
 from broker.memory import MemoryBroker
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from device_agent.data import Batches, load_dataset
 from device_agent.link import Connect
 from device_agent.observe import Observation, StepTaken

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from broker.memory import MemoryBroker
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from device_agent.link import Connect
 from device_agent.observe import Observation, StepTaken
 from server_worker.config import Trust

@@ -22,7 +22,8 @@ from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.errors import JobError, UserError
 
 if TYPE_CHECKING:
-    from device_agent.agent import AgentConfig, AgentResult
+    from device_agent.agent import AgentResult
+    from device_agent.config import AgentConfig
     from device_agent.observe import Observe
     from spliteasy.job import Job
     from spliteasy.report import DeviceRun
@@ -77,7 +78,7 @@ def agent_configs(
     job: Job, job_file: Path, folder: Path, devices: int, data: str | None
 ) -> list[AgentConfig]:
     """One agent a device, with its state under `folder`."""
-    from device_agent.agent import AgentConfig
+    from device_agent.config import AgentConfig
     from spliteasy.importing import project_root
 
     root = project_root(job_file)

@@ -19,7 +19,8 @@ from pydantic import SecretStr
 
 from deploy.accounts import Accounts, Role
 from deploy.rabbitmq import HOST, RabbitNode
-from device_agent.agent import Agent, AgentConfig, AgentResult
+from device_agent.agent import Agent, AgentResult
+from device_agent.config import AgentConfig
 from device_agent.observe import Observation, StepTaken
 from server_worker.config import WorkerConfig
 from server_worker.store import SqliteStore, StoredJob

@@ -12,7 +12,8 @@ from broker import connect
 from broker import messages as m
 from deploy.certificates import TlsFiles, make_certificates
 from deploy.rabbitmq import HOST
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from server_worker.store import StoredJob
 from spliteasy.cli.enrolment import certificates, read_enrolment
 from spliteasy.compute import TorchThread

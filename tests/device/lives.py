@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from broker.memory import MemoryBroker, MemoryTransport
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from device_agent.observe import Observation
 from server_worker.config import Trust, WorkerConfig
 from server_worker.memory import SessionMemory

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from broker.memory import MemoryBroker, MemoryTransport
-from device_agent.agent import Agent, AgentConfig, AgentResult
+from device_agent.agent import Agent, AgentResult
 from device_agent.allowance import AHEAD, Allowance
 from device_agent.conditions import Gate
+from device_agent.config import AgentConfig
 from device_agent.observe import Observation, StateChanged
 from device_agent.session_state import State
 from spliteasy.compute import TorchThread

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from broker.memory import MemoryBroker, MemoryTransport
 from device_agent import metrics
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from server_worker.config import Trust, WorkerConfig
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from broker.memory import MemoryBroker, MemoryTransport
-from device_agent.agent import Agent, AgentConfig, AgentResult
+from device_agent.agent import Agent, AgentResult
 from device_agent.conditions import Gate
+from device_agent.config import AgentConfig
 from device_agent.observe import Observation, StateChanged, StepTaken
 from device_agent.session_state import State
 from spliteasy.compute import TorchThread

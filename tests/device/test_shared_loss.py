@@ -13,7 +13,8 @@ from broker import messages as m
 from broker.chunks import Assembled, Assembler
 from broker.memory import FAULTLESS, Faultless, MemoryTransport, Verdict
 from broker.topology import device_of_key
-from device_agent.agent import Agent, AgentConfig
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
 from spliteasy.compute import TorchThread
 from tests.device.served import served, toy_job
 from tests.simulation import toy

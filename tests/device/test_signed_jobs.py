@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from broker.memory import MemoryBroker, MemoryTransport
-from device_agent.agent import Agent, AgentConfig, AgentResult
+from device_agent.agent import Agent, AgentResult
+from device_agent.config import AgentConfig
 from server_worker.store import StoredJob
 from spliteasy.compute import TorchThread
 from spliteasy.errors import JobError, PortableError

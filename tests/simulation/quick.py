@@ -15,7 +15,7 @@ from unittest import mock
 
 from torch.utils.data import Dataset
 
-from device_agent import agent
+from device_agent import agent, preparing
 from device_agent.data import DeviceData
 from device_agent.samples import Samples, Tensors
 from spliteasy.job import Job
@@ -33,7 +33,7 @@ def quick() -> Iterator[None]:
         for owner, name, replacement in (
             (os, "fsync", lambda _: None),
             (Job, "from_parts", _from_parts),
-            (agent, "load_dataset", _load_dataset),
+            (preparing, "load_dataset", _load_dataset),
             (agent, "SHARDS", SHARDS),
             (Samples, "gather", _gather),
         ):

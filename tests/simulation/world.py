@@ -18,8 +18,9 @@ from broker import topology
 from broker.chunks import CHUNK_BYTES
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.transport import Transport
-from device_agent.agent import Agent, AgentConfig, AgentResult
+from device_agent.agent import Agent, AgentResult
 from device_agent.conditions import Gate
+from device_agent.config import AgentConfig
 from server_worker.config import Trust, WorkerConfig
 from server_worker.memory import SessionMemory
 from server_worker.store import SqliteStore, StoredJob

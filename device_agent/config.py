@@ -1,0 +1,31 @@
+"""An agent's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """Settings of one agent. `job` is `name` or `name@digest`; `data` as in `load_dataset`."""
+
+    job: str
+    device: str
+    data: str
+    state: Path
+    root: Path | None = None
+    """Where the data's module is looked up; None: the current folder."""
+    operator_key: str | None = None
+    """Public key (64 hexadecimal digits) that must have signed the job; None: it is taken as it comes."""
+    takeover: bool = False
+    restart: bool = False
+    reply_timeout_s: float = 10.0
+    chunk_bytes: int | None = None
+    """Payload of one frame; None: as the job says."""
+    max_uplink: float | None = None
+    """Bytes a second that may be sent at most."""
+    metered: int | None = None
+    """Bytes a day that may be sent and received together; no step begins beyond them."""
+    patience_s: float = 10.0
+    """How long the first connection may take; later ones are waited for without end."""
