@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiormq
-from aiormq.abc import AbstractConnection, DeliveredMessage
+from aiormq.abc import AbstractConnection
 from aiormq.channel import Channel
 
 from broker import topology
+from broker.amqp_channels import open_channel, quietly, seen
 from broker.amqp_errors import Address, connect_error, parse_url, translated
-from broker.inbox import Inbox
-from broker.transport import Delivery, Depth, Frame, Queue
+from broker.amqp_queues import declare_queue
+from broker.amqp_subscription import AmqpSubscription
+from broker.transport import Depth, Frame, Queue
 from spliteasy.errors import LinkError, LinkRefused
 
 # All that aiormq has to say comes as an error of ours; its log would say it twice, on several lines.
@@ -69,7 +71,7 @@ async def connect(url: str, *, options: AmqpOptions | None = None) -> AmqpTransp
             if isinstance(outcome, BaseException):
                 raise outcome
     except (Exception, asyncio.CancelledError) as error:
-        await _quietly((publishing.close(), consuming.close()), options.close_timeout_s)
+        await quietly((publishing.close(), consuming.close()), options.close_timeout_s)
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
@@ -95,9 +97,9 @@ class AmqpTransport:
         self._publish_channels: dict[str, Channel] = {}
         # Opened at once, so that what is sent first after a reconnect waits for no more than the reply queue.
         self._spare: asyncio.Task[Channel] | None = asyncio.create_task(
-            _open_channel(publishing, confirms=True)
+            open_channel(publishing, confirms=True)
         )
-        self._spare.add_done_callback(_seen)
+        self._spare.add_done_callback(seen)
         self._idle: Channel | None = None
         """A channel that a call has left, for the next call or subscription."""
         self._opening = asyncio.Lock()
@@ -115,9 +117,10 @@ class AmqpTransport:
         return self._address.account
 
     async def declare(self, *queues: Queue) -> None:
-        async with self._call(), self._channel() as channel:
+        async with self.call(), self._channel() as channel:
             for queue in queues:
-                await self._declare(channel, queue)
+                await declare_queue(channel, queue, delivery_limit=self.options.delivery_limit)
+                self._bindings[queue.name] = queue.bindings
 
     async def publish(
         self,
@@ -129,16 +132,16 @@ class AmqpTransport:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         exchange = "" if to_queue else topology.UPLINK
-        await self._publish(exchange, routing_key, frame, persistent=persistent, headers=headers)
+        await self.publish_to(exchange, routing_key, frame, persistent=persistent, headers=headers)
 
     async def subscribe(self, queue: str, *, prefetch: int) -> AmqpSubscription:
         if prefetch < 1:
             raise ValueError("prefetch is at least 1")
-        async with self._call():
+        async with self.call():
             channel = await self._plain_channel()
             subscription = AmqpSubscription(self, channel, queue, self._bindings.get(queue))
             try:
-                await subscription._begin(prefetch)
+                await subscription.begin(prefetch)
             except aiormq.exceptions.ChannelNotFoundEntity:
                 await subscription.close()
                 raise LinkRefused(f"there is no queue {queue}", hint="declare it first") from None
@@ -150,7 +153,7 @@ class AmqpTransport:
 
     async def depth(self, queue: str) -> Depth | None:
         """For RabbitMQ, asking counts as use: it puts off the queue's expiry."""
-        async with self._call():
+        async with self.call():
             try:
                 async with self._channel() as channel:
                     found = await channel.queue_declare(queue, passive=True)
@@ -159,7 +162,7 @@ class AmqpTransport:
         return Depth(messages=found.message_count or 0, consumers=found.consumer_count or 0)
 
     async def delete(self, queue: str) -> None:
-        async with self._call(), self._channel() as channel:
+        async with self.call(), self._channel() as channel:
             await channel.queue_delete(queue)
 
     async def wait_lost(self) -> None:
@@ -172,7 +175,7 @@ class AmqpTransport:
 
     # Publishing ------------------------------------------------------------------------------------
 
-    async def _publish(
+    async def publish_to(
         self,
         exchange: str,
         routing_key: str,
@@ -181,6 +184,7 @@ class AmqpTransport:
         persistent: bool,
         headers: Mapping[str, str] | None,
     ) -> None:
+        """Publish over that exchange's channel, and wait for the confirm."""
         body = bytes(frame)
         if len(body) > self.options.max_frame_bytes:
             raise LinkRefused(
@@ -191,7 +195,7 @@ class AmqpTransport:
             user_id=self.principal,
             headers=dict(headers) if headers else None,
         )
-        async with self._call(self.options.publish_timeout_s):
+        async with self.call(self.options.publish_timeout_s):
             channel = await self._publish_channel(exchange)
             await channel.basic_publish(
                 body, exchange=exchange, routing_key=routing_key, properties=properties, mandatory=True
@@ -202,7 +206,7 @@ class AmqpTransport:
         async with self._opening:
             channel = self._publish_channels.get(exchange)
             if channel is None or channel.is_closed:
-                channel = await self._spare_channel() or await _open_channel(self._publishing, confirms=True)
+                channel = await self._spare_channel() or await open_channel(self._publishing, confirms=True)
                 self._publish_channels[exchange] = channel
             return channel
 
@@ -215,7 +219,7 @@ class AmqpTransport:
         channel = spare.result()
         return None if channel.is_closed else channel
 
-    # Declaring -------------------------------------------------------------------------------------
+    # Channels --------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _channel(self) -> AsyncIterator[Channel]:
@@ -225,38 +229,24 @@ class AmqpTransport:
         try:
             yield channel
         except BaseException:
-            await _quietly([channel.close()], self.options.close_timeout_s)
+            await quietly([channel.close()], self.options.close_timeout_s)
             raise
         if self._idle is None:
             self._idle = channel
         else:
-            await _quietly([channel.close()], self.options.close_timeout_s)
+            await quietly([channel.close()], self.options.close_timeout_s)
 
     async def _plain_channel(self) -> Channel:
         """One without confirms on the consuming connection, for the caller alone."""
         idle, self._idle = self._idle, None
         if idle is not None and not idle.is_closed:
             return idle
-        return await _open_channel(self._consuming, confirms=False)
-
-    async def _declare(self, channel: Channel, queue: Queue) -> None:
-        if queue.bindings:
-            await channel.exchange_declare(topology.UPLINK, exchange_type="topic", durable=True)
-        if queue.dead_letters or queue.name == topology.DEAD:
-            await channel.exchange_declare(topology.DEAD, exchange_type="fanout", durable=True)
-        await channel.queue_declare(
-            queue.name, durable=True, arguments=queue_arguments(queue, self.options.delivery_limit)
-        )
-        for pattern in queue.bindings:
-            await channel.queue_bind(queue.name, topology.UPLINK, routing_key=pattern)
-        if queue.name == topology.DEAD:
-            await channel.queue_bind(queue.name, topology.DEAD)
-        self._bindings[queue.name] = queue.bindings
+        return await open_channel(self._consuming, confirms=False)
 
     # Loss ------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _call(self, timeout_s: float | None = None) -> AsyncIterator[None]:
+    async def call(self, timeout_s: float | None = None) -> AsyncIterator[None]:
         """Around each use of aiormq: ends in time, and lets only our own errors out."""
         self._check()
         try:
@@ -285,201 +275,19 @@ class AmqpTransport:
         self._lost.set()
         self._watchdog.cancel()
         for subscription in self._subscriptions:
-            subscription._end(error)
+            subscription.end(error)
         closes: list[Awaitable[Any]] = [self._publishing.close(), self._consuming.close()]
         if self._spare is not None:
             closes.append(self._spare)
-        self._closing = asyncio.create_task(_quietly(closes, self.options.close_timeout_s))
+        self._closing = asyncio.create_task(quietly(closes, self.options.close_timeout_s))
 
     async def _watch(self) -> None:
         """A consumer may vanish without a word, so look after them."""
         while True:
             await asyncio.sleep(self.options.watchdog_s)
-            self._subscriptions = [each for each in self._subscriptions if not each._finished]
+            self._subscriptions = [each for each in self._subscriptions if not each.finished]
             for subscription in self._subscriptions:
-                subscription._check_alive()
-
-
-class AmqpSubscription:
-    """See `broker.transport.Subscription`. It owns its channel, and closes it when it ends."""
-
-    def __init__(
-        self, transport: AmqpTransport, channel: Channel, queue: str, bindings: tuple[str, ...] | None
-    ) -> None:
-        self._transport = transport
-        self._channel = channel
-        self._queue = queue
-        self._bindings = bindings
-        """Of the queue on the uplink exchange; None where this transport did not declare it."""
-        self._inbox = Inbox()
-        self._unacked: set[int] = set()
-        self._acks: set[asyncio.Future[None]] = set()
-        self._consumer_tag = ""
-        self._ended: LinkError | None = None
-        self._closing: asyncio.Task[None] | None = None
-
-    def __aiter__(self) -> AmqpSubscription:
-        return self
-
-    async def __anext__(self) -> Delivery:
-        return await self._inbox.get()
-
-    async def ack(self, delivery: Delivery) -> None:
-        self._take(delivery)
-        await self._settle(self._channel.basic_ack(delivery.tag))
-
-    async def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        self._check(delivery)
-        await self._transport._publish(
-            topology.DEAD,
-            delivery.routing_key,
-            delivery.body,
-            persistent=True,
-            headers=topology.dead_letter_headers(delivery, self._queue, reason),
-        )
-        await self.ack(delivery)
-
-    async def cancel(self) -> None:
-        if self._ended is not None or self._inbox.ended:
-            return
-        async with self._transport._call():
-            await self._channel.basic_cancel(self._consumer_tag)
-            for delivery in self._inbox.end():
-                await self._return(delivery.tag)
-
-    async def close(self) -> None:
-        self._end(None)
-        if self._closing is not None:
-            await asyncio.shield(self._closing)
-
-    # What the transport calls -----------------------------------------------------------------------
-
-    @property
-    def _finished(self) -> bool:
-        return self._ended is not None
-
-    async def _begin(self, prefetch: int) -> None:
-        channel = self._channel
-        await channel.basic_qos(prefetch_count=prefetch)
-        channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
-        channel.closing.add_done_callback(self._on_channel_closed)
-        answer = await channel.basic_consume(self._queue, self._on_message)
-        self._consumer_tag = answer.consumer_tag or ""
-
-    def _check_alive(self) -> None:
-        alive = not self._channel.is_closed and self._consumer_tag in self._channel.consumers
-        if not alive and not self._inbox.ended:
-            self._end(LinkError(f"the consumer of {self._queue} is gone"))
-
-    def _end(self, error: LinkError | None) -> None:
-        """Ended by us (no error) or by the broker: no more deliveries and acks; the channel closes."""
-        if self._ended is not None:
-            return
-        self._ended = error or LinkError("the subscription is closed")
-        self._inbox.end(error)
-        self._unacked.clear()
-        self._closing = asyncio.create_task(self._close_channel())
-
-    # Helpers ---------------------------------------------------------------------------------------
-
-    async def _on_message(self, message: DeliveredMessage) -> None:
-        tag = message.delivery_tag or 0
-        if self._ended is not None:
-            return
-        self._unacked.add(tag)
-        if self._inbox.ended:  # cancelled while this one was on its way
-            with suppress(LinkError):
-                await self._return(tag)
-            return
-        properties = message.header.properties
-        headers = dict(properties.headers or {})
-        self._inbox.put(
-            Delivery(
-                body=message.body,
-                routing_key=message.routing_key or "",
-                principal=properties.user_id or None,
-                redelivered=bool(message.redelivered),
-                copied="CC" in headers or "BCC" in headers or self._is_elsewhere(message),
-                headers=_texts(headers),
-                tag=tag,
-            )
-        )
-
-    def _is_elsewhere(self, message: DeliveredMessage) -> bool:
-        """Whether the routing key would not have led here: the broker hides BCC, but not the key."""
-        key = message.routing_key or ""
-        if message.exchange == "":
-            return key != self._queue
-        if message.exchange != topology.UPLINK or self._bindings is None:
-            return False
-        return not any(topology.matches(pattern, key) for pattern in self._bindings)
-
-    def _on_cancelled_by_broker(self, _: object) -> None:
-        self._end(LinkError(f"the broker cancelled the consumer of {self._queue}"))
-
-    def _on_channel_closed(self, closing: asyncio.Future[Any]) -> None:
-        error = None if closing.cancelled() else closing.exception()
-        self._end(LinkError(f"the channel of {self._queue} was closed: {' '.join(str(error).split())[:200]}"))
-
-    def _check(self, delivery: Delivery) -> None:
-        if self._ended is not None:
-            raise LinkError(self._ended.message)
-        if delivery.tag not in self._unacked:
-            raise LinkError("the delivery is not this subscription's, or was acknowledged before")
-
-    def _take(self, delivery: Delivery) -> None:
-        self._check(delivery)
-        self._unacked.discard(delivery.tag)
-
-    async def _return(self, tag: int) -> None:
-        self._unacked.discard(tag)
-        await self._settle(self._channel.basic_nack(tag, requeue=True))
-
-    async def _settle(self, call: Awaitable[None]) -> None:
-        """Send an ack to its end, even if the caller is cancelled: sent twice, it would cost the channel."""
-        task = asyncio.ensure_future(call)
-        self._acks.add(task)
-        task.add_done_callback(self._settled)
-        async with self._transport._call():
-            await asyncio.shield(task)
-
-    def _settled(self, task: asyncio.Future[None]) -> None:
-        self._acks.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen: the caller may be gone
-
-    async def _close_channel(self) -> None:
-        # An ack that crosses the channel's close would take down the whole connection.
-        timeout_s = self._transport.options.close_timeout_s
-        if self._acks:
-            await asyncio.wait(self._acks, timeout=timeout_s)
-        await _quietly([self._channel.close()], timeout_s)
-
-
-def queue_arguments(queue: Queue, delivery_limit: int) -> dict[str, Any]:
-    """The queue's arguments. What newer brokers default otherwise is said in full."""
-    arguments: dict[str, Any] = {"x-queue-type": "quorum" if queue.quorum else "classic"}
-    if queue.quorum:
-        arguments["x-delivery-limit"] = delivery_limit
-    if queue.single_active:
-        arguments["x-single-active-consumer"] = True
-    if queue.dead_letters:
-        arguments["x-dead-letter-exchange"] = topology.DEAD
-    if queue.expires_s is not None:
-        arguments["x-expires"] = max(1, round(queue.expires_s * 1000))
-    if queue.max_bytes is not None:
-        arguments["x-max-length-bytes"] = queue.max_bytes
-        arguments["x-overflow"] = "drop-head"
-    return arguments
-
-
-def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
-    """The headers that are text; why the broker itself dead-lettered a message becomes `reason`."""
-    texts = {name: value for name, value in headers.items() if isinstance(value, str)}
-    if "x-first-death-reason" in texts:
-        texts.setdefault("reason", texts["x-first-death-reason"])
-        texts.setdefault("queue", texts.get("x-first-death-queue", ""))
-    return texts
+                subscription.check_alive()
 
 
 def _new_connection(address: Address, options: AmqpOptions, name: str) -> aiormq.Connection:
@@ -488,26 +296,3 @@ def _new_connection(address: Address, options: AmqpOptions, name: str) -> aiormq
         return aiormq.Connection(url, limit=options.stream_bytes)
     except ValueError:
         raise LinkRefused("the broker's URL is malformed", hint="quote what is special in it") from None
-
-
-async def _open_channel(connection: AbstractConnection, *, confirms: bool) -> Channel:
-    channel = await connection.channel(publisher_confirms=confirms)
-    assert isinstance(channel, Channel)
-    return channel
-
-
-def _seen(task: asyncio.Task[Any]) -> None:
-    """What it raises is told to who awaits it; there may be nobody."""
-    if not task.cancelled():
-        task.exception()
-
-
-async def _quietly(closes: Iterable[Awaitable[Any]], timeout_s: float) -> None:
-    """Await all closes; what they raise, or do not finish in time, is of no interest any more."""
-    tasks = [asyncio.ensure_future(close) for close in closes]
-    if not tasks:
-        return
-    _, late = await asyncio.wait(tasks, timeout=timeout_s)
-    for task in late:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

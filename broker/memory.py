@@ -11,10 +11,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
-from typing import Protocol
 
 from broker import topology
+from broker.faults import Fault, Faultless, FaultPolicy
 from broker.inbox import Inbox
 from broker.transport import Delivery, Depth, Frame, Queue
 from spliteasy.errors import LinkError, LinkRefused, Unroutable
@@ -24,46 +23,6 @@ MAX_FRAME_BYTES = 16 << 20
 
 DELIVERY_LIMIT = 20
 """A quorum queue gives up on a message that came back more often than this."""
-
-
-class Fault(Enum):
-    """What happens to a publish or a delivery."""
-
-    NONE = auto()
-    CUT = auto()
-    """The connection is lost first: nothing arrives."""
-    CUT_AFTER = auto()
-    """A publish arrives, its confirm does not; of a delivery, the same as CUT."""
-    DUPLICATE = auto()
-    """It arrives twice."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    fault: Fault = Fault.NONE
-    delay_s: float = 0.0
-    """Others may overtake it meanwhile."""
-
-
-FAULTLESS = Verdict()
-
-
-class FaultPolicy(Protocol):
-    """Asked about each publish and delivery. `principal` is that of the connection it would hit."""
-
-    def on_publish(self, principal: str, target: str, frame: bytes) -> Verdict: ...
-
-    def on_deliver(self, principal: str, queue: str, delivery: Delivery) -> Verdict: ...
-
-
-class Faultless:
-    """The policy of an embedded run."""
-
-    def on_publish(self, principal: str, target: str, frame: bytes) -> Verdict:
-        return FAULTLESS
-
-    def on_deliver(self, principal: str, queue: str, delivery: Delivery) -> Verdict:
-        return FAULTLESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

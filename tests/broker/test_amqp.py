@@ -16,7 +16,8 @@ import pytest
 
 import broker
 from broker import topology
-from broker.amqp import AmqpOptions, connect, queue_arguments
+from broker.amqp import AmqpOptions, connect
+from broker.amqp_queues import queue_arguments
 from broker.transport import Delivery, Depth, Subscription
 from spliteasy.errors import LinkError, LinkRefused
 from tests.broker.conftest import RabbitHub

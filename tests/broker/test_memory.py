@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from broker import topology
-from broker.memory import FAULTLESS, Fault, MemoryBroker, MemoryTransport, Verdict
+from broker.faults import FAULTLESS, Fault, Verdict
+from broker.memory import MemoryBroker, MemoryTransport
 from broker.transport import Delivery, Subscription
 from spliteasy.errors import LinkError, Unroutable
 from tests.simulation.clock import run_virtually

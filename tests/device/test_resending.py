@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from broker.chunks import Chunk, parse_frame
-from broker.memory import FAULTLESS, MemoryBroker, Verdict
+from broker.faults import FAULTLESS, Verdict
+from broker.memory import MemoryBroker
 from broker.sending import WINDOW
 from broker.topology import device_of_key
 from broker.transport import Delivery

@@ -11,7 +11,8 @@ import pytest
 from broker import decode
 from broker import messages as m
 from broker.chunks import Assembled, Assembler
-from broker.memory import FAULTLESS, Faultless, MemoryTransport, Verdict
+from broker.faults import FAULTLESS, Faultless, Verdict
+from broker.memory import MemoryTransport
 from broker.topology import device_of_key
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from broker.memory import FAULTLESS, Fault, Verdict
+from broker.faults import FAULTLESS, Fault, Verdict
 from broker.transport import Delivery
 
 

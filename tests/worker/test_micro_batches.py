@@ -11,7 +11,7 @@ import torch
 
 from broker import decode
 from broker import messages as m
-from broker.memory import FAULTLESS, Faultless, Verdict
+from broker.faults import FAULTLESS, Faultless, Verdict
 from broker.transport import Delivery
 from tests.simulation import toy
 from tests.worker.conftest import SESSION, Device, Server
