@@ -62,5 +62,5 @@ def play(
 
 
 def _devices(round_: int) -> tuple[str, ...]:
-    """Both in every third round, else one of them: sessions hardly meet, and so more is tried in a minute."""
-    return toy.DEVICES if round_ % 3 == 0 else (toy.DEVICES[round_ % 3 - 1],)
+    """Both in every fourth round, else one: sessions hardly meet, and so more is tried in a minute."""
+    return toy.DEVICES if round_ % 4 == 0 else (toy.DEVICES[round_ % 2],)

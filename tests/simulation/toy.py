@@ -49,18 +49,16 @@ class Variant:
 VARIANTS = (
     Variant(),
     Variant(single=True),
-    Variant(activations="int8", gradients="int8"),
-    Variant(activations="lossless", gradients="topk:0.3"),
-    Variant(single=True, activations="bf16", gradients="topk:0.3"),
-    Variant(activations="topk:0.5", gradients="fp16"),
-    Variant(batch=8, micro_batches=3, epochs=5),
-    Variant(batch=5, micro_batches=2, activations="topk:0.5", gradients="topk:0.3"),
-    Variant(single=True, batch=7, micro_batches=3, epochs=5, activations="int8"),
-    Variant(activations="auto", gradients="auto", allow=("lossless", "topk:0.3", "int8", "fp32")),
-    Variant(single=True, activations="auto", gradients="auto", allow=("topk:0.4", "bf16", "fp32")),
-    Variant(
-        batch=7, micro_batches=3, epochs=5, activations="auto", gradients="auto", allow=("topk:0.4", "int8")
-    ),
+    Variant(activations="int8", gradients="int8", epochs=2),
+    Variant(activations="lossless", gradients="topk:0.3", epochs=2),
+    Variant(single=True, activations="bf16", gradients="topk:0.3", epochs=2),
+    Variant(activations="topk:0.5", gradients="fp16", epochs=2),
+    Variant(batch=8, micro_batches=3),
+    Variant(batch=5, micro_batches=2, activations="topk:0.5", gradients="topk:0.3", epochs=2),
+    Variant(single=True, batch=7, micro_batches=3, activations="int8"),
+    Variant(activations="auto", gradients="auto", allow=("lossless", "topk:0.3", "int8", "fp32"), epochs=2),
+    Variant(single=True, activations="auto", gradients="auto", allow=("topk:0.4", "bf16", "fp32"), epochs=2),
+    Variant(batch=7, micro_batches=3, activations="auto", gradients="auto", allow=("topk:0.4", "int8")),
 )
 """What a sweep of seeds goes through in turn."""
 
@@ -128,7 +126,7 @@ def job(variant: Variant) -> Job:
                 "gradients": variant.gradients,
                 "allow": variant.allow,
             },
-            "evaluation": {"every_epochs": 2},
+            "evaluation": {"every_epochs": max(1, min(2, variant.epochs - 1))},
         }
     )
     return Job.create(spec)
