@@ -53,6 +53,8 @@ class AmqpOptions:
     delivery_limit: int = 20
     max_frame_bytes: int = 16 << 20
     """RabbitMQ 4 closes the channel over it."""
+    ack_delay_s: float = 0.02
+    """How long an ack may wait for others."""
 
 
 async def connect(url: str, *, options: AmqpOptions | None = None) -> AmqpTransport:
@@ -169,6 +171,7 @@ class AmqpTransport:
         await self._lost.wait()
 
     async def close(self) -> None:
+        await asyncio.gather(*(each.settle() for each in self._subscriptions))
         self._lose(LinkError("the connection is closed"))
         if self._closing is not None:
             await asyncio.shield(self._closing)

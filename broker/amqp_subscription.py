@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 
 from broker import topology
+from broker.amqp_acks import Acks
 from broker.amqp_channels import quietly
 from broker.inbox import Inbox
 from broker.transport import Delivery
@@ -32,8 +33,7 @@ class AmqpSubscription:
         self._bindings = bindings
         """Of the queue on the uplink exchange; None where this transport did not declare it."""
         self._inbox = Inbox()
-        self._unacked: set[int] = set()
-        self._acks: set[asyncio.Future[None]] = set()
+        self._acks = Acks(channel, delay_s=transport.options.ack_delay_s)
         self._consumer_tag = ""
         self._ended: LinkError | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -45,8 +45,10 @@ class AmqpSubscription:
         return await self._inbox.get()
 
     async def ack(self, delivery: Delivery) -> None:
-        self._take(delivery)
-        await self._settle(self._channel.basic_ack(delivery.tag))
+        self._check(delivery)
+        if self._acks.ack(delivery.tag):
+            async with self._transport.call():
+                await self._acks.flush()
 
     async def dead_letter(self, delivery: Delivery, reason: str) -> None:
         self._check(delivery)
@@ -80,6 +82,7 @@ class AmqpSubscription:
 
     async def begin(self, prefetch: int) -> None:
         channel = self._channel
+        self._acks.at_once = max(1, prefetch // 4)
         await channel.basic_qos(prefetch_count=prefetch)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
         channel.closing.add_done_callback(self._on_channel_closed)
@@ -91,13 +94,16 @@ class AmqpSubscription:
         if not alive and not self._inbox.ended:
             self.end(LinkError(f"the consumer of {self._queue} is gone"))
 
+    async def settle(self) -> None:
+        """Return once the broker was told of all that was acknowledged. Never raises."""
+        await self._acks.settle(self._transport.options.close_timeout_s)
+
     def end(self, error: LinkError | None) -> None:
         """Ended by us (no error) or by the broker: no more deliveries and acks; the channel closes."""
         if self._ended is not None:
             return
         self._ended = error or LinkError("the subscription is closed")
         self._inbox.end(error)
-        self._unacked.clear()
         self._closing = asyncio.create_task(self._close_channel())
 
     # Helpers ---------------------------------------------------------------------------------------
@@ -106,7 +112,7 @@ class AmqpSubscription:
         tag = message.delivery_tag or 0
         if self._ended is not None:
             return
-        self._unacked.add(tag)
+        self._acks.received(tag)
         if self._inbox.ended:  # cancelled while this one was on its way
             with suppress(LinkError):
                 await self._return(tag)
@@ -144,36 +150,17 @@ class AmqpSubscription:
     def _check(self, delivery: Delivery) -> None:
         if self._ended is not None:
             raise LinkError(self._ended.message)
-        if delivery.tag not in self._unacked:
+        if delivery.tag not in self._acks:
             raise LinkError("the delivery is not this subscription's, or was acknowledged before")
 
-    def _take(self, delivery: Delivery) -> None:
-        self._check(delivery)
-        self._unacked.discard(delivery.tag)
-
     async def _return(self, tag: int) -> None:
-        self._unacked.discard(tag)
-        await self._settle(self._channel.basic_nack(tag, requeue=True))
-
-    async def _settle(self, call: Awaitable[None]) -> None:
-        """Send an ack to its end, even if the caller is cancelled: sent twice, it would cost the channel."""
-        task = asyncio.ensure_future(call)
-        self._acks.add(task)
-        task.add_done_callback(self._settled)
         async with self._transport.call():
-            await asyncio.shield(task)
-
-    def _settled(self, task: asyncio.Future[None]) -> None:
-        self._acks.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen: the caller may be gone
+            await self._acks.give_back(tag)
 
     async def _close_channel(self) -> None:
         # An ack that crosses the channel's close would take down the whole connection.
-        timeout_s = self._transport.options.close_timeout_s
-        if self._acks:
-            await asyncio.wait(self._acks, timeout=timeout_s)
-        await quietly([self._channel.close()], timeout_s)
+        await self.settle()
+        await quietly([self._channel.close()], self._transport.options.close_timeout_s)
 
 
 def _texts(headers: Mapping[str, Any]) -> dict[str, str]:

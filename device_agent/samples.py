@@ -59,6 +59,8 @@ class Samples:
                 rows.append(self._item(index))
         columns = tuple(torch.stack(column) for column in zip(*rows, strict=True))
         count = len(self._signature.inputs)
+        if self._classes is not None:
+            _check_labels(columns[count], self._classes, indices)
         return columns[:count], columns[count:]
 
     def _item(self, index: int) -> list[Tensor]:
@@ -82,16 +84,16 @@ class Samples:
                 raise DataError(f"sample {index} has {len(parts)} {kind}s, the job has {len(specs)}")
             for part, spec in zip(parts, specs, strict=True):
                 tensors.append(_checked(part, spec, f"sample {index}: {kind} {spec.name!r}"))
-        if self._classes is not None:
-            _check_label(tensors[len(self._signature.inputs)], self._classes, index)
         return tensors
 
 
-def _check_label(label: Tensor, classes: int, index: int) -> None:
-    wrong = ((label < 0) | (label >= classes)) & (label != IGNORED_CLASS)
+def _check_labels(labels: Tensor, classes: int, indices: Sequence[int]) -> None:
+    """Of a whole batch at once: one sample after the other took a fifth of the time of loading it."""
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != IGNORED_CLASS)
     if bool(wrong.any()):
+        first = int(wrong.nonzero()[0, 0])
         raise DataError(
-            f"sample {index}: label {int(label[wrong].flatten()[0])} is out of range",
+            f"sample {indices[first]}: label {int(labels[wrong][0])} is out of range",
             hint=f"the model has {classes} classes: labels are 0 to {classes - 1}",
         )
 

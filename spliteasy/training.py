@@ -55,6 +55,7 @@ class SegmentTrainer:
         self._parameters = dict(segment.named_parameters())
         self._optimizer = build_optimizer(spec.optimizer, self._parameters.items())
         self._trainable = [p for p in self._parameters.values() if p.requires_grad]
+        self._buffers = dict(segment.named_buffers())
         self._buffers_before: dict[str, Tensor] | None = None
         segment.train()
 
@@ -84,7 +85,7 @@ class SegmentTrainer:
         """
         if micro == 0:
             self.abort()
-            self._buffers_before = {name: b.clone() for name, b in self.segment.named_buffers()}
+            self._buffers_before = {name: buffer.clone() for name, buffer in self._buffers.items()}
         return self._forward(values, self.step + 1, micro)
 
     def forward_ahead(self, values: Sequence[Tensor | int], *, step: int, micro: int) -> OpenForward:
@@ -141,7 +142,7 @@ class SegmentTrainer:
             parameter.grad = None
         if self._buffers_before is not None:
             with torch.no_grad():
-                for name, buffer in self.segment.named_buffers():
+                for name, buffer in self._buffers.items():
                     buffer.copy_(self._buffers_before[name])
             self._buffers_before = None
 
