@@ -68,6 +68,9 @@ class Arena:
         self.steps: dict[str, int] = {}
         self.stepped_at: dict[str, float] = {}
         self.devices = [f"phone-{number + 1}" for number in range(sessions)]
+        self._struck_at = 0.0
+        self._next_step_at: dict[str, float | None] = {}
+        """Of the sessions that the last fault has hit; None: not yet."""
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -139,19 +142,17 @@ class Arena:
 
         await until(rests)
 
-    async def moved(self, sessions: list[str], since: float) -> list[float]:
-        """Seconds from `since` to each session's next step."""
-        await until(lambda: all(self.stepped_at[session] > since for session in sessions))
-        return [self._first_after[session] - since for session in sessions]
+    def strike(self, sessions: list[str]) -> None:
+        """A fault comes now: begin to wait for the next step of each of these sessions."""
+        self._struck_at = monotonic()
+        self._next_step_at = dict.fromkeys(sessions)
 
-    def strike(self, sessions: list[str]) -> float:
-        """Begin to wait for each session's next step; the time now."""
-        self._first_after = dict.fromkeys(sessions, 0.0)
-        return monotonic()
+    async def moved(self) -> list[float]:
+        """Seconds from the strike to each session's next step, once all have one."""
+        await until(lambda: None not in self._next_step_at.values())
+        return [at - self._struck_at for at in self._next_step_at.values() if at is not None]
 
     # inside
-
-    _first_after: dict[str, float]
 
     async def _train(self, device: str) -> None:
         session, thread = f"{JOB}.{device}", TorchThread()
@@ -159,8 +160,8 @@ class Arena:
         def observe(seen: Observation) -> None:
             if isinstance(seen, StepTaken):
                 self.steps[session], self.stepped_at[session] = seen.step, monotonic()
-                if self._waits_for(session):
-                    self._first_after[session] = monotonic()
+                if self._next_step_at.get(session, 0.0) is None:
+                    self._next_step_at[session] = monotonic()
 
         state = Path(self.services.folder) / f"{device}.state"
         config = AgentConfig(job=JOB, device=device, data="benchmarks.workloads:data_w0", state=state)
@@ -168,9 +169,6 @@ class Arena:
         await Agent(config, connect=lambda: connect(url), compute=thread, observe=observe).run(
             asyncio.Event()
         )
-
-    def _waits_for(self, session: str) -> bool:
-        return getattr(self, "_first_after", {}).get(session) == 0.0
 
     async def _listen(self, place: WorkerPlace, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None

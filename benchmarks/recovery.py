@@ -47,29 +47,26 @@ class Figure:
 
 
 async def killed(arena: Arena, place: WorkerPlace) -> list[float]:
-    sessions = arena.sessions_of(place)
-    since = arena.strike(sessions)
+    arena.strike(arena.sessions_of(place))
     await arena.kill(place)
-    seconds = await arena.moved(sessions, since)
+    seconds = await arena.moved()
     await arena.start(place)
     return seconds
 
 
 async def paused(arena: Arena, place: WorkerPlace) -> list[float]:
     """And resumed when others have its sessions."""
-    sessions = arena.sessions_of(place)
-    since = arena.strike(sessions)
+    arena.strike(arena.sessions_of(place))
     place.signal(signal.SIGSTOP)
-    seconds = await arena.moved(sessions, since)
+    seconds = await arena.moved()
     place.signal(signal.SIGCONT)
     return seconds
 
 
 async def drained(arena: Arena, place: WorkerPlace) -> list[float]:
-    sessions = arena.sessions_of(place)
-    since = arena.strike(sessions)
+    arena.strike(arena.sessions_of(place))
     place.signal(signal.SIGTERM)
-    seconds = await arena.moved(sessions, since)
+    seconds = await arena.moved()
     assert place.process is not None
     await place.process.wait()
     await arena.start(place)
@@ -77,35 +74,35 @@ async def drained(arena: Arena, place: WorkerPlace) -> list[float]:
 
 
 async def worker_cut(arena: Arena, place: WorkerPlace) -> list[float]:
-    sessions = arena.sessions_of(place)
-    since = arena.strike(sessions)
+    arena.strike(arena.sessions_of(place))
     place.link.cut()
-    return await arena.moved(sessions, since)
+    return await arena.moved()
 
 
 async def device_cut(arena: Arena, place: WorkerPlace) -> list[float]:
     """All devices at once: they share the link."""
-    sessions = list(arena.owner)
-    since = arena.strike(sessions)
+    arena.strike(list(arena.owner))
     arena.device_link.cut()
-    return await arena.moved(sessions, since)
+    return await arena.moved()
 
 
 async def rabbitmq_restarted(arena: Arena, place: WorkerPlace) -> list[float]:
     """From when it serves again."""
-    rabbitmq, sessions = arena.services.rabbitmq, list(arena.owner)
+    rabbitmq = arena.services.rabbitmq
     await asyncio.to_thread(rabbitmq.sync_queues)
     await asyncio.to_thread(rabbitmq.kill)
     await asyncio.to_thread(rabbitmq.start)
-    return await arena.moved(sessions, arena.strike(sessions))
+    arena.strike(list(arena.owner))
+    return await arena.moved()
 
 
 async def redis_restarted(arena: Arena, place: WorkerPlace) -> list[float]:
     """From when it serves again."""
-    redis, sessions = arena.services.redis, list(arena.owner)
+    redis = arena.services.redis
     await asyncio.to_thread(redis.kill)
     await asyncio.to_thread(redis.start)
-    return await arena.moved(sessions, arena.strike(sessions))
+    arena.strike(list(arena.owner))
+    return await arena.moved()
 
 
 FAULTS: dict[str, tuple[str, Fault]] = {

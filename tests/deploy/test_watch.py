@@ -19,8 +19,8 @@ import yaml
 import device_agent.metrics
 import server_worker.metrics
 from broker import messages as m
-from deploy import local
 from deploy.daemons import Daemon
+from deploy.stack_workers import METRICS_PORT, metrics_port
 from server_worker.store import Store
 from spliteasy import errors
 from spliteasy.errors import UserError
@@ -201,12 +201,12 @@ def test_files_that_are_mounted_and_named_are_there() -> None:
 def test_each_worker_of_the_local_stack_has_a_port_that_is_scraped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv(local.METRICS_PORT, raising=False)
-    assert local.metrics_port(Daemon("worker-1", tmp_path)) == {}
-    monkeypatch.setenv(local.METRICS_PORT, "9464")
-    ports = [local.metrics_port(Daemon(f"worker-{n}", tmp_path))[local.METRICS_PORT] for n in (1, 2)]
+    monkeypatch.delenv(METRICS_PORT, raising=False)
+    assert metrics_port(Daemon("worker-1", tmp_path)) == {}
+    monkeypatch.setenv(METRICS_PORT, "9464")
+    ports = [metrics_port(Daemon(f"worker-{n}", tmp_path))[METRICS_PORT] for n in (1, 2)]
     (scraped,) = yaml.safe_load((DEPLOY / "prometheus/targets/workers.yaml").read_text())
     assert scraped["targets"] == [f"127.0.0.1:{port}" for port in ports]
-    monkeypatch.setenv(local.METRICS_PORT, "none")
+    monkeypatch.setenv(METRICS_PORT, "none")
     with pytest.raises(UserError, match="is no port"):
-        local.metrics_port(Daemon("worker-1", tmp_path))
+        metrics_port(Daemon("worker-1", tmp_path))
