@@ -66,6 +66,14 @@ def test_only_this_machine_can_reach_it_and_only_its_owner_can_read_its_secrets(
     assert node.password not in command_line
 
 
+def test_quorum_queues_hand_on_what_is_written_and_check_no_sums(rabbitmq_broker: RabbitBroker) -> None:
+    names = ("segment_compute_checksums", "wal_compute_checksums", "wal_write_strategy")
+    values = rabbitmq_broker.node.ctl(
+        "eval", f"[maps:get(N, ra_system:fetch(quorum_queues)) || N <- [{', '.join(names)}]]."
+    )
+    assert values.strip() == "[false,false,sync_after_notify]"
+
+
 def test_starting_a_running_node_is_harmless(rabbitmq_broker: RabbitBroker) -> None:
     before = pids(rabbitmq_broker.node)
     rabbitmq_broker.node.start()
@@ -100,7 +108,7 @@ def test_a_taken_port_is_named_and_nothing_is_started(node: RabbitNode, which: s
 
 def test_a_node_that_can_not_boot_tells_why_and_leaves_nothing_running(node: RabbitNode) -> None:
     node.folder.mkdir()
-    (node.folder / "advanced.config").write_text("this is no Erlang term")
+    (node.folder / "data").write_text("a file where the folder of its state should be")
     with pytest.raises(UserError, match="stopped while starting"):
         node.start()
     assert not node.running

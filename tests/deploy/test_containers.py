@@ -21,6 +21,7 @@ from typer.main import get_command
 
 from deploy.accounts import REPLY_POLICY, reply_policy, worker_permissions
 from deploy.prepare import AMQPS_PORT, CA_INSIDE, MANAGEMENT_PORT, REDIS_PORT
+from deploy.rabbitmq import ADVANCED, LARGE_BINARIES
 from server_worker.config import WorkerConfig
 from spliteasy.cli.app import app
 from tests.deploy.test_watch import METRICS, wrong_names
@@ -111,6 +112,25 @@ def test_dockerfiles_pass_the_linter(file: Path) -> None:
     command = [str(Path(sys.executable).with_name("hadolint")), "--failure-threshold", "warning", str(file)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
+
+
+# The broker's settings
+
+
+def test_rabbitmq_is_set_alike_everywhere() -> None:
+    manifest = one("RabbitmqCluster", "broker")["spec"]["rabbitmq"]
+    service = yaml.safe_load((DEPLOY / "containers/compose.yaml").read_text())["services"]["rabbitmq"]
+    configurations = [manifest["additionalConfig"], (DEPLOY / "containers/rabbitmq.conf").read_text()]
+    for setting in ("frame_max", "raft.wal_max_size_bytes", "quorum_queue.compute_checksums"):
+        assert (
+            len({re.findall(rf"^{setting} = (\S+)$", each, re.MULTILINE)[0] for each in configurations}) == 1
+        )
+    advanced = (DEPLOY / "containers/advanced.config").read_text()
+    assert re.sub("%.*\n", "", advanced) == manifest["advancedConfig"] == ADVANCED
+    assert "./advanced.config:/etc/rabbitmq/advanced.config:ro" in service["volumes"]
+    arguments = service["environment"]["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+    assert arguments == LARGE_BINARIES
+    assert manifest["envConfig"] == f'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="{arguments}"\n'
 
 
 # Images
