@@ -44,62 +44,77 @@ DataOption = Annotated[
 ]
 
 
+JobOption = Annotated[
+    str | None,
+    typer.Option("--job", help="NAME, or NAME@DIGEST for one version.", show_default="as the enrolment says"),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="This device's id: a-z, 0-9 and -, at most 63.", show_default="as the enrolment says"
+    ),
+]
+StateOption = Annotated[
+    Path | None,
+    typer.Option("--state", help="Where checkpoints are kept.", show_default="runs/agents/JOB.DEVICE"),
+]
+WhenOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--when",
+        metavar="CONDITION",
+        help="Train only while this holds: hours:22-6, charging, wifi, a command that exits with 0, or "
+        "module:function that returns true. Several: all must hold. Else it pauses between steps.",
+        show_default="always",
+    ),
+]
+WhenEveryOption = Annotated[
+    float,
+    typer.Option("--when-every", min=0.05, metavar="SECONDS", help="How often the conditions are asked."),
+]
+MaxUplinkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-uplink",
+        metavar="RATE",
+        help="Send no faster than this, so that others can use the link too: 2mbit (a second), 250kb/s. "
+        "It holds on average; a call or a video beside it wants about half of the link's upload.",
+        show_default="no limit",
+    ),
+]
+MeteredOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metered",
+        metavar="BYTES-A-DAY",
+        help="Send and receive no more than this a day together: 200mb, 1gb. It pauses where the next "
+        "step would not fit, and goes on at midnight, or started again with more. Restarts and "
+        "reconnects count.",
+        show_default="no limit",
+    ),
+]
+TakeoverOption = Annotated[
+    bool, typer.Option("--takeover", help="Go on from this state folder even if the store knows a newer run.")
+]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Begin at step 0 again, whatever the store has.")
+]
+
+
 def agent(
     context: typer.Context,
     data: DataOption,
-    job: Annotated[
-        str | None,
-        typer.Option(help="NAME, or NAME@DIGEST for one version.", show_default="as the enrolment says"),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="This device's id: a-z, 0-9 and -, at most 63.", show_default="as the enrolment says"
-        ),
-    ] = None,
+    job: JobOption = None,
+    device: DeviceOption = None,
     enrolment: EnrolmentOption = None,
-    state: Annotated[
-        Path | None, typer.Option(help="Where checkpoints are kept.", show_default="runs/agents/JOB.DEVICE")
-    ] = None,
+    state: StateOption = None,
     broker: BrokerOption = None,
-    when: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONDITION",
-            help="Train only while this holds: hours:22-6, charging, wifi, a command that exits with 0, or "
-            "module:function that returns true. Several: all must hold. Else it pauses between steps.",
-            show_default="always",
-        ),
-    ] = None,
-    when_every: Annotated[
-        float, typer.Option(min=0.05, metavar="SECONDS", help="How often the conditions are asked.")
-    ] = 10.0,
-    max_uplink: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RATE",
-            help="Send no faster than this, so that others can use the link too: 2mbit (a second), 250kb/s. "
-            "It holds on average; a call or a video beside it wants about half of the link's upload.",
-            show_default="no limit",
-        ),
-    ] = None,
-    metered: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BYTES-A-DAY",
-            help="Send and receive no more than this a day together: 200mb, 1gb. It pauses where the next "
-            "step would not fit, and goes on at midnight, or started again with more. Restarts and "
-            "reconnects count.",
-            show_default="no limit",
-        ),
-    ] = None,
-    takeover: Annotated[
-        bool,
-        typer.Option("--takeover", help="Go on from this state folder even if the store knows a newer run."),
-    ] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin at step 0 again, whatever the store has.")
-    ] = False,
+    when: WhenOption = None,
+    when_every: WhenEveryOption = 10.0,
+    max_uplink: MaxUplinkOption = None,
+    metered: MeteredOption = None,
+    takeover: TakeoverOption = False,
+    restart: RestartOption = False,
     history: HistoryOption = None,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
@@ -125,14 +140,11 @@ def agent(
     from device_agent import metrics
     from device_agent.conditions import Gate, parse_conditions
     from device_agent.config import AgentConfig
-    from spliteasy.cli.history import History
     from spliteasy.planning.units import parse_rate
 
     condition = parse_conditions(when or ())
     gate = Gate(condition, every_s=when_every) if condition is not None else None
-    if tensorboard and history is None:
-        raise UserError("--tensorboard goes with a history", hint="name its folder with --history DIR")
-    kept: list[Kept] = [] if history is None else [History(history, tensorboard=tensorboard)]
+    kept = _kept(history, tensorboard)
     if mlflow is not None:
         kept.append(MlflowHistory(mlflow, *job.split("@"), anew=restart))
     monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
@@ -152,11 +164,28 @@ def agent(
             lambda stop: _train(config, connect, title, stop, kept, monitoring, gate, tracer, live=live),
             on_stop="stopping after the step at hand",
         )
+    _tell_end(result, config)
+
+
+def _kept(history: Path | None, tensorboard: bool) -> list[Kept]:
+    """Where what happens is written down. Raises UserError."""
+    from spliteasy.cli.history import History
+
+    if history is None:
+        if tensorboard:
+            raise UserError("--tensorboard goes with a history", hint="name its folder with --history DIR")
+        return []
+    return [History(history, tensorboard=tensorboard)]
+
+
+def _tell_end(result: AgentResult, config: AgentConfig) -> None:
     if result.done:
-        typer.echo(f"{device}: done, {result.step} steps; the state is in {config.state}")
-    else:
-        whole = f" of {result.total_steps}" if result.total_steps else ""
-        typer.echo(f"{device}: stopped after step {result.step}{whole}; the same command goes on from there")
+        typer.echo(f"{result.device}: done, {result.step} steps; the state is in {config.state}")
+        return
+    whole = f" of {result.total_steps}" if result.total_steps else ""
+    typer.echo(
+        f"{result.device}: stopped after step {result.step}{whole}; the same command goes on from there"
+    )
 
 
 def _budget(text: str) -> int:

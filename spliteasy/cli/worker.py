@@ -7,7 +7,8 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,63 +22,92 @@ from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.cli.tracing import TracesOption, tracing
 from spliteasy.errors import UserError
 
+if TYPE_CHECKING:
+    from broker import Transport
+    from server_worker.config import WorkerConfig
+    from server_worker.worker import Connect
+    from spliteasy.tracing import Tracer
+
 MIB = 1 << 20
+
+
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Its name among the workers.", show_default="host, pid, random")
+]
+TrustOption = Annotated[
+    str | None,
+    typer.Option(
+        "--trust",
+        help="Whom to believe to be a device: 'enrolled' (the broker's accounts), or 'open' (one shared "
+        "account, anybody on the broker may speak for any device).",
+        show_default="enrolled; open on the local stack",
+        metavar="enrolled|open",
+    ),
+]
+MemoryOption = Annotated[
+    int,
+    typer.Option(
+        "--memory-mib", min=1, help="Sessions kept in memory up to this many MiB; the rest is parked."
+    ),
+]
+WaitingOption = Annotated[
+    int,
+    typer.Option(
+        "--waiting-mib",
+        min=1,
+        help="MiB of requests that may wait for others of their step, of all sessions together.",
+    ),
+]
+DeadOption = Annotated[
+    int,
+    typer.Option(
+        "--dead-mib",
+        min=1,
+        help="MiB of dead letters that the broker keeps, the newest. The same for all workers; to change "
+        "it, delete the queue spliteasy.dead first.",
+    ),
+]
+DeviceMessagesOption = Annotated[
+    float, typer.Option("--device-messages", min=1.0, help="Messages a second that one device may send.")
+]
+DeviceMibOption = Annotated[
+    float, typer.Option("--device-mib", min=1.0, help="MiB a second that one device may send.")
+]
+DeviceSessionsOption = Annotated[
+    int, typer.Option("--device-sessions", min=1, help="Jobs that one device may train at a time.")
+]
+DrainOption = Annotated[
+    float,
+    typer.Option("--drain-s", min=0.0, help="Seconds that a stopping worker has to finish what is at hand."),
+]
+JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Job programs kept in memory.")]
+HeartbeatOption = Annotated[
+    int,
+    typer.Option(
+        "--heartbeat-s",
+        min=2,
+        help="The sessions of a worker that falls silent move within two of these and a second.",
+    ),
+]
 
 
 def worker(
     context: typer.Context,
     broker: BrokerOption = None,
     store: StoreOption = None,
-    name: Annotated[
-        str | None, typer.Option(help="Its name among the workers.", show_default="host, pid, random")
-    ] = None,
-    trust: Annotated[
-        str | None,
-        typer.Option(
-            help="Whom to believe to be a device: 'enrolled' (the broker's accounts), or 'open' (one shared "
-            "account, anybody on the broker may speak for any device).",
-            show_default="enrolled; open on the local stack",
-            metavar="enrolled|open",
-        ),
-    ] = None,
+    name: NameOption = None,
+    trust: TrustOption = None,
     enrolment: EnrolmentOption = None,
     threads: ThreadsOption = 1,
-    memory_mib: Annotated[
-        int, typer.Option(min=1, help="Sessions kept in memory up to this many MiB; the rest is parked.")
-    ] = 4096,
-    waiting_mib: Annotated[
-        int,
-        typer.Option(
-            min=1, help="MiB of requests that may wait for others of their step, of all sessions together."
-        ),
-    ] = 1024,
-    dead_mib: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="MiB of dead letters that the broker keeps, the newest. The same for all workers; to change "
-            "it, delete the queue spliteasy.dead first.",
-        ),
-    ] = 256,
-    device_messages: Annotated[
-        float, typer.Option(min=1.0, help="Messages a second that one device may send.")
-    ] = 2000.0,
-    device_mib: Annotated[
-        float, typer.Option(min=1.0, help="MiB a second that one device may send.")
-    ] = 1024.0,
-    device_sessions: Annotated[
-        int, typer.Option(min=1, help="Jobs that one device may train at a time.")
-    ] = 8,
-    drain_s: Annotated[
-        float, typer.Option(min=0.0, help="Seconds that a stopping worker has to finish what is at hand.")
-    ] = 20.0,
-    jobs: Annotated[int, typer.Option(min=1, help="Job programs kept in memory.")] = 32,
-    heartbeat_s: Annotated[
-        int,
-        typer.Option(
-            min=2, help="The sessions of a worker that falls silent move within two of these and a second."
-        ),
-    ] = 2,
+    memory_mib: MemoryOption = 4096,
+    waiting_mib: WaitingOption = 1024,
+    dead_mib: DeadOption = 256,
+    device_messages: DeviceMessagesOption = 2000.0,
+    device_mib: DeviceMibOption = 1024.0,
+    device_sessions: DeviceSessionsOption = 8,
+    drain_s: DrainOption = 20.0,
+    jobs: JobsOption = 32,
+    heartbeat_s: HeartbeatOption = 2,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = "127.0.0.1",
     traces: TracesOption = None,
@@ -88,27 +118,19 @@ def worker(
     """
     set_up_logging(context, "info")
     url = read_enrolment(enrolment, role="worker").url if enrolment else find_url("broker", broker)
-    if trust is None:
-        trust = "open" if local_stack_is(url) else "enrolled"
-    if trust not in ("enrolled", "open"):
-        raise UserError(f"--trust {trust} is not known", hint="enrolled or open")
+    trusted = _trust(trust, url)
     if name is not None:
         check_identifier("--name", name)
-
-    closing = ExitStack()
 
     async def main(stop: asyncio.Event) -> None:
         import structlog
 
-        from broker import Transport, connect
         from server_worker import metrics
         from server_worker.config import Trust, WorkerConfig, amqp_heartbeat_s
         from server_worker.quotas import DeviceQuota
-        from server_worker.worker import Worker
-        from spliteasy.compute import TorchThread
 
         config = WorkerConfig(
-            trust=Trust(trust),
+            trust=Trust(trusted),
             memory_bytes=memory_mib * MIB,
             waiting_bytes=waiting_mib * MIB,
             dead_bytes=dead_mib * MIB,
@@ -121,38 +143,63 @@ def worker(
         if name is not None:
             config = replace(config, name=name)
         structlog.get_logger(__name__).info(
-            "worker starts", worker=config.name, broker=shown(url), trust=trust, threads=threads
+            "worker starts", worker=config.name, broker=shown(url), trust=trusted, threads=threads
         )
-
-        async def reach() -> Transport:
-            beat_s = amqp_heartbeat_s(heartbeat_s)
-            if enrolment is None:
-                return await connect(url, heartbeat_s=beat_s)
-            return await connect_enrolled(enrolment, role="worker", heartbeat_s=beat_s)
-
+        reach = partial(_reach, enrolment, url, heartbeat_s=amqp_heartbeat_s(heartbeat_s))
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
-        meter = monitoring.meter
-        thread = TorchThread()
         collector = tracing(traces, service="spliteasy-worker", instance=config.name)
-        tracer = closing.enter_context(collector)
-        try:
-            async with store_at(store) as open_store:
-                await (await reach()).close()  # refuse to start where it can't be reached
-                running = Worker(
-                    config,
-                    connect=reach,
-                    store=metrics.metered_store(open_store, meter, time.monotonic),
-                    compute=metrics.MeteredCompute(thread, meter, time.monotonic),
-                    meter=meter,
-                    tracer=tracer,
-                )
-                async with monitoring.serving(
-                    measure=partial(metrics.measure, running, meter),
-                    why_not_ready=partial(metrics.why_not_ready, running),
-                ):
-                    await running.run(stop)
-        finally:
-            thread.close()
+        await _serve(config, reach, store, monitoring, closing.enter_context(collector), stop)
 
-    with torch_threads(threads), closing:
+    with torch_threads(threads), ExitStack() as closing:
         run(main, on_stop="draining: finishing what is at hand")
+
+
+def _trust(option: str | None, url: str) -> str:
+    """Whom to believe: on the local stack, where all may share one account, anybody. Raises UserError."""
+    if option is None:
+        return "open" if local_stack_is(url) else "enrolled"
+    if option not in ("enrolled", "open"):
+        raise UserError(f"--trust {option} is not known", hint="enrolled or open")
+    return option
+
+
+async def _reach(enrolment: Path | None, url: str, *, heartbeat_s: int) -> Transport:
+    from broker import connect
+
+    if enrolment is None:
+        return await connect(url, heartbeat_s=heartbeat_s)
+    return await connect_enrolled(enrolment, role="worker", heartbeat_s=heartbeat_s)
+
+
+async def _serve(
+    config: WorkerConfig,
+    reach: Connect,
+    store: str | None,
+    monitoring: Monitoring,
+    tracer: Tracer | None,
+    stop: asyncio.Event,
+) -> None:
+    """Run the worker over the store and a torch thread, and serve its metrics."""
+    from server_worker import metrics
+    from server_worker.worker import Worker
+    from spliteasy.compute import TorchThread
+
+    thread, meter = TorchThread(), monitoring.meter
+    try:
+        async with store_at(store) as open_store:
+            await (await reach()).close()  # refuse to start where it can't be reached
+            running = Worker(
+                config,
+                connect=reach,
+                store=metrics.metered_store(open_store, meter, time.monotonic),
+                compute=metrics.MeteredCompute(thread, meter, time.monotonic),
+                meter=meter,
+                tracer=tracer,
+            )
+            async with monitoring.serving(
+                measure=partial(metrics.measure, running, meter),
+                why_not_ready=partial(metrics.why_not_ready, running),
+            ):
+                await running.run(stop)
+    finally:
+        thread.close()
