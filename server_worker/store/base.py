@@ -239,7 +239,7 @@ class Store(Protocol):
     async def put_request(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
     ) -> None:
-        """Write one request blob ahead of the commit that will name it.
+        """Write one request blob ahead of the commit that will name it; a store may put it off until then.
 
         Keyed by (step, attempt, owner nonce, index), so that rivals never share a blob; it has a time
         to live until a commit names it. A later put of the same key replaces it, but never what a commit

@@ -3,7 +3,8 @@
 Keys of a session share one hash tag, so that it lives on one node of a cluster:
 
     spliteasy:{SESSION}:meta              the record; :log and :snapshots name blobs by their tokens
-    spliteasy:{SESSION}:request:TOKEN     a request, with a time to live until a commit names it
+    spliteasy:{SESSION}:request:TOKEN     a request, with a time to live until a commit names it; a small one
+                                          is written in the commit's own round trip
     spliteasy:{SESSION}:snapshot:TOKEN:i  a piece of a snapshot, likewise
     spliteasy:{SESSION}:losses            the loss curve, by step
     spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
@@ -19,6 +20,7 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -44,13 +46,19 @@ from server_worker.store.base import (
     WorkerInfo,
 )
 from server_worker.store.records import decode_worker, encode_worker, grouped
-from server_worker.store.redis_link import RedisLink
+from server_worker.store.redis_link import Command, RedisLink
 from server_worker.store.redis_values import get_values, put_values
 from server_worker.store.waiting import Waiting
 from spliteasy.errors import StoreError
 
 PUT_TTL_S = 3600.0
 """How long a blob waits for the script that names it."""
+
+HELD_BYTES = 256 << 10
+"""A request up to here goes to Redis with the commit that names it: one round trip instead of two."""
+
+HELD_BYTES_TOTAL = 64 << 20
+"""Of all requests that wait for their commits; beyond it they are written at once."""
 
 READ_STEPS = 64
 """Log entries looked up in one round trip; their blobs come in groups of some MiB."""
@@ -62,6 +70,15 @@ _WORKERS = "spliteasy:workers"
 _Outcome = OpenOutcome | ClaimOutcome | CommitOutcome
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request that was put: its token, what the commit has still to write, and of how many bytes."""
+
+    token: str
+    writes: tuple[Command, ...]
+    nbytes: int
+
+
 class RedisStore:
     """The store on a Redis server; `open_store` makes one. It owns `link`."""
 
@@ -70,7 +87,7 @@ class RedisStore:
         self._put_ttl_ms = round(put_ttl_s * 1000)
         self._instance = secrets.token_hex(8)
         self._count = itertools.count()
-        self._tokens: Waiting[str] = Waiting(ttl_s=put_ttl_s, clock=time.monotonic)
+        self._requests: Waiting[_Request] = Waiting(ttl_s=put_ttl_s, clock=time.monotonic)
 
     @property
     def loss_window_s(self) -> float:
@@ -158,10 +175,15 @@ class RedisStore:
     async def put_request(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
     ) -> None:
-        token = self._token(attempt, owner, step, index)
-        key = f"spliteasy:{{{session}}}:request:{token}"
-        await self._link.call("SET", key, memoryview(body).cast("B"), "NX", "PX", self._put_ttl_ms)
-        self._tokens.put(session, step=step, attempt=attempt, owner=owner, index=index, value=token)
+        view, token = memoryview(body).cast("B"), self._token(attempt, owner, step, index)
+        request = _Request(token, (self._set_request(session, token, view),), view.nbytes)
+        if view.nbytes > min(HELD_BYTES, HELD_BYTES_TOTAL - sum(r.nbytes for r in self._requests)):
+            await self._link.call(*request.writes[0])
+            request = _Request(token, (), 0)
+        self._requests.put(session, step=step, attempt=attempt, owner=owner, index=index, value=request)
+
+    def _set_request(self, session: str, token: str, body: Blob) -> Command:
+        return "SET", f"spliteasy:{{{session}}}:request:{token}", body, "NX", "PX", self._put_ttl_ms
 
     async def commit(
         self,
@@ -174,7 +196,7 @@ class RedisStore:
         gradient_digest: str,
         oldest_checkpoint: int,
     ) -> CommitOutcome:
-        tokens = self._tokens.get(session, step=step, attempt=attempt, owner=owner, count=requests)
+        found = self._requests.get(session, step=step, attempt=attempt, owner=owner, count=requests)
         outcome = await self._move(
             scripts.COMMIT,
             session,
@@ -184,9 +206,10 @@ class RedisStore:
             oldest_checkpoint,
             gradient_digest,
             # "none" was never given out: the script looks at all else first, then finds no blob.
-            *(token or "none" for token in tokens),
+            *(request.token if request else "none" for request in found),
+            after=[write for request in found if request for write in request.writes],
         )
-        self._tokens.drop(session, step=step, attempt=attempt, owner=owner)
+        self._requests.drop(session, step=step, attempt=attempt, owner=owner)
         return outcome
 
     async def put_snapshot(
@@ -254,7 +277,7 @@ class RedisStore:
         return [meta for meta in metas if meta is not None]
 
     async def forget(self, session: str) -> bool:
-        self._tokens.drop_session(session)
+        self._requests.drop_session(session)
         found = await self._link.script(scripts.FORGET, _keys(session))
         await self._link.call("SREM", _SESSIONS, session)
         if await self._link.call("EXISTS", _keys(session)[0]):
@@ -308,16 +331,23 @@ class RedisStore:
         return f"{self._instance}-{next(self._count)}"
 
     async def _move(
-        self, script: scripts.Script, session: str, attempt: Attempt, owner: Owner, *args: Any
+        self,
+        script: scripts.Script,
+        session: str,
+        attempt: Attempt,
+        owner: Owner,
+        *args: Any,
+        after: Sequence[Command] = (),
     ) -> CommitOutcome:
-        outcome = await self._decide(
-            script, session, attempt.number, attempt.nonce, owner.fence, owner.nonce, *args
-        )
+        under = (attempt.number, attempt.nonce, owner.fence, owner.nonce)
+        outcome = await self._decide(script, session, *under, *args, after=after)
         assert not isinstance(outcome, OtherJob | NoCommonStep)
         return outcome
 
-    async def _decide(self, script: scripts.Script, session: str, *args: Any) -> _Outcome:
-        return _outcome(session, await self._link.script(script, _keys(session), *args))
+    async def _decide(
+        self, script: scripts.Script, session: str, *args: Any, after: Sequence[Command] = ()
+    ) -> _Outcome:
+        return _outcome(session, await self._link.script(script, _keys(session), *args, after=after))
 
 
 def _keys(session: str) -> tuple[str, str, str]:

@@ -34,7 +34,7 @@ _TRANSIENT_CODES = {
     "READONLY", "TRYAGAIN", "WRONGPASS",
 }  # fmt: skip
 
-_Command = tuple[Any, ...]
+Command = tuple[Any, ...]
 
 
 class RedisLink:
@@ -55,21 +55,26 @@ class RedisLink:
     async def call(self, *command: Any) -> Any:
         return await self._run(self._client.execute_command(*command))
 
-    async def script(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
-        return await self._run(self._evaluate(script, (len(keys), *keys, *args)))
+    async def script(
+        self, script: Script, keys: Sequence[str], *args: Any, after: Sequence[Command] = ()
+    ) -> Any:
+        """Run it, `after` other commands in the same round trip; the first error of all is raised."""
+        return await self._run(self._evaluate(script, (len(keys), *keys, *args), after))
 
-    async def _evaluate(self, script: Script, args: _Command) -> Any:
+    async def _evaluate(self, script: Script, args: Command, after: Sequence[Command]) -> Any:
         try:
+            if after:
+                return (await self._pipeline([*after, ("EVALSHA", script.sha, *args)]))[-1]
             return await self._client.execute_command("EVALSHA", script.sha, *args)
         except redis_errors.NoScriptError:
             return await self._client.execute_command("EVAL", script.source, *args)
 
-    async def batch(self, commands: Sequence[_Command]) -> list[Any]:
+    async def batch(self, commands: Sequence[Command]) -> list[Any]:
         """Several commands in one round trip; raises the first error."""
         results: list[Any] = await self._run(self._pipeline(commands))
         return results
 
-    async def _pipeline(self, commands: Sequence[_Command]) -> list[Any]:
+    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
         # No MULTI: a full Redis refuses even to read within one.
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from server_worker.store.base import Attempt, Owner
@@ -34,6 +34,9 @@ class Waiting(Generic[_T]):
         values = self._values.get((session, step, attempt, owner.nonce), {})
         found = {index: value for index, (deadline, value) in values.items() if deadline > now}
         return [found.get(index) for index in range(count)]
+
+    def __iter__(self) -> Iterator[_T]:
+        return (value for values in self._values.values() for _, value in values.values())
 
     def drop(self, session: str, *, step: int, attempt: Attempt, owner: Owner) -> None:
         self._values.pop((session, step, attempt, owner.nonce), None)

@@ -13,7 +13,16 @@ from contextlib import asynccontextmanager
 import pytest
 
 from deploy.redis_server import RedisServer
-from server_worker.store import Done, Owner, Store, StoredJob, UnknownSession, WorkerInfo, open_store
+from server_worker.store import (
+    Done,
+    Owner,
+    SessionMeta,
+    Store,
+    StoredJob,
+    UnknownSession,
+    WorkerInfo,
+    open_store,
+)
 from server_worker.store.redis import RedisStore
 from server_worker.store.redis_link import connect
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable
@@ -38,6 +47,7 @@ from tests.store.steps import (
 pytestmark = pytest.mark.redis
 
 MEGABYTE = bytes(1 << 20)
+"""As a request, it is written when it is put: a small one waits for the commit."""
 WORKER = WorkerInfo(
     worker="w1", started_at=0, sessions=0, shards=(), steps=0, host="h", pid=1, state="serving"
 )
@@ -64,7 +74,7 @@ def every_call(store: Store) -> dict[str, Callable[[], Awaitable[object]]]:
         "claim": lambda: store.claim(SESSION, attempt=FIRST, step=3, worker="w1"),
         "session": lambda: store.session(SESSION),
         "put_request": lambda: store.put_request(
-            SESSION, attempt=FIRST, owner=owner, step=3, index=0, body=b"f"
+            SESSION, attempt=FIRST, owner=owner, step=3, index=0, body=MEGABYTE
         ),
         "commit": lambda: store.commit(
             SESSION,
@@ -154,7 +164,10 @@ async def test_a_redis_that_refuses_writes_for_now_is_unavailable(
         meta = await begin(store)
         ask_redis(server, *command)
         with pytest.raises(StoreUnavailable):
-            await put(store, meta, 1, b"f")
+            await put(store, meta, 1, MEGABYTE)
+        await put(store, meta, 1, b"f")
+        with pytest.raises(StoreUnavailable):
+            await commit(store, meta, 1, requests=1)
         with pytest.raises(StoreUnavailable):
             await store.claim(SESSION, attempt=FIRST, step=1, worker="w2")
         with pytest.raises(StoreUnavailable):
@@ -189,10 +202,10 @@ async def test_a_call_whose_reply_is_lost_is_made_again_and_takes_effect_once(
         meta = done(await store.claim(SESSION, attempt=FIRST, step=1, worker="w2"))
         assert meta.owner.fence == 2
         proxy.lose_next_reply()
-        await put(store, meta, 1, b"f1", b"b1")
+        await put(store, meta, 1, MEGABYTE, b"b1")
         proxy.lose_next_reply()
         meta = done(await commit(store, meta, 1))
-        assert (meta.committed, meta.log_bytes) == (1, 4)
+        assert (meta.committed, meta.log_bytes) == (1, len(MEGABYTE) + 2)
         meta = await run_steps(store, meta, 4)
         proxy.lose_next_reply()
         assert done(await snapshot(store, meta, 3)).snapshots == (0, 3)
@@ -250,7 +263,7 @@ async def test_what_no_commit_names_goes_and_what_one_names_stays(redis_server: 
     await store.put_job(PACKAGE)
     lasting = await lasting_keys(store)
     assert len(lasting) == 3 + 4 + 1 + 1 + 3  # records, requests, snapshot, list of sessions, job
-    await put(store, meta, 3, b"f3", b"b3")
+    await put(store, meta, 3, MEGABYTE, b"b3")
     deadline = time.monotonic() + 10
     while int(ask_redis(redis_server, "DBSIZE")) > len(lasting):
         assert time.monotonic() < deadline
@@ -276,6 +289,12 @@ async def test_a_session_that_is_forgotten_leaves_no_key_behind(redis_server: Re
 # Full ---------------------------------------------------------------------------------------------
 
 
+async def small_step(store: Store, meta: SessionMeta, step: int) -> None:
+    """Its request goes with the commit."""
+    await put(store, meta, step, b"small")
+    await commit(store, meta, step, requests=1)
+
+
 async def test_a_full_redis_refuses_writes_leaves_no_trace_and_recovers(start_redis: StartRedis) -> None:
     server = start_redis()
     async with opened(server.url) as store:
@@ -287,7 +306,8 @@ async def test_a_full_redis_refuses_writes_leaves_no_trace_and_recovers(start_re
         keys = int(ask_redis(server, "DBSIZE"))
         ask_redis(server, "CONFIG", "SET", "maxmemory", "6mb")
         for refused in (
-            put(store, meta, 9, b"small"),
+            put(store, meta, 9, MEGABYTE),
+            small_step(store, meta, 9),
             snapshot(store, meta, 2),
             open_at(store, session="digits.third"),
             store.put_job(PACKAGE),
@@ -326,10 +346,10 @@ async def test_a_step_whose_requests_are_stored_can_be_committed_in_a_full_redis
             await put(store, meta, step, MEGABYTE)
             meta = done(await commit(store, meta, step, requests=1))
         meta = done(await snapshot(store, meta, 8))
-        await put(store, meta, 9, b"f9", b"b9")
+        await put(store, meta, 9, MEGABYTE, MEGABYTE)
         ask_redis(server, "CONFIG", "SET", "maxmemory", "6mb")
         with pytest.raises(StoreFull):
-            await put(store, meta, 10, b"f10")
+            await put(store, meta, 10, MEGABYTE)
         meta = done(await commit(store, meta, 9, oldest=8))
         assert (meta.committed, meta.snapshots) == (9, (8,))
         assert (await run_steps(store, meta, 10)).committed == 10
