@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiormq
-from aiormq.abc import AbstractConnection
 from aiormq.channel import Channel
 
 from broker import topology
@@ -24,6 +23,7 @@ from broker.amqp_channels import open_channel, quietly, seen
 from broker.amqp_errors import Address, connect_error, parse_url, translated
 from broker.amqp_queues import declare_queue
 from broker.amqp_subscription import AmqpSubscription
+from broker.amqp_wire import AmqpConnection, Wire
 from broker.transport import Depth, Frame, Queue
 from spliteasy.errors import LinkError, LinkRefused
 
@@ -39,15 +39,22 @@ _TRANSIENT = 1
 class AmqpOptions:
     """How patient a connection is, and what it may hold."""
 
+    tcp_timeout_s: float = 8.0
+    """Of TCP and TLS alone: where the first packets are lost, a new attempt comes before their repeats."""
     connect_timeout_s: float = 15.0
     call_timeout_s: float = 30.0
     """Of declaring, subscribing and the like."""
     publish_timeout_s: float = 60.0
-    """A broker that blocks publishers (no memory, no disk) confirms nothing for as long."""
+    """A broker that blocks publishers (no memory, no disk) confirms nothing for as long. It runs from when
+    the last bytes got through: on a slow link a frame takes as long as it takes."""
     close_timeout_s: float = 5.0
     heartbeat_s: int = 5
-    """aiormq takes the broker for dead after (heartbeat + 1) × 3 seconds of silence."""
-    watchdog_s: float = 5.0
+    """The broker sends something at least once in this time, most often in half of it."""
+    watchdog_s: float = 1.0
+    """How often connections and consumers are looked after."""
+    silence_s: float | None = None
+    """The link is given up when nothing came on either connection for so long; None: 1.5 heartbeats, but no
+    less than 5 s. One connection alone may be silent for (heartbeat + 1) × 3 seconds."""
     stream_bytes: int = 4 << 20
     """Read buffer of a connection; asyncio's 64 KiB costs a third of the throughput."""
     delivery_limit: int = 20
@@ -64,7 +71,11 @@ async def connect(url: str, *, options: AmqpOptions | None = None) -> AmqpTransp
     """
     options = options or AmqpOptions()
     address = parse_url(url)
-    publishing, consuming = (_new_connection(address, options, name) for name in ("publish", "consume"))
+    wires = (Wire(options.tcp_timeout_s), Wire(options.tcp_timeout_s))
+    publishing, consuming = (
+        _new_connection(address, options, name, wire)
+        for name, wire in zip(("publish", "consume"), wires, strict=True)
+    )
     try:
         async with asyncio.timeout(options.connect_timeout_s):
             # Both to their end: aiormq leaves loose ends where it is cancelled while connecting.
@@ -78,7 +89,7 @@ async def connect(url: str, *, options: AmqpOptions | None = None) -> AmqpTransp
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
         raise connect_error(error, address) from None
-    return AmqpTransport(address, options, publishing=publishing, consuming=consuming)
+    return AmqpTransport(address, options, publishing=publishing, consuming=consuming, wires=wires)
 
 
 class AmqpTransport:
@@ -89,9 +100,14 @@ class AmqpTransport:
         address: Address,
         options: AmqpOptions,
         *,
-        publishing: AbstractConnection,
-        consuming: AbstractConnection,
+        publishing: AmqpConnection,
+        consuming: AmqpConnection,
+        wires: tuple[Wire, Wire],
     ) -> None:
+        """`wires`: of the publishing and the consuming connection."""
+        self._wires = wires
+        self._publishing_until: set[asyncio.Timeout] = set()
+        """The deadlines of the frames that are being published."""
         self.options = options
         self._address = address
         self._publishing = publishing
@@ -198,7 +214,7 @@ class AmqpTransport:
             user_id=self.principal,
             headers=dict(headers) if headers else None,
         )
-        async with self.call(self.options.publish_timeout_s):
+        async with self.call(publishing=True):
             channel = await self._publish_channel(exchange)
             await channel.basic_publish(
                 body, exchange=exchange, routing_key=routing_key, properties=properties, mandatory=True
@@ -249,17 +265,23 @@ class AmqpTransport:
     # Loss ------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def call(self, timeout_s: float | None = None) -> AsyncIterator[None]:
+    async def call(self, *, publishing: bool = False) -> AsyncIterator[None]:
         """Around each use of aiormq: ends in time, and lets only our own errors out."""
         self._check()
+        options = self.options
+        limit = asyncio.timeout(options.publish_timeout_s if publishing else options.call_timeout_s)
+        if publishing:
+            self._publishing_until.add(limit)
         try:
             with translated():
-                async with asyncio.timeout(timeout_s or self.options.call_timeout_s):
+                async with limit:
                     yield
         except LinkError as error:
             if type(error) is LinkError:
                 self._check()  # where the connection was lost, that is the reason
             raise
+        finally:
+            self._publishing_until.discard(limit)
 
     def _check(self) -> None:
         if self._error is not None:
@@ -282,20 +304,42 @@ class AmqpTransport:
         closes: list[Awaitable[Any]] = [self._publishing.close(), self._consuming.close()]
         if self._spare is not None:
             closes.append(self._spare)
-        self._closing = asyncio.create_task(quietly(closes, self.options.close_timeout_s))
+        self._closing = asyncio.create_task(self._close(closes))
+
+    async def _close(self, closes: Iterable[Awaitable[Any]]) -> None:
+        await quietly(closes, self.options.close_timeout_s)
+        for wire in self._wires:
+            wire.abort()
 
     async def _watch(self) -> None:
-        """A consumer may vanish without a word, so look after them."""
+        """A connection, and a consumer too, may vanish without a word, so look after them."""
         while True:
             await asyncio.sleep(self.options.watchdog_s)
+            self._look_at_wires()
             self._subscriptions = [each for each in self._subscriptions if not each.finished]
             for subscription in self._subscriptions:
                 subscription.check_alive()
 
+    def _look_at_wires(self) -> None:
+        """Put off the deadlines of an upload that goes on; give up a link that is silent."""
+        every_s = self.options.watchdog_s
+        going_on, _ = [wire.look(every_s) for wire in self._wires]
+        if going_on:
+            until_s = asyncio.get_running_loop().time() + self.options.publish_timeout_s
+            for limit in self._publishing_until:
+                limit.reschedule(until_s)
+        beat_s = self._consuming.heartbeat_timeout  # the URL may say another than the options
+        both_s = self.options.silence_s or max(5.0, 1.5 * beat_s)
+        silent_s = [wire.silent_s for wire in self._wires]
+        if beat_s and (min(silent_s) >= both_s or max(silent_s) >= (beat_s + 1) * 3):
+            for wire in self._wires:
+                wire.abort()
+            self._lose(LinkError(f"nothing came from {self._address} for {max(silent_s):.0f} s"))
 
-def _new_connection(address: Address, options: AmqpOptions, name: str) -> aiormq.Connection:
+
+def _new_connection(address: Address, options: AmqpOptions, name: str, wire: Wire) -> AmqpConnection:
     url = address.with_options(heartbeat=options.heartbeat_s, name=f"spliteasy-{name}")
     try:
-        return aiormq.Connection(url, limit=options.stream_bytes)
+        return AmqpConnection(url, transport_factory=wire, limit=options.stream_bytes)
     except ValueError:
         raise LinkRefused("the broker's URL is malformed", hint="quote what is special in it") from None

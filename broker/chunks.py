@@ -43,6 +43,8 @@ LAST = 1
 HEADER_BYTES = 64
 FRAME_BYTES = 1 << 20
 CHUNK_BYTES = FRAME_BYTES - HEADER_BYTES
+MIN_CHUNK_BYTES = 8192
+"""Who cuts finer by a slow link, or on another's word, stops here: each message has a cost of its own."""
 MAX_CHUNKS = 1 << 16
 
 _HEADER = struct.Struct("<4sBBH8sIIQ16s12s")
@@ -236,6 +238,8 @@ class Assembled:
 
     message_id: str
     body: memoryview
+    chunk_bytes: int
+    """As its sender cut it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +291,9 @@ class Assembler:
         chunk = parse_frame(frame)
         if chunk.count == 1:
             self._check_digest(chunk.digest, ())
-            return Assembled(message_id=chunk.message_id, body=_copied(chunk.payload))
+            return Assembled(
+                message_id=chunk.message_id, body=_copied(chunk.payload), chunk_bytes=chunk.chunk_bytes
+            )
         key = (sender, chunk.message_id)
         upload = self._uploads.pop(key, None) or self._begin(sender, chunk)
         if upload is None:
@@ -302,7 +308,7 @@ class Assembler:
             upload.digest = chunk.digest
         if len(upload.checksums) == chunk.count:
             self._check_digest(upload.digest, [upload.checksums[index] for index in range(chunk.count - 1)])
-            return Assembled(message_id=chunk.message_id, body=upload.buffer)
+            return Assembled(message_id=chunk.message_id, body=upload.buffer, chunk_bytes=chunk.chunk_bytes)
         upload.touched_s = self.clock()
         self._uploads[key] = upload
         return Partial(
@@ -329,6 +335,41 @@ class Assembler:
         if upload is not None:
             upload.checksums.pop(-(-upload.total // upload.chunk_bytes) - 1, None)
 
+    def cut_as(self, sender: str, message_id: str, chunk_bytes: int) -> bool:
+        """Whether an unfinished message has chunks of that size, or is not there."""
+        upload = self._uploads.get((sender, message_id))
+        return upload is None or upload.chunk_bytes == chunk_bytes
+
+    def recut(self, sender: str, message_id: str, chunk_bytes: int) -> None:
+        """Keep what is there of an unfinished message as chunks of another size: its sender cuts it so now.
+
+        A new chunk is there where all that it consists of is; the last one never is. Where none is, the
+        message is forgotten.
+        """
+        upload = self._uploads.get((sender, message_id))
+        if (
+            upload is None
+            or upload.chunk_bytes == chunk_bytes
+            or -(-upload.total // chunk_bytes) > MAX_CHUNKS
+        ):
+            return
+        old, kept = upload.chunk_bytes, {}
+        for index in range(-(-upload.total // chunk_bytes) - 1):
+            begin, end = index * chunk_bytes, (index + 1) * chunk_bytes
+            if all(part in upload.checksums for part in range(begin // old, -(-end // old))):
+                header = _header(message_id, index, chunk_bytes, upload.total)
+                kept[index] = _checksum(header, upload.buffer[begin:end])
+        if kept:
+            upload.chunk_bytes, upload.checksums, upload.digest = chunk_bytes, kept, b""
+        else:
+            del self._uploads[sender, message_id]
+
+    def make_finer(self, sender: str, message_id: str, chunk_bytes: int) -> int:
+        """`recut` an unfinished message whose chunks are larger than that; its chunk size then."""
+        upload = self._uploads[sender, message_id]
+        self.recut(sender, message_id, min(chunk_bytes, upload.chunk_bytes))
+        return upload.chunk_bytes
+
     def adopt(
         self, sender: str, message_id: str, *, chunk_bytes: int, total: int, digests: Sequence[str]
     ) -> None:
@@ -338,8 +379,12 @@ class Assembler:
         over. The old message is forgotten, if anything of it is taken.
         """
         last = -(-total // chunk_bytes) - 1
-        for (owner, old), upload in reversed(self._uploads.items()):
-            if owner != sender or (upload.chunk_bytes, upload.total) != (chunk_bytes, total):
+        for owner, old in [key for key in reversed(self._uploads) if key[0] == sender]:
+            if self._uploads[owner, old].total != total:
+                continue
+            self.recut(owner, old, chunk_bytes)
+            upload = self._uploads.get((owner, old))
+            if upload is None or upload.chunk_bytes != chunk_bytes:
                 continue
             kept = {}
             for index in sorted(upload.checksums):

@@ -194,6 +194,10 @@ class Ask(SessionRequest):
     """Replies of which some frames have come, by message id."""
     partial_frames: Annotated[tuple[FrameRanges, ...], Field(max_length=8, strict=False)] = ()
     """What has come of each of them: it need not be sent again."""
+    partial_chunks: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MAX_TOTAL)], ...], Field(max_length=8, strict=False)
+    ] = ()
+    """Bytes of a chunk of each of them, in which those frames are counted."""
     total: Annotated[int, Field(ge=1, le=MAX_TOTAL)] | None = None
     """Bytes of the request asked about, where an agent before this one may have sent a part of the same
     values, and of its chunks: the worker looks for what it has by their digests."""

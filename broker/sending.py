@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Container, Mapping
 
-from broker.chunks import CHUNK_BYTES, to_frames
+from broker.chunks import CHUNK_BYTES, MAX_CHUNKS, to_frames
 from broker.envelope import encode_parts
 from broker.messages import Message
 from broker.transport import Transport
@@ -37,7 +37,9 @@ async def send_message(
     Raises a group of LinkErrors where one is not confirmed: some may have arrived. Cancelling leaves some
     unsent.
     """
-    frames = to_frames(encode_parts(message), message_id=message_id, chunk_bytes=chunk_bytes, skip=skip)
+    parts = encode_parts(message)
+    least = -(-sum(memoryview(part).nbytes for part in parts) // MAX_CHUNKS)
+    frames = to_frames(parts, message_id=message_id, chunk_bytes=max(chunk_bytes, least), skip=skip)
     room = room or asyncio.Semaphore(WINDOW)
 
     async def publish(frame: bytes) -> None:

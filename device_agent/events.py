@@ -43,6 +43,11 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Arriving:
+    """A part of a reply has come: more is on the way."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sent:
     """The broker has all of the request."""
 
@@ -143,6 +148,7 @@ Event = (
     LinkUp
     | LinkDown
     | Received
+    | Arriving
     | Sent
     | NotSent
     | Fired

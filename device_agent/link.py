@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -17,7 +18,15 @@ import structlog
 from broker import decode
 from broker import messages as m
 from broker.backoff import full_jitter
-from broker.chunks import CHUNK_BYTES, Assembled, Assembler, AssemblerLimits, payload_digests, to_ranges
+from broker.chunks import (
+    CHUNK_BYTES,
+    MIN_CHUNK_BYTES,
+    Assembled,
+    Assembler,
+    AssemblerLimits,
+    payload_digests,
+    to_ranges,
+)
 from broker.envelope import encode_parts
 from broker.labels import codec_label
 from broker.sending import WINDOW, send_message
@@ -33,6 +42,11 @@ from spliteasy.metering import SILENT, Meter
 log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
+CHUNK_S = 1.0
+"""How long a chunk may take at the speed measured: a cut costs half of it, and what follows waits as long."""
+FIRST_CHUNK_BYTES = 32 << 10
+"""Of the first requests, when no speed was measured: five seconds at 50 kbit/s."""
+MAX_CUTS = 64
 MAX_PARTIAL = 8
 WORKERS = "workers"
 """The one sender that replies are put together for: each has an id of its own."""
@@ -72,6 +86,10 @@ class Link:
         self._pace = pace
         self.count: Callable[[int], object] = lambda _: None
         """Told of the bytes of each frame, before it is sent and when it has come."""
+        self._cuts: dict[str, int] = {}
+        """Chunk sizes of the last requests of this connection: one sent again has the one it had."""
+        self._waiting: deque[tuple[float, int]] = deque()
+        """Frames that wait for confirms: when each became the first of them or was let go, and its bytes."""
         self._sending = 0
         """Requests that wait for confirms."""
         self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int], m.Request | None]] = asyncio.Queue()
@@ -117,6 +135,7 @@ class Link:
                     live.cancel()
                     await asyncio.gather(live, return_exceptions=True)
                     self.is_up = False
+                    self._connection_ended()
                     self._emit(e.LinkDown())
                     self._forget_outbox()
                     await transport.close()
@@ -124,8 +143,21 @@ class Link:
 
     @property
     def frame_bytes(self) -> int:
-        """Payload of one frame."""
-        return min(self.chunk_bytes, self._pace.chunk_bytes) if self._pace is not None else self.chunk_bytes
+        """Payload of a frame of the next request: what the link carries in `CHUNK_S`, at most as set."""
+        rate = self.speed.slower
+        fitting = FIRST_CHUNK_BYTES if rate is None else max(MIN_CHUNK_BYTES, int(rate * CHUNK_S))
+        limits = [self.chunk_bytes, fitting]
+        if self._pace is not None:
+            limits.append(self._pace.chunk_bytes)
+        return min(limits)
+
+    def _cut_of(self, request: m.Request) -> int:
+        """The chunk size of a request, or of the one that an ASK is about: one for all of a connection."""
+        key = request.about if isinstance(request, m.Ask) else request.request
+        chunk_bytes = self._cuts.setdefault(key, self.frame_bytes)
+        if len(self._cuts) > MAX_CUTS:
+            del self._cuts[next(iter(self._cuts))]
+        return chunk_bytes
 
     def send(
         self, request: m.Request, skip: frozenset[int] = frozenset(), whole: m.Request | None = None
@@ -161,6 +193,8 @@ class Link:
                     reply = decode(outcome.body)
                     self._meter.add(metrics.BYTES, outcome.body.nbytes, "received", codec_label(reply))
                     self._emit(e.Received(reply))
+                else:
+                    self._emit(e.Arriving())
             except WireError as error:
                 log.warning("unreadable reply", device=self._device, error=error.message)
             await subscription.ack(delivery)
@@ -173,8 +207,9 @@ class Link:
             while True:
                 request, skip, whole = await self._outbox.get()
                 if isinstance(request, m.Ask):
-                    request = self._with_partial_replies(request)
-                    request = request if whole is None else self._with_digests(request, whole)
+                    chunk_bytes = self._cut_of(request)
+                    request = self._with_partial_replies(request, chunk_bytes)
+                    request = request if whole is None else _with_digests(request, whole, chunk_bytes)
                 handed_over = asyncio.Event()
                 sending.create_task(self._send(transport, queue, request, skip, room, handed_over))
                 await handed_over.wait()
@@ -195,6 +230,7 @@ class Link:
         def sent(frame_bytes: int) -> None:
             nonlocal total
             total += frame_bytes
+            self._confirmed()
             self._count_sent(codec, frame_bytes)
 
         self._sending += 1
@@ -205,7 +241,7 @@ class Link:
                 request,
                 message_id=request.request,
                 headers={REPLY_TO: queue},
-                chunk_bytes=self.frame_bytes,
+                chunk_bytes=self._cut_of(request),
                 room=room,
                 admit=self._admit,
                 sent=sent,
@@ -213,6 +249,7 @@ class Link:
                 skip=skip,
             )
         except* Unroutable:
+            self._waiting.clear()
             self._emit(e.NotSent(request.request))
         else:
             if first:  # others share the link with those before them
@@ -226,26 +263,40 @@ class Link:
         self.count(frame_bytes)
         if self._pace is not None:
             await self._pace.admit(frame_bytes)
+        self._waiting.append((self._clock(), frame_bytes))
+
+    def _confirmed(self) -> None:
+        """One more frame has arrived: only now it is the next one's turn."""
+        if self._waiting:
+            self._waiting.popleft()
+        if self._waiting:
+            self._waiting[0] = (self._clock(), self._waiting[0][1])
+
+    def _connection_ended(self) -> None:
+        """What never got through says how slow the link is at least: the next chunks are finer."""
+        if self._waiting:
+            since_s, frame_bytes = self._waiting[0]
+            self.speed.gave_up(frame_bytes, self._clock() - since_s)
+        self._waiting.clear()
+        self._cuts.clear()
 
     def _count_sent(self, codec: str, frame_bytes: int) -> None:
         self.bytes_up += frame_bytes
         self._meter.add(metrics.BYTES, frame_bytes, "sent", codec)
 
-    def _with_partial_replies(self, ask: m.Ask) -> m.Ask:
-        """Say which frames of replies have come already, over connections that were lost since."""
+    def _with_partial_replies(self, ask: m.Ask, chunk_bytes: int) -> m.Ask:
+        """Say which frames of replies have come already, over connections that were lost since: in chunks as
+        their request is cut now, where those are finer."""
         ids = self._assembler.unfinished(WORKERS)[-MAX_PARTIAL:]
+        chunks = [
+            self._assembler.make_finer(WORKERS, message_id, max(chunk_bytes, MIN_CHUNK_BYTES))
+            for message_id in ids
+        ]
         frames = tuple(
             to_ranges(self._assembler.held(WORKERS, message_id))[: m.MAX_RANGES] for message_id in ids
         )
-        return ask.model_copy(update={"partial": tuple(ids), "partial_frames": frames})
-
-    def _with_digests(self, ask: m.Ask, whole: m.Request) -> m.Ask:
-        """Say what the request consists of, so that the worker finds what came of it under another id."""
-        parts = encode_parts(whole)
-        digests = payload_digests(parts, self.frame_bytes, first=m.MAX_DIGESTS)
-        total = sum(memoryview(part).nbytes for part in parts)
         return ask.model_copy(
-            update={"total": total, "chunk_bytes": self.frame_bytes, "digests": tuple(digests)}
+            update={"partial": tuple(ids), "partial_frames": frames, "partial_chunks": tuple(chunks)}
         )
 
     def _forget_outbox(self) -> None:
@@ -257,3 +308,11 @@ class Link:
 async def _raise_when_lost(transport: Transport) -> None:
     await transport.wait_lost()
     raise LinkError("the connection to the broker was lost")
+
+
+def _with_digests(ask: m.Ask, whole: m.Request, chunk_bytes: int) -> m.Ask:
+    """Say what the request consists of, so that the worker finds what came of it under another id."""
+    parts = encode_parts(whole)
+    digests = payload_digests(parts, chunk_bytes, first=m.MAX_DIGESTS)
+    total = sum(memoryview(part).nbytes for part in parts)
+    return ask.model_copy(update={"total": total, "chunk_bytes": chunk_bytes, "digests": tuple(digests)})

@@ -56,6 +56,8 @@ class DeviceSession:
                 return self._outbox.link_down()
             case e.Sent(request=request):
                 return self._outbox.sent(request)
+            case e.Arriving():
+                return self._outbox.await_reply()
             case e.NotSent(request=request):
                 return self._outbox.not_sent(request)
             case e.Fired(timer=Timer.STOP):

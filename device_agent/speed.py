@@ -29,6 +29,12 @@ class LinkSpeed:
         downlink the slower one."""
         return self.up if self._down is None else self._down
 
+    @property
+    def slower(self) -> float | None:
+        """The rate of the direction that is slower, as far as it is known."""
+        rates = [rate for rate in (self.up, self.down) if rate is not None]
+        return min(rates, default=None)
+
     def connected(self) -> None:
         """A connection was made, over who knows what network: the round trip is measured anew."""
         self.rtt_s = None
@@ -42,6 +48,11 @@ class LinkSpeed:
             # Where the round trip is nearly all of it, the rest says little: at least a quarter counts.
             transfer_s = max(seconds - (self.rtt_s or 0.0), seconds / 4, _SHORTEST_S)
             self.up = _mixed(self.up, nbytes / transfer_s)
+
+    def gave_up(self, nbytes: int, seconds: float) -> None:
+        """A frame of so many bytes was not confirmed in so long, and then the connection was lost."""
+        if self.up is None or nbytes < self.up * seconds:
+            self.up = nbytes / max(seconds, _SHORTEST_S)
 
     def arrived(self, nbytes: int, now_s: float, *, last: bool) -> None:
         """A frame of a reply has come whole; `last`: with it the reply is whole."""

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, Protocol
 
 import structlog
@@ -59,10 +60,21 @@ class Incoming:
     request: m.AnyRequest
     raw: bytes | memoryview
     reply_to: str
+    chunk_bytes: int
+    """As it was cut: its reply is cut no coarser."""
     arrived_s: float
     """When its last frame came, by the worker's clock."""
     finish: Callable[[str | None], Awaitable[None]]
     """Called once it was served: acknowledges it or, with a reason, moves it to the dead queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What the device has of a reply that was cut off."""
+
+    frames: frozenset[int]
+    chunk_bytes: int | None
+    """In which they are counted; None: the worker's own size."""
 
 
 class Host(Protocol):
@@ -76,7 +88,7 @@ class Host(Protocol):
     clock: Callable[[], float]
 
     async def send(
-        self, reply_to: str, reply: m.Message, partial: Mapping[str, frozenset[int]] = ...
+        self, reply_to: str, reply: m.Message, partial: Mapping[str, Arrived] = ..., *, chunk_bytes: int = ...
     ) -> None:
         """Send a reply; a lost one is asked for again, so that it never raises for the link."""
         ...
@@ -105,9 +117,11 @@ class SessionActor:
         self._mailbox: deque[Incoming] = deque()
         self._current: m.AnyRequest | None = None
         self._reply_to = ""
+        self._chunk_bytes = 0
+        """Of the request at hand."""
         self._poison: str | None = None
         """Why the request at hand can never be served."""
-        self._partial: Mapping[str, frozenset[int]] = {}
+        self._partial: Mapping[str, Arrived] = {}
         self._sends: list[asyncio.Task[None]] = []
         """Of the request at hand."""
         self._spans: RequestSpans | None = None
@@ -140,7 +154,8 @@ class SessionActor:
         request = incoming.request
         if isinstance(request, m.Ask):
             frames = map(in_ranges, request.partial_frames)
-            self._partial = dict(zip(request.partial, frames, strict=False))
+            arrived = map(Arrived, frames, chain(request.partial_chunks, repeat(None)))
+            self._partial = dict(zip(request.partial, arrived, strict=False))
         if isinstance(request, m.Ask) and self._is_at(request):
             working = m.Working(
                 session=request.session, answers=request.request, attempt=request.attempt, step=request.step
@@ -191,7 +206,7 @@ class SessionActor:
             while self._mailbox:
                 await self._room.acquire()
                 incoming = self._mailbox.popleft()
-                self._current = incoming.request
+                self._current, self._chunk_bytes = incoming.request, incoming.chunk_bytes
                 self._poison, self._sends = None, []
                 async with self._gate:
                     began = self._host.clock()
@@ -222,7 +237,9 @@ class SessionActor:
             except Exception as error:
                 log.exception("reply failed", session=request.session, kind=request.kind)
                 poison = f"the worker failed: {type(error).__name__}"
-                await self._send(error_reply(request, "internal", poison), self._reply_to, {})
+                await self._send(
+                    error_reply(request, "internal", poison), self._reply_to, {}, incoming.chunk_bytes
+                )
             await incoming.finish(poison)
         finally:
             self._replying.remove(request.request)
@@ -234,19 +251,20 @@ class SessionActor:
             self._idle.set()
 
     def _begin_to_send(self, reply: m.Reply | m.Receipt) -> None:
-        sending = self._send(reply, self._reply_to, self._partial, self._spans)
+        sending = self._send(reply, self._reply_to, self._partial, self._chunk_bytes, self._spans)
         self._sends.append(self._host.background(sending))
 
     async def _send(
         self,
         reply: m.Reply | m.Receipt,
         reply_to: str,
-        partial: Mapping[str, frozenset[int]],
+        partial: Mapping[str, Arrived],
+        chunk_bytes: int,
         spans: RequestSpans | None = None,
     ) -> None:
         async with self._sending:
             began_ns = spans.now_ns() if spans is not None else 0
-            await self._host.send(reply_to, reply, partial)
+            await self._host.send(reply_to, reply, partial, chunk_bytes=chunk_bytes)
             if spans is not None:
                 spans.replied(getattr(reply, "kind", ""), began_ns)
 

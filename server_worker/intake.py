@@ -24,6 +24,8 @@ class Accepted:
     request: m.AnyRequest
     raw: memoryview
     reply_to: str
+    chunk_bytes: int
+    """As the request was cut: the device chose it by its link, so its replies are cut no coarser."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ class Intake:
         )
         if not within:
             return self._over_quota(device, reply_to, outcome)
-        return Accepted(request=request, raw=outcome.body, reply_to=reply_to)
+        return Accepted(request=request, raw=outcome.body, reply_to=reply_to, chunk_bytes=outcome.chunk_bytes)
 
     def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> Waiting:
         """What it sent is dropped; it is told so by BUSY, at the end of its message and not too often."""
@@ -91,8 +93,17 @@ class Intake:
         """Which frames of an unfinished request are here, as far as a HAVE can tell them."""
         return to_ranges(self._assembler.held(device, message_id))[: m.MAX_RANGES]
 
-    def adopt(self, ask: m.Ask) -> m.FrameRanges:
-        """Which frames of the asked request are here under another id: an agent was restarted since.
+    def asked(self, ask: m.Ask, chunk_bytes: int) -> m.FrameRanges:
+        """Which frames of the asked request are here, in chunks as the device cuts it now."""
+        device = ask.device
+        if not self._assembler.cut_as(device, ask.about, chunk_bytes):
+            if not self._quotas.frame(device, self._assembler.bytes_of(device)):
+                return ()
+            self._assembler.recut(device, ask.about, chunk_bytes)
+        return self.held(device, ask.about) or self._adopt(ask)
+
+    def _adopt(self, ask: m.Ask) -> m.FrameRanges:
+        """Which frames of it are here under another id: an agent was restarted since.
 
         Looking for them costs the device as much as sending them.
         """

@@ -24,13 +24,13 @@ import structlog
 
 from broker import messages as m
 from broker.backoff import full_jitter
-from broker.chunks import Assembler, OverBudget
+from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, Assembler, OverBudget
 from broker.labels import codec_label
 from broker.sending import send_message
 from broker.topology import FRONT, shard_queue, worker_queues
 from broker.transport import Delivery, Depth, Subscription, Transport
 from server_worker import metrics
-from server_worker.actor import BUSY_RETRY_S, Incoming
+from server_worker.actor import BUSY_RETRY_S, Arrived, Incoming
 from server_worker.actors import Actors
 from server_worker.balancing import Balancing
 from server_worker.config import Trust, WorkerConfig
@@ -51,7 +51,7 @@ from spliteasy.tracing import Tracer
 log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
-NOTHING: Mapping[str, frozenset[int]] = {}
+NOTHING: Mapping[str, Arrived] = {}
 BACKOFF_MAX_S = 2.0
 """Workers are few: they are back before the devices, which wait for longer between two tries."""
 
@@ -145,24 +145,36 @@ class Worker:
     # what actors need
 
     async def send(
-        self, reply_to: str, reply: m.Message, partial: Mapping[str, frozenset[int]] = NOTHING
+        self,
+        reply_to: str,
+        reply: m.Message,
+        partial: Mapping[str, Arrived] = NOTHING,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        """Send a reply; a lost one is asked for again. `partial`: frames of replies that have arrived."""
+        """Send a reply, in chunks no coarser than its request's; a lost one is asked for again. `partial`:
+        frames of replies that have arrived."""
         transport = self._transport
         if transport is None:
             return
         message_id = reply_id(reply)
         began, codec = self.clock(), codec_label(reply)
+        most = self.config.chunk_bytes
+        chunk_bytes, skip = min(most, max(chunk_bytes, MIN_CHUNK_BYTES)), frozenset[int]()
+        arrived = partial.get(message_id)
+        unit = (arrived and arrived.chunk_bytes) or most
+        if arrived is not None and (unit == most or MIN_CHUNK_BYTES <= unit < most):
+            chunk_bytes, skip = unit, arrived.frames
         try:
             await send_message(
                 transport,
                 reply_to,
                 reply,
                 message_id=message_id,
-                skip=partial.get(message_id, ()),
+                skip=skip,
                 to_queue=True,
                 persistent=False,  # a broker that restarts may lose it: it is asked for again
-                chunk_bytes=self.config.chunk_bytes,
+                chunk_bytes=chunk_bytes,
                 sent=lambda frame_bytes: self.meter.add(metrics.BYTES, frame_bytes, "sent", codec),
             )
             self.meter.observe(metrics.REPLY_SECONDS, self.clock() - began, getattr(reply, "kind", ""))
@@ -261,13 +273,14 @@ class Worker:
         elif not isinstance(taken, Accepted):
             await finish()
         elif isinstance(taken.request, m.GetJob):
-            self.background(self._answer_front(taken.request, taken.reply_to, finish))
+            self.background(self._answer_front(taken.request, taken, finish))
         else:
             await self.actors.touch(taken.request.session).offer(
                 Incoming(
                     request=taken.request,
                     raw=taken.raw,
                     reply_to=taken.reply_to,
+                    chunk_bytes=taken.chunk_bytes,
                     finish=finish,
                     arrived_s=self.clock(),
                 )
@@ -289,18 +302,18 @@ class Worker:
         actor = self.actors.get(taken.request.session)
         if isinstance(taken.request, m.Ask) and not (actor and actor.knows(taken.request)):
             ask = taken.request
-            frames = self._intake.held(ask.device, ask.about) or self._intake.adopt(ask)
+            frames = self._intake.asked(ask, taken.chunk_bytes)
             return m.Have(answers=ask.about, frames=frames) if frames else None
         return None
 
     async def _answer_front(
-        self, request: m.GetJob, reply_to: str, finish: Callable[[], Awaitable[None]]
+        self, request: m.GetJob, taken: Accepted, finish: Callable[[], Awaitable[None]]
     ) -> None:
         try:
             reply: m.Reply = await answer_get_job(request, self.store, shards=self.config.shards)
         except StoreError as error:
             reply = error_reply(request, "unavailable", error.message, error.hint, retriable=True)
-        await self.send(reply_to, reply)
+        await self.send(taken.reply_to, reply, chunk_bytes=taken.chunk_bytes)
         await finish()
 
     # the end of a connection

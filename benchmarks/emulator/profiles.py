@@ -47,5 +47,7 @@ PROFILES = {
     "lte": _LTE,
     "far": Profile(latency_s=0.05),
     "3g": Profile(up_bytes_s=1 * _MBIT, down_bytes_s=4 * _MBIT, latency_s=0.075),
+    "2g": Profile(up_bytes_s=0.05 * _MBIT, down_bytes_s=0.1 * _MBIT, latency_s=0.4),
+    "satellite": Profile(up_bytes_s=5 * _MBIT, down_bytes_s=25 * _MBIT, latency_s=0.3),
     "flaky-lte": replace(_LTE, outage=Outage(every_s=10, for_s=3)),
 }

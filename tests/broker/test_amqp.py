@@ -335,9 +335,8 @@ async def test_the_watchdog_finds_a_consumer_that_vanished_without_a_word(rabbit
         await take(subscription)
 
 
-@pytest.mark.long
-async def test_a_network_that_falls_silent_is_noticed_by_heartbeats(rabbit: RabbitHub) -> None:
-    transport = await rabbit.connect("worker-1", heartbeat_s=1)
+async def test_a_network_that_falls_silent_is_noticed(rabbit: RabbitHub) -> None:
+    transport = await rabbit.connect("worker-1", heartbeat_s=1, silence_s=1.5, watchdog_s=0.25)
     await transport.declare(SHARD)
     subscription = await transport.subscribe(SHARD.name, prefetch=1)
     rabbit.proxy(transport).stall()

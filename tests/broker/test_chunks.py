@@ -415,3 +415,56 @@ def test_the_last_payload_and_those_without_a_digest_come_again() -> None:
     digests = payload_digests([body], 100, first=100)
     assembler.adopt("phone-1", "e" * 16, chunk_bytes=100, total=1000, digests=digests[:4])
     assert assembler.held("phone-1", "e" * 16) == [1, 2, 3]
+
+
+# Cut in another size --------------------------------------------------------------------------------
+
+
+@given(
+    total=st.integers(2, 3000),
+    old=st.integers(1, 700),
+    new=st.integers(1, 700),
+    rng=st.randoms(use_true_random=False),
+)
+def test_chunks_of_another_size_go_on_from_what_has_come(
+    total: int, old: int, new: int, rng: random.Random
+) -> None:
+    assembler, body = Assembler(), rng.randbytes(total)
+    come = [False] * total
+    for index, frame in enumerate(list(to_frames(body, message_id=ID, chunk_bytes=old))[:-1]):
+        if rng.random() < 0.7:
+            assembler.add("phone-1", frame)
+            come[index * old : (index + 1) * old] = [True] * old
+    begun = any(come)
+    assembler.recut("phone-1", ID, new)
+    held = assembler.held("phone-1", ID)
+    frames = list(to_frames(body, message_id=ID, chunk_bytes=new))
+    if old != new and begun:
+        whole = [index for index in range(len(frames) - 1) if all(come[index * new : (index + 1) * new])]
+        assert held == whole
+        assert assembler.cut_as("phone-1", ID, new)
+    outcomes = [
+        assembler.add("phone-1", frame)
+        for frame in to_frames(body, message_id=ID, chunk_bytes=new, skip=held)
+    ]
+    assert isinstance(outcomes[-1], Assembled)
+    assert bytes(outcomes[-1].body) == body
+    assert outcomes[-1].chunk_bytes == new
+    assert assembler.bytes_held == 0
+
+
+def test_a_restarted_sender_may_cut_in_another_size() -> None:
+    assembler, body, other = Assembler(), random.Random(1).randbytes(1000), "e" * 16
+    for frame in list(to_frames(body, message_id=ID, chunk_bytes=200))[:3]:
+        assembler.add("phone-1", frame)
+    digests = payload_digests([body], 90, first=100)
+    assembler.adopt("phone-1", other, chunk_bytes=90, total=1000, digests=digests)
+    assert assembler.held("phone-1", other) == [0, 1, 2, 3, 4, 5]
+
+
+def test_nobody_makes_more_chunks_than_a_message_may_have() -> None:
+    assembler = Assembler()
+    assembler.add("phone-1", next(iter(to_frames(bytes(1 << 17), message_id=ID, chunk_bytes=1 << 16))))
+    assembler.recut("phone-1", ID, 1)
+    assert assembler.cut_as("phone-1", ID, 1 << 16)
+    assert assembler.held("phone-1", ID) == [0]

@@ -76,6 +76,8 @@ class World:
         self._rng = rng
         self._lost: set[str] = set()
         self._chunk_bytes = rng.choice((CHUNK_BYTES, 400))
+        self._cuts = (self._chunk_bytes, 400, 250) if rng.random() < 0.5 else (self._chunk_bytes,)
+        """What an agent may take for its chunks, at each of its starts: links change."""
         self._broker = MemoryBroker(policy=self._faults, delivery_limit=10**6)
         self._store = SqliteStore(None, inline=True, clock=loop.time, loss_window_s=LOSS_WINDOW_S)
         job = toy.job(self.variant)
@@ -291,7 +293,7 @@ class World:
             restart=restart,
             patience_s=DEADLINE_S,
             reply_timeout_s=self.reply_timeout_s,
-            chunk_bytes=self._chunk_bytes,
+            chunk_bytes=self._rng.choice(self._cuts),
         )
         loop = asyncio.get_running_loop()
         agent = Agent(

@@ -1,0 +1,94 @@
+"""The sockets under a transport's AMQP connections: whether bytes still come, and whether bytes still go.
+
+AMQP's own signs of life are whole frames: on a slow link one takes longer than a heartbeat. Bytes tell more,
+and sooner. They are looked at in turns of the event loop's own time, so that a process that was stopped, or
+computed for long, takes nobody for dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any
+
+import aiormq
+from aiormq.connection import TransportFactory
+from yarl import URL
+
+_LEAST_BYTES_S = 256
+"""By which an upload counts as going on, 2 kbit/s: heartbeats are less."""
+_TCP_INFO_BYTES, _BYTES_ACKED = 128, 120
+"""Of Linux's `struct tcp_info`: up to and where `tcpi_bytes_acked` is."""
+
+
+class AmqpConnection(aiormq.Connection):
+    """Judged by its `Wire` alone: aiormq would give up a connection on which a frame takes long."""
+
+    HEARTBEAT_GRACE_MULTIPLIER = 1_000_000
+
+
+class _Reader(asyncio.StreamReader):
+    """Counts what arrives."""
+
+    received = 0
+
+    def feed_data(self, data: Any) -> None:
+        self.received += len(data)
+        super().feed_data(data)
+
+
+class Wire(TransportFactory):
+    """Makes the socket of one connection, within `connect_s`, and watches it."""
+
+    def __init__(self, connect_s: float) -> None:
+        self.silent_s = 0.0
+        """For how long nothing came, by looks."""
+        self._connect_s = connect_s
+        self._reader: _Reader | None = None
+        self._transport: asyncio.WriteTransport | None = None
+        self._received = self._acked = 0
+
+    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """See aiormq. Raises TimeoutError, or AMQPConnectionError from what the system or TLS said."""
+        loop = asyncio.get_running_loop()
+        context = options.pop("ssl_context_provider")
+        limit: int = options.pop("limit")
+        reader = _Reader(limit=limit, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        tls = await context.get_context() if url.scheme == "amqps" else None
+        host, port = str(url.host), int(url.port or 0)
+        try:
+            async with asyncio.timeout(self._connect_s):
+                transport, _ = await loop.create_connection(lambda: protocol, host, port, ssl=tls)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise aiormq.exceptions.AMQPConnectionError(*error.args) from error
+        self._reader, self._transport = reader, transport
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    def look(self, every_s: float) -> bool:
+        """Take notice of what came since the last look, `every_s` ago; whether an upload went on."""
+        reader = self._reader
+        if reader is None:
+            return False
+        received, acked = reader.received, self._bytes_acked()
+        self.silent_s = 0.0 if received != self._received else self.silent_s + every_s
+        going_on = acked >= self._acked + _LEAST_BYTES_S * every_s
+        self._received, self._acked = received, acked
+        return going_on
+
+    def abort(self) -> None:
+        """Let go of the socket at once: what waits for it to take bytes ends."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _bytes_acked(self) -> int:
+        """What the other end's kernel has acknowledged; 0 where this one does not tell."""
+        assert self._transport is not None
+        found = self._transport.get_extra_info("socket")
+        if found is None or self._transport.is_closing() or not hasattr(socket, "TCP_INFO"):
+            return 0
+        info: bytes = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        return int(struct.unpack_from("Q", info, _BYTES_ACKED)[0]) if len(info) == _TCP_INFO_BYTES else 0
