@@ -14,11 +14,11 @@ PIECE_BYTES = 8 << 20
 because of its size."""
 
 
-def pieces(value: Blob) -> Iterator[memoryview]:
-    """Views of `value`, none over PIECE_BYTES, at least one."""
+def pieces(value: Blob, piece_bytes: int = PIECE_BYTES) -> Iterator[memoryview]:
+    """Views of `value`, none over `piece_bytes`, at least one."""
     view = memoryview(value).cast("B")
-    for start in range(0, max(len(view), 1), PIECE_BYTES):
-        yield view[start : start + PIECE_BYTES]
+    for start in range(0, max(len(view), 1), piece_bytes):
+        yield view[start : start + piece_bytes]
 
 
 def grouped(sizes: Sequence[int]) -> Iterator[range]:

