@@ -24,7 +24,7 @@ from benchmarks.services import ROOT, Services
 from benchmarks.submitting import submit
 from benchmarks.workloads import W0
 from broker import connect
-from deploy.rabbitmq import HOST
+from deploy.native import HOST
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.observe import Observation, StepTaken

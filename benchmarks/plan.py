@@ -31,7 +31,7 @@ from benchmarks.emulator.profiles import PROFILES
 from benchmarks.plan_models import PAPER, PREDICTED, job
 from benchmarks.services import Field, Services, services
 from broker import connect
-from deploy.rabbitmq import HOST
+from deploy.native import HOST
 from server_worker.store import StoredJob, open_store
 from spliteasy import logs
 from spliteasy.cli.probing import Probed, overhead_of, probe_job, probed, step_seconds

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.laps import ALLOCATOR, ONE_THREAD, cpu_seconds
-from deploy.rabbitmq import HOST, RabbitNode
+from deploy.native import HOST
+from deploy.rabbitmq import RabbitNode
 from deploy.redis_server import AppendFsync, RedisServer
 
 ROOT = Path(__file__).parent.parent

@@ -258,7 +258,6 @@ class OverBudget:
 
     message_id: str
     last: bool
-    needed_bytes: int
 
 
 Outcome = Assembled | Partial | OverBudget
@@ -297,7 +296,7 @@ class Assembler:
         key = (sender, chunk.message_id)
         upload = self._uploads.pop(key, None) or self._begin(sender, chunk)
         if upload is None:
-            return OverBudget(message_id=chunk.message_id, last=chunk.last, needed_bytes=chunk.total)
+            return OverBudget(message_id=chunk.message_id, last=chunk.last)
         if (upload.chunk_bytes, upload.total) != (chunk.chunk_bytes, chunk.total):
             raise WireError(f"two messages under the id {chunk.message_id}")
         if upload.checksums.setdefault(chunk.index, chunk.checksum) != chunk.checksum:

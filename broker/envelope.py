@@ -40,6 +40,7 @@ from torch import Tensor
 
 from broker.messages import AnyMessage, Message, Value, from_header, to_header
 from broker.transport import Frame
+from spliteasy.codecs.layout import is_dense
 from spliteasy.errors import WireError
 
 MAGIC = b"SPEZ"
@@ -160,7 +161,7 @@ def _pack_tensor(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
     shape = list(tensor.shape)
     if tensor.numel() == 0:
         return {"dtype": name, "shape": shape}, memoryview(b"")
-    if not _is_dense(shape, tensor.stride()):
+    if not is_dense(shape, tensor.stride()):
         # Expanded, overlapping or with gaps. `preserve_format` keeps the order of the dimensions.
         tensor = tensor.clone(memory_format=torch.preserve_format)
     strides = list(tensor.stride())
@@ -263,7 +264,7 @@ def _check_slot(slot: Any, limits: EnvelopeLimits) -> _Slot:
     if math.prod(shape) * dtype.itemsize != length:
         raise WireError(f"a tensor of shape {shape} and {name} is not {length} bytes long")
     strides = _sizes(slot["strides"], limits.ndim) if "strides" in slot else None
-    if strides is not None and not (length and len(strides) == len(shape) and _is_dense(shape, strides)):
+    if strides is not None and not (length and len(strides) == len(shape) and is_dense(shape, strides)):
         raise WireError(f"strides {strides} do not fill shape {shape}")
     return _Slot(dtype=dtype, shape=shape, strides=strides, offset=offset, length=length)
 
@@ -314,20 +315,6 @@ def _row_major(shape: Sequence[int]) -> list[int]:
     for dim in range(len(shape) - 2, -1, -1):
         strides[dim] = strides[dim + 1] * shape[dim + 1]
     return strides
-
-
-def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """True where each element has its own place and there are no gaps. Size-1 dimensions may have any
-    stride: it is never walked, but tells torch's kernels which memory format is meant.
-    """
-    expected = 1
-    for stride, size in sorted((stride, size) for size, stride in zip(shape, strides, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def _first_fault(error: ValidationError) -> str:

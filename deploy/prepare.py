@@ -30,8 +30,8 @@ from urllib.parse import quote
 from broker.topology import UPLINK
 from deploy.accounts import REPLY_POLICY, Role, password_hash, reply_policy, worker_permissions
 from deploy.certificates import HOSTS, make_certificates
+from deploy.native import write_private
 from deploy.redis_users import LOSS_WINDOW, NOBODY, RedisRole, RedisUser
-from deploy.stack import write_private
 from spliteasy.errors import SplitEasyError
 
 OUT = Path(__file__).with_name("containers")

@@ -12,17 +12,16 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from deploy.certificates import TlsFiles
 from deploy.daemons import Daemon
+from deploy.native import HOST, is_free, wait_until_serving, write_private
 from spliteasy.errors import UserError
 
-HOST = "127.0.0.1"
 POLL_S = 0.1
 START_S = 90.0
 STOP_S = 30.0
@@ -109,10 +108,20 @@ class RabbitNode:
             self._epmd.start(epmd, environment, cwd=self.folder)
             self._server.start([str(scripts / "rabbitmq-server")], environment, cwd=self.folder)
         try:
-            self._wait_until_serving(timeout_s)
+            self.wait_until_serving(timeout_s)
         except UserError:
             self.stop()
             raise
+
+    def wait_until_serving(self, timeout_s: float) -> None:
+        """Return once clients are answered. Raises `UserError` where it ends before, or takes too long."""
+        wait_until_serving(
+            "RabbitMQ",
+            self._server,
+            lambda: _speaks_amqp(self.port, self.tls),
+            timeout_s=timeout_s,
+            poll_s=POLL_S,
+        )
 
     def stop(self, timeout_s: float = STOP_S) -> None:
         """Stop it in order, with its epmd; force it after `timeout_s`."""
@@ -172,7 +181,7 @@ class RabbitNode:
         home.mkdir(parents=True, exist_ok=True)
         cookie = home / ".erlang.cookie"
         if not cookie.exists():
-            _write_private(cookie, secrets.token_hex(16), mode=0o400)
+            write_private(cookie, secrets.token_hex(16), mode=0o400)
         lines = [
             *self._listeners(),
             f"default_user = {self.user}",
@@ -182,7 +191,7 @@ class RabbitNode:
             "disk_free_limit.absolute = 200MB",
             f"frame_max = {FRAME_MAX_BYTES}",
         ]
-        _write_private(self.folder / "rabbitmq.conf", "\n".join(lines) + "\n", mode=0o600)
+        write_private(self.folder / "rabbitmq.conf", "\n".join(lines) + "\n")
         (self.folder / "advanced.config").write_text(ADVANCED)
         plugins = "rabbitmq_management" if self.management_port is not None else ""
         (self.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
@@ -229,28 +238,6 @@ class RabbitNode:
             "detached": "true",
         }
 
-    def _wait_until_serving(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not _speaks_amqp(self.port, self.tls):
-            if not self.running:
-                raise UserError(f"RabbitMQ stopped while starting: {self._server.last_words()}")
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"RabbitMQ does not serve after {timeout_s:.0f} s", hint=f"see {self._server.log_file}"
-                )
-            time.sleep(POLL_S)
-
-
-def is_free(port: int) -> bool:
-    """Whether a server could listen on that port of 127.0.0.1."""
-    with closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
 
 def _speaks_amqp(port: int, tls: TlsFiles | None) -> bool:
     """Whether a broker answers a client's greeting: the listener opens when the node has booted."""
@@ -263,10 +250,3 @@ def _speaks_amqp(port: int, tls: TlsFiles | None) -> bool:
             return connection.recv(1) == b"\x01"
     except OSError:
         return False
-
-
-def _write_private(path: Path, text: str, *, mode: int) -> None:
-    """Write a secret, never readable by others, not even for a moment."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-        file.write(text)

@@ -21,10 +21,10 @@ from urllib.parse import quote, urlencode
 
 from deploy.certificates import TlsFiles
 from deploy.daemons import Daemon
+from deploy.native import HOST, is_free, wait_until_serving, write_private
 from deploy.redis_users import LOSS_WINDOW, NOBODY, RedisUser
 from spliteasy.errors import UserError
 
-HOST = "127.0.0.1"
 POLL_S = 0.02
 START_S = 60.0
 STOP_S = 20.0
@@ -90,7 +90,7 @@ class RedisServer:
             self._write_configuration()
             self._daemon.start([binary, str(self._configuration)], {})
         try:
-            self._wait_until_serving(timeout_s)
+            wait_until_serving("Redis", self._daemon, self._answers, timeout_s=timeout_s, poll_s=POLL_S)
         except UserError:
             self.stop()
             raise
@@ -139,10 +139,7 @@ class RedisServer:
         users = [NOBODY, *(user.line for user in self.users)] if self.users else []
         text = "".join(f"{name} {value}\n" for name, value in settings.items())
         text += "".join(f"user {line}\n" for line in users)
-        self._configuration.unlink(missing_ok=True)
-        descriptor = os.open(self._configuration, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
+        write_private(self._configuration, text)
 
     def _tls_settings(self) -> dict[str, str]:
         assert self.tls is not None
@@ -185,22 +182,11 @@ class RedisServer:
     def _wait_until_free(self) -> None:
         # A killed process is gone a moment before its sockets are.
         deadline = time.monotonic() + FREE_S
-        while not _is_free(self.port):
+        while not is_free(self.port):
             if time.monotonic() > deadline:
                 raise UserError(
                     f"port {self.port} on {HOST} is in use by another program",
                     hint="stop it, or choose another port",
-                )
-            time.sleep(POLL_S)
-
-    def _wait_until_serving(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not self._answers():
-            if not self.running:
-                raise UserError(f"Redis stopped while starting: {self._daemon.last_words()}")
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"Redis does not serve after {timeout_s:.0f} s", hint=f"see {self._daemon.log_file}"
                 )
             time.sleep(POLL_S)
 
@@ -213,16 +199,6 @@ def find_binary() -> str:
             "Redis is not installed (no redis-server here)", hint="run `make deps`, or install redis-server"
         )
     return found
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
 
 
 def _quoted(text: str) -> str:

@@ -15,12 +15,12 @@ from urllib.parse import quote
 
 from deploy import rabbitmq, redis_server
 from deploy.certificates import TlsFiles
+from deploy.native import HOST, is_free
 from deploy.rabbitmq import RabbitNode
 from deploy.redis_server import RedisServer
 from deploy.redis_users import RedisRole, RedisUser
 from spliteasy.errors import SplitEasyError, UserError
 
-HOST = "127.0.0.1"
 ACCOUNT = "spliteasy"
 RABBITMQ, REDIS = "RabbitMQ", "Redis"
 PORT_VARIABLES = {RABBITMQ: "SPLITEASY_AMQP_PORT", REDIS: "SPLITEASY_REDIS_PORT"}
@@ -220,7 +220,7 @@ def docker_answers() -> bool:
 
 def check_port(name: str, port: int) -> None:
     """Raises UserError where something else listens there."""
-    if not rabbitmq.is_free(port):
+    if not is_free(port):
         raise UserError(
             f"{name}'s port {port} is in use by something else",
             hint=f"stop that, or choose another port: {PORT_VARIABLES[name]}={port + 1} make up",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.certificates import make_certificates
+from deploy.native import write_private
 from deploy.services import (
     PORT_VARIABLES,
     RABBITMQ,
@@ -135,15 +136,6 @@ def password(file: Path = PASSWORD) -> str:
     if not file.exists():
         write_private(file, secrets.token_urlsafe(24))
     return file.read_text()
-
-
-def write_private(file: Path, text: str) -> None:
-    """Write the file whole, with mode 0600 from its first moment on."""
-    temporary = file.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as out:
-        out.write(text)
-    os.replace(temporary, file)
 
 
 def port(variable: str, default: int) -> int:

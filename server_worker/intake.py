@@ -84,9 +84,7 @@ class Intake:
     def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> Waiting:
         """What it sent is dropped; it is told so by BUSY, at the end of its message and not too often."""
         last = not isinstance(dropped, Chunk) or dropped.last
-        outcome = OverBudget(
-            message_id=dropped.message_id, last=last and self._quotas.answer(device), needed_bytes=0
-        )
+        outcome = OverBudget(message_id=dropped.message_id, last=last and self._quotas.answer(device))
         return Waiting(outcome=outcome, device=device, reply_to=reply_to)
 
     def held(self, device: str, message_id: str) -> m.FrameRanges:

@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 import pytest
 
-from deploy.rabbitmq import HOST, RabbitNode
+from deploy.native import HOST
+from deploy.rabbitmq import RabbitNode
 
 PASSWORD = "tests-only"
 

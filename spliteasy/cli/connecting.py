@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from server_worker.store import Store
 
 LOCAL_STACK = Path(".local/stack.json")
-CONNECT_S = 20.0
 
 BrokerOption = Annotated[
     str | None,

@@ -20,8 +20,8 @@ from torch import Tensor
 from spliteasy.errors import JobError
 from spliteasy.portable.graph import ValueSpec
 from spliteasy.splitting.exporting import TracedModel
-from spliteasy.splitting.legal import cut_places
 from spliteasy.splitting.lowering import value_spec
+from spliteasy.splitting.places import cut_places
 from spliteasy.splitting.rules import origins
 from spliteasy.splitting.trace import INPUT, TENSOR, Op, Trace
 
@@ -68,7 +68,7 @@ class Flow:
         split_tensors = _spans(self.trace)
         self.places = tuple(
             Place(name, position, position / max(1, self.count - 1), self._crossing(position))
-            for name, position, _ in cut_places(traced)
+            for name, position, _ in cut_places(traced.train)
             if self._computes(0, position + 1)
             and self._computes(position + 1, self.count)
             and not any(first <= position < last for first, last in split_tensors)

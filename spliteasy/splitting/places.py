@@ -18,6 +18,15 @@ def name_of_call(call: ModuleCall, ends: dict[ModuleCall, int]) -> str:
     return path if (path, number + 1) not in ends else f"{path}#{number}"
 
 
+def cut_places(trace: Trace) -> list[tuple[str, int, tuple[str, ...]]]:
+    """Every place after a module call, legal or not, in order: name, position, other names of the place."""
+    ends = trace.ends
+    by_end: dict[int, list[str]] = {}
+    for call, end in ends.items():
+        by_end.setdefault(end, []).append(name_of_call(call, ends))
+    return [(names[0], end, tuple(names[1:])) for end, names in sorted(by_end.items())]
+
+
 def find_call(cut: str, trace: Trace, paths: Sequence[str]) -> ModuleCall:
     """The module call that a cut names. Raises `CutError` that names the near ones."""
     ends = trace.ends

@@ -18,7 +18,8 @@ import torch
 from pydantic import SecretStr
 
 from deploy.accounts import Accounts, Role
-from deploy.rabbitmq import HOST, RabbitNode
+from deploy.native import HOST
+from deploy.rabbitmq import RabbitNode
 from device_agent.agent import Agent, AgentResult
 from device_agent.config import AgentConfig
 from device_agent.observe import Observation, StepTaken

@@ -13,7 +13,7 @@ from broker import connect
 from broker import messages as m
 from broker.topology import DEAD, FRONT, UPLINK, reply_queue, shard_queue, uplink_key
 from deploy.accounts import MAX_CONNECTIONS, Accounts
-from deploy.rabbitmq import HOST
+from deploy.native import HOST
 from spliteasy.errors import LinkRefused
 from tests.attack.hostile import Hostile, Undefended, refused
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from broker import connect
 from broker import messages as m
 from deploy.certificates import TlsFiles, make_certificates
-from deploy.rabbitmq import HOST
+from deploy.native import HOST
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from server_worker.store import StoredJob

@@ -155,20 +155,7 @@ async def tensors_that_do_not_fit(attacker: Hostile) -> str:
 async def not_a_number(attacker: Hostile) -> str:
     """Gradients of NaN: they would spoil the body for ever."""
     await attacker.open()
-    request = attacker.forward()
-    await attacker.send(request)
-    forwarded = await attacker.reply()
-    if not isinstance(forwarded, m.Forwarded):
-        raise Undefended(f"FORWARD was answered {forwarded.kind}")
-    (output,) = forwarded.values
-    assert isinstance(output, torch.Tensor)
-    backward = m.Backward(
-        session=attacker.session,
-        attempt=ATTEMPT,
-        step=1,
-        forward=request.request,
-        values=(torch.full_like(output, float("nan")),),
-    )
+    _, backward = await _forwarded(attacker, gradient=float("nan"))
     said = await _error(attacker, backward)
     await _stands_at(attacker, 0)
     return said
@@ -190,20 +177,7 @@ async def codecs_that_inflate(attacker: Hostile) -> str:
 async def replay_messages(attacker: Hostile) -> str:
     """Send a committed step again and again, as an eavesdropper or a broken link would."""
     await attacker.open()
-    request = attacker.forward()
-    await attacker.send(request)
-    forwarded = await attacker.reply()
-    if not isinstance(forwarded, m.Forwarded):
-        raise Undefended(f"FORWARD was answered {forwarded.kind}")
-    (output,) = forwarded.values
-    assert isinstance(output, torch.Tensor)
-    backward = m.Backward(
-        session=attacker.session,
-        attempt=ATTEMPT,
-        step=1,
-        forward=request.request,
-        values=(torch.ones_like(output),),
-    )
+    request, backward = await _forwarded(attacker, gradient=1.0)
     digests = set()
     for _ in range(5):
         await attacker.send(backward)
@@ -267,6 +241,24 @@ async def flood_with_messages(attacker: Hostile) -> str:
     if "BUSY" not in seen:
         raise Undefended(f"all 1500 were served: {seen}")
     return "worker: BUSY over the device's share"
+
+
+async def _forwarded(attacker: Hostile, *, gradient: float) -> tuple[m.Forward, m.Backward]:
+    """A FORWARD that was answered, and the BACKWARD with that gradient everywhere, which was not sent."""
+    request = attacker.forward()
+    await attacker.send(request)
+    forwarded = await attacker.reply()
+    if not isinstance(forwarded, m.Forwarded):
+        raise Undefended(f"FORWARD was answered {forwarded.kind}")
+    (output,) = forwarded.values
+    assert isinstance(output, torch.Tensor)
+    return request, m.Backward(
+        session=attacker.session,
+        attempt=ATTEMPT,
+        step=1,
+        forward=request.request,
+        values=(torch.full_like(output, gradient),),
+    )
 
 
 async def _error(attacker: Hostile, request: m.Request) -> str:

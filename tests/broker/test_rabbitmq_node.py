@@ -14,7 +14,8 @@ import pytest
 
 from broker import connect
 from deploy.daemons import start_time
-from deploy.rabbitmq import HOST, RabbitNode, is_free
+from deploy.native import HOST, is_free
+from deploy.rabbitmq import RabbitNode
 from spliteasy.errors import UserError
 from tests.fixtures_rabbitmq import RabbitBroker, free_ports
 

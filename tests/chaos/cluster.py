@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.daemons import Daemon
-from deploy.rabbitmq import HOST, START_S, RabbitNode, find_scripts
+from deploy.native import HOST
+from deploy.rabbitmq import START_S, RabbitNode, find_scripts
 
 NODES = 3
 JOIN_S = 120.0
@@ -67,7 +68,7 @@ class Cluster:
         for number in range(NODES):
             self._daemon(number).start([str(scripts / "rabbitmq-server")], self._environment(number))
         for node in self.nodes:
-            node._wait_until_serving(timeout_s)
+            node.wait_until_serving(timeout_s)
         self.ctl("await_online_nodes", str(NODES))
 
     def kill_node(self, number: int) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -19,6 +17,7 @@ from spliteasy.cli.submit import store_job
 from tests.chaos import toy
 from tests.chaos.processes import Process
 from tests.chaos.record import Record
+from tests.fixtures_rabbitmq import free_ports
 
 T = TypeVar("T")
 HOST = "127.0.0.1"
@@ -227,12 +226,3 @@ class Stack:
             self.record.violate(
                 f"worker {slot.number} ended with {code} after SIGTERM: {list(process.last_lines)}"
             )
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]

@@ -20,8 +20,9 @@ from tests.chaos.processes import ROOT
 from tests.chaos.record import Record, percentile, table
 from tests.chaos.run import Plan, play
 from tests.chaos.server_faults import SERVER_FAULTS
-from tests.chaos.stack import HOST, PASSWORD, Stack, free_ports
+from tests.chaos.stack import HOST, PASSWORD, Stack
 from tests.chaos.worker_faults import WORKER_FAULTS
+from tests.fixtures_rabbitmq import free_ports
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.redis]
 ALL = {*SERVER_FAULTS, *WORKER_FAULTS, *DEVICE_FAULTS}

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from device_agent.observe import Evaluated, StateChanged, StepTaken
 from spliteasy import report
-from spliteasy.cli.progress import Board, line, size
+from spliteasy.cli.progress import Board, line
 from spliteasy.cli.watching import Watcher
+from spliteasy.readable import size
 from spliteasy.report import DeviceRun
 
 

@@ -16,8 +16,9 @@ from broker.topology import worker_queues
 from deploy.accounts import Accounts
 from deploy.certificates import make_certificates
 from deploy.daemons import Daemon
+from deploy.native import HOST
 from deploy.prepare import main
-from deploy.rabbitmq import HOST, RabbitNode
+from deploy.rabbitmq import RabbitNode
 from deploy.redis_server import find_binary
 from server_worker.store import open_store
 from tests.fixtures_rabbitmq import free_ports, new_node

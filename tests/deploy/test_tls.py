@@ -17,7 +17,8 @@ import pytest
 from broker import connect
 from deploy.accounts import Accounts
 from deploy.certificates import TlsFiles, make_certificates
-from deploy.rabbitmq import HOST, RabbitNode
+from deploy.native import HOST
+from deploy.rabbitmq import RabbitNode
 from deploy.redis_server import RedisServer
 from server_worker.store import open_store
 from spliteasy.errors import LinkError, LinkRefused, StoreError

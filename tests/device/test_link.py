@@ -13,7 +13,7 @@ from broker import messages as m
 from broker.chunks import Assembled, Assembler, AssemblerLimits
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.topology import dead_queue, front_queue
-from deploy.rabbitmq import HOST
+from deploy.native import HOST
 from device_agent import events as e
 from device_agent.link import Link
 from tests.fixtures_rabbitmq import RabbitBroker

@@ -20,7 +20,7 @@ from spliteasy.planning.costs import measure
 from spliteasy.planning.flow import Flow
 from spliteasy.planning.planner import plan_job
 from spliteasy.planning.wire import packed_wire
-from spliteasy.splitting.legal import crossing, legal_pairs
+from tests.splitting.crossing import crossing, legal_pairs
 
 NewSpec = Callable[..., JobSpec]
 LINK = Conditions(up_bytes_s=1e6, down_bytes_s=2e6, rtt_s=0.01)

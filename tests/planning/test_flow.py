@@ -10,7 +10,7 @@ from spliteasy.errors import JobError
 from spliteasy.planning.flow import Flow
 from spliteasy.portable.graph import ValueSpec
 from spliteasy.splitting.exporting import TracedModel
-from spliteasy.splitting.legal import Crossing, crossing
+from tests.splitting.crossing import Crossing, crossing
 from tests.splitting.networks import traced
 
 NETWORKS = ("chain", "unet", "two inputs", "called again", "frozen", "buffers", "written in place")

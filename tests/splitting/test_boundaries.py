@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from spliteasy import split
+from spliteasy.errors import JobError
 from spliteasy.portable.graph import BatchDim
-from spliteasy.splitting.legal import crossing, cut_places, legal_cuts, legal_pairs
+from spliteasy.splitting.places import cut_places
 from spliteasy.splitting.splitting import split_traced
 from tests.models.oddities import Frozen, Noisy
+from tests.splitting.crossing import crossing, legal_pairs
 from tests.splitting.networks import traced
 
 
@@ -100,27 +102,28 @@ def test_spawned_segments_are_independent() -> None:
     assert not first.eval().spawn().training
 
 
-def test_legal_cuts_are_the_ones_that_split() -> None:
+def test_legal_pairs_are_the_ones_that_split() -> None:
     _, model = traced("two inputs")
-    legal = [point.cut for point in legal_cuts(model)]
-    assert legal == ["late"] or "late" not in legal
+    places = [name for name, _, _ in cut_places(model.train)]
     pairs = {(first, second) for first, second, _ in legal_pairs(model)}
-    for first in [name for name, _, _ in cut_places(model)]:
-        for second in [name for name, _, _ in cut_places(model)]:
+    for first in places:
+        for second in places:
             try:
                 split_traced(model, (first, second))
-            except Exception:
+            except JobError:
                 assert (first, second) not in pairs
             else:
                 assert (first, second) in pairs
 
 
-def test_legal_cuts_come_in_order_with_their_bytes() -> None:
-    points = legal_cuts(traced("chain")[1])
-    assert [point.cut for point in points][:3] == ["stem.0", "stem.1", "stem"]
-    assert points[2].also == ("stem.2",)
-    assert [point.position for point in points] == sorted(point.position for point in points)
-    assert points[2].bytes_per_sample == 6 * 8 * 8 * 4
+def test_places_come_in_order() -> None:
+    places = cut_places(traced("chain")[1].train)
+    assert [name for name, _, _ in places][:3] == ["stem.0", "stem.1", "stem"]
+    assert places[2][2] == ("stem.2",)
+    assert [position for _, position, _ in places] == sorted(position for _, position, _ in places)
+
+
+def test_what_crosses_in_bytes() -> None:
     there = crossing(traced("chain")[1], ("stem", "pool"))
     assert there.bytes_up(4) == 4 * (6 * 64 + 8 * 4) * 4
     assert there.bytes_down(4) == there.bytes_up(4)

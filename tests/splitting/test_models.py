@@ -9,7 +9,7 @@ import torch
 
 from spliteasy.errors import CutError
 from spliteasy.splitting.exporting import TracedModel
-from spliteasy.splitting.legal import cut_places
+from spliteasy.splitting.places import cut_places
 from spliteasy.splitting.splitting import Split, split_traced
 from tests.splitting.networks import ALL, LARGE, SMALL, Cuts, traced
 from tests.splitting.parity import compare
@@ -53,7 +53,7 @@ def test_same_bits_in_large_networks(name: str, cuts: Cuts) -> None:
 def test_sweep_over_places(name: str) -> None:
     """Every place of a single cut, and random pairs."""
     _, model = traced(name)
-    names = [place for place, _, _ in cut_places(model)]
+    names = [place for place, _, _ in cut_places(model.train)]
     pairs = [(first, second) for index, first in enumerate(names) for second in names[index + 1 :]]
     cuts: list[Cuts] = [*names, *random.Random(0).sample(pairs, min(60, len(pairs)))]
     tried = [found for found in (differing_at(name, model, place) for place in cuts) if found is not None]
