@@ -7,6 +7,9 @@ from device_agent import events as e
 from device_agent.state import StateFolder
 from device_agent.trainer import DeviceTrainer
 
+ASKED_HISTORY = 2
+"""Checkpoints kept, at most, where the server asks for them: each older one holds its log back."""
+
 
 def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.Event:
     """Compute what a session asks for; the result as an event.
@@ -34,11 +37,12 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
         case e.Apply(gradients=gradients, loss=loss):
             trainer.apply(gradients, loss)
             return e.Applied()
-        case e.Save(step=step, durable_step=durable_step):
+        case e.Save(step=step, durable_step=durable_step, asked=asked):
             trainer.abort()
             if step not in state.held():
                 state.save_checkpoint(step, trainer.state())
-            state.prune(durable_step, trainer.job.spec.durability.checkpoint_history)
+            history = trainer.job.spec.durability.checkpoint_history
+            state.prune(durable_step, min(history, ASKED_HISTORY) if asked else history)
             return e.Saved(tuple(state.held()))
         case e.EvalHead(index=index):
             return e.EvalHeadDone(*trainer.eval_head(index))

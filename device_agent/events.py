@@ -250,6 +250,8 @@ class Save:
 
     step: int
     durable_step: int
+    asked: bool = False
+    """The server asked for it, so that its log can be cut: keep few of the older ones."""
 
 
 @dataclass(frozen=True, slots=True)

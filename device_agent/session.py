@@ -357,7 +357,7 @@ class DeviceSession:
 
     def _save(self) -> list[Action]:
         self._move(State.SAVING)
-        return [e.Save(self.step, self.durable_step)]
+        return [e.Save(self.step, self.durable_step, self._checkpoint_asked)]
 
     def _reopen(self) -> list[Action]:
         """Keep what this side has (the state after `step`), then begin a new attempt from there."""

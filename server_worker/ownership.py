@@ -89,6 +89,8 @@ class Ownership:
         self._log_limit = 0
         self._oldest_checkpoint = 0
         """Of the device, when the open step began."""
+        self._step_bytes = 0
+        """Of the open step's requests."""
         self._writes: list[Handle] = []
         """Of the open step's requests to the log; the commit waits for them."""
 
@@ -110,8 +112,12 @@ class Ownership:
 
     @property
     def log_is_long(self) -> bool:
-        """Past half of its limit: a snapshot and a checkpoint of the device let it be cut."""
-        return self.log_bytes > self._log_limit // 2
+        """Whether to cut it: a snapshot of this step, and a checkpoint of the device, let it begin here.
+
+        Past half of its limit, or where so much was logged since the last snapshot that one costs little.
+        """
+        assert self.memory is not None
+        return self.log_bytes > self._log_limit // 2 or self.snapshots.are_cheap(self.memory.state_bytes)
 
     def durable_step(self, committed: int) -> int:
         """The newest step ≤ `committed` that the store can't lose any more."""
@@ -160,7 +166,7 @@ class Ownership:
         self.log_bytes, self._log_limit = meta.log_bytes, job.spec.durability.log_max_bytes
         result = yield from self._replay(memory, base, meta.committed)
         self.memory = memory
-        self.snapshots.loaded(base, kept=len(meta.snapshots))
+        self.snapshots.loaded(base, kept=len(meta.snapshots), logged_bytes=meta.log_bytes)
         self._move(State.READY)
         yield Loaded(self.session, meta.committed, meta.committed - base)
         return result
@@ -200,12 +206,13 @@ class Ownership:
         """The memory is about to open the request's micro-batch; the first one begins the step."""
         self._move(State.FORWARDED)
         if request.micro == 0:
-            self._oldest_checkpoint = request.oldest_checkpoint
+            self._oldest_checkpoint, self._step_bytes = request.oldest_checkpoint, 0
             yield from self.let_go_of_writes()
 
     def log(self, step: int, index: int, raw: Blob) -> Steps:
         """Begin to write a request's bytes to the log, while it is computed and answered."""
         attempt, owner = self.live
+        self._step_bytes += memoryview(raw).nbytes
         write = yield Begin(
             lambda s: s.put_request(
                 self.session, attempt=attempt, owner=owner, step=step, index=index, body=raw
@@ -241,7 +248,8 @@ class Ownership:
         )
         if isinstance(outcome, Done):
             self._move(State.READY)
-            self.log_bytes, self.snapshots.kept = outcome.meta.log_bytes, len(outcome.meta.snapshots)
+            self.log_bytes = outcome.meta.log_bytes
+            self.snapshots.committed(self._step_bytes, kept=len(outcome.meta.snapshots))
             self.paused = outcome.meta.paused
         return outcome
 

@@ -8,6 +8,9 @@ from server_worker.actions import Background, Compute, Result, Steps, StoreCall
 from server_worker.memory import SessionMemory, encode_state
 from server_worker.store import Attempt, Done, Owner
 
+LOG_BYTES = 16 << 20
+"""A log up to this is not worth a snapshot."""
+
 
 class Snapshots:
     """The snapshots of one session's body. What is written takes effect only under the right ownership."""
@@ -18,13 +21,24 @@ class Snapshots:
         self._session = session
         self._clock = clock
         self._step = 0
+        self._logged_bytes = 0
+        """Since that step."""
         self._written_at = clock()
         self._running = False
 
-    def loaded(self, step: int, kept: int) -> None:
-        """The memory was built from the snapshot of `step`, one of `kept`."""
-        self.kept = kept
+    def loaded(self, step: int, *, kept: int, logged_bytes: int) -> None:
+        """The memory was built from the snapshot of `step`, one of `kept`, and the log."""
         self._wrote(step)
+        self.kept, self._logged_bytes = kept, logged_bytes
+
+    def committed(self, step_bytes: int, *, kept: int) -> None:
+        """Another step is in the log; the store has so many snapshots."""
+        self.kept = kept
+        self._logged_bytes += step_bytes
+
+    def are_cheap(self, state_bytes: int) -> bool:
+        """Whether one more is little beside what was logged since the last one: a third of all, at most."""
+        return not self._running and self._logged_bytes > max(LOG_BYTES, 2 * state_bytes)
 
     def covers(self, step: int) -> bool:
         """Whether there is one of `step`, or a newer one."""
@@ -70,4 +84,4 @@ class Snapshots:
             self._wrote(memory.step)
 
     def _wrote(self, step: int) -> None:
-        self._step, self._written_at = step, self._clock()
+        self._step, self._logged_bytes, self._written_at = step, 0, self._clock()

@@ -44,7 +44,7 @@ async def checkpoints_lost(scene: Scene, rng: random.Random, kind: str, device: 
         return
     session, copy = device.session, scene.stack.folder / f"{device.device_id}.copy"
     async with device.killed():
-        if not device.was_killed:
+        if not device.was_killed or not device.state.exists():  # it is between two trainings
             return
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(device.state, copy)

@@ -15,11 +15,13 @@ import pytest
 import torch
 
 from device_agent.state import StateFolder
+from server_worker import snapshots
 from server_worker.actor import Incoming, SessionActor
 from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
 from server_worker.store.sqlite_file import Database
 from spliteasy import training
 from spliteasy.training import SegmentTrainer
+from tests.simulation import world
 from tests.simulation.faults import CALM, Rates
 from tests.simulation.run import play
 from tests.simulation.toy import DEVICES, VARIANTS, Variant, undisturbed
@@ -68,8 +70,16 @@ def test_workers_that_die_leave_no_device_to_its_deadline() -> None:
         assert play(seed, rates=DYING, reply_timeout_s=1e6).violations == (), f"seed {seed}"
 
 
-def test_the_log_of_a_long_training_stays_short() -> None:
-    """160 steps, some 30 within the store's loss window: the log reaches back two windows and a little."""
+@pytest.mark.parametrize(
+    ("loss_window_s", "log_bytes", "longest"),
+    [(world.LOSS_WINDOW_S, snapshots.LOG_BYTES, 80), (0.0, snapshots.LOG_BYTES, 6), (0.0, 0, 2)],
+)
+def test_the_log_of_a_long_training_stays_short(loss_window_s: float, log_bytes: int, longest: int) -> None:
+    """160 steps, some 30 within the store's loss window: the log reaches back two windows and a little.
+
+    Without one, it reaches back to the oldest checkpoint kept; where steps are large beside a snapshot, the
+    device is asked for checkpoints, and keeps two.
+    """
     reach: list[int] = []
     trimmed = rules._trimmed
 
@@ -78,9 +88,13 @@ def test_the_log_of_a_long_training_stays_short() -> None:
         reach.append(after.committed - after.snapshots[0])
         return after
 
-    with mock.patch.object(rules, "_trimmed", watched):
+    with (
+        mock.patch.object(rules, "_trimmed", watched),
+        mock.patch.object(world, "LOSS_WINDOW_S", loss_window_s),
+        mock.patch.object(snapshots, "LOG_BYTES", log_bytes),
+    ):
         assert play(0, rates=CALM, variant=Variant(epochs=40), devices=("phone-1",)).violations == ()
-    assert max(reach) <= 80
+    assert max(reach) <= longest
 
 
 # Broken on purpose --------------------------------------------------------------------------------
