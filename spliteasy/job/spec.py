@@ -282,7 +282,8 @@ class DurabilitySpec(Section):
     log_max_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 1 << 30
     """From half of it on a device is asked for checkpoints at every step; beyond it the session stops.
 
-    It gets there only where checkpoints don't help: long before, the log is cut (`server_worker.snapshots`)."""
+    It gets there only where checkpoints don't help: `server_worker.snapshots` cuts the log long before.
+    """
     retention_s: Positive = 30 * 24 * 3600.0
     """A session that nobody touched for so long may be forgotten by the store."""
     on_non_finite: Annotated[str, _only("stop", "skip")] = "stop"
