@@ -40,30 +40,38 @@ ManagementOption = Annotated[
 ]
 
 
+JobsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--job",
+        metavar="JOB",
+        help="The job that it may train: NAME or NAME@DIGEST. Again for more; its agent takes the first "
+        "unless told otherwise.",
+        show_default="any",
+    ),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The file to write.", show_default="NAME.enrol")
+]
+AuthorityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        help="Certificates (PEM) of the broker's authority.",
+        show_default="cafile of the broker's URL",
+    ),
+]
+
+
 def enroll(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The device's id: a-z, 0-9 and -, at most 63.")],
-    job: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="JOB",
-            help="The job that it may train: NAME or NAME@DIGEST. Again for more; its agent takes the first "
-            "unless told otherwise.",
-            show_default="any",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file to write.", show_default="NAME.enrol")
-    ] = None,
+    job: JobsOption = None,
+    out: OutOption = None,
     worker: Annotated[
         bool, typer.Option("--worker", help="An account for workers instead of one for a device.")
     ] = False,
-    ca: Annotated[
-        Path | None,
-        typer.Option(
-            help="Certificates (PEM) of the broker's authority.", show_default="cafile of the broker's URL"
-        ),
-    ] = None,
+    ca: AuthorityOption = None,
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Only a new password, into the file that is there.")
     ] = False,
@@ -111,14 +119,20 @@ def enroll(
         file, before=lambda: made.append(accounts.enroll(name, role, enrolment.password.get_secret_value()))
     )
     typer.echo(f"{name}: {'enrolled' if made[0] else 'has a new password'}; the account is in {file}")
-    if rotate:
-        typer.echo(f"next: put {file} in the old one's place where {name} runs; it reads it when it connects")
-    elif worker:
+    _tell_next(file, enrolment, rotated=rotate, with_job=bool(jobs))
+
+
+def _tell_next(file: Path, enrolment: Enrolment, *, rotated: bool, with_job: bool) -> None:
+    """What to do with the file."""
+    if rotated:
+        where = f"where {enrolment.account} runs; it reads it when it connects"
+        typer.echo(f"next: put {file} in the old one's place {where}")
+    elif enrolment.role == "worker":
         typer.echo(f"next: spliteasy worker --enrolment {file}")
     else:
         if enrolment.operator_key is None:
             typer.echo("its agent loads any job: see `spliteasy keygen` and --operator-key", err=True)
-        job_option = "" if jobs else " --job JOB"
+        job_option = "" if with_job else " --job JOB"
         typer.echo(f"next, on the device: spliteasy agent --enrolment {file}{job_option} --data DATA")
 
 

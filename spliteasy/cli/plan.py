@@ -29,64 +29,89 @@ _COLUMN = {"device_memory": "memory", "min_head_layers": "layers", "max_input_co
 AS_IN_PLAN = "by [plan], or"
 
 
+UplinkOption = Annotated[
+    str | None, typer.Option("--uplink", help="Rate from the device.", show_default=f"{AS_IN_PLAN} 20mbit")
+]
+DownlinkOption = Annotated[
+    str | None, typer.Option("--downlink", help="Rate to the device.", show_default=f"{AS_IN_PLAN} 50mbit")
+]
+RttOption = Annotated[
+    str | None, typer.Option("--rtt", help="Round trip of the link.", show_default=f"{AS_IN_PLAN} 50ms")
+]
+DeviceSpeedOption = Annotated[
+    float | None,
+    typer.Option(
+        "--device-speed",
+        min=1e-6,
+        help="How fast the device trains beside this machine.",
+        show_default=f"{AS_IN_PLAN} 1",
+    ),
+]
+ServerSpeedOption = Annotated[
+    float | None,
+    typer.Option("--server-speed", min=1e-6, help="The same of a worker.", show_default=f"{AS_IN_PLAN} 1"),
+]
+DeviceMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device-memory", help="What a step may take on the device, as in 512mb.", show_default="by [plan]"
+    ),
+]
+CodecOption = Annotated[
+    str | None, typer.Option("--codec", help="How tensors are packed.", show_default="by the job's [link]")
+]
+MinHeadLayersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--min-head-layers",
+        min=0,
+        help="Modules with weights that stay on the device, at least.",
+        show_default="by [plan]",
+    ),
+]
+MaxCorrelationOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-input-correlation",
+        min=0.0,
+        max=1.0,
+        help="Distance correlation between inputs and what the head sends, at most.",
+        show_default="by [plan]",
+    ),
+]
+SampleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sample",
+        metavar="MODULE:FUNCTION",
+        help="Returns (inputs, targets) as devices have them.",
+        show_default="model.example",
+    ),
+]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        help="What `spliteasy profile` wrote on the device: stands where no option does.",
+        show_default=False,
+    ),
+]
+
+
 def plan(
     context: typer.Context,
     job_file: JobFile,
-    uplink: Annotated[
-        str | None, typer.Option(help="Rate from the device.", show_default=f"{AS_IN_PLAN} 20mbit")
-    ] = None,
-    downlink: Annotated[
-        str | None, typer.Option(help="Rate to the device.", show_default=f"{AS_IN_PLAN} 50mbit")
-    ] = None,
-    rtt: Annotated[
-        str | None, typer.Option(help="Round trip of the link.", show_default=f"{AS_IN_PLAN} 50ms")
-    ] = None,
-    device_speed: Annotated[
-        float | None,
-        typer.Option(
-            min=1e-6, help="How fast the device trains beside this machine.", show_default=f"{AS_IN_PLAN} 1"
-        ),
-    ] = None,
-    server_speed: Annotated[
-        float | None, typer.Option(min=1e-6, help="The same of a worker.", show_default=f"{AS_IN_PLAN} 1")
-    ] = None,
-    device_memory: Annotated[
-        str | None,
-        typer.Option(help="What a step may take on the device, as in 512mb.", show_default="by [plan]"),
-    ] = None,
-    codec: Annotated[
-        str | None, typer.Option(help="How tensors are packed.", show_default="by the job's [link]")
-    ] = None,
-    min_head_layers: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Modules with weights that stay on the device, at least.", show_default="by [plan]"
-        ),
-    ] = None,
-    max_input_correlation: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Distance correlation between inputs and what the head sends, at most.",
-            show_default="by [plan]",
-        ),
-    ] = None,
-    sample: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION",
-            help="Returns (inputs, targets) as devices have them.",
-            show_default="model.example",
-        ),
-    ] = None,
-    profile: Annotated[
-        Path | None,
-        typer.Option(
-            help="What `spliteasy profile` wrote on the device: stands where no option does.",
-            show_default=False,
-        ),
-    ] = None,
+    uplink: UplinkOption = None,
+    downlink: DownlinkOption = None,
+    rtt: RttOption = None,
+    device_speed: DeviceSpeedOption = None,
+    server_speed: ServerSpeedOption = None,
+    device_memory: DeviceMemoryOption = None,
+    codec: CodecOption = None,
+    min_head_layers: MinHeadLayersOption = None,
+    max_input_correlation: MaxCorrelationOption = None,
+    sample: SampleOption = None,
+    profile: ProfileOption = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture.")] = Path("plan.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     every: Annotated[bool, typer.Option("--all", help=f"Show every place, not the best {SHOWN}.")] = False,
