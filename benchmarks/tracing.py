@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import broker.sending
-from broker import chunks, messages
+from broker import assembler, messages
 from device_agent import computations
 from device_agent import events as e
 from device_agent.link import Link
@@ -139,7 +139,7 @@ def install() -> None:
     around(Worker, "send", lambda worker, reply_to, reply, *_: _sending(worker, reply), _nothing)
     costing_iterator(broker.sending, "to_frames", "cut into frames")
     costing(broker.sending, "encode_parts", "encode")
-    costing(chunks.Assembler, "add", "put together")
+    costing(assembler.Assembler, "add", "put together")
 
 
 def _kind(body: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from broker.assembler import Assembled, Assembler, AssemblerLimits, OverBudget, Partial
 from broker.backoff import full_jitter
-from broker.chunks import Assembled, Assembler, AssemblerLimits, OverBudget, Partial, to_frames
+from broker.chunks import to_frames
 from broker.envelope import EnvelopeLimits, decode, decode_tensor, encode, encode_parts, encode_tensor
 from broker.transport import Delivery, Depth, Frame, Queue, Subscription, Transport
 from spliteasy.errors import LinkError, LinkRefused, Unroutable, WireError

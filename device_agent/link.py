@@ -17,16 +17,9 @@ import structlog
 
 from broker import decode
 from broker import messages as m
+from broker.assembler import Assembled, Assembler, AssemblerLimits
 from broker.backoff import full_jitter
-from broker.chunks import (
-    CHUNK_BYTES,
-    MIN_CHUNK_BYTES,
-    Assembled,
-    Assembler,
-    AssemblerLimits,
-    payload_digests,
-    to_ranges,
-)
+from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, payload_digests, to_ranges
 from broker.envelope import encode_parts
 from broker.labels import codec_label
 from broker.sending import WINDOW, send_message

@@ -9,7 +9,8 @@ from enum import Enum
 
 import torch
 
-from broker.chunks import CHUNK_BYTES, AssemblerLimits
+from broker.assembler import AssemblerLimits
+from broker.chunks import CHUNK_BYTES
 from broker.messages import new_nonce
 from broker.topology import DEAD_BYTES, SHARDS
 from server_worker.quotas import DeviceQuota

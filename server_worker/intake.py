@@ -7,7 +7,8 @@ from typing import get_args
 
 from broker import decode
 from broker import messages as m
-from broker.chunks import Assembled, Assembler, Chunk, OverBudget, Partial, parse_frame, to_ranges
+from broker.assembler import Assembled, Assembler, OverBudget, Partial
+from broker.chunks import Chunk, parse_frame, to_ranges
 from broker.topology import FRONT_SHARD, REPLY_TO, device_of_key, device_of_reply_queue, shard_label, shard_of
 from broker.transport import Delivery
 from server_worker.config import Trust

@@ -23,8 +23,9 @@ import orjson
 import structlog
 
 from broker import messages as m
+from broker.assembler import Assembler, OverBudget
 from broker.backoff import full_jitter
-from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, Assembler, OverBudget
+from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES
 from broker.labels import codec_label
 from broker.sending import send_message
 from broker.topology import FRONT, shard_queue, worker_queues

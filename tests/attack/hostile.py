@@ -15,7 +15,8 @@ from aiormq.abc import AbstractChannel
 
 from broker import connect, decode, encode
 from broker import messages as m
-from broker.chunks import Assembled, Assembler, to_frames
+from broker.assembler import Assembled, Assembler
+from broker.chunks import to_frames
 from broker.topology import DEAD, REPLY_TO, reply_queue, shard_of, uplink_key
 from broker.transport import Subscription, Transport
 from tests.attack.arena import Arena

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.emulator import Direction, LinkEmulator, Profile
 from broker import connect, decode
 from broker import messages as m
-from broker.chunks import Assembled, Assembler, AssemblerLimits
+from broker.assembler import Assembled, Assembler, AssemblerLimits
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.topology import dead_queue, front_queue
 from deploy.native import HOST

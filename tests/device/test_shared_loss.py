@@ -10,7 +10,7 @@ import pytest
 
 from broker import decode
 from broker import messages as m
-from broker.chunks import Assembled, Assembler
+from broker.assembler import Assembled, Assembler
 from broker.faults import FAULTLESS, Faultless, Verdict
 from broker.memory import MemoryTransport
 from broker.topology import device_of_key

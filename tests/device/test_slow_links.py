@@ -14,7 +14,7 @@ from broker import messages as m
 from broker.amqp import AmqpOptions, AmqpTransport, connect
 from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES
 from broker.topology import reply_queue
-from deploy.rabbitmq import HOST
+from deploy.native import HOST
 from device_agent.link import FIRST_CHUNK_BYTES, Link
 from device_agent.speed import LinkSpeed
 from tests.fixtures_rabbitmq import RabbitBroker

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from broker import messages as m
-from broker.chunks import Assembled, Assembler, AssemblerLimits
+from broker.assembler import Assembled, Assembler, AssemblerLimits
 from broker.envelope import decode
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.sending import send_message

@@ -12,7 +12,8 @@ import torch
 
 from broker import encode
 from broker import messages as m
-from broker.chunks import AssemblerLimits, to_frames
+from broker.assembler import AssemblerLimits
+from broker.chunks import to_frames
 from broker.topology import REPLY_TO, shard_of, uplink_key
 from spliteasy.compute import Compute
 from tests.simulation import toy
