@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Container, Mapping
 from broker.chunks import CHUNK_BYTES, MAX_CHUNKS, to_frames
 from broker.envelope import encode_parts
 from broker.messages import Message
+from broker.room import Room
 from broker.transport import Transport
 
 WINDOW = 8
@@ -24,15 +25,15 @@ async def send_message(
     persistent: bool = True,
     headers: Mapping[str, str] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-    room: asyncio.Semaphore | None = None,
+    room: Room | None = None,
+    urgency: int = 0,
     admit: Callable[[int], Awaitable[None]] | None = None,
     sent: Callable[[int], None] | None = None,
-    handed_over: Callable[[], None] | None = None,
     skip: Container[int] = (),
 ) -> None:
     """Publish all frames but those in `skip`; returns once every one is confirmed. `admit` gets a frame's
-    bytes before it leaves, and may put it off; `sent` gets them once it is confirmed. `handed_over` is
-    called when another message may follow without overtaking.
+    bytes before it leaves, and may put it off; `sent` gets them once it is confirmed. Messages that share
+    `room` leave in the order of their calls, but those of a smaller `urgency` pass between frames of others.
 
     Raises a group of LinkErrors where one is not confirmed: some may have arrived. Cancelling leaves some
     unsent.
@@ -40,7 +41,8 @@ async def send_message(
     parts = encode_parts(message)
     least = -(-sum(memoryview(part).nbytes for part in parts) // MAX_CHUNKS)
     frames = to_frames(parts, message_id=message_id, chunk_bytes=max(chunk_bytes, least), skip=skip)
-    room = room or asyncio.Semaphore(WINDOW)
+    room = room or Room(WINDOW)
+    turn = room.turn()
 
     async def publish(frame: bytes) -> None:
         try:
@@ -48,15 +50,13 @@ async def send_message(
                 routing_key, frame, to_queue=to_queue, persistent=persistent, headers=headers
             )
         finally:
-            room.release()
+            room.leave(len(frame))
         if sent is not None:
             sent(len(frame))
 
     async with asyncio.TaskGroup() as tasks:
         for frame in frames:
-            await room.acquire()
+            await room.enter(len(frame), urgency=urgency, turn=turn)
             if admit is not None:
                 await admit(len(frame))
             tasks.create_task(publish(frame))
-        if handed_over is not None:
-            handed_over()

@@ -7,6 +7,7 @@ connection went down is forgotten here: the session knows what it still needs an
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from broker.backoff import full_jitter
 from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, payload_digests, to_ranges
 from broker.envelope import encode_parts
 from broker.labels import codec_label
+from broker.room import Room
 from broker.sending import WINDOW, send_message
 from broker.topology import REPLY_TO, reply_queue, uplink_key
 from broker.transport import Transport
@@ -35,10 +37,12 @@ from spliteasy.metering import SILENT, Meter
 log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
-CHUNK_S = 1.0
+CHUNK_S = 0.125
 """How long a chunk may take at the speed measured: a cut costs half of it, and what follows waits as long."""
 FIRST_CHUNK_BYTES = 32 << 10
 """Of the first requests, when no speed was measured: five seconds at 50 kbit/s."""
+WINDOW_S = 0.1
+"""Of the link's time that frames may wait beside two round trips."""
 MAX_CUTS = 64
 MAX_PARTIAL = 8
 WORKERS = "workers"
@@ -144,6 +148,12 @@ class Link:
             limits.append(self._pace.chunk_bytes)
         return min(limits)
 
+    def _window_bytes(self) -> float:
+        """What may wait for confirms: enough to keep the link busy, and no more, so that a BACKWARD does not
+        wait behind the FORWARDs of all later micro-batches."""
+        rate, rtt_s = self.speed.up, self.speed.rtt_s
+        return math.inf if rate is None or rtt_s is None else rate * (2 * rtt_s + WINDOW_S)
+
     def _cut_of(self, request: m.Request) -> int:
         """The chunk size of a request, or of the one that an ASK is about: one for all of a connection."""
         key = request.about if isinstance(request, m.Ask) else request.request
@@ -194,8 +204,12 @@ class Link:
         raise LinkError("the reply queue was closed")
 
     async def _write(self, transport: Transport, queue: str) -> None:
-        """Send one request after the other: the next goes out while the last waits for its confirms."""
-        room = asyncio.Semaphore(WINDOW)
+        """Send one request after the other: the next goes out while the last waits for its confirms.
+
+        All but FORWARDs go first: a BACKWARD lets the worker compute and send, while the FORWARDs of later
+        micro-batches would only wait there for their turn.
+        """
+        room = Room(WINDOW, self._window_bytes)
         async with asyncio.TaskGroup() as sending:
             while True:
                 request, skip, whole = await self._outbox.get()
@@ -203,18 +217,10 @@ class Link:
                     chunk_bytes = self._cut_of(request)
                     request = self._with_partial_replies(request, chunk_bytes)
                     request = request if whole is None else _with_digests(request, whole, chunk_bytes)
-                handed_over = asyncio.Event()
-                sending.create_task(self._send(transport, queue, request, skip, room, handed_over))
-                await handed_over.wait()
+                sending.create_task(self._send(transport, queue, request, skip, room))
 
     async def _send(
-        self,
-        transport: Transport,
-        queue: str,
-        request: m.Request,
-        skip: frozenset[int],
-        room: asyncio.Semaphore,
-        handed_over: asyncio.Event,
+        self, transport: Transport, queue: str, request: m.Request, skip: frozenset[int], room: Room
     ) -> None:
         key = uplink_key(self._device, None if isinstance(request, m.GetJob) else self.shard)
         codec, began_s, first = codec_label(request), self._clock(), self._sending == 0
@@ -238,7 +244,7 @@ class Link:
                 room=room,
                 admit=self._admit,
                 sent=sent,
-                handed_over=handed_over.set,
+                urgency=isinstance(request, m.Forward),
                 skip=skip,
             )
         except* Unroutable:
@@ -250,7 +256,6 @@ class Link:
             self._emit(e.Sent(request.request))
         finally:
             self._sending -= 1
-            handed_over.set()
 
     async def _admit(self, frame_bytes: int) -> None:
         self.count(frame_bytes)

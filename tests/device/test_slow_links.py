@@ -13,9 +13,10 @@ from benchmarks.emulator import LinkEmulator, Profile
 from broker import messages as m
 from broker.amqp import AmqpOptions, AmqpTransport, connect
 from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES
+from broker.room import Room
 from broker.topology import reply_queue
 from deploy.native import HOST
-from device_agent.link import FIRST_CHUNK_BYTES, Link
+from device_agent.link import CHUNK_S, FIRST_CHUNK_BYTES, Link
 from device_agent.speed import LinkSpeed
 from tests.fixtures_rabbitmq import RabbitBroker
 
@@ -28,13 +29,14 @@ LATE_S = 60
     [
         (None, None, FIRST_CHUNK_BYTES),
         (0.05, 0.1, MIN_CHUNK_BYTES),
-        (0.5, 2.0, 62_500),
-        (10.0, 0.2, 25_000),  # what comes down is cut alike
-        (20.0, 50.0, CHUNK_BYTES),
+        (1.0, 4.0, 15_625),
+        (10.0, 0.8, 12_500),  # what comes down is cut alike
+        (20.0, 50.0, 312_500),
+        (100.0, 100.0, CHUNK_BYTES),
         (10_000.0, 10_000.0, CHUNK_BYTES),
     ],
 )
-def test_a_chunk_takes_about_a_second(
+def test_a_chunk_takes_an_eighth_of_a_second(
     mbit_up: float | None, mbit_down: float | None, chunk_bytes: int
 ) -> None:
     link = Link(_no_connection, "phone-1", emit=lambda _: None)
@@ -58,8 +60,7 @@ def test_a_chunk_that_never_gets_through_is_followed_by_finer_ones() -> None:
     assert speed.up == 10 << 20
     speed.gave_up(CHUNK_BYTES, 5.0)
     assert speed.up == CHUNK_BYTES / 5.0
-    for _ in range(2):
-        speed.gave_up(int(speed.up), 5.0)
+    speed.gave_up(int(speed.up * CHUNK_S), 5.0)
     assert speed.up < 12_500
 
 
@@ -67,10 +68,32 @@ async def test_requests_keep_their_size_within_a_connection_and_take_a_new_one_a
     link = Link(_no_connection, "phone-1", emit=lambda _: None)
     request = m.GetJob(session="digits.phone-1")
     assert link._cut_of(request) == FIRST_CHUNK_BYTES
-    link.speed.sent(1 << 20, 1.0)
+    link.speed.sent(16 << 20, 1.0)
     assert link._cut_of(request) == FIRST_CHUNK_BYTES
     link._connection_ended()
     assert link._cut_of(request) == CHUNK_BYTES
+
+
+async def test_an_urgent_frame_passes_those_that_wait_and_others_keep_their_order() -> None:
+    room, left = Room(8, lambda: 250.0), list[str]()
+
+    async def send(name: str, urgency: int, frames: int, nbytes: int) -> None:
+        turn = room.turn()
+        for _ in range(frames):
+            await room.enter(nbytes, urgency=urgency, turn=turn)
+            left.append(name)
+
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("first", "second"):
+            tasks.create_task(send(name, 1, 3, 100))
+        await asyncio.sleep(0)
+        tasks.create_task(send("urgent", 0, 1, 100))
+        for sent in range(2, 8):
+            for _ in range(8):
+                await asyncio.sleep(0)
+            assert len(left) == sent, "as many bytes wait for confirms as may"
+            room.leave(100)
+    assert left == ["first"] * 2 + ["urgent", "first"] + ["second"] * 3
 
 
 @asynccontextmanager
