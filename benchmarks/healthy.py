@@ -25,8 +25,12 @@ OURS = {
     "ours": Setting(),
     "ours lossless": Setting(activations="lossless"),
     "ours fp16": Setting(activations="fp16", gradients="fp16"),
+    "ours, M = 2": Setting(micro_batches=2),
     "ours, M = 4": Setting(micro_batches=4),
 }
+CUT = {"plain, M = 2": 2, "plain, M = 4": 4}
+"""The plain process, which adds up the gradients of so many parts of a batch: what the computation alone
+costs when a batch is cut."""
 PEERS = {
     "raw TCP": "tcp",
     "torch RPC": "rpc",
@@ -39,7 +43,7 @@ PEERS = {
 """By name: the module of `benchmarks.peers`, and what it puts before the address."""
 EXTRA = ("torchslicer", "hivemind")
 """Packages of the extra `peers`, which are left out where they aren't installed."""
-SYSTEMS = ("plain", *PEERS, *OURS)
+SYSTEMS = ("plain", *CUT, *PEERS, *OURS)
 STEPS = {"W0": 40, "W1": 1, "W2": 3}
 """Steps of a lap."""
 SLOW = {("W1", "HTTP + JSON"): 2}
@@ -67,8 +71,9 @@ def run(workload: Workload, systems: Sequence[str], rounds: int) -> list[Figure]
     with services() as running, Field(running) as field:
         worker = None
         for name in ("plain", *(name for name in systems if name != "plain")):
-            if name == "plain":
-                field.enter(name, ["-m", "benchmarks.peers", "plain", "device", workload.name], {})
+            if name == "plain" or name in CUT:
+                parts = str(CUT.get(name, 1))
+                field.enter(name, ["-m", "benchmarks.peers", "plain", "device", workload.name, parts], {})
             elif name in OURS:
                 worker = worker or field.worker()
                 enter_ours(field, workload, name, OURS[name], worker)
@@ -111,7 +116,7 @@ def _figures(workload: Workload, contestants: Sequence[Contestant]) -> list[Figu
         own = laps[one.name]
         roles = one.cpu[-1].keys()
         of_naive = None
-        if "naive aiormq" in added and one.name != "plain":
+        if "naive aiormq" in added and not one.name.startswith("plain"):
             pairs = zip(added[one.name], added["naive aiormq"], strict=False)
             of_naive = statistics.median(a / b for a, b in pairs)
         figures.append(
@@ -135,7 +140,7 @@ def goal_of(figure: Figure) -> str:
     match figure.workload, figure.system:
         case "W1", "ours":
             return goal("× ≤ 1.05", figure.ratio <= 1.05)
-        case "W1", "ours, M = 4":
+        case "W1", "ours, M = 2" | "ours, M = 4":
             return goal("× < 1", figure.ratio < 1)
         case "W2", "ours":
             return goal("≤ 0.5 of naive's", share is not None and share <= 0.5)

@@ -1,6 +1,7 @@
 """One process of a peer: `python -m benchmarks.peers SYSTEM serve|device WORKLOAD ADDRESS`.
 
-A device takes laps (`benchmarks.laps`). SYSTEM `plain` is the whole model in one process.
+A device takes laps (`benchmarks.laps`). SYSTEM `plain` is the whole model in one process; its
+ADDRESS is into how many micro-batches it cuts a batch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main() -> None:
     torch.set_num_threads(1)
     workload = WORKLOADS[name]
     if system == "plain":
-        serve_laps(Plain(workload).step)
+        serve_laps(Plain(workload, *map(int, address)).step)
         return
     module = importlib.import_module(f"benchmarks.peers.{system}")
     if side == "serve":

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.workloads import Workload
+from spliteasy.micro_batches import share_of, split_batch
+from spliteasy.training import backward_from
 
 Kind = Literal["forward", "backward"]
 
@@ -62,15 +64,19 @@ class Device:
 
 
 class Plain:
-    """The same model in one process: what all others are compared with."""
+    """The same model in one process: what all others are compared with. In `micro_batches` parts it adds up
+    their gradients."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, micro_batches: int = 1) -> None:
+        self._micro_batches = micro_batches
         self._model = workload.model()
         self._optimizer = workload.optimizer(self._model.parameters())
         self._batches: Iterator[tuple[Tensor, Tensor]] = workload.batches()
 
     def step(self) -> None:
-        images, labels = next(self._batches)
-        F.cross_entropy(self._model(images), labels).backward()
+        whole = next(self._batches)
+        for images, labels in split_batch(whole, self._micro_batches):
+            loss = F.cross_entropy(self._model(images), labels)
+            backward_from(loss, share_of(len(labels), len(whole[1])))
         self._optimizer.step()
         self._optimizer.zero_grad()
