@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 Bars = list[tuple[str, float]]
+
+_HEALTHY_MOST = 6.0
 
 
 def draw(folder: Path) -> list[Path]:
@@ -17,12 +20,14 @@ def draw(folder: Path) -> list[Path]:
         file = folder / f"{name}.json"
         if file.exists():
             picture = folder / f"{name}.png"
-            _bars(picture, title, bars_of(json.loads(file.read_text())["figures"]), goal)
+            most = _HEALTHY_MOST if name == "healthy" else math.inf
+            _bars(picture, title, bars_of(json.loads(file.read_text())["figures"]), goal, most)
             drawn.append(picture)
     return drawn
 
 
-def _bars(file: Path, title: str, bars: Bars, goal: float | None) -> None:
+def _bars(file: Path, title: str, bars: Bars, goal: float | None, most: float) -> None:
+    """Bars are cut at `most`; their labels say what they are."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -31,8 +36,8 @@ def _bars(file: Path, title: str, bars: Bars, goal: float | None) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.3 * len(bars)), layout="constrained")
     names, values = zip(*bars, strict=True)
     # Names may be the same twice: the bars go by their places.
-    drawn = axes.barh(range(len(bars)), values, color="#4477aa")
-    axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
+    drawn = axes.barh(range(len(bars)), [min(value, most) for value in values], color="#4477aa")
+    axes.bar_label(drawn, labels=[f"{value:.2f}" for value in values], padding=3, fontsize=8)
     axes.set_yticks(range(len(bars)), names, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
@@ -46,9 +51,8 @@ def _bars(file: Path, title: str, bars: Bars, goal: float | None) -> None:
 
 
 def _healthy(figures: Any) -> Bars:
-    most = 6
     return [
-        (f"{one['workload']} {one['system']}", min(one["ratio"], most))
+        (f"{one['workload']} {one['system']}", one["ratio"])
         for one in figures
         if not one["system"].startswith("plain")
     ]
