@@ -6,28 +6,31 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Bars = list[tuple[str, float]]
 
-_HEALTHY_MOST = 6.0
+
+class _Picture(NamedTuple):
+    title: str
+    bars_of: Callable[[Any], Bars]
+    goal: float | None = None
+    most: float = math.inf
+    """Bars are cut there; their labels say what they are."""
 
 
 def draw(folder: Path) -> list[Path]:
     """Draw what is there; returns the pictures."""
     drawn = []
-    for name, (title, bars_of, goal) in _PICTURES.items():
+    for name, picture in _PICTURES.items():
         file = folder / f"{name}.json"
         if file.exists():
-            picture = folder / f"{name}.png"
-            most = _HEALTHY_MOST if name == "healthy" else math.inf
-            _bars(picture, title, bars_of(json.loads(file.read_text())["figures"]), goal, most)
-            drawn.append(picture)
+            drawn.append(folder / f"{name}.png")
+            _draw(picture, picture.bars_of(json.loads(file.read_text())["figures"]), drawn[-1])
     return drawn
 
 
-def _bars(file: Path, title: str, bars: Bars, goal: float | None, most: float) -> None:
-    """Bars are cut at `most`; their labels say what they are."""
+def _draw(picture: _Picture, bars: Bars, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
@@ -36,16 +39,16 @@ def _bars(file: Path, title: str, bars: Bars, goal: float | None, most: float) -
     figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.3 * len(bars)), layout="constrained")
     names, values = zip(*bars, strict=True)
     # Names may be the same twice: the bars go by their places.
-    drawn = axes.barh(range(len(bars)), [min(value, most) for value in values], color="#4477aa")
+    drawn = axes.barh(range(len(bars)), [min(value, picture.most) for value in values], color="#4477aa")
     axes.bar_label(drawn, labels=[f"{value:.2f}" for value in values], padding=3, fontsize=8)
     axes.set_yticks(range(len(bars)), names, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    if goal is not None:
-        axes.axvline(goal, color="#cc3311", linestyle="--", label=f"goal {goal:g}")
+    if picture.goal is not None:
+        axes.axvline(picture.goal, color="#cc3311", linestyle="--", label=f"goal {picture.goal:g}")
         axes.legend(fontsize=8)
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(picture.title, loc="left", fontsize=10)
     figure.savefig(file, dpi=90)
     pyplot.close(figure)
 
@@ -93,12 +96,12 @@ def _profile(figures: Any) -> Bars:
     ]
 
 
-_PICTURES: dict[str, tuple[str, Callable[[Any], Bars], float | None]] = {
-    "healthy": ("Healthy loopback: step time over plain PyTorch (cut at 6)", _healthy, None),
-    "links": ("Emulated links: step time over the bound", _links, 1.15),
-    "many": ("Share of the time that the worker computes, 100 ms round trip", _many, 0.95),
-    "scale": ("Workers: steps a second over what they could wait for", _scale, 0.9),
-    "memory": ("Peak memory over what the tensors need", _memory, 3.0),
-    "durability": ("Step time with Redis over in memory only", _durability, 1.1),
-    "profile": ("Where the time of a step goes, ms", _profile, None),
+_PICTURES = {
+    "healthy": _Picture("Healthy loopback: step time over plain PyTorch (cut at 6)", _healthy, most=6.0),
+    "links": _Picture("Emulated links: step time over the bound", _links, 1.15),
+    "many": _Picture("Share of the time that the worker computes, 100 ms round trip", _many, 0.95),
+    "scale": _Picture("Workers: steps a second over what they could wait for", _scale, 0.9),
+    "memory": _Picture("Peak memory over what the tensors need", _memory, 3.0),
+    "durability": _Picture("Step time with Redis over in memory only", _durability, 1.1),
+    "profile": _Picture("Where the time of a step goes, ms", _profile),
 }
