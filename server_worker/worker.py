@@ -164,7 +164,7 @@ class Worker:
         chunk_bytes, skip = min(most, max(chunk_bytes, MIN_CHUNK_BYTES)), frozenset[int]()
         arrived = partial.get(message_id)
         unit = (arrived and arrived.chunk_bytes) or most
-        if arrived is not None and (unit == most or MIN_CHUNK_BYTES <= unit < most):
+        if arrived is not None and min(MIN_CHUNK_BYTES, most) <= unit <= most:
             chunk_bytes, skip = unit, arrived.frames
         try:
             await send_message(

@@ -6,17 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.emulator import LinkEmulator, Profile
+from benchmarks.emulator import Direction, LinkEmulator, Profile
 from broker import messages as m
 from broker.amqp import AmqpOptions, AmqpTransport, connect
-from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES
+from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
 from broker.room import Room
-from broker.topology import reply_queue
+from broker.topology import dead_queue, reply_queue, shard_queue
 from deploy.native import HOST
-from device_agent.link import CHUNK_S, FIRST_CHUNK_BYTES, Link
+from device_agent import events as e
+from device_agent.link import CHUNK_S, FIRST_CHUNK_BYTES, WORKERS, Link
 from device_agent.speed import LinkSpeed
 from tests.fixtures_rabbitmq import RabbitBroker
 
@@ -48,6 +51,12 @@ def test_a_chunk_takes_an_eighth_of_a_second(
     assert link.frame_bytes == pytest.approx(chunk_bytes, rel=1e-6)
 
 
+async def settled() -> None:
+    """All tasks have come to where they wait for something from outside."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 async def _no_connection() -> AmqpTransport:
     raise AssertionError
 
@@ -74,6 +83,28 @@ async def test_requests_keep_their_size_within_a_connection_and_take_a_new_one_a
     assert link._cut_of(request) == CHUNK_BYTES
 
 
+async def test_what_came_of_a_reply_is_told_in_chunks_as_they_are_cut_now() -> None:
+    link, reply = Link(_no_connection, "phone-1", emit=lambda _: None), m.new_nonce()
+    for frame in list(to_frames(bytes(200_000), message_id=reply, chunk_bytes=4 * MIN_CHUNK_BYTES))[:2]:
+        link._assembler.add(WORKERS, frame)
+    ask = m.Ask(
+        session="digits.phone-1",
+        attempt=m.AttemptRef(number=1, nonce=m.new_nonce()),
+        step=1,
+        about=m.new_nonce(),
+        about_kind="FORWARD",
+        forward=m.new_nonce(),
+    )
+    for chunk_bytes, told, frames in (
+        (CHUNK_BYTES, 4 * MIN_CHUNK_BYTES, (0, 2)),
+        (1, MIN_CHUNK_BYTES, (0, 8)),
+        (CHUNK_BYTES, MIN_CHUNK_BYTES, (0, 8)),  # never coarser again
+    ):
+        asked = link._with_partial_replies(ask, chunk_bytes)
+        assert (asked.partial, asked.partial_chunks) == ((reply,), (told,))
+        assert asked.partial_frames == ((frames,),)
+
+
 async def test_an_urgent_frame_passes_those_that_wait_and_others_keep_their_order() -> None:
     room, left = Room(8, lambda: 250.0), list[str]()
 
@@ -89,11 +120,67 @@ async def test_an_urgent_frame_passes_those_that_wait_and_others_keep_their_orde
         await asyncio.sleep(0)
         tasks.create_task(send("urgent", 0, 1, 100))
         for sent in range(2, 8):
-            for _ in range(8):
-                await asyncio.sleep(0)
+            await settled()
             assert len(left) == sent, "as many bytes wait for confirms as may"
             room.leave(100)
     assert left == ["first"] * 2 + ["urgent", "first"] + ["second"] * 3
+
+
+@pytest.mark.rabbitmq
+async def test_a_backward_overtakes_the_forward_of_a_later_micro_batch_and_a_cut_tells_of_the_link(
+    rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, rabbitmq_url: str
+) -> None:
+    """On a link so slow that two frames fill its window; then the rest never gets through."""
+    now_s = 0.0
+    server = await connect(rabbitmq_url)
+    await server.declare(dead_queue(), shard_queue(0))
+    arriving = await server.subscribe(shard_queue(0).name, prefetch=64)
+    events: asyncio.Queue[e.Event] = asyncio.Queue()
+    async with (
+        LinkEmulator((HOST, rabbitmq_broker.node.port), Profile()) as emulator,
+        asyncio.timeout(LATE_S),
+    ):
+        url = replace(rabbitmq_broker.node, port=emulator.port).url(rabbitmq_vhost)
+        link = Link(
+            lambda: connect(url),
+            "phone-1",
+            emit=events.put_nowait,
+            chunk_bytes=MIN_CHUNK_BYTES,
+            clock=lambda: now_s,
+        )
+        link.shard = 0
+        running = asyncio.create_task(link.run())
+        while not isinstance(await events.get(), e.LinkUp):
+            pass
+        link.speed.up, link.speed.rtt_s = 10_000.0, 0.1
+        attempt = m.AttemptRef(number=1, nonce=m.new_nonce())
+        identity: dict[str, Any] = {"session": "digits.phone-1", "attempt": attempt, "step": 1}
+        forward = m.Forward(**identity, oldest_checkpoint=0, samples=1, values=(torch.zeros(14_000),))
+        backward = m.Backward(**identity, forward=m.new_nonce(), values=(torch.zeros(4),))
+        emulator.stall(Direction.DOWN)
+        link.send(forward)
+        frames = [parse_frame((await anext(arriving)).body) for _ in range(2)]
+        assert {frame.message_id for frame in frames} == {forward.request}
+        link.send(backward)
+        await settled()  # both wait for room
+        emulator.resume()
+        while not frames[-1].last or frames[-1].message_id != forward.request:
+            frames.append(parse_frame((await anext(arriving)).body))
+        order = [frame.message_id for frame in frames]
+        assert order.index(backward.request) == 2 < len(order) - 3
+        assert {await events.get(), await events.get()} == {e.Sent(forward.request), e.Sent(backward.request)}
+
+        emulator.stall()
+        link.send(forward.model_copy(update={"request": m.new_nonce()}))
+        await settled()
+        now_s = 60.0
+        emulator.cut()
+        while not isinstance(await events.get(), e.LinkDown):
+            pass
+        assert link.speed.up < 2 * MIN_CHUNK_BYTES / 60.0
+        running.cancel()
+        await asyncio.wait({running})
+    await server.close()
 
 
 @asynccontextmanager

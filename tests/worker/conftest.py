@@ -11,6 +11,7 @@ import pytest
 
 from broker import messages as m
 from broker.assembler import Assembled, Assembler, AssemblerLimits
+from broker.chunks import CHUNK_BYTES
 from broker.envelope import decode
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.sending import send_message
@@ -38,7 +39,9 @@ class Device:
     name: str
     assembler: Assembler = field(default_factory=Assembler)
 
-    async def send(self, request: m.Request, *, routing_key: str | None = None) -> None:
+    async def send(
+        self, request: m.Request, *, routing_key: str | None = None, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
         shard = None if isinstance(request, m.GetJob) else shard_of(request.session)
         await send_message(
             self.transport,
@@ -46,6 +49,7 @@ class Device:
             request,
             message_id=request.request,
             headers={REPLY_TO: self.queue},
+            chunk_bytes=chunk_bytes,
         )
 
     async def reply(self) -> m.AnyMessage:
