@@ -9,6 +9,7 @@ from broker import messages as m
 from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
 from broker.envelope import encode
 from broker.topology import REPLY_TO, shard_of, uplink_key
+from server_worker.quotas import DeviceQuota
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
 from tests.worker.test_refusals import forward
 
@@ -79,3 +80,20 @@ async def test_a_reply_goes_on_in_the_chunks_that_the_device_counts_in(server: S
             chunks.append(parse_frame(await next_frame(device)))
         assert {chunk.chunk_bytes for chunk in chunks} == {9000}
         assert sorted(chunk.index for chunk in chunks) == list(range(2, chunks[0].count))
+
+
+@pytest.mark.parametrize("quota", [DeviceQuota(bytes_per_s=1.0, burst_s=300_000.0)])
+async def test_counting_an_upload_anew_costs_as_much_as_sending_it(server: Server) -> None:
+    """Else one small message after the other would have the worker read hundreds of MB each."""
+    async with server.device() as device:
+        await device.open()
+        request = forward(samples=SAMPLES, values=(torch.ones(SAMPLES, 5),))
+        frames = list(to_frames(encode(request), message_id=request.request, chunk_bytes=8192))
+        for frame in frames[:5]:
+            key = uplink_key(device.name, shard_of(SESSION))
+            await device.transport.publish(key, frame, headers={REPLY_TO: device.queue})
+        kinds = []
+        for chunk_bytes in (9000, 8192, 9000, 8192, 9000, 8192):
+            await device.send(ask_about(request), chunk_bytes=chunk_bytes)
+            kinds.append((await device.reply()).kind)
+        assert kinds[0] == "HAVE" != kinds[-1]
