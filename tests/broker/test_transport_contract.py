@@ -216,6 +216,17 @@ async def test_what_was_not_acknowledged_comes_again_in_order_and_first(hub: Hub
     assert all(delivery.redelivered for delivery in again[:3])
 
 
+async def test_acks_of_many_leave_out_what_is_open_between_them(hub: Hub) -> None:
+    consumer = await worker(hub)
+    frames = await refill(SHARD, consumer, 9)
+    subscription = await consumer.subscribe(SHARD.name, prefetch=64)
+    taken = await take(subscription, 9)
+    await asyncio.gather(*(subscription.ack(taken[place]) for place in (5, 1, 2, 7, 4)))
+    await subscription.close()
+    again = await take(await consumer.subscribe(SHARD.name, prefetch=64), 4)
+    assert bodies(again) == [frames[place] for place in (0, 3, 6, 8)]
+
+
 async def test_an_acknowledged_delivery_never_comes_again(hub: Hub) -> None:
     consumer = await worker(hub)
     await publish(consumer, b"once", b"twice")
