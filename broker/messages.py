@@ -161,6 +161,9 @@ class Forward(SessionRequest, Carrier):
     batch: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """Samples of all the step's micro-batches, which says how many there are; None: this is the only one."""
     targets: Annotated[int, Field(ge=0, le=16)] = 0
+    counted: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """With shared labels: labelled elements of all the step's micro-batches, which the loss's mean is over.
+    None: it is over samples, or the batch has no label."""
 
 
 class Backward(SessionRequest, Carrier):

@@ -35,7 +35,7 @@ from device_agent.spans import StepSpans, traced
 from device_agent.state import StateFolder
 from device_agent.trainer import DeviceTrainer
 from spliteasy.compute import Compute
-from spliteasy.errors import StateError
+from spliteasy.errors import RemoteError, SplitEasyError, StateError
 from spliteasy.metering import SILENT, Meter
 from spliteasy.tracing import Tracer
 
@@ -239,7 +239,7 @@ class Agent:
                             done=done,
                         )
                     case e.Fail(error=error):
-                        raise error
+                        raise await self._with_its_cause(error)
                     case _:
                         self._perform(action, state)
             event = await self._events.get()
@@ -250,6 +250,13 @@ class Agent:
             actions = session.handle(event)
             for watch in watches:
                 watch(event, actions)
+
+    async def _with_its_cause(self, error: SplitEasyError) -> SplitEasyError:
+        """A worker that finds a number not finite can't see the data: look whether that is to blame."""
+        trainer = self.trainer
+        if trainer is None or not isinstance(error, RemoteError) or error.code != "not-finite":
+            return error
+        return await self._compute(trainer.data_problem) or error
 
     def _keep_within(self, allowance: Allowance, gate: Gate, session: DeviceSession, event: e.Event) -> None:
         """Hold the session where the next step would not fit: it is looked at before each one begins."""
@@ -309,7 +316,7 @@ class Agent:
             case e.Restore(step=step):
                 self._tell(f"resumed after step {step}" if step else "training")
             case e.Apply(skipped=True):
-                self._tell(f"step {trainer.step} skipped: a gradient was not finite")
+                self._tell(f"step {trainer.step} skipped, not finite: {trainer.passed}")
             case e.Apply():
                 step = trainer.step
                 self._log.debug("step taken", step=step, bytes_up=self.link.bytes_up)

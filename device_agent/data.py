@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from spliteasy import importing
 from spliteasy.errors import DataError
 from spliteasy.job import JobSpec
 from spliteasy.job.signature import Signature, dtype_name, told
+from spliteasy.micro_batches import micro_sizes
 from spliteasy.randomness import seed_of
 
 FINGERPRINT_ITEMS = 512
@@ -93,7 +95,7 @@ class Batches:
     """The training batches of a device: step 1 is the first of epoch 0."""
 
     def __init__(self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str) -> None:
-        self._samples = Samples(dataset, spec, signature, device=device)
+        self._samples = Samples(dataset, spec, signature, device=device, name="training")
         self._spec = spec
         self._device = device
         whole, rest = divmod(len(self._samples), spec.batch_size)
@@ -104,12 +106,25 @@ class Batches:
                 f" batch_size is {spec.batch_size}",
                 hint="set drop_last = false, or a smaller batch_size",
             )
+        self._check_last_batch(rest, signature.least_samples)
         self.total_steps = self.steps_per_epoch * spec.epochs
         self._order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         """Samples, not batches."""
         return len(self._samples)
+
+    def _check_last_batch(self, samples: int, least: int) -> None:
+        """Refuse an epoch whose last batch, of so many samples, the model can't be trained on."""
+        spec = self._spec
+        if spec.drop_last or not samples or min(micro_sizes(samples, spec.micro_batches)) >= least:
+            return
+        parts = f", in {spec.micro_batches} micro-batches" if spec.micro_batches > 1 else ""
+        raise DataError(
+            f"device {self._device} has {len(self)} samples: at batch_size {spec.batch_size} an epoch's last "
+            f"batch has {samples}{parts}, so that batch norm would get 1 sample, which has no variance",
+            hint="set drop_last = true in the job, or another batch_size",
+        )
 
     def epoch(self, step: int) -> int:
         """The epoch (0 is the first) that `step` belongs to."""
@@ -119,9 +134,16 @@ class Batches:
 
     def batch(self, step: int) -> tuple[Tensors, Tensors]:
         """(inputs, targets) of `step`, batch first. Raises DataError."""
-        epoch = self.epoch(step)
+        return self._samples.gather(self.indices(step), self.epoch(step))
+
+    def indices(self, step: int) -> list[int]:
+        """The samples of `step`, by their places in the data set."""
         start = (step - 1) % self.steps_per_epoch * self._spec.batch_size
-        return self._samples.gather(self._permutation(epoch)[start : start + self._spec.batch_size], epoch)
+        return self._permutation(self.epoch(step))[start : start + self._spec.batch_size]
+
+    def problem(self, inputs: Tensors, targets: Tensors, indices: Sequence[int]) -> DataError | None:
+        """The first value that is NaN or infinite in a batch; None where all are finite."""
+        return self._samples.problem(inputs, targets, indices)
 
     def _permutation(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:
@@ -153,7 +175,7 @@ class EvaluationBatches:
     """The test data in order, in batches of `evaluation.batch_size`."""
 
     def __init__(self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str) -> None:
-        self._samples = Samples(dataset, spec, signature, device=device)
+        self._samples = Samples(dataset, spec, signature, device=device, name="test")
         self._size = spec.evaluation.batch_size
         self.samples = len(self._samples)
 
@@ -163,5 +185,13 @@ class EvaluationBatches:
 
     def batch(self, index: int) -> tuple[Tensors, Tensors]:
         """(inputs, targets) of batch `index`, 0 to len - 1. Raises DataError."""
+        return self._samples.gather(self.indices(index), "evaluation")
+
+    def indices(self, index: int) -> range:
+        """The samples of batch `index`, by their places in the data set."""
         start = index * self._size
-        return self._samples.gather(range(start, min(start + self._size, self.samples)), "evaluation")
+        return range(start, min(start + self._size, self.samples))
+
+    def problem(self, inputs: Tensors, targets: Tensors, indices: Sequence[int]) -> DataError | None:
+        """The first value that is NaN or infinite in a batch; None where all are finite."""
+        return self._samples.problem(inputs, targets, indices)

@@ -31,8 +31,12 @@ _DTYPE_HINTS = {
 class Samples:
     """A data set whose items are checked against the job, and made under seeds of their own."""
 
-    def __init__(self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, name: str
+    ) -> None:
+        """`name`: "training" or "test", for errors."""
         self._dataset = dataset
+        self._whose = f"the {name} data of {device}"
         self._signature = signature
         self._seed_parts = (spec.seed, device)
         self._classes: int | None = None
@@ -40,7 +44,7 @@ class Samples:
             self._classes = signature.outputs[0].shape[0]
         self._length = len(dataset)  # type: ignore[arg-type]
         if self._length == 0:
-            raise DataError(f"the data set of device {device} is empty")
+            raise DataError(f"{self._whose} has no samples: the data set is empty")
         self.gather([0], "check")
 
     def __len__(self) -> int:
@@ -62,6 +66,31 @@ class Samples:
         if self._classes is not None:
             _check_labels(columns[count], self._classes, indices)
         return columns[:count], columns[count:]
+
+    def problem(self, inputs: Tensors, targets: Tensors, indices: Sequence[int]) -> DataError | None:
+        """The first value that is NaN or infinite in a batch that `gather` gave for `indices`."""
+        columns = zip(
+            (*inputs, *targets),
+            [
+                *(("input", spec.name) for spec in self._signature.inputs),
+                *(("target", spec.name) for spec in self._signature.targets),
+            ],
+            strict=True,
+        )
+        found = []
+        for values, (kind, name) in columns:
+            if values.is_floating_point() and not bool(values.isfinite().all()):
+                place = (~values.isfinite()).nonzero()[0].tolist()
+                number = "NaN" if bool(values[tuple(place)].isnan()) else "infinite"
+                where = f" at {place[1:]}" if len(place) > 1 else ""
+                found.append((place[0], f"{kind} {name!r} is {number}{where}"))
+        if not found:
+            return None
+        row, what = min(found, key=lambda each: each[0])
+        return DataError(
+            f"{self._whose}, sample {indices[row]}: {what}",
+            hint="mend the sample, or leave it out, where the data set makes it",
+        )
 
     def _item(self, index: int) -> list[Tensor]:
         try:
@@ -99,7 +128,9 @@ def _check_labels(labels: Tensor, classes: int, indices: Sequence[int]) -> None:
 
 
 def _checked(value: Any, spec: SampleSpec, what: str) -> Tensor:
-    """`value` as a tensor of the spec's dtype and shape; Python numbers take the dtype of their kind."""
+    """`value` as a tensor of the spec's dtype and shape; Python numbers take the dtype of their kind,
+    and whole ones that of floats too.
+    """
     dtype = DTYPES[spec.dtype]
     tensor: Tensor | None = None
     try:
@@ -107,7 +138,7 @@ def _checked(value: Any, spec: SampleSpec, what: str) -> Tensor:
             tensor = value.detach()
         elif isinstance(value, (np.ndarray, np.generic)):
             tensor = torch.tensor(np.ascontiguousarray(value)).reshape(np.shape(value))
-        elif type(value) is _number_kind(dtype):
+        elif type(value) is _number_kind(dtype) or (type(value) is int and dtype.is_floating_point):
             tensor = torch.tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{what} can't be a tensor: {error}") from error

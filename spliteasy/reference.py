@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from spliteasy import schedule
 from spliteasy.job import Job
 from spliteasy.losses import LossFunction
-from spliteasy.micro_batches import share_of, split_batch
+from spliteasy.measures import Measure
+from spliteasy.micro_batches import split_batch
 from spliteasy.optim import build_optimizer
 from spliteasy.training import (
     MODEL_PREFIX,
@@ -61,6 +62,7 @@ class PlainTraining:
         self._loss = loss
         self._clip = job.spec.clip
         self._micro_batches = job.spec.micro_batches
+        self._measure = job.measure
         self._optimizer = build_optimizer(job.spec.optimizer, model.named_parameters())
         self._scheduler = (
             LambdaLR(self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + 1))
@@ -76,11 +78,12 @@ class PlainTraining:
 
     def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
         total = 0.0
-        for part, wanted, share in _micro_batches(inputs, targets, self._micro_batches):
+        for part, wanted, share in _micro_batches(inputs, targets, self._micro_batches, self._measure):
             outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
             loss = self._loss(outputs, wanted)
-            (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach()) * share
+            if share:  # else no element has a label, and the loss is no number
+                (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach()) * share
         if self._clip is not None:
             for parameters in self._segments:
                 nn.utils.clip_grad_norm_(parameters, self._clip.max_norm, foreach=False)
@@ -113,16 +116,16 @@ class SegmentedTraining:
         ]
 
     def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-        parts = _micro_batches(inputs, targets, self._job.spec.micro_batches)
+        parts = _micro_batches(inputs, targets, self._job.spec.micro_batches, self._job.measure)
         loss = 0.0
         for micro, (part, wanted, share) in enumerate(parts):
-            loss += self._accumulate(micro, part, wanted, share) * share
+            loss += self._accumulate(micro, part, wanted, share)
         for trainer in self._trainers:
             trainer.apply()
         return loss
 
     def _accumulate(self, micro: int, inputs: Values, targets: tuple[Tensor, ...], share: float) -> float:
-        """Forward and backward of one micro-batch; returns its loss."""
+        """Forward and backward of one micro-batch; returns its part of the batch's loss."""
         head, *others = self._trainers
         opened = [head.forward(inputs, micro=micro)]
         wire = head.segment.n_wire
@@ -142,7 +145,7 @@ class SegmentedTraining:
             gradients, kept_gradients = gradients[:arrived], gradients[arrived:]
             gradients = others[0].backward(opened[1], gradients)
         head.backward(opened[0], (*gradients, *kept_gradients))
-        return float(loss.detach())
+        return float(loss.detach()) * share if share else 0.0
 
     def state(self) -> State:
         state: State = {}
@@ -153,12 +156,11 @@ class SegmentedTraining:
 
 
 def _micro_batches(
-    inputs: Sequence[Tensor], targets: Sequence[Tensor], count: int
+    inputs: Sequence[Tensor], targets: Sequence[Tensor], count: int, measure: Measure
 ) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...], float]]:
     """Inputs and targets of each micro-batch, and what its loss counts for."""
-    batch = inputs[0].shape[0]
-    parts = zip(split_batch(inputs, count), split_batch(targets, count), strict=True)
-    return [(part, wanted, share_of(part[0].shape[0], batch)) for part, wanted in parts]
+    parts, wanted = split_batch(inputs, count), split_batch(targets, count)
+    return list(zip(parts, wanted, measure.shares(wanted), strict=True))
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:

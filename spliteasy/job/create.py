@@ -6,8 +6,10 @@ The only part of a job's life that runs the user's code, on the user's own machi
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from spliteasy import importing
-from spliteasy.errors import JobError
+from spliteasy.errors import DataError, JobError
+from spliteasy.job.measure import measure_of
 from spliteasy.job.signature import SampleSpec, Signature, dtype_name, told
 from spliteasy.job.spec import JobSpec, OptimizerSpec
-from spliteasy.losses import LOSSES, LossFunction
+from spliteasy.losses import IGNORED_CLASS, LOSSES, LossFunction
+from spliteasy.measures import Measure
+from spliteasy.micro_batches import micro_sizes, split_batch
 from spliteasy.optim import freeze
 from spliteasy.portable.graph import DTYPE_NAMES, Value
 from spliteasy.portable.tensors import tensors_to_bytes
 from spliteasy.seeding import seed_all, states_kept
+from spliteasy.segment import Segment
 from spliteasy.splitting.exporting import TracedModel, trace_model
 from spliteasy.splitting.losses import PortableLoss, trace_function
 from spliteasy.splitting.splitting import Split, split_traced
@@ -69,10 +75,13 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     split = split_traced(source.traced, spec.model.cuts, share_inputs=source.shared_inputs)
     outputs = _outputs(split, inputs)
     loss = make_loss(spec, root, outputs, targets)
+    least = least_samples(split, inputs)
+    _check_parts_of_batches(spec, least)
     signature = Signature(
         inputs=_described(spec.model.inputs, inputs),
         targets=_described(spec.model.targets, targets),
         outputs=_described([f"output{place}" for place in range(len(outputs))], outputs),
+        least_samples=least,
     )
     parts = {"spec.json": spec.to_json(), "signature.json": signature.to_json()}
     for segment in split.segments:
@@ -165,11 +174,50 @@ def _outputs(split: Split, inputs: Tensors) -> Tensors:
     return in_training
 
 
-@torch.no_grad()
+def least_samples(split: Split, inputs: Tensors) -> int:
+    """The fewest samples that can be trained on at once: 2 where one alone has no statistics, else 1."""
+    pair = tuple(torch.cat((x, x))[:2] for x in inputs)
+    alone = tuple(x[:1] for x in inputs)
+    return 2 if _stays_finite(split, pair) and not _stays_finite(split, alone) else 1
+
+
+def _stays_finite(split: Split, inputs: Tensors) -> bool:
+    """Whether a training forward can be computed, and makes no NaN in outputs and buffers."""
+    copies = [segment.spawn().train() for segment in split.segments]
+    try:
+        outputs = _through(copies, inputs)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    buffers = [buffer for segment in copies for buffer in segment.buffers()]
+    return not any(bool(t.isnan().any()) for t in (*outputs, *buffers) if t.is_floating_point())
+
+
+def _check_parts_of_batches(spec: JobSpec, least: int) -> None:
+    """Refuse whole batches whose parts the model can't be trained on. Raises JobError."""
+    smallest = min(micro_sizes(spec.batch_size, spec.micro_batches))
+    if smallest >= least:
+        return
+    parts = f" in micro_batches = {spec.micro_batches} parts" if spec.micro_batches > 1 else ""
+    raise JobError(
+        f"batch_size = {spec.batch_size}{parts} gives the model {smallest} sample at a time, which can't "
+        "train it: batch norm needs 2 samples to have a variance",
+        hint=f"set micro_batches = {spec.batch_size // least} or fewer, or freeze the batch norm (eval mode)"
+        if spec.batch_size >= least
+        else "set batch_size = 2 or more, or freeze the batch norm (eval mode)",
+    )
+
+
 def _run(split: Split, inputs: Tensors, *, training: bool) -> Tensors:
     """The outputs of copies of the segments: running statistics stay as they are."""
-    head, *rest = (segment.spawn().train(training) for segment in split.segments)
-    values: tuple[Value, ...] = tuple(torch.cat((x, x)) if x.shape[0] == 1 else x for x in inputs)
+    values = tuple(torch.cat((x, x)) if x.shape[0] == 1 else x for x in inputs)
+    return _through([segment.spawn().train(training) for segment in split.segments], values)
+
+
+@torch.no_grad()
+def _through(segments: Sequence[Segment], inputs: Tensors) -> Tensors:
+    """The outputs of the segments, one after the other."""
+    head, *rest = segments
+    values: tuple[Value, ...] = inputs
     with states_kept():
         values = head(*values)
         wire, stay = values[: head.n_wire], values[head.n_wire :]
@@ -203,7 +251,54 @@ def make_loss(spec: JobSpec, root: Path | None, outputs: Tensors, targets: Tenso
         ) from error
     if value.dtype != torch.float32 or value.dim() or not value.requires_grad:
         raise JobError(f"loss {what} gives {_told(value)}, not a float32 number that depends on the outputs")
+    if spec.loss.function is not None and spec.micro_batches > 1:
+        check_micro_batches(spec, loss, outputs, matching)
     return loss
+
+
+def check_micro_batches(spec: JobSpec, loss: LossFunction, outputs: Tensors, targets: Tensors) -> None:
+    """Refuse micro-batches whose losses do not add up to the loss of the batch. Raises JobError.
+
+    Tried on random outputs with the example's targets, with targets of 0 and 1, and with ignored ones.
+    """
+    measure = measure_of(spec, loss, len(outputs))
+    what = f"loss {spec.loss.function} with micro_batches = {spec.micro_batches}"
+    if measure.opaque:
+        raise JobError(
+            f"{what}: the loss is a mean over labelled elements that can't be read from the targets alone",
+            hint="set micro_batches = 1, or compute the labels of the loss from the targets only",
+        )
+    generator = torch.Generator().manual_seed(spec.seed)
+    random = tuple(torch.randn(y.shape, generator=generator, dtype=y.dtype) for y in outputs)
+    for tried in _tried_targets(targets, generator):
+        try:
+            whole, parts = float(loss(random, tried)), _in_parts(measure, loss, random, tried)
+        except (RuntimeError, ValueError, IndexError, DataError):
+            continue  # these are no targets for this loss
+        if isfinite(whole) and not isclose(whole, parts, rel_tol=1e-3, abs_tol=1e-5):
+            raise JobError(
+                f"{what}: the loss of a batch is not the mean of its parts' losses ({whole:.5g}, not "
+                f"{parts:.5g}), so that micro-batches would train something else",
+                hint="set micro_batches = 1, or let the loss be a mean over the samples",
+            )
+
+
+def _in_parts(measure: Measure, loss: LossFunction, outputs: Tensors, targets: Tensors) -> float:
+    """The loss of a batch, from those of its two halves."""
+    wanted = split_batch(targets, 2)
+    losses = [float(loss(*part)) for part in zip(split_batch(outputs, 2), wanted, strict=True)]
+    return sum(each * share for each, share in zip(losses, measure.shares(wanted), strict=True) if share)
+
+
+def _tried_targets(targets: Tensors, generator: torch.Generator) -> Iterator[Tensors]:
+    yield targets
+    answers = tuple(torch.randint(2, y.shape, generator=generator).to(y.dtype) for y in targets)
+    yield answers
+    ignored = [torch.rand(y.shape, generator=generator) < 0.3 for y in targets]
+    yield tuple(
+        y.masked_fill(left_out, IGNORED_CLASS) if y.dtype == torch.int64 else y
+        for y, left_out in zip(answers, ignored, strict=True)
+    )
 
 
 def _described(names: tuple[str, ...] | list[str], batch: Tensors) -> tuple[SampleSpec, ...]:

@@ -26,9 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from spliteasy.durable import write_folder
 from spliteasy.errors import JobError, NeedsNewer, PortableError
+from spliteasy.job.measure import measure_of
 from spliteasy.job.signature import Signature
 from spliteasy.job.spec import Identifier, JobSpec
 from spliteasy.losses import LOSSES, LossFunction
+from spliteasy.measures import Measure
 from spliteasy.segment import Segment, load_segment, load_segment_tensors
 
 MAX_MANIFEST_BYTES = 1 << 16
@@ -36,8 +38,10 @@ MAX_PARTS = 16
 MANIFEST = "manifest.json"
 BODY = "body."
 
-FEATURES: frozenset[str] = frozenset()
-"""What packages may need that this version knows, beyond what version 1 always had."""
+LEAST_SAMPLES, LABELLED_SHARES = "least-samples", "labelled-shares"
+FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES})
+"""What packages may need that this version knows, beyond what version 1 always had: batches of one sample
+are refused; micro-batches count for their labelled elements."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -135,6 +139,8 @@ class Job:
     """None for one cut."""
     loss: LossFunction
     """(outputs, targets) -> scalar, tuples of tensors in."""
+    measure: Measure
+    """What the loss's mean is over, and which predictions are right."""
     body_or_none: Segment | None
     """None in a device's copy."""
 
@@ -147,7 +153,8 @@ class Job:
         from spliteasy.job.create import create_parts  # brings in torch.export, which loading never needs
 
         parts = create_parts(spec, root)
-        return cls.from_parts(manifest_of(spec.name, parts), parts)
+        job = cls.from_parts(manifest_of(spec.name, parts), parts)
+        return cls.from_parts(manifest_of(spec.name, parts, needs=job.needs()), parts)
 
     @classmethod
     def from_parts(cls, manifest: bytes, parts: Mapping[str, bytes], *, digest: str | None = None) -> Job:
@@ -163,7 +170,7 @@ class Job:
         signature = _parse(found, "signature.json", Signature.model_validate_json)
         if spec.name != listed.name:
             raise PortableError(f"the manifest is of job {listed.name}, its spec of job {spec.name}")
-        head, tail = _segment(found, "head"), _segment(found, "tail")
+        head, tail, loss = _segment(found, "head"), _segment(found, "tail"), _loss(spec, found)
         if head is None or (tail is None) != spec.single:
             raise PortableError(f"job {spec.name}: the package lacks a segment, or has one too many")
         return cls(
@@ -174,7 +181,8 @@ class Job:
             digest=job_digest(manifest),
             head=head,
             tail=tail,
-            loss=_loss(spec, found),
+            loss=loss,
+            measure=measure_of(spec, loss, len(signature.outputs)),
             body_or_none=_segment(found, "body"),
         )
 
@@ -197,6 +205,15 @@ class Job:
         if self.body_or_none is None:
             raise JobError(f"this copy of job {self} has no body")
         return self.body_or_none
+
+    def needs(self) -> set[str]:
+        """What a version that loads the package has to know."""
+        found = set()
+        if self.signature.least_samples > 1:
+            found.add(LEAST_SAMPLES)
+        if self.spec.micro_batches > 1 and self.measure.means:
+            found.add(LABELLED_SHARES)
+        return found
 
     def device_parts(self) -> dict[str, bytes]:
         """The parts that a device gets."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spliteasy.errors import JobError, PortableError
-from spliteasy.portable.graph import ValueSpec
+from spliteasy.portable.graph import Document, ValueSpec
 from spliteasy.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.exporting import trace_inputs
@@ -38,6 +38,11 @@ class PortableLoss:
         (loss,) = self._segment.program(self._tensors, (*outputs, *targets), training=True)
         assert isinstance(loss, Tensor), "checked when loaded"
         return loss
+
+    @property
+    def document(self) -> Document:
+        """The graph; its tensors are `tensors`, in order."""
+        return self._segment.program.document
 
     def graph_json(self) -> bytes:
         """The graph, canonical."""
