@@ -7,7 +7,6 @@ PyTorch, see the same samples with the same augmentation.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
-from device_agent.images import ImageFolder
+from device_agent.data_function import data_sets_of
+from device_agent.images import ImageFolder, numbered_classes
 from device_agent.samples import Samples, Tensors
 from spliteasy import importing
 from spliteasy.errors import DataError
 from spliteasy.job import JobSpec
 from spliteasy.job.signature import Signature, dtype_name, told
+from spliteasy.job.spec import DataSpec
 from spliteasy.micro_batches import micro_sizes
 from spliteasy.randomness import seed_of
 
@@ -37,58 +38,58 @@ class DeviceData:
 
     train: Dataset[Any]
     test: Dataset[Any] | None
+    notes: tuple[str, ...] = ()
+    """What a person should know about how the data was read."""
 
 
 def load_dataset(
-    reference: str, device: str, signature: Signature, *, root: Path | None = None
+    reference: str,
+    device: str,
+    signature: Signature,
+    *,
+    root: Path | None = None,
+    recipe: DataSpec | None = None,
 ) -> DeviceData:
     """The data that `reference` names.
 
-    `module:function`: called with the device id if it takes an argument; returns a map-style
-    `torch.utils.data.Dataset`, or a pair of them (train, test). Each item is `(inputs, targets)`: a
-    tensor, array or number each, or tuples of such where the job has several. A folder: images in one
-    sub-folder per class, or in `train/` and `test/` with such sub-folders each.
+    `module:function`: a function that `device_agent.data_function` calls. A folder: images in one sub-folder
+    per class, or in `train/` and `test/` with such sub-folders each, read by the job's `recipe`. Each item of
+    a data set is `(inputs, targets)`: a tensor, array or number each, or tuples of such where the job has
+    several; or a dictionary by the job's names of them.
 
     Raises DataError.
     """
     folder = Path(reference)
     if folder.is_dir():
-        return _from_folder(folder, signature)
+        return _from_folder(folder, signature, recipe)
     if ":" not in reference:
         raise DataError(
             f"--data = {reference!r} is neither a folder nor module:function",
             hint="give a folder of images, or a function such as examples.digits:device_data",
         )
     function = importing.resolve(reference, root=root, what="--data", error=DataError)
-    arguments = (device,) if _takes_an_argument(function) else ()
-    found = importing.call(function, *arguments, reference=reference, what="--data", error=DataError)
-    train, test = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
-    for dataset in (train, test):
-        if dataset is not None or dataset is train:
-            _check_dataset(dataset, reference)
-    return DeviceData(train, test)
+    return DeviceData(*data_sets_of(function, device, reference))
 
 
-def _takes_an_argument(function: Any) -> bool:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(p.kind in kinds for p in inspect.signature(function).parameters.values())
-
-
-def _check_dataset(dataset: Any, reference: str) -> None:
-    if isinstance(dataset, IterableDataset) or not (
-        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    ):
-        raise DataError(
-            f"--data = {reference!r} returned a {type(dataset).__name__}, not a data set",
-            hint="return a torch.utils.data.Dataset with __len__ and __getitem__, or (train, test)",
+def _from_folder(folder: Path, signature: Signature, recipe: DataSpec | None) -> DeviceData:
+    parts = [folder / "train", folder / "test"]
+    divided = all(part.is_dir() for part in parts)
+    classes = numbered_classes(parts[0] if divided else folder, signature, recipe)
+    sets = [ImageFolder(part, signature, classes, recipe) for part in (parts if divided else [folder])]
+    numbers = ", ".join(f"{number} {name}" for number, name in enumerate(classes))
+    notes = [
+        f"class numbers, by the job: {numbers}"
+        if recipe is not None
+        else f"class numbers, by the names in this folder: {numbers}; name the classes in the job file "
+        "([data] classes), so that every device numbers them alike"
+    ]
+    for part, found in zip(parts if divided else [folder], sets, strict=True):
+        left_out = ", ".join(
+            f"{count} {suffix or 'without suffix'}" for suffix, count in found.left_out.items()
         )
-
-
-def _from_folder(folder: Path, signature: Signature) -> DeviceData:
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train = ImageFolder(folder / "train", signature)
-        return DeviceData(train, ImageFolder(folder / "test", signature, classes=train.classes))
-    return DeviceData(ImageFolder(folder, signature), None)
+        if left_out:
+            notes.append(f"{part}: files that can't be read as pictures are left out: {left_out}")
+    return DeviceData(sets[0], sets[1] if divided else None, tuple(notes))
 
 
 class Batches:

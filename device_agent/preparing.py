@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import structlog
+
 from device_agent.choosing import MakeChooser, StepChoices
 from device_agent.config import AgentConfig
 from device_agent.data import Batches, DeviceData, EvaluationBatches, load_dataset
@@ -12,13 +14,19 @@ from device_agent.trainer import DeviceTrainer
 from spliteasy.job import Job
 from spliteasy.version import version
 
+log = structlog.get_logger(__name__)
+
 
 def prepare(
     config: AgentConfig, job: Job, state: StateFolder, *, session: str, link: Link, make_chooser: MakeChooser
 ) -> tuple[DeviceTrainer, Plan]:
     """Load the data, check it, bind the state folder to it; a new one gets its checkpoint 0."""
     spec = job.spec
-    data: DeviceData = load_dataset(config.data, config.device, job.signature, root=config.root)
+    data: DeviceData = load_dataset(
+        config.data, config.device, job.signature, root=config.root, recipe=spec.data
+    )
+    for note in data.notes:
+        log.warning(note, device=config.device)
     batches = Batches(data.train, spec, job.signature, device=config.device)
     tests = (
         EvaluationBatches(data.test, spec, job.signature, device=config.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,20 @@ class Samples:
             hint="mend the sample, or leave it out, where the data set makes it",
         )
 
+    def _by_name(self, item: Any, index: int) -> Any:
+        """(inputs, targets) of an item that is a dictionary by the job's names; others as they are."""
+        if not isinstance(item, Mapping):
+            return item
+        groups = (self._signature.inputs, self._signature.targets)
+        missing = [spec.name for group in groups for spec in group if spec.name not in item]
+        if missing:
+            raise DataError(
+                f"sample {index} is a dictionary with {', '.join(map(repr, item))}, and lacks "
+                f"{', '.join(map(repr, missing))}",
+                hint="return (inputs, targets), or name the keys in the job's model.inputs and model.targets",
+            )
+        return tuple(tuple(item[spec.name] for spec in group) for group in groups)
+
     def _item(self, index: int) -> list[Tensor]:
         try:
             item = self._dataset[index]
@@ -99,6 +113,7 @@ class Samples:
             raise
         except Exception as raised:
             raise DataError(f"sample {index}: the data set raised {importing.told(raised)}") from raised
+        item = self._by_name(item, index)
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise DataError(
                 f"sample {index} is a {type(item).__name__}, not (inputs, targets)",

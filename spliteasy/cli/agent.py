@@ -37,7 +37,7 @@ DataOption = Annotated[
     str,
     typer.Option(
         "--data",
-        help="The device's data: module:function returning a torch Dataset or a pair (train, test), "
+        help="The device's data: module:function returning a torch Dataset or (train, test), "
         "called with the device's id if it takes one; or a folder of images.",
         show_default=False,
     ),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spliteasy import importing
 from spliteasy.errors import DataError, JobError
 from spliteasy.job.measure import measure_of
+from spliteasy.job.recipe import check_recipe
 from spliteasy.job.signature import SampleSpec, Signature, dtype_name, told
 from spliteasy.job.spec import JobSpec, OptimizerSpec
 from spliteasy.losses import IGNORED_CLASS, LOSSES, LossFunction
@@ -83,6 +84,8 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
         outputs=_described([f"output{place}" for place in range(len(outputs))], outputs),
         least_samples=least,
     )
+    if spec.data is not None:
+        check_recipe(spec.data, signature)
     parts = {"spec.json": spec.to_json(), "signature.json": signature.to_json()}
     for segment in split.segments:
         parts[f"{segment.name}.json"] = segment.graph_json()

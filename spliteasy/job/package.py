@@ -38,10 +38,10 @@ MAX_PARTS = 16
 MANIFEST = "manifest.json"
 BODY = "body."
 
-LEAST_SAMPLES, LABELLED_SHARES = "least-samples", "labelled-shares"
-FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES})
+LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
+FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE})
 """What packages may need that this version knows, beyond what version 1 always had: batches of one sample
-are refused; micro-batches count for their labelled elements."""
+are refused; micro-batches count for their labelled elements; the job says how data is read."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -213,6 +213,8 @@ class Job:
             found.add(LEAST_SAMPLES)
         if self.spec.micro_batches > 1 and self.measure.means:
             found.add(LABELLED_SHARES)
+        if self.spec.data is not None:
+            found.add(DATA_RECIPE)
         return found
 
     def device_parts(self) -> dict[str, bytes]:
