@@ -90,7 +90,7 @@ class Link:
         self._sending = 0
         """Requests that wait for confirms."""
         self._slot = (rng or random.Random()).randrange(REPLY_SLOTS)
-        """Which of the device's reply queues this connection reads; the next connection reads the next one: the
+        """Which of the device's reply queues this connection reads; the next one reads the next: the
         broker may not have noticed yet that this one is gone. Another agent of the device has its own."""
         self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int], m.Request | None]] = asyncio.Queue()
         self._assembler = Assembler(AssemblerLimits(total_bytes=4 << 30), clock)
