@@ -30,7 +30,7 @@ class Rotary(nn.Module):
             with torch.no_grad():
                 self.rates.mul_(0.9)
         for block in (self.enter, self.middle, self.out):
-            x = torch.tanh(block(x)) * turn
+            x = block(torch.tanh(x) * turn)
         return x
 
 
