@@ -43,14 +43,14 @@ class DeviceData:
 
 
 def load_dataset(
-    reference: str,
+    reference: str | DeviceData,
     device: str,
     signature: Signature,
     *,
     root: Path | None = None,
     recipe: DataSpec | None = None,
 ) -> DeviceData:
-    """The data that `reference` names.
+    """The data that `reference` names; what is loaded already comes back as it is.
 
     `module:function`: a function that `device_agent.data_function` calls. A folder: images in one sub-folder
     per class, or in `train/` and `test/` with such sub-folders each, read by the job's `recipe`. Each item of
@@ -59,6 +59,8 @@ def load_dataset(
 
     Raises DataError.
     """
+    if isinstance(reference, DeviceData):
+        return reference
     folder = Path(reference)
     if folder.is_dir():
         return _from_folder(folder, signature, recipe)

@@ -34,7 +34,7 @@ class Samples:
     def __init__(
         self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, name: str
     ) -> None:
-        """`name`: "training" or "test", for errors."""
+        """`name` says which data it is, such as "training", for errors."""
         self._dataset = dataset
         self._whose = f"the {name} data of {device}"
         self._signature = signature

@@ -385,6 +385,39 @@ class DataSpec(Section):
     """What the values are divided by, after `mean`."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LimitsSpec(Section):
+    """What an attack may reach at most (`spliteasy leakage`); what is left out is measured and not bounded.
+
+    The training does not depend on it, so that it is no part of the job's digest.
+    """
+
+    label_recovery: Share | None = None
+    """Share of all training labels that are recovered."""
+    canary_recovery: Share | None = None
+    """The same of samples whose labels were drawn at random: only a leak tells these."""
+    input_mse: NonNegative | None = None
+    """Mean squared error of reconstructed inputs, **at least**."""
+    token_recovery: Share | None = None
+    """Share of tokens that are recovered."""
+    membership_advantage: Share | None = None
+    """True less false positives, at 1 % false ones, of telling who was trained on."""
+    property_inference: Share | None = None
+    """Share of samples put into the right half by a property of the input."""
+    linkage: Share | None = None
+    """Share of samples found again in the next epoch."""
+    hijack_unnoticed: Share | None = None
+    """Share of a hijacked training that passes before the device notices."""
+
+
+class PrivacySpec(Section):
+    """What the other side may learn."""
+
+    limits: LimitsSpec = LimitsSpec()
+
+
 class FleetSpec(Section):
     """How devices share a body."""
 
@@ -423,6 +456,7 @@ class JobSpec(Section):
     fleet: FleetSpec = FleetSpec()
     data: DataSpec | None = None
     """None: the devices' data come from functions, or from folders with every class."""
+    privacy: PrivacySpec = PrivacySpec()
     plan: PlanSpec = PlanSpec()
 
     @model_validator(mode="after")
@@ -458,8 +492,8 @@ class JobSpec(Section):
     def to_json(self) -> bytes:
         """Canonical JSON, every default written out: equal specs give equal bytes.
 
-        `plan` is left out: a training depends on its cuts, not on what they were chosen for. So is an absent
-        `data`, which older versions do not know.
+        `plan` and `privacy.limits` are left out: a training depends on its cuts, not on what they were
+        chosen for, nor on what is measured of it. So is an absent `data`, which older versions do not know.
         """
-        left_out = {"plan"} if self.data is not None else {"plan", "data"}
+        left_out = {"plan", "privacy"} if self.data is not None else {"plan", "privacy", "data"}
         return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)

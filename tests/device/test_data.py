@@ -239,7 +239,7 @@ def project(tmp_path: Path) -> Iterator[Path]:
         "def listed(device):\n    return [dataset(), dataset()]\n"
         "def three(device):\n    return dataset(), None, dataset()\n"
         "def named():\n    return {'Train': dataset(), 'val': dataset(), 'test': dataset()}\n"
-        "def comes_second(n=4, device='nobody'):\n    assert device == 'phone-7'\n    return dataset(), dataset()\n"
+        "def comes_second(n=4, device=''):\n    assert device == 'phone-7'\n    return dataset(), dataset()\n"
         "def by_keyword(*, device):\n    assert device == 'phone-7'\n    return dataset(), dataset()\n"
         "def any_number(*them):\n    assert them == ('phone-7',)\n    return dataset(), dataset()\n"
     )
