@@ -330,7 +330,8 @@ def test_a_model_that_does_not_fit_gets_one_line(changes: dict[str, Any], told: 
 
 
 def test_what_a_newer_version_needs_is_said_before_anything_else(job: Job) -> None:
-    assert b"needs" not in job.manifest  # as ever, so that digests stay
+    assert orjson.loads(job.manifest)["needs"] == ["least-samples"], "its batch norm wants two"
+    assert b"needs" not in manifest_of(job.name, job.parts)  # as ever, so that digests stay
     newer = orjson.loads(manifest_of(job.name, job.parts, needs=["rounds", "averaging"]))
     newer |= {"version": 2, "of_then": []}
     with pytest.raises(NeedsNewer) as raised:
