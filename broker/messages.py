@@ -279,6 +279,8 @@ class Opened(SessionReply):
     kind: Literal["OPENED"] = "OPENED"
     step: Step
     durable_step: Step
+    newest: Digest | None = None
+    """The version of the job that was submitted last, where that is not the session's."""
 
 
 class Superseded(Reply):

@@ -51,6 +51,12 @@ class AgentResult:
     total_steps: int
     done: bool
     """False where it was stopped on request before the last step."""
+    taken: int = 0
+    """Steps that were taken in this run."""
+    job: str = ""
+    """The version that was trained, by its digest; empty where it was stopped before there was one."""
+    newest: str | None = None
+    """A newer version of the job, by its digest, where there is one."""
 
 
 class Agent:
@@ -237,6 +243,9 @@ class Agent:
                             step=session.step,
                             total_steps=session.plan.total_steps,
                             done=done,
+                            taken=session.taken,
+                            job=session.plan.digest,
+                            newest=session.newest,
                         )
                     case e.Fail(error=error):
                         raise await self._with_its_cause(error)

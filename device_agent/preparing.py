@@ -27,7 +27,8 @@ def prepare(
     )
     for note in data.notes:
         log.warning(note, device=config.device)
-    batches = Batches(data.train, spec, job.signature, device=config.device)
+    lasting = spec if config.epochs is None else spec.model_copy(update={"epochs": config.epochs})
+    batches = Batches(data.train, lasting, job.signature, device=config.device)
     tests = (
         EvaluationBatches(data.test, spec, job.signature, device=config.device)
         if data.test is not None
@@ -41,7 +42,9 @@ def prepare(
         save=state.save_codecs,
     )
     trainer = DeviceTrainer.create(job, batches, tests, device=config.device, choices=choices)
-    state.bind(job=job.digest, device=config.device, fingerprint=batches.fingerprint)
+    state.bind(
+        job=job.digest, device=config.device, fingerprint=batches.fingerprint, new_data=config.new_data
+    )
     if config.restart:
         state.drop_after(-1)
     if not state.held():

@@ -236,7 +236,8 @@ class SegmentTrainer:
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether no element is NaN or infinite. A sum decides in one pass, if it can."""
-    return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in tensors)
+    dense = (t.coalesce().values() if t.is_sparse else t for t in tensors)
+    return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in dense)
 
 
 def tensors_of(values: Sequence[Tensor | int | None]) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from spliteasy.errors import DataError, JobError
 from spliteasy.job.measure import measure_of
 from spliteasy.job.recipe import check_recipe
 from spliteasy.job.signature import SampleSpec, Signature, dtype_name, told
+from spliteasy.job.sparse import check_sparse
 from spliteasy.job.spec import JobSpec, OptimizerSpec
 from spliteasy.losses import IGNORED_CLASS, LOSSES, LossFunction
 from spliteasy.measures import Measure
@@ -74,6 +75,7 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
         )
     inputs, targets = source.inputs, source.targets
     split = split_traced(source.traced, spec.model.cuts, share_inputs=source.shared_inputs)
+    check_sparse(spec, [segment.program.document for segment in split.segments])
     outputs = _outputs(split, inputs)
     loss = make_loss(spec, root, outputs, targets)
     least = least_samples(split, inputs)
