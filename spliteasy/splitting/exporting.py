@@ -25,7 +25,17 @@ from spliteasy.splitting.model_state import left_as_it_was
 from spliteasy.splitting.plain_modes import fused_attention, inference_mode_as_no_grad
 from spliteasy.splitting.proof import prove
 from spliteasy.splitting.steadiness import refuse_unsteady
-from spliteasy.splitting.trace import INPUT, TENSOR, ModuleCall, Op, TensorInfo, Trace, root_of
+from spliteasy.splitting.substitutes import substituted
+from spliteasy.splitting.trace import (
+    INPUT,
+    TENSOR,
+    ModuleCall,
+    Op,
+    TensorInfo,
+    Trace,
+    root_of,
+    running_statistics,
+)
 
 _DROPPED = ("aten._assert", "aten.sym_constrain", "aten._assert_tensor_metadata")
 """Checks of the example: the loader has checks of its own."""
@@ -60,6 +70,9 @@ def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -
     with left_as_it_was(model):
         train = trace_inputs(model, inputs, "train")
         evaluation = trace_inputs(model.eval(), inputs, "eval")
+    changing = {op.name for trace in (train, evaluation) for op in trace.written}
+    for trace in (train, evaluation):
+        trace.settle(changing)
     return TracedModel(train, evaluation, tuple(name for name, _ in model.named_modules() if name))
 
 
@@ -75,7 +88,7 @@ def trace_inputs(
     training = mode == "train"
     refuse_unsteady(model, inputs, training=training, what=what)
     try:
-        with _quietly(), left_as_it_was(model), fused_attention(False), inference_mode_as_no_grad():
+        with _plainly(model), substituted(model, inputs):
             exported = torch.export.export(
                 model, inputs, dynamic_shapes=_batch_first(model, len(inputs)), strict=False
             )
@@ -103,6 +116,13 @@ def _batch_first(model: nn.Module, count: int) -> tuple[Any, ...]:
             return (*(shape for _ in range(plain)), tuple(shape for _ in range(count - plain)))
         plain += plain < count
     return tuple(shape for _ in range(count))
+
+
+@contextmanager
+def _plainly(model: nn.Module) -> Iterator[None]:
+    """Tracing leaves the model as it was, and sees what torch does otherwise as what a graph can hold."""
+    with _quietly(), left_as_it_was(model), fused_attention(False), inference_mode_as_no_grad():
+        yield
 
 
 @contextmanager
@@ -147,7 +167,8 @@ class _Reader:
             self._walk(self._exported.graph_module, nodes, grad=True)
         outputs = self._outputs(nodes[-1])
         ops = _settle_writes(self._recorder.ops, self._tensors)
-        trace = Trace(self._inputs, self._tensors, ops, outputs, frozenset(self._recorder.written))
+        written = self._recorder.written | {tensor for op in ops for tensor in running_statistics(op)}
+        trace = Trace(self._inputs, self._tensors, ops, outputs, frozenset(written))
         trace.settle()
         return trace
 
