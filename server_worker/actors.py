@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
@@ -36,7 +37,7 @@ class Actors:
         self._config = config
         self._durability = durability
         self._clock = clock
-        self._identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
+        self.identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
         self._actors: OrderedDict[str, SessionActor] = OrderedDict()
         self._touched: dict[str, float] = {}
         self._log = log.bind(worker=config.name)
@@ -56,7 +57,7 @@ class Actors:
         actor = self._actors.get(session)
         if actor is None:
             machine = WorkerSession(
-                session, self._identity, durability=self._durability, room=self.room, clock=self._clock
+                session, self.identity, durability=self._durability, room=self.room, clock=self._clock
             )
             actor = self._actors[session] = SessionActor(machine, self._host)
         self._actors.move_to_end(session)
@@ -90,6 +91,13 @@ class Actors:
                 shard = shard_of(name, self._config.shards)
                 load[shard] = load.get(shard, 0) + 1
         return load
+
+    def idle_s(self, session: str) -> float:
+        """How long ago the session was asked for anything; infinite where nothing is known of it here."""
+        actor = self._actors.get(session)
+        if actor is not None and not actor.idle:
+            return 0.0
+        return self._clock() - self._touched.get(session, -math.inf)
 
     def jobs(self) -> tuple[str, ...]:
         """The jobs in use, as `name@digest`."""

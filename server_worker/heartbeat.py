@@ -40,7 +40,12 @@ class Heartbeat:
                 await self._beat()
                 if worker.clock() - swept_at >= worker.config.retention_check_s:
                     swept_at = worker.clock()
-                    await forget_abandoned(worker.store, worker.jobs)
+                    await forget_abandoned(
+                        worker.store,
+                        worker.jobs,
+                        own=worker.actors.identity.nonce,
+                        idle_here_s=worker.actors.idle_s,
+                    )
             except SplitEasyError as error:
                 self._log.warning("heartbeat failed", error=error.message)
             await asyncio.sleep(every_s)
@@ -68,6 +73,7 @@ class Heartbeat:
             pid=os.getpid(),
             state=worker.state,
             jobs=worker.actors.jobs(),
+            owner=worker.actors.identity.nonce,
         )
 
     def _load_ahead(self, workers: Sequence[WorkerInfo]) -> None:

@@ -168,6 +168,8 @@ class WorkerInfo:
     """`serving`, `connecting` (no broker) or `draining`."""
     jobs: tuple[str, ...] = ()
     """Jobs (`name@digest`) of its sessions in memory: what others may load ahead."""
+    owner: str = ""
+    """The owner nonce of its sessions; empty where its version does not say."""
 
 
 class Store(Protocol):
@@ -176,6 +178,13 @@ class Store(Protocol):
     @property
     def loss_window_s(self) -> float:
         """A committed step older than this can't be lost by the store (0: never any)."""
+        ...
+
+    async def now(self) -> float:
+        """Unix time by the store's own clock, the one that `updated_at` is of.
+
+        No age of anything stored is ever reckoned by a worker's clock.
+        """
         ...
 
     # jobs
@@ -310,11 +319,19 @@ class Store(Protocol):
         ...
 
     async def sessions(self) -> Sequence[SessionMeta]:
-        """All, by name. Nothing removes an abandoned one: the caller goes by `updated_at` and forgets it."""
+        """All, by name."""
         ...
 
     async def forget(self, session: str) -> bool:
         """Delete the session with all its blobs; whether there was one. Its owner finds it unknown."""
+        ...
+
+    async def forget_abandoned(self, session: str, *, owner: Owner, idle_s: float) -> bool:
+        """Delete the session as `forget` does if nothing touched it for over `idle_s`; whether it did.
+
+        The script or transaction that deletes looks again, by the store's own clock, and whether the session
+        still has that owner: whoever opened or claimed it meanwhile keeps it.
+        """
         ...
 
     # devices

@@ -93,6 +93,10 @@ class RedisStore:
     def loss_window_s(self) -> float:
         return self._link.loss_window_s
 
+    async def now(self) -> float:
+        seconds, micros = await self._link.call("TIME")
+        return float(seconds + micros / 1e6)
+
     # jobs
 
     async def put_job(self, job: StoredJob) -> None:
@@ -282,7 +286,15 @@ class RedisStore:
 
     async def forget(self, session: str) -> bool:
         self._requests.drop_session(session)
-        found = await self._link.script(scripts.FORGET, _keys(session))
+        return await self._forget(session)
+
+    async def forget_abandoned(self, session: str, *, owner: Owner, idle_s: float) -> bool:
+        return await self._forget(session, owner.fence, owner.nonce, idle_s)
+
+    async def _forget(self, session: str, *unless: Any) -> bool:
+        found = await self._link.script(scripts.FORGET, _keys(session), *unless)
+        if unless and not found:
+            return False  # it stays
         await self._link.call("SREM", _SESSIONS, session)
         if await self._link.call("EXISTS", _keys(session)[0]):
             # Opened anew in between; an open after this adds itself.

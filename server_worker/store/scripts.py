@@ -23,7 +23,9 @@ local function load()
   if #flat == 0 then return nil end
   local m = {}
   for i = 1, #flat, 2 do m[flat[i]] = flat[i + 1] end
-  for _, name in ipairs({'number', 'fence', 'committed', 'oldest'}) do m[name] = tonumber(m[name]) end
+  for _, name in ipairs({'number', 'fence', 'committed', 'oldest', 'updated'}) do
+    m[name] = tonumber(m[name])
+  end
   return m
 end
 
@@ -220,6 +222,12 @@ return done()
 _FORGET = """
 local m = load()
 if not m then return 0 end
+local fence, owner, idle_s = unpack(ARGV)
+if fence then
+  local t = redis.call('TIME')
+  if m.fence ~= tonumber(fence) or m.owner ~= owner then return 0 end
+  if t[1] + t[2] / 1000000 - m.updated <= tonumber(idle_s) then return 0 end
+end
 local steps = snapshots()
 drop_log(steps[1] + 1, m.committed)
 for _, step in ipairs(steps) do drop_snapshot(step) end

@@ -79,6 +79,9 @@ class SqliteStore:
         self._waiting = Waiting(ttl_s=self._put_ttl_s, clock=self._clock)
         self._submit(lambda: self._database.restore(image))
 
+    async def now(self) -> float:
+        return self._clock()
+
     # jobs
 
     async def put_job(self, job: StoredJob) -> None:
@@ -272,6 +275,15 @@ class SqliteStore:
     async def forget(self, session: str) -> bool:
         self._waiting.drop_session(session)
         return await self._write(lambda db: self._database.delete(session))
+
+    async def forget_abandoned(self, session: str, *, owner: Owner, idle_s: float) -> bool:
+        def forget(db: sqlite3.Connection) -> bool:
+            meta = self._database.meta(session)
+            return rules.abandoned(
+                meta, owner=owner, idle_s=idle_s, now=self._clock()
+            ) and self._database.delete(session)
+
+        return await self._write(forget)
 
     # devices
 
