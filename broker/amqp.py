@@ -153,17 +153,38 @@ class AmqpTransport:
         exchange = "" if to_queue else topology.UPLINK
         await self.publish_to(exchange, routing_key, frame, persistent=persistent, headers=headers)
 
-    async def subscribe(self, queue: str, *, prefetch: int) -> AmqpSubscription:
+    async def is_as_declared(self, queue: Queue) -> bool:
+        """Asking counts as use, as for `depth`."""
+        if await self.depth(queue.name) is None:
+            return False
+        async with self.call():
+            try:
+                async with self._channel() as channel:
+                    await declare_queue(channel, queue, delivery_limit=self.options.delivery_limit)
+            except aiormq.exceptions.ChannelLockedResource:
+                return False  # a queue of one connection, which ends with it
+            except aiormq.exceptions.ChannelPreconditionFailed:
+                async with self._channel() as channel:
+                    await channel.queue_delete(queue.name)
+                return False
+        return True
+
+    async def subscribe(self, queue: str, *, prefetch: int, exclusive: bool = False) -> AmqpSubscription:
         if prefetch < 1:
             raise ValueError("prefetch is at least 1")
         async with self.call():
             channel = await self._plain_channel()
             subscription = AmqpSubscription(self, channel, queue, self._bindings.get(queue))
             try:
-                await subscription.begin(prefetch)
+                await subscription.begin(prefetch, exclusive=exclusive)
             except aiormq.exceptions.ChannelNotFoundEntity:
                 await subscription.close()
                 raise LinkRefused(f"there is no queue {queue}", hint="declare it first") from None
+            except aiormq.exceptions.ChannelAccessRefused as error:
+                await subscription.close()
+                if "exclusive use" not in str(error):
+                    raise
+                raise LinkError(f"somebody else reads {queue} alone") from None
             except BaseException:
                 await subscription.close()
                 raise
@@ -176,7 +197,7 @@ class AmqpTransport:
             try:
                 async with self._channel() as channel:
                     found = await channel.queue_declare(queue, passive=True)
-            except aiormq.exceptions.ChannelNotFoundEntity:
+            except (aiormq.exceptions.ChannelNotFoundEntity, aiormq.exceptions.ChannelLockedResource):
                 return None
         return Depth(messages=found.message_count or 0, consumers=found.consumer_count or 0)
 

@@ -110,7 +110,13 @@ class Transport(Protocol):
         """
         ...
 
-    async def subscribe(self, queue: str, *, prefetch: int) -> Subscription: ...
+    async def subscribe(self, queue: str, *, prefetch: int, exclusive: bool = False) -> Subscription:
+        """Read a queue. `exclusive`: nobody else may; raises `LinkError` where somebody does."""
+        ...
+
+    async def is_as_declared(self, queue: Queue) -> bool:
+        """Whether the queue is there, and just as `declare` makes it; one that is otherwise is deleted."""
+        ...
 
     async def depth(self, queue: str) -> Depth | None:
         """What the queue holds; None where it does not exist."""

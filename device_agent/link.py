@@ -26,7 +26,7 @@ from broker.labels import codec_label
 from broker.patience import SETTLED_S, UNREACHABLE_S, Patience
 from broker.room import Room
 from broker.sending import WINDOW, send_message
-from broker.topology import REPLY_TO, reply_queue, uplink_key
+from broker.topology import REPLY_SLOTS, REPLY_TO, reply_slot, uplink_key
 from broker.transport import Transport
 from device_agent import events as e
 from device_agent import metrics
@@ -93,6 +93,9 @@ class Link:
         """Frames that wait for confirms: when each became the first of them or was let go, and its bytes."""
         self._sending = 0
         """Requests that wait for confirms."""
+        self._slot = (rng or random.Random()).randrange(REPLY_SLOTS)
+        """Which of the device's reply queues this connection reads; the next one reads the next: the
+        broker may not have noticed yet that this one is gone. Another agent of the device has its own."""
         self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int], m.Request | None]] = asyncio.Queue()
         self._assembler = Assembler(AssemblerLimits(total_bytes=4 << 30), clock)
 
@@ -176,7 +179,8 @@ class Link:
         self._outbox.put_nowait((request, skip, whole))
 
     async def _live(self, transport: Transport) -> None:
-        queue = reply_queue(self._device, m.new_nonce())
+        self._slot += 1
+        queue = reply_slot(self._device, self._slot)
         await transport.declare(queue)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read(transport, queue.name))
@@ -188,7 +192,7 @@ class Link:
             self._emit(e.LinkUp())
 
     async def _read(self, transport: Transport, queue: str) -> None:
-        subscription = await transport.subscribe(queue, prefetch=64)
+        subscription = await transport.subscribe(queue, prefetch=64, exclusive=True)
         self._patience.connected()
         async for delivery in subscription:
             self.bytes_down += len(delivery.body)

@@ -21,6 +21,7 @@ from typing import Any
 
 import orjson
 import structlog
+from torch import Tensor
 
 from broker import messages as m
 from broker.assembler import Assembler, OverBudget
@@ -44,6 +45,7 @@ from server_worker.losses import Losses
 from server_worker.queues import Queues
 from server_worker.quotas import Quotas
 from server_worker.refusals import error_reply
+from server_worker.reply_queues import ReplyQueues
 from server_worker.store import Store
 from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, StoreError, UserError, WireError
@@ -95,6 +97,7 @@ class Worker:
             shards=config.shards,
             quotas=Quotas(config.quota, clock),
         )
+        self._replies = ReplyQueues(clock)
         self._heartbeat = Heartbeat(self)
         self._transport: Transport | None = None
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -175,6 +178,8 @@ class Worker:
         transport = self._transport
         if transport is None:
             return
+        if not await self._may_answer(transport, reply_to, reply):
+            return
         message_id = reply_id(reply)
         began, codec = self.clock(), codec_label(reply)
         most = self.config.chunk_bytes
@@ -200,6 +205,19 @@ class Worker:
             self._log.info(
                 "reply not delivered", kind=getattr(reply, "kind", ""), error=str(errors.exceptions[0])
             )
+
+    async def _may_answer(self, transport: Transport, reply_to: str, reply: m.Message) -> bool:
+        """Whether the reply queue is there, and bounded as devices are to declare it."""
+        kind = getattr(reply, "kind", "")
+        nbytes = sum(value.nbytes for value in reply.values if isinstance(value, Tensor))
+        try:
+            fit = await self._replies.is_fit(transport, reply_to, nbytes)
+        except LinkError as error:
+            self._log.info("reply not delivered", kind=kind, error=error.message)
+            return False
+        if not fit:
+            self._log.info("reply not delivered", kind=kind, error=f"{reply_to} is not there, or not bounded")
+        return fit
 
     def committed(self, session: str, step: int, loss: float | None) -> None:
         self.steps += 1
@@ -245,6 +263,8 @@ class Worker:
 
     async def _serve(self, transport: Transport, stop: asyncio.Event) -> None:
         await transport.declare(*worker_queues(self.config.shards, dead_bytes=self.config.dead_bytes))
+        self._replies.forget()
+        await self._replies.may_look(transport)
         queues = [FRONT, *(shard_queue(n).name for n in range(self.config.shards))]
         stopped = asyncio.create_task(stop.wait())
         readers = [asyncio.create_task(self.queues.read(transport, queue, self._take)) for queue in queues]
