@@ -66,7 +66,7 @@ def test_micro_batches_train_what_plain_pytorch_trains(loss: dict[str, Any], sin
     job = labelled.job_of(loss, micro_batches=3, single=single)
     own, body, _ = toy.train_alone(job, "tests.device.labelled:device_data", "phone-1")
     model, _, _ = build_model(job.spec)
-    plain = PlainTraining(job, model, loss_of(loss))
+    plain = PlainTraining(job, model, loss_of(loss), device="phone-1")
     trainer, _ = trainer_of(job)
     losses = [plain.step(*trainer.batches.batch(step)) for step in range(1, trainer.batches.total_steps + 1)]
     assert all(map(isfinite, losses))
