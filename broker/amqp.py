@@ -20,7 +20,7 @@ from aiormq.channel import Channel
 
 from broker import topology
 from broker.amqp_channels import open_channel, quietly, seen
-from broker.amqp_errors import Address, connect_error, parse_url, translated
+from broker.amqp_errors import Address, connect_error, lost_error, parse_url, translated
 from broker.amqp_queues import declare_queue
 from broker.amqp_subscription import AmqpSubscription
 from broker.amqp_wire import AmqpConnection, Wire
@@ -67,7 +67,8 @@ class AmqpOptions:
 async def connect(url: str, *, options: AmqpOptions | None = None) -> AmqpTransport:
     """Connect to `amqp://user:password@host:port/vhost` or `amqps://…?cafile=…&certfile=…&keyfile=…`.
 
-    Raises `LinkError` where the broker can't be reached, `LinkRefused` where it, or the URL, is at fault.
+    Raises `LinkError` where the broker can't be reached, `LinkDeferred` where it may say yes later, and
+    `LinkRefused` where it, or the URL, is at fault.
     """
     options = options or AmqpOptions()
     address = parse_url(url)
@@ -207,6 +208,10 @@ class AmqpTransport:
     async def wait_lost(self) -> None:
         await self._lost.wait()
 
+    @property
+    def lost(self) -> LinkError | None:
+        return self._error
+
     async def close(self) -> None:
         await asyncio.gather(*(each.settle() for each in self._subscriptions))
         self._lose(LinkError("the connection is closed"))
@@ -310,8 +315,7 @@ class AmqpTransport:
 
     def _on_connection_closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
-        text = " ".join(str(error).split())[:200] if error else ""
-        self._lose(LinkError(f"the connection to {self._address} was lost{': ' + text if text else ''}"))
+        self._lose(lost_error(error, self._address))
 
     def _lose(self, error: LinkError) -> None:
         """The transport ends, once: both connections go, and all who wait learn of it."""

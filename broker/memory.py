@@ -274,6 +274,10 @@ class MemoryTransport:
     async def wait_lost(self) -> None:
         await self._lost.wait()
 
+    @property
+    def lost(self) -> LinkError | None:
+        return self._error
+
     async def close(self) -> None:
         self._lose(LinkError("the connection is closed"))
 

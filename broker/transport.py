@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from spliteasy.errors import LinkError
+
 Frame = bytes | bytearray | memoryview
 
 
@@ -126,6 +128,11 @@ class Transport(Protocol):
 
     async def wait_lost(self) -> None:
         """Return when the connection is lost or closed."""
+        ...
+
+    @property
+    def lost(self) -> LinkError | None:
+        """Why the connection was lost or closed; None while it lives."""
         ...
 
     async def close(self) -> None:
