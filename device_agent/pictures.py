@@ -79,6 +79,6 @@ def _in_size(image: Image, size: tuple[int, int], resize: Resize, path: Path) ->
             return ImageOps.pad(image, size, how)
     raise DataError(
         f"{path} has {image.size[0]} × {image.size[1]} pixels, the model takes {size[0]} × {size[1]}",
-        hint='say in [data] of the job file how to make them fit: resize = "crop", "pad" or "stretch"; then '
-        "submit it again",
+        hint='say how to make them fit in the job file, [data] kind = "images", classes = ["…"], resize = '
+        '"crop" (or "pad", "stretch"), and submit it again',
     )

@@ -335,7 +335,7 @@ class DeviceTrainer:
         result.samples += self._targets[0].shape[0]
         if elements:
             loss = float(self.job.loss(tensors, self._targets))
-            if not isfinite(loss):
+            if not isfinite(loss) and self.job.spec.durability.on_non_finite == "stop":
                 self._check_test_batch(index)
             result.elements += elements
             result.loss += loss * elements
