@@ -18,7 +18,7 @@ from spliteasy.privacy.attacks.decoders import Decoder
 from spliteasy.privacy.attacks.unsplit import made_up_head
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Adversary, View
-from spliteasy.randomness import seeded
+from spliteasy.randomness import drawing, state_of
 from spliteasy.training import Gradients, Values
 
 BATCH = 64
@@ -44,7 +44,7 @@ class Hijack:
         self._generator = torch.Generator().manual_seed(0)
         self._encoder = made_up_head(view.job.head)
         sample = self._encode(BATCH).detach()
-        with seeded(0):
+        with drawing(state_of(0)):
             self._decoder = Decoder(sample, tuple(self._public[0].shape[1:]))
             self._critic = _critic(sample)
         self._judge = torch.optim.Adam(self._critic.parameters(), lr=RATE, betas=(0.5, 0.9))
