@@ -127,7 +127,7 @@ def as_record(observation: Observation) -> dict[str, Any]:
                 "event": "step",
                 "step": taken.step,
                 "epoch": taken.epoch,
-                "loss": as_json(taken.loss),
+                "loss": taken.loss,
                 "samples": taken.samples,
                 "seconds": round(taken.seconds, 6),
                 "bytes_up": taken.bytes_up,
