@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from broker import messages as m
-from device_agent import events as e
-from device_agent.session import DeviceSession
-from spliteasy.metering import Meter, Metric
+from broker.protocol import messages as m
+from device_agent.session import events as e
+from device_agent.session.machine import DeviceSession
+from spliteasy.observability.meter import Meter, Metric
 
 if TYPE_CHECKING:
     from device_agent.agent import Agent

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from broker import messages as m
-from broker.topology import DEAD
-from server_worker.refusals import NO_ROOM, PAUSED
+from broker.protocol import messages as m
+from broker.transport.topology import DEAD
+from server_worker.session.refusals import NO_ROOM, PAUSED
 from server_worker.store import Store
-from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, SplitEasyError
-from spliteasy.metering import Meter, Metric
+from spliteasy.observability.meter import Meter, Metric
+from spliteasy.runtime.torch_thread import Compute
 
 if TYPE_CHECKING:
     from server_worker.worker import Worker

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = {"spliteasy", "broker", "device_agent", "server_worker", "deploy", "tests", "benchmarks", "examples"}
 MAY_IMPORT = {
     "spliteasy": {"spliteasy"},
-    "spliteasy.cli": {"spliteasy", "spliteasy.cli", "broker", "device_agent", "server_worker", "deploy"},
+    "spliteasy_cli": {"spliteasy", "spliteasy_cli", "broker", "device_agent", "server_worker", "deploy"},
     "broker": {"broker", "spliteasy"},
     "device_agent": {"device_agent", "broker", "spliteasy"},
     "server_worker": {"server_worker", "broker", "spliteasy"},
@@ -24,11 +24,11 @@ ONLY_IN = {
     "aiormq": ("broker/amqp",),
     "pamqp": ("broker/amqp",),
     "redis": ("server_worker/store/redis",),
-    "typer": ("spliteasy/cli/",),
-    "rich": ("spliteasy/cli/", "spliteasy/report", "deploy/"),
+    "typer": ("spliteasy_cli/",),
+    "rich": ("spliteasy_cli/", "spliteasy/report", "deploy/"),
     "cryptography": ("spliteasy/job/signing",),
     "prometheus_client": ("spliteasy/prometheus",),
-    "aiohttp": ("spliteasy/dashboard/",),
+    "aiohttp": ("spliteasy_cli/dashboard/",),
     "opentelemetry": ("spliteasy/otel",),
     "mlflow": ("spliteasy/cli/mlflow_history",),
     "tensorboard": (),
@@ -45,11 +45,11 @@ UNSAFE_ATTRIBUTES = {"torch.load", "torch.export.load", "torch.export.save", "to
 def part_of(path: Path) -> str:
     """The part of the system that a file belongs to."""
     parts = path.relative_to(ROOT).parts
-    return "spliteasy.cli" if parts[:2] == ("spliteasy", "cli") else parts[0]
+    return "spliteasy_cli" if parts[:2] == ("spliteasy", "cli") else parts[0]
 
 
 def part_named(module: str) -> str:
-    return "spliteasy.cli" if (module + ".").startswith("spliteasy.cli.") else module.split(".")[0]
+    return "spliteasy_cli" if (module + ".").startswith("spliteasy_cli.") else module.split(".")[0]
 
 
 def imported(tree: ast.AST, module: str) -> Iterator[str]:
@@ -98,21 +98,21 @@ def test_every_file_imports_only_what_its_part_may() -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("spliteasy/split.py", "import broker.transport"),
-        ("spliteasy/split.py", "def f():\n    from spliteasy.cli import main"),
-        ("spliteasy/cli/app.py", "from benchmarks import parity"),
-        ("broker/chunks.py", "from device_agent.agent import run_agent"),
+        ("spliteasy/split.py", "import broker.transport.base"),
+        ("spliteasy/split.py", "def f():\n    from spliteasy_cli import main"),
+        ("spliteasy_cli/app.py", "from benchmarks import parity"),
+        ("broker/protocol/frames.py", "from device_agent.agent import run_agent"),
         ("device_agent/agent.py", "import server_worker.store"),
         ("server_worker/worker.py", "from ..device_agent import agent"),
-        ("server_worker/store/sqlite.py", "import redis.asyncio"),
-        ("broker/memory.py", "from aiormq import Connection"),
-        ("device_agent/data.py", "import sklearn.datasets"),
+        ("server_worker/store/sqlite/store.py", "import redis.asyncio"),
+        ("broker/transport/in_process.py", "from aiormq import Connection"),
+        ("device_agent/training/data.py", "import sklearn.datasets"),
         ("spliteasy/split.py", "from tests import models"),
         ("device_agent/metrics.py", "import prometheus_client"),
         ("device_agent/agent.py", "from cryptography.exceptions import InvalidSignature"),
-        ("broker/envelope.py", "import pickle"),
+        ("broker/protocol/envelope.py", "import pickle"),
         ("server_worker/worker.py", "torch.load(path)"),
-        ("spliteasy/segment.py", "eval(text)"),
+        ("spliteasy/graph/segment.py", "eval(text)"),
     ],
 )
 def test_each_rule_can_fail(path: str, source: str) -> None:
@@ -122,9 +122,9 @@ def test_each_rule_can_fail(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("spliteasy/cli/app.py", "import broker, device_agent.agent\nfrom server_worker import worker"),
-        ("server_worker/store/redis.py", "from redis.asyncio import Redis\nfrom . import base"),
-        ("broker/amqp.py", "import aiormq\nfrom spliteasy.errors import LinkError"),
+        ("spliteasy_cli/app.py", "import broker, device_agent.agent\nfrom server_worker import worker"),
+        ("server_worker/store/redis/store.py", "from redis.asyncio import Redis\nfrom . import base"),
+        ("broker/amqp/connection.py", "import aiormq\nfrom spliteasy.errors import LinkError"),
     ],
 )
 def test_what_is_allowed_passes(path: str, source: str) -> None:
@@ -132,7 +132,7 @@ def test_what_is_allowed_passes(path: str, source: str) -> None:
 
 
 def test_an_agent_loads_neither_server_nor_store_nor_demo_packages() -> None:
-    program = "import device_agent.agent, broker.amqp, sys; print(' '.join(sorted(sys.modules)))"
+    program = "import device_agent.agent, broker.amqp.connection, sys; print(' '.join(sorted(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
@@ -157,7 +157,7 @@ def test_an_agent_loads_neither_server_nor_store_nor_demo_packages() -> None:
 
 def test_help_needs_no_torch() -> None:
     program = (
-        "import sys\nfrom spliteasy.cli import main\ncode = main(['--help'])\n"
+        "import sys\nfrom spliteasy_cli import main\ncode = main(['--help'])\n"
         "print(code, 'torch' in sys.modules, file=sys.stderr)"
     )
     run = subprocess.run(

@@ -15,18 +15,18 @@ import structlog
 import torch
 from torch import Tensor, nn
 
-from spliteasy import importing
 from spliteasy.errors import JobError
-from spliteasy.job.signature import SampleSpec, Signature, dtype_name, told
+from spliteasy.graph.document import DTYPE_NAMES, Value
+from spliteasy.graph.tensors import tensors_to_bytes
+from spliteasy.job.io_schema import SampleSpec, Signature, dtype_name, told
 from spliteasy.job.spec import JobSpec, OptimizerSpec
-from spliteasy.losses import LOSSES, LossFunction
-from spliteasy.optim import freeze
-from spliteasy.portable.graph import DTYPE_NAMES, Value
-from spliteasy.portable.tensors import tensors_to_bytes
-from spliteasy.seeding import seed_all, states_kept
-from spliteasy.splitting.exporting import TracedModel, trace_model
+from spliteasy.runtime import user_code
+from spliteasy.runtime.generators import seed_all, states_kept
+from spliteasy.splitting.export import TracedModel, trace_model
 from spliteasy.splitting.losses import PortableLoss, trace_function
-from spliteasy.splitting.splitting import Split, split_traced
+from spliteasy.splitting.split import Split, split_traced
+from spliteasy.training.losses import LOSSES, LossFunction
+from spliteasy.training.optim import freeze
 
 Tensors = tuple[Tensor, ...]
 
@@ -93,12 +93,12 @@ def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Ten
     Every generator is seeded with the job's seed before the factory is called, and put back afterwards.
     Frozen groups take no gradient. Raises JobError.
     """
-    factory = importing.resolve(spec.model.factory, root=root, what="model.factory")
-    make_example = importing.resolve(spec.model.example, root=root, what="model.example")
+    factory = user_code.resolve(spec.model.factory, root=root, what="model.factory")
+    make_example = user_code.resolve(spec.model.example, root=root, what="model.example")
     with states_kept():
         seed_all(spec.seed)
-        model = importing.call(factory, reference=spec.model.factory, what="model.factory")
-        given = importing.call(make_example, reference=spec.model.example, what="model.example")
+        model = user_code.call(factory, reference=spec.model.factory, what="model.factory")
+        given = user_code.call(make_example, reference=spec.model.example, what="model.example")
     if not isinstance(model, nn.Module):
         raise JobError(
             f"model.factory = {spec.model.factory!r} returned a {type(model).__name__}, not a module"
@@ -189,7 +189,7 @@ def make_loss(spec: JobSpec, root: Path | None, outputs: Tensors, targets: Tenso
     matching = tuple(torch.cat((y, y)) if y.shape[0] == 1 else y for y in targets)
     outputs = tuple(y.detach().requires_grad_(y.is_floating_point()) for y in outputs)
     if spec.loss.function is not None:
-        function = importing.resolve(spec.loss.function, root=root, what="loss.function")
+        function = user_code.resolve(spec.loss.function, root=root, what="loss.function")
         loss: LossFunction = trace_function(function, outputs, matching)
         what = spec.loss.function
     else:

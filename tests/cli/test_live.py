@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from broker import Depth
-from broker.topology import SHARDS, shard_of
+from broker.transport.topology import SHARDS, shard_of
 from server_worker.store import Attempt, Owner, SessionMeta, WorkerInfo
-from spliteasy.cli.following import Tracker, changes
-from spliteasy.cli.live import screen, watch
-from spliteasy.cli.status import Picture
 from spliteasy.errors import LinkError, LinkRefused, StoreUnavailable
+from spliteasy_cli.commands.status import Picture
+from spliteasy_cli.watch.changes import Tracker, changes
+from spliteasy_cli.watch.live_table import screen, watch
 from tests.cli.conftest import Ran
 
 NAME = "digits.phone-1"

@@ -13,9 +13,9 @@ import pytest
 
 from deploy.accounts import Accounts
 from server_worker.store import Attempt, Store, WorkerInfo, open_store
-from spliteasy.cli.dashboard import Acting, Following
-from spliteasy.cli.status import Eyes
-from spliteasy.dashboard import Feed, Guard, serve
+from spliteasy_cli.commands.dashboard import Acting, Following
+from spliteasy_cli.commands.status import Eyes
+from spliteasy_cli.dashboard import Feed, Guard, serve
 from tests.attack.arena import management_url
 from tests.fixtures_rabbitmq import RabbitBroker
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from spliteasy.privacy.attacks.base import WIRE, believed_head, crossing, first_tensor, no_auxiliary
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Adversary, Tensors, View, rows_of
-from spliteasy.randomness import drawing, state_of
+from spliteasy.runtime.randomness import drawing, state_of
 
 RIDGE = 1e-3
 ROUNDS = 200
