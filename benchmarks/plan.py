@@ -34,13 +34,13 @@ from broker import connect
 from deploy.nodes.native import HOST
 from server_worker.store import StoredJob, open_store
 from spliteasy.job import Job, JobSpec, parse_job
-from spliteasy.job.create import Source, load_source
+from spliteasy.job.source import Source, load_source
 from spliteasy.observability import logs
 from spliteasy.planning.choice import Cut
 from spliteasy.planning.planner import Plan, plan_source
 from spliteasy.planning.profile import Overhead, Profile, measure_compute
 from spliteasy.runtime.torch_thread import TorchThread
-from spliteasy_cli.support.pipeline_probe import Probed, overhead_of, probe_job, probed, step_seconds
+from spliteasy_cli.probes.pipeline import Probed, overhead_of, probe_job, probed, step_seconds
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ def bench() -> Iterator[Bench]:
         for factory in ("narrow", "wide"):
             spec = parse_job(probe_job(factory))
             plan = empty.plan(spec)
-            steps = empty.steps(spec, "open", "spliteasy_cli.support.pipeline_probe:data", 15, 1.0)
+            steps = empty.steps(spec, "open", "spliteasy_cli.probes.pipeline:data", 15, 1.0)
             seconds = asyncio.run(steps)
             probes.append(probed(plan, seconds))
         overhead = overhead_of(*probes)

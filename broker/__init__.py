@@ -55,8 +55,8 @@ async def connect(url: str, *, heartbeat_s: int | None = None) -> Transport:
     scheme = url.partition("://")[0].lower()
     if scheme in ("amqp", "amqps"):
         # Here, not above: what needs no network must not need its library.
-        from broker.amqp.connection import AmqpOptions
         from broker.amqp.connection import connect as connect_amqp
+        from broker.amqp.options import AmqpOptions
 
         options = AmqpOptions() if heartbeat_s is None else AmqpOptions(heartbeat_s=heartbeat_s)
         return await connect_amqp(url, options=options)

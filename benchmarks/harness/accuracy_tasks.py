@@ -21,7 +21,7 @@ from examples.digits.data import device_data as digits
 from examples.digits.model import DigitNet
 from spliteasy.job import load_job_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CANVAS = 12
 """Pixels a side: an 8x8 image has room to turn on it."""
 TURN_DEGREES, SCALE, MOVE, NOISE = 35.0, 0.25, 0.15, 0.15

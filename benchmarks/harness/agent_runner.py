@@ -1,4 +1,6 @@
-"""Our device agent as a contestant: `python -m benchmarks.harness.agent_runner WORKLOAD JOB BROKER STATE [DEVICE]`.
+"""Our device agent as a contestant in a benchmark.
+
+    python -m benchmarks.harness.agent_runner WORKLOAD JOB BROKER STATE [DEVICE]
 
 It is the agent as it is, but for a gate before its computations, which opens for a lap and closes after
 the lap's last step.

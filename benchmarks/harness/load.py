@@ -1,6 +1,7 @@
 """The processes of `benchmarks.many` and `scale`: a worker that knows how long it computed, and many agents.
 
-    python -m benchmarks.harness.load worker BROKER STORE [WAIT_MS]     its bodies wait so long in each step, too
+    python -m benchmarks.harness.load worker BROKER STORE [WAIT_MS]
+    (WAIT_MS: the time that its bodies wait in each step beside computing)
     python -m benchmarks.harness.load devices JOB BROKER STATE phone-1,phone-2
 
 Each answers a line of standard input by a line of JSON: the worker with its computing so far, the devices

@@ -21,7 +21,7 @@ from deploy.nodes.native import HOST
 from deploy.nodes.rabbitmq import RabbitNode
 from deploy.nodes.redis_server import AppendFsync, RedisServer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:

@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import aiormq
@@ -20,6 +19,7 @@ from aiormq.channel import Channel
 
 from broker.amqp.channels import open_channel, quietly, seen
 from broker.amqp.errors import Address, connect_error, lost_error, parse_url, translated
+from broker.amqp.options import AmqpOptions
 from broker.amqp.queues import declare_queue
 from broker.amqp.subscription import AmqpSubscription
 from broker.amqp.wire import AmqpConnection, Wire
@@ -33,35 +33,6 @@ logging.getLogger("aiormq").propagate = False
 
 _PERSISTENT = 2
 _TRANSIENT = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AmqpOptions:
-    """How patient a connection is, and what it may hold."""
-
-    tcp_timeout_s: float = 8.0
-    """Of TCP and TLS alone: where the first packets are lost, a new attempt comes before their repeats."""
-    connect_timeout_s: float = 15.0
-    call_timeout_s: float = 30.0
-    """Of declaring, subscribing and the like."""
-    publish_timeout_s: float = 60.0
-    """A broker that blocks publishers (no memory, no disk) confirms nothing for as long. It runs from when
-    the last bytes got through: on a slow link a frame takes as long as it takes."""
-    close_timeout_s: float = 5.0
-    heartbeat_s: int = 5
-    """The broker sends something at least once in this time, most often in half of it."""
-    watchdog_s: float = 1.0
-    """How often connections and consumers are looked after."""
-    silence_s: float | None = None
-    """The link is given up when nothing came on either connection for so long; None: 1.5 heartbeats, but no
-    less than 5 s. One connection alone may be silent for (heartbeat + 1) × 3 seconds."""
-    stream_bytes: int = 4 << 20
-    """Read buffer of a connection; asyncio's 64 KiB costs a third of the throughput."""
-    delivery_limit: int = 20
-    max_frame_bytes: int = 16 << 20
-    """RabbitMQ 4 closes the channel over it."""
-    ack_delay_s: float = 0.02
-    """How long an ack may wait for others."""
 
 
 async def connect(url: str, *, options: AmqpOptions | None = None) -> AmqpTransport:

@@ -4,28 +4,49 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Protocol
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 
 from broker.amqp.acks import Acks
 from broker.amqp.channels import quietly
+from broker.amqp.options import AmqpOptions
 from broker.transport import topology
-from broker.transport.base import Delivery
+from broker.transport.base import Delivery, Frame
 from broker.transport.inbox import Inbox
 from spliteasy.errors import LinkError
 
-if TYPE_CHECKING:
-    from broker.amqp.connection import AmqpTransport
+
+class SubscriptionOwner(Protocol):
+    """The part of a transport that its subscriptions use."""
+
+    @property
+    def options(self) -> AmqpOptions: ...
+
+    def call(self) -> AbstractAsyncContextManager[None]:
+        """Wrap a use of aiormq: it ends in time, and raises errors of ours only."""
+        ...
+
+    async def publish_to(
+        self,
+        exchange: str,
+        routing_key: str,
+        frame: Frame,
+        *,
+        persistent: bool,
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        """Publish over that exchange's channel, and wait for the confirm."""
+        ...
 
 
 class AmqpSubscription:
     """See `broker.transport.Subscription`. It owns its channel, and closes it when it ends."""
 
     def __init__(
-        self, transport: AmqpTransport, channel: Channel, queue: str, bindings: tuple[str, ...] | None
+        self, transport: SubscriptionOwner, channel: Channel, queue: str, bindings: tuple[str, ...] | None
     ) -> None:
         self._transport = transport
         self._channel = channel

@@ -1,8 +1,9 @@
 """The transport seam: what carries frames between devices and workers.
 
 A transport is *one life of one connection*: when it is lost, every call on it raises `LinkError` and
-its owner makes a new one (`broker.transport.backoff` paces that). It moves opaque frames (`broker.protocol.frames` cuts
-messages into them) and adds only a principal and a routing key to each delivery.
+its owner makes a new one (`broker.transport.backoff` paces that). It moves opaque frames
+(`broker.protocol.frames` cuts messages into them) and adds only a principal and a routing key to each
+delivery.
 Implementations: `broker.amqp.connection` (RabbitMQ), `broker.transport.in_process` (one process).
 """
 

@@ -24,7 +24,7 @@ from spliteasy.errors import SplitEasyError, UserError
 ACCOUNT = "spliteasy"
 RABBITMQ, REDIS = "RabbitMQ", "Redis"
 PORT_VARIABLES = {RABBITMQ: "SPLITEASY_AMQP_PORT", REDIS: "SPLITEASY_REDIS_PORT"}
-COMPOSE_FILE = Path(__file__).with_name("compose.yaml")
+COMPOSE_FILE = Path(__file__).parents[1] / "compose.yaml"
 COMPOSE_UP_S = 600
 """Images may have to be pulled."""
 

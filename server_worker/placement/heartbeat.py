@@ -6,26 +6,44 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import structlog
 
+from server_worker.actors import Actors
+from server_worker.config import WorkerConfig
+from server_worker.job_cache import JobCache
+from server_worker.placement.balancer import Balancing
 from server_worker.placement.retention import forget_abandoned
-from server_worker.store import WorkerInfo
+from server_worker.store import Store, WorkerInfo
 from server_worker.store.base import PUT_TTL_S
 from spliteasy.errors import SplitEasyError
 
-if TYPE_CHECKING:
-    from server_worker.worker import Worker
-
 log = structlog.get_logger(__name__)
+
+
+class BeatingWorker(Protocol):
+    """The part of a worker that its heartbeat tells of and looks after."""
+
+    config: WorkerConfig
+    store: Store
+    jobs: JobCache
+    actors: Actors
+    balancing: Balancing
+    clock: Callable[[], float]
+    steps: int
+
+    @property
+    def state(self) -> str: ...
+    async def wait_connected(self, most_s: float) -> None: ...
+    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]: ...
 
 
 class Heartbeat:
     """Presence in the store, programs of the others, fair share, memory budget, retention."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: BeatingWorker) -> None:
         self._worker = worker
         self._started_at = time.time()
         self._loading_ahead: asyncio.Task[Any] | None = None

@@ -282,7 +282,7 @@ class DurabilitySpec(Section):
     log_max_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 1 << 30
     """From half of it on a device is asked for checkpoints at every step; beyond it the session stops.
 
-    It gets there only where checkpoints don't help: `server_worker.session.snapshots` cuts the log long before.
+    The log gets that large only where checkpoints don't help: a worker's snapshots cut it long before.
     """
     retention_s: Positive = 30 * 24 * 3600.0
     """A session that nobody touched for so long may be forgotten by the store."""

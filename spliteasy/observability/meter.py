@@ -1,7 +1,7 @@
 """The seam of metrics: what is measured is declared once, and reported to a `Meter` that is passed in.
 
-Library code knows this file alone. Nobody listens by default (`SILENT`); `spliteasy.observability.prometheus` listens
-where a person asked for it.
+Library code knows this file alone. Nobody listens by default (`SILENT`);
+`spliteasy.observability.prometheus` listens where a person asked for it.
 """
 
 from __future__ import annotations

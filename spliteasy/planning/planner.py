@@ -11,7 +11,7 @@ import torch
 from spliteasy.codecs import choose_codec
 from spliteasy.codecs.packer import PLACES
 from spliteasy.errors import CutError, JobError
-from spliteasy.job.create import Source, example_of, load_source, make_loss
+from spliteasy.job.source import Source, example_of, load_source, make_loss
 from spliteasy.job.spec import JobSpec, LinkSpec, PlanSpec
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spliteasy.errors import CutError
-from spliteasy.job.create import build_model, load_source
+from spliteasy.job.source import build_model, load_source
 from spliteasy.job.spec import JobSpec
 from spliteasy.splitting.split import split_traced
 

@@ -16,11 +16,11 @@ import typer
 
 from spliteasy.errors import SplitEasyError, UserError
 from spliteasy_cli.commands.enroll import Device, ManagementOption, accounts_at, as_devices
-from spliteasy_cli.commands.status import Eyes, Picture
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
 from spliteasy_cli.watch.changes import Tracker, look_once, serving
+from spliteasy_cli.watch.cluster import ClusterClient, ClusterSnapshot
 from spliteasy_cli.watch.loss_curves import Curves
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def dashboard(
         accounts = None  # nobody named a management interface: devices are those that have trained
 
     async def main(stop: asyncio.Event) -> None:
-        async with Eyes(broker, store) as eyes:
+        async with ClusterClient(broker, store) as eyes:
             feed = Feed()
             following = Following(eyes, accounts, feed)
             await following.look()  # what is wrong with broker and store shows before the page is promised
@@ -107,7 +107,7 @@ def dashboard(
 class Acting:
     """What an operator may do, on broker and store."""
 
-    def __init__(self, eyes: Eyes, accounts: Accounts | None) -> None:
+    def __init__(self, eyes: ClusterClient, accounts: Accounts | None) -> None:
         self._eyes, self._accounts = eyes, accounts
 
     async def pause(self, session: str, paused: bool) -> bool:
@@ -125,7 +125,7 @@ class Acting:
 class Following:
     """Looks again and again, and gives what there is to the feed."""
 
-    def __init__(self, eyes: Eyes, accounts: Accounts | None, feed: Feed) -> None:
+    def __init__(self, eyes: ClusterClient, accounts: Accounts | None, feed: Feed) -> None:
         self._eyes, self._accounts, self._feed = eyes, accounts, feed
         self._tracker = Tracker(events=deque(maxlen=EVENTS))
         self._rates: deque[tuple[float, float]] = deque(maxlen=RATES)
@@ -170,11 +170,11 @@ class Following:
             "now", {"at": round(now, 3), "fault": tracker.fault, "revoke": self._accounts is not None}
         )
 
-    def _add_rate(self, picture: Picture, now: float) -> None:
+    def _add_rate(self, picture: ClusterSnapshot, now: float) -> None:
         if not self._rates or now - self._rates[-1][0] >= RATE_EVERY_S:
             self._rates.append((now, sum(self._tracker.rate(meta.session) for meta in picture.sessions)))
 
-    async def _look_at_accounts(self, picture: Picture) -> None:
+    async def _look_at_accounts(self, picture: ClusterSnapshot) -> None:
         if self._accounts is not None:
             try:
                 async with asyncio.timeout(SLOW_S):
@@ -186,7 +186,7 @@ class Following:
                 log.warning("no list of devices", error=str(error) or "no answer")
                 self._devices = None
 
-    def _all_devices(self, picture: Picture) -> list[dict[str, Any]]:
+    def _all_devices(self, picture: ClusterSnapshot) -> list[dict[str, Any]]:
         """Those with an account, and those that have a session; `enrolled` is null where nobody can tell."""
         known = {each.device: {**asdict(each), "enrolled": True} for each in self._devices or ()}
         for meta in sorted(picture.sessions, key=lambda meta: meta.updated_at):
@@ -253,7 +253,7 @@ def _worker(worker: Any) -> dict[str, Any]:
     }
 
 
-def _shards(picture: Picture) -> dict[str, Any]:
+def _shards(picture: ClusterSnapshot) -> dict[str, Any]:
     def waiting(depth: Any) -> int | None:
         return None if depth is None else depth.messages
 

@@ -57,7 +57,7 @@ async def measure(broker: str | None) -> Profile:
     import torch
 
     from spliteasy.planning.profile import Profile, machine, measure_compute
-    from spliteasy_cli.support.pipeline_probe import embedded_overhead
+    from spliteasy_cli.probes.pipeline import embedded_overhead
 
     link = await _link(broker) if broker is not None else None
     return Profile(
@@ -71,7 +71,7 @@ async def measure(broker: str | None) -> Profile:
 
 async def _link(broker: str) -> Link:
     from broker import connect
-    from spliteasy_cli.support.link_probe import measure_link
+    from spliteasy_cli.probes.link import measure_link
 
     try:
         transport = await connect(broker)

@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from spliteasy.errors import LinkError, StoreError, UserError
+from spliteasy.errors import UserError
 from spliteasy.runtime.readable import size, span
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, broker_at, store_at
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
+from spliteasy_cli.watch.cluster import ClusterClient, ClusterSnapshot, take_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from rich.console import Console
 
-    from broker import Depth, Transport
-    from server_worker.store import SessionMeta, Store, WorkerInfo
+    from broker import Depth
+    from server_worker.store import SessionMeta
 
 T = TypeVar("T")
 SHORT_DIGEST = 12
-LOOK_S = 5.0
-"""How long broker and store may take for one look of --watch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """What broker and store hold at a moment."""
-
-    jobs: Mapping[str, Sequence[str]]
-    sessions: Sequence[SessionMeta]
-    workers: Sequence[WorkerInfo]
-    front: Depth | None
-    shards: Sequence[Depth | None]
-    dead: Depth | None
 
 
 def status(
@@ -77,77 +61,23 @@ async def _watch(broker: str | None, store: str | None, stop: asyncio.Event, eve
     from spliteasy_cli.watch.live_table import watch
     from spliteasy_cli.watch.loss_curves import Curves
 
-    async with Eyes(broker, store) as eyes:
-        curves = Curves(eyes)
+    async with ClusterClient(broker, store) as cluster:
+        curves = Curves(cluster)
 
-        async def look() -> Picture:
-            picture = await eyes.look()
+        async def look() -> ClusterSnapshot:
+            picture = await cluster.look()
             await curves.look(picture)
             return picture
 
         await watch(look, console=Console(), stop=stop, interval_s=every_s, clock=time.time, loss=curves.last)
 
 
-class Eyes:
-    """One connection to broker and store for many looks; a new one after a look that failed."""
-
-    def __init__(self, broker: str | None, store: str | None) -> None:
-        self._broker, self._store = broker, store
-        self._connections = AsyncExitStack()
-        self._parts: tuple[Transport, Store] | None = None
-        self._turn = asyncio.Lock()
-
-    async def __aenter__(self) -> Eyes:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._connections.aclose()
-
-    async def look(self) -> Picture:
-        """Raises LinkError and StoreError."""
-        return await self.ask(take_picture)
-
-    async def ask(self, question: Callable[[Transport, Store], Awaitable[T]]) -> T:
-        """One question at a time. Raises LinkError, StoreError, and what the question raises."""
-        async with self._turn:
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    if self._parts is None:
-                        store = await self._connections.enter_async_context(
-                            store_at(self._store, deferred_s=0)
-                        )
-                        transport = await self._connections.enter_async_context(
-                            broker_at(self._broker, deferred_s=0)
-                        )
-                        self._parts = transport, store
-                    return await question(*self._parts)
-            except (LinkError, StoreError, TimeoutError) as error:
-                self._parts = None
-                await self._connections.aclose()
-                if isinstance(error, TimeoutError):
-                    raise LinkError("broker and store do not answer") from None
-                raise
-
-
-async def _look(broker: str | None, store: str | None) -> Picture:
+async def _look(broker: str | None, store: str | None) -> ClusterSnapshot:
     async with store_at(store) as open_store, broker_at(broker) as transport:
-        return await take_picture(transport, open_store)
+        return await take_snapshot(transport, open_store)
 
 
-async def take_picture(transport: Transport, store: Store) -> Picture:
-    from broker.transport import topology
-
-    return Picture(
-        jobs=await store.job_versions(),
-        sessions=sorted(await store.sessions(), key=lambda meta: meta.session),
-        workers=sorted(await store.workers(), key=lambda worker: worker.worker),
-        front=await transport.depth(topology.FRONT),
-        shards=[await transport.depth(topology.shard_queue(n).name) for n in range(topology.SHARDS)],
-        dead=await transport.depth(topology.DEAD),
-    )
-
-
-def as_object(picture: Picture) -> dict[str, Any]:
+def as_object(picture: ClusterSnapshot) -> dict[str, Any]:
     """The picture for `--json`: times in Unix seconds, a queue that does not exist is null."""
     return {
         "jobs": {name: list(digests) for name, digests in picture.jobs.items()},
@@ -221,7 +151,7 @@ def _depth(depth: Depth | None) -> dict[str, int] | None:
     return None if depth is None else {"messages": depth.messages, "consumers": depth.consumers}
 
 
-def show(picture: Picture, console: Console) -> None:
+def show(picture: ClusterSnapshot, console: Console) -> None:
     """Print it as tables; what is empty says what to type."""
     now = time.time()
     show_table(
@@ -290,5 +220,5 @@ def show_table(
     console.print(grid)
 
 
-def _sessions_of(picture: Picture, job: str) -> int:
+def _sessions_of(picture: ClusterSnapshot, job: str) -> int:
     return sum(meta.session.partition(".")[0] == job for meta in picture.sessions)

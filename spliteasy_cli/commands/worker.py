@@ -190,7 +190,7 @@ async def _serve(
     stop: asyncio.Event,
 ) -> None:
     """Run the worker over the store and a torch thread, and serve its metrics."""
-    from server_worker import metrics
+    from server_worker import gauges, metrics
     from server_worker.worker import Worker
     from spliteasy.runtime.torch_thread import TorchThread
 
@@ -206,8 +206,8 @@ async def _serve(
                 tracer=tracer,
             )
             async with monitoring.serving(
-                measure=partial(metrics.measure, running, meter),
-                why_not_ready=partial(metrics.why_not_ready, running),
+                measure=partial(gauges.measure, running, meter),
+                why_not_ready=partial(gauges.why_not_ready, running),
             ):
                 await running.run(stop)
     finally:

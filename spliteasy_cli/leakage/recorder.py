@@ -193,7 +193,7 @@ async def record(
     finally:
         compute.close()
         await store.close()
-    return _recording(job, sample, broker.protocol.messages, agent.trainer, state, hijacker, readable)
+    return _recording(job, sample, broker.messages, agent.trainer, state, hijacker, readable)
 
 
 def _ends(trainer: DeviceTrainer) -> State:

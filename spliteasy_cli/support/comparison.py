@@ -24,7 +24,7 @@ from server_worker.engine.local import SessionMemory
 from server_worker.store import Store, open_store
 from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
-from spliteasy.job.create import build_model
+from spliteasy.job.source import build_model
 from spliteasy.runtime import user_code
 from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy.training.losses import LOSSES, LossFunction

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from spliteasy.errors import LinkError, LinkRefused, StoreError, UserError
 from spliteasy.runtime.readable import span
-from spliteasy_cli.commands.status import Picture
+from spliteasy_cli.watch.cluster import ClusterSnapshot
 
 if TYPE_CHECKING:
     from server_worker.store import SessionMeta, WorkerInfo
@@ -49,7 +49,7 @@ class News(NamedTuple):
 class Tracker:
     """Follows pictures taken one after another; times are Unix seconds."""
 
-    picture: Picture | None = None
+    picture: ClusterSnapshot | None = None
     taken_at: float = 0.0
     fault: str | None = None
     """Why there was no picture at the last look."""
@@ -60,7 +60,7 @@ class Tracker:
     _usual_s: dict[str, float] = field(default_factory=dict)
     """How long a step of a session takes, lately."""
 
-    def see(self, picture: Picture, now: float) -> list[News]:
+    def see(self, picture: ClusterSnapshot, now: float) -> list[News]:
         """Take in a new picture; returns what has happened since the last one, or what the first one has."""
         if self.picture is None:
             text = f"watching: {len(picture.sessions)} sessions, {len(picture.workers)} workers"
@@ -107,7 +107,7 @@ class Tracker:
         self.events.extend((now, each) for each in news)
         self.last_faults.update((each.subject, (now, each.text)) for each in news if each.kind in FAULTS)
 
-    def _back(self, before: Picture, after: Picture) -> list[News]:
+    def _back(self, before: ClusterSnapshot, after: ClusterSnapshot) -> list[News]:
         """Sessions that commit again after a silence, without a new attempt: their link was down, or slow."""
         old = {meta.session: meta for meta in before.sessions}
         news = []
@@ -133,7 +133,7 @@ class Tracker:
         return window
 
 
-def changes(before: Picture, after: Picture) -> list[News]:
+def changes(before: ClusterSnapshot, after: ClusterSnapshot) -> list[News]:
     """What happened between two looks."""
     return [
         *_session_changes(before, after),
@@ -145,7 +145,7 @@ def changes(before: Picture, after: Picture) -> list[News]:
     ]
 
 
-def _session_changes(before: Picture, after: Picture) -> list[News]:
+def _session_changes(before: ClusterSnapshot, after: ClusterSnapshot) -> list[News]:
     old = {meta.session: meta for meta in before.sessions}
     gone = sorted(old.keys() - {meta.session for meta in after.sessions})
     news = [News("session", name, "forgotten") for name in gone]
@@ -183,12 +183,12 @@ def _worker_changes(old: dict[str, WorkerInfo], new: dict[str, WorkerInfo]) -> l
     ]
 
 
-def _queue_changes(before: Picture, after: Picture) -> list[News]:
+def _queue_changes(before: ClusterSnapshot, after: ClusterSnapshot) -> list[News]:
     was, now = (picture.dead.messages if picture.dead else 0 for picture in (before, after))
     return [News("broker", "", f"{now - was} more in the dead queue")] if now > was else []
 
 
-def serving(picture: Picture, session: str) -> list[str]:
+def serving(picture: ClusterSnapshot, session: str) -> list[str]:
     """The workers that say they hold the session's shard."""
     from broker.transport.topology import shard_of
 
@@ -197,7 +197,7 @@ def serving(picture: Picture, session: str) -> list[str]:
 
 
 async def look_once(
-    look: Callable[[], Awaitable[Picture]],
+    look: Callable[[], Awaitable[ClusterSnapshot]],
     tracker: Tracker,
     clock: Callable[[], float],
     *,

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from spliteasy.runtime.readable import size
-from spliteasy_cli.commands.status import Picture
 from spliteasy_cli.watch.changes import Tracker, look_once, serving
+from spliteasy_cli.watch.cluster import ClusterSnapshot
 
 
 def unknown_loss(session: str) -> float | None:
@@ -23,7 +23,7 @@ def unknown_loss(session: str) -> float | None:
 
 
 async def watch(
-    look: Callable[[], Awaitable[Picture]],
+    look: Callable[[], Awaitable[ClusterSnapshot]],
     *,
     console: Console,
     stop: asyncio.Event,
@@ -80,7 +80,7 @@ def screen(tracker: Tracker, loss: Callable[[str], float | None] = unknown_loss)
     return Group(*parts)
 
 
-def _sessions(tracker: Tracker, picture: Picture, loss: Callable[[str], float | None]) -> Table:
+def _sessions(tracker: Tracker, picture: ClusterSnapshot, loss: Callable[[str], float | None]) -> Table:
     grid = Table(box=None, pad_edge=False, header_style="bold")
     grid.add_column("session")
     for column in ("step", "steps/s", "loss"):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from spliteasy.errors import LinkError, StoreError
-from spliteasy_cli.commands.status import Eyes, Picture
+from spliteasy_cli.watch.cluster import ClusterClient, ClusterSnapshot
 
 EVERY_S = 5.0
 CURVES = 12
@@ -19,7 +19,7 @@ POINTS = 200
 class Curves:
     """Read again every EVERY_S where they have grown."""
 
-    def __init__(self, eyes: Eyes) -> None:
+    def __init__(self, eyes: ClusterClient) -> None:
         self.points: dict[str, list[tuple[int, float]]] = {}
         """By session: (step, loss), ascending."""
         self._eyes = eyes
@@ -32,7 +32,7 @@ class Curves:
         points = self.points.get(session)
         return points[-1][1] if points else None
 
-    async def look(self, picture: Picture) -> None:
+    async def look(self, picture: ClusterSnapshot) -> None:
         """Never raises for a broker or store that is away: what was read stays."""
         if time.monotonic() - self._looked_at < EVERY_S:
             return

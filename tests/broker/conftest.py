@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from broker.amqp.connection import AmqpOptions, AmqpTransport
+from broker.amqp.connection import AmqpTransport
 from broker.amqp.connection import connect as connect_amqp
+from broker.amqp.options import AmqpOptions
 from broker.transport.base import Transport
 from broker.transport.in_process import MemoryBroker, MemoryTransport
 from tests.broker.proxy import Proxy

@@ -15,7 +15,8 @@ import aiormq
 import pytest
 
 import broker
-from broker.amqp.connection import AmqpOptions, connect
+from broker.amqp.connection import connect
+from broker.amqp.options import AmqpOptions
 from broker.amqp.queues import queue_arguments
 from broker.transport import topology
 from broker.transport.base import Delivery, Depth, Subscription

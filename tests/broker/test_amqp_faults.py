@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from broker.amqp.connection import AmqpOptions, AmqpTransport, connect
+from broker.amqp.connection import AmqpTransport, connect
+from broker.amqp.options import AmqpOptions
 from broker.transport import topology
 from broker.transport.base import Depth
 from spliteasy.errors import LinkError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spliteasy import cli
+import spliteasy_cli as cli
 from spliteasy.errors import JobError, LinkError, UserError
 from spliteasy_cli import hoist
 from spliteasy_cli.app import app

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from benchmarks.emulator import Direction, LinkEmulator, Profile
-from broker.amqp.connection import AmqpOptions, AmqpTransport, connect
+from broker.amqp.connection import AmqpTransport, connect
+from broker.amqp.options import AmqpOptions
 from broker.protocol import messages as m
 from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
 from broker.transport.send_window import Room

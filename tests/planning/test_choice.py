@@ -11,7 +11,7 @@ import pytest
 
 from spliteasy.errors import CutError, JobError
 from spliteasy.job import Job, JobSpec
-from spliteasy.job.create import load_source
+from spliteasy.job.source import load_source
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import InputCorrelation

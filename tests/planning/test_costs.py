@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from spliteasy.graph.segment import Segment
 from spliteasy.job import JobSpec
-from spliteasy.job.create import Source, load_source
+from spliteasy.job.source import Source, load_source
 from spliteasy.planning.costs import KINDS, Costs, measure
 from spliteasy.planning.flow import Flow
 from spliteasy.splitting.split import split_traced
