@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from spliteasy.job.spec import JobSpec
-from spliteasy.losses import LossFunction
-from spliteasy.measures import Measure, named_measure
+from spliteasy.training.losses import LossFunction
+from spliteasy.training.measures import Measure, named_measure
 
 
 def measure_of(spec: JobSpec, loss: LossFunction, outputs: int) -> Measure:
@@ -12,7 +12,7 @@ def measure_of(spec: JobSpec, loss: LossFunction, outputs: int) -> Measure:
     if spec.loss.name is not None:
         return named_measure(spec.loss.name)
     from spliteasy.splitting.losses import PortableLoss
-    from spliteasy.traced_measure import traced_measure
+    from spliteasy.training.traced_measure import traced_measure
 
     assert isinstance(loss, PortableLoss), "a loss without a name is traced"
     return traced_measure(loss.document, tuple(loss.tensors().values()), outputs)

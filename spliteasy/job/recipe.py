@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from spliteasy.errors import JobError
-from spliteasy.job.signature import Signature
+from spliteasy.job.io_schema import Signature
 from spliteasy.job.spec import DataSpec
 
 OWN_FUNCTION = "write a function that returns a data set, and give it as --data module:function"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from spliteasy.errors import JobError
+from spliteasy.graph.document import Document, Ref
+from spliteasy.graph.encoding import decode_argument
 from spliteasy.job.spec import JobSpec, SgdSpec
-from spliteasy.optim import group_of
-from spliteasy.portable.codec import decode_argument
-from spliteasy.portable.graph import Document, Ref
+from spliteasy.training.optim import group_of
 
 _SPARSE_ARGUMENT = {"aten.embedding.default": 4, "aten.embedding_bag.default": 5}
 """Where the argument `sparse` stands in each operator that may give a sparse gradient."""

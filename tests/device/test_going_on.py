@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from broker.memory import MemoryBroker, MemoryTransport
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent.agent import Agent, AgentResult
 from device_agent.config import AgentConfig
-from device_agent.observe import Observation, StepTaken
+from device_agent.observations import Observation, StepTaken
 from server_worker.store import StoredJob
-from spliteasy.compute import TorchThread
 from spliteasy.errors import StateError
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.device.served import served, toy_job
 from tests.simulation import toy
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from device_agent.data import Batches, DeviceData, load_dataset
+from device_agent.training.data import Batches, DeviceData, load_dataset
 from spliteasy.errors import DataError, JobError
+from spliteasy.graph.document import DtypeName
+from spliteasy.job.io_schema import SampleSpec, Signature
 from spliteasy.job.recipe import check_recipe
-from spliteasy.job.signature import SampleSpec, Signature
 from spliteasy.job.spec import DataSpec
-from spliteasy.portable.graph import DtypeName
 from tests.device.test_data import spec_with
 
 images = pytest.importorskip("PIL.Image")

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from device_agent.choosing import BySpeed, StepChoices
-from device_agent.data import Batches, EvaluationBatches, load_dataset
-from device_agent.speed import LinkSpeed
-from device_agent.trainer import DeviceTrainer
-from server_worker.memory import SessionMemory
+from device_agent.link.speed import LinkSpeed
+from device_agent.training.codec_policy import BySpeed, StepChoices
+from device_agent.training.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.trainer import DeviceTrainer
+from server_worker.engine.local import SessionMemory
 from spliteasy.errors import DataError, JobError
 from spliteasy.job import Job
-from spliteasy.job.create import build_model
-from spliteasy.losses import LOSSES, LossFunction
-from spliteasy.reference import PlainTraining
-from spliteasy.training import STEP_KEY
+from spliteasy.job.source import build_model
+from spliteasy.training.losses import LOSSES, LossFunction
+from spliteasy.training.reference import PlainTraining
+from spliteasy.training.segment_trainer import STEP_KEY
 from tests.device import labelled
 from tests.simulation import toy
 
