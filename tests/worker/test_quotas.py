@@ -228,10 +228,10 @@ async def test_the_frames_that_are_here_are_told_as_far_as_is_paid_for(server: S
         await device.send(m.Open(session="toy.phone-1", attempt=ATTEMPT, digest=digest, held=(0,)))
         async for delivery in device.subscription:
             await device.subscription.ack(delivery)
-            received += len(delivery.body) + OVERHEAD_BYTES
             outcome = device.assembler.add("workers", delivery.body)
             if isinstance(outcome, Assembled) and isinstance(decode(outcome.body), m.Opened):
                 break
+            received += len(delivery.body) + OVERHEAD_BYTES
             told += 1
         assert told > 10, "it is told what is here, while that is paid for"
         assert received <= sent + FIRST_CREDIT
