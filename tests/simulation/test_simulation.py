@@ -16,10 +16,11 @@ import torch
 
 from device_agent.state_folder import StateFolder
 from server_worker.actor import Incoming, SessionActor
-from server_worker.session.machine import snapshots
+from server_worker.session import snapshots
 from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
 from server_worker.store.sqlite.file import Database
-from spliteasy.training.segment_trainer import SegmentTrainer, segment_trainer
+from spliteasy.training import segment_trainer
+from spliteasy.training.segment_trainer import SegmentTrainer
 from tests.simulation import world
 from tests.simulation.faults import CALM, Rates
 from tests.simulation.run import play
