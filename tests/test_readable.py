@@ -10,12 +10,12 @@ import structlog
 from pydantic import ValidationError
 
 from broker import decode, encode
-from broker import messages as m
+from broker.protocol import messages as m
 from server_worker.store import WorkerInfo
 from server_worker.store.records import decode_worker, encode_worker
-from spliteasy import logs
 from spliteasy.errors import DataError, RemoteError
-from spliteasy.readable import shown
+from spliteasy.observability import logs
+from spliteasy.runtime.readable import shown
 
 EVIL = "a\x1b[2J\x9b31mb\x7f\u202ec\u2028d\r\ne\x00\u200bf"
 SAFE = r"a\x1b[2J\x9b31mb\x7f\u202ec\u2028d\x0d\x0ae\x00\u200bf"

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from server_worker.store.base import Blob, WorkerInfo
-from spliteasy.readable import shown
+from spliteasy.runtime.readable import shown
 
 PIECE_BYTES = 8 << 20
 """A large value is kept in pieces: databases limit a value (Redis to 512 MiB), and no call may take long

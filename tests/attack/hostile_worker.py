@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from broker import decode
-from broker import messages as m
-from broker.assembler import Assembled, Assembler
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.sending import send_message
-from broker.topology import REPLY_TO, worker_queues
-from broker.transport import Queue
+from broker.protocol import messages as m
+from broker.protocol.assembler import Assembled, Assembler
+from broker.transport.base import Queue
+from broker.transport.in_process import MemoryBroker, MemoryTransport
+from broker.transport.sender import send_message
+from broker.transport.topology import REPLY_TO, worker_queues
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
-from server_worker.jobs import DeviceJobs
+from server_worker.job_cache import DeviceJobs
 from server_worker.store import SqliteStore
 from spliteasy.errors import LinkError
 from tests.device.served import toy_job

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from broker import messages as m
-from device_agent.allowance import Allowance
-from device_agent.metered import Metered
-from device_agent.repeats import FREE, MOST_ANEW_S, Repeats
+from broker.protocol import messages as m
+from device_agent.link.metered import Metered
+from device_agent.link.repeats import FREE, MOST_ANEW_S, Repeats
+from device_agent.policy.data_budget import Allowance
 from spliteasy.errors import LinkError
 from tests.attack.hostile_worker import ANSWERS, Answer, storm
 
