@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.job.spec import LimitsSpec
-from spliteasy.segment import Segment
 
 
 @dataclass(frozen=True, slots=True)
