@@ -16,10 +16,8 @@ from spliteasy.errors import DataError, JobError
 from spliteasy.splitting.losses import trace_function
 from spliteasy.splitting.proof.plain_modes import fused_attention
 from tests.models import untraceable
-from tests.models.untraceable import CheckpointedNorm, Mid, Net, Padded, Sign
+from tests.models.untraceable import Change, CheckpointedNorm, Mid, Net, Padded, Sign
 from tests.splitting.parity import compare
-
-Change = Callable[[Mid, Tensor], Tensor]
 
 
 def _parts(model: nn.Module) -> object:

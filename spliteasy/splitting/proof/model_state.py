@@ -27,6 +27,7 @@ class ModelState:
             if not isinstance(module, torch.jit.ScriptModule)  # its attributes are no Python objects
         ]
         self._buffers = [(module, dict(module._buffers)) for _, module, _ in self._modules]
+        self._parameters = list(model.named_parameters())
         self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
         self._tensors = [(tensor, tensor.detach().clone()) for tensor in (_tensors(model) if tensors else ())]
         self._undo = [
@@ -36,26 +37,33 @@ class ModelState:
             if (undo := _undo_of(value)) is not None
         ]
 
-    def restore(self) -> None:
-        """Put everything back."""
-        self.restore_tensors()
+    def restore(self) -> list[str]:
+        """Put everything back; returns as `restore_tensors` does."""
+        changed = self.restore_tensors()
         for _, module, values in self._modules:
             module.__dict__.clear()
             module.__dict__.update(values)
         for undo in self._undo:
             undo()
+        return changed
 
     @torch.no_grad()
-    def restore_tensors(self) -> None:
-        """Put buffers and gradients back, and leave the other attributes as the forward left them."""
+    def restore_tensors(self) -> list[str]:
+        """Put tensors and gradients back, and leave the other attributes as the forward left them.
+
+        Returns the names of the parameters that held something else.
+        """
         for module, buffers in self._buffers:
             module._buffers.clear()
             module._buffers.update(buffers)
+        changed = []
         for tensor, before in self._tensors:
-            if not torch.equal(tensor, before):
+            if not same_numbers(tensor, before):
                 tensor.copy_(before)
+                changed += [name for name, parameter in self._parameters if parameter is tensor]
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
+        return changed
 
     def counters(self) -> list[tuple[str, nn.Module, str, Scalar, Scalar]]:
         """The numbers that changed: module path, module, attribute, value before and value now."""
@@ -85,6 +93,11 @@ def left_as_it_was(model: nn.Module, *, tensors: bool = True) -> Iterator[ModelS
         yield state
     finally:
         state.restore()
+
+
+def same_numbers(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors hold the same, NaN included: memory that nobody initialised may hold any."""
+    return torch.equal(ours, theirs) or bool(torch.equal(torch.nan_to_num(ours), torch.nan_to_num(theirs)))
 
 
 def _is_number(value: Any) -> bool:
