@@ -7,7 +7,7 @@ import math
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 import structlog
 from redis import exceptions as redis_errors
@@ -17,6 +17,7 @@ from redis.backoff import ConstantBackoff
 
 from server_worker.store.scripts import Script
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
+from spliteasy.urls import QUOTE_HINT, split_url
 
 CONNECT_TIMEOUT_S: Final = 3.0
 TIMEOUT_S: Final = 10.0
@@ -111,14 +112,18 @@ async def connect(url: str) -> RedisLink:
     `timeout_s`, and what redis-py takes (`ssl_ca_certs`, …).
     Raises UserError for a wrong URL, credentials or configuration, StoreUnavailable if nothing answers.
     """
-    parts = urlsplit(url)
+    hint = "redis://[user:password@]host:port/0"
+    try:
+        parts = split_url(url)
+        if not parts.path.removeprefix("/").isdecimal() and parts.path not in ("", "/"):
+            raise ValueError("a path that is not the number of a database")
+    except ValueError as error:
+        raise UserError(f"the store URL is wrong: it has {error}", hint=f"{hint}; {QUOTE_HINT}") from None
     query = dict(parse_qsl(parts.query))
     declared = _seconds(query, "loss_window_s")
     timeout_s = _seconds(query, "timeout_s") or TIMEOUT_S
+    where = f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
     try:
-        where = f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
-        if not parts.path.removeprefix("/").isdecimal() and parts.path not in ("", "/"):
-            raise ValueError(f"{parts.path} is not the number of a database")
         pool = BlockingConnectionPool.from_url(
             urlunsplit(parts._replace(query=urlencode(query))),
             max_connections=CONNECTIONS,
@@ -129,9 +134,9 @@ async def connect(url: str) -> RedisLink:
             protocol=2,
         )
         pool.connection_class(**pool.connection_kwargs)  # raises now for a name that it does not know
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError):
         raise UserError(
-            f"the store URL is wrong: {error}", hint="redis://[user:password@]host:port/0"
+            "the store URL is wrong: it has an option behind the ? that is none of Redis's", hint=hint
         ) from None
     client = Redis.from_pool(pool)
     try:

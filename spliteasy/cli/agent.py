@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spliteasy.cli.connecting import BrokerOption, find_url, shown
+from spliteasy.cli.connecting import BrokerOption, find_url
 from spliteasy.cli.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
 from spliteasy.cli.history import HistoryOption, TensorboardOption
 from spliteasy.cli.identifiers import check_identifier
@@ -24,6 +24,7 @@ from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.cli.tracing import TracesOption, tracing
 from spliteasy.errors import UserError
+from spliteasy.urls import shown
 
 if TYPE_CHECKING:
     from broker import Transport

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url, local_stack_is, shown, store_at
+from spliteasy.cli.connecting import BrokerOption, StoreOption, find_url, local_stack_is, store_at
 from spliteasy.cli.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
 from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
@@ -22,6 +22,7 @@ from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.cli.tracing import TracesOption, tracing
 from spliteasy.errors import UserError
+from spliteasy.urls import shown
 
 if TYPE_CHECKING:
     from broker import Transport

@@ -22,8 +22,8 @@ ENCODED = "hunter%2F2%40home"
     ("url", "complaint"),
     [
         ("mysql://host/db", "'mysql', which is no store"),
-        ("", "'', which is no store"),
-        ("store.db", "'store.db', which is no store"),
+        ("", "names no store"),
+        ("store.db", "names no store"),
         ("sqlite://folder/store.db", "names a host"),
         ("redis://127.0.0.1:port", "the store URL is wrong"),
         ("redis://127.0.0.1:99999", "the store URL is wrong"),
