@@ -31,7 +31,7 @@ from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
 from spliteasy.job.create import build_model
 from spliteasy.losses import LOSSES, LossFunction
-from spliteasy.reference import State, difference, reference_of
+from spliteasy.reference import PlainTraining, State, difference
 from spliteasy.training import STEP_KEY
 
 EMBEDDED_WORKERS = 2
@@ -194,7 +194,7 @@ def _anyhow(connect: Connect) -> ConnectAs:
 def compare_one(plan: Plan, device: str, batches: Batches, step: int, split: State) -> Comparison:
     """Train the same steps in one process and compare. Runs the user's model code."""
     model, _, _ = build_model(plan.job.spec, plan.root)
-    reference = reference_of(plan.job, model, users_loss(plan), device=device)
+    reference = PlainTraining(plan.job, model, users_loss(plan), device=device)
     for number in range(1, step + 1):
         reference.step(*batches.batch(number))
     plain = reference.state()
