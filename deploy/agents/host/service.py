@@ -83,8 +83,6 @@ def unit(device: str, folder: Path, release: Release, *, user: str | None) -> st
         *environment,
         "Restart=on-failure",
         f"RestartSec={release.restart_s:g}",
-        "RestartSteps=8",  # longer and longer pauses, where systemd knows them (from 254 on)
-        "RestartMaxDelaySec=300",
         "RestartPreventExitStatus=2",
         f"TimeoutStartSec={release.start_s:g}",
         "TimeoutStopSec=60",
