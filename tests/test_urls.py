@@ -11,10 +11,10 @@ import pytest
 import broker
 from deploy.accounts import Accounts
 from server_worker.store import open_store
-from spliteasy.cli import main
 from spliteasy.errors import SplitEasyError
-from spliteasy.logs import redact
-from spliteasy.urls import shown
+from spliteasy.observability.logs import redact
+from spliteasy.runtime.urls import shown
+from spliteasy_cli import main
 
 PIECES = ("xyzzy", "plugh")
 """Of each password, what stands before and behind the special character."""

@@ -26,9 +26,9 @@ from server_worker.store.base import (
     WorkerInfo,
     no_parts,
 )
-from server_worker.store.sqlite import SqliteStore
+from server_worker.store.sqlite.store import SqliteStore
 from spliteasy.errors import UserError
-from spliteasy.urls import scheme_of
+from spliteasy.runtime.urls import scheme_of
 
 __all__ = [
     "Attempt",
@@ -65,8 +65,8 @@ async def open_store(url: str) -> Store:
     scheme = scheme_of(url)
     if scheme in ("redis", "rediss"):
         # Imported late: the embedded store works without the redis package.
-        from server_worker.store.redis import RedisStore
-        from server_worker.store.redis_link import connect
+        from server_worker.store.redis.link import connect
+        from server_worker.store.redis.store import RedisStore
 
         return RedisStore(await connect(url))
     if scheme == "sqlite":
