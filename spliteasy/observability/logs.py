@@ -22,7 +22,7 @@ from spliteasy.runtime.readable import shown
 LEVELS = ("debug", "info", "warning", "error")
 HIDDEN = "***"
 _SECRET_KEYS = re.compile(r"passw|secret|token|credential|authorization", re.IGNORECASE)
-_USERINFO = re.compile(r"(\w://[^\s/@:]*):\S*@")
+_USERINFO = re.compile(r"(\w://[^\s/@:?#]*)[:/?#]\S*@")
 _QUERY = re.compile(r"([?&](?:password|token|secret)=)[^\s&]*", re.IGNORECASE)
 
 
