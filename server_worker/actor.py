@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ from server_worker.actions import (
     StoreCall,
 )
 from server_worker.jobs import JobCache
-from server_worker.refusals import error_reply
+from server_worker.refusals import deadly_reply, error_reply
 from server_worker.session import WorkerSession
 from server_worker.spans import RequestSpans, spans_of
 from server_worker.store import Store
@@ -47,6 +48,9 @@ MAX_REPLYING = 4
 """Served requests of one session whose replies wait for the broker's confirm; the next is served after."""
 
 BUSY_RETRY_S = 1.0
+MAX_DELIVERIES = 5
+"""A request that was delivered again so often, and served to no end, ends its workers: it is buried."""
+
 POISONOUS: frozenset[m.ErrorCode] = frozenset(
     {"bad-request", "bad-tensor", "computation-failed", "not-finite"}
 )
@@ -62,6 +66,8 @@ class Incoming:
     reply_to: str
     chunk_bytes: int
     """As it was cut: its reply is cut no coarser."""
+    again: bool
+    """Whether it was delivered before, to a worker that did not get to its end."""
     arrived_s: float
     """When its last frame came, by the worker's clock."""
     finish: Callable[[str | None], Awaitable[None]]
@@ -214,6 +220,11 @@ class SessionActor:
                     self._host.meter.observe(metrics.QUEUE_SECONDS, waited_s)
                     spans = self._spans = spans_of(self._host.tracer, incoming.request, waited_s=waited_s)
                     await self._serve(incoming)
+                    if incoming.again:
+                        with suppress(SplitEasyError):
+                            await self._host.store.end_delivery(
+                                incoming.request.session, incoming.request.request
+                            )
                     if spans is not None:
                         spans.served()
                         self._spans = None
@@ -271,6 +282,14 @@ class SessionActor:
     async def _serve(self, incoming: Incoming) -> None:
         request = incoming.request
         try:
+            if (
+                incoming.again
+                and await self._host.store.begin_delivery(request.session, request.request) > MAX_DELIVERIES
+            ):
+                self.session.drop()
+                self._poison = f"{request.kind} was delivered {MAX_DELIVERIES + 1} times without an end"
+                self._begin_to_send(deadly_reply(request))
+                return
             await self._perform_all(self.session.handle(request, incoming.raw))
         except NeedsNewer as error:
             self.session.drop()

@@ -19,8 +19,9 @@ from spliteasy.boundary import check_gradients, check_values
 from spliteasy.digest import digest_of, digest_of_all
 from spliteasy.errors import DataError, ReplayMismatch, SplitEasyError
 from spliteasy.job import Job
+from spliteasy.job.signature import dtype_name
 from spliteasy.micro_batches import micro_sizes, share_of
-from spliteasy.packing import Packed, Packer, expected_like, expected_of, unpack
+from spliteasy.packing import Packed, Packer, bytes_expected, bytes_of, expected_like, expected_of, unpack
 from spliteasy.training import (
     Gradients,
     NotFinite,
@@ -31,6 +32,9 @@ from spliteasy.training import (
     detached,
     tensors_of,
 )
+
+HEADER_BYTES = 1 << 20
+"""What a request may have beside its values, which no codec makes four times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,69 @@ class SessionMemory:
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the state after `step`."""
         return {**self.trainer.snapshot(), **self._packer.state()}
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes that the open step takes; it is counted whole from its first micro-batch on."""
+        return self.step_bytes if self._forwards else 0
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes that a step takes beside the state, until its last backward."""
+        return self.job.body.program.costs.train_bytes * self.job.spec.micro_batches
+
+    @property
+    def eval_bytes(self) -> int:
+        """Bytes that an evaluation takes beside the state."""
+        return self.job.body.program.costs.eval_bytes
+
+    def check(self, request: m.Forward | m.Backward | m.Eval, raw_bytes: int) -> None:
+        """Whether the request is of the sizes that the job says, before anything is taken for it.
+
+        Raises DataError where it claims more samples than the job's batch, is no micro-batch of it, or is
+        larger than what it may carry.
+        """
+        spec = self.job.spec
+        if isinstance(request, m.Eval):
+            _check_samples(request.samples, spec.evaluation.batch_size, "evaluation.batch_size")
+            expected = bytes_expected(expected_of(self.trainer.eval_inputs, request.samples))
+        elif isinstance(request, m.Forward):
+            whole = request.batch or request.samples
+            _check_samples(whole, spec.batch_size, "batch_size")
+            sizes = micro_sizes(whole, spec.micro_batches)
+            if request.samples != dict(enumerate(sizes)).get(request.micro):
+                raise DataError(
+                    f"{request.samples} samples are not micro-batch {request.micro} of a batch of {whole} "
+                    f"in {len(sizes)}"
+                )
+            if bool(request.targets) != spec.single or request.targets > len(request.values):
+                raise DataError(f"{request.targets} targets arrived in a FORWARD of {request.job}")
+            expected = bytes_expected(expected_of(self.trainer.segment.input_values, request.samples))
+            if request.targets:
+                expected += self._check_targets(request)
+        else:
+            opened = self._open.get(request.micro)
+            if opened is None:
+                return  # what it belongs to is not here, so that it waits, within the limits for that
+            expected = bytes_of(opened.graph.outputs)
+        most = 4 * expected + HEADER_BYTES
+        if raw_bytes > most:
+            raise DataError(f"a {request.kind} of {raw_bytes} bytes, where the job's are of {most} at most")
+
+    def _check_targets(self, request: m.Forward) -> int:
+        """The bytes of the targets; DataError where they are not what the job's data has."""
+        targets, specs = request.values[-request.targets :], self.job.signature.targets
+        if len(targets) != len(specs):
+            raise DataError(f"{len(targets)} targets arrived, the job has {len(specs)}")
+        for target, spec in zip(targets, specs, strict=True):
+            shape = (request.samples, *spec.shape)
+            if (
+                not isinstance(target, Tensor)
+                or tuple(target.shape) != shape
+                or dtype_name(target.dtype) != spec.dtype
+            ):
+                raise DataError(f"target {spec.name}: expected {spec.dtype} of shape {shape}")
+        return bytes_of(targets)
 
     def forward(self, request: m.Forward) -> None:
         """Open the next micro-batch of step + 1; micro-batch 0 begins the step anew.
@@ -275,6 +342,11 @@ class SessionMemory:
         if self.job.spec.durability.on_non_finite != "skip":
             raise NotFinite
         self._spoiled = True
+
+
+def _check_samples(samples: int, most: int, setting: str) -> None:
+    if samples > most:
+        raise DataError(f"{samples} samples, where the job's {setting} is {most}")
 
 
 def encode_state(state: Mapping[str, Tensor]) -> dict[str, bytes]:
