@@ -26,7 +26,7 @@ DELIVERY_LIMIT = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Stored:
+class Stored:
     """A message in a queue. `returns` counts how often it came back unacknowledged."""
 
     body: bytes
@@ -42,9 +42,11 @@ class _Held:
 
     spec: Queue
     idle_since_s: float
-    ready: deque[_Stored] = field(default_factory=deque)
+    ready: deque[Stored] = field(default_factory=deque)
     consumers: list[MemorySubscription] = field(default_factory=list)
     turn: int = 0
+    exclusive: bool = False
+    """Whether its consumer is to be the only one."""
 
 
 class MemoryBroker:
@@ -95,7 +97,7 @@ class MemoryBroker:
         active = held.consumers[:1] if held.spec.single_active else held.consumers
         return Depth(messages=len(held.ready), consumers=len(active))
 
-    def route(self, target: str, stored: _Stored, *, to_queue: bool) -> bool:
+    def route(self, target: str, stored: Stored, *, to_queue: bool) -> bool:
         """Put the message into each queue that it matches; False where there is none."""
         if to_queue:
             found = [held] if (held := self._find(target)) else []
@@ -111,10 +113,19 @@ class MemoryBroker:
             self.pump(held)
         return bool(found)
 
-    def attach(self, subscription: MemorySubscription) -> _Held:
+    def is_as_declared(self, queue: Queue) -> bool:
+        held = self._find(queue.name)
+        if held is not None and held.spec != queue:
+            self._remove(held)
+        return held is not None and held.spec == queue
+
+    def attach(self, subscription: MemorySubscription, *, exclusive: bool) -> _Held:
         held = self._find(subscription.queue)
         if held is None:
             raise LinkRefused(f"there is no queue {subscription.queue}", hint="declare it first")
+        if held.exclusive or (exclusive and held.consumers):
+            raise LinkError(f"somebody else reads {subscription.queue} alone")
+        held.exclusive = exclusive
         held.consumers.append(subscription)
         return held
 
@@ -122,9 +133,10 @@ class MemoryBroker:
         """The consumer takes no more. The next one takes over at `give_back`, which must follow."""
         if subscription in held.consumers:
             held.consumers.remove(subscription)
+            held.exclusive = False
             held.idle_since_s = self._now()
 
-    def give_back(self, held: _Held, messages: list[_Stored]) -> None:
+    def give_back(self, held: _Held, messages: list[Stored]) -> None:
         """Messages return to the head of their queue in their old order, or become dead letters."""
         for stored in reversed(messages):
             returned = replace(stored, returns=stored.returns + 1)
@@ -176,7 +188,7 @@ class MemoryBroker:
         while held.ready and size > limit:
             size -= len(held.ready.popleft().body)
 
-    def _bury(self, held: _Held, stored: _Stored) -> None:
+    def _bury(self, held: _Held, stored: Stored) -> None:
         if held.spec.dead_letters:
             headers = {**stored.headers, "reason": "delivery_limit", "queue": held.spec.name}
             self.route(topology.DEAD, replace(stored, headers=headers, returns=0), to_queue=True)
@@ -220,7 +232,7 @@ class MemoryTransport:
             raise LinkRefused(
                 f"a frame of {len(body)} bytes, the broker takes {self._broker.max_frame_bytes}"
             )
-        stored = _Stored(
+        stored = Stored(
             body=body, routing_key=routing_key, principal=self._principal, headers=dict(headers or {})
         )
         verdict = self._broker.policy.on_publish(self._principal, routing_key, body)
@@ -241,9 +253,13 @@ class MemoryTransport:
         if not routed:
             raise Unroutable(f"no queue took the frame for {routing_key}")
 
-    async def subscribe(self, queue: str, *, prefetch: int) -> MemorySubscription:
+    async def is_as_declared(self, queue: Queue) -> bool:
         self._check()
-        subscription = MemorySubscription(self._broker, self, queue, prefetch)
+        return self._broker.is_as_declared(queue)
+
+    async def subscribe(self, queue: str, *, prefetch: int, exclusive: bool = False) -> MemorySubscription:
+        self._check()
+        subscription = MemorySubscription(self._broker, self, queue, prefetch, exclusive=exclusive)
         self._subscriptions.append(subscription)
         return subscription
 
@@ -257,6 +273,10 @@ class MemoryTransport:
 
     async def wait_lost(self) -> None:
         await self._lost.wait()
+
+    @property
+    def lost(self) -> LinkError | None:
+        return self._error
 
     async def close(self) -> None:
         self._lose(LinkError("the connection is closed"))
@@ -280,7 +300,15 @@ class MemoryTransport:
 class MemorySubscription:
     """See `broker.transport.Subscription`."""
 
-    def __init__(self, broker: MemoryBroker, transport: MemoryTransport, queue: str, prefetch: int) -> None:
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        transport: MemoryTransport,
+        queue: str,
+        prefetch: int,
+        *,
+        exclusive: bool = False,
+    ) -> None:
         if prefetch < 1:
             raise ValueError("prefetch is at least 1")
         self.queue = queue
@@ -288,11 +316,11 @@ class MemorySubscription:
         self._transport = transport
         self._prefetch = prefetch
         self._inbox = Inbox()
-        self._unacked: dict[int, _Stored] = {}
+        self._unacked: dict[int, Stored] = {}
         self._handed_out: set[int] = set()
         self._next_tag = 1
         self._ended: LinkError | None = None
-        self._held = broker.attach(self)
+        self._held = broker.attach(self, exclusive=exclusive)
         broker.pump(self._held)
 
     @property
@@ -332,7 +360,7 @@ class MemorySubscription:
     async def close(self) -> None:
         _end_all([self], None)
 
-    def hand_out(self, stored: _Stored) -> None:
+    def hand_out(self, stored: Stored) -> None:
         """The broker's: this message is for this consumer now."""
         tag, self._next_tag = self._next_tag, self._next_tag + 1
         self._unacked[tag] = stored
@@ -362,7 +390,7 @@ class MemorySubscription:
         if delivery.tag not in self._unacked:
             raise LinkError("the delivery is not this subscription's, or was acknowledged before")
 
-    def _end(self, error: LinkError | None) -> list[_Stored]:
+    def _end(self, error: LinkError | None) -> list[Stored]:
         """Ended by us (no error), or by the broker. Returns what is unacknowledged."""
         if self._ended is None:
             self._ended = error or LinkError("the subscription is closed")
@@ -372,7 +400,7 @@ class MemorySubscription:
         unacked, self._unacked = list(self._unacked.values()), {}
         return unacked
 
-    def _give_back(self, unacked: list[_Stored]) -> None:
+    def _give_back(self, unacked: list[Stored]) -> None:
         self._broker.give_back(self._held, unacked)
 
 

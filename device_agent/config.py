@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker.patience import UNREACHABLE_S
+from device_agent.data import DeviceData
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
-    """Settings of one agent. `job` is `name` or `name@digest`; `data` as in `load_dataset`."""
+    """Settings of one agent. `job` is `name` or `name@digest`; `data` as `load_dataset` takes it."""
 
     job: str
     device: str
-    data: str
+    data: str | DeviceData
     state: Path
     root: Path | None = None
     """Where the data's module is looked up; None: the current folder."""
@@ -27,5 +30,7 @@ class AgentConfig:
     """Bytes a second that may be sent at most."""
     metered: int | None = None
     """Bytes a day that may be sent and received together; no step begins beyond them."""
-    patience_s: float = 10.0
-    """How long the first connection may take; later ones are waited for without end."""
+    patience_s: float = UNREACHABLE_S
+    """How long the first connection may take."""
+    give_up_s: float | None = None
+    """How long each later one may take; None: it is waited for without end."""

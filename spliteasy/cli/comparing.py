@@ -31,7 +31,7 @@ from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
 from spliteasy.job.create import build_model
 from spliteasy.losses import LOSSES, LossFunction
-from spliteasy.reference import State, difference, reference_of
+from spliteasy.reference import PlainTraining, State, difference
 from spliteasy.training import STEP_KEY
 
 EMBEDDED_WORKERS = 2
@@ -130,7 +130,7 @@ async def train_split(
             ]
         halves = [device.result() for device in devices]
         wholes = [
-            await _with_body(opened, plan.job, session, step, half)
+            await with_body(opened, plan.job, session, step, half)
             for session, (step, half) in zip(sessions, halves, strict=True)
         ]
         await _forget(opened, sessions)
@@ -162,7 +162,7 @@ async def _train_device(
     return result.step, state
 
 
-async def _with_body(store: Store, job: Job, session: str, step: int, half: State) -> tuple[int, State]:
+async def with_body(store: Store, job: Job, session: str, step: int, half: State) -> tuple[int, State]:
     """`half` and the body, as a worker that takes over would restore it. Raises SplitEasyError."""
     meta = await store.session(session)
     if meta is None or meta.committed != step:
@@ -194,7 +194,7 @@ def _anyhow(connect: Connect) -> ConnectAs:
 def compare_one(plan: Plan, device: str, batches: Batches, step: int, split: State) -> Comparison:
     """Train the same steps in one process and compare. Runs the user's model code."""
     model, _, _ = build_model(plan.job.spec, plan.root)
-    reference = reference_of(plan.job, model, users_loss(plan), device=device)
+    reference = PlainTraining(plan.job, model, users_loss(plan), device=device)
     for number in range(1, step + 1):
         reference.step(*batches.batch(number))
     plain = reference.state()
