@@ -17,6 +17,7 @@ from device_agent.open_step import Micro, OpenStep
 from device_agent.outbox import Outbox
 from device_agent.plan import Plan
 from device_agent.session_state import COMPUTING, WAITING, State, moved
+from spliteasy.digest import digest_of
 from spliteasy.errors import RemoteError, SplitEasyError, StateError
 from spliteasy.packing import Packed
 
@@ -197,6 +198,7 @@ class DeviceSession:
         tail = step.next_tail()
         if tail is not None and (outputs := step.micros[tail].outputs) is not None:
             step.micros[tail].outputs = None
+            step.micros[tail].outputs_digest = digest_of(outputs.values)
             self._move(State.TAIL)
             return [e.RunTail(outputs, tail)]
         if (gradient := step.take_gradient()) is not None:

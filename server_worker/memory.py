@@ -16,8 +16,8 @@ from broker import decode, decode_tensor, encode_tensor
 from broker import messages as m
 from server_worker.store import LogEntry
 from spliteasy.boundary import check_gradients, check_values
-from spliteasy.digest import digest_of, digest_of_all
-from spliteasy.errors import DataError, ReplayMismatch, SplitEasyError
+from spliteasy.digest import digest_of
+from spliteasy.errors import DataError, OutputsMismatch, ReplayMismatch, SplitEasyError
 from spliteasy.job import Job
 from spliteasy.job.signature import dtype_name
 from spliteasy.micro_batches import micro_sizes, share_of
@@ -32,6 +32,9 @@ from spliteasy.training import (
     detached,
     tensors_of,
 )
+
+DIGEST = "state-"
+"""Before a step's digest: it is of the state too. Earlier versions wrote one of the gradients alone."""
 
 HEADER_BYTES = 1 << 20
 """What a request may have beside its values, which no codec makes four times as long."""
@@ -53,7 +56,7 @@ class StepResult:
 
     micros: tuple[MicroResult, ...]
     digest: str
-    """Of the gradients of all of them."""
+    """Of the gradients of all of them, and of the state after the step."""
     skipped: bool = False
     """A gradient was not finite, and the job lets such a step pass without effect."""
 
@@ -85,7 +88,6 @@ class SessionMemory:
         """The FORWARDs of the open step, by their ids."""
         self._open: dict[int, _Open] = {}
         self._results: list[MicroResult] = []
-        self._digests: list[str] = []
         self._spoiled = False
         """A gradient of the open step was not finite, and the job lets the step pass."""
         self._batch = 0
@@ -237,6 +239,8 @@ class SessionMemory:
         """Close the next micro-batch with the device's gradients; the last of them takes the step."""
         opened = self._open[self.returned]
         outputs = opened.graph.outputs
+        if request.outputs is not None and (own := digest_of(opened.outputs.values)) != request.outputs:
+            raise OutputsMismatch(self.session, request.step, device=request.outputs, own=own)
         arrived = unpack(m.packed_in(request), expected_like(outputs), codecs=self._codecs["gradients"])
         gradients = check_gradients(arrived, outputs)
         return self._close(
@@ -270,6 +274,13 @@ class SessionMemory:
                 result = self.backward(request)
         if result is None:
             raise SplitEasyError(f"session {self.session}: the log entry of step {entry.step} is not whole")
+        if not entry.gradient_digest.startswith(DIGEST):
+            raise SplitEasyError(
+                f"session {self.session}: step {entry.step} was logged by an earlier version, whose digest "
+                "says nothing of the state",
+                hint="let a worker of that version serve the session, and stop it by SIGTERM, so that it "
+                "leaves a snapshot; or begin anew with `spliteasy agent --restart`",
+            )
         if result.digest != entry.gradient_digest:
             raise ReplayMismatch(
                 self.session, entry.step, logged=entry.gradient_digest, replayed=result.digest
@@ -292,7 +303,7 @@ class SessionMemory:
         self._forget()
 
     def _forget(self) -> None:
-        self._forwards, self._results, self._digests = [], [], []
+        self._forwards, self._results = [], []
         self._open.clear()
         self._spoiled = False
 
@@ -318,24 +329,29 @@ class SessionMemory:
         packed = self._packer.pack("gradients", kept, step=self.step + 1, micro=micro, codec=codec)
         del self._open[micro]
         self._results.append(MicroResult(answers, packed, loss))
-        self._digests.append(digest_of(kept))
         return self._take_step(len(gradients)) if self.returned == self.micros else None
 
     def _take_step(self, count: int) -> StepResult:
         if not self._spoiled and not self.trainer.finite():
             self._let_pass()
-        micros, digests, skipped = tuple(self._results), self._digests, self._spoiled
+        micros, skipped = tuple(self._results), self._spoiled
         if skipped:
             nothing: Gradients = (None,) * count
             micros = tuple(MicroResult(each.answers, Packed(nothing), None) for each in micros)
-            digests = [digest_of(nothing)] * len(micros)
             self.trainer.skip()
             self._packer.abort()
         else:
             self.trainer.apply()
             self._packer.apply()
         self._forget()
-        return StepResult(micros, digest_of_all(digests), skipped)
+        return StepResult(micros, self._digest(micros), skipped)
+
+    def _digest(self, micros: Sequence[MicroResult]) -> str:
+        """The digest of all that the step gave: gradients as they travel, new weights and buffers, and what
+        codecs held back. Gradients alone would be one constant under a frozen head."""
+        held_back = [tensor for _, tensor in sorted(self._packer.state().items())]
+        sent = [value for micro in micros for value in micro.gradients.values]
+        return DIGEST + digest_of([*sent, self.step, *self.trainer.moving(), *held_back])
 
     def _let_pass(self) -> None:
         """The step will have no effect; raises NotFinite where the job wants to stop instead."""
