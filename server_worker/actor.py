@@ -34,7 +34,7 @@ from server_worker.session import WorkerSession
 from server_worker.spans import RequestSpans, spans_of
 from server_worker.store import Store
 from spliteasy import compute
-from spliteasy.errors import NeedsNewer, SplitEasyError
+from spliteasy.errors import NeedsNewer, SplitEasyError, UnlikeWorker
 from spliteasy.metering import Meter
 from spliteasy.micro_batches import MAX_MICRO_BATCHES
 from spliteasy.tracing import Tracer
@@ -291,12 +291,12 @@ class SessionActor:
                 self._begin_to_send(deadly_reply(request))
                 return
             await self._perform_all(self.session.handle(request, incoming.raw))
-        except NeedsNewer as error:
+        except (NeedsNewer, UnlikeWorker) as error:
             self.session.drop()
-            text = f"{error.message}; waiting for a worker that does"
-            self._begin_to_send(
-                error_reply(request, "unavailable", text, "upgrade the workers", retriable=True)
-            )
+            newer = isinstance(error, NeedsNewer)
+            text = f"{error.message}; waiting for a worker that {'does' if newer else 'is'}"
+            hint = "upgrade the workers" if newer else error.hint
+            self._begin_to_send(error_reply(request, "unavailable", text, hint, retriable=True))
             self._host.hand_on(request.session, error.message)
         except SplitEasyError as error:
             log.warning("request failed", session=request.session, kind=request.kind, error=str(error))
@@ -351,7 +351,9 @@ class SessionActor:
                 return host.background(self._in_background(call, done))
             case Committed(session, step, loss):
                 return host.committed(session, step, loss)
-            case Loaded(session, step, replayed):
+            case Loaded(session, step, replayed, unlike):
+                if unlike is not None:
+                    log.warning("the session goes on with other bits", session=session, computed_on=unlike)
                 log.info("session loaded", session=session, step=step, replayed=replayed)
                 host.meter.add(metrics.TAKEOVERS)
                 host.meter.add(metrics.REPLAYED, replayed)

@@ -14,7 +14,7 @@ from server_worker.actor import Host, SessionActor
 from server_worker.allowing import forbidden
 from server_worker.arrivals import Room
 from server_worker.budget import Budget
-from server_worker.config import WorkerConfig, environment
+from server_worker.config import WorkerConfig
 from server_worker.durability import DurabilityClock
 from server_worker.ownership import State, WorkerIdentity
 from server_worker.session import WorkerSession
@@ -43,7 +43,7 @@ class Actors:
         self._config = config
         self._durability = durability
         self._clock = clock
-        self.identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
+        self.identity = WorkerIdentity(nonce=m.new_nonce())
         self._actors: OrderedDict[str, SessionActor] = OrderedDict()
         self._touched: dict[str, float] = {}
         self._log = log.bind(worker=config.name)

@@ -24,6 +24,7 @@ from server_worker.durability import DurabilityClock
 from server_worker.losses import step_loss
 from server_worker.memory import SessionMemory, StepResult
 from server_worker.ownership import Ownership, WorkerIdentity, attempt_of
+from server_worker.probe import environment_of
 from server_worker.refusals import (
     NO_ROOM,
     NOT_DURABLE,
@@ -153,6 +154,10 @@ class WorkerSession:
         if job is None:
             yield Send(unknown_job_reply(request))
             return
+        environment = yield Compute(lambda: environment_of(job))
+        stored = yield StoreCall(lambda s: s.session(self.name))
+        if stored is not None and stored.job_digest == request.digest and not request.restart:
+            yield from self.own.check_environment(stored)
         outcome = yield StoreCall(
             lambda s: s.open_session(
                 self.name,
@@ -160,7 +165,7 @@ class WorkerSession:
                 attempt=attempt_of(request.attempt),
                 held=request.held,
                 worker=self.own.identity.nonce,
-                environment=self.own.identity.environment,
+                environment=environment,
                 agent=request.agent or "",
                 total_steps=request.total_steps or 0,
                 restart=request.restart,
@@ -352,6 +357,10 @@ class WorkerSession:
         )
         if fits and not own.doubted:
             return own.memory
+        if not fits:
+            stored = yield StoreCall(lambda s: s.session(self.name))
+            if stored is not None and stored.attempt == attempt:
+                yield from own.check_environment(stored)  # before anything of another's is taken
         outcome = yield from own.claim(attempt, request.step)
         match outcome:
             case Done(meta=meta):

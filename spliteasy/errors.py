@@ -162,3 +162,13 @@ class OutputsMismatch(ReplayMismatch):
             f"forward gives {own}",
             hint="the workers differ in hardware, torch version or thread count; run workers of one kind",
         )
+
+
+class UnlikeWorker(SplitEasyError):
+    """This worker computes other bits than the machine that a session was trained on: others may not."""
+
+    def __init__(self, session: str, *, stored: str, own: str) -> None:
+        super().__init__(
+            f"session {session} was computed on a machine unlike this worker's: {stored}; here: {own}",
+            hint='start a worker like that one, or submit the job with durability.exactness = "tolerance"',
+        )

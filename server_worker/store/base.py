@@ -67,7 +67,8 @@ class SessionMeta:
     """The oldest checkpoint step that the device said it holds, and that can be restored here: never
     before the oldest snapshot."""
     environment: str
-    """What the worker that opened the attempt computes with (torch version, CPU capability, threads)."""
+    """What the worker that opened the attempt computes with: torch, CPU capability, threads, and the digest
+    of a probe (`server_worker.probe`)."""
     log_bytes: int
     """Bytes of request blobs that committed log entries name."""
     closed: bool
