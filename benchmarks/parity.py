@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spliteasy import Boundary, Split
-from spliteasy.reference import difference
-from spliteasy.splitting.exporting import trace_model
-from spliteasy.splitting.splitting import split_traced
+from spliteasy.splitting.export import trace_model
+from spliteasy.splitting.split import split_traced
+from spliteasy.training.reference import difference
 from tests.splitting.networks import LARGE, SMALL, Batch, Cuts, Network
 from tests.splitting.parity import loss_of, step_split
 

@@ -68,7 +68,7 @@ class SessionMeta:
     before the oldest snapshot."""
     environment: str
     """What the worker that opened the attempt computes with: torch, CPU capability, threads, and the digest
-    of a probe (`server_worker.probe`)."""
+    of a probe (`server_worker.engine.probe`)."""
     log_bytes: int
     """Bytes of request blobs that committed log entries name."""
     closed: bool

@@ -24,14 +24,14 @@ from typing import Annotated, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from spliteasy.durable import write_folder
 from spliteasy.errors import JobError, NeedsNewer, PortableError
-from spliteasy.job.signature import Signature
+from spliteasy.graph.program import Batches
+from spliteasy.graph.segment import Segment, load_segment, load_segment_tensors
+from spliteasy.job.io_schema import Signature
+from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import Identifier, JobSpec
-from spliteasy.losses import LOSSES, LossFunction
-from spliteasy.micro_batches import micro_sizes
-from spliteasy.portable.program import Batches
-from spliteasy.segment import Segment, load_segment, load_segment_tensors
+from spliteasy.runtime.durable_files import write_folder
+from spliteasy.training.losses import LOSSES, LossFunction
 
 MAX_MANIFEST_BYTES = 1 << 16
 MAX_PARTS = 16

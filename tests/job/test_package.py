@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from spliteasy.errors import CutError, JobError, NeedsNewer, PortableError
 from spliteasy.job import Job, device_parts, parse_job
-from spliteasy.job.create import build_model
 from spliteasy.job.package import job_digest, manifest_of
+from spliteasy.job.source import build_model
 from tests.job.test_spec import small
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ import pytest
 
 from spliteasy import load_segment
 from spliteasy.errors import PortableError
-from spliteasy.portable import limits
-from spliteasy.portable.program import Batches
+from spliteasy.graph import limits
+from spliteasy.graph.program import Batches
 from tests.portable.test_loader import SCALE, TENSORS, document, node, ref
 
 BATCHES = Batches(train=(8, 7), eval=(100,))

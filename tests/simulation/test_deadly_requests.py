@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from broker import messages as m
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.topology import DEAD, reply_queue
+from broker.protocol import messages as m
+from broker.transport.in_process import MemoryBroker, MemoryTransport
+from broker.transport.topology import DEAD, reply_queue
 from server_worker.actor import MAX_DELIVERIES
 from server_worker.config import WorkerConfig
 from server_worker.store import SqliteStore, StoredJob

@@ -10,7 +10,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from spliteasy.splitting.exporting import TracedModel, trace_model
+from spliteasy.splitting.export import TracedModel, trace_model
 from tests.models import chains, oddities, sequences, vision
 
 Cuts = str | tuple[str, str]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from broker import messages as m
-from server_worker.budget import Budget
-from server_worker.memory import SessionMemory
-from server_worker.refusals import NO_MEMORY
+from broker.protocol import messages as m
+from server_worker.admission.budget import Budget
+from server_worker.engine.local import SessionMemory
+from server_worker.session.refusals import NO_MEMORY
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION, Device, Server
 from tests.worker.test_refusals import forward

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from broker import messages as m
-from server_worker import memory
-from server_worker.memory import SessionMemory, StepResult
-from spliteasy.digest import digest_of
+from broker.protocol import messages as m
+from server_worker.engine import local
+from server_worker.engine.local import SessionMemory, StepResult
+from spliteasy.training.digest import digest_of
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION, Server
 from tests.worker.test_metrics import one_step
@@ -22,7 +22,7 @@ async def test_a_step_that_replays_to_other_bits_is_refused_with_both_digests(
 ) -> None:
     await one_step(server)
     again = m.AttemptRef(number=2, nonce="b" * 16)
-    monkeypatch.setattr(memory, "digest_of", lambda _values: OTHER)  # as other hardware would give
+    monkeypatch.setattr(local, "digest_of", lambda _values: OTHER)  # as other hardware would give
     async with server.device() as device:
         answer = await device.ask(
             m.Open(session=SESSION, attempt=again, digest=toy.job(JOB).digest, held=(0, 1))
@@ -73,7 +73,7 @@ async def test_an_entry_of_an_earlier_version_is_not_taken_for_other_bits(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as earlier:
-        earlier.setattr(memory, "DIGEST", "")
+        earlier.setattr(local, "DIGEST", "")
         await one_step(server)
     again = m.AttemptRef(number=2, nonce="b" * 16)
     async with server.device() as device:

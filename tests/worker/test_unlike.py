@@ -9,9 +9,9 @@ import pytest
 import structlog
 import torch
 
-from broker import messages as m
-from server_worker import probe
-from server_worker.probe import alike, environment_of
+from broker.protocol import messages as m
+from server_worker.engine import probe
+from server_worker.engine.probe import alike, environment_of
 from spliteasy.job import Job
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
