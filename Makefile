@@ -116,7 +116,7 @@ test: setup lint ## Lint and all tests, against real RabbitMQ, Redis and OpenSSH
 test-long: setup deps ## The long sweeps (many seeds, many mutations)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
-parity: setup ## Twenty networks, the paper's six among them: split against plain PyTorch, bit for bit
+parity: setup ## Twenty-one networks, the paper's six among them: split against plain PyTorch, bit for bit
 	@$(BIN)/python -m benchmarks.parity
 
 bench: setup deps ## Speed, memory, links, codecs, with the goals beside the figures: [ONLY="links flaky"] [PEERS=1: other systems too]
