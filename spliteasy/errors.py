@@ -180,3 +180,25 @@ class ReplayMismatch(SplitEasyError):
             hint="the workers differ in hardware, torch version or thread count; run workers of one kind",
         )
         self.session, self.step, self.logged, self.replayed = session, step, logged, replayed
+
+
+class OutputsMismatch(ReplayMismatch):
+    """The device went on from other outputs of the body than this worker's forward gives."""
+
+    def __init__(self, session: str, step: int, *, device: str, own: str) -> None:
+        SplitEasyError.__init__(
+            self,
+            f"session {session}: the device took step {step} from outputs of digest {device}, this worker's "
+            f"forward gives {own}",
+            hint="the workers differ in hardware, torch version or thread count; run workers of one kind",
+        )
+
+
+class UnlikeWorker(SplitEasyError):
+    """This worker computes other bits than the machine that a session was trained on: others may not."""
+
+    def __init__(self, session: str, *, stored: str, own: str) -> None:
+        super().__init__(
+            f"session {session} was computed on a machine unlike this worker's: {stored}; here: {own}",
+            hint='start a worker like that one, or submit the job with durability.exactness = "tolerance"',
+        )
