@@ -25,9 +25,11 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from spliteasy.errors import JobError, NeedsNewer, PortableError
+from spliteasy.graph.program import Batches
 from spliteasy.graph.segment import Segment, load_segment, load_segment_tensors
 from spliteasy.job.io_schema import Signature
 from spliteasy.job.measure import measure_of
+from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import Identifier, JobSpec
 from spliteasy.runtime.durable_files import write_folder
 from spliteasy.training.losses import LOSSES, LossFunction
@@ -170,7 +172,9 @@ class Job:
         signature = _parse(found, "signature.json", Signature.model_validate_json)
         if spec.name != listed.name:
             raise PortableError(f"the manifest is of job {listed.name}, its spec of job {spec.name}")
-        head, tail, loss = _segment(found, "head"), _segment(found, "tail"), _loss(spec, found)
+        batches = batches_of(spec)
+        head, tail = _segment(found, "head", batches), _segment(found, "tail", batches)
+        loss = _loss(spec, found)
         if head is None or (tail is None) != spec.single:
             raise PortableError(f"job {spec.name}: the package lacks a segment, or has one too many")
         return cls(
@@ -183,7 +187,7 @@ class Job:
             tail=tail,
             loss=loss,
             measure=measure_of(spec, loss, len(signature.outputs)),
-            body_or_none=_segment(found, "body"),
+            body_or_none=_segment(found, "body", batches),
         )
 
     @classmethod
@@ -280,13 +284,18 @@ def _parse(parts: Mapping[str, bytes], name: str, validate: Callable[[bytes], _P
         raise PortableError(f"{name}: {where}: {error.errors()[0]['msg']}") from None
 
 
-def _segment(parts: Mapping[str, bytes], role: str) -> Segment | None:
+def batches_of(spec: JobSpec) -> Batches:
+    """The most samples that a segment of the job is ever given at a time, and what else a full batch has."""
+    return Batches(train=micro_sizes(spec.batch_size, spec.micro_batches), eval=(spec.evaluation.batch_size,))
+
+
+def _segment(parts: Mapping[str, bytes], role: str, batches: Batches) -> Segment | None:
     graph, tensors = parts.get(f"{role}.json"), parts.get(f"{role}.safetensors")
     if graph is None and tensors is None:
         return None
     if graph is None or tensors is None:
         raise PortableError(f"the package has half a {role}: graph and tensors belong together")
-    return load_segment(graph, load_segment_tensors(tensors))
+    return load_segment(graph, load_segment_tensors(tensors), batches=batches)
 
 
 def _loss(spec: JobSpec, parts: Mapping[str, bytes]) -> LossFunction:

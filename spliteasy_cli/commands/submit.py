@@ -18,6 +18,7 @@ from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 if TYPE_CHECKING:
     from server_worker.store import Store
     from spliteasy.job import Job
+    from spliteasy.job.spec import LimitsSpec
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
 
@@ -56,7 +57,19 @@ def create_job(job_file: Path) -> Job:
     from spliteasy.runtime.user_code import project_root
 
     spec = load_job_file(job_file)
-    return Job.create(spec, project_root(job_file))
+    job = Job.create(spec, project_root(job_file))
+    _warn_of_limits(job, spec.privacy.limits)
+    return job
+
+
+def _warn_of_limits(job: Job, limits: LimitsSpec) -> None:
+    """The limits are the job file's: a package has none."""
+    import structlog
+
+    from spliteasy.privacy.advice import advice
+
+    for each in advice(job, limits):
+        structlog.get_logger(__name__).warning(each.why, hint=each.hint)
 
 
 async def store_job(store: Store, job: Job, signature: str | None = None) -> None:
