@@ -50,6 +50,8 @@ def is_final(error: BaseException) -> bool:
         return not error.retriable
     return isinstance(error, OSError) and error.errno in _FINAL_ERRNOS
 
+from spliteasy.runtime.readable import shown
+
 
 class SplitEasyError(Exception):
     """Base of all. `retriable` says whether the same call may succeed later."""
@@ -57,9 +59,11 @@ class SplitEasyError(Exception):
     retriable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        # Of what others said: a terminal, a log, a dead letter and a page show it as it is then.
+        message = shown(message, lines=True)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else shown(hint, lines=True)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
