@@ -32,6 +32,8 @@ from __future__ import annotations
 import errno
 from typing import ClassVar, Final
 
+from spliteasy.runtime.readable import shown
+
 _FINAL_ERRNOS: Final = {
     errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
     errno.ENOTDIR, errno.EPERM,
@@ -49,9 +51,6 @@ def is_final(error: BaseException) -> bool:
     if isinstance(error, UserError | LinkRefused):
         return not error.retriable
     return isinstance(error, OSError) and error.errno in _FINAL_ERRNOS
-
-
-from spliteasy.runtime.readable import shown
 
 
 class SplitEasyError(Exception):

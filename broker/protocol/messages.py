@@ -191,8 +191,8 @@ class Backward(SessionRequest, Carrier):
     """The step's training loss, in its last BACKWARD, where the job lets it be reported (`share_loss`). It is
     only shown."""
     outputs: Nonce | None = None
-    """The digest (`spliteasy.training.digest`) of the FORWARDED that these gradients belong to: a worker whose
-    own forward gives another one stops."""
+    """The digest (`spliteasy.training.digest`) of the FORWARDED that these gradients belong to: a worker with
+    another forward of its own stops."""
 
 
 class Eval(SessionRequest, Carrier):
