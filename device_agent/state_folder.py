@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from broker.protocol.messages import MAX_ATTEMPT, AttemptRef, Digest, Identifier, new_nonce
-from spliteasy.errors import JobError, PortableError, StateError
+from spliteasy.errors import JobError, PortableError, StateError, StateUnwritable, is_final
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.job.package import job_digest, read_package, write_package
 from spliteasy.runtime.durable_files import remove_temporaries, sync_folder, write_file
@@ -84,8 +84,11 @@ class StateFolder:
 
     # What the folder is of -------------------------------------------------------------------------
 
-    def bind(self, *, job: str, device: str, fingerprint: str) -> None:
-        """Keep the folder to this job digest, device and data set; refuse any other."""
+    def bind(self, *, job: str, device: str, fingerprint: str, new_data: bool = False) -> None:
+        """Keep the folder to this job digest, device and data set; refuse any other.
+
+        With `new_data` another data set takes the old one's place.
+        """
         wanted = Binding(job=job, device=device, fingerprint=fingerprint)
         bound = self.binding
         if bound is None:
@@ -98,11 +101,16 @@ class StateFolder:
             raise StateError(f"state folder {self.path} is of another job: version {versions}", hint=anew)
         if bound.device != device:
             raise StateError(f"state folder {self.path} is of device {bound.device}, not {device}", hint=anew)
-        if bound.fingerprint != fingerprint:
+        if bound.fingerprint == fingerprint:
+            return
+        if not new_data:
             raise StateError(
                 f"the data set of device {device} is not the one that {self.path} was trained on",
-                hint=f"bring the old data back, {anew}",
+                hint="go on from the trained weights with the data as it is now: --new-data; or bring the "
+                f"old data back, {anew}",
             )
+        self._write("binding", orjson.dumps(wanted.model_dump()))
+        self.binding = wanted
 
     def save_job(self, manifest: bytes, parts: Mapping[str, bytes]) -> None:
         """Keep the device's parts of the job, in place of what is there. A bound folder keeps its own."""
@@ -115,7 +123,7 @@ class StateFolder:
         try:
             write_package(folder, manifest, parts)
         except JobError as error:
-            raise StateError(error.message, hint="free some space on the disk") from error
+            raise StateUnwritable(error.message, hint="free some space on the disk") from error
 
     @property
     def job_signature(self) -> str | None:
@@ -296,7 +304,7 @@ class StateFolder:
             yield
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise StateError(
+            raise (StateError if is_final(error) else StateUnwritable)(
                 f"state folder {self.path} can't be {done}: {error.strerror or error}",
                 hint="free some space on the disk, then start again; nothing is lost" if full else None,
             ) from error

@@ -19,6 +19,7 @@ from device_agent.session.plan import Plan
 from device_agent.session.states import COMPUTING, WAITING, State, moved
 from spliteasy.codecs.packer import Packed
 from spliteasy.errors import RemoteError, SplitEasyError, StateError
+from spliteasy.training.digest import digest_of
 
 
 class DeviceSession:
@@ -30,6 +31,10 @@ class DeviceSession:
         self.step = 0
         self.held = held
         self.durable_step = 0
+        self.taken = 0
+        """Steps that were applied in this run; those of a rewind count again."""
+        self.newest: str | None = None
+        """The digest of a newer version of the job, where the worker knows of one."""
         self._attempt: m.AttemptRef | None = None
         self._open = OpenStep(plan)
         self._outbox = Outbox(plan)
@@ -103,6 +108,7 @@ class DeviceSession:
                 return self._go_on()
             case State.APPLYING, e.Applied():
                 self.step += 1
+                self.taken += 1
                 self._outbox.begun_before = False
                 self._open.forget()
                 return self._next(saved=False)
@@ -197,6 +203,7 @@ class DeviceSession:
         tail = step.next_tail()
         if tail is not None and (outputs := step.micros[tail].outputs) is not None:
             step.micros[tail].outputs = None
+            step.micros[tail].outputs_digest = digest_of(outputs.values)
             self._move(State.TAIL)
             return [e.RunTail(outputs, tail)]
         if (gradient := step.take_gradient()) is not None:
@@ -239,10 +246,16 @@ class DeviceSession:
             case m.Opened() if self.state is State.OPENING:
                 self.step = message.step
                 self.durable_step = message.durable_step
+                self.newest = message.newest
                 self._takeover = self._restart = False
                 self._outbox.begun_before = message.attempt.number > 1
                 self._move(State.RESTORING)
-                return [*self._all_answered(), e.Restore(message.step)]
+                told = (
+                    []
+                    if self.newest is None
+                    else [e.Note(f"a newer version was submitted: {self.newest[:12]}")]
+                )
+                return [*told, *self._all_answered(), e.Restore(message.step)]
             case m.Forwarded() if (micro := self._awaiting(message)) is not None:
                 micro.outputs = m.packed_in(message)
                 return self._arrived(message)

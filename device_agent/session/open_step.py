@@ -19,6 +19,8 @@ class Micro:
     outputs: Packed | None = None
     backward: m.Backward | None = None
     gradient: m.Gradient | None = None
+    outputs_digest: str | None = None
+    """Of the outputs that the tail ran on."""
 
 
 class OpenStep:
@@ -46,6 +48,7 @@ class OpenStep:
             samples=head.samples,
             batch=head.batch if self.count > 1 else None,
             targets=len(head.targets),
+            counted=head.counted,
             **m.carried(head.values, *head.targets),
             oldest_checkpoint=oldest_checkpoint,
         )
@@ -64,6 +67,7 @@ class OpenStep:
             micro=index,
             forward=micro.forward.request,
             loss=tail.loss,
+            outputs=micro.outputs_digest,
             **m.carried(tail.gradients),
         )
         return micro.backward

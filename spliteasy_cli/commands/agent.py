@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import UserError
+from spliteasy.runtime.urls import shown
 from spliteasy_cli.history.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy_cli.history.run_history import HistoryOption, TensorboardOption
-from spliteasy_cli.support.endpoints import BrokerOption, find_url, shown
+from spliteasy_cli.support.endpoints import BrokerOption, find_url
 from spliteasy_cli.support.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
 from spliteasy_cli.support.identifiers import check_identifier
 from spliteasy_cli.support.log_setup import set_up_logging
@@ -38,7 +39,7 @@ DataOption = Annotated[
     str,
     typer.Option(
         "--data",
-        help="The device's data: module:function returning a torch Dataset or a pair (train, test), "
+        help="The device's data: module:function returning a torch Dataset or (train, test), "
         "called with the device's id if it takes one; or a folder of images.",
         show_default=False,
     ),
@@ -100,6 +101,24 @@ TakeoverOption = Annotated[
 RestartOption = Annotated[
     bool, typer.Option("--restart", help="Begin at step 0 again, whatever the store has.")
 ]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs",
+        min=1,
+        metavar="N",
+        help="Train so many epochs in all, in place of the job's. More than before: goes on from the trained "
+        "weights.",
+        show_default="as the job says",
+    ),
+]
+NewDataOption = Annotated[
+    bool,
+    typer.Option(
+        "--new-data",
+        help="Go on from the trained weights with the data as it is now, although it has changed since.",
+    ),
+]
 
 
 def agent(
@@ -116,6 +135,8 @@ def agent(
     metered: MeteredOption = None,
     takeover: TakeoverOption = False,
     restart: RestartOption = False,
+    epochs: EpochsOption = None,
+    new_data: NewDataOption = False,
     give_up_after: GiveUpOption = None,
     history: HistoryOption = None,
     tensorboard: TensorboardOption = False,
@@ -158,6 +179,8 @@ def agent(
         operator_key=operator_key,
         takeover=takeover,
         restart=restart,
+        epochs=epochs,
+        new_data=new_data,
         give_up_s=seconds(give_up_after),
         max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
         metered=None if metered is None else _budget(metered),
@@ -182,8 +205,17 @@ def _kept(history: Path | None, tensorboard: bool) -> list[Kept]:
 
 
 def _tell_end(result: AgentResult, config: AgentConfig) -> None:
+    name = config.job.partition("@")[0]
+    if result.newest is not None:
+        typer.echo(
+            f"{result.device}: a newer version of job {name} was submitted ({result.newest[:12]}); this "
+            f"state folder keeps to {result.job[:12]}. To go on from its trained weights for more epochs: "
+            "--epochs N. To train the newer version from its beginning: --restart with another --state folder"
+        )
     if result.done:
         typer.echo(f"{result.device}: done, {result.step} steps; the state is in {config.state}")
+        if not result.taken:
+            typer.echo(f"{result.device}: no step was left to take; --epochs N trains more")
         return
     whole = f" of {result.total_steps}" if result.total_steps else ""
     typer.echo(

@@ -18,6 +18,7 @@ from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 if TYPE_CHECKING:
     from server_worker.store import Store
     from spliteasy.job import Job
+    from spliteasy.job.spec import LimitsSpec
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
 
@@ -57,27 +58,18 @@ def create_job(job_file: Path) -> Job:
 
     spec = load_job_file(job_file)
     job = Job.create(spec, project_root(job_file))
-    _warn_of_single_samples(job)
+    _warn_of_limits(job, spec.privacy.limits)
     return job
 
 
-def _warn_of_single_samples(job: Job) -> None:
-    """Batch norm sees the samples of one part only, and one sample has no variance."""
+def _warn_of_limits(job: Job, limits: LimitsSpec) -> None:
+    """The limits are the job file's: a package has none."""
     import structlog
 
-    from spliteasy.job.micro_batches import micro_sizes
+    from spliteasy.privacy.advice import advice
 
-    spec = job.spec
-    smallest = min(micro_sizes(spec.batch_size, spec.micro_batches))
-    segments = (job.head, job.body, job.tail)
-    if smallest == 1 < spec.batch_size and any(
-        s is not None and s.program.train.batch_norm for s in segments
-    ):
-        structlog.get_logger(__name__).warning(
-            f"batch norm gets parts of one sample, which have no variance: batch_size is {spec.batch_size}, "
-            f"micro_batches {spec.micro_batches}",
-            hint=f"micro_batches = {max(1, spec.batch_size // 2)} or fewer, or freeze the batch norm",
-        )
+    for each in advice(job, limits):
+        structlog.get_logger(__name__).warning(each.why, hint=each.hint)
 
 
 async def store_job(store: Store, job: Job, signature: str | None = None) -> None:

@@ -103,7 +103,7 @@ class _Part(Dataset[Any]):
 
 def draw_sample(job: Job, data: str | DeviceData, root: Path | None, *, seed: int = 0) -> Sample:
     """A part of the device's data with canaries, and others that it is not trained on. Raises DataError."""
-    loaded = load_dataset(data, DEVICE, job.signature, root=root)
+    loaded = load_dataset(data, DEVICE, job.signature, root=root, recipe=job.spec.data)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(loaded.train), generator=generator).tolist()  # type: ignore[arg-type]
     rest: Dataset[Any]
@@ -123,7 +123,7 @@ def draw_sample(job: Job, data: str | DeviceData, root: Path | None, *, seed: in
             labels[place] = int(torch.randint(classes, (), generator=generator))
     half = len(others) // 2
     public, strangers = others[:half][:SAMPLE], others[half:][:SAMPLE]
-    gathered = Samples(rest, job.spec, job.signature, device=DEVICE)
+    gathered = Samples(rest, job.spec, job.signature, device=DEVICE, name="held-out")
     return Sample(
         train=_Part(loaded.train, chosen, labels),
         test=loaded.test,
@@ -222,7 +222,7 @@ def _recording(
     steps = _steps(job, messages)
     batches = trainer.batches
     loaded = [batches.batch(number) for number in range(1, len(steps) + 1)]
-    members = Samples(sample.train, job.spec, job.signature, device=DEVICE).gather(
+    members = Samples(sample.train, job.spec, job.signature, device=DEVICE, name="training").gather(
         range(len(sample.train)), "members"
     )
     truth = Truth(

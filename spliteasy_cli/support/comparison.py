@@ -74,7 +74,7 @@ def prepare(job_file: Path, steps: int, devices: int, data: str | None, folder: 
     for config in configs:
         once, again = (
             Batches(
-                load_dataset(config.data, config.device, job.signature, root=root).train,
+                load_dataset(config.data, config.device, job.signature, root=root, recipe=copy.data).train,
                 copy,
                 job.signature,
                 device=config.device,

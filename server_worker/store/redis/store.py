@@ -7,6 +7,7 @@ Keys of a session share one hash tag, so that it lives on one node of a cluster:
                                           small one is written in the commit's own round trip
     spliteasy:{SESSION}:snapshot:TOKEN:i  a piece of a snapshot, likewise
     spliteasy:{SESSION}:waiting           the pieces that nothing names yet, with their bytes
+    spliteasy:{SESSION}:deliveries        how often requests were delivered again, without an end
     spliteasy:{SESSION}:losses            the loss curve, by step
     spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
     spliteasy:allowed                     the jobs of devices that may train these only
@@ -21,7 +22,7 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -29,6 +30,7 @@ from typing import Any, TypedDict
 
 from server_worker.store import rules
 from server_worker.store.base import (
+    DELIVERIES_TTL_S,
     MAX_LOSSES,
     PUT_TTL_S,
     WAITING_BYTES,
@@ -348,6 +350,15 @@ class RedisStore:
             await self._link.call("SADD", _SESSIONS, session)
         return bool(found)
 
+    # requests that end their worker
+
+    async def begin_delivery(self, session: str, request: str) -> int:
+        ttl_ms = round(DELIVERIES_TTL_S * 1000)
+        return int(await self._link.script(scripts.BEGIN_DELIVERY, _keys(session), request, ttl_ms))
+
+    async def end_delivery(self, session: str, request: str) -> None:
+        await self._link.call("HDEL", f"spliteasy:{{{session}}}:deliveries", request)
+
     # devices
 
     async def allow(self, device: str, jobs: Sequence[str] | None) -> None:
@@ -371,6 +382,8 @@ class RedisStore:
     async def heartbeat(self, info: WorkerInfo, *, ttl_s: float) -> None:
         ttl_ms = round(ttl_s * 1000)
         await self._link.script(scripts.HEARTBEAT, [_WORKERS], info.worker, ttl_ms, encode_worker(info))
+        with suppress(StoreError):  # it hides its configuration, or is away: the next call tells
+            await self._link.look_after()
 
     async def leave(self, worker: str) -> None:
         await self._link.call("HDEL", _WORKERS, worker)

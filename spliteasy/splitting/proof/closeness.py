@@ -34,7 +34,7 @@ def all_close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
     return len(ours) == len(theirs) and all(close(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def same_gradient(ours: Tensor | None, theirs: Tensor | None, scale: float) -> bool:
+def same_gradient(ours: Tensor | None, theirs: Tensor | None, scale: float = 0.0) -> bool:
     """Whether two gradients are close; `scale`: the largest element of any gradient of the step.
 
     No gradient is something else than a gradient of zeros: an optimizer passes over the first.

@@ -41,7 +41,7 @@ FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttentio
 
 @dataclass(slots=True)
 class _Step:
-    """What a step gives. Gradients, and tensors afterwards, by their names in the model."""
+    """What a step gives. Gradients, and buffers afterwards, by their names in the model."""
 
     outputs: list[Tensor]
     gradients: dict[str, Tensor | None]
@@ -59,7 +59,7 @@ def prove(
         warnings.simplefilter("ignore")
         proof = _Proof(model, trace, training, what, state)
         with fused_attention(False):
-            steps = [(trial, proof.compare(trial)) for trial in trials(inputs)]
+            steps = proof.compare_all(trials(inputs))
         return () if training else proof.notes(steps)
 
 
@@ -73,7 +73,15 @@ class _Proof:
         (whole,) = Partition(trace, ()).parts
         self._code = Code(lower(whole, table), len(self._infos))
         self._parameters = dict(model.named_parameters())
-        self._tensors = {**self._parameters, **dict(model.named_buffers())}
+        self._buffers = dict(model.named_buffers())
+
+    def compare_all(self, tries: Sequence[Trial]) -> list[tuple[Trial, list[Tensor] | None]]:
+        """Take every step both ways; the model's outputs of each."""
+        steps: list[tuple[Trial, list[Tensor] | None]] = []
+        for trial in tries:
+            if not (trial.spare and _tells(steps[-1][1])):
+                steps.append((trial, self.compare(trial)))
+        return steps
 
     def compare(self, trial: Trial) -> list[Tensor] | None:
         """Take the step both ways; returns the model's outputs, None where it can't take such inputs."""
@@ -119,18 +127,21 @@ class _Proof:
             with torch.set_grad_enabled(self._training):
                 outputs = tensors_of(self._model(*inputs))
                 _backward_from(outputs)
-            after = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-            return _Step(
+            after = dict(self._model.named_buffers())
+            step = _Step(
                 [output.detach().clone() for output in outputs],
                 {name: _gradient(x) for name, x in (*self._parameters.items(), *leaves.items())},
-                {name: after[name].detach().clone() for name in self._tensors},
+                {name: after[name].detach().clone() for name in self._buffers},
             )
         except Exception as error:
             if trial.certain:
                 refuse_failure(error, trial, self._training, self._what)
             return None
         finally:
-            self._state.restore()
+            written = self._state.restore()
+        for name in written:
+            self._refuse(f"leaves parameter `{name}` as it was, into which the {self._what} writes", _TENSORS)
+        return step
 
     def _by_graph(self, trial: Trial) -> _Step:
         tensors = [self._stand_in(place) for place in range(len(self._infos))]
@@ -147,7 +158,7 @@ class _Proof:
         return _Step(
             [output.detach() for output in outputs],
             {**gradients, **{name: _gradient(leaf) for name, leaf in leaves.items()}},
-            {name: known.get(id(tensor), tensor).detach() for name, tensor in self._tensors.items()},
+            {name: known.get(id(tensor), tensor).detach() for name, tensor in self._buffers.items()},
         )
 
     def _stand_in(self, place: int) -> Tensor:
@@ -174,9 +185,11 @@ class _Proof:
     def _compare_gradients(
         self, wanted: dict[str, Tensor | None], found: dict[str, Tensor | None], trial: Trial
     ) -> None:
-        sizes = [float(g.abs().max()) for g in wanted.values() if g is not None and g.numel()]
-        scale = max((size for size in sizes if size < float("inf")), default=0.0)
-        differing = [name for name in wanted if not same_gradient(found[name], wanted[name], scale)]
+        differing = [name for name in wanted if not same_gradient(found[name], wanted[name])]
+        if differing:
+            sizes = [float(g.abs().max()) for g in wanted.values() if g is not None and g.numel()]
+            scale = max((size for size in sizes if size < float("inf")), default=0.0)
+            differing = [name for name in differing if not same_gradient(found[name], wanted[name], scale)]
         for name in differing[-1:]:
             right, ours = wanted[name], found[name]
             how = " (the graph gives one)" if right is None else " (the graph gives none)"
@@ -200,6 +213,11 @@ class _Proof:
                     f"the forward of the {self._what} writes into a tensor that is no buffer ({name})",
                     hint="register it by register_buffer, so that it is part of the model's state",
                 )
+
+
+def _tells(outputs: list[Tensor] | None) -> bool:
+    """Whether a trial says something: the model took the inputs, and gave numbers."""
+    return outputs is not None and all(bool(torch.isfinite(output).all()) for output in outputs)
 
 
 def _gradient(leaf: Tensor) -> Tensor | None:

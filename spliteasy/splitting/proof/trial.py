@@ -27,6 +27,8 @@ class Trial:
     """Whether the floating inputs take a gradient as well."""
     certain: bool = False
     """Whether the model must be able to take the inputs; a guess of ours may be none of its kind."""
+    spare: bool = False
+    """Whether it is only tried where the trial before it said little."""
 
     def leaves(self) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         """The inputs that take a gradient, by name, and copies of all inputs to call the model with."""
@@ -50,16 +52,17 @@ def trials(example: tuple[Tensor, ...]) -> list[Trial]:
     return [
         Trial("the example", own, 1, any(tensor.requires_grad for tensor in example), certain=True),
         Trial(
-            f"{other} samples of the example",
-            tuple(tensor[order] for tensor in example),
+            f"{other} random samples like the example",
+            tuple(_like(tensor, other, generator) for tensor in example),
             2,
             input_gradients=True,
         ),
         Trial(
-            f"{other} random samples like the example",
-            tuple(_like(tensor, other, generator) for tensor in example),
+            f"{other} samples of the example",
+            tuple(tensor[order] for tensor in example),
             3,
             input_gradients=True,
+            spare=True,
         ),
         Trial("one sample", tuple(tensor[:1] for tensor in example), 4),
     ]
