@@ -1,7 +1,7 @@
 """The device's data: where it comes from, and in which order it is used.
 
-A batch is a pure function of (job seed, device, step): a restarted agent, and the check against plain
-PyTorch, see the same samples with the same augmentation.
+A batch is a pure function of (the device's key for the job, step): a restarted agent, and the check against
+plain PyTorch, see the same samples with the same augmentation, and nobody else can tell which.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from spliteasy import importing
 from spliteasy.errors import DataError
 from spliteasy.job import JobSpec
 from spliteasy.job.signature import Signature, dtype_name, told
-from spliteasy.randomness import seed_of
+from spliteasy.privacy.numbers import permutation
+from spliteasy.randomness import Key
 
 FINGERPRINT_ITEMS = 512
 FINGERPRINT_BYTES = 32 << 20
@@ -92,10 +93,12 @@ def _from_folder(folder: Path, signature: Signature) -> DeviceData:
 class Batches:
     """The training batches of a device: step 1 is the first of epoch 0."""
 
-    def __init__(self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str) -> None:
-        self._samples = Samples(dataset, spec, signature, device=device)
+    def __init__(
+        self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, key: Key
+    ) -> None:
+        self._samples = Samples(dataset, spec, signature, device=device, key=key)
         self._spec = spec
-        self._device = device
+        self._key = key.at("order")
         whole, rest = divmod(len(self._samples), spec.batch_size)
         self.steps_per_epoch = whole if spec.drop_last or not rest else whole + 1
         if self.steps_per_epoch == 0:
@@ -125,8 +128,7 @@ class Batches:
 
     def _permutation(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(seed_of("order", self._spec.seed, self._device, epoch))
-            self._order = (epoch, torch.randperm(len(self._samples), generator=generator).tolist())
+            self._order = (epoch, permutation(len(self._samples), self._key.at(epoch)).tolist())
         return self._order[1]
 
     @cached_property
@@ -150,10 +152,17 @@ class Batches:
 
 
 class EvaluationBatches:
-    """The test data in order, in batches of `evaluation.batch_size`."""
+    """The test data in batches of `evaluation.batch_size`, in another order at each evaluation.
 
-    def __init__(self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str) -> None:
-        self._samples = Samples(dataset, spec, signature, device=device)
+    In one order, what crosses would tell how each sample's activations change with the head.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, key: Key
+    ) -> None:
+        self._samples = Samples(dataset, spec, signature, device=device, key=key)
+        self._key = key.at("evaluation")
+        self._order: tuple[int, list[int]] = (-1, [])
         self._size = spec.evaluation.batch_size
         self.samples = len(self._samples)
 
@@ -161,7 +170,9 @@ class EvaluationBatches:
         """Batches."""
         return -(-self.samples // self._size)
 
-    def batch(self, index: int) -> tuple[Tensors, Tensors]:
-        """(inputs, targets) of batch `index`, 0 to len - 1. Raises DataError."""
+    def batch(self, index: int, step: int) -> tuple[Tensors, Tensors]:
+        """(inputs, targets) of batch `index`, 0 to len - 1, after `step`. Raises DataError."""
+        if self._order[0] != step:
+            self._order = (step, permutation(self.samples, self._key.at(step)).tolist())
         start = index * self._size
-        return self._samples.gather(range(start, min(start + self._size, self.samples)), "evaluation")
+        return self._samples.gather(self._order[1][start : start + self._size], "evaluation")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from device_agent.choosing import MakeChooser, StepChoices
 from device_agent.config import AgentConfig
 from device_agent.data import Batches, DeviceData, EvaluationBatches, load_dataset
+from device_agent.ends import initial_ends, job_key
 from device_agent.link import Link
 from device_agent.plan import Plan
 from device_agent.state import StateFolder
@@ -16,15 +17,17 @@ from spliteasy.version import version
 def prepare(
     config: AgentConfig, job: Job, state: StateFolder, *, session: str, link: Link, make_chooser: MakeChooser
 ) -> tuple[DeviceTrainer, Plan]:
-    """Load the data, check it, bind the state folder to it; a new one gets its checkpoint 0."""
+    """Load the data, check it, bind the state folder to it; a new one gets its ends and checkpoint 0."""
     spec = job.spec
+    key = job_key(state.secret(config.secret), device=config.device, job=job.digest)
     data: DeviceData = load_dataset(config.data, config.device, job.signature, root=config.root)
-    batches = Batches(data.train, spec, job.signature, device=config.device)
+    batches = Batches(data.train, spec, job.signature, device=config.device, key=key)
     tests = (
-        EvaluationBatches(data.test, spec, job.signature, device=config.device)
+        EvaluationBatches(data.test, spec, job.signature, device=config.device, key=key)
         if data.test is not None
         else None
     )
+    ends = initial_ends(job, state, key, refuse_public=config.refuse_public_ends)
     choices = StepChoices(
         spec.link,
         make_chooser(spec.link, link.speed),
@@ -32,7 +35,9 @@ def prepare(
         saved=state.codecs,
         save=state.save_codecs,
     )
-    trainer = DeviceTrainer.create(job, batches, tests, device=config.device, choices=choices)
+    trainer = DeviceTrainer.create(
+        job, batches, tests, device=config.device, key=key, ends=ends, choices=choices
+    )
     state.bind(job=job.digest, device=config.device, fingerprint=batches.fingerprint)
     if config.restart:
         state.drop_after(-1)

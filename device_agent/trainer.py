@@ -22,6 +22,9 @@ from spliteasy.losses import CLASS_LOSSES
 from spliteasy.micro_batches import share_of, split_batch
 from spliteasy.packing import Packed, Packer, bytes_expected, bytes_of, expected_like, expected_of, unpack
 from spliteasy.portable.graph import DTYPES
+from spliteasy.privacy.ends import Drawn
+from spliteasy.randomness import Key
+from spliteasy.segment import Segment
 from spliteasy.training import (
     OpenForward,
     SegmentTrainer,
@@ -116,11 +119,18 @@ class DeviceTrainer:
 
     @classmethod
     def create(
-        cls, job: Job, batches: Batches, tests: EvaluationBatches | None, *, device: str, choices: StepChoices
+        cls,
+        job: Job,
+        batches: Batches,
+        tests: EvaluationBatches | None,
+        *,
+        device: str,
+        key: Key,
+        ends: Drawn,
+        choices: StepChoices,
     ) -> DeviceTrainer:
-        """With the job's initial weights, at step 0."""
-        head = SegmentTrainer(job.head.spawn(), job.spec, device=device, role="head")
-        tail = SegmentTrainer(job.tail.spawn(), job.spec, device=device, role="tail") if job.tail else None
+        """With the job's initial weights and the device's own (`ends`), at step 0."""
+        head, tail = end_trainers(job, device=device, key=key, ends=ends)
         codecs = job.spec.link.codecs
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
         return cls(job, batches, tests, head, tail, wire)
@@ -279,7 +289,7 @@ class DeviceTrainer:
         assert self.tests is not None
         if index == 0:
             self.evaluation = Evaluation()
-        inputs, self._targets = self.tests.batch(index)
+        inputs, self._targets = self.tests.batch(index, self.step)
         outputs = self.head.evaluate(inputs)
         wire = self.head.eval_wire
         self._kept = outputs[wire:]
@@ -344,6 +354,17 @@ class DeviceTrainer:
             f"a gradient of step {self.step + 1} is NaN or infinite on the device; nothing was applied",
             hint="lower the learning rate, or clip the gradients ([clip] max_norm)",
         )
+
+
+def end_trainers(
+    job: Job, *, device: str, key: Key, ends: Drawn
+) -> tuple[SegmentTrainer, SegmentTrainer | None]:
+    """Head and tail at step 0."""
+
+    def trainer(segment: Segment, role: str) -> SegmentTrainer:
+        return SegmentTrainer(segment.spawn(ends.get(role)), job.spec, device=device, role=role, key=key)
+
+    return trainer(job.head, "head"), trainer(job.tail, "tail") if job.tail else None
 
 
 def evaluation_outputs(

@@ -20,6 +20,8 @@ from spliteasy.job import Job
 from spliteasy.losses import LossFunction
 from spliteasy.micro_batches import share_of, split_batch
 from spliteasy.optim import build_optimizer
+from spliteasy.privacy.ends import Drawn
+from spliteasy.randomness import Key
 from spliteasy.training import (
     MODEL_PREFIX,
     OPTIMIZER_PREFIX,
@@ -44,12 +46,27 @@ class Reference(Protocol):
     def state(self) -> State: ...
 
 
-def reference_of(job: Job, model: nn.Module, loss: LossFunction, *, device: str) -> Reference:
-    """The training that a split one on `device` has to equal; `model` as its factory made it."""
+def reference_of(
+    job: Job, model: nn.Module, loss: LossFunction, *, device: str, key: Key, ends: Drawn
+) -> Reference:
+    """The training that a split one on `device` has to equal; `model` as its factory made it.
+
+    `key` and `ends`: the device's own for this job, and the weights that it began with.
+    """
     segments = [segment for segment in (job.head, job.body, job.tail) if segment is not None]
     if any(segment.has_random for segment in segments):
-        return SegmentedTraining(job, device=device)
+        return SegmentedTraining(job, device=device, key=key, ends=ends)
+    begin_with(model, ends)
     return PlainTraining(job, model, loss)
+
+
+@torch.no_grad()
+def begin_with(model: nn.Module, ends: Drawn) -> None:
+    """Put a device's initial tensors into the whole model."""
+    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for table in ends.values():
+        for name, tensor in table.items():
+            named[name].copy_(tensor)
 
 
 class PlainTraining:
@@ -103,12 +120,12 @@ class PlainTraining:
 class SegmentedTraining:
     """The job's segments, one after the other, without broker, store or envelope between them."""
 
-    def __init__(self, job: Job, *, device: str) -> None:
+    def __init__(self, job: Job, *, device: str, key: Key, ends: Drawn) -> None:
         self._job = job
-        parts = (("head", job.head), ("body", job.body), ("tail", job.tail))
+        parts = (("head", job.head, key), ("body", job.body, None), ("tail", job.tail, key))
         self._trainers = [
-            SegmentTrainer(segment.spawn(), job.spec, device=device, role=role)
-            for role, segment in parts
+            SegmentTrainer(segment.spawn(ends.get(role)), job.spec, device=device, role=role, key=own)
+            for role, segment, own in parts
             if segment is not None
         ]
 

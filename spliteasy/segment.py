@@ -163,12 +163,13 @@ def _delivering(value: Value) -> Value:
 def load_segment(graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu") -> Segment:
     """Build a segment from what travelled; the tensors are copied to `device`.
 
-    Raises `PortableError` for a graph that is malformed, too large, or calls what is not allowed, and
-    for tensors that do not fit it. Nothing of the graph runs on data.
+    A tensor on the meta device is a shape without values, which `spawn` is given later. Raises
+    `PortableError` for a graph that is malformed, too large, or calls what is not allowed, and for
+    tensors that do not fit it. Nothing of the graph runs on data.
     """
     program = Program(document_from_json(graph), device)
     check_program(program)
-    copies = {name: _copy(tensor).to(device) for name, tensor in tensors.items()}
+    copies = {name: t if t.is_meta else _copy(t).to(device) for name, t in tensors.items()}
     return Segment(program, copies)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from spliteasy.job.spec import JobSpec
 from spliteasy.optim import build_optimizer, clip_gradients, set_learning_rate
 from spliteasy.portable.graph import ValueSpec
-from spliteasy.randomness import seed_of, seeded
+from spliteasy.randomness import Key, Seed, seed_of, seeded
 from spliteasy.segment import Segment
 
 Values = tuple[Tensor | int, ...]
@@ -47,11 +47,15 @@ class SegmentTrainer:
     ahead of `step`; a first forward computed again, or `abort`, puts them back.
     """
 
-    def __init__(self, segment: Segment, spec: JobSpec, *, device: str, role: str) -> None:
+    def __init__(
+        self, segment: Segment, spec: JobSpec, *, device: str, role: str, key: Key | None = None
+    ) -> None:
+        """`key`: where random operators begin, on a device; a body's begin where the job's seed says."""
         self.segment = segment
         self.step = 0
         self._spec = spec
         self._seed_parts = (spec.seed, device, role)
+        self._key = key and key.at("mask", role)
         self._parameters = dict(segment.named_parameters())
         self._optimizer = build_optimizer(spec.optimizer, self._parameters.items())
         self._trainable = [p for p in self._parameters.values() if p.requires_grad]
@@ -98,10 +102,13 @@ class SegmentTrainer:
             value.detach().requires_grad_(spec.needs_grad) if isinstance(value, Tensor) else value
             for value, spec in zip(values, self.segment.input_values, strict=True)
         )
-        seed = seed_of(*self._seed_parts, step, micro)
-        with seeded(seed) if self.segment.has_random else nullcontext():
+        with seeded(self.seed(step, micro)) if self.segment.has_random else nullcontext():
             outputs = self.segment.forward(*inputs)
         return OpenForward(inputs, outputs)
+
+    def seed(self, step: int, micro: int) -> Seed:
+        """Where the random operators of a micro-batch begin."""
+        return self._key.at(step, micro) if self._key else seed_of(*self._seed_parts, step, micro)
 
     def backward(self, opened: OpenForward, gradients: Sequence[Tensor | None]) -> Gradients:
         """Accumulate the weights' gradients; returns those of the inputs (None where there is none).

@@ -96,6 +96,14 @@ MeteredOption = Annotated[
 TakeoverOption = Annotated[
     bool, typer.Option("--takeover", help="Go on from this state folder even if the store knows a newer run.")
 ]
+RefusePublicEndsOption = Annotated[
+    bool,
+    typer.Option(
+        "--refuse-public-ends",
+        help="Don't train a job that has initial weights of head or tail, from which a worker can compute "
+        "labels and inputs.",
+    ),
+]
 RestartOption = Annotated[
     bool, typer.Option("--restart", help="Begin at step 0 again, whatever the store has.")
 ]
@@ -115,6 +123,7 @@ def agent(
     metered: MeteredOption = None,
     takeover: TakeoverOption = False,
     restart: RestartOption = False,
+    refuse_public_ends: RefusePublicEndsOption = False,
     history: HistoryOption = None,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
@@ -156,6 +165,7 @@ def agent(
         operator_key=operator_key,
         takeover=takeover,
         restart=restart,
+        refuse_public_ends=refuse_public_ends,
         max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
         metered=None if metered is None else _budget(metered),
     )

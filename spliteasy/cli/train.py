@@ -17,6 +17,7 @@ from spliteasy.cli.history import HISTORY_FOLDER, History, Kept, TensorboardOpti
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy.cli.running import run
+from spliteasy.cli.secret import SecretOption, fixed_secret
 from spliteasy.cli.submit import JobFile, create_job, store_job
 from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.errors import JobError, UserError
@@ -52,6 +53,7 @@ def train(
     ] = False,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
+    secret: SecretOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """Train a job with everything in this process: no broker or store to install.
@@ -63,7 +65,7 @@ def train(
     with torch_threads(threads):
         job = create_job(job_file)
         folder = out or Path("runs") / job.name
-        configs = agent_configs(job, job_file, folder, devices, data)
+        configs = agent_configs(job, job_file, folder, devices, data, fixed_secret(secret))
         prepare_folder(folder, resume=resume)
         kept: list[Kept] = [History(folder / HISTORY_FOLDER, tensorboard=tensorboard)]
         if mlflow is not None:
@@ -75,7 +77,7 @@ def train(
 
 
 def agent_configs(
-    job: Job, job_file: Path, folder: Path, devices: int, data: str | None
+    job: Job, job_file: Path, folder: Path, devices: int, data: str | None, secret: bytes | None = None
 ) -> list[AgentConfig]:
     """One agent a device, with its state under `folder`."""
     from device_agent.config import AgentConfig
@@ -90,6 +92,7 @@ def agent_configs(
             data=data or default_data(job, root),
             state=folder / DEVICES_FOLDER / name,
             root=root,
+            secret=secret,
         )
         for name in names
     ]

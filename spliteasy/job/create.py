@@ -22,7 +22,11 @@ from spliteasy.losses import LOSSES, LossFunction
 from spliteasy.optim import freeze
 from spliteasy.portable.graph import DTYPE_NAMES, Value
 from spliteasy.portable.tensors import tensors_to_bytes
+from spliteasy.privacy.ends import Ends, Role
+from spliteasy.privacy.made import make_ends
+from spliteasy.privacy.recording import Recording, recorded
 from spliteasy.seeding import seed_all, states_kept
+from spliteasy.segment import Segment
 from spliteasy.splitting.exporting import TracedModel, trace_model
 from spliteasy.splitting.losses import PortableLoss, trace_function
 from spliteasy.splitting.splitting import Split, split_traced
@@ -39,6 +43,8 @@ class Source:
     traced: TracedModel
     inputs: Tensors
     targets: Tensors
+    recording: Recording
+    """How the model's initial tensors were made."""
 
     @property
     def shared_inputs(self) -> tuple[str, ...]:
@@ -49,8 +55,9 @@ class Source:
 
 def load_source(spec: JobSpec, root: Path | None) -> Source:
     """Build and trace the user's model. Raises JobError."""
-    model, inputs, targets = build_model(spec, root)
-    return Source(spec, root, trace_model(model, inputs), inputs, targets)
+    with recorded() as recording:
+        model, inputs, targets = build_model(spec, root)
+    return Source(spec, root, trace_model(model, inputs), inputs, targets, recording)
 
 
 def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
@@ -75,13 +82,27 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
         outputs=_described([f"output{place}" for place in range(len(outputs))], outputs),
     )
     parts = {"spec.json": spec.to_json(), "signature.json": signature.to_json()}
+    ends = _ends_of(source, split)
+    parts["ends.json"] = ends.to_json()
     for segment in split.segments:
+        drawn = ends.of(segment.name)
+        kept = {name: tensor for name, tensor in segment.tensors().items() if name not in drawn}
         parts[f"{segment.name}.json"] = segment.graph_json()
-        parts[f"{segment.name}.safetensors"] = segment.tensors_bytes()
+        parts[f"{segment.name}.safetensors"] = tensors_to_bytes(kept)
     if isinstance(loss, PortableLoss):
         parts["loss.json"] = loss.graph_json()
         parts["loss.safetensors"] = tensors_to_bytes(loss.tensors())
     return parts
+
+
+def _ends_of(source: Source, split: Split) -> Ends:
+    """What of head and tail devices draw themselves."""
+    segments: dict[Role, Segment] = {"head": split.head}
+    if split.tail is not None:
+        segments["tail"] = split.tail
+    traces = (source.traced.eval, source.traced.train)
+    originals = {info.names[0]: info.tensor for trace in traces for info in trace.tensors.values()}
+    return make_ends(source.recording, segments, originals, public=source.spec.privacy.ends == "public")
 
 
 def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Tensors, Tensors]:

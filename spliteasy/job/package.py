@@ -4,6 +4,8 @@ The manifest lists each part's SHA-256 and size; the digest is the SHA-256 of th
 
     spec.json, signature.json                  what to do, and what goes in and out
     head.json, head.safetensors                a segment's graph and initial weights; body and tail too
+    ends.json                                  the law by which devices draw initial weights of head and tail:
+                                               of these the package has no values
     loss.json, loss.safetensors                a traced loss; none where the loss is a name
 
 A device gets all parts but the body's. Loading runs no code of the user's.
@@ -29,6 +31,8 @@ from spliteasy.errors import JobError, NeedsNewer, PortableError
 from spliteasy.job.signature import Signature
 from spliteasy.job.spec import Identifier, JobSpec
 from spliteasy.losses import LOSSES, LossFunction
+from spliteasy.portable.codec import document_from_json
+from spliteasy.privacy.ends import Ends, ends_from_json, placeholders
 from spliteasy.segment import Segment, load_segment, load_segment_tensors
 
 MAX_MANIFEST_BYTES = 1 << 16
@@ -36,12 +40,13 @@ MAX_PARTS = 16
 MANIFEST = "manifest.json"
 BODY = "body."
 
-FEATURES: frozenset[str] = frozenset()
+DRAWN_ENDS = "secret-ends"
+FEATURES: frozenset[str] = frozenset({DRAWN_ENDS})
 """What packages may need that this version knows, beyond what version 1 always had."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
-    str, StringConstraints(pattern=r"^(spec|signature|head|body|tail|loss)\.(json|safetensors)$")
+    str, StringConstraints(pattern=r"^((spec|signature|head|body|tail|loss)\.(json|safetensors)|ends\.json)$")
 ]
 
 
@@ -133,6 +138,8 @@ class Job:
     head: Segment
     tail: Segment | None
     """None for one cut."""
+    ends: Ends
+    """Which tensors of head and tail are without values until a device draws them."""
     loss: LossFunction
     """(outputs, targets) -> scalar, tuples of tensors in."""
     body_or_none: Segment | None
@@ -147,7 +154,7 @@ class Job:
         from spliteasy.job.create import create_parts  # brings in torch.export, which loading never needs
 
         parts = create_parts(spec, root)
-        return cls.from_parts(manifest_of(spec.name, parts), parts)
+        return cls.from_parts(manifest_of(spec.name, parts, needs=(DRAWN_ENDS,)), parts)
 
     @classmethod
     def from_parts(cls, manifest: bytes, parts: Mapping[str, bytes], *, digest: str | None = None) -> Job:
@@ -163,7 +170,8 @@ class Job:
         signature = _parse(found, "signature.json", Signature.model_validate_json)
         if spec.name != listed.name:
             raise PortableError(f"the manifest is of job {listed.name}, its spec of job {spec.name}")
-        head, tail = _segment(found, "head"), _segment(found, "tail")
+        ends = ends_from_json(found["ends.json"]) if "ends.json" in found else Ends()
+        head, tail = _segment(found, "head", ends), _segment(found, "tail", ends)
         if head is None or (tail is None) != spec.single:
             raise PortableError(f"job {spec.name}: the package lacks a segment, or has one too many")
         return cls(
@@ -174,8 +182,9 @@ class Job:
             digest=job_digest(manifest),
             head=head,
             tail=tail,
+            ends=ends,
             loss=_loss(spec, found),
-            body_or_none=_segment(found, "body"),
+            body_or_none=_segment(found, "body", Ends()),
         )
 
     @classmethod
@@ -261,13 +270,16 @@ def _parse(parts: Mapping[str, bytes], name: str, validate: Callable[[bytes], _P
         raise PortableError(f"{name}: {where}: {error.errors()[0]['msg']}") from None
 
 
-def _segment(parts: Mapping[str, bytes], role: str) -> Segment | None:
+def _segment(parts: Mapping[str, bytes], role: str, ends: Ends) -> Segment | None:
     graph, tensors = parts.get(f"{role}.json"), parts.get(f"{role}.safetensors")
     if graph is None and tensors is None:
         return None
     if graph is None or tensors is None:
         raise PortableError(f"the package has half a {role}: graph and tensors belong together")
-    return load_segment(graph, load_segment_tensors(tensors))
+    document = document_from_json(graph)
+    return load_segment(
+        graph, {**load_segment_tensors(tensors), **placeholders(ends, role, document.tensors)}
+    )
 
 
 def _loss(spec: JobSpec, parts: Mapping[str, bytes]) -> LossFunction:

@@ -365,6 +365,24 @@ class PlanSpec(Section):
     """Returns (inputs, targets) as `model.example` does, such as devices have them; default: the example."""
 
 
+class PrivacySpec(Section):
+    """What a worker must not be able to compute (docs/privacy.md)."""
+
+    ends: Annotated[str, _only("secret", "perturb", "public")] = "secret"
+    """Where the initial weights of head and tail come from. "secret": each device draws its own, by the law
+    of the model's initialization; what has no such law is public, and `submit` names it. "perturb": public
+    weights are multiplied by 1 + σ·ξ on the device, too. "public": all are in the package, so that a worker
+    can follow the training of head and tail to the last bit, and knows labels and inputs."""
+    perturb: Annotated[float, Field(ge=0.01, le=1)] = 0.1
+    """σ of `ends = "perturb"`, beside each weight's own size."""
+
+    @model_validator(mode="after")
+    def _perturb_is_used(self) -> Self:
+        if self.ends != "perturb" and self.perturb != type(self).model_fields["perturb"].default:
+            raise _refuse('perturb belongs to ends = "perturb"')
+        return self
+
+
 class FleetSpec(Section):
     """How devices share a body."""
 
@@ -401,6 +419,7 @@ class JobSpec(Section):
     evaluation: EvaluationSpec = EvaluationSpec()
     link: LinkSpec = LinkSpec()
     fleet: FleetSpec = FleetSpec()
+    privacy: PrivacySpec = PrivacySpec()
     plan: PlanSpec = PlanSpec()
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from spliteasy.errors import JobError, LinkError, PortableError
 from spliteasy.job.package import job_digest, manifest_of
 from spliteasy.job.signing import new_key, read_public_key, read_signer
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
+from tests.drawn import SECRET
 from tests.simulation import toy
 
 
@@ -91,7 +92,9 @@ async def _refused(attacker: Hostile, job: str, key: str) -> str:
     """What an agent says that gets that job, and takes what the key signed."""
     arena, compute = attacker.arena, TorchThread()
     state = arena.folder / f"{attacker.name}-{job}"
-    config = AgentConfig(job=job, device=attacker.name, data=toy.DATA, state=state, operator_key=key)
+    config = AgentConfig(
+        job=job, device=attacker.name, data=toy.DATA, secret=SECRET, state=state, operator_key=key
+    )
     agent = Agent(config, connect=lambda: connect(arena.url(attacker.name)), compute=compute)
     try:
         await agent.run(asyncio.Event())

@@ -15,12 +15,14 @@ from torch.utils.data import Dataset, TensorDataset
 from broker import messages as m
 from device_agent.choosing import BySpeed, CodecChooser, StepChoices, Values
 from device_agent.data import Batches, EvaluationBatches, load_dataset
+from device_agent.ends import draw_ends, job_key
 from device_agent.speed import LinkSpeed
 from device_agent.trainer import DeviceTrainer, NotFiniteOnDevice
 from server_worker.memory import SessionMemory
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import LinkSpec
 from spliteasy.training import NotFinite
+from tests.drawn import SECRET
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +138,9 @@ State = dict[str, Tensor]
 
 
 @cache
-def undisturbed(device: str, variant: Variant) -> tuple[State, State, dict[int, str]]:
+def undisturbed(device: str, variant: Variant, secret: bytes = SECRET) -> tuple[State, State, dict[int, str]]:
     """The device's state and the body's after the last step, and each GRADIENT's digest, without a wire."""
-    return train_alone(job(variant), DATA, device)
+    return train_alone(job(variant), DATA, device, secret=secret)
 
 
 def as_logged(device: str, variant: Variant, codecs: Iterator[str]) -> tuple[State, State]:
@@ -181,6 +183,7 @@ def train_alone(
     data: str,
     device: str,
     *,
+    secret: bytes = SECRET,
     sent: Sent = lambda _: None,
     chooser: CodecChooser | None = None,
     chosen: bytes | None = None,
@@ -191,12 +194,15 @@ def train_alone(
     """
     found = load_dataset(data, device, job.signature)
     assert found.test is not None
-    batches = Batches(found.train, job.spec, job.signature, device=device)
-    tests = EvaluationBatches(found.test, job.spec, job.signature, device=device)
+    key = job_key(secret, device=device, job=job.digest)
+    batches = Batches(found.train, job.spec, job.signature, device=device, key=key)
+    tests = EvaluationBatches(found.test, job.spec, job.signature, device=device, key=key)
     choices = StepChoices(
         job.spec.link, chooser or BySpeed(job.spec.link, LinkSpeed()), ahead=1, saved=chosen
     )
-    trainer = DeviceTrainer.create(job, batches, tests, device=device, choices=choices)
+    trainer = DeviceTrainer.create(
+        job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
+    )
     body = SessionMemory(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice):
