@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from server_worker.store import Store
     from spliteasy.job import Job
 
+NAMED = 8
+"""Public weights that are named one by one."""
+
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
 
 
@@ -58,7 +61,29 @@ def create_job(job_file: Path) -> Job:
     spec = load_job_file(job_file)
     job = Job.create(spec, project_root(job_file))
     _warn_of_single_samples(job)
+    _warn_of_public_ends(job)
     return job
+
+
+def _warn_of_public_ends(job: Job) -> None:
+    """Name the weights that begin as the package says, and say what a worker makes of that."""
+    import structlog
+
+    from device_agent.ends import public_weights
+
+    public = public_weights(job)
+    if not public:
+        return
+    reasons = dict(job.ends.named_public())
+    named = [f"{name} ({reasons[name]})" for name in public[:NAMED]]
+    if len(public) > NAMED:
+        named.append(f"and {len(public) - NAMED} more")
+    structlog.get_logger(__name__).warning(
+        "initial weights of head and tail are public: whoever has the job can follow their training from "
+        "what crosses the cuts, and compute labels and inputs",
+        weights="; ".join(named),
+        hint='[privacy] ends = "perturb" moves them on the device; docs/privacy.md says how far that helps',
+    )
 
 
 def _warn_of_single_samples(job: Job) -> None:

@@ -297,7 +297,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             sources = recording.sources(recording.closure(recording.history(read)))
             recording.looks.append((len(recording.steps), sources))
             return
-        if name.startswith(_MOVES):
+        if name.startswith(_MOVES) or torch.Tag.inplace_view in func.tags:
             return
         written = [
             place
