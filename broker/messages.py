@@ -20,6 +20,9 @@ from spliteasy.packing import Packed
 MAX_STEP = 2**53 - 1
 """JavaScript reads integers exactly up to here."""
 
+MAX_ATTEMPT = 2**40
+"""A device that began anew every millisecond would get there after thirty years."""
+
 MAX_BOUNDARY_VALUES = 256
 MAX_HELD_STEPS = 1024
 MAX_RANGES = 1024
@@ -71,7 +74,7 @@ class Record(BaseModel):
 class AttemptRef(Record):
     """One life of a device's training; `number` is raised durably before it is used."""
 
-    number: Annotated[int, Field(ge=1, le=MAX_STEP)]
+    number: Annotated[int, Field(ge=1, le=MAX_ATTEMPT)]
     nonce: Nonce
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import structlog
 from torch import Tensor
@@ -63,6 +64,12 @@ def draw_ends(job: Job, key: Key) -> Drawn:
             moved = perturb(value, job.spec.privacy.perturb, key.at("perturb", name))
             ends.setdefault(role, {})[name] = moved
     return ends
+
+
+def with_ends(job: Job, ends: Drawn) -> Job:
+    """The job whose head and tail begin with these tensors."""
+    tail = job.tail and job.tail.spawn(ends.get("tail"))
+    return replace(job, head=job.head.spawn(ends.get("head")), tail=tail)
 
 
 def public_weights(job: Job) -> list[str]:

@@ -23,7 +23,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -31,7 +31,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from broker.messages import AttemptRef, Digest, Identifier, new_nonce
+from broker.messages import MAX_ATTEMPT, AttemptRef, Digest, Identifier, new_nonce
 from spliteasy.durable import remove_temporaries, sync_folder, write_file
 from spliteasy.errors import JobError, PortableError, StateError
 from spliteasy.job.package import job_digest, read_package, write_package
@@ -186,12 +186,23 @@ class StateFolder:
         Also None where the file is damaged: the server then refuses the number, and says the newest.
         """
         raw = self._read(self.path / "attempt")
-        return None if raw is None else AttemptRef.model_validate_json(raw)
+        with suppress(ValidationError):
+            return None if raw is None else AttemptRef.model_validate_json(raw)
+        return None
 
     def raise_attempt(self, above: int = 0) -> AttemptRef:
-        """Make a new attempt, numbered above the last one and above `above`; durable on return."""
+        """Make a new attempt, numbered above the last one and above `above`; durable on return.
+
+        Raises StateError where there is no such number: no honest device gets there.
+        """
         last = self.attempt
         number = max(above, last.number if last else 0) + 1
+        if number > MAX_ATTEMPT:
+            raise StateError(
+                f"attempt {number - 1} is the last that there can be, and no training gets there: something "
+                "made the number up",
+                hint="have an operator `spliteasy forget` the session, and give another --state folder",
+            )
         attempt = AttemptRef(number=number, nonce=new_nonce())
         self._write("attempt", orjson.dumps(attempt.model_dump()))
         return attempt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
@@ -14,7 +15,7 @@ from server_worker.allowing import forbidden
 from server_worker.arrivals import Room
 from server_worker.config import WorkerConfig, environment
 from server_worker.durability import DurabilityClock
-from server_worker.ownership import WorkerIdentity
+from server_worker.ownership import State, WorkerIdentity
 from server_worker.session import WorkerSession
 from server_worker.store import Store
 
@@ -23,6 +24,8 @@ log = structlog.get_logger(__name__)
 ACTIVE_S = 30.0
 """A session counts as active for this long after its last request."""
 EMPTY_S = 120.0
+OPEN_STEP_S = 24 * 3600.0
+"""A step stays open for so long after the last that was heard of its device."""
 
 
 class Actors:
@@ -36,7 +39,7 @@ class Actors:
         self._config = config
         self._durability = durability
         self._clock = clock
-        self._identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
+        self.identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
         self._actors: OrderedDict[str, SessionActor] = OrderedDict()
         self._touched: dict[str, float] = {}
         self._log = log.bind(worker=config.name)
@@ -56,7 +59,7 @@ class Actors:
         actor = self._actors.get(session)
         if actor is None:
             machine = WorkerSession(
-                session, self._identity, durability=self._durability, room=self.room, clock=self._clock
+                session, self.identity, durability=self._durability, room=self.room, clock=self._clock
             )
             actor = self._actors[session] = SessionActor(machine, self._host)
         self._actors.move_to_end(session)
@@ -91,6 +94,13 @@ class Actors:
                 load[shard] = load.get(shard, 0) + 1
         return load
 
+    def idle_s(self, session: str) -> float:
+        """How long ago the session was asked for anything; infinite where nothing is known of it here."""
+        actor = self._actors.get(session)
+        if actor is not None and not actor.idle:
+            return 0.0
+        return self._clock() - self._touched.get(session, -math.inf)
+
     def jobs(self) -> tuple[str, ...]:
         """The jobs in use, as `name@digest`."""
         memories = [session.own.memory for session in self.loaded()]
@@ -119,6 +129,20 @@ class Actors:
             await actor.park()
             if actor.idle:
                 self._forget(name)
+
+    async def keep_requests(self, store: Store) -> None:
+        """Let the requests of steps that are open live on in the store, however slow their devices are."""
+        horizon = self._clock() - OPEN_STEP_S
+        for name, actor in list(self._actors.items()):
+            own = actor.session.own
+            if own.state is not State.FORWARDED:
+                continue
+            if actor.idle and self._touched[name] < horizon:
+                self._log.info("the device of an open step was not heard of for too long", session=name)
+                await actor.park()
+                continue
+            attempt, owner = own.live
+            await store.keep_requests(name, attempt=attempt, owner=owner)
 
     async def park_forbidden(self, store: Store) -> None:
         """Drop what devices may not train any more: their next request is refused."""

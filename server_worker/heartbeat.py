@@ -13,6 +13,7 @@ import structlog
 
 from server_worker.retention import forget_abandoned
 from server_worker.store import WorkerInfo
+from server_worker.store.base import PUT_TTL_S
 from spliteasy.errors import SplitEasyError
 
 if TYPE_CHECKING:
@@ -33,14 +34,22 @@ class Heartbeat:
     async def run(self) -> None:
         """Beat until cancelled, at first when the worker is connected; survives what fails in between."""
         worker, every_s = self._worker, self._worker.config.heartbeat_s
-        swept_at = worker.clock()
+        swept_at = kept_at = worker.clock()
         await worker.wait_connected(every_s)
         while True:
             try:
                 await self._beat()
+                if worker.clock() - kept_at >= PUT_TTL_S / 4:
+                    kept_at = worker.clock()
+                    await worker.actors.keep_requests(worker.store)
                 if worker.clock() - swept_at >= worker.config.retention_check_s:
                     swept_at = worker.clock()
-                    await forget_abandoned(worker.store, worker.jobs)
+                    await forget_abandoned(
+                        worker.store,
+                        worker.jobs,
+                        own=worker.actors.identity.nonce,
+                        idle_here_s=worker.actors.idle_s,
+                    )
             except SplitEasyError as error:
                 self._log.warning("heartbeat failed", error=error.message)
             await asyncio.sleep(every_s)
@@ -68,6 +77,7 @@ class Heartbeat:
             pid=os.getpid(),
             state=worker.state,
             jobs=worker.actors.jobs(),
+            owner=worker.actors.identity.nonce,
         )
 
     def _load_ahead(self, workers: Sequence[WorkerInfo]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from device_agent.ends import draw_ends, job_key
+from device_agent.ends import draw_ends, job_key, with_ends
 from spliteasy.job import Job
 from spliteasy.randomness import Key
 
@@ -18,6 +16,4 @@ def key_of(device: str = "phone-1", job: str = "0" * 64, secret: bytes = SECRET)
 
 def drawn(job: Job, key: Key | None = None) -> Job:
     """The job with head and tail as a device begins them."""
-    ends = draw_ends(job, key or key_of(job=job.digest))
-    tail = job.tail and job.tail.spawn(ends.get("tail"))
-    return replace(job, head=job.head.spawn(ends.get("head")), tail=tail)
+    return with_ends(job, draw_ends(job, key or key_of(job=job.digest)))

@@ -19,6 +19,15 @@ from typing import Protocol
 
 Blob = bytes | bytearray | memoryview
 
+WAITING_BYTES = 2 << 30
+"""Of one session's requests that no commit has named, at most."""
+
+WAITING_BYTES_TOTAL = 4 << 30
+"""Of all sessions' that one process serves."""
+
+PUT_TTL_S = 3600.0
+"""How long a blob waits to be named; workers begin it anew while a step is open."""
+
 MAX_LOSSES = 512
 """Points of a session's loss curve that are kept."""
 
@@ -68,6 +77,8 @@ class SessionMeta:
     """How many steps that agent means to take, as it says; 0: it did not say."""
     paused: bool = False
     """An operator wants no further step to begin. It outlives attempts, owners and `restart`."""
+    waiting_bytes: int = 0
+    """Bytes of requests and snapshots in the store that no commit has named yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +179,8 @@ class WorkerInfo:
     """`serving`, `connecting` (no broker) or `draining`."""
     jobs: tuple[str, ...] = ()
     """Jobs (`name@digest`) of its sessions in memory: what others may load ahead."""
+    owner: str = ""
+    """The owner nonce of its sessions; empty where its version does not say."""
 
 
 class Store(Protocol):
@@ -176,6 +189,13 @@ class Store(Protocol):
     @property
     def loss_window_s(self) -> float:
         """A committed step older than this can't be lost by the store (0: never any)."""
+        ...
+
+    async def now(self) -> float:
+        """Unix time by the store's own clock, the one that `updated_at` is of.
+
+        No age of anything stored is ever reckoned by a worker's clock.
+        """
         ...
 
     # jobs
@@ -244,7 +264,16 @@ class Store(Protocol):
         Keyed by (step, attempt, owner nonce, index), so that rivals never share a blob; it has a time
         to live until a commit names it. A later put of the same key replaces it, but never what a commit
         has named already. The commit must come through the same instance.
+
+        What no commit has named is counted (`waiting_bytes`) and goes with the next try of its step, with a
+        newer attempt or owner, with a commit, and with the session. Raises StoreFull beyond WAITING_BYTES
+        of the session, or WAITING_BYTES_TOTAL of all that came through this instance. A put of an attempt or
+        owner that is not the stored one writes nothing, and its commit will say so.
         """
+        ...
+
+    async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
+        """Begin the time to live of the session's uncommitted requests anew: their step is still open."""
         ...
 
     async def commit(
@@ -310,11 +339,19 @@ class Store(Protocol):
         ...
 
     async def sessions(self) -> Sequence[SessionMeta]:
-        """All, by name. Nothing removes an abandoned one: the caller goes by `updated_at` and forgets it."""
+        """All, by name."""
         ...
 
     async def forget(self, session: str) -> bool:
         """Delete the session with all its blobs; whether there was one. Its owner finds it unknown."""
+        ...
+
+    async def forget_abandoned(self, session: str, *, owner: Owner, idle_s: float) -> bool:
+        """Delete the session as `forget` does if nothing touched it for over `idle_s`; whether it did.
+
+        The script or transaction that deletes looks again, by the store's own clock, and whether the session
+        still has that owner: whoever opened or claimed it meanwhile keeps it.
+        """
         ...
 
     # devices

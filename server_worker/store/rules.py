@@ -131,6 +131,11 @@ def closed(meta: SessionMeta | None, *, attempt: Attempt, owner: Owner) -> Commi
     return Done(meta=replace(meta, closed=True))
 
 
+def abandoned(meta: SessionMeta | None, *, owner: Owner, idle_s: float, now: float) -> bool:
+    """Whether nothing touched the session for longer than `idle_s`, and `owner` still is its owner."""
+    return meta is not None and meta.owner == owner and now - meta.updated_at > idle_s
+
+
 def thinned(steps: Iterable[int], limit: int = MAX_LOSSES) -> set[int]:
     """Which points of a curve go so that at most `limit` stay: every other one, again and again.
 

@@ -25,7 +25,12 @@ _IN_PIECES = {
     "aten.unbind.int": 1,
     "aten.split.Tensor": 2,
     "aten.chunk.default": 2,
+    "aten.unsafe_chunk.default": 2,
+    "aten.unsafe_split.Tensor": 2,
     "aten.tensor_split.sections": 2,
+    "aten.hsplit.int": 2,
+    "aten.vsplit.int": 2,
+    "aten.dsplit.int": 2,
 }
 """Operators that give many pieces, and the place of their dimension."""
 
@@ -101,7 +106,7 @@ def _check_effort(op: str, args: list[Any], kwargs: dict[str, Any]) -> None:
         return
     place = _IN_PIECES[op]
     count = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-    if op in ("aten.unbind.int", "aten.split.Tensor"):
+    if op in ("aten.unbind.int", "aten.split.Tensor", "aten.unsafe_split.Tensor"):
         dim = args[place] if len(args) > place else kwargs.get("dim", 0)
         count = first.shape[dim] // (max(1, count) if place == 2 else 1)
     if count > limits.PIECES:

@@ -1,1 +1,3 @@
-"""Initial weights of head and tail that only the device knows, and the law by which it draws them."""
+"""What can be computed from what crosses the cut: secret initial weights, records of a training, attacks on
+them, and limits.
+"""

@@ -20,7 +20,17 @@ from torch.export.graph_signature import InputKind
 
 from spliteasy.errors import JobError, PortableError
 from spliteasy.splitting.functional import Recorder
-from spliteasy.splitting.trace import INPUT, TENSOR, ModuleCall, Op, TensorInfo, Trace, root_of
+from spliteasy.splitting.substitutes import substituted
+from spliteasy.splitting.trace import (
+    INPUT,
+    TENSOR,
+    ModuleCall,
+    Op,
+    TensorInfo,
+    Trace,
+    root_of,
+    running_statistics,
+)
 
 _DROPPED = ("aten._assert", "aten.sym_constrain", "aten._assert_tensor_metadata")
 """Checks of the example: the loader has checks of its own."""
@@ -54,6 +64,9 @@ def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -
     finally:
         for module, flag in training.items():
             module.training = flag
+    changing = {op.name for trace in (train, evaluation) for op in trace.written}
+    for trace in (train, evaluation):
+        trace.settle(changing)
     return TracedModel(train, evaluation, tuple(name for name, _ in model.named_modules() if name))
 
 
@@ -65,7 +78,7 @@ def trace_inputs(model: nn.Module, inputs: tuple[Tensor, ...], mode: str) -> Tra
         raise JobError("example inputs differ in batch size")
     inputs = tuple(torch.cat((value, value)) if value.shape[0] == 1 else value for value in inputs)
     try:
-        with _quietly():
+        with _quietly(), substituted(model, inputs):
             exported = torch.export.export(
                 model, inputs, dynamic_shapes=_batch_first(model, len(inputs)), strict=False
             )
@@ -135,7 +148,8 @@ class _Reader:
             self._walk(self._exported.graph_module, nodes, grad=True)
         outputs = self._outputs(nodes[-1])
         ops = _settle_writes(self._recorder.ops, self._tensors)
-        trace = Trace(self._inputs, self._tensors, ops, outputs, frozenset(self._recorder.written))
+        written = self._recorder.written | {tensor for op in ops for tensor in running_statistics(op)}
+        trace = Trace(self._inputs, self._tensors, ops, outputs, frozenset(written))
         trace.settle()
         return trace
 

@@ -22,6 +22,7 @@ from spliteasy.portable.operators import (
     name_of,
     operator_of,
 )
+from spliteasy.splitting.substitutes import STANDS_FOR
 from spliteasy.splitting.trace import TENSOR, ModuleCall, Op, replaced, root_of
 
 _END = 2**63 - 1
@@ -245,7 +246,7 @@ class Recorder:
 
 def portable_call(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Target and arguments in portable form: no devices, no "to the end" integers, no lifting."""
-    aten, target, args = torch.ops.aten, node.target, node.args
+    aten, target, args = torch.ops.aten, STANDS_FOR.get(node.target, node.target), node.args
     kwargs = {key: value for key, value in node.kwargs.items() if key not in PLACEMENT}
     if target is aten.detach_.default:
         target = aten.detach.default

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spliteasy.portable.graph import BatchDim, Dim
-from spliteasy.portable.operators import COPIES, VIEWS, is_in_place, is_random
+from spliteasy.portable.operators import COPIES, VIEWS, is_in_place, is_random, uses_statistics
 
 ModuleCall: TypeAlias = tuple[str, int]
 """A module's path, and which of its calls: from 1."""
@@ -93,10 +93,16 @@ class Trace:
     users: dict[Op, list[Op]] = field(default_factory=dict)
     """Who uses the movable ops."""
 
-    def settle(self) -> None:
-        """Once all ops are there: number them, note who is a raw input, who a constant, and who is needed."""
+    def settle(self, changing: Collection[str] = ()) -> None:
+        """Once all ops are there: number them, note who is a raw input, who a constant, and who is needed.
+
+        `changing`: tensors that the model writes in some mode. A buffer that it never writes is a constant of
+        the model's: nothing is learnt from data in it, and both sides may have it.
+        """
+        self.users = {}
         for op, info in self.tensors.items():
-            op.constant = info.kind == "constant" and op not in self.written
+            fixed = op not in self.written and op.name not in changing
+            op.constant = info.kind != "parameter" and fixed
         for index, op in enumerate(self.ops):
             op.index = index
             op.raw = op.rearranges and any(used.raw for used in references(op.args[:1]))
@@ -124,9 +130,11 @@ class Trace:
 
     def has_effect(self, op: Op) -> bool:
         """Whether the op must run even if nobody uses its value: it writes a buffer, or draws numbers."""
-        if op.target == "aten.batch_norm.default":
-            return bool(op.args[5]) and isinstance(op.args[3], Op)
-        return op.random or (is_in_place(op.target) and root_of(op) in self.tensors)
+        return (
+            bool(running_statistics(op))
+            or op.random
+            or (is_in_place(op.target) and root_of(op) in self.tensors)
+        )
 
 
 def references(value: Any) -> Iterator[Op]:
@@ -156,6 +164,13 @@ def root_of(op: Op) -> Op:
     ):
         op = op.args[0]
     return op
+
+
+def running_statistics(op: Op) -> tuple[Op, ...]:
+    """The buffers that a normalisation moves towards the statistics of what it is given."""
+    if op.target in (INPUT, TENSOR) or not uses_statistics(op.target, op.args):
+        return ()
+    return tuple(kept for kept in op.args[3:5] if isinstance(kept, Op))
 
 
 def is_in_place_op(op: Op) -> bool:

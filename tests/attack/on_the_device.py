@@ -14,10 +14,10 @@ from deploy.certificates import TlsFiles, make_certificates
 from deploy.native import HOST
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
-from server_worker.store import StoredJob
+from server_worker.store import Attempt, StoredJob
 from spliteasy.cli.enrolment import certificates, read_enrolment
 from spliteasy.compute import TorchThread
-from spliteasy.errors import JobError, LinkError, PortableError
+from spliteasy.errors import JobError, LinkError, PortableError, StateError
 from spliteasy.job.package import job_digest, manifest_of
 from spliteasy.job.signing import new_key, read_public_key, read_signer
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
@@ -86,6 +86,30 @@ async def train_what_is_not_allowed(attacker: Hostile) -> str:
     if not isinstance(reply, m.Error) or await attacker.arena.store.session(attacker.session) is not None:
         raise Undefended(f"OPEN was answered {reply.kind}")
     return f"worker: {reply.code}: {reply.message}"
+
+
+async def count_attempts_up(attacker: Hostile) -> str:
+    """Say that the newest attempt has the largest number there is, to an agent that takes over."""
+    arena, compute = attacker.arena, TorchThread()
+    digest = toy.job(arena.variant).digest
+    await arena.store.open_session(
+        attacker.session,
+        job_digest=digest,
+        attempt=Attempt(number=m.MAX_STEP, nonce="f" * 16),
+        held=(0,),
+        worker="hostile",
+        environment="",
+    )
+    state = arena.folder / f"{attacker.name}-taken-over"
+    config = AgentConfig(job="toy", device=attacker.name, data=toy.DATA, state=state, takeover=True)
+    agent = Agent(config, connect=lambda: connect(arena.url(attacker.name)), compute=compute)
+    try:
+        await agent.run(asyncio.Event())
+    except StateError as error:
+        return f"agent: {error.message}"
+    finally:
+        compute.close()
+    raise Undefended("the agent went on")
 
 
 async def _refused(attacker: Hostile, job: str, key: str) -> str:
@@ -174,4 +198,5 @@ ATTACKS = (
     show_a_certificate_of_another_name,
     alter_the_job_package,
     train_what_is_not_allowed,
+    count_attempts_up,
 )

@@ -309,3 +309,15 @@ def test_what_is_listed_is_there() -> None:
             source = volume.partition(":")[0]
             made_later = source.startswith(("./data/", "./secrets/"))
             assert made_later or (COMPOSE.parent / source).exists(), source
+
+
+def test_redis_refuses_writes_before_the_cluster_kills_it() -> None:
+    """It writes its file anew beside what it holds: a third of the container's memory stays free for that."""
+    lines = (DEPLOY / "containers/redis.conf").read_text().splitlines()
+    settings = dict(line.split(" ", 1) for line in lines)
+    (container,) = one("StatefulSet", "redis")["spec"]["template"]["spec"]["containers"]
+    limit, most = container["resources"]["limits"]["memory"], settings["maxmemory"]
+    assert (limit[-2:], most[-2:]) == ("Gi", "gb")
+    assert 0 < int(most[:-2]) <= int(limit[:-2]) * 2 / 3
+    assert settings["maxmemory-policy"] == "noeviction"
+    assert "--maxmemory 2gb" in (ROOT / "deploy/compose.yaml").read_text()

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from broker.messages import MAX_ATTEMPT, MAX_STEP, AttemptRef, Open
 from device_agent.state import StateFolder
 from spliteasy import durable
 from spliteasy.errors import StateError
@@ -143,6 +145,23 @@ def test_attempts_only_grow_and_never_repeat_their_nonce(tmp_path: Path) -> None
             seen.append(attempt)
     assert [attempt.number for attempt in seen] == [1, 2, 10, 11]
     assert len({attempt.nonce for attempt in seen}) == 4
+
+
+def test_a_number_that_nobody_can_have_got_to_is_refused_and_not_written(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        first = state.raise_attempt()
+        for above in (MAX_ATTEMPT, MAX_STEP):
+            with pytest.raises(StateError, match="made the number up"):
+                state.raise_attempt(above)
+        assert state.attempt == first
+        assert state.raise_attempt(MAX_ATTEMPT - 1).number == MAX_ATTEMPT
+    with pytest.raises(ValidationError):
+        Open(
+            session="toy.phone-1",
+            attempt=AttemptRef(number=MAX_ATTEMPT + 1, nonce="0" * 16),
+            digest="0" * 64,
+            held=(0,),
+        )
 
 
 def test_a_damaged_attempt_is_as_good_as_none(tmp_path: Path) -> None:

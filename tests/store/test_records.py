@@ -90,6 +90,29 @@ async def test_a_forgotten_session_begins_anew(store: Store) -> None:
     assert (await run_steps(store, meta, 1)).committed == 1
 
 
+async def test_only_what_is_idle_for_long_enough_and_has_that_owner_is_forgotten_as_abandoned(
+    store: Store,
+) -> None:
+    meta = await run_steps(store, await begin(store), 2)
+    rival = replace(meta.owner, nonce="w2")
+    assert not await store.forget_abandoned(SESSION, owner=meta.owner, idle_s=60)
+    assert not await store.forget_abandoned(SESSION, owner=rival, idle_s=-1)
+    newer = done(await store.claim(SESSION, attempt=FIRST, step=3, worker="w2"))
+    assert not await store.forget_abandoned(SESSION, owner=meta.owner, idle_s=-1), "it was claimed meanwhile"
+    assert await store.session(SESSION) == newer
+    assert [each.session for each in await store.sessions()] == [SESSION]
+    assert await store.forget_abandoned(SESSION, owner=newer.owner, idle_s=-1)
+    assert await store.session(SESSION) is None
+    assert await store.sessions() == []
+    assert not await store.forget_abandoned(SESSION, owner=newer.owner, idle_s=-1)
+
+
+async def test_the_stores_own_clock_is_the_one_that_times_are_of(store: Store) -> None:
+    before = await store.now()
+    meta = await begin(store)
+    assert before <= meta.updated_at <= await store.now()
+
+
 # Jobs ---------------------------------------------------------------------------------------------
 
 

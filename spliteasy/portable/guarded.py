@@ -1,0 +1,79 @@
+"""Operators whose kernels trust what they are given: torch reads past a tensor's end where it is wrong.
+
+Each is called through a check of the values that its kernel would use as places in memory. On tensors without
+data (the meta device, traces) there is nothing to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spliteasy.errors import PortableError
+
+Call = Callable[..., Any]
+
+
+def guarded(name: str, call: Call) -> Call:
+    """The operator with its check, or the operator itself where none is needed."""
+    checks = {"aten.embedding_bag.padding_idx": _embedding_bag, "aten.ctc_loss.Tensor": _ctc_loss}
+    return checks[name](call) if name in checks else call
+
+
+def _embedding_bag(call: Call) -> Call:
+    def checked(weight: Tensor, indices: Tensor, offsets: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not _without_data(weight, indices, offsets):
+            rising = bool((offsets.diff() >= 0).all())
+            if not rising or (offsets.numel() and int(offsets[-1]) > indices.numel()) or (offsets < 0).any():
+                raise PortableError("embedding_bag is called with offsets that are not places in its indices")
+        return call(weight, indices, offsets, *args, **kwargs)
+
+    return checked
+
+
+def _ctc_loss(call: Call) -> Call:
+    def checked(
+        log_probs: Tensor,
+        targets: Tensor,
+        input_lengths: Tensor,
+        target_lengths: Tensor,
+        blank: int = 0,
+        reduction: int = 1,
+        zero_infinity: bool = False,
+    ) -> Any:
+        batched = log_probs.dim() == 3
+        if _without_data(log_probs, targets, input_lengths, target_lengths):
+            # the kernel's own shapes follow from the lengths, which are not known: its result's does not
+            return log_probs.sum((0, 2)) if reduction == 0 and batched else log_probs.sum()
+        _check_lengths(log_probs, targets, input_lengths, target_lengths, batched)
+        return call(log_probs, targets, input_lengths, target_lengths, blank, reduction, zero_infinity)
+
+    return checked
+
+
+def _check_lengths(
+    log_probs: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor, batched: bool
+) -> None:
+    steps, classes = log_probs.shape[0], log_probs.shape[-1]
+    samples = log_probs.shape[1] if batched else 1
+    longest = targets.shape[-1] if targets.dim() == 2 or not batched else targets.numel()
+    for lengths, most, what in ((input_lengths, steps, "input"), (target_lengths, longest, "target")):
+        if lengths.numel() != samples or not _within(lengths, 0, most):
+            raise PortableError(f"ctc_loss is called with {what} lengths outside 0 to {most}")
+    if targets.dim() == 1 and int(target_lengths.sum()) > targets.numel():
+        raise PortableError("ctc_loss is called with target lengths that add up to more than the targets")
+    if targets.dim() == 2:  # what lies behind a target's length is padding, which nobody reads
+        targets = targets[torch.arange(longest) < target_lengths.reshape(-1, 1)]
+    if not _within(targets, 0, classes - 1):
+        raise PortableError(f"ctc_loss is called with targets outside 0 to {classes - 1}")
+
+
+def _within(values: Tensor, least: int, most: int) -> bool:
+    return bool(((values >= least) & (values <= most)).all())
+
+
+def _without_data(*tensors: Tensor) -> bool:
+    return any(type(t) not in (Tensor, nn.Parameter) or t.is_meta for t in tensors)
