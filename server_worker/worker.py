@@ -21,12 +21,14 @@ from typing import Any
 
 import orjson
 import structlog
+from torch import Tensor
 
 from broker import messages as m
 from broker.assembler import Assembler, OverBudget
 from broker.backoff import full_jitter
 from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES
 from broker.labels import codec_label
+from broker.patience import SETTLED_S, Patience
 from broker.sending import send_message
 from broker.topology import FRONT, shard_queue, worker_queues
 from broker.transport import Delivery, Depth, Subscription, Transport
@@ -43,9 +45,10 @@ from server_worker.losses import Losses
 from server_worker.queues import Queues
 from server_worker.quotas import Quotas
 from server_worker.refusals import error_reply
+from server_worker.reply_queues import ReplyQueues
 from server_worker.store import Store
 from spliteasy.compute import Compute
-from spliteasy.errors import LinkError, LinkRefused, StoreError, WireError
+from spliteasy.errors import LinkError, StoreError, UserError, WireError
 from spliteasy.metering import SILENT, Meter
 from spliteasy.tracing import Tracer
 
@@ -94,6 +97,7 @@ class Worker:
             shards=config.shards,
             quotas=Quotas(config.quota, clock),
         )
+        self._replies = ReplyQueues(clock)
         self._heartbeat = Heartbeat(self)
         self._transport: Transport | None = None
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -101,24 +105,12 @@ class Worker:
         self._log = log.bind(worker=config.name)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, then drain. Raises LinkRefused and UserError; survives lost links."""
+        """Serve until `stop` is set, then drain. Raises LinkError and UserError as `Patience` has it."""
         if self.config.trust is Trust.OPEN:
             self._log.warning("trust is open: any client of this broker can speak for any device")
         beat, tell = asyncio.create_task(self._heartbeat.run()), asyncio.create_task(self._tell())
         try:
-            delays = self._backoff()
-            while not stop.is_set():
-                try:
-                    self._transport = await self._connect()
-                    delays = self._backoff()
-                    await self._serve(self._transport, stop)
-                except LinkRefused:
-                    raise
-                except LinkError as error:
-                    self._log.warning("broker lost", error=error.message)
-                    await _wait(stop, next(delays))
-                finally:
-                    await self._hang_up()
+            await self._serve_connections(stop)
         finally:
             beat.cancel()
             tell.cancel()
@@ -128,6 +120,34 @@ class Worker:
             with suppress(StoreError):
                 await self.store.leave(self.config.name)
                 await self.losses.write(self.store)
+
+    async def _serve_connections(self, stop: asyncio.Event) -> None:
+        """One connection after the other, until `stop` is set. Raises as `run`."""
+        config, told, delays = self.config, "", self._backoff()
+        patience = Patience(unreachable_s=config.patience_s, limit_s=config.give_up_s, clock=self.clock)
+        while not stop.is_set():
+            began_s = self.clock()
+            try:
+                await self._serve_connection(patience, stop)
+            except (LinkError, UserError) as error:
+                patience.check(error)
+                if self.clock() - began_s >= SETTLED_S:
+                    told, delays = "", self._backoff()
+                if error.message != told:
+                    told = error.message
+                    self._log.warning("trying again", error=told, hint=error.hint)
+                await _wait(stop, next(delays))
+
+    async def _serve_connection(self, patience: Patience, stop: asyncio.Event) -> None:
+        try:
+            self._transport = await self._connect()
+            await self._serve(self._transport, stop)
+        finally:
+            transport = self._transport
+            if self.queues.subscriptions:
+                patience.connected()
+            await self._hang_up()
+            patience.lost(None if transport is None else transport.lost)
 
     def _backoff(self) -> Iterator[float]:
         return full_jitter(max_s=BACKOFF_MAX_S, rng=self._rng)
@@ -158,6 +178,8 @@ class Worker:
         transport = self._transport
         if transport is None:
             return
+        if not await self._may_answer(transport, reply_to, reply):
+            return
         message_id = reply_id(reply)
         began, codec = self.clock(), codec_label(reply)
         most = self.config.chunk_bytes
@@ -183,6 +205,19 @@ class Worker:
             self._log.info(
                 "reply not delivered", kind=getattr(reply, "kind", ""), error=str(errors.exceptions[0])
             )
+
+    async def _may_answer(self, transport: Transport, reply_to: str, reply: m.Message) -> bool:
+        """Whether the reply queue is there, and bounded as devices are to declare it."""
+        kind = getattr(reply, "kind", "")
+        nbytes = sum(value.nbytes for value in reply.values if isinstance(value, Tensor))
+        try:
+            fit = await self._replies.is_fit(transport, reply_to, nbytes)
+        except LinkError as error:
+            self._log.info("reply not delivered", kind=kind, error=error.message)
+            return False
+        if not fit:
+            self._log.info("reply not delivered", kind=kind, error=f"{reply_to} is not there, or not bounded")
+        return fit
 
     def committed(self, session: str, step: int, loss: float | None) -> None:
         self.steps += 1
@@ -228,6 +263,8 @@ class Worker:
 
     async def _serve(self, transport: Transport, stop: asyncio.Event) -> None:
         await transport.declare(*worker_queues(self.config.shards, dead_bytes=self.config.dead_bytes))
+        self._replies.forget()
+        await self._replies.may_look(transport)
         queues = [FRONT, *(shard_queue(n).name for n in range(self.config.shards))]
         stopped = asyncio.create_task(stop.wait())
         readers = [asyncio.create_task(self.queues.read(transport, queue, self._take)) for queue in queues]

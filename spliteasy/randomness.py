@@ -1,7 +1,7 @@
 """Random numbers that are a pure function of where they are drawn, and of a secret where it must stay one.
 
-Torch's CPU generator belongs to the process: two threads that seed it and draw at once spoil each
-other's numbers. Whoever seeds and draws does so within `seeded`, which holds the one lock.
+Torch's CPU generator belongs to the process: two threads that set it and draw at once spoil each
+other's numbers. Whoever sets it and draws does so within `drawing`, which holds the one lock.
 
 A number as a seed is public: torch and numpy use 32 bits of it, which can all be tried in hours. What
 nobody may guess begins from a `Key`, which sets the generator's whole state.
@@ -69,12 +69,11 @@ def seed_of(*parts: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def begin(generator: torch.Generator, seed: Seed) -> torch.Generator:
-    """Put the generator where `seed` says; returns it."""
+def state_of(seed: Seed) -> Tensor:
+    """The state of torch's CPU generator where `seed` says that it begins."""
     if isinstance(seed, int):
-        return generator.manual_seed(seed)
-    generator.set_state(torch_state(seed.stream(4 * MT_WORDS)))
-    return generator
+        return torch.Generator().manual_seed(seed).get_state()
+    return torch_state(seed.stream(4 * MT_WORDS))
 
 
 def torch_state(words: bytes) -> Tensor:
@@ -87,7 +86,7 @@ def torch_state(words: bytes) -> Tensor:
 @cache
 def _fresh_state() -> Tensor:
     """The state of a generator that has drawn nothing; its layout is looked at, since torch may change it."""
-    state = torch.Generator().manual_seed(5489).get_state()
+    state = state_of(5489)
     raw = state.numpy()[_WORDS_AT : _WORDS_AT + 8 * MT_WORDS]
     expected = np.random.RandomState(5489).get_state(legacy=False)["state"]["key"]
     if raw.size != 8 * MT_WORDS or not np.array_equal(raw.view(np.uint64), expected):
@@ -96,12 +95,12 @@ def _fresh_state() -> Tensor:
 
 
 @contextmanager
-def seeded(seed: Seed) -> Iterator[None]:
-    """Hold torch's CPU generator, put where `seed` says; its state is put back at the end."""
+def drawing(state: Tensor) -> Iterator[None]:
+    """Hold torch's CPU generator, in `state` at first; what it was before is put back at the end."""
     with _GENERATOR_LOCK:
-        state = torch.random.get_rng_state()
-        begin(torch.default_generator, seed)
+        before = torch.random.get_rng_state()
+        torch.random.set_rng_state(state)
         try:
             yield
         finally:
-            torch.random.set_rng_state(state)
+            torch.random.set_rng_state(before)

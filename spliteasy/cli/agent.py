@@ -19,6 +19,7 @@ from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy.cli.monitoring import MetricsHostOption, MetricsPortOption, Monitoring
+from spliteasy.cli.patience import GiveUpOption, seconds
 from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.cli.tracing import TracesOption, tracing
@@ -124,6 +125,7 @@ def agent(
     takeover: TakeoverOption = False,
     restart: RestartOption = False,
     refuse_public_ends: RefusePublicEndsOption = False,
+    give_up_after: GiveUpOption = None,
     history: HistoryOption = None,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
@@ -166,6 +168,7 @@ def agent(
         takeover=takeover,
         restart=restart,
         refuse_public_ends=refuse_public_ends,
+        give_up_s=seconds(give_up_after),
         max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
         metered=None if metered is None else _budget(metered),
     )

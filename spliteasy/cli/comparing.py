@@ -34,7 +34,7 @@ from spliteasy.job import Job, load_job_file
 from spliteasy.job.create import build_model
 from spliteasy.losses import LOSSES, LossFunction
 from spliteasy.randomness import Key
-from spliteasy.reference import State, difference, reference_of
+from spliteasy.reference import PlainTraining, State, difference
 from spliteasy.training import STEP_KEY
 
 EMBEDDED_WORKERS = 2
@@ -213,7 +213,7 @@ def compare_one(plan: Plan, config: AgentConfig, batches: Batches, step: int, sp
     with StateFolder(config.state) as state:
         ends = initial_ends(plan.job, state, key, refuse_public=False)
     model, _, _ = build_model(plan.job.spec, plan.root)
-    reference = reference_of(plan.job, model, users_loss(plan), device=device, key=key, ends=ends)
+    reference = PlainTraining(plan.job, model, users_loss(plan), device=device, key=key, ends=ends)
     for number in range(1, step + 1):
         reference.step(*batches.batch(number))
     plain = reference.state()

@@ -17,7 +17,7 @@ from spliteasy.errors import PublicEnds
 from spliteasy.portable.graph import TensorSpec
 from spliteasy.privacy.ends import Ends
 from spliteasy.privacy.law import Step, draw_by_torch, run_law
-from spliteasy.randomness import Key, begin, seeded
+from spliteasy.randomness import Key, drawing, state_of
 
 MIN_SPREAD = 1e-3
 """What must differ between two draws of a weight matrix, beside the mean square of its elements."""
@@ -86,7 +86,7 @@ def weak_weights(ends: Ends, weights: Iterable[Weight]) -> list[str]:
     if not tried:
         return []
     key = Key(os.urandom(32))
-    with seeded(0):
+    with drawing(state_of(0)):
         once, again = _run(ends, key), _run(ends, key, anew=1.0)
         weak = {w for w in tried if _alike(once[w.role, w.name], again[w.role, w.name])}
         for trial in (_LARGE, _SMALL):
@@ -113,10 +113,10 @@ def _run(ends: Ends, key: Key, *, anew: float = 0.0, trial: int = 0) -> _Values:
     """The drawn tensors; the part `anew` of all numbers is another than that of the key alone."""
 
     def fill(place: int, step: Step, out: Tensor) -> None:
-        begin(torch.default_generator, key.at("once", place))
+        torch.default_generator.set_state(state_of(key.at("once", place)))
         draw_by_torch(step, out)
         if anew:
-            begin(torch.default_generator, key.at("again", trial, place))
+            torch.default_generator.set_state(state_of(key.at("again", trial, place)))
             other = torch.empty_like(out)
             draw_by_torch(step, other)
             out.copy_(torch.where(torch.rand(out.shape) < anew, other, out))

@@ -14,7 +14,7 @@ from spliteasy.portable.graph import TensorSpec
 from spliteasy.privacy.ends import Ends, Role, ends_from_json
 from spliteasy.privacy.entropy import weak_weights, weights_of
 from spliteasy.privacy.recording import NotALaw, Recording, repeat
-from spliteasy.randomness import seeded
+from spliteasy.randomness import drawing, state_of
 from spliteasy.segment import Segment
 
 
@@ -102,7 +102,7 @@ def _not_repeated(recording: Recording, drawn: Sequence[_End]) -> dict[_End, str
     """Those that the law as it travels does not give bit for bit."""
     _, places, states = recording.law([end.original for end in drawn])
     law = ends_from_json(_ends(recording, drawn, {}).to_json()).law
-    with seeded(0):
+    with drawing(state_of(0)):
         views = repeat(law, states)
     return {
         end: "not-repeated"

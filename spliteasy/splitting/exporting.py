@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,7 +19,12 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from spliteasy.errors import JobError, PortableError
+from spliteasy.seeding import states_kept
 from spliteasy.splitting.functional import Recorder
+from spliteasy.splitting.model_state import left_as_it_was
+from spliteasy.splitting.plain_modes import fused_attention, inference_mode_as_no_grad
+from spliteasy.splitting.proof import prove
+from spliteasy.splitting.steadiness import refuse_unsteady
 from spliteasy.splitting.substitutes import substituted
 from spliteasy.splitting.trace import (
     INPUT,
@@ -49,40 +54,45 @@ class TracedModel:
     paths: tuple[str, ...]
     """All module paths of the model."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is right and may surprise the user, in whole sentences."""
+        return (*self.train.notes, *self.eval.notes)
+
 
 def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> TracedModel:
-    """Trace with a batch (first) dimension that may vary. The model is left as it was.
+    """Trace with a batch (first) dimension that may vary, and prove the traces. The model is left as it was.
 
-    Raises `JobError` if the model can't be traced or uses what has no portable form.
+    Raises `JobError` if the model can't be traced, uses what has no portable form, or gives something else
+    than its traces.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    training = {module: module.training for module in model.modules()}
-    try:
+    with left_as_it_was(model):
         train = trace_inputs(model, inputs, "train")
-        model.eval()
-        evaluation = trace_inputs(model, inputs, "eval")
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+        evaluation = trace_inputs(model.eval(), inputs, "eval")
     changing = {op.name for trace in (train, evaluation) for op in trace.written}
     for trace in (train, evaluation):
         trace.settle(changing)
     return TracedModel(train, evaluation, tuple(name for name, _ in model.named_modules() if name))
 
 
-def trace_inputs(model: nn.Module, inputs: tuple[Tensor, ...], mode: str) -> Trace:
-    """Trace the model as its modules' modes stand; `mode` only names its constants."""
+def trace_inputs(
+    model: nn.Module, inputs: tuple[Tensor, ...], mode: Literal["train", "eval"], what: str = "model"
+) -> Trace:
+    """Trace the model as its modules' modes stand, and prove the trace. `what` is traced, for errors."""
     if not inputs or not all(isinstance(value, Tensor) and value.dim() for value in inputs):
         raise JobError("example inputs must be tensors with the batch first")
     if len({value.shape[0] for value in inputs}) > 1:
         raise JobError("example inputs differ in batch size")
     inputs = tuple(torch.cat((value, value)) if value.shape[0] == 1 else value for value in inputs)
+    training = mode == "train"
+    refuse_unsteady(model, inputs, training=training, what=what)
     try:
-        with _quietly(), substituted(model, inputs):
+        with _plainly(model), substituted(model, inputs):
             exported = torch.export.export(
                 model, inputs, dynamic_shapes=_batch_first(model, len(inputs)), strict=False
             )
-            return _Reader(model, exported, mode).read()
+            trace = _Reader(model, exported, mode).read()
     except PortableError as error:
         raise JobError(f"the model can't be made portable: {error.message}", hint=error.hint) from None
     except JobError:
@@ -93,6 +103,8 @@ def trace_inputs(model: nn.Module, inputs: tuple[Tensor, ...], mode: str) -> Tra
             f"torch.export can't trace the model in {mode} mode: {reason[0][:300]}",
             hint="the batch size must be free to vary, and control flow must not depend on values",
         ) from error
+    trace.notes = prove(model, trace, inputs, training=training, what=what)
+    return trace
 
 
 def _batch_first(model: nn.Module, count: int) -> tuple[Any, ...]:
@@ -107,6 +119,13 @@ def _batch_first(model: nn.Module, count: int) -> tuple[Any, ...]:
 
 
 @contextmanager
+def _plainly(model: nn.Module) -> Iterator[None]:
+    """Tracing leaves the model as it was, and sees what torch does otherwise as what a graph can hold."""
+    with _quietly(), left_as_it_was(model), fused_attention(False), inference_mode_as_no_grad():
+        yield
+
+
+@contextmanager
 def _quietly() -> Iterator[None]:
     """Tracing must not move the user's random state, nor print torch's tracebacks beside our error."""
     loggers = [logging.getLogger(name) for name in _CHATTY]
@@ -116,7 +135,7 @@ def _quietly() -> Iterator[None]:
             logger.disabled = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with redirect_stderr(StringIO()), torch.random.fork_rng(devices=[]):
+            with redirect_stderr(StringIO()), states_kept():
                 yield
     finally:
         for logger, flag in zip(loggers, before, strict=True):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spliteasy.errors import JobError, PortableError
-from spliteasy.portable.graph import ValueSpec
+from spliteasy.errors import DataError, JobError, PortableError
+from spliteasy.portable.graph import ValueSpec, misfit
 from spliteasy.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.exporting import trace_inputs
@@ -35,7 +35,12 @@ class PortableLoss:
         return self._segment.input_values
 
     def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        (loss,) = self._segment.program(self._tensors, (*outputs, *targets), training=True)
+        """The loss of a batch. Raises `DataError` for other dtypes or sizes than were traced."""
+        values = (*outputs, *targets)
+        problem = misfit(self.input_values, values)
+        if problem is not None:
+            raise DataError(f"the loss takes other outputs and targets: {problem}")
+        (loss,) = self._segment.program(self._tensors, values, training=True)
         assert isinstance(loss, Tensor), "checked when loaded"
         return loss
 
@@ -57,9 +62,11 @@ def trace_function(
     form, or does not give one scalar.
     """
     wrapped = _Wrapped(fn, len(example_outputs)).train()
-    trace = trace_inputs(wrapped, (*example_outputs, *example_targets), "train")
+    trace = trace_inputs(wrapped, (*example_outputs, *example_targets), "train", "loss")
     if len(trace.outputs) != 1 or trace.outputs[0].value.dim():
         raise JobError("a loss must give one scalar tensor", hint="reduce it over the batch, by mean or sum")
+    if any(op.random for op in trace.ops):
+        raise JobError("the loss draws random numbers", hint="draw them in the model, which returns them")
     whole = Partition(trace, ())
     return PortableLoss(assemble("loss", whole.parts[0], whole.parts[0], list(trace.tensors.values())))
 

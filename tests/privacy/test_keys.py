@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from spliteasy.privacy import numbers
-from spliteasy.randomness import Key, begin, seed_of, seeded
+from spliteasy.randomness import Key, drawing, seed_of, state_of
 from spliteasy.seeding import seed_all, states_kept
 
 ZERO = Key(bytes(32))
@@ -22,7 +22,9 @@ def drawn(seed: Key | int) -> tuple[list[float], list[float], list[float], list[
     with states_kept():
         seed_all(seed)
         floats = torch.rand(4).tolist(), np.random.rand(4).tolist(), [random.random() for _ in range(4)]
-    return *floats, torch.randperm(20, generator=begin(torch.Generator(), seed)).tolist()
+    generator = torch.Generator()
+    generator.set_state(state_of(seed))
+    return *floats, torch.randperm(20, generator=generator).tolist()
 
 
 @pytest.mark.parametrize("place", [0, 7, 31])
@@ -42,7 +44,7 @@ def test_seeds_of_32_bits_are_what_keys_are_for() -> None:
 
 def test_dropout_begins_where_a_key_says() -> None:
     def mask(key: Key) -> list[float]:
-        with seeded(key):
+        with drawing(state_of(key)):
             return torch.nn.functional.dropout(torch.ones(64)).tolist()
 
     assert mask(ZERO.at(1)) == mask(ZERO.at(1)) != mask(ZERO.at(2))

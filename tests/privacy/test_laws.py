@@ -10,7 +10,7 @@ from spliteasy.portable.graph import DTYPE_NAMES, TensorSpec
 from spliteasy.privacy.ends import Ends, draw, ends_from_json
 from spliteasy.privacy.made import make_ends
 from spliteasy.privacy.recording import recorded
-from spliteasy.randomness import Key, seeded
+from spliteasy.randomness import Key, drawing, state_of
 from tests.privacy.factories import CASES, of
 
 
@@ -58,7 +58,7 @@ def ends_of(model: nn.Module, recording: object) -> Ends:
 @pytest.mark.parametrize("name", CASES)
 def test_each_tensor_is_drawn_or_named(name: str) -> None:
     case = CASES[name]
-    with seeded(5), recorded() as recording:
+    with drawing(state_of(5)), recorded() as recording:
         model = case.make()
     ends = ends_of(model, recording)
     tensors = tensors_of(model)
@@ -71,13 +71,13 @@ def test_each_tensor_is_drawn_or_named(name: str) -> None:
 def test_what_a_key_draws_follows_the_models_own_law(name: str) -> None:
     """Mean and spread of many draws by torch and by keys are the same, and so are the constant parts."""
     case = CASES[name]
-    with seeded(5), recorded() as recording:
+    with drawing(state_of(5)), recorded() as recording:
         model = case.make()
     ends = ends_of(model, recording)
     ours = [draw(ends, Key(bytes([number] * 32)))["head"] for number in range(24)] if ends.drawn else []
     theirs = []
     for number in range(len(ours)):
-        with seeded(100 + number):
+        with drawing(state_of(100 + number)):
             theirs.append(tensors_of(case.make()))
     for tensor in ends.of("head"):
         drawn, made = (torch.stack([values[tensor].detach() for values in each]) for each in (ours, theirs))
@@ -93,30 +93,30 @@ def test_what_a_key_draws_follows_the_models_own_law(name: str) -> None:
 
 
 def test_two_tensors_of_one_source_stay_alike() -> None:
-    with seeded(5), recorded() as recording:
+    with drawing(state_of(5)), recorded() as recording:
         model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
     drawn = draw(ends_of(model, recording), Key(bytes(32)))["head"]
     for name in ("self_attn.in_proj_weight", "linear1.weight", "linear2.weight"):
         assert torch.equal(drawn[f"layers.0.{name}"], drawn[f"layers.1.{name}"])
-    with seeded(5), recorded() as recording:
+    with drawing(state_of(5)), recorded() as recording:
         normed = CASES["weight norm"].make()
     drawn = draw(ends_of(normed, recording), Key(bytes(32)))["head"]
     g, v = (drawn[f"parametrizations.weight.original{place}"] for place in (0, 1))
     assert torch.allclose(g, v.norm(dim=1, keepdim=True))
-    with seeded(5), recorded() as recording:
+    with drawing(state_of(5)), recorded() as recording:
         embedding = CASES["embedding"].make()
     assert not draw(ends_of(embedding, recording), Key(bytes(32)))["head"]["weight"][0].any()
 
 
 def test_orthogonal_weights_stay_orthogonal() -> None:
-    with seeded(5), recorded() as recording:
+    with drawing(state_of(5)), recorded() as recording:
         model = CASES["orthogonal"].make()
     weight = draw(ends_of(model, recording), Key(bytes(32)))["head"]["0"]
     assert torch.allclose(weight @ weight.t(), torch.eye(12), atol=1e-5)
 
 
 def test_any_bit_of_a_key_changes_the_weights() -> None:
-    with seeded(5), recorded() as recording:
+    with drawing(state_of(5)), recorded() as recording:
         model = of(lambda: torch.randn(20, 20))
     ends = ends_of(model, recording)
     first = draw(ends, Key(bytes(32)))["head"]["0"]
@@ -135,6 +135,6 @@ def test_what_python_draws_itself_is_not_repeated() -> None:
         weight.numpy()[0, 0] = 5.0
         return weight
 
-    with seeded(5), recorded() as recording:
+    with drawing(state_of(5)), recorded() as recording:
         model = of(make)
     assert ends_of(model, recording).public_of("head") == {"0": "not-repeated"}
