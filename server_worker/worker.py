@@ -17,16 +17,17 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import structlog
 from torch import Tensor
 
+from broker import encode
 from broker import messages as m
 from broker.assembler import Assembler, OverBudget
 from broker.backoff import full_jitter
-from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES
+from broker.chunks import CHUNK_BYTES, HEADER_BYTES, MIN_CHUNK_BYTES
 from broker.labels import codec_label
 from broker.patience import SETTLED_S, Patience
 from broker.sending import send_message
@@ -40,10 +41,10 @@ from server_worker.config import Trust, WorkerConfig
 from server_worker.durability import DurabilityClock
 from server_worker.heartbeat import Heartbeat
 from server_worker.intake import Accepted, Intake, Waiting
-from server_worker.jobs import JobCache, answer_get_job
+from server_worker.jobs import DeviceJobs, JobCache
 from server_worker.losses import Losses
 from server_worker.queues import Queues
-from server_worker.quotas import Quotas
+from server_worker.quotas import OVERHEAD_BYTES, Quotas
 from server_worker.refusals import error_reply
 from server_worker.reply_queues import ReplyQueues
 from server_worker.store import Store
@@ -56,6 +57,8 @@ log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
 NOTHING: Mapping[str, Arrived] = {}
+SMALL = (m.Have, m.Missing, m.Busy, m.Working)
+"""Answers that a tiny question can have many of, or large ones."""
 BACKOFF_MAX_S = 2.0
 """Workers are few: they are back before the devices, which wait for longer between two tries."""
 
@@ -82,6 +85,7 @@ class Worker:
         self.store = store
         self.compute = compute
         self.jobs = JobCache(store, compute, limit=config.jobs)
+        self._device_jobs = DeviceJobs(store, shards=config.shards)
         self.steps = 0
         self.connected = asyncio.Event()
         self._connect = connect
@@ -207,9 +211,15 @@ class Worker:
             )
 
     async def _may_answer(self, transport: Transport, reply_to: str, reply: m.Message) -> bool:
-        """Whether the reply queue is there, and bounded as devices are to declare it."""
+        """Whether the reply queue is there, and bounded as devices are to declare it; and, of a small answer,
+        whether what the device sent pays for it.
+        """
         kind = getattr(reply, "kind", "")
         nbytes = sum(value.nbytes for value in reply.values if isinstance(value, Tensor))
+        small = isinstance(reply, SMALL)
+        if small and not self._intake.affords(reply_to, len(encode(reply)) + HEADER_BYTES + OVERHEAD_BYTES):
+            self.meter.add(metrics.BUSY, 1, "silence")
+            return False
         try:
             fit = await self._replies.is_fit(transport, reply_to, nbytes)
         except LinkError as error:
@@ -288,9 +298,7 @@ class Worker:
         try:
             taken = self._intake.take(delivery)
         except WireError as error:
-            self._log.warning("refused", key=delivery.routing_key, reason=error.message)
-            self.meter.add(metrics.DEAD_LETTERS, 1, "refused")
-            await subscription.dead_letter(delivery, error.message)
+            await self._bury(delivery, subscription, error.message, "refused")
             return
         if isinstance(taken, Accepted):
             self.meter.add(metrics.BYTES, taken.raw.nbytes, "received", codec_label(taken.request))
@@ -300,8 +308,7 @@ class Worker:
                 if poison is None:
                     await subscription.ack(delivery)
                 else:
-                    self.meter.add(metrics.DEAD_LETTERS, 1, "poison")
-                    await subscription.dead_letter(delivery, poison)
+                    await self._bury(delivery, subscription, poison, "poison")
 
         receipt = self._receipt(taken)
         if receipt is not None:
@@ -323,6 +330,19 @@ class Worker:
                     arrived_s=self.clock(),
                 )
             )
+
+    async def _bury(
+        self, delivery: Delivery, subscription: Subscription, reason: str, why: Literal["refused", "poison"]
+    ) -> None:
+        """Move it to the dead queue, where its sender has not filled that lately; else it is dropped."""
+        if not self._intake.may_bury(delivery):
+            self.meter.add(metrics.DEAD_LETTERS, 1, "dropped")
+            await subscription.ack(delivery)
+            return
+        if why == "refused":
+            self._log.warning("refused", key=delivery.routing_key, reason=reason)
+        self.meter.add(metrics.DEAD_LETTERS, 1, why)
+        await subscription.dead_letter(delivery, reason)
 
     def _receipt(self, taken: Accepted | Waiting) -> m.Receipt | None:
         """What to say about a request's bytes, where not all of them are here.
@@ -348,7 +368,7 @@ class Worker:
         self, request: m.GetJob, taken: Accepted, finish: Callable[[], Awaitable[None]]
     ) -> None:
         try:
-            reply: m.Reply = await answer_get_job(request, self.store, shards=self.config.shards)
+            reply: m.Reply = await self._device_jobs.answer(request)
         except StoreError as error:
             reply = error_reply(request, "unavailable", error.message, error.hint, retriable=True)
         await self.send(taken.reply_to, reply, chunk_bytes=taken.chunk_bytes)

@@ -67,7 +67,7 @@ def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -
     than its traces.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    with left_as_it_was(model):
+    with left_as_it_was(model, tensors=False):
         train = trace_inputs(model, inputs, "train")
         evaluation = trace_inputs(model.eval(), inputs, "eval")
     changing = {op.name for trace in (train, evaluation) for op in trace.written}
@@ -121,7 +121,12 @@ def _batch_first(model: nn.Module, count: int) -> tuple[Any, ...]:
 @contextmanager
 def _plainly(model: nn.Module) -> Iterator[None]:
     """Tracing leaves the model as it was, and sees what torch does otherwise as what a graph can hold."""
-    with _quietly(), left_as_it_was(model), fused_attention(False), inference_mode_as_no_grad():
+    with (
+        _quietly(),
+        left_as_it_was(model, tensors=False),
+        fused_attention(False),
+        inference_mode_as_no_grad(),
+    ):
         yield
 
 

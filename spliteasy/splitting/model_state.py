@@ -19,7 +19,8 @@ _CONTAINERS = (list, dict, set, deque)
 class ModelState:
     """All that a forward may change on a model, as it was when this was made."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, tensors: bool = True) -> None:
+        """`tensors`: keep copies of what parameters and buffers hold, for where real data flows."""
         self._modules = [
             (path, module, dict(module.__dict__))
             for path, module in model.named_modules()
@@ -27,7 +28,7 @@ class ModelState:
         ]
         self._buffers = [(module, dict(module._buffers)) for _, module, _ in self._modules]
         self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-        self._tensors = [(tensor, tensor.detach().clone()) for tensor in _tensors(model)]
+        self._tensors = [(tensor, tensor.detach().clone()) for tensor in (_tensors(model) if tensors else ())]
         self._undo = [
             undo
             for _, _, values in self._modules
@@ -77,9 +78,9 @@ class ModelState:
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[ModelState]:
-    """Whatever runs within, the model is afterwards what it was before."""
-    state = ModelState(model)
+def left_as_it_was(model: nn.Module, *, tensors: bool = True) -> Iterator[ModelState]:
+    """Whatever runs within, the model is afterwards what it was before. `tensors`: as of `ModelState`."""
+    state = ModelState(model, tensors=tensors)
     try:
         yield state
     finally:

@@ -54,7 +54,6 @@ def trials(example: tuple[Tensor, ...]) -> list[Trial]:
             tuple(tensor[order] for tensor in example),
             2,
             input_gradients=True,
-            certain=True,
         ),
         Trial(
             f"{other} random samples like the example",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ class Seen:
     draws: dict[str, str] = field(default_factory=dict)
     """Path → the generator it draws from, which is not torch's."""
     functions: list[tuple[str, str]] = field(default_factory=list)
-    """Path and class of every `torch.autograd.Function` of the user's own that autograd recorded."""
+    """Path and class of every `torch.autograd.Function` of the user's own that the backward would run."""
     hooks: list[str] = field(default_factory=list)
     """Paths of the modules that hung a hook on a tensor."""
     outputs: list[tuple[str, list[Tensor]]] = field(default_factory=list)
@@ -38,6 +38,7 @@ def watched(model: nn.Module, *, outputs: bool = False) -> Iterator[Seen]:
     seen = Seen()
     stack: list[str] = [""]
     state = _generators()
+    nodes: dict[int, Any] = {}
 
     def look() -> None:
         nonlocal state
@@ -57,18 +58,18 @@ def watched(model: nn.Module, *, outputs: bool = False) -> Iterator[Seen]:
     def leave(_module: nn.Module, _inputs: Any, result: Any) -> None:
         look()
         path = stack.pop() if len(stack) > 1 else ""
+        made = tensors_of(result)
+        seen.functions.extend((path, name) for name in _own_functions(made, nodes))
         if outputs:
-            seen.outputs.append((path, [tensor.detach().clone() for tensor in tensors_of(result)]))
+            seen.outputs.append((path, [tensor.detach().clone() for tensor in made]))
 
     handles = []
     for path, module in model.named_modules():
-        if path:
-            handles.append(module.register_forward_pre_hook(enter(path), prepend=True))
-            handles.append(module.register_forward_hook(leave))
+        handles.append(module.register_forward_pre_hook(enter(path), prepend=True))
+        handles.append(module.register_forward_hook(leave))
     try:
-        with _noting_functions(seen, stack), _noting_hooks(seen, stack):
+        with _noting_hooks(seen, stack):
             yield seen
-        look()
     finally:
         for handle in handles:
             handle.remove()
@@ -80,24 +81,19 @@ def _generators() -> dict[str, Any]:
     return {PYTHON: random.getstate(), NUMPY: (name, keys.tobytes(), *rest)}
 
 
-@contextmanager
-def _noting_functions(seen: Seen, stack: list[str]) -> Iterator[None]:
-    """Note every `Function.apply` that autograd records, but for torch's own."""
-    function = torch.autograd.Function
-    original = function.__dict__["apply"]
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        result = original.__get__(None, cls)(*args, **kwargs)
-        recorded = any(x.grad_fn is not None for x in tensors_of(result))
-        if recorded and not cls.__module__.startswith("torch."):
-            seen.functions.append((stack[-1], cls.__qualname__))
-        return result
-
-    function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        function.apply = original  # type: ignore[method-assign]
+def _own_functions(tensors: Sequence[Tensor], known: dict[int, Any]) -> Iterator[str]:
+    """The classes of the user's own autograd functions behind the tensors. `known`: the nodes seen before."""
+    todo: list[Any] = [tensor.grad_fn for tensor in tensors]
+    while todo:
+        node = todo.pop()
+        if node is None or id(node) in known:
+            continue
+        known[id(node)] = node
+        todo.extend(following for following, _ in node.next_functions)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            function: type = node._forward_cls  # type: ignore[attr-defined]
+            if not function.__module__.startswith("torch."):
+                yield function.__qualname__
 
 
 @contextmanager

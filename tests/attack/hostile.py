@@ -44,6 +44,10 @@ class DeadLetters:
         except TimeoutError:
             raise Undefended("the worker buried nothing") from None
 
+    def count(self, account: str) -> int:
+        """How many came and were not asked for yet."""
+        return self._reasons[account].qsize()
+
     async def collect(self, subscription: Subscription) -> None:
         """Until cancelled."""
         async for delivery in subscription:

@@ -16,7 +16,7 @@ from spliteasy.errors import DataError, JobError
 from spliteasy.splitting.losses import trace_function
 from spliteasy.splitting.plain_modes import fused_attention
 from tests.models import untraceable
-from tests.models.untraceable import CheckpointedNorm, Clipped, Mid, Net, Padded, Sign
+from tests.models.untraceable import CheckpointedNorm, Mid, Net, Padded, Sign
 from tests.splitting.parity import compare
 
 Change = Callable[[Mid, Tensor], Tensor]
@@ -30,7 +30,7 @@ def _parts(model: nn.Module) -> object:
     ("change", "message"),
     [
         (lambda _, x: Sign.apply(x), "layer `mid` uses Sign, a torch.autograd.Function"),
-        (lambda _, x: Clipped.apply(x), "layer `mid` uses Clipped, a torch.autograd.Function"),
+        (lambda _, x: untraceable.clipped(x), "layer `mid` uses Clipped, a torch.autograd.Function"),
         (untraceable.drops_by_random, "layer `mid` draws from Python's `random` in its forward"),
         (untraceable.drops_by_numpy, "layer `mid` draws from `numpy.random` in its forward (draw with torch"),
         (untraceable.draws_by_random_in_evaluation, "layer `mid` draws from Python's `random`"),
