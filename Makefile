@@ -25,7 +25,7 @@ SSH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CODE := spliteasy broker device_agent server_worker deploy tests examples benchmarks
+CODE := spliteasy spliteasy_cli broker device_agent server_worker deploy tests examples benchmarks
 
 # Several processes share the cores here: one thread each is faster than all of them fighting for all,
 # and the number of threads is part of what makes a run bit-identical.
@@ -116,7 +116,7 @@ test: setup lint ## Lint and all tests, against real RabbitMQ, Redis and OpenSSH
 test-long: setup deps ## The long sweeps (many seeds, many mutations)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
-parity: setup ## Twenty networks, the paper's six among them: split against plain PyTorch, bit for bit
+parity: setup ## Twenty-one networks, the paper's six among them: split against plain PyTorch, bit for bit
 	@$(BIN)/python -m benchmarks.parity
 
 bench: setup deps ## Speed, memory, links, codecs, with the goals beside the figures: [ONLY="links flaky"] [PEERS=1: other systems too]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from broker.assembler import Assembled, Assembler, AssemblerLimits, OverBudget, Partial
-from broker.backoff import full_jitter
-from broker.chunks import to_frames
-from broker.envelope import EnvelopeLimits, decode, decode_tensor, encode, encode_parts, encode_tensor
-from broker.transport import Delivery, Depth, Frame, Queue, Subscription, Transport
+from broker.protocol.assembler import Assembled, Assembler, AssemblerLimits, OverBudget, Partial
+from broker.protocol.envelope import (
+    EnvelopeLimits,
+    decode,
+    decode_tensor,
+    encode,
+    encode_parts,
+    encode_tensor,
+)
+from broker.protocol.frames import to_frames
+from broker.transport.backoff import full_jitter
+from broker.transport.base import Delivery, Depth, Frame, Queue, Subscription, Transport
 from spliteasy.errors import LinkError, LinkRefused, Unroutable, WireError
 
 __all__ = [
@@ -48,8 +55,8 @@ async def connect(url: str, *, heartbeat_s: int | None = None) -> Transport:
     scheme = url.partition("://")[0].lower()
     if scheme in ("amqp", "amqps"):
         # Here, not above: what needs no network must not need its library.
-        from broker.amqp import AmqpOptions
-        from broker.amqp import connect as connect_amqp
+        from broker.amqp.connection import connect as connect_amqp
+        from broker.amqp.options import AmqpOptions
 
         options = AmqpOptions() if heartbeat_s is None else AmqpOptions(heartbeat_s=heartbeat_s)
         return await connect_amqp(url, options=options)

@@ -21,7 +21,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from broker.topology import DEAD, FRONT, REPLY_EXPIRES_S, UPLINK
+from broker.transport.topology import DEAD, FRONT, REPLY_EXPIRES_S, UPLINK
 from spliteasy.errors import LinkError, LinkRefused, UserError
 
 TIMEOUT_S = 30.0
@@ -56,8 +56,8 @@ class Permissions:
 def device_permissions(device: str) -> Permissions:
     """A device declares and reads its own reply queues, and publishes under its own key. Nothing else.
 
-    The names of those queues are few (`broker.topology.reply_slot`): RabbitMQ can't limit how many queues one
-    account makes, nor of which type, so their names do.
+    The names of those queues are few (`broker.transport.topology.reply_slot`): RabbitMQ can't limit how many
+    queues one account makes, nor of which type, so their names do.
     """
     own = rf"^spliteasy\.reply\.{device}\.0{{15}}[0-9a-f]$"
     return Permissions(configure=own, write=_names(UPLINK), read=own, uplink_keys=rf"^s\.{device}\.[^.]+$")

@@ -15,29 +15,29 @@ from datetime import date
 
 import structlog
 
-from broker import messages as m
-from broker.chunks import CHUNK_BYTES
-from broker.topology import SHARDS, shard_of
-from device_agent import computations
-from device_agent import events as e
-from device_agent.allowance import Allowance
-from device_agent.choosing import BySpeed, MakeChooser
-from device_agent.conditions import Gate
+from broker.protocol import messages as m
+from broker.protocol.frames import CHUNK_BYTES
+from broker.transport.topology import SHARDS, shard_of
 from device_agent.config import AgentConfig
-from device_agent.fetching import JobSource
-from device_agent.link import Connect, Link
+from device_agent.job_source import JobSource
+from device_agent.link.link import Connect, Link
+from device_agent.link.rate_limit import Pace
 from device_agent.metrics import SessionWatch
-from device_agent.observe import Evaluated, Observe, StateChanged, StepTaken
-from device_agent.pace import Pace
-from device_agent.preparing import prepare
-from device_agent.session import DeviceSession
+from device_agent.observations import Evaluated, Observe, StateChanged, StepTaken
+from device_agent.policy.data_budget import Allowance
+from device_agent.policy.run_conditions import Gate
+from device_agent.session import events as e
+from device_agent.session.machine import DeviceSession
+from device_agent.setup import prepare
 from device_agent.spans import StepSpans, traced
-from device_agent.state import StateFolder
-from device_agent.trainer import DeviceTrainer
-from spliteasy.compute import Compute
+from device_agent.state_folder import StateFolder
+from device_agent.training import effects
+from device_agent.training.codec_policy import BySpeed, MakeChooser
+from device_agent.training.trainer import DeviceTrainer
 from spliteasy.errors import StateError
-from spliteasy.metering import SILENT, Meter
-from spliteasy.tracing import Tracer
+from spliteasy.observability.meter import SILENT, Meter
+from spliteasy.observability.traces import Tracer
+from spliteasy.runtime.torch_thread import Compute
 
 log = structlog.get_logger(__name__)
 
@@ -292,7 +292,7 @@ class Agent:
         trainer = self.trainer
         assert trainer is not None
         try:
-            event: e.Event = await self._compute(lambda: computations.perform(action, trainer, state))
+            event: e.Event = await self._compute(lambda: effects.perform(action, trainer, state))
             self._report(action)
         except Exception as error:
             self._failed = error

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.patience import UNREACHABLE_S
-from device_agent.data import DeviceData
+from broker.transport.patience import UNREACHABLE_S
+from device_agent.training.data import DeviceData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

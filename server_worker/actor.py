@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import structlog
 
-from broker import messages as m
-from broker.chunks import in_ranges
+from broker.protocol import messages as m
+from broker.protocol.frames import in_ranges
 from server_worker import metrics
-from server_worker.actions import (
+from server_worker.job_cache import JobCache
+from server_worker.session.actions import (
     Action,
     Background,
     Begin,
@@ -27,16 +28,15 @@ from server_worker.actions import (
     Steps,
     StoreCall,
 )
-from server_worker.jobs import JobCache
-from server_worker.refusals import error_reply
-from server_worker.session import WorkerSession
+from server_worker.session.machine import WorkerSession
+from server_worker.session.refusals import error_reply
 from server_worker.spans import RequestSpans, spans_of
 from server_worker.store import Store
-from spliteasy import compute
 from spliteasy.errors import NeedsNewer, SplitEasyError
-from spliteasy.metering import Meter
-from spliteasy.micro_batches import MAX_MICRO_BATCHES
-from spliteasy.tracing import Tracer
+from spliteasy.job.micro_batches import MAX_MICRO_BATCHES
+from spliteasy.observability.meter import Meter
+from spliteasy.observability.traces import Tracer
+from spliteasy.runtime import torch_thread
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +81,7 @@ class Host(Protocol):
     """What an actor needs of its worker."""
 
     store: Store
-    compute: compute.Compute
+    compute: torch_thread.Compute
     jobs: JobCache
     meter: Meter
     tracer: Tracer | None

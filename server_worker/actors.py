@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from broker import messages as m
-from broker.topology import shard_of, shard_queue
+from broker.protocol import messages as m
+from broker.transport.topology import shard_of, shard_queue
 from server_worker.actor import Host, SessionActor
-from server_worker.allowing import forbidden
-from server_worker.arrivals import Room
+from server_worker.admission.authorization import forbidden
 from server_worker.config import WorkerConfig, environment
-from server_worker.durability import DurabilityClock
-from server_worker.ownership import State, WorkerIdentity
-from server_worker.session import WorkerSession
+from server_worker.session.durability import DurabilityClock
+from server_worker.session.machine import WorkerSession
+from server_worker.session.ownership import State, WorkerIdentity
+from server_worker.session.reorder_buffer import Room
 from server_worker.store import Store
 
 log = structlog.get_logger(__name__)

@@ -23,7 +23,7 @@
     └── ReplayMismatch        a replayed step gave other bits than it had given before
 
 An error for a person says what was wrong, where, and what to do (`hint`). Which errors end a process, and how
-long the others are waited out, is the table in docs/operations.md; `broker.patience` decides it.
+long the others are waited out, is the table in docs/operations.md; `broker.transport.patience` decides it.
 """
 
 from __future__ import annotations

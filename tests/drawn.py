@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from device_agent.ends import draw_ends, job_key, with_ends
+from device_agent.training.ends import draw_ends, job_key, with_ends
 from spliteasy.job import Job
-from spliteasy.randomness import Key
+from spliteasy.runtime.randomness import Key
 
 SECRET = bytes(range(32))
 

@@ -26,7 +26,7 @@ from server_worker.store.base import (
     WorkerInfo,
     no_parts,
 )
-from server_worker.store.sqlite import SqliteStore
+from server_worker.store.sqlite.store import SqliteStore
 from spliteasy.errors import UserError
 
 __all__ = [
@@ -64,8 +64,8 @@ async def open_store(url: str) -> Store:
     scheme = url.partition("://")[0]
     if scheme in ("redis", "rediss"):
         # Imported late: the embedded store works without the redis package.
-        from server_worker.store.redis import RedisStore
-        from server_worker.store.redis_link import connect
+        from server_worker.store.redis.link import connect
+        from server_worker.store.redis.store import RedisStore
 
         return RedisStore(await connect(url))
     if scheme == "sqlite":

@@ -26,14 +26,14 @@ from typing import Annotated, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from spliteasy.durable import write_folder
 from spliteasy.errors import JobError, NeedsNewer, PortableError
-from spliteasy.job.signature import Signature
+from spliteasy.graph.encoding import document_from_json
+from spliteasy.graph.segment import Segment, load_segment, load_segment_tensors
+from spliteasy.job.io_schema import Signature
 from spliteasy.job.spec import Identifier, JobSpec
-from spliteasy.losses import LOSSES, LossFunction
-from spliteasy.portable.codec import document_from_json
 from spliteasy.privacy.ends import Ends, ends_from_json, placeholders
-from spliteasy.segment import Segment, load_segment, load_segment_tensors
+from spliteasy.runtime.durable_files import write_folder
+from spliteasy.training.losses import LOSSES, LossFunction
 
 MAX_MANIFEST_BYTES = 1 << 16
 MAX_PARTS = 16

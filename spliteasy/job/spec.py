@@ -24,8 +24,8 @@ from pydantic_core import PydanticCustomError
 
 from spliteasy.codecs import codec_names, parse_codec
 from spliteasy.errors import JobError
-from spliteasy.micro_batches import MAX_MICRO_BATCHES
-from spliteasy.planning.units import parse_duration, parse_rate, parse_size
+from spliteasy.job.micro_batches import MAX_MICRO_BATCHES
+from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
 
 MAX_COUNT = 2**31 - 1
 """Upper bound of counts (batch size, steps, epochs): reads the same in every language."""
@@ -150,7 +150,7 @@ class ModelSpec(Section):
 
 
 class LossSpec(Section):
-    """A name from `spliteasy.losses`, or a function over (outputs, targets) traced at submit.
+    """A name from `spliteasy.training.losses`, or a function over (outputs, targets) traced at submit.
 
     Where the job has one output or one target, the function gets that tensor itself, else a tuple.
     """
@@ -282,7 +282,7 @@ class DurabilitySpec(Section):
     log_max_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 1 << 30
     """From half of it on a device is asked for checkpoints at every step; beyond it the session stops.
 
-    It gets there only where checkpoints don't help: `server_worker.snapshots` cuts the log long before.
+    The log gets that large only where checkpoints don't help: a worker's snapshots cut it long before.
     """
     retention_s: Positive = 30 * 24 * 3600.0
     """A session that nobody touched for so long may be forgotten by the store."""
@@ -429,7 +429,7 @@ class JobSpec(Section):
     epochs: Count
     micro_batches: Annotated[int, Field(ge=1, le=MAX_MICRO_BATCHES)] = 1
     """Parts of a batch that travel and are computed one after the other, so that head, upload, body,
-    download and tail overlap; one optimizer step for all (`spliteasy.micro_batches`)."""
+    download and tail overlap; one optimizer step for all (`spliteasy.job.micro_batches`)."""
     precision: Annotated[str, _only("fp32", planned=("fp16", "bf16", "mixed"))] = "fp32"
     share_inputs: Annotated[tuple[Name, ...], Field(max_length=16), AfterValidator(_unique)] = ()
     """Inputs that may leave the device, by name."""

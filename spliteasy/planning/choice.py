@@ -18,11 +18,11 @@ from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import InputCorrelation
 from spliteasy.planning.costs import KINDS, Costs, Numbers
 from spliteasy.planning.flow import Flow, position_of
-from spliteasy.planning.relax import Relaxing
-from spliteasy.planning.wire import Wire
-from spliteasy.splitting.exporting import TracedModel
+from spliteasy.planning.relaxation import Relaxing
+from spliteasy.planning.wire_costs import Wire
+from spliteasy.splitting.export import TracedModel
 from spliteasy.splitting.rules import regrouped_sums
-from spliteasy.splitting.splitting import cut_trace, partitions
+from spliteasy.splitting.split import cut_trace, partitions
 from spliteasy.splitting.trace import TENSOR
 
 BYTES = 4

@@ -8,24 +8,24 @@ from pathlib import Path
 
 import torch
 
-from spliteasy import importing
 from spliteasy.codecs import choose_codec
+from spliteasy.codecs.packer import PLACES
 from spliteasy.errors import CutError, JobError
-from spliteasy.job.create import Source, example_of, load_source, make_loss
+from spliteasy.job.source import Source, example_of, load_source, make_loss
 from spliteasy.job.spec import JobSpec, LinkSpec, PlanSpec
-from spliteasy.losses import LossFunction
-from spliteasy.packing import PLACES
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import MIN_SAMPLES, InputCorrelation, varies
 from spliteasy.planning.costs import BUDGET_S, Costs, Tensors, measure, resized
 from spliteasy.planning.flow import Flow
 from spliteasy.planning.profile import USUAL, Profile, measure_compute
-from spliteasy.planning.units import parse_duration, parse_rate, parse_size
-from spliteasy.planning.whole import whole_segment
-from spliteasy.planning.wire import packed_wire
-from spliteasy.seeding import states_kept
-from spliteasy.training import tensors_of
+from spliteasy.planning.whole_model import whole_segment
+from spliteasy.planning.wire_costs import packed_wire
+from spliteasy.runtime import user_code
+from spliteasy.runtime.generators import states_kept
+from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
+from spliteasy.training.losses import LossFunction
+from spliteasy.training.segment_trainer import tensors_of
 
 MAX_SAMPLES = 64
 """For the correlation and for what codecs make of the data."""
@@ -156,9 +156,9 @@ def _sample(source: Source) -> tuple[Tensors, Tensors, tuple[str, ...]]:
     reference = source.spec.plan.sample
     inputs, targets = source.inputs, source.targets
     if reference is not None:
-        make = importing.resolve(reference, root=source.root, what="plan.sample")
+        make = user_code.resolve(reference, root=source.root, what="plan.sample")
         with states_kept():
-            given = importing.call(make, reference=reference, what="plan.sample")
+            given = user_code.call(make, reference=reference, what="plan.sample")
         inputs, targets = example_of(source.spec, given, what="plan.sample")
     if len(inputs[0]) < MAX_SAMPLES and reference is None and not varies(inputs):
         return inputs, targets, (

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from torch import Tensor
 
 from spliteasy.errors import PortableError
-from spliteasy.portable import limits
-from spliteasy.portable.graph import DTYPES, Name, TensorSpec
+from spliteasy.graph import limits
+from spliteasy.graph.document import DTYPES, Name, TensorSpec
 from spliteasy.privacy import numbers
 from spliteasy.privacy.law import Law, Step, check_law, run_law
-from spliteasy.randomness import Key
+from spliteasy.runtime.randomness import Key
 
 MAX_BYTES = 16 << 20
 """JSON of a job's ends."""

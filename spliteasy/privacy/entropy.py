@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from spliteasy.errors import PublicEnds
-from spliteasy.portable.graph import TensorSpec
+from spliteasy.graph.document import TensorSpec
 from spliteasy.privacy.ends import Ends
 from spliteasy.privacy.law import Step, draw_by_torch, run_law
-from spliteasy.randomness import Key, drawing, state_of
+from spliteasy.runtime.randomness import Key, drawing, state_of
 
 MIN_SPREAD = 1e-3
 """What must differ between two draws of a weight matrix, beside the mean square of its elements."""

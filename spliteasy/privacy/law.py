@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from spliteasy.errors import PortableError
-from spliteasy.portable import limits, operators
-from spliteasy.portable.codec import decode_argument
-from spliteasy.portable.graph import DTYPES, DtypeName, Name, Ref, Size
+from spliteasy.graph import limits, operators
+from spliteasy.graph.document import DTYPES, DtypeName, Name, Ref, Size
+from spliteasy.graph.encoding import decode_argument
 
 MAX_STEPS = 20_000
 MAX_VIEWS = 60_000

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from spliteasy.errors import PortableError
-from spliteasy.portable.graph import TensorSpec
+from spliteasy.graph.document import TensorSpec
+from spliteasy.graph.segment import Segment
 from spliteasy.privacy.ends import Ends, Role, ends_from_json
 from spliteasy.privacy.entropy import weak_weights, weights_of
 from spliteasy.privacy.recording import NotALaw, Recording, repeat
-from spliteasy.randomness import drawing, state_of
-from spliteasy.segment import Segment
+from spliteasy.runtime.randomness import drawing, state_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spliteasy.randomness import Key
+from spliteasy.runtime.randomness import Key
 
 Doubles = NDArray[np.float64]
 CHUNK = 1 << 18

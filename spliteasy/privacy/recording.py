@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spliteasy.errors import PortableError
-from spliteasy.portable.codec import encode_argument
-from spliteasy.portable.graph import DTYPE_NAMES, Ref
-from spliteasy.portable.operators import PLACEMENT, UNINITIALISED
+from spliteasy.graph.document import DTYPE_NAMES, Ref
+from spliteasy.graph.encoding import encode_argument
+from spliteasy.graph.operators import PLACEMENT, UNINITIALISED
 from spliteasy.privacy.law import SOURCES, Law, Memory, Step, View, check_step, draw_by_torch, run_law
 
 _LOOKS = frozenset(

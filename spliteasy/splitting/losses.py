@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from spliteasy.errors import DataError, JobError, PortableError
-from spliteasy.portable.graph import ValueSpec, misfit
-from spliteasy.segment import Segment, load_segment
+from spliteasy.graph.document import ValueSpec, misfit
+from spliteasy.graph.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
-from spliteasy.splitting.exporting import trace_inputs
-from spliteasy.splitting.splitting import assemble
+from spliteasy.splitting.export import trace_inputs
+from spliteasy.splitting.split import assemble
 
 
 class PortableLoss:

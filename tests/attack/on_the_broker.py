@@ -10,10 +10,19 @@ from typing import Any
 import aiormq
 
 from broker import connect
-from broker import messages as m
-from broker.topology import DEAD, FRONT, REPLY_SLOTS, UPLINK, reply_queue, reply_slot, shard_queue, uplink_key
+from broker.protocol import messages as m
+from broker.transport.topology import (
+    DEAD,
+    FRONT,
+    REPLY_SLOTS,
+    UPLINK,
+    reply_queue,
+    reply_slot,
+    shard_queue,
+    uplink_key,
+)
 from deploy.accounts import MAX_CONNECTIONS, Accounts
-from deploy.native import HOST
+from deploy.nodes.native import HOST
 from spliteasy.errors import LinkError, LinkRefused
 from tests.attack.hostile import ANSWER_S, Hostile, Undefended, refused
 

@@ -9,17 +9,17 @@ from contextlib import asynccontextmanager, closing, suppress
 from urllib.parse import quote
 
 from broker import connect
-from broker import messages as m
-from deploy.certificates import TlsFiles, make_certificates
-from deploy.native import HOST
+from broker.protocol import messages as m
+from deploy.nodes.certificates import TlsFiles, make_certificates
+from deploy.nodes.native import HOST
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from server_worker.store import Attempt, StoredJob
-from spliteasy.cli.enrolment import certificates, read_enrolment
-from spliteasy.compute import TorchThread
 from spliteasy.errors import JobError, LinkError, PortableError, StateError
 from spliteasy.job.package import job_digest, manifest_of
 from spliteasy.job.signing import new_key, read_public_key, read_signer
+from spliteasy.runtime.torch_thread import TorchThread
+from spliteasy_cli.support.enrolment import certificates, read_enrolment
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
 from tests.drawn import SECRET
 from tests.simulation import toy

@@ -12,11 +12,11 @@ import aiormq
 import torch
 
 from broker import encode
-from broker import messages as m
-from broker.chunks import to_frames
-from broker.messages import MAX_RANGES
-from broker.topology import REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
-from server_worker.quotas import BURIED_BYTES, FIRST_CREDIT, OVERHEAD_BYTES
+from broker.protocol import messages as m
+from broker.protocol.frames import to_frames
+from broker.protocol.messages import MAX_RANGES
+from broker.transport.topology import REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
+from server_worker.admission.quotas import BURIED_BYTES, FIRST_CREDIT, OVERHEAD_BYTES
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
 from tests.simulation import toy
 

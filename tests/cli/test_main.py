@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from spliteasy import cli
-from spliteasy.cli import hoist
-from spliteasy.cli.app import app
-from spliteasy.cli.running import run
+import spliteasy_cli as cli
 from spliteasy.errors import JobError, LinkError, UserError
+from spliteasy_cli import hoist
+from spliteasy_cli.app import app
+from spliteasy_cli.support.runner import run
 from tests.cli.conftest import Ran
 
 COMMANDS = tuple(str(command.name) for command in app.registered_commands)
@@ -57,7 +57,7 @@ def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_args: Any, **_options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("spliteasy.cli.app.app", broken)
+    monkeypatch.setattr("spliteasy_cli.app.app", broken)
 
 
 @pytest.mark.parametrize(

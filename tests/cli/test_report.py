@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from device_agent.observe import Evaluated, StateChanged, StepTaken
-from spliteasy import report
-from spliteasy.cli.progress import Board, line
-from spliteasy.cli.watching import Watcher
-from spliteasy.readable import size
-from spliteasy.report import DeviceRun
+from device_agent.observations import Evaluated, StateChanged, StepTaken
+from spliteasy.runtime.readable import size
+from spliteasy_cli.history import report
+from spliteasy_cli.history.report import DeviceRun
+from spliteasy_cli.watch.progress import Board, line
+from spliteasy_cli.watch.run_recorder import Watcher
 
 
 def step_taken(step: int, *, loss: float = 0.5, up: int = 0, down: int = 0) -> StepTaken:

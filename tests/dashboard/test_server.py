@@ -14,10 +14,10 @@ import pytest
 
 from deploy.accounts import Role
 from server_worker.store import Store
-from spliteasy.dashboard import Feed, Guard, read_token
-from spliteasy.dashboard import server as dashboard_server
-from spliteasy.dashboard.guard import MAX_WRONG, TOKEN_ENV, WRONG_S
 from spliteasy.errors import UserError
+from spliteasy_cli.dashboard import Feed, Guard, read_token
+from spliteasy_cli.dashboard import server as dashboard_server
+from spliteasy_cli.dashboard.guard import MAX_WRONG, TOKEN_ENV, WRONG_S
 from tests.dashboard.conftest import SESSION, TOKEN, OpenDashboard, begin
 from tests.fixtures_rabbitmq import RabbitBroker
 

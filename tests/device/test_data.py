@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from device_agent.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.data import Batches, EvaluationBatches, load_dataset
 from spliteasy.errors import DataError
+from spliteasy.graph.document import DtypeName
 from spliteasy.job import JobSpec, parse_job
-from spliteasy.job.signature import SampleSpec, Signature
-from spliteasy.portable.graph import DtypeName
+from spliteasy.job.io_schema import SampleSpec, Signature
 from tests.drawn import SECRET, key_of
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from device_agent.ends import draw_ends
+from device_agent.training.ends import draw_ends
 from spliteasy.errors import CutError, JobError, NeedsNewer, PortableError
 from spliteasy.job import Job, device_parts, parse_job
-from spliteasy.job.create import build_model
 from spliteasy.job.package import job_digest, manifest_of
-from spliteasy.reference import begin_with
+from spliteasy.job.source import build_model
+from spliteasy.training.reference import begin_with
 from tests.drawn import drawn, key_of
 from tests.job.test_spec import small
 

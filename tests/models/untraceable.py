@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 OWN_RANDOM = random.Random(3)
 COUNT = itertools.count(1)
+
+
+Change: TypeAlias = Callable[["Mid", Tensor], Tensor]
+"""What a middle layer does with its output."""
 
 
 class Net(nn.Module):
@@ -31,7 +35,7 @@ class Net(nn.Module):
 class Mid(nn.Module):
     """A linear layer whose output goes through `change(layer, output)`."""
 
-    def __init__(self, change: Callable[[Mid, Tensor], Tensor]) -> None:
+    def __init__(self, change: Change) -> None:
         super().__init__()
         self.linear, self.other, self.change = nn.Linear(6, 6), nn.Linear(6, 6), change
         self.calls, self.kept, self.log = 0, None, []  # type: ignore[var-annotated]
@@ -183,6 +187,20 @@ def teaches_without_gradients(layer: Mid, x: Tensor) -> Tensor:
 def checkpoints(layer: Mid, x: Tensor) -> Tensor:
     made: Tensor = checkpoint(layer.other, x, use_reentrant=False)
     return made
+
+
+LOSE_GRADIENTS: dict[str, Change] = {
+    "backward by hand": lambda _, x: Sign.apply(x),  # type: ignore[no-untyped-call, no-any-return]
+    "backward by hand, bound at import": lambda _, x: clipped(x),  # type: ignore[no-untyped-call, no-any-return]
+    "hook on a tensor": hooks_a_tensor,
+    "hook on a node": hooks_a_node,
+    "layers dropped by random": drops_by_random,
+    "mixing by numpy": drops_by_numpy,
+    "a counter": anneals,
+    "a memory": remembers,
+    "the batch size": checks_the_batch,
+}
+"""What trains another model than the one that was written, if it is traced all the same."""
 
 
 class CheckpointedNorm(nn.Module):

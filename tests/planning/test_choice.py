@@ -11,15 +11,15 @@ import pytest
 
 from spliteasy.errors import CutError, JobError
 from spliteasy.job import Job, JobSpec
-from spliteasy.job.create import load_source
-from spliteasy.losses import LOSSES
+from spliteasy.job.source import load_source
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import InputCorrelation
 from spliteasy.planning.costs import measure
 from spliteasy.planning.flow import Flow
 from spliteasy.planning.planner import plan_job
-from spliteasy.planning.wire import packed_wire
+from spliteasy.planning.wire_costs import packed_wire
+from spliteasy.training.losses import LOSSES
 from tests.splitting.crossing import crossing, legal_pairs
 
 NewSpec = Callable[..., JobSpec]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from spliteasy.cli.gate import attacks_named
-from spliteasy.cli.recording import Recording, draw_sample, record, view_of
 from spliteasy.job import Job, JobSpec, load_job_file, parse_job
 from spliteasy.job.spec import PrivacySpec
 from spliteasy.privacy.guesses import Guess, Score
 from spliteasy.privacy.record import Adversary
+from spliteasy_cli.leakage.gate import attacks_named
+from spliteasy_cli.leakage.recorder import Recording, draw_sample, record, view_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples/digits/job.toml"

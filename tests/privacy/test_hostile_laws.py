@@ -11,7 +11,7 @@ import pytest
 from spliteasy.errors import PortableError, PublicEnds
 from spliteasy.privacy.ends import MAX_BYTES, draw, ends_from_json
 from spliteasy.privacy.entropy import Weight, check_entropy
-from spliteasy.randomness import Key
+from spliteasy.runtime.randomness import Key
 
 KEY = Key(bytes(32))
 VIEW = {"memory": 0, "shape": [20, 20], "strides": [20, 1]}

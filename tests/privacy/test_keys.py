@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from spliteasy.privacy import numbers
-from spliteasy.randomness import Key, drawing, seed_of, state_of
-from spliteasy.seeding import seed_all, states_kept
+from spliteasy.runtime.generators import seed_all, states_kept
+from spliteasy.runtime.randomness import Key, drawing, seed_of, state_of
 
 ZERO = Key(bytes(32))
 

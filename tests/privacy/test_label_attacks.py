@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spliteasy.cli.recording import Recording, view_of
 from spliteasy.privacy.attacks.tail_tracking import follow
 from spliteasy.privacy.record import Adversary
+from spliteasy_cli.leakage.recorder import Recording, view_of
 from tests.privacy.conftest import Play
 
 

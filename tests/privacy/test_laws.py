@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spliteasy.portable.graph import DTYPE_NAMES, TensorSpec
+from spliteasy.graph.document import DTYPE_NAMES, TensorSpec
 from spliteasy.privacy.ends import Ends, draw, ends_from_json
 from spliteasy.privacy.made import make_ends
 from spliteasy.privacy.recording import recorded
-from spliteasy.randomness import Key, drawing, state_of
+from spliteasy.runtime.randomness import Key, drawing, state_of
 from tests.privacy.factories import CASES, of
 
 

@@ -7,11 +7,11 @@ import asyncio
 import pytest
 import torch
 
-from spliteasy.cli.recording import Recording, draw_sample, record, view_of
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import PrivacySpec
 from spliteasy.privacy.attacks.tail_tracking import follow
 from spliteasy.privacy.record import Adversary
+from spliteasy_cli.leakage.recorder import Recording, draw_sample, record, view_of
 from tests.privacy.conftest import DATA, ROOT, STEPS, Play
 
 

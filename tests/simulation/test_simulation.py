@@ -14,13 +14,13 @@ from unittest import mock
 import pytest
 import torch
 
-from device_agent.state import StateFolder
-from server_worker import snapshots
+from device_agent.state_folder import StateFolder
 from server_worker.actor import Incoming, SessionActor
+from server_worker.session import snapshots
 from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
-from server_worker.store.sqlite_file import Database
-from spliteasy import training
-from spliteasy.training import SegmentTrainer
+from server_worker.store.sqlite.file import Database
+from spliteasy.training import segment_trainer
+from spliteasy.training.segment_trainer import SegmentTrainer
 from tests.simulation import world
 from tests.simulation.faults import CALM, Rates
 from tests.simulation.run import play
@@ -164,7 +164,7 @@ def seed_dropout_without_the_lock() -> Any:
         torch.random.set_rng_state(state)
         yield
 
-    return mock.patch.object(training, "drawing", drawing)
+    return mock.patch.object(segment_trainer, "drawing", drawing)
 
 
 def forget_which_codecs_a_step_had() -> Any:

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from broker import messages as m
-from device_agent.choosing import BySpeed, CodecChooser, StepChoices, Values
-from device_agent.data import Batches, EvaluationBatches, load_dataset
-from device_agent.ends import draw_ends, job_key
-from device_agent.speed import LinkSpeed
-from device_agent.trainer import DeviceTrainer, NotFiniteOnDevice
-from server_worker.memory import SessionMemory
+from broker.protocol import messages as m
+from device_agent.link.speed import LinkSpeed
+from device_agent.training.codec_policy import BySpeed, CodecChooser, StepChoices, Values
+from device_agent.training.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.ends import draw_ends, job_key
+from device_agent.training.trainer import DeviceTrainer, NotFiniteOnDevice
+from server_worker.engine.local import SessionMemory
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import LinkSpec
-from spliteasy.training import NotFinite
+from spliteasy.training.segment_trainer import NotFinite
 from tests.drawn import SECRET
 
 

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from spliteasy import split
 from spliteasy.errors import DataError, JobError
 from spliteasy.splitting.losses import trace_function
-from spliteasy.splitting.plain_modes import fused_attention
+from spliteasy.splitting.proof.plain_modes import fused_attention
 from tests.models import untraceable
-from tests.models.untraceable import CheckpointedNorm, Mid, Net, Padded, Sign
+from tests.models.untraceable import Change, CheckpointedNorm, Mid, Net, Padded, Sign
 from tests.splitting.parity import compare
-
-Change = Callable[[Mid, Tensor], Tensor]
 
 
 def _parts(model: nn.Module) -> object:

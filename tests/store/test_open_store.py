@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from server_worker.store import SqliteStore, open_store, redis_link
+from server_worker.store import SqliteStore, open_store
+from server_worker.store.redis import link
 from spliteasy.errors import StoreUnavailable, UserError
 from tests.fixtures_redis import StartRedis, free_port
 from tests.store.steps import begin
@@ -51,7 +52,7 @@ async def test_nobody_listens() -> None:
 
 @pytest.mark.redis
 async def test_something_else_than_tls_answers(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_link, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(link, "CONNECT_TIMEOUT_S", 0.2)
     with pytest.raises(StoreUnavailable):
         await open_store(redis_url.replace("redis://", "rediss://"))
 

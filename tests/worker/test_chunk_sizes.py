@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from broker import messages as m
-from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
-from broker.envelope import encode
-from broker.topology import REPLY_TO, shard_of, uplink_key
-from server_worker.quotas import DeviceQuota
+from broker.protocol import messages as m
+from broker.protocol.envelope import encode
+from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
+from broker.transport.topology import REPLY_TO, shard_of, uplink_key
+from server_worker.admission.quotas import DeviceQuota
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
 from tests.worker.test_refusals import forward
 

@@ -7,13 +7,13 @@ import time
 import pytest
 import torch
 
-from broker import messages as m
-from broker.labels import codec_label
+from broker.protocol import messages as m
+from broker.protocol.labels import codec_label
 from server_worker import metrics
 from server_worker.store import Attempt, Owner, SqliteStore
-from spliteasy.compute import TorchThread
 from spliteasy.errors import StoreError
-from spliteasy.prometheus import PrometheusMeter
+from spliteasy.observability.prometheus import PrometheusMeter
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.recorded import Recorded
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION, Server

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker import messages as m
-from server_worker import memory
+from broker.protocol import messages as m
+from server_worker.engine import local
 from tests.simulation import toy
 from tests.worker.conftest import JOB, SESSION, Server
 from tests.worker.test_metrics import one_step
@@ -18,7 +18,7 @@ async def test_a_step_that_replays_to_other_bits_is_refused_with_both_digests(
 ) -> None:
     await one_step(server)
     again = m.AttemptRef(number=2, nonce="b" * 16)
-    monkeypatch.setattr(memory, "digest_of", lambda _values: OTHER)  # as other hardware would give
+    monkeypatch.setattr(local, "digest_of", lambda _values: OTHER)  # as other hardware would give
     async with server.device() as device:
         answer = await device.ask(
             m.Open(session=SESSION, attempt=again, digest=toy.job(JOB).digest, held=(0, 1))

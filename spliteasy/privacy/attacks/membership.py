@@ -16,7 +16,7 @@ from spliteasy.privacy.attacks.base import WIRE, believed_head, crossing
 from spliteasy.privacy.guesses import MembershipGuess
 from spliteasy.privacy.record import Adversary, View, rows_of
 from spliteasy.privacy.statistics import normalized
-from spliteasy.training import tensors_of
+from spliteasy.training.segment_trainer import tensors_of
 
 
 class Membership:

@@ -1,0 +1,133 @@
+"""`spliteasy submit`: export a job's model once and store it under name@digest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spliteasy.runtime.readable import size
+from spliteasy_cli.commands.keys import SignOption, signing_key
+from spliteasy_cli.support.endpoints import StoreOption, find_url, store_at
+from spliteasy_cli.support.log_setup import set_up_logging
+from spliteasy_cli.support.threads import ThreadsOption, torch_threads
+
+if TYPE_CHECKING:
+    from server_worker.store import Store
+    from spliteasy.job import Job
+
+NAMED = 8
+"""Public weights that are named one by one."""
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
+
+
+def submit(
+    context: typer.Context,
+    job_file: JobFile,
+    sign: SignOption = None,
+    store: StoreOption = None,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Export the job's model, cut it, and store spec, segments and initial weights as name@digest.
+
+    The only command that imports your model's code. Submitting a change makes a new version; sessions
+    keep theirs. The same again with --sign signs a version that is there.
+    """
+    set_up_logging(context, "warning")
+    key_file = signing_key(
+        sign, find_url("store", store)
+    )  # what is missing shows before the model is exported
+    sign_job = _signer(key_file)
+    with torch_threads(threads):
+        job = create_job(job_file)
+        asyncio.run(_submit(job, store, sign_job(job.digest) if sign_job else None))
+    parts = sum(len(part) for part in job.parts.values())
+    cuts = " | ".join(job.spec.model.cuts)
+    typer.echo(f"submitted {job.name}@{job.digest} ({len(job.parts)} parts, {size(parts)}; cut: {cuts})")
+    if key_file is not None:
+        typer.echo(f"signed with {key_file}")
+    typer.echo(f"next: spliteasy agent --job {job.name} --device phone-1 --data MODULE:FUNCTION", err=True)
+
+
+def create_job(job_file: Path) -> Job:
+    """Read the job file, build and cut its model. Raises JobError."""
+    from spliteasy.job import Job, load_job_file
+    from spliteasy.runtime.user_code import project_root
+
+    spec = load_job_file(job_file)
+    job = Job.create(spec, project_root(job_file))
+    _warn_of_single_samples(job)
+    _warn_of_public_ends(job)
+    return job
+
+
+def _warn_of_public_ends(job: Job) -> None:
+    """Name the weights that begin as the package says, and say what a worker makes of that."""
+    import structlog
+
+    from device_agent.training.ends import public_weights
+
+    public = public_weights(job)
+    if not public:
+        return
+    reasons = dict(job.ends.named_public())
+    named = [f"{name} ({reasons[name]})" for name in public[:NAMED]]
+    if len(public) > NAMED:
+        named.append(f"and {len(public) - NAMED} more")
+    structlog.get_logger(__name__).warning(
+        "initial weights of head and tail are public: whoever has the job can follow their training from "
+        "what crosses the cuts, and compute labels and inputs",
+        weights="; ".join(named),
+        hint='[privacy] ends = "perturb" moves them on the device; docs/privacy.md says how far that helps',
+    )
+
+
+def _warn_of_single_samples(job: Job) -> None:
+    """Batch norm sees the samples of one part only, and one sample has no variance."""
+    import structlog
+
+    from spliteasy.job.micro_batches import micro_sizes
+
+    spec = job.spec
+    smallest = min(micro_sizes(spec.batch_size, spec.micro_batches))
+    segments = (job.head, job.body, job.tail)
+    if smallest == 1 < spec.batch_size and any(
+        s is not None and s.program.train.batch_norm for s in segments
+    ):
+        structlog.get_logger(__name__).warning(
+            f"batch norm gets parts of one sample, which have no variance: batch_size is {spec.batch_size}, "
+            f"micro_batches {spec.micro_batches}",
+            hint=f"micro_batches = {max(1, spec.batch_size // 2)} or fewer, or freeze the batch norm",
+        )
+
+
+async def store_job(store: Store, job: Job, signature: str | None = None) -> None:
+    """Store the package; where that version is there, only its signature changes."""
+    from server_worker.store import StoredJob
+
+    await store.put_job(
+        StoredJob(
+            name=job.name,
+            digest=job.digest,
+            manifest=job.manifest,
+            parts=dict(job.parts),
+            signature=signature,
+        )
+    )
+
+
+def _signer(file: Path | None) -> Callable[[str], str] | None:
+    if file is None:
+        return None
+    from spliteasy.job.signing import read_signer
+
+    return read_signer(file)
+
+
+async def _submit(job: Job, store: str | None, signature: str | None) -> None:
+    async with store_at(store) as open_store:
+        await store_job(open_store, job, signature)
