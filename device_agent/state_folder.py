@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from broker.protocol.messages import MAX_ATTEMPT, AttemptRef, Digest, Identifier, new_nonce
-from spliteasy.errors import JobError, PortableError, StateError
+from spliteasy.errors import JobError, PortableError, StateError, StateUnwritable, is_final
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.job.package import job_digest, read_package, write_package
 from spliteasy.runtime.durable_files import remove_temporaries, sync_folder, write_file
@@ -158,7 +158,7 @@ class StateFolder:
         try:
             write_package(folder, manifest, parts)
         except JobError as error:
-            raise StateError(error.message, hint="free some space on the disk") from error
+            raise StateUnwritable(error.message, hint="free some space on the disk") from error
 
     @property
     def job_signature(self) -> str | None:
@@ -339,7 +339,7 @@ class StateFolder:
             yield
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise StateError(
+            raise (StateError if is_final(error) else StateUnwritable)(
                 f"state folder {self.path} can't be {done}: {error.strerror or error}",
                 hint="free some space on the disk, then start again; nothing is lost" if full else None,
             ) from error

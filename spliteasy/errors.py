@@ -7,6 +7,7 @@
     │   │   └── NeedsNewer    a package that needs what this version does not know
     │   ├── DataError         data that does not fit the job
     │   └── StateError        a device's state folder that does not fit, or is in use
+    │       └── StateUnwritable   (retriable) the folder can't be used now: its disk is full
     ├── PortableError         a segment or job package that is malformed or not allowed
     ├── WireError             bytes from the wire that are not a message
     ├── LinkError             (retriable) the broker can't be reached, or the connection was lost
@@ -28,7 +29,26 @@ long the others are waited out, is the table in docs/operations.md; `broker.tran
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Final
+
+_FINAL_ERRNOS: Final = {
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ENOTDIR, errno.EPERM,
+}  # fmt: skip
+"""What the system says of a path that is wrong, or of rights that are missing."""
+
+FINAL_CODES: Final = {"bad-tensor", "not-finite"}
+"""ERRORs of a worker that the same request of the same device would meet again."""
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the same command would end with this error again, until somebody mends something."""
+    if isinstance(error, RemoteError):
+        return error.code in FINAL_CODES
+    if isinstance(error, UserError | LinkRefused):
+        return not error.retriable
+    return isinstance(error, OSError) and error.errno in _FINAL_ERRNOS
 
 
 class SplitEasyError(Exception):
@@ -77,6 +97,12 @@ class DataError(UserError):
 
 class StateError(UserError):
     """A device's state folder that does not fit, or is in use."""
+
+
+class StateUnwritable(StateError):
+    """A device's state folder that can't be read or written now: a full disk, a disk that fails."""
+
+    retriable: ClassVar[bool] = True
 
 
 class PortableError(SplitEasyError):

@@ -3,8 +3,9 @@
 `main` runs one command and turns what it raises into a line for a person and an exit code:
 
     0    done, or stopped cleanly on request
-    1    something failed that the user can't mend by typing otherwise (broker gone, a bug)
-    2    something the user can mend: a typo, wrong credentials, data that does not fit, a folder in use
+    1    something failed that can pass, or a bug: a service manager starts the command again
+    2    the same command would end so again until somebody mends something: a typo, wrong credentials, data
+         that does not fit, a folder in use; no service manager starts it again
     130  stopped at once by a second Ctrl-C
 """
 
@@ -15,11 +16,11 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
-from spliteasy.errors import LinkRefused, SplitEasyError, UserError
+from spliteasy.errors import SplitEasyError, is_final
 from spliteasy.observability.logs import redact
+from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
 
 INTERRUPTED = 130
-_MENDABLE = (UserError, LinkRefused, OSError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +68,7 @@ def _explain(error: BaseException, *, debug: bool) -> int:
         sys.stderr.write(redact("".join(traceback.format_exception(error))))
     for line in dict.fromkeys(map(_line, leaves)):
         print(f"error: {line}", file=sys.stderr)
-    return 2 if expected and all(isinstance(leaf, _MENDABLE) for leaf in leaves) else 1
+    return 2 if expected and all(map(is_final, leaves)) else 1
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -81,6 +82,8 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def _line(error: BaseException) -> str:
     if isinstance(error, SplitEasyError):
         text = str(error)
+    elif isinstance(error, OSError) and lack_of_descriptors(error):
+        text = f"this process has used up its file descriptors ({LACK_HINT})"
     elif isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     else:

@@ -16,6 +16,7 @@ from aiormq import exceptions as amqp
 
 from spliteasy.errors import AccountGone, LinkDeferred, LinkError, LinkRefused, SplitEasyError, Unroutable
 from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
+from spliteasy.runtime.urls import QUOTE_HINT, split_url
 
 _FINAL_TLS = re.compile("WRONG_VERSION|HTTP_REQUEST|UNKNOWN_CA|BAD_CERTIFICATE|CERTIFICATE_REQUIRED|PROTOCOL")
 """Reasons of a failed handshake that stay until somebody mends the URL or the certificates."""
@@ -50,16 +51,15 @@ def parse_url(url: str) -> Address:
     """Raises `LinkRefused` for what is not an AMQP URL."""
     hint = "use amqp://user:password@host:port/vhost"
     try:
-        parts = urlsplit(url)
-        port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
-    except ValueError:
-        raise LinkRefused("the broker's URL has a port or host that is none", hint=hint) from None
+        parts = split_url(url)
+    except ValueError as error:
+        raise LinkRefused(f"the broker's URL has {error}", hint=f"{hint}; {QUOTE_HINT}") from None
     if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
         raise LinkRefused("the broker's URL is not one of AMQP", hint=hint)
     return Address(
         text=url,
         host=parts.hostname,
-        port=port,
+        port=parts.port or (5671 if parts.scheme == "amqps" else 5672),
         account=unquote(parts.username or "guest"),
         vhost=unquote(parts.path[1:]) or "/",
     )

@@ -20,7 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 LEVELS = ("debug", "info", "warning", "error")
 HIDDEN = "***"
 _SECRET_KEYS = re.compile(r"passw|secret|token|credential|authorization", re.IGNORECASE)
-_USERINFO = re.compile(r"(\w://[^\s/@:]*):\S*@")
+_USERINFO = re.compile(r"(\w://[^\s/@:?#]*)[:/?#]\S*@")
 _QUERY = re.compile(r"([?&](?:password|token|secret)=)[^\s&]*", re.IGNORECASE)
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import UserError
+from spliteasy.runtime.urls import shown
 from spliteasy_cli.history.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy_cli.history.run_history import HistoryOption, TensorboardOption
-from spliteasy_cli.support.endpoints import BrokerOption, find_url, shown
+from spliteasy_cli.support.endpoints import BrokerOption, find_url
 from spliteasy_cli.support.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
 from spliteasy_cli.support.identifiers import check_identifier
 from spliteasy_cli.support.log_setup import set_up_logging

@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import UserError
-from spliteasy_cli.support.endpoints import (
-    BrokerOption,
-    StoreOption,
-    find_url,
-    local_stack_is,
-    shown,
-    store_at,
-)
+from spliteasy.runtime.urls import shown
+from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, local_stack_is, store_at
 from spliteasy_cli.support.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
 from spliteasy_cli.support.identifiers import check_identifier
 from spliteasy_cli.support.log_setup import set_up_logging

@@ -16,7 +16,7 @@ import structlog
 import typer
 
 from spliteasy.errors import UserError
-from spliteasy.observability.logs import redact
+from spliteasy.runtime.urls import QUOTE_HINT, scheme_of, split_url
 
 if TYPE_CHECKING:
     from broker import Transport
@@ -50,13 +50,18 @@ StoreOption = Annotated[
 
 
 def find_url(what: Literal["broker", "store", "management"], option: str | None) -> str:
-    """The URL to use. Raises UserError where nobody named one."""
+    """The URL to use. Raises UserError where nobody named one, or a password in it is not quoted."""
     url = option or _local_stack().get(what)
     if not url:
         raise UserError(
             f"no {what} named, and no local stack runs here",
             hint=f"start one with `make up`, or set SPLITEASY_{what.upper()}=URL",
         )
+    if scheme_of(url) != "sqlite":  # a path may have any character
+        try:
+            split_url(url)
+        except ValueError as error:
+            raise UserError(f"the URL of the {what} has {error}", hint=QUOTE_HINT) from None
     return url
 
 
@@ -100,11 +105,6 @@ async def store_at(
         yield store
     finally:
         await store.close()
-
-
-def shown(url: str) -> str:
-    """The URL without its password."""
-    return redact(url)
 
 
 def _local_stack() -> dict[str, str]:

@@ -33,7 +33,7 @@ def tracing(url: str | None, *, service: str, instance: str) -> Iterator[Tracer 
         yield None
         return
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"--traces {url} is no URL of HTTP", hint="http://127.0.0.1:4318")
+        raise UserError("--traces is no URL of HTTP", hint="http://127.0.0.1:4318")
     try:
         from spliteasy.observability.otel import OtelTracer
     except ModuleNotFoundError as missing:

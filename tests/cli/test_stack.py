@@ -248,7 +248,7 @@ def test_no_room_for_a_checkpoint(place: Place) -> None:
         text=True,
         check=False,
     )
-    assert ran.returncode == 2, ran.stderr
+    assert ran.returncode == 1, ran.stderr
     error = ran.stderr.splitlines()[-1]
     assert error.startswith("error: ")
     assert "No space left on device" in error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,10 +36,13 @@ class Net(nn.Module):
 class Mid(nn.Module):
     """A linear layer whose output goes through `change(layer, output)`."""
 
+    all_calls = 0
+
     def __init__(self, change: Change) -> None:
         super().__init__()
         self.linear, self.other, self.change = nn.Linear(6, 6), nn.Linear(6, 6), change
         self.calls, self.kept, self.log = 0, None, []  # type: ignore[var-annotated]
+        self.counts, self.settings = {"calls": 0}, SimpleNamespace(calls=0)
         self.average = torch.zeros(6)
         self.own = np.random.default_rng(1)
 
@@ -114,6 +118,21 @@ def anneals(layer: Mid, x: Tensor) -> Tensor:
 def warms_up(layer: Mid, x: Tensor) -> Tensor:
     layer.calls += 1
     return x * (2 if layer.calls > 100 else 1)
+
+
+def warms_up_by_a_dictionary(layer: Mid, x: Tensor) -> Tensor:
+    layer.counts["calls"] += 1
+    return x * (2 if layer.counts["calls"] > 100 else 1)
+
+
+def warms_up_by_an_object(layer: Mid, x: Tensor) -> Tensor:
+    layer.settings.calls += 1
+    return x * (2 if layer.settings.calls > 100 else 1)
+
+
+def warms_up_by_the_class(layer: Mid, x: Tensor) -> Tensor:
+    Mid.all_calls += 1
+    return x * (2 if Mid.all_calls > 100 else 1)
 
 
 def remembers(layer: Mid, x: Tensor) -> Tensor:

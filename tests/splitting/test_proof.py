@@ -38,6 +38,9 @@ def _parts(model: nn.Module) -> object:
         (untraceable.seeds_itself, "other values in output 0 on the example"),
         (untraceable.anneals, "layer `mid` changes its attribute `calls` in its forward"),
         (untraceable.warms_up, "layer `mid` changes its attribute `calls` in its forward"),
+        (untraceable.warms_up_by_a_dictionary, "layer `mid` changes its attribute `counts.calls`"),
+        (untraceable.warms_up_by_an_object, "layer `mid` changes its attribute `settings.calls`"),
+        (untraceable.warms_up_by_the_class, "layer `mid` changes its attribute `Mid.all_calls`"),
         (untraceable.remembers, "it keeps `kept` from one call to the next"),
         (untraceable.averages_without_a_buffer, "writes into a tensor that is no buffer (average)"),
         (untraceable.hooks_a_tensor, "layer `mid` hangs a hook on a tensor"),
@@ -135,7 +138,7 @@ def test_the_model_and_all_generators_are_left_as_they_were() -> None:
     assert generators[:2] == (random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(generators[2], torch.get_rng_state())
     mid = model.get_submodule("mid")
-    assert (mid.calls, mid.kept, mid.log) == (0, None, [])
+    assert (mid.calls, mid.kept, mid.log, Mid.all_calls) == (0, None, [], 0)
     assert torch.equal(model.get_parameter("a.weight").grad, torch.ones(6, 6))  # type: ignore[arg-type]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

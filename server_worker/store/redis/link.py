@@ -7,7 +7,7 @@ import math
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 import structlog
 from redis import exceptions as redis_errors
@@ -16,7 +16,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
 from server_worker.store.redis.scripts import Script
-from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
+from spliteasy.errors import StoreDeferred, StoreError, StoreFull, StoreUnavailable, UserError
+from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
+from spliteasy.runtime.urls import QUOTE_HINT, split_url
 
 CONNECT_TIMEOUT_S: Final = 3.0
 TIMEOUT_S: Final = 10.0
@@ -34,6 +36,9 @@ _TRANSIENT_CODES = {
     "READONLY", "TRYAGAIN", "WRONGPASS",
 }  # fmt: skip
 
+NO_EVICTION: Final = "noeviction"
+
+log = structlog.get_logger(__name__)
 Command = tuple[Any, ...]
 
 
@@ -50,6 +55,7 @@ class RedisLink:
         self._client: Any = client  # half of redis-py is not typed
         self._where = where
         self._closed = False
+        self._policy = NO_EVICTION
         self._running: set[asyncio.Task[Any]] = set()
 
     async def call(self, *command: Any) -> Any:
@@ -95,6 +101,21 @@ class RedisLink:
         with _errors(self._where):
             return await asyncio.shield(task)
 
+    async def look_after(self) -> None:
+        """Say it loudly where the server was told meanwhile to evict keys, and when that has ended."""
+        policy = str((await self.call("INFO", "memory")).get("maxmemory_policy", NO_EVICTION))
+        if policy == self._policy:
+            return
+        self._policy = policy
+        if policy == NO_EVICTION:
+            log.warning("the store evicts keys no more", where=self._where)
+        else:
+            log.error(
+                f"{self._where} evicts keys when its memory is full (maxmemory-policy {policy}): it will "
+                "lose training state without a word",
+                hint="CONFIG SET maxmemory-policy noeviction, now; then look at `spliteasy sessions`",
+            )
+
     async def close(self) -> None:
         """Let commands in flight finish, then disconnect. Twice is harmless; other calls fail then."""
         self._closed = True
@@ -111,14 +132,18 @@ async def connect(url: str) -> RedisLink:
     `timeout_s`, and what redis-py takes (`ssl_ca_certs`, …).
     Raises UserError for a wrong URL, credentials or configuration, StoreUnavailable if nothing answers.
     """
-    parts = urlsplit(url)
+    hint = "redis://[user:password@]host:port/0"
+    try:
+        parts = split_url(url)
+        if not parts.path.removeprefix("/").isdecimal() and parts.path not in ("", "/"):
+            raise ValueError("a path that is not the number of a database")
+    except ValueError as error:
+        raise UserError(f"the store URL is wrong: it has {error}", hint=f"{hint}; {QUOTE_HINT}") from None
     query = dict(parse_qsl(parts.query))
     declared = _seconds(query, "loss_window_s")
     timeout_s = _seconds(query, "timeout_s") or TIMEOUT_S
+    where = f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
     try:
-        where = f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
-        if not parts.path.removeprefix("/").isdecimal() and parts.path not in ("", "/"):
-            raise ValueError(f"{parts.path} is not the number of a database")
         pool = BlockingConnectionPool.from_url(
             urlunsplit(parts._replace(query=urlencode(query))),
             max_connections=CONNECTIONS,
@@ -129,9 +154,9 @@ async def connect(url: str) -> RedisLink:
             protocol=2,
         )
         pool.connection_class(**pool.connection_kwargs)  # raises now for a name that it does not know
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError):
         raise UserError(
-            f"the store URL is wrong: {error}", hint="redis://[user:password@]host:port/0"
+            "the store URL is wrong: it has an option behind the ? that is none of Redis's", hint=hint
         ) from None
     client = Redis.from_pool(pool)
     try:
@@ -166,9 +191,13 @@ async def _check(client: Any, where: str) -> None:
         raise UserError(
             f"{where} denies this user: {error}", hint="allow it ~spliteasy:* and +@all"
         ) from None
+    if int(info.get("loading", 0)):
+        raise StoreDeferred(f"{where} is loading its data")
+    if info.get("role") == "slave" and int(info.get("slave_read_only", 1)):
+        raise StoreDeferred(f"{where} is a replica that takes no writes", hint="name the primary in the URL")
     if int(str(info["redis_version"]).partition(".")[0]) < 7:
         raise UserError(f"{where} is version {info['redis_version']}", hint="7.0 or newer is needed")
-    if info.get("maxmemory_policy", "noeviction") != "noeviction":
+    if info.get("maxmemory_policy", NO_EVICTION) != NO_EVICTION:
         raise UserError(
             f"{where} evicts keys when memory is full (maxmemory-policy {info['maxmemory_policy']})",
             hint="it would silently lose training state: set maxmemory-policy noeviction",
@@ -182,9 +211,7 @@ async def _append_window(client: Any, where: str) -> float:
             return math.inf
         policy = (await client.execute_command("CONFIG GET", "appendfsync"))["appendfsync"]
     except (redis_errors.ResponseError, KeyError):
-        structlog.get_logger(__name__).warning(
-            "store durability unknown", where=where, hint="declare it in the URL: ?loss_window_s=2"
-        )
+        log.warning("store durability unknown", where=where, hint="declare it in the URL: ?loss_window_s=2")
         return math.inf
     return {"always": 0.0, "everysec": EVERYSEC_WINDOW_S}.get(policy, math.inf)
 
@@ -201,9 +228,18 @@ def _errors(where: str) -> Iterator[None]:
                 f"{where} has no room: {error}", hint="raise maxmemory, or forget sessions"
             ) from error
         if code in _TRANSIENT_CODES:
-            raise StoreUnavailable(f"{where} can't serve now: {error}") from error
+            raise StoreDeferred(f"{where} can't serve now: {error}") from error
         raise StoreError(f"{where} failed: {error}") from error
+    except (redis_errors.BusyLoadingError, redis_errors.AuthenticationError) as error:
+        raise StoreDeferred(f"{where} can't serve now: {error}") from error
     except (redis_errors.RedisError, OSError, EOFError) as error:
+        if lack_of_descriptors(error):
+            raise StoreUnavailable(
+                f"this process can open no connection to {where}: it has used up its file descriptors",
+                hint=LACK_HINT,
+            ) from error
+        if "max number of clients" in str(error):
+            raise StoreDeferred(f"{where} takes no more clients", hint="raise its maxclients") from error
         raise StoreUnavailable(
             f"{where} can't be reached: {error}", hint="is it running? `make up` starts a local one"
         ) from error

@@ -21,7 +21,7 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -371,6 +371,8 @@ class RedisStore:
     async def heartbeat(self, info: WorkerInfo, *, ttl_s: float) -> None:
         ttl_ms = round(ttl_s * 1000)
         await self._link.script(scripts.HEARTBEAT, [_WORKERS], info.worker, ttl_ms, encode_worker(info))
+        with suppress(StoreError):  # it hides its configuration, or is away: the next call tells
+            await self._link.look_after()
 
     async def leave(self, worker: str) -> None:
         await self._link.call("HDEL", _WORKERS, worker)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,38 @@ from torch import Tensor, nn
 
 Scalar = int | float
 _CONTAINERS = (list, dict, set, deque)
+_INTERNAL = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A number that a forward changed. `name`: as within the module at `path`, `calls` or `state.calls`."""
+
+    path: str
+    name: str
+    before: Scalar
+    now: Scalar
+    put: Callable[[Scalar], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """What holds numbers by name, with a copy: a module, its class, or a dictionary or object that it has."""
+
+    path: str
+    prefix: str
+    values: Mapping[str, Any]
+    before: Mapping[str, Any]
+    put: Callable[[str, Any], None]
+
+    def changed(self) -> list[tuple[str, Scalar, Scalar]]:
+        return [
+            (name, before, self.values[name])
+            for name, before in self.before.items()
+            if isinstance(name, str) and name not in _INTERNAL and _is_number(before)
+            if _is_number(self.values.get(name)) and self.values[name] != before
+        ]
 
 
 class ModelState:
@@ -36,6 +71,9 @@ class ModelState:
             for value in values.values()
             if (undo := _undo_of(value)) is not None
         ]
+        self._holders = [
+            holder for path, module, values in self._modules for holder in _holders(path, module, values)
+        ]
 
     def restore(self) -> list[str]:
         """Put everything back; returns as `restore_tensors` does."""
@@ -45,6 +83,9 @@ class ModelState:
             module.__dict__.update(values)
         for undo in self._undo:
             undo()
+        for holder in self._holders:
+            for name, before, _ in holder.changed():
+                holder.put(name, before)
         return changed
 
     @torch.no_grad()
@@ -65,15 +106,13 @@ class ModelState:
             parameter.grad = gradient
         return changed
 
-    def counters(self) -> list[tuple[str, nn.Module, str, Scalar, Scalar]]:
-        """The numbers that changed: module path, module, attribute, value before and value now."""
-        found = []
-        for path, module, values in self._modules:
-            for name, now in module.__dict__.items():
-                before = values.get(name)
-                if name != "training" and _is_number(before) and _is_number(now) and before != now:
-                    found.append((path, module, name, before, now))
-        return found  # type: ignore[return-value]
+    def counters(self) -> list[Counter]:
+        """The numbers that changed."""
+        return [
+            Counter(holder.path, holder.prefix + name, before, now, partial(holder.put, name))
+            for holder in self._holders
+            for name, before, now in holder.changed()
+        ]
 
     def changed(self) -> list[tuple[str, str]]:
         """Module path and name of every attribute that the forward set anew."""
@@ -81,7 +120,7 @@ class ModelState:
             (path, name)
             for path, module, values in self._modules
             for name, now in module.__dict__.items()
-            if values.get(name) is not now and not (name.startswith("_") and name in nn.Module().__dict__)
+            if values.get(name) is not now and name not in _INTERNAL
         ]
 
 
@@ -98,6 +137,24 @@ def left_as_it_was(model: nn.Module, *, tensors: bool = True) -> Iterator[ModelS
 def same_numbers(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two tensors hold the same, NaN included: memory that nobody initialised may hold any."""
     return torch.equal(ours, theirs) or bool(torch.equal(torch.nan_to_num(ours), torch.nan_to_num(theirs)))
+
+
+def _holders(path: str, module: nn.Module, values: Mapping[str, Any]) -> Iterator[_Holder]:
+    yield _Holder(path, "", vars(module), values, vars(module).__setitem__)
+    kind = type(module)
+    if not kind.__module__.startswith("torch."):
+        yield _Holder(path, f"{kind.__name__}.", vars(kind), dict(vars(kind)), partial(setattr, kind))
+    for name, value in values.items():
+        inner = value if isinstance(value, dict) else _attributes(value)
+        if name not in _INTERNAL and inner is not None:
+            yield _Holder(path, f"{name}.", inner, dict(inner), inner.__setitem__)
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """The attributes of a plain object of the user's own."""
+    if isinstance(value, Tensor | nn.Module | ModuleType) or callable(value):
+        return None
+    return getattr(value, "__dict__", None)
 
 
 def _is_number(value: Any) -> bool:

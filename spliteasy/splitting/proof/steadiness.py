@@ -68,15 +68,15 @@ class _Check:
         first, seen = self._call(1)
         self._refuse_seen(seen)
         counters = self._state.counters()
-        names = [(path, name) for path, _, name, _, _ in counters]
+        names = [(counter.path, counter.name) for counter in counters]
         self._state.restore_tensors()
         again, _ = self._call(2)
         if not all_close(first, again):
             self._refuse_other_outputs(names)
         for calls in _LATER if counters else ():
             self._state.restore()
-            for _, module, name, before, now in counters:
-                setattr(module, name, _counted(before, now, calls))
+            for counter in counters:
+                counter.put(_counted(counter.before, counter.now, calls))
             later, _ = self._call(1)
             if not all_close(first, later):
                 self._refuse_counters(names)
