@@ -21,6 +21,7 @@ from broker.transport.topology import SHARDS, shard_of
 from device_agent.config import AgentConfig
 from device_agent.job_source import JobSource
 from device_agent.link.link import Connect, Link
+from device_agent.link.metered import Metered
 from device_agent.link.rate_limit import Pace
 from device_agent.metrics import SessionWatch
 from device_agent.observations import Evaluated, Observe, StateChanged, StepTaken
@@ -126,21 +127,17 @@ class Agent:
         self._allowance = allowance = Allowance(
             limit_bytes, saved=state.traffic, save=state.save_traffic, today=self._today
         )
-        self.link.count = self._count_traffic
+        self.link.metered = Metered(allowance, failed=self._fail, tell=self._tell)
 
         async def within() -> str | None:
             return allowance.why_not()
 
         self._gate = Gate(within) if self._gate is None else self._gate.also(within)
 
-    def _count_traffic(self, nbytes: int) -> None:
+    def _fail(self, error: StateError) -> None:
         """What can't be written down ends the training, not the link."""
-        assert self._allowance is not None
-        try:
-            self._allowance.count(nbytes)
-        except StateError as error:
-            self._failed = error
-            self._events.put_nowait(e.LinkDown())  # any event wakes the loop, which then raises
+        self._failed = error
+        self._events.put_nowait(e.LinkDown())  # any event wakes the loop, which then raises
 
     async def _may_begin(self, gate: Gate, stop: asyncio.Event) -> bool:
         """Wait before anything is sent or fetched. False where `stop` came first."""

@@ -327,6 +327,7 @@ class Worker:
                     reply_to=taken.reply_to,
                     chunk_bytes=taken.chunk_bytes,
                     finish=finish,
+                    again=delivery.redelivered,
                     arrived_s=self.clock(),
                 )
             )

@@ -32,6 +32,8 @@ from __future__ import annotations
 import errno
 from typing import ClassVar, Final
 
+from spliteasy.runtime.readable import shown
+
 _FINAL_ERRNOS: Final = {
     errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
     errno.ENOTDIR, errno.EPERM,
@@ -57,9 +59,11 @@ class SplitEasyError(Exception):
     retriable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        # Of what others said: a terminal, a log, a dead letter and a page show it as it is then.
+        message = shown(message, lines=True)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else shown(hint, lines=True)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -180,3 +184,25 @@ class ReplayMismatch(SplitEasyError):
             hint="the workers differ in hardware, torch version or thread count; run workers of one kind",
         )
         self.session, self.step, self.logged, self.replayed = session, step, logged, replayed
+
+
+class OutputsMismatch(ReplayMismatch):
+    """The device went on from other outputs of the body than this worker's forward gives."""
+
+    def __init__(self, session: str, step: int, *, device: str, own: str) -> None:
+        SplitEasyError.__init__(
+            self,
+            f"session {session}: the device took step {step} from outputs of digest {device}, this worker's "
+            f"forward gives {own}",
+            hint="the workers differ in hardware, torch version or thread count; run workers of one kind",
+        )
+
+
+class UnlikeWorker(SplitEasyError):
+    """This worker computes other bits than the machine that a session was trained on: others may not."""
+
+    def __init__(self, session: str, *, stored: str, own: str) -> None:
+        super().__init__(
+            f"session {session} was computed on a machine unlike this worker's: {stored}; here: {own}",
+            hint='start a worker like that one, or submit the job with durability.exactness = "tolerance"',
+        )

@@ -12,10 +12,11 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 from torch import Tensor
 
 from spliteasy.codecs.packer import Packed
+from spliteasy.runtime.readable import shown
 
 MAX_STEP = 2**53 - 1
 """JavaScript reads integers exactly up to here."""
@@ -52,8 +53,19 @@ FrameRanges = Annotated[
 ]
 """Indexes of frames, as (first, one past the last) pairs."""
 
-CodecName = Annotated[str, StringConstraints(max_length=40)]
-Text = Annotated[str, StringConstraints(max_length=2000)]
+
+def _as_shown(name: str) -> str:
+    if shown(name) != name:
+        raise ValueError("a name with characters that are not shown")
+    return name
+
+
+CodecName = Annotated[str, StringConstraints(max_length=40), AfterValidator(_as_shown)]
+MAX_TEXT = 2000
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+Said = Annotated[Text, AfterValidator(lambda text: shown(text)[:MAX_TEXT])]
+"""For a person to read: what would change a terminal is written out, where it enters."""
+Name = Annotated[Text, AfterValidator(_as_shown)]
 Value = Tensor | int | None
 """What a boundary carries: a tensor, an integer (a batch size), or nothing (an absent gradient)."""
 
@@ -88,7 +100,7 @@ class Packing(Record):
     """How one value was packed: how many tensors of `values` it takes, and what its codec adds."""
 
     parts: Annotated[int, Field(ge=0, le=8)]
-    meta: Annotated[dict[Text, int | Text | list[int]], Field(max_length=8)] = Field(default_factory=dict)
+    meta: Annotated[dict[Name, int | Name | list[int]], Field(max_length=8)] = Field(default_factory=dict)
 
 
 class Carrier(Message):
@@ -175,6 +187,9 @@ class Backward(SessionRequest, Carrier):
     loss: float | None = None
     """The step's training loss, in its last BACKWARD, where the job lets it be reported (`share_loss`). It is
     only shown."""
+    outputs: Nonce | None = None
+    """The digest (`spliteasy.training.digest`) of the FORWARDED that these gradients belong to: a worker with
+    another forward of its own stops."""
 
 
 class Eval(SessionRequest, Carrier):
@@ -241,7 +256,7 @@ class Busy(Receipt):
 
     kind: Literal["BUSY"] = "BUSY"
     retry_after_s: Annotated[float, Field(ge=0, le=3600)]
-    reason: Text = "the worker's budget is full"
+    reason: Said = "the worker's budget is full"
 
 
 class Reply(Message):
@@ -265,7 +280,7 @@ class Job(Reply):
     digest: Digest
     shard: Annotated[int, Field(ge=0, le=9999)]
     manifest: Annotated[str, StringConstraints(max_length=1 << 20)]
-    parts: Annotated[tuple[Text, ...], Field(max_length=64, strict=False)]
+    parts: Annotated[tuple[Name, ...], Field(max_length=64, strict=False)]
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
     """The operator's, of the digest: the worker only hands it on."""
 
@@ -291,7 +306,7 @@ class Reopen(Reply):
 
     kind: Literal["REOPEN"] = "REOPEN"
     attempt: AttemptRef
-    reason: Text
+    reason: Said
 
 
 class Forwarded(SessionReply, Carrier):
@@ -349,7 +364,7 @@ class Body(SessionReply):
 
     kind: Literal["BODY"] = "BODY"
     step: Step
-    names: Annotated[tuple[Text, ...], Field(max_length=1 << 16, strict=False)]
+    names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)]
 
 
 class Closed(SessionReply):
@@ -382,8 +397,8 @@ class Error(Reply):
 
     kind: Literal["ERROR"] = "ERROR"
     code: ErrorCode
-    message: Text
-    hint: Text | None = None
+    message: Said
+    hint: Said | None = None
     retriable: bool = False
 
 

@@ -29,7 +29,9 @@ from broker.transport.send_window import Room
 from broker.transport.sender import WINDOW, send_message
 from broker.transport.topology import REPLY_SLOTS, REPLY_TO, reply_slot, uplink_key
 from device_agent import metrics
+from device_agent.link.metered import Metered
 from device_agent.link.rate_limit import Pace
+from device_agent.link.repeats import Repeats, key_of
 from device_agent.link.speed import LinkSpeed
 from device_agent.session import events as e
 from spliteasy.errors import LinkError, LinkRefused, Unroutable, UserError, WireError
@@ -38,12 +40,18 @@ from spliteasy.observability.meter import SILENT, Meter
 log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
+Item = tuple[m.Request, frozenset[int], m.Request | None]
+"""A request, its frames that need not be sent, and of an ASK the request that it is about."""
 CHUNK_S = 0.125
 """How long a chunk may take at the speed measured: a cut costs half of it, and what follows waits as long."""
 FIRST_CHUNK_BYTES = 32 << 10
 """Of the first requests, when no speed was measured: five seconds at 50 kbit/s."""
 WINDOW_S = 0.1
 """Of the link's time that frames may wait beside two round trips."""
+PREFETCH, PREFETCH_METERED = 64, 2
+"""Frames that the broker may send ahead. Where bytes are counted, few: those can't be refused any more."""
+MAX_TOLD = 10
+"""Unreadable replies are logged so often."""
 MAX_CUTS = 64
 MAX_PARTIAL = 8
 WORKERS = "workers"
@@ -85,8 +93,11 @@ class Link:
         self._clock = clock
         self._meter = meter
         self._pace = pace
-        self.count: Callable[[int], object] = lambda _: None
-        """Told of the bytes of each frame, before it is sent and when it has come."""
+        self.metered: Metered | None = None
+        """Asked before each frame is sent, and told of each that has come."""
+        self._repeats = Repeats(clock)
+        self._unreadable = 0
+        """Replies that were not of this protocol."""
         self._cuts: dict[str, int] = {}
         """Chunk sizes of the last requests of this connection: one sent again has the one it had."""
         self._waiting: deque[tuple[float, int]] = deque()
@@ -96,7 +107,7 @@ class Link:
         self._slot = (rng or random.Random()).randrange(REPLY_SLOTS)
         """Which of the device's reply queues this connection reads; the next one reads the next: the
         broker may not have noticed yet that this one is gone. Another agent of the device has its own."""
-        self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int], m.Request | None]] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Item] = asyncio.Queue()
         self._assembler = Assembler(AssemblerLimits(total_bytes=4 << 30), clock)
 
     @property
@@ -111,6 +122,8 @@ class Link:
         while True:
             connected_s = math.inf
             try:
+                if self.metered is not None:
+                    await self.metered.room()
                 transport = await self._connect()
                 connected_s = self._clock()
                 await self._live_and_close(transport)
@@ -192,11 +205,13 @@ class Link:
             self._emit(e.LinkUp())
 
     async def _read(self, transport: Transport, queue: str) -> None:
-        subscription = await transport.subscribe(queue, prefetch=64, exclusive=True)
+        prefetch = PREFETCH if self.metered is None else PREFETCH_METERED
+        subscription = await transport.subscribe(queue, prefetch=prefetch, exclusive=True)
         self._patience.connected()
         async for delivery in subscription:
             self.bytes_down += len(delivery.body)
-            self.count(len(delivery.body))
+            if self.metered is not None:
+                self.metered.received(len(delivery.body))
             try:
                 outcome = self._assembler.add(WORKERS, delivery.body)
                 whole = isinstance(outcome, Assembled)
@@ -208,25 +223,46 @@ class Link:
                 else:
                     self._emit(e.Arriving())
             except WireError as error:
-                log.warning("unreadable reply", device=self._device, error=error.message)
+                self._unreadable += 1
+                if self._unreadable <= MAX_TOLD:  # a worker must not fill this disk with them
+                    log.warning("unreadable reply", device=self._device, error=error.message)
             await subscription.ack(delivery)
         raise LinkError("the reply queue was closed")
 
     async def _write(self, transport: Transport, queue: str) -> None:
-        """Send one request after the other: the next goes out while the last waits for its confirms.
+        """Send one request after the other: the next goes out while the last waits for its confirms. One that
+        was sent too often waits (`repeats.py`).
 
         All but FORWARDs go first: a BACKWARD lets the worker compute and send, while the FORWARDs of later
         micro-batches would only wait there for their turn.
         """
-        room = Room(WINDOW, self._window_bytes)
+        room, held = Room(WINDOW, self._window_bytes), dict[str, Item]()
+        self._repeats.connected()
         async with asyncio.TaskGroup() as sending:
-            while True:
-                request, skip, whole = await self._outbox.get()
+
+            def begin(request: m.Request, skip: frozenset[int], whole: m.Request | None) -> None:
                 if isinstance(request, m.Ask):
                     chunk_bytes = self._cut_of(request)
                     request = self._with_partial_replies(request, chunk_bytes)
                     request = request if whole is None else _with_digests(request, whole, chunk_bytes)
                 sending.create_task(self._send(transport, queue, request, skip, room))
+
+            async def begin_later(key: str, wait_s: float) -> None:
+                await asyncio.sleep(wait_s)
+                begin(*held.pop(key))
+
+            while True:
+                item = await self._outbox.get()
+                key = key_of(item[0])
+                if key in held:  # the newest of them is sent
+                    replaced, held[key] = held[key][0], item
+                    if replaced.request != item[0].request:
+                        self._emit(e.Sent(replaced.request))
+                elif (wait_s := self._repeats.wait_s(item[0])) > 0:
+                    held[key] = item
+                    sending.create_task(begin_later(key, wait_s))
+                else:
+                    begin(*item)
 
     async def _send(
         self, transport: Transport, queue: str, request: m.Request, skip: frozenset[int], room: Room
@@ -267,7 +303,8 @@ class Link:
             self._sending -= 1
 
     async def _admit(self, frame_bytes: int) -> None:
-        self.count(frame_bytes)
+        if self.metered is not None:
+            self.metered.sending(frame_bytes)
         if self._pace is not None:
             await self._pace.admit(frame_bytes)
         self._waiting.append((self._clock(), frame_bytes))

@@ -49,13 +49,18 @@ class Allowance:
         self._total = self._total_before = 0
 
     @property
+    def day(self) -> str:
+        """Today."""
+        return self._today().isoformat()
+
+    @property
     def used(self) -> int:
         """Bytes of today."""
-        return self._days.get(self._today().isoformat(), 0)
+        return self._days.get(self.day, 0)
 
     def count(self, nbytes: int) -> None:
         """So many bytes are sent now, or have come. Raises as `save` does."""
-        day = self._today().isoformat()
+        day = self.day
         self._total += nbytes
         self._days[day] = self._days.get(day, 0) + nbytes
         if self._days[day] > self._written.get(day, 0):
@@ -85,7 +90,7 @@ class Allowance:
 
     def close(self) -> None:
         """Write down what was really used."""
-        day = self._today().isoformat()
+        day = self.day
         if self._written.get(day, 0) != self._days.get(day, 0):
             self._write(day, self._days.get(day, 0))
 

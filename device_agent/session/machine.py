@@ -19,6 +19,7 @@ from device_agent.session.plan import Plan
 from device_agent.session.states import COMPUTING, WAITING, State, moved
 from spliteasy.codecs.packer import Packed
 from spliteasy.errors import RemoteError, SplitEasyError, StateError
+from spliteasy.training.digest import digest_of
 
 
 class DeviceSession:
@@ -197,6 +198,7 @@ class DeviceSession:
         tail = step.next_tail()
         if tail is not None and (outputs := step.micros[tail].outputs) is not None:
             step.micros[tail].outputs = None
+            step.micros[tail].outputs_digest = digest_of(outputs.values)
             self._move(State.TAIL)
             return [e.RunTail(outputs, tail)]
         if (gradient := step.take_gradient()) is not None:

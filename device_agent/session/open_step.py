@@ -19,6 +19,8 @@ class Micro:
     outputs: Packed | None = None
     backward: m.Backward | None = None
     gradient: m.Gradient | None = None
+    outputs_digest: str | None = None
+    """Of the outputs that the tail ran on."""
 
 
 class OpenStep:
@@ -64,6 +66,7 @@ class OpenStep:
             micro=index,
             forward=micro.forward.request,
             loss=tail.loss,
+            outputs=micro.outputs_digest,
             **m.carried(tail.gradients),
         )
         return micro.backward

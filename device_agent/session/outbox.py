@@ -13,6 +13,10 @@ from device_agent.session import events as e
 from device_agent.session.events import Action, Timer
 from device_agent.session.plan import Plan
 
+LEAST_RETRY_S = 0.25
+MAX_REASONS = 8
+"""Different reasons to wait that are told of one request: a worker must not fill a log with them."""
+
 
 class Outbox:
     """What is on its way to the worker, and what it may already have."""
@@ -37,6 +41,7 @@ class Outbox:
         self._notes_silence = 0
         self._waits_for: str | None = None
         """Why the pending request is sent again later."""
+        self._notes_waiting = 0
 
     # what becomes of the link
 
@@ -162,11 +167,12 @@ class Outbox:
         self._notes_silence = 0
         waited = self._waits_for is not None and not quiet
         note = [e.Note("going on")] if waited else []
-        self._waits_for = None
+        self._waits_for, self._notes_waiting = None, 0
         return [*note, e.Disarm(Timer.REPLY), e.Disarm(Timer.RETRY)]
 
     def retry_later(self, delay_s: float, why: str) -> list[Action]:
-        """A reason that stays is told once."""
-        note = [] if why == self._waits_for else [e.Note(why)]
+        """A reason that stays is told once, and few reasons are; no delay is less than the least."""
+        self._notes_waiting += why != self._waits_for
+        note = [] if why == self._waits_for or self._notes_waiting > MAX_REASONS else [e.Note(why)]
         self._waits_for = why
-        return [*note, e.Disarm(Timer.REPLY), e.Arm(Timer.RETRY, delay_s)]
+        return [*note, e.Disarm(Timer.REPLY), e.Arm(Timer.RETRY, max(delay_s, LEAST_RETRY_S))]

@@ -15,12 +15,21 @@ from torch import Tensor
 from broker import decode, decode_tensor, encode_tensor
 from broker.protocol import messages as m
 from server_worker.store import LogEntry
-from spliteasy.codecs.packer import Packed, Packer, expected_like, expected_of, unpack
-from spliteasy.errors import DataError, ReplayMismatch, SplitEasyError
+from spliteasy.codecs.packer import (
+    Packed,
+    Packer,
+    bytes_expected,
+    bytes_of,
+    expected_like,
+    expected_of,
+    unpack,
+)
+from spliteasy.errors import DataError, OutputsMismatch, ReplayMismatch, SplitEasyError
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.job import Job
+from spliteasy.job.io_schema import dtype_name
 from spliteasy.job.micro_batches import micro_sizes, share_of
-from spliteasy.training.digest import digest_of, digest_of_all
+from spliteasy.training.digest import digest_of
 from spliteasy.training.segment_trainer import (
     Gradients,
     NotFinite,
@@ -31,6 +40,12 @@ from spliteasy.training.segment_trainer import (
     detached,
     tensors_of,
 )
+
+DIGEST = "state-"
+"""Before a step's digest: it is of the state too. Earlier versions wrote one of the gradients alone."""
+
+HEADER_BYTES = 1 << 20
+"""What a request may have beside its values, which no codec makes four times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +64,7 @@ class StepResult:
 
     micros: tuple[MicroResult, ...]
     digest: str
-    """Of the gradients of all of them."""
+    """Of the gradients of all of them, and of the state after the step."""
     skipped: bool = False
     """A gradient was not finite, and the job lets such a step pass without effect."""
 
@@ -81,13 +96,13 @@ class SessionMemory:
         """The FORWARDs of the open step, by their ids."""
         self._open: dict[int, _Open] = {}
         self._results: list[MicroResult] = []
-        self._digests: list[str] = []
         self._spoiled = False
         """A gradient of the open step was not finite, and the job lets the step pass."""
         self._batch = 0
         self._codecs = job.spec.link.codecs
         self._packer = Packer(self._codecs, job.spec.seed, device, "down")
         self.state_bytes = self.trainer.nbytes()
+        self._tolerant = job.spec.durability.exactness == "tolerance"
 
     @property
     def step(self) -> int:
@@ -133,6 +148,69 @@ class SessionMemory:
         """A copy of the state after `step`."""
         return {**self.trainer.snapshot(), **self._packer.state()}
 
+    @property
+    def open_bytes(self) -> int:
+        """Bytes that the open step takes; it is counted whole from its first micro-batch on."""
+        return self.step_bytes if self._forwards else 0
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes that a step takes beside the state, until its last backward."""
+        return self.job.body.program.costs.train_bytes * self.job.spec.micro_batches
+
+    @property
+    def eval_bytes(self) -> int:
+        """Bytes that an evaluation takes beside the state."""
+        return self.job.body.program.costs.eval_bytes
+
+    def check(self, request: m.Forward | m.Backward | m.Eval, raw_bytes: int) -> None:
+        """Whether the request is of the sizes that the job says, before anything is taken for it.
+
+        Raises DataError where it claims more samples than the job's batch, is no micro-batch of it, or is
+        larger than what it may carry.
+        """
+        spec = self.job.spec
+        if isinstance(request, m.Eval):
+            _check_samples(request.samples, spec.evaluation.batch_size, "evaluation.batch_size")
+            expected = bytes_expected(expected_of(self.trainer.eval_inputs, request.samples))
+        elif isinstance(request, m.Forward):
+            whole = request.batch or request.samples
+            _check_samples(whole, spec.batch_size, "batch_size")
+            sizes = micro_sizes(whole, spec.micro_batches)
+            if request.samples != dict(enumerate(sizes)).get(request.micro):
+                raise DataError(
+                    f"{request.samples} samples are not micro-batch {request.micro} of a batch of {whole} "
+                    f"in {len(sizes)}"
+                )
+            if bool(request.targets) != spec.single or request.targets > len(request.values):
+                raise DataError(f"{request.targets} targets arrived in a FORWARD of {request.job}")
+            expected = bytes_expected(expected_of(self.trainer.segment.input_values, request.samples))
+            if request.targets:
+                expected += self._check_targets(request)
+        else:
+            opened = self._open.get(request.micro)
+            if opened is None:
+                return  # what it belongs to is not here, so that it waits, within the limits for that
+            expected = bytes_of(opened.graph.outputs)
+        most = 4 * expected + HEADER_BYTES
+        if raw_bytes > most:
+            raise DataError(f"a {request.kind} of {raw_bytes} bytes, where the job's are of {most} at most")
+
+    def _check_targets(self, request: m.Forward) -> int:
+        """The bytes of the targets; DataError where they are not what the job's data has."""
+        targets, specs = request.values[-request.targets :], self.job.signature.targets
+        if len(targets) != len(specs):
+            raise DataError(f"{len(targets)} targets arrived, the job has {len(specs)}")
+        for target, spec in zip(targets, specs, strict=True):
+            shape = (request.samples, *spec.shape)
+            if (
+                not isinstance(target, Tensor)
+                or tuple(target.shape) != shape
+                or dtype_name(target.dtype) != spec.dtype
+            ):
+                raise DataError(f"target {spec.name}: expected {spec.dtype} of shape {shape}")
+        return bytes_of(targets)
+
     def forward(self, request: m.Forward) -> None:
         """Open the next micro-batch of step + 1; micro-batch 0 begins the step anew.
 
@@ -170,6 +248,10 @@ class SessionMemory:
         """Close the next micro-batch with the device's gradients; the last of them takes the step."""
         opened = self._open[self.returned]
         outputs = opened.graph.outputs
+        if request.outputs is not None and not self._tolerant:
+            own = digest_of(opened.outputs.values)
+            if own != request.outputs:
+                raise OutputsMismatch(self.session, request.step, device=request.outputs, own=own)
         arrived = unpack(m.packed_in(request), expected_like(outputs), codecs=self._codecs["gradients"])
         gradients = check_gradients(arrived, outputs)
         return self._close(
@@ -203,7 +285,14 @@ class SessionMemory:
                 result = self.backward(request)
         if result is None:
             raise SplitEasyError(f"session {self.session}: the log entry of step {entry.step} is not whole")
-        if result.digest != entry.gradient_digest:
+        if not entry.gradient_digest.startswith(DIGEST):
+            raise SplitEasyError(
+                f"session {self.session}: step {entry.step} was logged by an earlier version, whose digest "
+                "says nothing of the state",
+                hint="let a worker of that version serve the session, and stop it by SIGTERM, so that it "
+                "leaves a snapshot; or begin anew with `spliteasy agent --restart`",
+            )
+        if result.digest != entry.gradient_digest and not self._tolerant:
             raise ReplayMismatch(
                 self.session, entry.step, logged=entry.gradient_digest, replayed=result.digest
             )
@@ -225,7 +314,7 @@ class SessionMemory:
         self._forget()
 
     def _forget(self) -> None:
-        self._forwards, self._results, self._digests = [], [], []
+        self._forwards, self._results = [], []
         self._open.clear()
         self._spoiled = False
 
@@ -251,30 +340,40 @@ class SessionMemory:
         packed = self._packer.pack("gradients", kept, step=self.step + 1, micro=micro, codec=codec)
         del self._open[micro]
         self._results.append(MicroResult(answers, packed, loss))
-        self._digests.append(digest_of(kept))
         return self._take_step(len(gradients)) if self.returned == self.micros else None
 
     def _take_step(self, count: int) -> StepResult:
         if not self._spoiled and not self.trainer.finite():
             self._let_pass()
-        micros, digests, skipped = tuple(self._results), self._digests, self._spoiled
+        micros, skipped = tuple(self._results), self._spoiled
         if skipped:
             nothing: Gradients = (None,) * count
             micros = tuple(MicroResult(each.answers, Packed(nothing), None) for each in micros)
-            digests = [digest_of(nothing)] * len(micros)
             self.trainer.skip()
             self._packer.abort()
         else:
             self.trainer.apply()
             self._packer.apply()
         self._forget()
-        return StepResult(micros, digest_of_all(digests), skipped)
+        return StepResult(micros, self._digest(micros), skipped)
+
+    def _digest(self, micros: Sequence[MicroResult]) -> str:
+        """The digest of all that the step gave: gradients as they travel, new weights and buffers, and what
+        codecs held back. Gradients alone would be one constant under a frozen head."""
+        held_back = [tensor for _, tensor in sorted(self._packer.state().items())]
+        sent = [value for micro in micros for value in micro.gradients.values]
+        return DIGEST + digest_of([*sent, self.step, *self.trainer.moving(), *held_back])
 
     def _let_pass(self) -> None:
         """The step will have no effect; raises NotFinite where the job wants to stop instead."""
         if self.job.spec.durability.on_non_finite != "skip":
             raise NotFinite
         self._spoiled = True
+
+
+def _check_samples(samples: int, most: int, setting: str) -> None:
+    if samples > most:
+        raise DataError(f"{samples} samples, where the job's {setting} is {most}")
 
 
 def encode_state(state: Mapping[str, Tensor]) -> dict[str, bytes]:

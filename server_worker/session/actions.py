@@ -87,6 +87,8 @@ class Loaded:
     session: str
     step: int
     replayed: int
+    unlike: str | None = None
+    """Where another machine computed it, and the job tolerates that: which."""
 
 
 Action = Compute | StoreCall | Begin | Finish | LoadJob | Send | Background | Committed | Loaded

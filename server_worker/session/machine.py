@@ -16,7 +16,9 @@ from collections.abc import Callable, Generator
 
 from broker.protocol import messages as m
 from server_worker.admission.authorization import may_train
+from server_worker.admission.budget import Budget
 from server_worker.engine.local import SessionMemory, StepResult
+from server_worker.engine.probe import environment_of
 from server_worker.loss_log import step_loss
 from server_worker.session import replies
 from server_worker.session.actions import Action, Committed, Compute, LoadJob, Result, Send, Steps, StoreCall
@@ -28,6 +30,7 @@ from server_worker.session.refusals import (
     body_not_shared_reply,
     failure_reply,
     log_full_reply,
+    no_memory_reply,
     not_allowed_reply,
     open_refused,
     paused_reply,
@@ -57,11 +60,15 @@ class WorkerSession:
         *,
         durability: DurabilityClock,
         room: Room,
+        budget: Budget,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.own = Ownership(name, identity, durability=durability, clock=clock)
         self._arrivals = Arrivals(room)
+        self._budget = budget
+        self._reserved = 0
+        """Bytes of the budget that are this session's."""
         self._gradients: tuple[m.Gradient, ...] = ()
         """The replies of the committed step, by micro-batch."""
         self._starved = 0
@@ -72,7 +79,8 @@ class WorkerSession:
     def memory_bytes(self) -> int:
         """Bytes that this session holds in memory."""
         memory = self.own.memory
-        return (memory.state_bytes if memory is not None else 0) + self._arrivals.nbytes
+        held = memory.state_bytes + memory.open_bytes if memory is not None else 0
+        return held + self._arrivals.nbytes
 
     def knows(self, request: str) -> bool:
         """Whether the open step was computed from that request, or the request waits for its turn in it."""
@@ -84,6 +92,7 @@ class WorkerSession:
         self.own.drop()
         self._gradients = ()
         self._arrivals.clear()
+        self._settle()
 
     def doubt(self) -> None:
         """Another worker may have served the session meanwhile: ask the store before the memory is used.
@@ -106,6 +115,8 @@ class WorkerSession:
         except (ReplayMismatch, StoreError, RuntimeError, ValueError, ArithmeticError) as error:
             self.drop()
             yield Send(failure_reply(request, error))
+        finally:
+            self._settle()
 
     def save(self) -> Steps:
         """Write a snapshot of the newest step, so that whoever takes over replays only what comes after."""
@@ -143,6 +154,10 @@ class WorkerSession:
         if job is None:
             yield Send(unknown_job_reply(request))
             return
+        environment = yield Compute(lambda: environment_of(job))
+        stored = yield StoreCall(lambda s: s.session(self.name))
+        if stored is not None and stored.job_digest == request.digest and not request.restart:
+            yield from self.own.check_environment(stored)
         outcome = yield StoreCall(
             lambda s: s.open_session(
                 self.name,
@@ -150,7 +165,7 @@ class WorkerSession:
                 attempt=attempt_of(request.attempt),
                 held=request.held,
                 worker=self.own.identity.nonce,
-                environment=self.own.identity.environment,
+                environment=environment,
                 agent=request.agent or "",
                 total_steps=request.total_steps or 0,
                 restart=request.restart,
@@ -175,8 +190,13 @@ class WorkerSession:
         memory = yield from self._ready(request)
         if memory is None or (yield from self._answer_again(request, memory)):
             return
-        if self._begins(request, memory) and (yield from self._held_back(request)):
-            return
+        memory.check(request, memoryview(raw).nbytes)
+        if self._begins(request, memory):
+            if (yield from self._held_back(request)):
+                return
+            if isinstance(request, m.Forward) and not self._reserve(memory.step_bytes):
+                yield Send(no_memory_reply(request))
+                return
         if isinstance(request, m.Forward) and memory.forward_id(request.micro) is not None:
             self._abort()  # the device computed it anew: all begins anew
         if isinstance(request, m.Forward) and self.own.log_is_full:
@@ -206,6 +226,7 @@ class WorkerSession:
             yield Send(replies.missing(self.own, request, "FORWARD", micro))
             return
         else:
+            memory.check(request, memoryview(raw).nbytes)
             yield from self.own.log(request.step, memory.micros + micro, raw)
             result = yield Compute(lambda: memory.backward(request))
         if result is None:
@@ -272,6 +293,10 @@ class WorkerSession:
     def _eval(self, request: m.Eval) -> Steps:
         memory = yield from self._ready(request, exact=True)
         if memory is not None:
+            memory.check(request, 0)
+            if not self._reserve(memory.open_bytes + memory.eval_bytes):
+                yield Send(no_memory_reply(request))
+                return
             outputs = yield Compute(lambda: memory.evaluate(request))
             yield Send(replies.evaluated(self.own, memory, request, outputs))
 
@@ -332,6 +357,10 @@ class WorkerSession:
         )
         if fits and not own.doubted:
             return own.memory
+        if not fits:
+            stored = yield StoreCall(lambda s: s.session(self.name))
+            if stored is not None and stored.attempt == attempt:
+                yield from own.check_environment(stored)  # before anything of another's is taken
         outcome = yield from own.claim(attempt, request.step)
         match outcome:
             case Done(meta=meta):
@@ -377,6 +406,21 @@ class WorkerSession:
         self._gradients = replies.gradients(self.own, request.step, result)
         yield Send(self._gradients[request.micro])
         yield from self.own.snapshot_if_due()
+
+    def _reserve(self, nbytes: int) -> bool:
+        """Whether the session may take so many bytes in all, beside its state."""
+        more = max(0, nbytes - self._reserved)
+        if not self._budget.take(more):
+            return False
+        self._reserved += more
+        return True
+
+    def _settle(self) -> None:
+        """Give back what is not in use any more."""
+        memory = self.own.memory
+        used = memory.open_bytes if memory is not None else 0
+        self._budget.give_back(self._reserved - used)
+        self._reserved = used
 
     def _abort(self) -> None:
         self._arrivals.clear()

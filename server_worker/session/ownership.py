@@ -17,6 +17,7 @@ from enum import Enum
 
 from broker.protocol import messages as m
 from server_worker.engine.local import SessionMemory, StepResult
+from server_worker.engine.probe import alike, environment_of
 from server_worker.session.actions import (
     Action,
     Begin,
@@ -33,7 +34,7 @@ from server_worker.session.durability import DurabilityClock
 from server_worker.session.log_reader import read_entries, read_snapshot
 from server_worker.session.snapshots import Snapshots
 from server_worker.store import Attempt, Blob, ClaimOutcome, CommitOutcome, Done, Owner, SessionMeta
-from spliteasy.errors import StoreError
+from spliteasy.errors import StoreError, UnlikeWorker
 
 
 class State(Enum):
@@ -55,10 +56,9 @@ _EDGES = {
 
 @dataclass(frozen=True, slots=True)
 class WorkerIdentity:
-    """Who computes: `nonce` is the owner nonce of all its sessions, `environment` what decides the bits."""
+    """Who computes: `nonce` is the owner nonce of all its sessions."""
 
     nonce: str
-    environment: str
 
 
 class Ownership:
@@ -133,6 +133,21 @@ class Ownership:
         """Go on under what the store says."""
         self.attempt, self.owner, self.paused = meta.attempt, meta.owner, meta.paused
 
+    def check_environment(self, meta: SessionMeta) -> Generator[Action, Result, str | None]:
+        """What computed the session's steps so far, if that was unlike this machine and the job tolerates it.
+
+        Raises UnlikeWorker where the job does not.
+        """
+        job = yield LoadJob(self.session.partition(".")[0], meta.job_digest)
+        if job is None or not meta.committed:
+            return None
+        own: str = yield Compute(lambda: environment_of(job))
+        if alike(meta.environment, own):
+            return None
+        if job.spec.durability.exactness == "bits":
+            raise UnlikeWorker(self.session, stored=meta.environment, own=own)
+        return meta.environment
+
     def claim(self, attempt: Attempt, step: int) -> Generator[Action, Result, ClaimOutcome]:
         """Ask the store for the session, to serve a request of `step`."""
         outcome: ClaimOutcome = yield StoreCall(
@@ -158,6 +173,7 @@ class Ownership:
         if job is None:
             raise StoreError(f"the store has session {self.session} but not its job {meta.job_digest[:12]}")
         newest = meta.committed - 1 if replay_last and meta.committed else meta.committed
+        unlike = yield from self.check_environment(meta)
         base = max((step for step in meta.snapshots if step <= newest), default=max(meta.snapshots))
         blobs = yield StoreCall(lambda s: read_snapshot(s, self.session, base))
         memory: SessionMemory = yield Compute(lambda: SessionMemory(job, self.session))
@@ -168,7 +184,7 @@ class Ownership:
         self.memory = memory
         self.snapshots.loaded(base, kept=len(meta.snapshots), logged_bytes=meta.log_bytes)
         self._move(State.READY)
-        yield Loaded(self.session, meta.committed, meta.committed - base)
+        yield Loaded(self.session, meta.committed, meta.committed - base, unlike)
         return result
 
     def _replay(

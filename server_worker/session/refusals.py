@@ -9,6 +9,8 @@ from spliteasy.training.segment_trainer import NotFinite
 
 NOT_DURABLE = "waiting until the last step is durable"
 NO_ROOM = "too many requests wait for others that come before them"
+NO_MEMORY = "the steps of other sessions take the worker's memory"
+MEMORY_RETRY_S = 1.0
 PAUSED = "paused by the operator"
 PAUSE_RETRY_S = 2.0
 
@@ -16,6 +18,11 @@ PAUSE_RETRY_S = 2.0
 def paused_reply(request: m.SessionRequest) -> m.Busy:
     """No step begins until the operator lets the session go on; the device keeps what it has sent."""
     return m.Busy(answers=request.request, retry_after_s=PAUSE_RETRY_S, reason=PAUSED)
+
+
+def no_memory_reply(request: m.SessionRequest) -> m.Busy:
+    """Others take the memory that the request would need; the device keeps what it has sent."""
+    return m.Busy(answers=request.request, retry_after_s=MEMORY_RETRY_S, reason=NO_MEMORY)
 
 
 def error_reply(
@@ -29,6 +36,17 @@ def error_reply(
         message=message[:1500],
         hint=hint[:400] if hint else None,
         retriable=retriable,
+    )
+
+
+def deadly_reply(request: m.Request) -> m.Error:
+    """The request was begun again and again, and no worker that began it got to its end."""
+    return error_reply(
+        request,
+        "computation-failed",
+        "every worker that began this request ended before it was done",
+        "it may need more memory than workers have: use a smaller batch, or more micro_batches; the operator "
+        "finds the request in the dead queue",
     )
 
 

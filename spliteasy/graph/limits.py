@@ -18,6 +18,8 @@ INTEGER = 1 << 53
 """JavaScript's exact range."""
 ELEMENTS = 1 << 29
 """Elements of any one value, intermediate ones included, at a batch of two samples."""
+BATCH_ELEMENTS = 1 << 31
+"""The same at the batch sizes of the job."""
 PIECES = 4_096
 """Outputs of one operator: `unbind` of a long tensor makes as many."""
 SEQUENCE = 16_384

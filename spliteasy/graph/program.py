@@ -6,6 +6,7 @@ It holds no tensors: it is called with the segment's tensors, in the order of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -124,6 +125,25 @@ class Code:
         return tuple(slots[result] for result in self.graph.results)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """Samples that a program will be run on at a time, in training and in evaluation."""
+
+    train: tuple[int, ...]
+    eval: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """Bytes of memory that a run takes at the largest batch, beside the segment's own tensors.
+
+    In training those of all values between, which a backward needs; in evaluation the most at a time.
+    """
+
+    train_bytes: int
+    eval_bytes: int
+
+
 class Program:
     """The code of a segment for training and for evaluation, over one table of tensors."""
 
@@ -133,6 +153,8 @@ class Program:
         self.device = device
         self.train = Code(document.train, len(document.tensors))
         self.eval = Code(document.eval, len(document.tensors))
+        self.costs = Costs(train_bytes=0, eval_bytes=0)
+        """As far as it was checked at the job's batches (`check_program`)."""
 
     def code(self, training: bool) -> Code:
         return self.train if training else self.eval

@@ -12,7 +12,7 @@ from spliteasy.errors import DataError, PortableError
 from spliteasy.graph.checker import check_program
 from spliteasy.graph.document import DTYPES, TensorSpec, Value, ValueSpec, misfit
 from spliteasy.graph.encoding import document_from_json, document_to_json
-from spliteasy.graph.program import Program
+from spliteasy.graph.program import Batches, Program
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 
 
@@ -169,15 +169,19 @@ def _delivering(value: Value) -> Value:
     return value
 
 
-def load_segment(graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu") -> Segment:
+def load_segment(
+    graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu", *, batches: Batches | None = None
+) -> Segment:
     """Build a segment from what travelled; the tensors are copied to `device`.
 
-    A tensor on the meta device is a shape without values, which `spawn` is given later. Raises
-    `PortableError` for a graph that is malformed, too large, or calls what is not allowed, and for
-    tensors that do not fit it. Nothing of the graph runs on data.
+    It is checked at the `batches` that it will be run at, and what that takes is in `program.costs`.
+    A tensor on the meta device is a shape without values, which `spawn` is given later.
+
+    Raises `PortableError` for a graph that is malformed, too large, or calls what is not allowed, and
+    for tensors that do not fit it. Nothing of the graph runs on data.
     """
     program = Program(document_from_json(graph), device)
-    check_program(program)
+    program.costs = check_program(program, batches)
     copies = {name: t if t.is_meta else _copy(t).to(device) for name, t in tensors.items()}
     return Segment(program, copies)
 

@@ -28,8 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from spliteasy.errors import JobError, NeedsNewer, PortableError
 from spliteasy.graph.encoding import document_from_json
+from spliteasy.graph.program import Batches
 from spliteasy.graph.segment import Segment, load_segment, load_segment_tensors
 from spliteasy.job.io_schema import Signature
+from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import Identifier, JobSpec
 from spliteasy.privacy.ends import Ends, ends_from_json, placeholders
 from spliteasy.runtime.durable_files import write_folder
@@ -170,8 +172,9 @@ class Job:
         signature = _parse(found, "signature.json", Signature.model_validate_json)
         if spec.name != listed.name:
             raise PortableError(f"the manifest is of job {listed.name}, its spec of job {spec.name}")
+        batches = batches_of(spec)
         ends = ends_from_json(found["ends.json"]) if "ends.json" in found else Ends()
-        head, tail = _segment(found, "head", ends), _segment(found, "tail", ends)
+        head, tail = (_segment(found, role, batches, ends) for role in ("head", "tail"))
         if head is None or (tail is None) != spec.single:
             raise PortableError(f"job {spec.name}: the package lacks a segment, or has one too many")
         return cls(
@@ -184,7 +187,7 @@ class Job:
             tail=tail,
             ends=ends,
             loss=_loss(spec, found),
-            body_or_none=_segment(found, "body", Ends()),
+            body_or_none=_segment(found, "body", batches, Ends()),
         )
 
     @classmethod
@@ -270,16 +273,21 @@ def _parse(parts: Mapping[str, bytes], name: str, validate: Callable[[bytes], _P
         raise PortableError(f"{name}: {where}: {error.errors()[0]['msg']}") from None
 
 
-def _segment(parts: Mapping[str, bytes], role: str, ends: Ends) -> Segment | None:
+def batches_of(spec: JobSpec) -> Batches:
+    """The most samples that a segment of the job is ever given at a time, and what else a full batch has."""
+    return Batches(train=micro_sizes(spec.batch_size, spec.micro_batches), eval=(spec.evaluation.batch_size,))
+
+
+def _segment(parts: Mapping[str, bytes], role: str, batches: Batches, ends: Ends) -> Segment | None:
     graph, tensors = parts.get(f"{role}.json"), parts.get(f"{role}.safetensors")
     if graph is None and tensors is None:
         return None
     if graph is None or tensors is None:
         raise PortableError(f"the package has half a {role}: graph and tensors belong together")
-    document = document_from_json(graph)
-    return load_segment(
-        graph, {**load_segment_tensors(tensors), **placeholders(ends, role, document.tensors)}
-    )
+    values = load_segment_tensors(tensors)
+    if ends.of(role):
+        values |= placeholders(ends, role, document_from_json(graph).tensors)
+    return load_segment(graph, values, batches=batches)
 
 
 def _loss(spec: JobSpec, parts: Mapping[str, bytes]) -> LossFunction:

@@ -288,6 +288,8 @@ class DurabilitySpec(Section):
     """A session that nobody touched for so long may be forgotten by the store."""
     on_non_finite: Annotated[str, _only("stop", "skip")] = "stop"
     """A gradient that is NaN or infinite ends the training, or (`skip`) the step passes without effect."""
+    exactness: Annotated[str, _only("bits", "tolerance")] = "bits"
+    """A worker that computes other bits is refused, or (`tolerance`) goes on and says so."""
     on_replay_mismatch: Annotated[str, _only("stop")] = "stop"
 
 

@@ -17,6 +17,8 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from spliteasy.runtime.readable import shown
+
 LEVELS = ("debug", "info", "warning", "error")
 HIDDEN = "***"
 _SECRET_KEYS = re.compile(r"passw|secret|token|credential|authorization", re.IGNORECASE)
@@ -104,7 +106,7 @@ def _clean(key: object, value: Any) -> Any:
         return [_clean(None, v) for v in value]
     if key in ("_record", "_from_structlog"):
         return value
-    return redact(str(value))
+    return redact(shown(str(value), lines=True))
 
 
 class _StandardError:

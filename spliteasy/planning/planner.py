@@ -12,7 +12,7 @@ from spliteasy.codecs import choose_codec
 from spliteasy.codecs.packer import PLACES
 from spliteasy.errors import CutError, JobError
 from spliteasy.job.source import Source, example_of, load_source, make_loss
-from spliteasy.job.spec import JobSpec, LinkSpec, PlanSpec
+from spliteasy.job.spec import JobSpec, LimitsSpec, LinkSpec, PlanSpec
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import MIN_SAMPLES, InputCorrelation, varies
@@ -21,6 +21,7 @@ from spliteasy.planning.flow import Flow
 from spliteasy.planning.profile import USUAL, Profile, measure_compute
 from spliteasy.planning.whole_model import whole_segment
 from spliteasy.planning.wire_costs import packed_wire
+from spliteasy.privacy.advice import bounds_inputs, bounds_labels
 from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import states_kept
 from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
@@ -87,7 +88,7 @@ def plan_source(
         packed_wire(traced, flow, loss, *_made_up(inputs, targets), batch=batch, codecs=codecs),
         shared=shared,
         conditions=conditions,
-        constraints=(constraints := constraints_of(settings)),
+        constraints=(constraints := constraints_of(settings, spec.privacy.limits)),
         label_bytes=sum(y.nbytes // len(y) for y in targets) * batch,
         correlation=correlation,
     )
@@ -142,11 +143,13 @@ def planned_codecs(link: LinkSpec, conditions: Conditions) -> tuple[str, str]:
     return activations, gradients
 
 
-def constraints_of(settings: PlanSpec) -> Constraints:
+def constraints_of(settings: PlanSpec, limits: LimitsSpec) -> Constraints:
+    """What `[plan]` asks for, and what `[privacy.limits]` need at the least."""
     memory = settings.device_memory
     return Constraints(
         device_memory=parse_size(memory, "device_memory") if memory is not None else None,
-        min_head_layers=settings.min_head_layers,
+        min_head_layers=max(settings.min_head_layers, int(bounds_inputs(limits))),
+        min_tail_layers=int(bounds_labels(limits)),
         max_input_correlation=settings.max_input_correlation,
     )
 

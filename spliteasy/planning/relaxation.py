@@ -19,6 +19,7 @@ class Relaxing:
         given = {
             "device_memory": constraints.device_memory,
             "min_head_layers": constraints.min_head_layers or None,
+            "min_tail_layers": constraints.min_tail_layers or None,
             "max_input_correlation": constraints.max_input_correlation,
         }
         self._limits = {name: float(limit) for name, limit in given.items() if limit is not None}
@@ -61,6 +62,8 @@ class Relaxing:
 
 def _told(name: str, value: float) -> str:
     """As it is written on the command line; rounded to the side that keeps it met."""
+    if name == "min_tail_layers":
+        return f"a tail of {int(value)} or more layers with weights ([privacy.limits] of labels)"
     option = f"--{name.replace('_', '-')}"
     if name == "device_memory":
         unit, name = (1e6, "mb") if value >= 1e6 else (1e3, "kb")

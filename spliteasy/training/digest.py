@@ -28,13 +28,6 @@ def digest_of(values: Sequence[Tensor | int | None]) -> str:
     return hasher.hexdigest()
 
 
-def digest_of_all(digests: Sequence[str]) -> str:
-    """One digest over several, in order; one alone stands for itself."""
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
-
-
 def _update(hasher: hashlib.blake2b, tensor: Tensor) -> None:
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     row_bytes = _ROW_WORDS * 8

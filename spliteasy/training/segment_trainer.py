@@ -212,6 +212,10 @@ class SegmentTrainer:
         self.step = step
         self._check_step_count()
 
+    def moving(self) -> list[Tensor]:
+        """What a step may change of the model: trainable weights and buffers, live tensors, in order."""
+        return [*self._trainable, *self._buffers.values()]
+
     def nbytes(self) -> int:
         """Bytes of the state's tensors."""
         return sum(tensor.nbytes for tensor in self.state().values())

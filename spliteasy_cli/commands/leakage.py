@@ -44,6 +44,9 @@ def leakage(
     ] = None,
     data: Annotated[str | None, typer.Option(help="As for `train`.", show_default="as for `train`")] = None,
     steps: Annotated[int, typer.Option(min=1, max=100_000, help="Steps that are recorded.")] = 48,
+    short: Annotated[
+        bool, typer.Option("--short", help="Two lines: what following head and tail gives. Some seconds.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Where the picture goes.", show_default="runs/JOB-leakage")
     ] = None,
@@ -60,11 +63,13 @@ def leakage(
     from spliteasy.privacy.record import Adversary
     from spliteasy.runtime.user_code import project_root
     from spliteasy_cli.commands.train import default_data
-    from spliteasy_cli.leakage.gate import attacks_named
+    from spliteasy_cli.leakage.gate import SHORT_STEPS, TRACKING, attacks_named, told
 
     who = _adversaries(adversary or ["worker"])
     if cuts not in ("own", "all"):
         raise UserError(f"--cuts {cuts!r} is not known", hint="use own or all")
+    if short:
+        attack, steps = attack or list(TRACKING), min(steps, SHORT_STEPS)
     attacks_named(attack or [])
     root, spec = project_root(job_file), load_job_file(job_file)
     with torch_threads(threads):
@@ -81,8 +86,13 @@ def leakage(
             ),
             on_stop="stopping after the attack at hand",
         )
-    show([row for one in measured for row in one.rows])
-    _draw((out or Path("runs") / f"{spec.name}-leakage") / PICTURE, measured)
+    rows = [row for one in measured for row in one.rows]
+    if short:
+        for line in told(rows):
+            typer.echo(line)
+    else:
+        show(rows)
+        _draw((out or Path("runs") / f"{spec.name}-leakage") / PICTURE, measured)
     if not all(one.complete for one in measured):
         typer.echo("stopped before the last attack: nothing is decided", err=True)
         raise typer.Exit(EXIT_STOPPED)

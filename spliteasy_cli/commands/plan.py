@@ -24,7 +24,12 @@ SHOWN = 12
 WIDTH = 150
 """Of the table, where no terminal says."""
 
-_COLUMN = {"device_memory": "memory", "min_head_layers": "layers", "max_input_correlation": "correlation"}
+_COLUMN = {
+    "device_memory": "memory",
+    "min_head_layers": "layers",
+    "min_tail_layers": "limits of labels",
+    "max_input_correlation": "correlation",
+}
 """Of the table, for each constraint."""
 AS_IN_PLAN = "by [plan], or"
 

@@ -18,6 +18,7 @@ from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 if TYPE_CHECKING:
     from server_worker.store import Store
     from spliteasy.job import Job
+    from spliteasy.job.spec import LimitsSpec
 
 NAMED = 8
 """Public weights that are named one by one."""
@@ -62,6 +63,7 @@ def create_job(job_file: Path) -> Job:
     job = Job.create(spec, project_root(job_file))
     _warn_of_single_samples(job)
     _warn_of_public_ends(job)
+    _warn_of_limits(job, spec.privacy.limits)
     return job
 
 
@@ -103,6 +105,16 @@ def _warn_of_single_samples(job: Job) -> None:
             f"micro_batches {spec.micro_batches}",
             hint=f"micro_batches = {max(1, spec.batch_size // 2)} or fewer, or freeze the batch norm",
         )
+
+
+def _warn_of_limits(job: Job, limits: LimitsSpec) -> None:
+    """The limits are the job file's: a package has none."""
+    import structlog
+
+    from spliteasy.privacy.advice import advice
+
+    for each in advice(job, limits):
+        structlog.get_logger(__name__).warning(each.why, hint=each.hint)
 
 
 async def store_job(store: Store, job: Job, signature: str | None = None) -> None:

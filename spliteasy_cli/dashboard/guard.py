@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,7 +27,10 @@ SESSION_S = 12 * 3600.0
 MAX_SESSIONS = 256
 MAX_WRONG = 20
 WRONG_S = 60.0
-"""So many wrong tokens in so many seconds, and no login is taken for a while."""
+"""So many wrong tokens from one address in so many seconds, and it is told to wait. A right token is taken at
+any time: it is too long to be guessed, and a stranger must not lock out who has it."""
+MAX_ADDRESSES = 1024
+"""That are remembered for their wrong tokens, the latest."""
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::\d{1,5})?")
 
@@ -47,7 +50,8 @@ class Guard:
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
         self._clock = clock
         self._sessions: dict[bytes, float] = {}
-        self._wrong: deque[float] = deque(maxlen=MAX_WRONG)
+        self._wrong: OrderedDict[str, deque[float]] = OrderedDict()
+        """When wrong tokens came, by address."""
 
     @property
     def can_operate(self) -> bool:
@@ -66,18 +70,22 @@ class Guard:
             return name in self._hosts
         return True
 
-    def is_token(self, token: str) -> bool:
-        """Compared in constant time. After many wrong ones in a row none is right for a while."""
-        if self._token is None or self.is_wary():
+    def is_token(self, token: str, *, address: str) -> bool:
+        """Compared in constant time; a wrong one counts against the address that it came from."""
+        if self._token is None:
             return False
         right = hmac.compare_digest(_digest(token), self._token)
         if not right:
-            self._wrong.append(self._clock())
+            self._wrong.setdefault(address, deque(maxlen=MAX_WRONG)).append(self._clock())
+            self._wrong.move_to_end(address)
+            if len(self._wrong) > MAX_ADDRESSES:
+                self._wrong.popitem(last=False)
         return right
 
-    def is_wary(self) -> bool:
-        """Whether too many wrong tokens have come lately."""
-        return len(self._wrong) == MAX_WRONG and self._clock() - self._wrong[0] < WRONG_S
+    def is_wary(self, address: str) -> bool:
+        """Whether too many wrong tokens have come from there lately."""
+        wrong = self._wrong.get(address)
+        return wrong is not None and len(wrong) == MAX_WRONG and self._clock() - wrong[0] < WRONG_S
 
     def log_in(self) -> str:
         """A new login's secret, for its cookie."""

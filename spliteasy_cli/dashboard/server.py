@@ -11,6 +11,7 @@ POST /api/revoke           {"device": "name"}
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,9 @@ FILES = {
     "icon.svg": "image/svg+xml",
 }
 MAX_READERS = 64
+MAX_OF_ADDRESS = 32
+"""Pages that are kept up to date: of all who have not logged in, and of each address of theirs. Operators
+have others of their own, so that no stranger takes their place."""
 MAX_BODY = 4096
 ALIVE_S = 15.0
 COOKIE = "spliteasy"
@@ -103,6 +107,8 @@ def _app(feed: Feed, guard: Guard, operator: Operator) -> web.Application:
 class _Pages:
     def __init__(self, feed: Feed, guard: Guard, operator: Operator) -> None:
         self._feed, self._guard, self._operator = feed, guard, operator
+        self._strangers, self._operators = Counter[str](), Counter[str]()
+        """Who follows the feed: strangers by address."""
 
     # what all may see
 
@@ -121,16 +127,24 @@ class _Pages:
         return web.Response(body=text, content_type="application/json")
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        if self._feed.readers >= MAX_READERS:
+        operator, address = self._may_operate(request), _address(request)
+        who = "" if operator else address
+        readers = self._operators if operator else self._strangers
+        if readers.total() >= MAX_READERS or (not operator and readers[who] >= MAX_OF_ADDRESS):
             return _refusal(503, "too many pages are open")
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
         )
-        await response.prepare(request)
-        async with aclosing(self._feed.frames(ALIVE_S)) as frames:
-            with suppress(ConnectionResetError):  # the page was closed
-                async for frame in frames:
-                    await response.write(frame)
+        readers[who] += 1
+        try:
+            await response.prepare(request)
+            async with aclosing(self._feed.frames(ALIVE_S)) as frames:
+                with suppress(ConnectionResetError):  # the page was closed
+                    async for frame in frames:
+                        await response.write(frame)
+        finally:
+            readers[who] -= 1
+            readers += Counter()  # forgets who has none
         return response
 
     # what an operator may do
@@ -139,9 +153,10 @@ class _Pages:
         token = (await _body(request)).get("token")
         if not self._guard.can_operate:
             return _refusal(403, "this dashboard is read-only: start it with --token-file")
-        if self._guard.is_wary():
-            return _refusal(429, "too many wrong tokens: wait a minute")
-        if not isinstance(token, str) or not self._guard.is_token(token):
+        address = _address(request)
+        if not isinstance(token, str) or not self._guard.is_token(token, address=address):
+            if self._guard.is_wary(address):
+                return _refusal(429, "too many wrong tokens: wait a minute")
             return _refusal(403, "that is not the token")
         response = web.json_response({})
         response.set_cookie(
@@ -192,7 +207,7 @@ class _Pages:
 
     def _may_operate(self, request: web.Request) -> bool:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._guard.is_token(token.strip()):
+        if scheme.lower() == "bearer" and self._guard.is_token(token.strip(), address=_address(request)):
             return True
         return self._guard.is_login(request.cookies.get(COOKIE, ""))
 
@@ -219,6 +234,11 @@ def _checked(guard: Guard) -> Middleware:
             return _refusal(error.status, error.reason.lower())
 
     return checked
+
+
+def _address(request: web.Request) -> str:
+    """Where a request comes from, as far as the socket tells."""
+    return request.remote or ""
 
 
 async def _body(request: web.Request) -> dict[str, object]:

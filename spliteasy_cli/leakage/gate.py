@@ -158,3 +158,33 @@ def _play(recording: Recording, who: Adversary, attack: Attack, limits: LimitsSp
         )
         for score in guess.scores(recording.truth)
     ]
+
+
+TRACKING = ("tail-tracking", "head-tracking")
+SHORT_STEPS = 24
+
+
+async def short_gate(
+    spec: JobSpec, root: Path | None, data: str | DeviceData, *, stop: asyncio.Event | None = None
+) -> Measured:
+    """What a worker recovers of labels and inputs by following the ends of the first steps: some seconds."""
+    return await measure(spec, root, data, attacks=TRACKING, steps=SHORT_STEPS, stop=stop)
+
+
+def told(rows: Sequence[Row]) -> list[str]:
+    """One line for labels and one for inputs, of what `short_gate` found."""
+    lines = []
+    for row in rows:
+        if row.score is None:
+            lines.append(f"{row.attack}: not tried: {row.why_not}")
+        elif row.score.limit == "label_recovery":
+            lines.append(
+                f"labels: a worker that follows the tail recovers {row.score.value:.4f} of them "
+                f"(guessing: {row.score.chance:.4f})"
+            )
+        elif row.score.limit == "input_mse":
+            lines.append(
+                f"inputs: a worker that follows the head computes them with a mean squared error of "
+                f"{row.score.value:.4f} (guessing the mean: {row.score.chance:.4f})"
+            )
+    return lines

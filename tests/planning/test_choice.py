@@ -133,6 +133,8 @@ def test_constraints_hold(pairs: Planning) -> None:
     rows, deeper = pairs.chooser(constraints=Constraints(min_head_layers=3)).choose()
     assert deeper.head_layers >= 3 > min(row.head_layers for row in rows)
     assert any(row.violates == ("min_head_layers",) for row in rows)
+    tails, _ = pairs.chooser(constraints=Constraints(min_tail_layers=2)).choose()
+    assert {row.violates for row in tails} >= {(), ("min_tail_layers",)}
     memory = sorted(row.memory_bytes for row in rows)
     limit = memory[len(memory) // 2]
     assert pairs.best(device_memory=limit).memory_bytes <= limit

@@ -67,6 +67,14 @@ def memorized(tmp_path_factory: pytest.TempPathFactory) -> Recording:
 
 
 @pytest.fixture(scope="session")
+def weightless(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """A job whose tail has no weights, and one class of four that stands for a tenth of the samples."""
+    job = small_job("weightless", "noise_classes", ["head", "tail"], batch=16, epochs=2)
+    sample = draw_sample(job, "tests.privacy.models:rare_data", ROOT)
+    return asyncio.run(record(job, sample, tmp_path_factory.mktemp("weightless"), steps=16))
+
+
+@pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """A job on sequences of tokens, cut after its first block."""
     job = small_job("text", "texts", ["first", "second"], batch=16, epochs=2)

@@ -41,6 +41,7 @@ class Variant:
     batch: int = 4
     micro_batches: int = 1
     share_loss: bool = True
+    exactness: str = "bits"
 
     @property
     def auto(self) -> bool:
@@ -122,6 +123,7 @@ def job(variant: Variant) -> Job:
                 "snapshot_every_steps": 3,
                 "checkpoint_history": 2,
                 "on_non_finite": variant.on_non_finite,
+                "exactness": variant.exactness,
             },
             "link": {
                 "activations": variant.activations,

@@ -64,8 +64,8 @@ class Device:
         await self.send(request)
         return await self.reply()
 
-    async def open(self) -> m.AnyMessage:
-        digest = toy.job(JOB).digest
+    async def open(self, variant: toy.Variant = JOB) -> m.AnyMessage:
+        digest = toy.job(variant).digest
         return await self.ask(m.Open(session=SESSION, attempt=ATTEMPT, digest=digest, held=(0,)))
 
 

@@ -319,8 +319,18 @@ local steps = snapshots()
 drop_log(steps[1] + 1, m.committed)
 for _, step in ipairs(steps) do drop_snapshot(step) end
 drop_waiting()
-redis.call('UNLINK', META, LOG, SNAPS, BLOBS .. 'losses')
+redis.call('UNLINK', META, LOG, SNAPS, BLOBS .. 'losses', BLOBS .. 'deliveries')
 return 1
+"""
+
+_BEGIN_DELIVERY = """
+local request, ttl_ms = unpack(ARGV)
+if redis.call('EXISTS', META) == 0 then return 0 end
+local key = BLOBS .. 'deliveries'
+if redis.call('HLEN', key) >= 1000 then redis.call('UNLINK', key) end  -- of ids that somebody makes up
+local count = redis.call('HINCRBY', key, request, '1')
+redis.call('PEXPIRE', key, ttl_ms)
+return count
 """
 
 _PAUSE = """
@@ -392,6 +402,7 @@ WAIT_SNAPSHOT = _script(_WAIT_SNAPSHOT, _WHEN_FULL)
 SNAPSHOT = _script(_SNAPSHOT, _WHEN_FULL)
 CLOSE = _script(_CLOSE, _WHEN_FULL)
 FORGET = _script(_FORGET, _WHEN_FULL)
+BEGIN_DELIVERY = _script(_BEGIN_DELIVERY, _WHEN_FULL)
 PAUSE = _script(_PAUSE, _WHEN_FULL)
 ADD_LOSSES = _script(_ADD_LOSSES)
 ADD_JOB = _script(_ADD_JOB, _WHEN_FULL, common="")

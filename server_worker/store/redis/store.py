@@ -7,6 +7,7 @@ Keys of a session share one hash tag, so that it lives on one node of a cluster:
                                           small one is written in the commit's own round trip
     spliteasy:{SESSION}:snapshot:TOKEN:i  a piece of a snapshot, likewise
     spliteasy:{SESSION}:waiting           the pieces that nothing names yet, with their bytes
+    spliteasy:{SESSION}:deliveries        how often requests were delivered again, without an end
     spliteasy:{SESSION}:losses            the loss curve, by step
     spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
     spliteasy:allowed                     the jobs of devices that may train these only
@@ -29,6 +30,7 @@ from typing import Any, TypedDict
 
 from server_worker.store import rules
 from server_worker.store.base import (
+    DELIVERIES_TTL_S,
     MAX_LOSSES,
     PUT_TTL_S,
     WAITING_BYTES,
@@ -347,6 +349,15 @@ class RedisStore:
             # Opened anew in between; an open after this adds itself.
             await self._link.call("SADD", _SESSIONS, session)
         return bool(found)
+
+    # requests that end their worker
+
+    async def begin_delivery(self, session: str, request: str) -> int:
+        ttl_ms = round(DELIVERIES_TTL_S * 1000)
+        return int(await self._link.script(scripts.BEGIN_DELIVERY, _keys(session), request, ttl_ms))
+
+    async def end_delivery(self, session: str, request: str) -> None:
+        await self._link.call("HDEL", f"spliteasy:{{{session}}}:deliveries", request)
 
     # devices
 

@@ -58,6 +58,9 @@ CREATE TABLE losses (session TEXT, step INTEGER, loss REAL, PRIMARY KEY (session
 _LATER = """
 CREATE TABLE IF NOT EXISTS signatures (name TEXT, digest TEXT, signature TEXT, PRIMARY KEY (name, digest));
 CREATE TABLE IF NOT EXISTS allowed (device TEXT PRIMARY KEY, jobs TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS deliveries (
+    session TEXT, request TEXT, count INTEGER, begun_at REAL, PRIMARY KEY (session, request)
+) WITHOUT ROWID;
 """
 """Tables that came later, beside those that were there: no matter to versions that know nothing of them."""
 
@@ -200,7 +203,7 @@ class Database:
         return replace(meta, log_bytes=total[0], updated_at=updated_at)
 
     def delete(self, session: str) -> bool:
-        for table in ("log", "requests", "snapshots", "tensors", "losses"):
+        for table in ("log", "requests", "snapshots", "tensors", "losses", "deliveries"):
             self._connection.execute(f"DELETE FROM {table} WHERE session = ?", (session,))  # noqa: S608
         return self._connection.execute("DELETE FROM sessions WHERE session = ?", (session,)).rowcount > 0
 

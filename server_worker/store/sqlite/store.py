@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from server_worker.store import rules
 from server_worker.store.base import (
+    DELIVERIES_TTL_S,
     PUT_TTL_S,
     Attempt,
     Blob,
@@ -304,6 +305,27 @@ class SqliteStore:
             ) and self._database.delete(session)
 
         return await self._write(forget)
+
+    # requests that end their worker
+
+    async def begin_delivery(self, session: str, request: str) -> int:
+        def begin(db: sqlite3.Connection) -> int:
+            if self._database.meta(session) is None:
+                return 0
+            now = self._clock()
+            db.execute("DELETE FROM deliveries WHERE begun_at <= ?", (now - DELIVERIES_TTL_S,))
+            (count,) = db.execute(
+                "INSERT INTO deliveries VALUES (?, ?, 1, ?) ON CONFLICT (session, request)"
+                " DO UPDATE SET count = count + 1, begun_at = excluded.begun_at RETURNING count",
+                (session, request, now),
+            ).fetchone()
+            return int(count)
+
+        return await self._write(begin)
+
+    async def end_delivery(self, session: str, request: str) -> None:
+        statement = "DELETE FROM deliveries WHERE session = ? AND request = ?"
+        await self._write(lambda db: db.execute(statement, (session, request)))
 
     # devices
 
