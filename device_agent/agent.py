@@ -35,7 +35,7 @@ from device_agent.state_folder import StateFolder
 from device_agent.training import effects
 from device_agent.training.codec_policy import BySpeed, MakeChooser
 from device_agent.training.trainer import DeviceTrainer
-from spliteasy.errors import StateError
+from spliteasy.errors import RemoteError, SplitEasyError, StateError
 from spliteasy.observability.meter import SILENT, Meter
 from spliteasy.observability.traces import Tracer
 from spliteasy.runtime.torch_thread import Compute
@@ -52,6 +52,12 @@ class AgentResult:
     total_steps: int
     done: bool
     """False where it was stopped on request before the last step."""
+    taken: int = 0
+    """Steps that were taken in this run."""
+    job: str = ""
+    """The version that was trained, by its digest; empty where it was stopped before there was one."""
+    newest: str | None = None
+    """A newer version of the job, by its digest, where there is one."""
 
 
 class Agent:
@@ -235,9 +241,12 @@ class Agent:
                             step=session.step,
                             total_steps=session.plan.total_steps,
                             done=done,
+                            taken=session.taken,
+                            job=session.plan.digest,
+                            newest=session.newest,
                         )
                     case e.Fail(error=error):
-                        raise error
+                        raise await self._with_its_cause(error)
                     case _:
                         self._perform(action, state)
             event = await self._events.get()
@@ -248,6 +257,13 @@ class Agent:
             actions = session.handle(event)
             for watch in watches:
                 watch(event, actions)
+
+    async def _with_its_cause(self, error: SplitEasyError) -> SplitEasyError:
+        """A worker that finds a number not finite can't see the data: look whether that is to blame."""
+        trainer = self.trainer
+        if trainer is None or not isinstance(error, RemoteError) or error.code != "not-finite":
+            return error
+        return await self._compute(trainer.data_problem) or error
 
     def _keep_within(self, allowance: Allowance, gate: Gate, session: DeviceSession, event: e.Event) -> None:
         """Hold the session where the next step would not fit: it is looked at before each one begins."""
@@ -307,7 +323,7 @@ class Agent:
             case e.Restore(step=step):
                 self._tell(f"resumed after step {step}" if step else "training")
             case e.Apply(skipped=True):
-                self._tell(f"step {trainer.step} skipped: a gradient was not finite")
+                self._tell(f"step {trainer.step} skipped, not finite: {trainer.passed}")
             case e.Apply():
                 step = trainer.step
                 self._log.debug("step taken", step=step, bytes_up=self.link.bytes_up)

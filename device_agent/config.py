@@ -27,6 +27,10 @@ class AgentConfig:
     """32 bytes in place of a secret of the device's own, so that a run can be repeated."""
     takeover: bool = False
     restart: bool = False
+    epochs: int | None = None
+    """Epochs to train in place of the job's; None: as the job says."""
+    new_data: bool = False
+    """Go on from the trained weights, although the data is not what the state folder was trained on."""
     reply_timeout_s: float = 10.0
     chunk_bytes: int | None = None
     """Payload of one frame; None: as the job says."""

@@ -74,7 +74,8 @@ class JobSource:
         if job.name != self._name or not job.digest.startswith(self._digest):
             raise StateError(
                 f"{self._config.state} belongs to job {job.name}@{job.digest[:12]}, not {self._config.job}",
-                hint="give this job a state folder of its own with --state DIR",
+                hint="give this job a state folder of its own with --state DIR; or go on in this one from "
+                f"its trained weights with --job {job.name} and, for more epochs, --epochs N",
             )
 
     async def _fetch(self, digest: str) -> m.Job | None:

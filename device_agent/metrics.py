@@ -6,6 +6,7 @@ Nothing here knows who listens: Prometheus is an extra that only the command lin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 from typing import Protocol
 
 from broker.protocol import messages as m
@@ -45,7 +46,9 @@ BUSY = Metric("spliteasy_agent_busy_total", "counter", "Times a worker said: not
 ATTEMPTS = Metric("spliteasy_agent_attempts_total", "counter", "Attempts begun: all but the first go back.")
 STEP = Metric("spliteasy_agent_step", "gauge", "The last step.")
 TOTAL_STEPS = Metric("spliteasy_agent_total_steps", "gauge", "The training's steps.")
-LOSS = Metric("spliteasy_agent_loss", "gauge", "Training loss of the last step's batch.")
+LOSS = Metric(
+    "spliteasy_agent_loss", "gauge", "Training loss of the last step's batch; NaN where none was measured."
+)
 LINK_UP = Metric("spliteasy_agent_link_up", "gauge", "1 while there is a connection to the broker.")
 CHECKPOINTS = Metric("spliteasy_agent_checkpoints", "gauge", "Checkpoints in the state folder.")
 DOWNLOAD_BYTES = Metric(
@@ -104,7 +107,7 @@ class MeasuredTrainer(Protocol):
     """The part of a trainer that its gauges show."""
 
     @property
-    def loss(self) -> float: ...
+    def loss(self) -> float | None: ...
 
 
 class MeasuredAgent(Protocol):
@@ -130,7 +133,7 @@ async def measure(agent: MeasuredAgent) -> None:
         meter.set(TOTAL_STEPS, session.plan.total_steps)
         meter.set(CHECKPOINTS, len(session.held))
     if trainer is not None:
-        meter.set(LOSS, trainer.loss)
+        meter.set(LOSS, nan if trainer.loss is None else trainer.loss)
 
 
 async def why_not_ready(agent: MeasuredAgent) -> str | None:

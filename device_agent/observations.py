@@ -14,7 +14,8 @@ class StepTaken:
     step: int
     total_steps: int
     epoch: int
-    loss: float
+    loss: float | None
+    """None where it was not measured: no element of the batch had a label."""
     samples: int
     seconds: float
     """Since the step's head began: reconnects within it count."""
@@ -24,12 +25,12 @@ class StepTaken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """The test data went through the split after `step`. `accuracy` is None where nothing is classified."""
+    """The test data went through the split after `step`. What could not be measured is None."""
 
     device: str
     step: int
     samples: int
-    loss: float
+    loss: float | None
     accuracy: float | None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import structlog
+
 from device_agent.config import AgentConfig
 from device_agent.link.link import Link
 from device_agent.session.plan import Plan
@@ -13,6 +15,8 @@ from device_agent.training.trainer import DeviceTrainer
 from spliteasy.job import Job
 from spliteasy.runtime.version import version
 
+log = structlog.get_logger(__name__)
+
 
 def prepare(
     config: AgentConfig, job: Job, state: StateFolder, *, session: str, link: Link, make_chooser: MakeChooser
@@ -20,8 +24,13 @@ def prepare(
     """Load the data, check it, bind the state folder to it; a new one gets its ends and checkpoint 0."""
     spec = job.spec
     key = job_key(state.secret(config.secret), device=config.device, job=job.digest)
-    data: DeviceData = load_dataset(config.data, config.device, job.signature, root=config.root)
-    batches = Batches(data.train, spec, job.signature, device=config.device, key=key)
+    data: DeviceData = load_dataset(
+        config.data, config.device, job.signature, root=config.root, recipe=spec.data
+    )
+    for note in data.notes:
+        log.warning(note, device=config.device)
+    lasting = spec if config.epochs is None else spec.model_copy(update={"epochs": config.epochs})
+    batches = Batches(data.train, lasting, job.signature, device=config.device, key=key)
     tests = (
         EvaluationBatches(data.test, spec, job.signature, device=config.device, key=key)
         if data.test is not None
@@ -38,7 +47,9 @@ def prepare(
     trainer = DeviceTrainer.create(
         job, batches, tests, device=config.device, key=key, ends=ends, choices=choices
     )
-    state.bind(job=job.digest, device=config.device, fingerprint=batches.fingerprint)
+    state.bind(
+        job=job.digest, device=config.device, fingerprint=batches.fingerprint, new_data=config.new_data
+    )
     if config.restart:
         state.drop_after(-1)
     if not state.held():

@@ -89,8 +89,11 @@ class StateFolder:
 
     # What the folder is of -------------------------------------------------------------------------
 
-    def bind(self, *, job: str, device: str, fingerprint: str) -> None:
-        """Keep the folder to this job digest, device and data set; refuse any other."""
+    def bind(self, *, job: str, device: str, fingerprint: str, new_data: bool = False) -> None:
+        """Keep the folder to this job digest, device and data set; refuse any other.
+
+        With `new_data` another data set takes the old one's place.
+        """
         wanted = Binding(job=job, device=device, fingerprint=fingerprint)
         bound = self.binding
         if bound is None:
@@ -103,11 +106,16 @@ class StateFolder:
             raise StateError(f"state folder {self.path} is of another job: version {versions}", hint=anew)
         if bound.device != device:
             raise StateError(f"state folder {self.path} is of device {bound.device}, not {device}", hint=anew)
-        if bound.fingerprint != fingerprint:
+        if bound.fingerprint == fingerprint:
+            return
+        if not new_data:
             raise StateError(
                 f"the data set of device {device} is not the one that {self.path} was trained on",
-                hint=f"bring the old data back, {anew}",
+                hint="go on from the trained weights with the data as it is now: --new-data; or bring the "
+                f"old data back, {anew}",
             )
+        self._write("binding", orjson.dumps(wanted.model_dump()))
+        self.binding = wanted
 
     def secret(self, given: bytes | None = None) -> bytes:
         """The 32 bytes that only this device knows, made by the operating system at the first call.

@@ -8,7 +8,6 @@ from __future__ import annotations
 from broker.protocol import messages as m
 from server_worker.engine.local import SessionMemory, StepResult
 from server_worker.store import Store
-from spliteasy.job.micro_batches import micro_sizes, share_of
 
 
 class Losses:
@@ -28,13 +27,14 @@ class Losses:
 
 
 def step_loss(request: m.Forward | m.Backward, memory: SessionMemory, result: StepResult) -> float | None:
-    """The step's loss: computed here, or told by the device where the job lets it; None where it passed."""
+    """The step's loss: computed here, or told by the device where the job lets it.
+
+    None where the step passed without effect, and where no element of the batch has a label.
+    """
     spec = memory.job.spec
     if result.skipped:
         return None
     if isinstance(request, m.Backward):
         return request.loss if spec.share_loss else None
-    batch = request.batch or request.samples
-    sizes = micro_sizes(batch, spec.micro_batches)
-    losses = zip(result.micros, sizes, strict=True)
-    return sum((each.loss or 0.0) * share_of(size, batch) for each, size in losses)
+    measured = [each.loss * each.share for each in result.micros if each.loss is not None]
+    return sum(measured) if measured else None

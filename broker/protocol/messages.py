@@ -176,6 +176,9 @@ class Forward(SessionRequest, Carrier):
     batch: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """Samples of all the step's micro-batches, which says how many there are; None: this is the only one."""
     targets: Annotated[int, Field(ge=0, le=16)] = 0
+    counted: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """With shared labels: labelled elements of all the step's micro-batches, which the loss's mean is over.
+    None: it is over samples, or the batch has no label."""
 
 
 class Backward(SessionRequest, Carrier):
@@ -291,6 +294,8 @@ class Opened(SessionReply):
     kind: Literal["OPENED"] = "OPENED"
     step: Step
     durable_step: Step
+    newest: Digest | None = None
+    """The version of the job that was submitted last, where that is not the session's."""
 
 
 class Superseded(Reply):

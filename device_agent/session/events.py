@@ -104,6 +104,8 @@ class HeadDone:
     targets: tuple[Tensor, ...]
     batch: int
     """Samples of the whole batch."""
+    counted: float | None = None
+    """Labelled elements of the whole batch, where labels are shared and the loss's mean is over those."""
 
 
 @dataclass(frozen=True, slots=True)

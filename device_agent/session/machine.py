@@ -31,6 +31,10 @@ class DeviceSession:
         self.step = 0
         self.held = held
         self.durable_step = 0
+        self.taken = 0
+        """Steps that were applied in this run; those of a rewind count again."""
+        self.newest: str | None = None
+        """The digest of a newer version of the job, where the worker knows of one."""
         self._attempt: m.AttemptRef | None = None
         self._open = OpenStep(plan)
         self._outbox = Outbox(plan)
@@ -104,6 +108,7 @@ class DeviceSession:
                 return self._go_on()
             case State.APPLYING, e.Applied():
                 self.step += 1
+                self.taken += 1
                 self._outbox.begun_before = False
                 self._open.forget()
                 return self._next(saved=False)
@@ -241,10 +246,16 @@ class DeviceSession:
             case m.Opened() if self.state is State.OPENING:
                 self.step = message.step
                 self.durable_step = message.durable_step
+                self.newest = message.newest
                 self._takeover = self._restart = False
                 self._outbox.begun_before = message.attempt.number > 1
                 self._move(State.RESTORING)
-                return [*self._all_answered(), e.Restore(message.step)]
+                told = (
+                    []
+                    if self.newest is None
+                    else [e.Note(f"a newer version was submitted: {self.newest[:12]}")]
+                )
+                return [*told, *self._all_answered(), e.Restore(message.step)]
             case m.Forwarded() if (micro := self._awaiting(message)) is not None:
                 micro.outputs = m.packed_in(message)
                 return self._arrived(message)

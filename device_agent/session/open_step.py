@@ -48,6 +48,7 @@ class OpenStep:
             samples=head.samples,
             batch=head.batch if self.count > 1 else None,
             targets=len(head.targets),
+            counted=head.counted,
             **m.carried(head.values, *head.targets),
             oldest_checkpoint=oldest_checkpoint,
         )

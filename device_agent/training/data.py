@@ -7,20 +7,23 @@ plain PyTorch, see the same samples with the same augmentation, and nobody else 
 from __future__ import annotations
 
 import hashlib
-import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
-from device_agent.training.images import ImageFolder
+from device_agent.training.data_function import data_sets_of
+from device_agent.training.images import ImageFolder, numbered_classes
 from device_agent.training.samples import Samples, Tensors
 from spliteasy.errors import DataError
 from spliteasy.job import JobSpec
 from spliteasy.job.io_schema import Signature, dtype_name, told
+from spliteasy.job.micro_batches import micro_sizes
+from spliteasy.job.spec import DataSpec
 from spliteasy.privacy.numbers import permutation
 from spliteasy.runtime import user_code
 from spliteasy.runtime.randomness import Key
@@ -36,17 +39,24 @@ class DeviceData:
 
     train: Dataset[Any]
     test: Dataset[Any] | None
+    notes: tuple[str, ...] = ()
+    """What a person should know about how the data was read."""
 
 
 def load_dataset(
-    reference: str | DeviceData, device: str, signature: Signature, *, root: Path | None = None
+    reference: str | DeviceData,
+    device: str,
+    signature: Signature,
+    *,
+    root: Path | None = None,
+    recipe: DataSpec | None = None,
 ) -> DeviceData:
     """The data that `reference` names; what is loaded already comes back as it is.
 
-    `module:function`: called with the device id if it takes an argument; returns a map-style
-    `torch.utils.data.Dataset`, or a pair of them (train, test). Each item is `(inputs, targets)`: a
-    tensor, array or number each, or tuples of such where the job has several. A folder: images in one
-    sub-folder per class, or in `train/` and `test/` with such sub-folders each.
+    `module:function`: a function that `data_function.py` calls. A folder: images in one sub-folder
+    per class, or in `train/` and `test/` with such sub-folders each, read by the job's `recipe`. Each item of
+    a data set is `(inputs, targets)`: a tensor, array or number each, or tuples of such where the job has
+    several; or a dictionary by the job's names of them.
 
     Raises DataError.
     """
@@ -54,42 +64,35 @@ def load_dataset(
         return reference
     folder = Path(reference)
     if folder.is_dir():
-        return _from_folder(folder, signature)
+        return _from_folder(folder, signature, recipe)
     if ":" not in reference:
         raise DataError(
             f"--data = {reference!r} is neither a folder nor module:function",
             hint="give a folder of images, or a function such as examples.digits:device_data",
         )
     function = user_code.resolve(reference, root=root, what="--data", error=DataError)
-    arguments = (device,) if _takes_an_argument(function) else ()
-    found = user_code.call(function, *arguments, reference=reference, what="--data", error=DataError)
-    train, test = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
-    for dataset in (train, test):
-        if dataset is not None or dataset is train:
-            _check_dataset(dataset, reference)
-    return DeviceData(train, test)
+    return DeviceData(*data_sets_of(function, device, reference))
 
 
-def _takes_an_argument(function: Any) -> bool:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(p.kind in kinds for p in inspect.signature(function).parameters.values())
-
-
-def _check_dataset(dataset: Any, reference: str) -> None:
-    if isinstance(dataset, IterableDataset) or not (
-        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    ):
-        raise DataError(
-            f"--data = {reference!r} returned a {type(dataset).__name__}, not a data set",
-            hint="return a torch.utils.data.Dataset with __len__ and __getitem__, or (train, test)",
+def _from_folder(folder: Path, signature: Signature, recipe: DataSpec | None) -> DeviceData:
+    parts = [folder / "train", folder / "test"]
+    divided = all(part.is_dir() for part in parts)
+    classes = numbered_classes(parts[0] if divided else folder, signature, recipe)
+    sets = [ImageFolder(part, signature, classes, recipe) for part in (parts if divided else [folder])]
+    numbers = ", ".join(f"{number} {name}" for number, name in enumerate(classes))
+    notes = [
+        f"class numbers, by the job: {numbers}"
+        if recipe is not None
+        else f"class numbers, by the names in this folder: {numbers}; name the classes in the job file "
+        "([data] classes), so that every device numbers them alike"
+    ]
+    for part, found in zip(parts if divided else [folder], sets, strict=True):
+        left_out = ", ".join(
+            f"{count} {suffix or 'without suffix'}" for suffix, count in found.left_out.items()
         )
-
-
-def _from_folder(folder: Path, signature: Signature) -> DeviceData:
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train = ImageFolder(folder / "train", signature)
-        return DeviceData(train, ImageFolder(folder / "test", signature, classes=train.classes))
-    return DeviceData(ImageFolder(folder, signature), None)
+        if left_out:
+            notes.append(f"{part}: files that can't be read as pictures are left out: {left_out}")
+    return DeviceData(sets[0], sets[1] if divided else None, tuple(notes))
 
 
 class Batches:
@@ -98,7 +101,8 @@ class Batches:
     def __init__(
         self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, key: Key
     ) -> None:
-        self._samples = Samples(dataset, spec, signature, device=device, key=key)
+        self._samples = Samples(dataset, spec, signature, device=device, key=key, name="training")
+        self._device = device
         self._spec = spec
         self._key = key.at("order")
         whole, rest = divmod(len(self._samples), spec.batch_size)
@@ -109,12 +113,25 @@ class Batches:
                 f" batch_size is {spec.batch_size}",
                 hint="set drop_last = false, or a smaller batch_size",
             )
+        self._check_last_batch(rest, signature.least_samples)
         self.total_steps = self.steps_per_epoch * spec.epochs
         self._order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         """Samples, not batches."""
         return len(self._samples)
+
+    def _check_last_batch(self, samples: int, least: int) -> None:
+        """Refuse an epoch whose last batch, of so many samples, the model can't be trained on."""
+        spec = self._spec
+        if spec.drop_last or not samples or min(micro_sizes(samples, spec.micro_batches)) >= least:
+            return
+        parts = f", in {spec.micro_batches} micro-batches" if spec.micro_batches > 1 else ""
+        raise DataError(
+            f"device {self._device} has {len(self)} samples: at batch_size {spec.batch_size} an epoch's last "
+            f"batch has {samples}{parts}, so that batch norm would get 1 sample, which has no variance",
+            hint="set drop_last = true in the job, or another batch_size",
+        )
 
     def epoch(self, step: int) -> int:
         """The epoch (0 is the first) that `step` belongs to."""
@@ -130,6 +147,10 @@ class Batches:
         """The samples of `step`, by their places in the data set."""
         start = (step - 1) % self.steps_per_epoch * self._spec.batch_size
         return self._permutation(self.epoch(step))[start : start + self._spec.batch_size]
+
+    def problem(self, inputs: Tensors, targets: Tensors, indices: Sequence[int]) -> DataError | None:
+        """The first value that is NaN or infinite in a batch; None where all are finite."""
+        return self._samples.problem(inputs, targets, indices)
 
     def _permutation(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:
@@ -165,7 +186,7 @@ class EvaluationBatches:
     def __init__(
         self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, key: Key
     ) -> None:
-        self._samples = Samples(dataset, spec, signature, device=device, key=key)
+        self._samples = Samples(dataset, spec, signature, device=device, key=key, name="test")
         self._key = key.at("evaluation")
         self._order: tuple[int, list[int]] = (-1, [])
         self._size = spec.evaluation.batch_size
@@ -177,7 +198,15 @@ class EvaluationBatches:
 
     def batch(self, index: int, step: int) -> tuple[Tensors, Tensors]:
         """(inputs, targets) of batch `index`, 0 to len - 1, after `step`. Raises DataError."""
+        return self._samples.gather(self.indices(index, step), "evaluation")
+
+    def indices(self, index: int, step: int) -> list[int]:
+        """The samples of batch `index` after `step`, by their places in the data set."""
         if self._order[0] != step:
             self._order = (step, permutation(self.samples, self._key.at(step)).tolist())
         start = index * self._size
-        return self._samples.gather(self._order[1][start : start + self._size], "evaluation")
+        return self._order[1][start : start + self._size]
+
+    def problem(self, inputs: Tensors, targets: Tensors, indices: Sequence[int]) -> DataError | None:
+        """The first value that is NaN or infinite in a batch; None where all are finite."""
+        return self._samples.problem(inputs, targets, indices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,11 @@ class Samples:
     """A data set whose items are checked against the job, and made under seeds of their own."""
 
     def __init__(
-        self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, key: Key
+        self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, key: Key, name: str
     ) -> None:
+        """`name` says which data it is, such as "training", for errors."""
         self._dataset = dataset
+        self._whose = f"the {name} data of {device}"
         self._signature = signature
         self._key = key.at("item")
         self._classes: int | None = None
@@ -42,7 +44,7 @@ class Samples:
             self._classes = signature.outputs[0].shape[0]
         self._length = len(dataset)  # type: ignore[arg-type]
         if self._length == 0:
-            raise DataError(f"the data set of device {device} is empty")
+            raise DataError(f"{self._whose} has no samples: the data set is empty")
         self.gather([0], "check")
 
     def __len__(self) -> int:
@@ -65,6 +67,45 @@ class Samples:
             _check_labels(columns[count], self._classes, indices)
         return columns[:count], columns[count:]
 
+    def problem(self, inputs: Tensors, targets: Tensors, indices: Sequence[int]) -> DataError | None:
+        """The first value that is NaN or infinite in a batch that `gather` gave for `indices`."""
+        columns = zip(
+            (*inputs, *targets),
+            [
+                *(("input", spec.name) for spec in self._signature.inputs),
+                *(("target", spec.name) for spec in self._signature.targets),
+            ],
+            strict=True,
+        )
+        found = []
+        for values, (kind, name) in columns:
+            if values.is_floating_point() and not bool(values.isfinite().all()):
+                place = (~values.isfinite()).nonzero()[0].tolist()
+                number = "NaN" if bool(values[tuple(place)].isnan()) else "infinite"
+                where = f" at {place[1:]}" if len(place) > 1 else ""
+                found.append((place[0], f"{kind} {name!r} is {number}{where}"))
+        if not found:
+            return None
+        row, what = min(found, key=lambda each: each[0])
+        return DataError(
+            f"{self._whose}, sample {indices[row]}: {what}",
+            hint="mend the sample, or leave it out, where the data set makes it",
+        )
+
+    def _by_name(self, item: Any, index: int) -> Any:
+        """(inputs, targets) of an item that is a dictionary by the job's names; others as they are."""
+        if not isinstance(item, Mapping):
+            return item
+        groups = (self._signature.inputs, self._signature.targets)
+        missing = [spec.name for group in groups for spec in group if spec.name not in item]
+        if missing:
+            raise DataError(
+                f"sample {index} is a dictionary with {', '.join(map(repr, item))}, and lacks "
+                f"{', '.join(map(repr, missing))}",
+                hint="return (inputs, targets), or name the keys in the job's model.inputs and model.targets",
+            )
+        return tuple(tuple(item[spec.name] for spec in group) for group in groups)
+
     def _item(self, index: int) -> list[Tensor]:
         try:
             item = self._dataset[index]
@@ -72,6 +113,7 @@ class Samples:
             raise
         except Exception as raised:
             raise DataError(f"sample {index}: the data set raised {user_code.told(raised)}") from raised
+        item = self._by_name(item, index)
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise DataError(
                 f"sample {index} is a {type(item).__name__}, not (inputs, targets)",
@@ -101,7 +143,9 @@ def _check_labels(labels: Tensor, classes: int, indices: Sequence[int]) -> None:
 
 
 def _checked(value: Any, spec: SampleSpec, what: str) -> Tensor:
-    """`value` as a tensor of the spec's dtype and shape; Python numbers take the dtype of their kind."""
+    """`value` as a tensor of the spec's dtype and shape; Python numbers take the dtype of their kind,
+    and whole ones that of floats too.
+    """
     dtype = DTYPES[spec.dtype]
     tensor: Tensor | None = None
     try:
@@ -109,7 +153,7 @@ def _checked(value: Any, spec: SampleSpec, what: str) -> Tensor:
             tensor = value.detach()
         elif isinstance(value, (np.ndarray, np.generic)):
             tensor = torch.tensor(np.ascontiguousarray(value)).reshape(np.shape(value))
-        elif type(value) is _number_kind(dtype):
+        elif type(value) is _number_kind(dtype) or (type(value) is int and dtype.is_floating_point):
             tensor = torch.tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{what} can't be a tensor: {error}") from error

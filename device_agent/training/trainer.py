@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from broker.protocol.messages import Value
@@ -24,15 +26,14 @@ from spliteasy.codecs.packer import (
     expected_of,
     unpack,
 )
-from spliteasy.errors import SplitEasyError
+from spliteasy.errors import DataError, SplitEasyError
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.document import DTYPES
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
-from spliteasy.job.micro_batches import share_of, split_batch
+from spliteasy.job.micro_batches import split_batch
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.randomness import Key
-from spliteasy.training.losses import CLASS_LOSSES
 from spliteasy.training.segment_trainer import (
     OpenForward,
     SegmentTrainer,
@@ -47,7 +48,7 @@ HEAD, TAIL = "head/", "tail/"
 
 
 class NotFiniteOnDevice(SplitEasyError):
-    """A gradient of head or tail is NaN or infinite; nothing was applied on the device."""
+    """A number of head or tail is NaN or infinite; nothing was applied on the device."""
 
 
 @dataclass(slots=True)
@@ -56,17 +57,23 @@ class Evaluation:
 
     samples: int = 0
     loss: float = 0.0
+    elements: float = 0.0
+    """What the loss's mean is over: labelled elements, or samples."""
     correct: int = 0
     counted: int = 0
-    """Predictions that were right or wrong; 0 where the model does not classify."""
+    """Predictions that were right or wrong; 0 where the loss does not classify, or nothing has a label."""
+    judged: bool = True
+    """Whether the predictions of every batch could be judged."""
 
     @property
-    def mean_loss(self) -> float:
-        return self.loss / max(1, self.samples)
+    def mean_loss(self) -> float | None:
+        """None where no element has a label."""
+        return self.loss / self.elements if self.elements else None
 
     @property
     def accuracy(self) -> float | None:
-        return self.correct / self.counted if self.counted else None
+        """None where it can't be measured."""
+        return self.correct / self.counted if self.judged and self.counted else None
 
 
 @dataclass(slots=True)
@@ -77,6 +84,8 @@ class _Micro:
     targets: Tensors
     share: float
     """What its loss counts for in the batch's."""
+    elements: float
+    """What the loss's mean over it is over: labelled elements, or samples."""
     head: OpenForward | None = None
     packed: Packed | None = None
     """The head's wire values, where they were packed ahead."""
@@ -96,12 +105,19 @@ class _Step:
     tails: int = 0
     returned: int = 0
     loss: float = 0.0
+    spoiled: str | None = None
+    """What is NaN or infinite, where the job lets the step pass without effect."""
     nbytes: dict[Travelling, int] = field(default_factory=dict)
     """Of the values of its first micro-batch, before they are packed."""
 
     @property
     def samples(self) -> int:
         return sum(micro.samples for micro in self.micros)
+
+    @property
+    def counted(self) -> float | None:
+        """The elements that the loss's mean is over; None where none of them has a label."""
+        return sum(micro.elements for micro in self.micros) or None
 
 
 @dataclass(slots=True)
@@ -114,10 +130,12 @@ class DeviceTrainer:
     head: SegmentTrainer
     tail: SegmentTrainer | None
     wire: DeviceWire
-    loss: float = float("nan")
-    """Training loss of the last step."""
+    loss: float | None = None
+    """Training loss of the last step; None where it was not measured: nothing had a label."""
     samples: int = 0
     """Samples of the last step."""
+    passed: str | None = None
+    """Why the last step passed without effect."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     _step: _Step | None = None
     _next: tuple[int, list[_Micro]] | None = None
@@ -152,12 +170,15 @@ class DeviceTrainer:
         """The loss of the step under way, where the job lets it leave the device; None until all is added."""
         step, _ = self._live()
         whole = step.tails == len(step.micros)
-        return step.loss if whole and self.job.spec.share_loss and isfinite(step.loss) else None
+        told = whole and self.job.spec.share_loss and step.counted and isfinite(step.loss)
+        return step.loss if told else None
 
-    def run_head(self, step: int, micro: int = 0) -> tuple[Packed, int, Tensors, int]:
+    def run_head(self, step: int, micro: int = 0) -> tuple[Packed, int, Tensors, int, float | None]:
         """The head's wire values of a micro-batch, in order; micro-batch 0 begins `step`.
 
-        Also: its samples, its targets where labels are shared, and the samples of the whole batch.
+        Also: its samples, its targets where labels are shared, the samples of the whole batch, and with
+        shared labels the elements that the loss's mean over several micro-batches is over.
+        Raises NotFiniteOnDevice, and DataError where the batch's own values are not finite.
         """
         if micro == 0:
             self._step = _Step(self._batch(step))
@@ -167,6 +188,9 @@ class DeviceTrainer:
             part.head = self.head.forward(part.inputs, micro=micro)
         under_way.heads = micro + 1
         wire = detached(part.head.outputs[: self.head.segment.n_wire])
+        self._look(self.head, wire, micro)
+        if under_way.spoiled:
+            wire, part.packed = tuple(map(_spoilt, wire)), None
         if micro == 0:
             kept = len(part.head.outputs) - len(wire)
             under_way.nbytes = self._bytes_of_step(wire, part.samples, kept=kept)
@@ -180,7 +204,8 @@ class DeviceTrainer:
             ahead=part.packed,
         )
         part.packed = None
-        return packed, part.samples, () if tail else part.targets, under_way.samples
+        counted = under_way.counted if len(under_way.micros) > 1 and tail is None else None
+        return packed, part.samples, () if tail else part.targets, under_way.samples, counted
 
     def _batch(self, step: int) -> list[_Micro]:
         ahead, self._next = self._next, None
@@ -188,9 +213,11 @@ class DeviceTrainer:
 
     def _load(self, step: int) -> list[_Micro]:
         inputs, targets = self.batches.batch(step)
-        count, samples = self.job.spec.micro_batches, inputs[0].shape[0]
-        parts = zip(split_batch(inputs, count), split_batch(targets, count), strict=True)
-        return [_Micro(part, wanted, share_of(part[0].shape[0], samples)) for part, wanted in parts]
+        count, measure = self.job.spec.micro_batches, self.job.measure
+        parts, wanted = split_batch(inputs, count), split_batch(targets, count)
+        shares = measure.shares(wanted)
+        elements = [measure.elements(part) for part in wanted]
+        return [_Micro(*micro) for micro in zip(parts, wanted, shares, elements, strict=True)]
 
     @property
     def ahead(self) -> int | None:
@@ -232,12 +259,16 @@ class DeviceTrainer:
         values = self.wire.unpack("activations", packed, expected_of(specs, part.samples))
         down = check_values(values, specs, samples=part.samples)
         opened = tail.forward((*down, *kept), micro=micro)
+        self._look(tail, opened.outputs, micro)
         loss = self.job.loss(tensors_of(opened.outputs), part.targets)
-        step.loss += float(loss.detach()) * part.share
+        if part.share and part.elements:
+            step.loss += float(loss.detach()) * part.share
+            self._refuse_unless(isfinite(step.loss), "the loss")
         backward_from(loss, part.share)
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
-        if self.job.spec.durability.on_non_finite == "stop" and not all_finite(tensors_of(gradients)):
-            raise self._not_finite()
+        self._refuse_unless(all_finite(tensors_of(gradients)), "a gradient of the tail's inputs")
+        if step.spoiled:
+            gradients = tuple(None if g is None else _spoilt(g) for g in gradients)
         part.kept_gradients = gradients[len(specs) :]
         step.tails = micro + 1
         return self.wire.pack(
@@ -261,23 +292,29 @@ class DeviceTrainer:
         self.head.backward(part.head, (*checked, *(part.kept_gradients or (None,) * len(kept))))
         part.head = None
         step.returned += 1
-        step.loss += 0.0 if loss is None else loss * part.share
+        if loss is not None:
+            step.loss += loss * part.share
 
     def apply(self, packed: Packed, loss: float | None) -> None:
         """Head backward of the last micro-batch, then head and tail step together."""
         self.run_head_backward(packed, loss)
         step, tail = self._live()
         trainers = [self.head] if tail is None else [self.head, tail]
-        if not all(trainer.finite() for trainer in trainers):
-            raise self._not_finite()
+        for trainer in trainers:
+            what = trainer.not_finite()
+            if what is not None:
+                raise self._not_finite(what)
         for trainer in trainers:
             trainer.apply()
         self.wire.packer.apply()
-        self.loss, self.samples = step.loss, step.samples
+        self.loss, self.samples = step.loss if step.counted else None, step.samples
         self._step = None
 
     def skip(self) -> None:
-        """Let the step under way pass without effect."""
+        """Let the step under way pass without effect; `passed` says why."""
+        problem = self.data_problem()
+        spoiled = self._step.spoiled if self._step is not None else None
+        self.passed = problem.message if problem is not None else spoiled or "a gradient of the body"
         self._step = None
         self.wire.packer.abort()
         self.head.skip()
@@ -307,19 +344,32 @@ class DeviceTrainer:
         """Add test batch `index` to `evaluation`; whether another batch follows."""
         assert self.tests is not None
         samples = self._targets[0].shape[0]
-        self._count(evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples))
+        self._count(evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples), index)
         return index + 1 < len(self.tests)
 
-    def _count(self, outputs: tuple[Value, ...]) -> None:
-        tensors = tensors_of(outputs)
-        samples = self._targets[0].shape[0]
-        result = self.evaluation
-        result.samples += samples
-        result.loss += float(self.job.loss(tensors, self._targets)) * samples
-        if self.job.spec.loss.name in CLASS_LOSSES:
-            right = tensors[0].argmax(dim=1) == self._targets[0]
-            result.correct += int(right.sum())
-            result.counted += right.numel()
+    def _count(self, outputs: tuple[Value, ...], index: int) -> None:
+        tensors, measure, result = tensors_of(outputs), self.job.measure, self.evaluation
+        elements = measure.elements(self._targets)
+        result.samples += self._targets[0].shape[0]
+        if elements:
+            loss = float(self.job.loss(tensors, self._targets))
+            if not isfinite(loss) and self.job.spec.durability.on_non_finite == "stop":
+                self._check_test_batch(index)
+            result.elements += elements
+            result.loss += loss * elements
+        right = measure.right(tensors, self._targets) if all(map(has_no_nan, tensors)) else None
+        result.judged = result.judged and right is not None
+        if right is not None:
+            result.correct += right[0]
+            result.counted += right[1]
+
+    def _check_test_batch(self, index: int) -> None:
+        """Raise DataError where the test batch itself is not finite: the model is not to blame then."""
+        assert self.tests is not None
+        inputs, targets = self.tests.batch(index, self.step)
+        problem = self.tests.problem(inputs, targets, self.tests.indices(index, self.step))
+        if problem is not None:
+            raise problem
 
     def state(self) -> dict[str, Tensor]:
         """A copy of head, tail and their optimizers after `step`."""
@@ -356,11 +406,40 @@ class DeviceTrainer:
         assert self._step is not None, "no step is under way"
         return self._step, self.tail
 
-    def _not_finite(self) -> NotFiniteOnDevice:
+    def data_problem(self) -> DataError | None:
+        """What is NaN or infinite in the data of the step under way, by sample; None where all is finite."""
+        if self._step is None:
+            return None
+        number = self.step + 1
+        inputs, targets = self.batches.batch(number)
+        return self.batches.problem(inputs, targets, self.batches.indices(number))
+
+    def _look(self, trainer: SegmentTrainer, outputs: Values, micro: int) -> None:
+        """Refuse what a forward made: NaN among its outputs, or running statistics that are no numbers.
+
+        Infinite outputs pass: masks and impossible classes are made of them.
+        """
+        role = trainer.segment.name
+        self._refuse_unless(all(map(has_no_nan, tensors_of(outputs))), f"an output of the {role}")
+        what = trainer.spoiled_buffer()
+        self._refuse_unless(what is None, what or "")
+
+    def _refuse_unless(self, finite: bool, what: str) -> None:
+        """Stop where something is not finite; where the job lets such a step pass, mark it."""
+        if finite:
+            return
+        if self.job.spec.durability.on_non_finite == "stop":
+            raise self._not_finite(what)
+        step, _ = self._live()
+        step.spoiled = step.spoiled or what
+
+    def _not_finite(self, what: str) -> SplitEasyError:
+        """The error for it: the data is to blame where it is not finite itself."""
+        problem = self.data_problem()
         self.abort()
-        return NotFiniteOnDevice(
-            f"a gradient of step {self.step + 1} is NaN or infinite on the device; nothing was applied",
-            hint="lower the learning rate, or clip the gradients ([clip] max_norm)",
+        return problem or NotFiniteOnDevice(
+            f"{what} is NaN or infinite in step {self.step + 1} on the device; nothing was applied",
+            hint="the data is finite: lower the learning rate, or clip the gradients ([clip] max_norm)",
         )
 
 
@@ -386,6 +465,21 @@ def evaluation_outputs(
     specs = tail.eval_inputs[: len(tail.eval_inputs) - len(kept)]
     values = unpack(packed, expected_of(specs, samples), codecs=codecs)
     return tail.evaluate((*check_values(values, specs, samples=samples), *kept))
+
+
+def has_no_nan(tensor: Tensor) -> bool:
+    """Whether no element is NaN."""
+    return not tensor.is_floating_point() or all_finite([tensor]) or not bool(tensor.isnan().any())
+
+
+_AnyValue = TypeVar("_AnyValue", Tensor, Tensor | int)
+
+
+def _spoilt(value: _AnyValue) -> _AnyValue:
+    """NaN in place of every number, which tells the worker that the step is to pass without effect."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return torch.full_like(value, float("nan"))
+    return value
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

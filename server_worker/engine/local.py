@@ -56,6 +56,8 @@ class MicroResult:
     """The request that its GRADIENT answers."""
     gradients: Packed
     loss: float | None
+    share: float
+    """What its loss counts for in the batch's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class _Open:
     graph: OpenForward
     outputs: Packed
     targets: tuple[Tensor, ...]
+    share: float
+    """What its loss counts for in the batch's, where the loss is computed here."""
     reply_codec: str | None
 
 
@@ -229,6 +233,7 @@ class SessionMemory:
         )
         values = check_values(arrived, specs, samples=request.samples)
         targets = tensors_of(request.values[first_target:])
+        share = self._share(request, targets) if targets else 0.0
         graph = self.trainer.forward(values, micro=request.micro)
         outputs = Packed(())
         if not request.targets:
@@ -240,7 +245,7 @@ class SessionMemory:
                 codec=request.reply_codec,
             )
         self._open[request.micro] = _Open(
-            request.request, request.samples, graph, outputs, targets, request.reply_codec
+            request.request, request.samples, graph, outputs, targets, share, request.reply_codec
         )
         self._forwards.append(request.request)
 
@@ -262,9 +267,19 @@ class SessionMemory:
         """The same with shared labels: the loss is computed here."""
         opened = self._open[self.returned]
         loss = self.job.loss(tensors_of(opened.graph.outputs), opened.targets)
-        backward_from(loss, share_of(opened.samples, self._batch))
+        backward_from(loss, opened.share)
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.graph.inputs)
-        return self._close(opened.request, gradients, float(loss.detach()), codec=opened.reply_codec)
+        number = float(loss.detach()) if self.job.measure.measured(opened.targets) else None
+        return self._close(opened.request, gradients, number, codec=opened.reply_codec)
+
+    def _share(self, request: m.Forward, targets: tuple[Tensor, ...]) -> float:
+        """What the micro-batch counts for. Raises DataError where that is more than all of the batch."""
+        if request.counted is None:
+            return share_of(request.samples, self._batch)
+        share = share_of(self.job.measure.elements(targets), request.counted)
+        if not 0 <= share <= 1:
+            raise DataError(f"a micro-batch counts for {share:.3g} of its batch")
+        return share
 
     def replay_all(self, entries: Sequence[LogEntry]) -> StepResult:
         """Take the steps of these entries, at least one, again; what `replay` gave for the last."""
@@ -332,14 +347,14 @@ class SessionMemory:
     def _close(
         self, answers: str, gradients: Gradients, loss: float | None, *, codec: str | None
     ) -> StepResult | None:
-        micro = self.returned
+        micro, share = self.returned, self._open[self.returned].share
         finite = all_finite([g for g in gradients if g is not None]) and math.isfinite(loss or 0.0)
         if not finite:
             self._let_pass()
         kept = gradients if not self._spoiled else (None,) * len(gradients)
         packed = self._packer.pack("gradients", kept, step=self.step + 1, micro=micro, codec=codec)
         del self._open[micro]
-        self._results.append(MicroResult(answers, packed, loss))
+        self._results.append(MicroResult(answers, packed, loss, share))
         return self._take_step(len(gradients)) if self.returned == self.micros else None
 
     def _take_step(self, count: int) -> StepResult:
@@ -348,7 +363,7 @@ class SessionMemory:
         micros, skipped = tuple(self._results), self._spoiled
         if skipped:
             nothing: Gradients = (None,) * count
-            micros = tuple(MicroResult(each.answers, Packed(nothing), None) for each in micros)
+            micros = tuple(MicroResult(each.answers, Packed(nothing), None, each.share) for each in micros)
             self.trainer.skip()
             self._packer.abort()
         else:

@@ -183,7 +183,9 @@ class WorkerSession:
         if self.own.memory is None:
             # Before the answer: what can't be loaded is refused, not opened and then refused.
             yield from self._load(meta, replay_last=False)
-        yield Send(replies.opened(request, meta, durable_step=durable_step))
+        versions = yield StoreCall(lambda s: s.job_versions())
+        newest = next(iter(versions.get(request.job, ())), None)
+        yield Send(replies.opened(request, meta, durable_step=durable_step, newest=newest))
 
     def _step(self, request: m.Forward | m.Backward, raw: Blob) -> Steps:
         """Compute a request of the open step and all that waited for it; or let it wait for others."""

@@ -14,8 +14,11 @@ from server_worker.store import SessionMeta
 from spliteasy.codecs.packer import Packed
 
 
-def opened(request: m.Open, meta: SessionMeta, *, durable_step: int) -> m.Opened:
-    """The attempt may begin, after the step that both sides can restore."""
+def opened(request: m.Open, meta: SessionMeta, *, durable_step: int, newest: str | None = None) -> m.Opened:
+    """The attempt may begin, after the step that both sides can restore.
+
+    `newest`: the digest of the version of the job that was submitted last.
+    """
     return m.Opened(
         session=request.session,
         answers=request.request,
@@ -23,6 +26,7 @@ def opened(request: m.Open, meta: SessionMeta, *, durable_step: int) -> m.Opened
         fence=meta.owner.fence,
         step=meta.resume_step,
         durable_step=durable_step,
+        newest=newest if newest != meta.job_digest else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -13,7 +14,10 @@ from spliteasy.graph.document import Value
 from spliteasy.graph.segment import Segment
 from spliteasy.graph.tensors import tensors_to_bytes
 from spliteasy.job.io_schema import SampleSpec, Signature
+from spliteasy.job.micro_batches import micro_sizes
+from spliteasy.job.recipe import check_recipe
 from spliteasy.job.source import Source, Tensors, load_source, make_loss
+from spliteasy.job.sparse import check_sparse
 from spliteasy.job.spec import JobSpec
 from spliteasy.planning.planner import plan_source
 from spliteasy.privacy.ends import Ends, Role
@@ -35,15 +39,21 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
         )
     inputs, targets = source.inputs, source.targets
     split = split_traced(source.traced, spec.model.cuts, share_inputs=source.shared_inputs)
+    check_sparse(spec, [segment.program.document for segment in split.segments])
     for note in split.notes:
         structlog.get_logger(__name__).warning(note)
     outputs = _outputs(split, inputs)
     loss = make_loss(spec, root, outputs, targets)
+    least = least_samples(split, inputs)
+    _check_parts_of_batches(spec, least)
     signature = Signature(
         inputs=_described(spec.model.inputs, inputs),
         targets=_described(spec.model.targets, targets),
         outputs=_described([f"output{place}" for place in range(len(outputs))], outputs),
+        least_samples=least,
     )
+    if spec.data is not None:
+        check_recipe(spec.data, signature)
     parts = {"spec.json": spec.to_json(), "signature.json": signature.to_json()}
     ends = _ends_of(source, split)
     parts["ends.json"] = ends.to_json()
@@ -81,11 +91,50 @@ def _outputs(split: Split, inputs: Tensors) -> Tensors:
     return in_training
 
 
-@torch.no_grad()
+def least_samples(split: Split, inputs: Tensors) -> int:
+    """The fewest samples that can be trained on at once: 2 where one alone has no statistics, else 1."""
+    pair = tuple(torch.cat((x, x))[:2] for x in inputs)
+    alone = tuple(x[:1] for x in inputs)
+    return 2 if _stays_finite(split, pair) and not _stays_finite(split, alone) else 1
+
+
+def _stays_finite(split: Split, inputs: Tensors) -> bool:
+    """Whether a training forward can be computed, and makes no NaN in outputs and buffers."""
+    copies = [segment.spawn().train() for segment in split.segments]
+    try:
+        outputs = _through(copies, inputs)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    buffers = [buffer for segment in copies for buffer in segment.buffers()]
+    return not any(bool(t.isnan().any()) for t in (*outputs, *buffers) if t.is_floating_point())
+
+
+def _check_parts_of_batches(spec: JobSpec, least: int) -> None:
+    """Refuse whole batches whose parts the model can't be trained on. Raises JobError."""
+    smallest = min(micro_sizes(spec.batch_size, spec.micro_batches))
+    if smallest >= least:
+        return
+    parts = f" in micro_batches = {spec.micro_batches} parts" if spec.micro_batches > 1 else ""
+    raise JobError(
+        f"batch_size = {spec.batch_size}{parts} gives the model {smallest} sample at a time, which can't "
+        "train it: batch norm needs 2 samples to have a variance",
+        hint=f"set micro_batches = {spec.batch_size // least} or fewer, or freeze the batch norm (eval mode)"
+        if spec.batch_size >= least
+        else "set batch_size = 2 or more, or freeze the batch norm (eval mode)",
+    )
+
+
 def _run(split: Split, inputs: Tensors, *, training: bool) -> Tensors:
     """The outputs of copies of the segments: running statistics stay as they are."""
-    head, *rest = (segment.spawn().train(training) for segment in split.segments)
-    values: tuple[Value, ...] = tuple(torch.cat((x, x)) if x.shape[0] == 1 else x for x in inputs)
+    values = tuple(torch.cat((x, x)) if x.shape[0] == 1 else x for x in inputs)
+    return _through([segment.spawn().train(training) for segment in split.segments], values)
+
+
+@torch.no_grad()
+def _through(segments: Sequence[Segment], inputs: Tensors) -> Tensors:
+    """The outputs of the segments, one after the other."""
+    head, *rest = segments
+    values: tuple[Value, ...] = inputs
     with states_kept():
         values = head(*values)
         wire, stay = values[: head.n_wire], values[head.n_wire :]

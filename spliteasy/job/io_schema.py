@@ -40,9 +40,13 @@ class Signature(Section):
     inputs: Annotated[tuple[SampleSpec, ...], Field(min_length=1, max_length=16)]
     targets: Annotated[tuple[SampleSpec, ...], Field(min_length=1, max_length=16)]
     outputs: Annotated[tuple[SampleSpec, ...], Field(min_length=1, max_length=64)]
+    least_samples: Annotated[int, Field(ge=1, le=2)] = 1
+    """The fewest samples that a training batch, or a part of it, may have: 2 where the model normalises by
+    statistics over the batch, which one sample does not have."""
 
     def to_json(self) -> bytes:
-        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+        left_out = {"least_samples"} if self.least_samples == 1 else set()
+        return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -1,9 +1,11 @@
 """How a batch is split into micro-batches (the job's `micro_batches`), and what each of them counts for.
 
-Everything follows from the batch's size alone, so that device, worker and the training in one process
-agree. A step's loss is the sum of the micro-batches' mean losses, each times its share of the samples
-(`share_of`): the batch's mean loss, if the loss is a mean over samples. Gradients are added up in the
-order of the micro-batches, by one backward each.
+The parts follow from the batch's size alone, so that device, worker and the training in one process
+agree. A step's loss is the sum of the micro-batches' mean losses, each times its share
+(`spliteasy.measures.Measure.shares`): its labelled elements of the batch's where the loss leaves ignored
+labels out, else its samples of the batch's. The sum is the loss's mean over the whole batch. Gradients are
+added up in the order of the micro-batches, by one backward each; a micro-batch without a labelled element
+has none.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ def micro_sizes(samples: int, micro_batches: int) -> tuple[int, ...]:
     return (least + 1,) * more + (least,) * (count - more)
 
 
-def share_of(samples: int, batch: int) -> float:
-    """What the loss of a micro-batch of `samples` counts for in a batch of `batch` samples."""
-    return samples / batch
+def share_of(counted: float, batch: float) -> float:
+    """What the loss of a micro-batch counts for: `counted` samples or labelled elements of the batch's."""
+    return counted / batch
 
 
 def split_batch(tensors: Sequence[Tensor], micro_batches: int) -> list[tuple[Tensor, ...]]:

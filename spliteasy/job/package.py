@@ -31,20 +31,25 @@ from spliteasy.graph.encoding import document_from_json
 from spliteasy.graph.program import Batches
 from spliteasy.graph.segment import Segment, load_segment, load_segment_tensors
 from spliteasy.job.io_schema import Signature
+from spliteasy.job.measure import measure_of
 from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import Identifier, JobSpec
 from spliteasy.privacy.ends import Ends, ends_from_json, placeholders
 from spliteasy.runtime.durable_files import write_folder
 from spliteasy.training.losses import LOSSES, LossFunction
+from spliteasy.training.measures import Measure
 
 MAX_MANIFEST_BYTES = 1 << 16
 MAX_PARTS = 16
 MANIFEST = "manifest.json"
 BODY = "body."
 
+LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
 DRAWN_ENDS = "secret-ends"
-FEATURES: frozenset[str] = frozenset({DRAWN_ENDS})
-"""What packages may need that this version knows, beyond what version 1 always had."""
+FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS})
+"""What packages may need that this version knows, beyond what version 1 always had: batches of one sample
+are refused; micro-batches count for their labelled elements; the job says how data is read; devices draw
+the first weights of head and tail."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -144,6 +149,8 @@ class Job:
     """Which tensors of head and tail are without values until a device draws them."""
     loss: LossFunction
     """(outputs, targets) -> scalar, tuples of tensors in."""
+    measure: Measure
+    """What the loss's mean is over, and which predictions are right."""
     body_or_none: Segment | None
     """None in a device's copy."""
 
@@ -156,7 +163,8 @@ class Job:
         from spliteasy.job.create import create_parts  # brings in torch.export, which loading never needs
 
         parts = create_parts(spec, root)
-        return cls.from_parts(manifest_of(spec.name, parts, needs=(DRAWN_ENDS,)), parts)
+        job = cls.from_parts(manifest_of(spec.name, parts), parts)
+        return cls.from_parts(manifest_of(spec.name, parts, needs=job.needs()), parts)
 
     @classmethod
     def from_parts(cls, manifest: bytes, parts: Mapping[str, bytes], *, digest: str | None = None) -> Job:
@@ -175,6 +183,7 @@ class Job:
         batches = batches_of(spec)
         ends = ends_from_json(found["ends.json"]) if "ends.json" in found else Ends()
         head, tail = (_segment(found, role, batches, ends) for role in ("head", "tail"))
+        loss = _loss(spec, found)
         if head is None or (tail is None) != spec.single:
             raise PortableError(f"job {spec.name}: the package lacks a segment, or has one too many")
         return cls(
@@ -186,7 +195,8 @@ class Job:
             head=head,
             tail=tail,
             ends=ends,
-            loss=_loss(spec, found),
+            loss=loss,
+            measure=measure_of(spec, loss, len(signature.outputs)),
             body_or_none=_segment(found, "body", batches, Ends()),
         )
 
@@ -209,6 +219,19 @@ class Job:
         if self.body_or_none is None:
             raise JobError(f"this copy of job {self} has no body")
         return self.body_or_none
+
+    def needs(self) -> set[str]:
+        """What a version that loads the package has to know."""
+        found = set()
+        if self.signature.least_samples > 1:
+            found.add(LEAST_SAMPLES)
+        if self.spec.micro_batches > 1 and self.measure.means:
+            found.add(LABELLED_SHARES)
+        if self.spec.data is not None:
+            found.add(DATA_RECIPE)
+        if "ends.json" in self.parts:
+            found.add(DRAWN_ENDS)
+        return found
 
     def device_parts(self) -> dict[str, bytes]:
         """The parts that a device gets."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spliteasy.errors import JobError
 from spliteasy.graph.document import DTYPE_NAMES
 from spliteasy.job.io_schema import dtype_name, told
+from spliteasy.job.micro_batch_check import check_micro_batches
 from spliteasy.job.spec import JobSpec, OptimizerSpec
 from spliteasy.privacy.recording import Recording, recorded
 from spliteasy.runtime import user_code
@@ -145,6 +146,8 @@ def make_loss(spec: JobSpec, root: Path | None, outputs: Tensors, targets: Tenso
         ) from error
     if value.dtype != torch.float32 or value.dim() or not value.requires_grad:
         raise JobError(f"loss {what} gives {_told(value)}, not a float32 number that depends on the outputs")
+    if spec.loss.function is not None and spec.micro_batches > 1:
+        check_micro_batches(spec, loss, outputs, matching)
     return loss
 
 

@@ -74,9 +74,11 @@ def _auto_or_cuts(value: Any) -> Any:
 
 
 def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
-    for index, name in enumerate(names):
-        if name in names[:index]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
             raise _refuse(f"{name!r} is named twice")
+        seen.add(name)
     return names
 
 
@@ -367,6 +369,24 @@ class PlanSpec(Section):
     """Returns (inputs, targets) as `model.example` does, such as devices have them; default: the example."""
 
 
+class DataSpec(Section):
+    """A recipe for the devices' data: how a folder of pictures becomes the model's inputs and targets.
+
+    Channels and size are those of the model's input (`model.example`).
+    """
+
+    kind: Literal["images"]
+    classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4096), AfterValidator(_unique)]
+    """The names of the sub-folders, in the order of the model's outputs: 0 is the first."""
+    resize: Literal["none", "stretch", "crop", "pad"] = "none"
+    """How a picture of another size is made to fit: not at all (an error), by stretching it, by covering the
+    model's size and cutting off the rest, or by fitting it in with black around it."""
+    mean: Annotated[tuple[float, ...], Field(max_length=3)] = ()
+    """Taken from the values, which are 0 (black) to 1 (white): one number a channel, or one for all."""
+    std: Annotated[tuple[Positive, ...], Field(max_length=3)] = ()
+    """What the values are divided by, after `mean`."""
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -451,6 +471,8 @@ class JobSpec(Section):
     evaluation: EvaluationSpec = EvaluationSpec()
     link: LinkSpec = LinkSpec()
     fleet: FleetSpec = FleetSpec()
+    data: DataSpec | None = None
+    """None: the devices' data come from functions, or from folders with every class."""
     privacy: PrivacySpec = PrivacySpec()
     plan: PlanSpec = PlanSpec()
 
@@ -488,9 +510,9 @@ class JobSpec(Section):
         """Canonical JSON, every default written out: equal specs give equal bytes.
 
         `plan` and `privacy.limits` are left out: a training depends on its cuts, not on what they were
-        chosen for, nor on what is measured of it.
+        chosen for, nor on what is measured of it. So is an absent `data`, which older versions do not know.
         """
-        return orjson.dumps(
-            self.model_dump(mode="json", exclude={"plan": True, "privacy": {"limits"}}),
-            option=orjson.OPT_SORT_KEYS,
-        )
+        left_out: dict[str, Any] = {"plan": True, "privacy": {"limits"}}
+        if self.data is None:
+            left_out["data"] = True
+        return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)

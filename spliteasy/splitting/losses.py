@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spliteasy.errors import DataError, JobError, PortableError
-from spliteasy.graph.document import ValueSpec, misfit
+from spliteasy.graph.document import Document, ValueSpec, misfit
 from spliteasy.graph.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.export import trace_inputs
@@ -43,6 +43,11 @@ class PortableLoss:
         (loss,) = self._segment.program(self._tensors, values, training=True)
         assert isinstance(loss, Tensor), "checked when loaded"
         return loss
+
+    @property
+    def document(self) -> Document:
+        """The graph; its tensors are `tensors`, in order."""
+        return self._segment.program.document
 
     def graph_json(self) -> bytes:
         """The graph, canonical."""

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_leaves
 
 from spliteasy.job import Job
-from spliteasy.job.micro_batches import share_of, split_batch
+from spliteasy.job.micro_batches import split_batch
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.generators import states_kept
 from spliteasy.runtime.randomness import Key
@@ -24,6 +24,7 @@ from spliteasy.splitting.proof.model_state import left_as_it_was
 from spliteasy.training import schedule
 from spliteasy.training.losses import LossFunction
 from spliteasy.training.masks import SegmentMasks
+from spliteasy.training.measures import Measure
 from spliteasy.training.optim import build_optimizer
 from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, generator_state
 
@@ -64,6 +65,7 @@ class PlainTraining:
         self._loss = loss
         self._clip = job.spec.clip
         self._micro_batches = job.spec.micro_batches
+        self._measure = job.measure
         self._optimizer = build_optimizer(job.spec.optimizer, model.named_parameters())
         self._scheduler = (
             LambdaLR(self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + 1))
@@ -77,7 +79,7 @@ class PlainTraining:
 
     def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
         """Take one optimizer step on a batch, one micro-batch after the other; returns the batch's loss."""
-        parts = _micro_batches(inputs, targets, self._micro_batches)
+        parts = _micro_batches(inputs, targets, self._micro_batches, self._measure)
         if self._masks is not None and not self._taken:
             with states_kept(), left_as_it_was(self._model):
                 self._masks.count_calls(parts[0][0])
@@ -87,8 +89,9 @@ class PlainTraining:
             with self._drawn(micro):
                 outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
                 loss = self._loss(outputs, wanted)
-                (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach()) * share
+                if share:  # else no element has a label, and the loss is no number
+                    (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+                    total += float(loss.detach()) * share
         if self._clip is not None:
             for parameters in self._segments:
                 nn.utils.clip_grad_norm_(parameters, self._clip.max_norm, foreach=False)
@@ -116,12 +119,11 @@ class PlainTraining:
 
 
 def _micro_batches(
-    inputs: Sequence[Tensor], targets: Sequence[Tensor], count: int
+    inputs: Sequence[Tensor], targets: Sequence[Tensor], count: int, measure: Measure
 ) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...], float]]:
     """Inputs and targets of each micro-batch, and what its loss counts for."""
-    batch = inputs[0].shape[0]
-    parts = zip(split_batch(inputs, count), split_batch(targets, count), strict=True)
-    return [(part, wanted, share_of(part[0].shape[0], batch)) for part, wanted in parts]
+    parts, wanted = split_batch(inputs, count), split_batch(targets, count)
+    return list(zip(parts, wanted, measure.shares(wanted), strict=True))
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:

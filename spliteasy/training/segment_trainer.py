@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spliteasy.errors import JobError
 from spliteasy.graph.document import ValueSpec
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import JobSpec
@@ -135,8 +136,26 @@ class SegmentTrainer:
         return tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
 
     def finite(self) -> bool:
-        """Whether every gradient that `apply` would use is a number."""
-        return all_finite([p.grad for p in self._trainable if p.grad is not None])
+        """Whether every gradient that `apply` would use is a number, and every buffer that it would keep."""
+        return self.not_finite() is None
+
+    def not_finite(self) -> str | None:
+        """What of the open step is NaN or infinite, for a person; None where all is finite."""
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None and not all_finite([parameter.grad]):
+                return f"the gradient of {name}"
+        return self.spoiled_buffer()
+
+    def spoiled_buffer(self) -> str | None:
+        """A buffer that the open step's forwards made NaN or infinite, for a person; None: there is none.
+
+        Buffers that were so before, such as a causal mask, are as the model wants them.
+        """
+        for name, before in (self._buffers_before or {}).items():
+            now = self._buffers[name]
+            if now.is_floating_point() and not all_finite([now]) and all_finite([before]):
+                return f"the buffer {name} (running statistics)"
+        return None
 
     def apply(self) -> None:
         """Take the optimizer step. The caller has looked whether the gradients are `finite`."""
@@ -181,6 +200,12 @@ class SegmentTrainer:
             for key, value in self._optimizer_state(parameter).items():
                 if isinstance(value, Tensor):
                     state[f"{OPTIMIZER_PREFIX}{name}/{key}"] = value
+                elif value is not None:
+                    raise JobError(
+                        f"the optimizer keeps {key} of {name} as a {type(value).__name__}, which a snapshot "
+                        "can't hold",
+                        hint="use an optimizer whose state is tensors: sgd, adam or adamw",
+                    )
         state[STEP_KEY] = torch.tensor(self.step, dtype=torch.int64)
         return state
 
@@ -232,7 +257,8 @@ class SegmentTrainer:
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether no element is NaN or infinite. A sum decides in one pass, if it can."""
-    return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in tensors)
+    dense = (t.coalesce().values() if t.is_sparse else t for t in tensors)
+    return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in dense)
 
 
 def tensors_of(values: Sequence[Tensor | int | None]) -> tuple[Tensor, ...]:
@@ -243,9 +269,10 @@ def tensors_of(values: Sequence[Tensor | int | None]) -> tuple[Tensor, ...]:
 def backward_from(loss: Tensor, share: float = 1.0) -> None:
     """Backward from a scalar, times what its micro-batch counts for in the batch.
 
-    Nothing where no weight or input behind it takes a gradient.
+    Nothing where no weight or input behind it takes a gradient, and where the micro-batch counts for
+    nothing, since it has no labelled element and its loss is no number.
     """
-    if loss.requires_grad:
+    if share and loss.requires_grad:
         torch.autograd.backward(loss if share == 1 else loss * share)
 
 

@@ -39,7 +39,7 @@ DataOption = Annotated[
     str,
     typer.Option(
         "--data",
-        help="The device's data: module:function returning a torch Dataset or a pair (train, test), "
+        help="The device's data: module:function returning a torch Dataset or (train, test), "
         "called with the device's id if it takes one; or a folder of images.",
         show_default=False,
     ),
@@ -109,6 +109,24 @@ RefusePublicEndsOption = Annotated[
 RestartOption = Annotated[
     bool, typer.Option("--restart", help="Begin at step 0 again, whatever the store has.")
 ]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs",
+        min=1,
+        metavar="N",
+        help="Train so many epochs in all, in place of the job's. More than before: goes on from the trained "
+        "weights.",
+        show_default="as the job says",
+    ),
+]
+NewDataOption = Annotated[
+    bool,
+    typer.Option(
+        "--new-data",
+        help="Go on from the trained weights with the data as it is now, although it has changed since.",
+    ),
+]
 
 
 def agent(
@@ -126,6 +144,8 @@ def agent(
     takeover: TakeoverOption = False,
     restart: RestartOption = False,
     refuse_public_ends: RefusePublicEndsOption = False,
+    epochs: EpochsOption = None,
+    new_data: NewDataOption = False,
     give_up_after: GiveUpOption = None,
     history: HistoryOption = None,
     tensorboard: TensorboardOption = False,
@@ -169,6 +189,8 @@ def agent(
         takeover=takeover,
         restart=restart,
         refuse_public_ends=refuse_public_ends,
+        epochs=epochs,
+        new_data=new_data,
         give_up_s=seconds(give_up_after),
         max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
         metered=None if metered is None else _budget(metered),
@@ -193,8 +215,17 @@ def _kept(history: Path | None, tensorboard: bool) -> list[Kept]:
 
 
 def _tell_end(result: AgentResult, config: AgentConfig) -> None:
+    name = config.job.partition("@")[0]
+    if result.newest is not None:
+        typer.echo(
+            f"{result.device}: a newer version of job {name} was submitted ({result.newest[:12]}); this "
+            f"state folder keeps to {result.job[:12]}. To go on from its trained weights for more epochs: "
+            "--epochs N. To train the newer version from its beginning: --restart with another --state folder"
+        )
     if result.done:
         typer.echo(f"{result.device}: done, {result.step} steps; the state is in {config.state}")
+        if not result.taken:
+            typer.echo(f"{result.device}: no step was left to take; --epochs N trains more")
         return
     whole = f" of {result.total_steps}" if result.total_steps else ""
     typer.echo(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spliteasy.errors import DataError, UserError
+from spliteasy.errors import DataError, SplitEasyError, StateError, UserError
 from spliteasy_cli.support.endpoints import BrokerOption
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.threads import ThreadsOption, torch_threads
@@ -88,19 +88,58 @@ def predict(
     if output is not None and output.suffix not in (".npy", ".safetensors"):
         raise UserError(f"{output} can't be written", hint="name it .npy or .safetensors")
     with torch_threads(threads):
-        names, outputs = asyncio.run(_predict(_existing(state), inputs, broker))
+        names, outputs, problem = asyncio.run(_predict(_existing(state), inputs, broker))
     if output is not None:
         write_tensors(output, dict(zip(names, outputs, strict=True)))
         typer.echo(f"{output}: {len(outputs[0])} rows")
-        return
-    for row, values in enumerate(outputs[0][:SHOWN_ROWS]):
+    else:
+        _show(outputs[0])
+    if problem is not None:
+        raise problem
+
+
+def _show(outputs: Tensor) -> None:
+    for row, values in enumerate(outputs[:SHOWN_ROWS]):
+        if bool(values.isnan().any()):
+            typer.echo(f"{row}  not finite")
+            continue
         best = f"  class {int(values.argmax())}" if values.dim() == 1 and len(values) > 1 else ""
         typer.echo(f"{row}{best}  {[round(float(value), 4) for value in values.flatten()[:12]]}")
-    if len(outputs[0]) > SHOWN_ROWS:
-        typer.echo(f"… {len(outputs[0])} rows in all; -o FILE writes them")
+    if len(outputs) > SHOWN_ROWS:
+        typer.echo(f"… {len(outputs)} rows in all; -o FILE writes them")
 
 
-async def _predict(folder: Path, inputs: Path, broker: str | None) -> tuple[list[str], tuple[Tensor, ...]]:
+def not_a_prediction(
+    given: tuple[Tensor, ...], outputs: tuple[Tensor, ...], weights: dict[str, Tensor], job: Job
+) -> SplitEasyError | None:
+    """What is wrong with predictions that hold NaN: the inputs, else the model. None where none does."""
+    rows = {int(row) for tensor in outputs for row in nan_rows(tensor)}
+    if not rows:
+        return None
+    first = min(rows)
+    what = f"{len(rows)} of {len(outputs[0])} predictions are NaN, the first in row {first}"
+    for spec, tensor in zip(job.signature.inputs, given, strict=True):
+        if tensor.is_floating_point() and not bool(tensor[first].isfinite().all()):
+            return DataError(f"{what}: input {spec.name!r} is not finite there", hint="mend these inputs")
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            return StateError(
+                f"{what}: {name} of the trained model is NaN", hint="train anew; on_non_finite stops in time"
+            )
+    return SplitEasyError(f"{what}: the inputs are finite, and so are head and tail", hint="train anew")
+
+
+def nan_rows(tensor: Tensor) -> Tensor:
+    """The rows that hold a NaN."""
+    if not tensor.is_floating_point():
+        return tensor.new_empty(0)
+    return tensor.isnan().flatten(1).any(dim=1).nonzero().flatten()
+
+
+async def _predict(
+    folder: Path, inputs: Path, broker: str | None
+) -> tuple[list[str], tuple[Tensor, ...], SplitEasyError | None]:
+    """The outputs by name, and what is wrong with them where they hold NaN."""
     import torch
 
     from device_agent.state_folder import StateFolder
@@ -116,7 +155,8 @@ async def _predict(folder: Path, inputs: Path, broker: str | None) -> tuple[list
                 for batch in zip(*(torch.split(tensor, size) for tensor in given), strict=True)
             ]
     names = [spec.name for spec in half.job.signature.outputs]
-    return names, tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+    outputs = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+    return names, outputs, not_a_prediction(given, outputs, half.weights(), half.job)
 
 
 def read_inputs(path: Path, job: Job) -> tuple[Tensor, ...]:

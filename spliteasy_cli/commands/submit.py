@@ -61,7 +61,6 @@ def create_job(job_file: Path) -> Job:
 
     spec = load_job_file(job_file)
     job = Job.create(spec, project_root(job_file))
-    _warn_of_single_samples(job)
     _warn_of_public_ends(job)
     _warn_of_limits(job, spec.privacy.limits)
     return job
@@ -86,25 +85,6 @@ def _warn_of_public_ends(job: Job) -> None:
         weights="; ".join(named),
         hint='[privacy] ends = "perturb" moves them on the device; docs/privacy.md says how far that helps',
     )
-
-
-def _warn_of_single_samples(job: Job) -> None:
-    """Batch norm sees the samples of one part only, and one sample has no variance."""
-    import structlog
-
-    from spliteasy.job.micro_batches import micro_sizes
-
-    spec = job.spec
-    smallest = min(micro_sizes(spec.batch_size, spec.micro_batches))
-    segments = (job.head, job.body, job.tail)
-    if smallest == 1 < spec.batch_size and any(
-        s is not None and s.program.train.batch_norm for s in segments
-    ):
-        structlog.get_logger(__name__).warning(
-            f"batch norm gets parts of one sample, which have no variance: batch_size is {spec.batch_size}, "
-            f"micro_batches {spec.micro_batches}",
-            hint=f"micro_batches = {max(1, spec.batch_size // 2)} or fewer, or freeze the batch norm",
-        )
 
 
 def _warn_of_limits(job: Job, limits: LimitsSpec) -> None:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import JobError, UserError
+from spliteasy_cli.commands.agent import EpochsOption, NewDataOption
 from spliteasy_cli.commands.submit import JobFile, create_job, store_job
 from spliteasy_cli.history.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy_cli.history.run_history import HISTORY_FOLDER, History, Kept, TensorboardOption
@@ -51,6 +53,8 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training in --out instead of beginning anew.")
     ] = False,
+    epochs: EpochsOption = None,
+    new_data: NewDataOption = False,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
     secret: SecretOption = None,
@@ -65,7 +69,10 @@ def train(
     with torch_threads(threads):
         job = create_job(job_file)
         folder = out or Path("runs") / job.name
-        configs = agent_configs(job, job_file, folder, devices, data, fixed_secret(secret))
+        configs = [
+            replace(config, epochs=epochs, new_data=new_data)
+            for config in agent_configs(job, job_file, folder, devices, data, fixed_secret(secret))
+        ]
         prepare_folder(folder, resume=resume)
         kept: list[Kept] = [History(folder / HISTORY_FOLDER, tensorboard=tensorboard)]
         if mlflow is not None:

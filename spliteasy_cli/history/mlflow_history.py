@@ -135,10 +135,10 @@ class MlflowHistory:
 
 
 def metrics_of(observation: StepTaken | Evaluated) -> dict[str, float]:
-    """What MLflow keeps of it, under the names of the TensorBoard events."""
+    """What MLflow keeps of it, under the names of the TensorBoard events: what was measured."""
     match observation:
         case StepTaken() as taken:
-            return {
+            found = {
                 "train/loss": taken.loss,
                 "train/seconds": taken.seconds,
                 "train/epoch": taken.epoch,
@@ -146,7 +146,8 @@ def metrics_of(observation: StepTaken | Evaluated) -> dict[str, float]:
                 "link/bytes_down": taken.bytes_down,
             }
         case Evaluated(loss=loss, accuracy=accuracy):
-            return {"test/loss": loss, **({} if accuracy is None else {"test/accuracy": accuracy})}
+            found = {"test/loss": loss, "test/accuracy": accuracy}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ LOSS_STEPS = 20
 RECENT_STEPS = 50
 """What remains is estimated by this many last steps."""
 
+NOT_MEASURED, NOT_FINITE = "not measured", "not finite"
+"""What stands in place of a number that nobody measured, and of one that is NaN or infinite."""
+
 SMOOTHING = 0.9
 """How much of the running mean stays at each step in the picture of the loss."""
 
@@ -33,10 +37,12 @@ class DeviceRun:
     step: int = 0
     """The last committed step."""
     total_steps: int = 0
+    steps: int = 0
+    """Steps taken in this run (a resumed run counts only its own)."""
     losses: list[tuple[int, float]] = field(default_factory=list)
-    """(step, training loss of the batch)"""
-    evaluations: list[tuple[int, float, float | None]] = field(default_factory=list)
-    """(step, mean loss, accuracy or None) on the held-out data"""
+    """(step, training loss of the batch), where it was measured"""
+    evaluations: list[tuple[int, float | None, float | None]] = field(default_factory=list)
+    """(step, mean loss, accuracy) on the held-out data; None where it was not measured"""
     samples: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -47,11 +53,6 @@ class DeviceRun:
     step_seconds: float = 0.0
     """Wall time of the counted steps: reconnects within them are in it, evaluations are not."""
     state: str = "connecting"
-
-    @property
-    def steps(self) -> int:
-        """Steps taken in this run (a resumed run counts only its own)."""
-        return len(self.losses)
 
     @property
     def train_loss(self) -> float | None:
@@ -95,8 +96,8 @@ class DeviceRun:
         return {
             "device": self.device,
             "steps": self.steps,
-            "train_loss": self.train_loss,
-            "test_accuracy": self.test_accuracy,
+            "train_loss": as_json(self.train_loss),
+            "test_accuracy": as_json(self.test_accuracy),
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "ms_per_step": self.ms_per_step,
@@ -110,9 +111,9 @@ def write_json(path: Path, runs: Sequence[DeviceRun], about: Mapping[str, Any]) 
         "devices": [run.summary() for run in runs],
         "curves": {
             run.device: {
-                "train_loss": run.losses,
+                "train_loss": [(step, as_json(loss)) for step, loss in run.losses],
                 "evaluations": [
-                    {"step": step, "loss": loss, "accuracy": accuracy}
+                    {"step": step, "loss": as_json(loss), "accuracy": as_json(accuracy)}
                     for step, loss, accuracy in run.evaluations
                 ],
             }
@@ -136,16 +137,24 @@ def table(runs: Sequence[DeviceRun]) -> Table:
         grid.add_row(
             run.device,
             str(run.steps),
-            number(run.train_loss, ".4f"),
-            number(run.test_accuracy, ".4f"),
+            number(run.train_loss, ".4f", absent=NOT_MEASURED),
+            number(run.test_accuracy, ".4f", absent=NOT_MEASURED),
             number(run.bytes_per_step, ",.0f"),
             number(run.ms_per_step, ".1f"),
         )
     return grid
 
 
-def number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def number(value: float | None, form: str, *, absent: str = "–") -> str:
+    """A number for a person; `absent` where it was not measured."""
+    if value is None:
+        return absent
+    return format(value, form) if isfinite(value) else NOT_FINITE
+
+
+def as_json(value: float | None) -> float | str | None:
+    """A number in JSON, which has no NaN: null where it was not measured, a text if not finite."""
+    return value if value is None or isfinite(value) else NOT_FINITE
 
 
 def draw(path: Path, runs: Sequence[DeviceRun], title: str) -> None:
@@ -166,8 +175,13 @@ def draw(path: Path, runs: Sequence[DeviceRun], title: str) -> None:
         right.plot(*zip(*points, strict=True) if points else ([], []), color=color, marker="o", markersize=3)
     if any(loss > 0 for run in runs for _, loss in run.losses):
         left.set_yscale("log")
+    measured = any(run.test_accuracy is not None for run in runs)
     left.set(xlabel="step", ylabel="training loss", title="Loss")
-    right.set(xlabel="step", ylabel="accuracy on held-out data", title="Accuracy")
+    right.set(
+        xlabel="step",
+        ylabel="accuracy on held-out data",
+        title="Accuracy" if measured else f"Accuracy: {NOT_MEASURED}",
+    )
     left.legend(loc="best", fontsize="small", frameon=False, ncols=1 + len(runs) // 9)
     for axes in (left, right):
         axes.grid(visible=True, alpha=0.25)

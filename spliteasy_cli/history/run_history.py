@@ -25,6 +25,7 @@ import typer
 
 from device_agent.observations import Evaluated, Observation, Observe, StateChanged, StepTaken
 from spliteasy.errors import UserError
+from spliteasy_cli.history.report import as_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -136,8 +137,8 @@ def as_record(observation: Observation) -> dict[str, Any]:
             return {
                 "event": "evaluation",
                 "step": done.step,
-                "loss": done.loss,
-                "accuracy": done.accuracy,
+                "loss": as_json(done.loss),
+                "accuracy": as_json(done.accuracy),
                 "samples": done.samples,
             }
         case StateChanged(text=text):
@@ -147,12 +148,16 @@ def as_record(observation: Observation) -> dict[str, Any]:
 def _scalars(observation: Observation) -> dict[str, float]:
     match observation:
         case StepTaken() as taken:
-            return {"train/loss": taken.loss, "train/seconds": taken.seconds, "link/bytes_up": taken.bytes_up}
-        case Evaluated(loss=loss, accuracy=None):
-            return {"test/loss": loss}
-        case Evaluated(loss=loss, accuracy=accuracy) if accuracy is not None:
-            return {"test/loss": loss, "test/accuracy": accuracy}
-    return {}
+            found = {
+                "train/loss": taken.loss,
+                "train/seconds": taken.seconds,
+                "link/bytes_up": taken.bytes_up,
+            }
+        case Evaluated(loss=loss, accuracy=accuracy):
+            found = {"test/loss": loss, "test/accuracy": accuracy}
+        case _:
+            found = {}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def tell_all(*observers: Observe) -> Observe:

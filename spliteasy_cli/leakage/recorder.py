@@ -113,7 +113,7 @@ class _Part(Dataset[Any]):
 
 def draw_sample(job: Job, data: str | DeviceData, root: Path | None, *, seed: int = 0) -> Sample:
     """A part of the device's data with canaries, and others that it is not trained on. Raises DataError."""
-    loaded = load_dataset(data, DEVICE, job.signature, root=root)
+    loaded = load_dataset(data, DEVICE, job.signature, root=root, recipe=job.spec.data)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(loaded.train), generator=generator).tolist()  # type: ignore[arg-type]
     rest: Dataset[Any]
@@ -133,7 +133,7 @@ def draw_sample(job: Job, data: str | DeviceData, root: Path | None, *, seed: in
             labels[place] = int(torch.randint(classes, (), generator=generator))
     half = len(others) // 2
     public, strangers = others[:half][:SAMPLE], others[half:][:SAMPLE]
-    gathered = Samples(rest, job.spec, job.signature, device=DEVICE, key=OTHER)
+    gathered = Samples(rest, job.spec, job.signature, device=DEVICE, key=OTHER, name="held-out")
     return Sample(
         train=_Part(loaded.train, chosen, labels),
         test=loaded.test,
@@ -234,9 +234,9 @@ def _recording(
     steps = _steps(job, messages)
     batches = trainer.batches
     loaded = [batches.batch(number) for number in range(1, len(steps) + 1)]
-    members = Samples(sample.train, job.spec, job.signature, device=DEVICE, key=OTHER).gather(
-        range(len(sample.train)), "members"
-    )
+    members = Samples(
+        sample.train, job.spec, job.signature, device=DEVICE, key=OTHER, name="training"
+    ).gather(range(len(sample.train)), "members")
     truth = Truth(
         inputs=tuple(inputs for inputs, _ in loaded),
         targets=tuple(targets for _, targets in loaded),

@@ -80,7 +80,7 @@ def prepare(
         key = key_of(config, job)
         once, again = (
             Batches(
-                load_dataset(config.data, config.device, job.signature, root=root).train,
+                load_dataset(config.data, config.device, job.signature, root=root, recipe=copy.data).train,
                 copy,
                 job.signature,
                 device=config.device,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from device_agent.observations import Evaluated, Observation, StateChanged, StepTaken
-from spliteasy_cli.history.report import DeviceRun
+from spliteasy_cli.history.report import DeviceRun, as_json
 
 log = structlog.get_logger(__name__)
 LOG_EVERY_S = 5.0
@@ -40,10 +40,12 @@ class Watcher:
     def _step(self, run: DeviceRun, taken: StepTaken) -> None:
         carried = taken.bytes_up + taken.bytes_down - run.bytes_up - run.bytes_down
         evaluated_since = run.evaluations and run.evaluations[-1][0] >= run.step
-        if run.losses and not evaluated_since:
+        if run.steps and not evaluated_since:
             run.step_bytes.append(carried)
         run.step, run.total_steps = taken.step, taken.total_steps
-        run.losses.append((taken.step, taken.loss))
+        run.steps += 1
+        if taken.loss is not None:
+            run.losses.append((taken.step, taken.loss))
         run.samples += taken.samples
         run.step_seconds += taken.seconds
         run.lately.append(taken.seconds)
@@ -71,8 +73,8 @@ class LogLines:
             state=run.state,
             step=run.step,
             total_steps=run.total_steps,
-            loss=run.train_loss,
-            accuracy=run.test_accuracy,
+            loss=as_json(run.train_loss),
+            accuracy=as_json(run.test_accuracy),
             samples_per_s=round(run.samples_per_s, 1),
             bytes_up=run.bytes_up,
             bytes_down=run.bytes_down,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import spliteasy_cli as cli
-from spliteasy.errors import JobError, LinkError, UserError
+from spliteasy.errors import JobError, LinkError, RemoteError, StateUnwritable, UserError
 from spliteasy_cli import hoist
 from spliteasy_cli.app import app
 from spliteasy_cli.support.runner import run
@@ -65,7 +65,11 @@ def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (JobError("wrong", hint="do it so"), 2, "error: wrong (do it so)\n"),
         (LinkError("gone"), 1, "error: gone\n"),
-        (OSError(28, "No space left on device", "/x/y"), 2, "error: /x/y: No space left on device\n"),
+        (OSError(28, "No space left on device", "/x/y"), 1, "error: /x/y: No space left on device\n"),
+        (OSError(2, "No such file or directory", "/x"), 2, "error: /x: No such file or directory\n"),
+        (StateUnwritable("disk full"), 1, "error: disk full\n"),
+        (RemoteError("no such job", code="unknown-job"), 1, "error: no such job\n"),
+        (RemoteError("NaN", code="not-finite"), 2, "error: NaN\n"),
         (UserError("amqp://u:hunter2@h/ is\nwrong"), 2, "error: amqp://u:***@h/ is wrong\n"),
         (
             ExceptionGroup(

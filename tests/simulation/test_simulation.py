@@ -57,7 +57,7 @@ def test_a_step_that_is_not_finite_passes_without_effect_under_faults_too(single
 @pytest.mark.parametrize("single", [False, True])
 def test_a_step_that_is_not_finite_stops_the_training(single: bool) -> None:
     (violation,) = play(0, rates=CALM, variant=Variant(single=single), devices=("broken-1",)).violations
-    assert "is NaN or infinite" in violation
+    assert "the training data of broken-1, sample 3: input 'input' is infinite at [2]" in violation
 
 
 def test_a_seed_replays() -> None:

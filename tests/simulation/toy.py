@@ -19,6 +19,7 @@ from device_agent.training.data import Batches, EvaluationBatches, load_dataset
 from device_agent.training.ends import draw_ends, job_key
 from device_agent.training.trainer import DeviceTrainer, NotFiniteOnDevice
 from server_worker.engine.local import SessionMemory
+from spliteasy.errors import DataError
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import LinkSpec
 from spliteasy.training.segment_trainer import NotFinite
@@ -207,7 +208,7 @@ def train_alone(
     )
     body = SessionMemory(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}
-    with suppress(NotFinite, NotFiniteOnDevice):
+    with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
             digests[step] = _step(trainer, body, step, sent)
     return trainer.state(), body.snapshot(), digests
@@ -218,7 +219,7 @@ def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, sent: Sent) ->
     attempt = m.AttemptRef(number=1, nonce="0" * 16)
     result, micro = None, 0
     while result is None:
-        values, samples, targets, whole = trainer.run_head(step, micro)
+        values, samples, targets, whole, counted = trainer.run_head(step, micro)
         forward = m.Forward(
             session=body.session,
             attempt=attempt,
@@ -227,6 +228,7 @@ def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, sent: Sent) ->
             samples=samples,
             batch=None if samples == whole else whole,
             targets=len(targets),
+            counted=counted,
             **m.carried(values, *targets),
             oldest_checkpoint=0,
         )
