@@ -29,7 +29,9 @@ def digest_of(values: Sequence[Tensor | int | None]) -> str:
 
 
 def _update(hasher: hashlib.blake2b, tensor: Tensor) -> None:
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    # A tensor of one element counts as contiguous whatever its stride, which a view as bytes does not take.
+    flat = tensor.detach().contiguous().as_strided((tensor.numel(),), (1,))
+    raw = flat.view(torch.uint8).numpy()
     row_bytes = _ROW_WORDS * 8
     rows = raw.size // row_bytes
     if rows:

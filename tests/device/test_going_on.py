@@ -69,7 +69,7 @@ async def test_more_epochs_go_on_as_if_the_job_had_had_them(tmp_path: Path) -> N
     assert (first.step, first.taken, first.done) == (8, 8, True)
     assert (again.step, again.taken) == (8, 0)
     assert (more.step, more.taken, more.done) == (12, 4, True)
-    expected, _, _ = toy.undisturbed("phone-1", toy.Variant(epochs=3))
+    expected, _, _ = toy.train_alone(toy.job(toy.Variant(epochs=2)), toy.DATA, "phone-1", epochs=3)
     assert agent.trainer is not None
     found = agent.trainer.state()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []

@@ -187,18 +187,20 @@ def train_alone(
     device: str,
     *,
     secret: bytes = SECRET,
+    epochs: int | None = None,
     sent: Sent = lambda _: None,
     chooser: CodecChooser | None = None,
     chosen: bytes | None = None,
 ) -> tuple[State, State, dict[int, str]]:
     """`undisturbed` of any job. `sent` gets each FORWARD and BACKWARD as a device would send it.
 
-    A job that says `auto` needs a `chooser`, or what a device has written down of its choices.
+    `epochs`: as many instead of the job's. A job that says `auto` needs a `chooser`, or what a device has written down of its choices.
     """
     found = load_dataset(data, device, job.signature)
     assert found.test is not None
     key = job_key(secret, device=device, job=job.digest)
-    batches = Batches(found.train, job.spec, job.signature, device=device, key=key)
+    lasting = job.spec if epochs is None else job.spec.model_copy(update={"epochs": epochs})
+    batches = Batches(found.train, lasting, job.signature, device=device, key=key)
     tests = EvaluationBatches(found.test, job.spec, job.signature, device=device, key=key)
     choices = StepChoices(
         job.spec.link, chooser or BySpeed(job.spec.link, LinkSpeed()), ahead=1, saved=chosen

@@ -28,6 +28,7 @@ def _parts(model: nn.Module) -> object:
     ("change", "message"),
     [
         (lambda _, x: Sign.apply(x), "layer `mid` uses Sign, a torch.autograd.Function"),
+        (lambda layer, x: layer.other(Sign.apply(x)), "layer `mid` uses Sign, a torch.autograd.Function"),
         (lambda _, x: untraceable.clipped(x), "layer `mid` uses Clipped, a torch.autograd.Function"),
         (untraceable.drops_by_random, "layer `mid` draws from Python's `random` in its forward"),
         (untraceable.drops_by_numpy, "layer `mid` draws from `numpy.random` in its forward (draw with torch"),

@@ -115,3 +115,9 @@ async def test_gradients_of_other_outputs_than_this_workers_are_refused_with_bot
             assert (answer.code, answer.retriable) == ("replay-mismatch", False)
             assert OTHER in answer.message
             assert own in answer.message
+
+
+def test_a_digest_takes_tensors_of_any_stride() -> None:
+    one = torch.ones(3)[:1].expand(1)
+    for odd in (torch.ones(1).as_strided((1,), (0,)), torch.ones(5, 1)[::3][:1], torch.ones(0, 3), one):
+        assert digest_of([odd]) == digest_of([torch.ones(odd.shape)])

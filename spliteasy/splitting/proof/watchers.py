@@ -49,8 +49,9 @@ def watched(model: nn.Module, *, outputs: bool = False) -> Iterator[Seen]:
         state = now
 
     def enter(path: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            look()
+        def hook(_module: nn.Module, inputs: Any) -> None:
+            look()  # what was done so far, the inputs included, is the work of the module that calls
+            seen.functions.extend((stack[-1], name) for name in _own_functions(tensors_of(inputs), nodes))
             stack.append(path)
 
         return hook
