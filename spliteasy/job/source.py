@@ -19,6 +19,7 @@ from spliteasy.graph.document import DTYPE_NAMES
 from spliteasy.job.io_schema import dtype_name, told
 from spliteasy.job.micro_batch_check import check_micro_batches
 from spliteasy.job.spec import JobSpec, OptimizerSpec
+from spliteasy.privacy.recording import Recording, recorded
 from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import seed_all, states_kept
 from spliteasy.splitting.export import TracedModel, trace_model
@@ -38,6 +39,8 @@ class Source:
     traced: TracedModel
     inputs: Tensors
     targets: Tensors
+    recording: Recording
+    """How the model's initial tensors were made."""
 
     @property
     def shared_inputs(self) -> tuple[str, ...]:
@@ -48,8 +51,9 @@ class Source:
 
 def load_source(spec: JobSpec, root: Path | None) -> Source:
     """Build and trace the user's model. Raises JobError."""
-    model, inputs, targets = build_model(spec, root)
-    return Source(spec, root, trace_model(model, inputs), inputs, targets)
+    with recorded() as recording:
+        model, inputs, targets = build_model(spec, root)
+    return Source(spec, root, trace_model(model, inputs), inputs, targets, recording)
 
 
 def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Tensors, Tensors]:

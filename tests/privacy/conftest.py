@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from spliteasy.job import Job, JobSpec, load_job_file, parse_job
+from spliteasy.job.spec import PrivacySpec
 from spliteasy.privacy.guesses import Guess, Score
 from spliteasy.privacy.record import Adversary
 from spliteasy_cli.leakage.gate import attacks_named
@@ -23,7 +24,8 @@ STEPS = 36
 
 @pytest.fixture(scope="session")
 def digits_spec() -> JobSpec:
-    return load_job_file(DIGITS)
+    spec = load_job_file(DIGITS)
+    return spec.model_copy(update={"privacy": PrivacySpec(ends="public")})
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +39,7 @@ def digits(digits_spec: JobSpec, tmp_path_factory: pytest.TempPathFactory) -> Re
 def small_job(
     factory: str, example: str, cuts: list[str], *, batch: int, epochs: int, loss: str = "cross_entropy"
 ) -> Job:
-    """A job of `tests.privacy.models`."""
+    """A job of `tests.privacy.models`, without any defence."""
     spec = parse_job(
         {
             "name": factory,
@@ -50,6 +52,7 @@ def small_job(
             },
             "loss": {"name": loss},
             "optimizer": {"name": "adam", "lr": 0.01},
+            "privacy": {"ends": "public"},
         }
     )
     return Job.create(spec, ROOT)
