@@ -143,5 +143,6 @@ def perturb(tensor: Tensor, sigma: float, key: Key) -> Tensor:
     """x · (1 + σ·ξ) for each element x, with ξ standard normal."""
     noise = torch.empty(tensor.shape, dtype=torch.float64)
     numbers.fill(noise, "normal", (0.0, 1.0), key)
-    moved = (tensor.double() * (1.0 + sigma * noise)).to(tensor.dtype)
-    return torch.empty_like(tensor).copy_(moved)
+    value = tensor.detach()
+    moved = (value.double() * (1.0 + sigma * noise)).to(value.dtype)
+    return torch.empty_like(value).copy_(moved)

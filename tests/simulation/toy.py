@@ -194,8 +194,8 @@ def train_alone(
 ) -> tuple[State, State, dict[int, str]]:
     """`undisturbed` of any job. `sent` gets each FORWARD and BACKWARD as a device would send it.
 
-    `epochs`: as many instead of the job's. A job that says `auto` needs a `chooser`, or what a
-    device has written down of its choices.
+    `epochs`: as many instead of the job's. A job that says `auto` needs a `chooser`, or what a device has
+    written down of its choices.
     """
     found = load_dataset(data, device, job.signature)
     assert found.test is not None
