@@ -13,6 +13,7 @@ from device_agent.training.data import Batches, DeviceData, EvaluationBatches, l
 from device_agent.training.ends import initial_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer
 from spliteasy.job import Job
+from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
 from spliteasy.runtime.version import version
 
 log = structlog.get_logger(__name__)
@@ -37,6 +38,8 @@ def prepare(
         if data.test is not None
         else None
     )
+    if spec.privacy.label_dp is not None:
+        log.info(guarantee(spec.privacy.label_dp, classes_to_answer(spec, job.signature)), job=str(job))
     ends = initial_ends(job, state, key, refuse_public=config.refuse_public_ends)
     choices = StepChoices(
         spec.link,

@@ -32,7 +32,7 @@ def drawn(cuts: CutCalls, states: Sequence[Tensor]) -> Iterator[None]:
 
     def at_cut(place: int, _output: Any) -> None:
         following[now()] = states[place + 1]
-        switch(place, _output)
+        switch(place, None)
 
     def switch(_place: int, _output: Any) -> None:
         state = now()

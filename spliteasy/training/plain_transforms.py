@@ -32,7 +32,7 @@ class PlainTransforms:
                 raise JobError(
                     f"job {job}: {len(values)} values cross a cut, and plain PyTorch can be given the job's "
                     "defences only where one tensor does, the output of the module that the cut names",
-                    hint="cut where no skip connection crosses, or leave clip_activations and gradient_noise out",
+                    hint="cut where no skip connection crosses, or compare without these defences",
                 )
         return cls(CutTransforms(settings, key, head=job.head, tail=job.tail))
 

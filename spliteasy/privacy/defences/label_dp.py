@@ -38,8 +38,8 @@ class RandomizedResponse:
             label = int(labels[row])
             if not 0 <= label < self._classes:
                 raise DataError(
-                    f"sample {index}: label {label} is none of the {self._classes} classes, and label_dp has no "
-                    "answer for it: that it is left out would be told as it is",
+                    f"sample {index}: label {label} is none of the {self._classes} classes, and label_dp has "
+                    "no answer for it: that it is left out would be told as it is",
                     hint="leave the sample out where the data set makes it",
                 )
             coin, other = self._draws(index)
@@ -77,9 +77,9 @@ def classes_to_answer(spec: JobSpec, signature: Signature) -> int:
 def guarantee(epsilon: float, classes: int) -> str:
     """What `label_dp` promises, against whom, for a person."""
     return (
-        f"label_dp: each training label is {epsilon:g}-differentially private (randomized response, drawn once a "
-        f"sample) against {ADVERSARY}: a label that nothing else tells is recovered with probability "
-        f"{keep_probability(epsilon, classes):.3f} at most, by guessing {1 / classes:.3f}"
+        f"label_dp: each training label is {epsilon:g}-differentially private (randomized response, drawn "
+        f"once a sample) against {ADVERSARY}: a label that nothing else tells is recovered with probability "
+        f"{keep_probability(epsilon, classes):.3f} at most ({1 / classes:.3f} by guessing)"
     )
 
 
