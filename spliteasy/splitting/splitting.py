@@ -17,7 +17,7 @@ from spliteasy.splitting.boundaries import Part, Partition
 from spliteasy.splitting.exporting import TracedModel, trace_model
 from spliteasy.splitting.lowering import lower, tensor_spec, value_spec
 from spliteasy.splitting.places import find_call
-from spliteasy.splitting.rules import check_partition, regrouped_sums
+from spliteasy.splitting.rules import check_partition, regrouped_sums, tied_ends
 from spliteasy.splitting.trace import TensorInfo, Trace
 
 NAMES = ("head", "body", "tail")
@@ -134,8 +134,11 @@ def partitions(
             hint="its inputs are " + ", ".join(op.name for op in traced.train.inputs),
         )
     train = cut_trace(traced.train, names, traced.paths)
-    check_partition(train, names, shared)
     evaluation = cut_trace(traced.eval, names, traced.paths)
+    tied = tied_ends(train, evaluation)
+    if tied:
+        train, evaluation = (Partition(each.trace, each.ends, tied) for each in (train, evaluation))
+    check_partition(train, names, shared)
     check_partition(evaluation, names, shared, owners=train)
     return names, train, evaluation
 
