@@ -26,7 +26,7 @@ DELIVERY_LIMIT = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Stored:
+class Stored:
     """A message in a queue. `returns` counts how often it came back unacknowledged."""
 
     body: bytes
@@ -42,7 +42,7 @@ class _Held:
 
     spec: Queue
     idle_since_s: float
-    ready: deque[_Stored] = field(default_factory=deque)
+    ready: deque[Stored] = field(default_factory=deque)
     consumers: list[MemorySubscription] = field(default_factory=list)
     turn: int = 0
 
@@ -95,7 +95,7 @@ class MemoryBroker:
         active = held.consumers[:1] if held.spec.single_active else held.consumers
         return Depth(messages=len(held.ready), consumers=len(active))
 
-    def route(self, target: str, stored: _Stored, *, to_queue: bool) -> bool:
+    def route(self, target: str, stored: Stored, *, to_queue: bool) -> bool:
         """Put the message into each queue that it matches; False where there is none."""
         if to_queue:
             found = [held] if (held := self._find(target)) else []
@@ -124,7 +124,7 @@ class MemoryBroker:
             held.consumers.remove(subscription)
             held.idle_since_s = self._now()
 
-    def give_back(self, held: _Held, messages: list[_Stored]) -> None:
+    def give_back(self, held: _Held, messages: list[Stored]) -> None:
         """Messages return to the head of their queue in their old order, or become dead letters."""
         for stored in reversed(messages):
             returned = replace(stored, returns=stored.returns + 1)
@@ -176,7 +176,7 @@ class MemoryBroker:
         while held.ready and size > limit:
             size -= len(held.ready.popleft().body)
 
-    def _bury(self, held: _Held, stored: _Stored) -> None:
+    def _bury(self, held: _Held, stored: Stored) -> None:
         if held.spec.dead_letters:
             headers = {**stored.headers, "reason": "delivery_limit", "queue": held.spec.name}
             self.route(topology.DEAD, replace(stored, headers=headers, returns=0), to_queue=True)
@@ -220,7 +220,7 @@ class MemoryTransport:
             raise LinkRefused(
                 f"a frame of {len(body)} bytes, the broker takes {self._broker.max_frame_bytes}"
             )
-        stored = _Stored(
+        stored = Stored(
             body=body, routing_key=routing_key, principal=self._principal, headers=dict(headers or {})
         )
         verdict = self._broker.policy.on_publish(self._principal, routing_key, body)
@@ -288,7 +288,7 @@ class MemorySubscription:
         self._transport = transport
         self._prefetch = prefetch
         self._inbox = Inbox()
-        self._unacked: dict[int, _Stored] = {}
+        self._unacked: dict[int, Stored] = {}
         self._handed_out: set[int] = set()
         self._next_tag = 1
         self._ended: LinkError | None = None
@@ -332,7 +332,7 @@ class MemorySubscription:
     async def close(self) -> None:
         _end_all([self], None)
 
-    def hand_out(self, stored: _Stored) -> None:
+    def hand_out(self, stored: Stored) -> None:
         """The broker's: this message is for this consumer now."""
         tag, self._next_tag = self._next_tag, self._next_tag + 1
         self._unacked[tag] = stored
@@ -362,7 +362,7 @@ class MemorySubscription:
         if delivery.tag not in self._unacked:
             raise LinkError("the delivery is not this subscription's, or was acknowledged before")
 
-    def _end(self, error: LinkError | None) -> list[_Stored]:
+    def _end(self, error: LinkError | None) -> list[Stored]:
         """Ended by us (no error), or by the broker. Returns what is unacknowledged."""
         if self._ended is None:
             self._ended = error or LinkError("the subscription is closed")
@@ -372,7 +372,7 @@ class MemorySubscription:
         unacked, self._unacked = list(self._unacked.values()), {}
         return unacked
 
-    def _give_back(self, unacked: list[_Stored]) -> None:
+    def _give_back(self, unacked: list[Stored]) -> None:
         self._broker.give_back(self._held, unacked)
 
 

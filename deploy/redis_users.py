@@ -18,7 +18,8 @@ from enum import Enum
 
 COMMANDS = (
     "eval", "evalsha", "exists", "hdel", "hget", "hgetall", "hincrby", "hkeys", "hlen", "hmget", "hset",
-    "info", "mget", "persist", "ping", "sadd", "set", "smembers", "srem", "strlen", "time", "unlink",
+    "info", "mget", "persist", "pexpire", "ping", "sadd", "set", "smembers", "srem", "strlen", "time",
+    "unlink",
 )  # fmt: skip
 """`auth` and `hello` are open to all."""
 

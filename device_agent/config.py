@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_agent.data import DeviceData
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
-    """Settings of one agent. `job` is `name` or `name@digest`; `data` as in `load_dataset`."""
+    """Settings of one agent. `job` is `name` or `name@digest`; `data` as `load_dataset` takes it."""
 
     job: str
     device: str
-    data: str
+    data: str | DeviceData
     state: Path
     root: Path | None = None
     """Where the data's module is looked up; None: the current folder."""

@@ -38,9 +38,9 @@ class DeviceData:
 
 
 def load_dataset(
-    reference: str, device: str, signature: Signature, *, root: Path | None = None
+    reference: str | DeviceData, device: str, signature: Signature, *, root: Path | None = None
 ) -> DeviceData:
-    """The data that `reference` names.
+    """The data that `reference` names; what is loaded already comes back as it is.
 
     `module:function`: called with the device id if it takes an argument; returns a map-style
     `torch.utils.data.Dataset`, or a pair of them (train, test). Each item is `(inputs, targets)`: a
@@ -49,6 +49,8 @@ def load_dataset(
 
     Raises DataError.
     """
+    if isinstance(reference, DeviceData):
+        return reference
     folder = Path(reference)
     if folder.is_dir():
         return _from_folder(folder, signature)
@@ -119,9 +121,12 @@ class Batches:
 
     def batch(self, step: int) -> tuple[Tensors, Tensors]:
         """(inputs, targets) of `step`, batch first. Raises DataError."""
-        epoch = self.epoch(step)
+        return self._samples.gather(self.indices(step), self.epoch(step))
+
+    def indices(self, step: int) -> list[int]:
+        """The samples of `step`, by their places in the data set."""
         start = (step - 1) % self.steps_per_epoch * self._spec.batch_size
-        return self._samples.gather(self._permutation(epoch)[start : start + self._spec.batch_size], epoch)
+        return self._permutation(self.epoch(step))[start : start + self._spec.batch_size]
 
     def _permutation(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:

@@ -15,7 +15,7 @@ from server_worker.allowing import forbidden
 from server_worker.arrivals import Room
 from server_worker.config import WorkerConfig, environment
 from server_worker.durability import DurabilityClock
-from server_worker.ownership import WorkerIdentity
+from server_worker.ownership import State, WorkerIdentity
 from server_worker.session import WorkerSession
 from server_worker.store import Store
 
@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 ACTIVE_S = 30.0
 """A session counts as active for this long after its last request."""
 EMPTY_S = 120.0
+OPEN_STEP_S = 24 * 3600.0
+"""A step stays open for so long after the last that was heard of its device."""
 
 
 class Actors:
@@ -127,6 +129,20 @@ class Actors:
             await actor.park()
             if actor.idle:
                 self._forget(name)
+
+    async def keep_requests(self, store: Store) -> None:
+        """Let the requests of steps that are open live on in the store, however slow their devices are."""
+        horizon = self._clock() - OPEN_STEP_S
+        for name, actor in list(self._actors.items()):
+            own = actor.session.own
+            if own.state is not State.FORWARDED:
+                continue
+            if actor.idle and self._touched[name] < horizon:
+                self._log.info("the device of an open step was not heard of for too long", session=name)
+                await actor.park()
+                continue
+            attempt, owner = own.live
+            await store.keep_requests(name, attempt=attempt, owner=owner)
 
     async def park_forbidden(self, store: Store) -> None:
         """Drop what devices may not train any more: their next request is refused."""

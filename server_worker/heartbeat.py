@@ -13,6 +13,7 @@ import structlog
 
 from server_worker.retention import forget_abandoned
 from server_worker.store import WorkerInfo
+from server_worker.store.base import PUT_TTL_S
 from spliteasy.errors import SplitEasyError
 
 if TYPE_CHECKING:
@@ -33,11 +34,14 @@ class Heartbeat:
     async def run(self) -> None:
         """Beat until cancelled, at first when the worker is connected; survives what fails in between."""
         worker, every_s = self._worker, self._worker.config.heartbeat_s
-        swept_at = worker.clock()
+        swept_at = kept_at = worker.clock()
         await worker.wait_connected(every_s)
         while True:
             try:
                 await self._beat()
+                if worker.clock() - kept_at >= PUT_TTL_S / 4:
+                    kept_at = worker.clock()
+                    await worker.actors.keep_requests(worker.store)
                 if worker.clock() - swept_at >= worker.config.retention_check_s:
                     swept_at = worker.clock()
                     await forget_abandoned(

@@ -32,7 +32,7 @@ ONLY_IN = {
     "opentelemetry": ("spliteasy/otel",),
     "mlflow": ("spliteasy/cli/mlflow_history",),
     "tensorboard": (),
-    "matplotlib": ("spliteasy/report", "spliteasy/planning/picture"),
+    "matplotlib": ("spliteasy/report", "spliteasy/planning/picture", "spliteasy/privacy/picture"),
     "sklearn": (),
     "pickle": (),
     "marshal": (),

@@ -19,6 +19,15 @@ from typing import Protocol
 
 Blob = bytes | bytearray | memoryview
 
+WAITING_BYTES = 2 << 30
+"""Of one session's requests that no commit has named, at most."""
+
+WAITING_BYTES_TOTAL = 4 << 30
+"""Of all sessions' that one process serves."""
+
+PUT_TTL_S = 3600.0
+"""How long a blob waits to be named; workers begin it anew while a step is open."""
+
 MAX_LOSSES = 512
 """Points of a session's loss curve that are kept."""
 
@@ -68,6 +77,8 @@ class SessionMeta:
     """How many steps that agent means to take, as it says; 0: it did not say."""
     paused: bool = False
     """An operator wants no further step to begin. It outlives attempts, owners and `restart`."""
+    waiting_bytes: int = 0
+    """Bytes of requests and snapshots in the store that no commit has named yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +264,16 @@ class Store(Protocol):
         Keyed by (step, attempt, owner nonce, index), so that rivals never share a blob; it has a time
         to live until a commit names it. A later put of the same key replaces it, but never what a commit
         has named already. The commit must come through the same instance.
+
+        What no commit has named is counted (`waiting_bytes`) and goes with the next try of its step, with a
+        newer attempt or owner, with a commit, and with the session. Raises StoreFull beyond WAITING_BYTES
+        of the session, or WAITING_BYTES_TOTAL of all that came through this instance. A put of an attempt or
+        owner that is not the stored one writes nothing, and its commit will say so.
         """
+        ...
+
+    async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
+        """Begin the time to live of the session's uncommitted requests anew: their step is still open."""
         ...
 
     async def commit(

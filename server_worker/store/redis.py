@@ -6,6 +6,7 @@ Keys of a session share one hash tag, so that it lives on one node of a cluster:
     spliteasy:{SESSION}:request:TOKEN     a piece of a request, with a time to live until a commit names it; a
                                           small one is written in the commit's own round trip
     spliteasy:{SESSION}:snapshot:TOKEN:i  a piece of a snapshot, likewise
+    spliteasy:{SESSION}:waiting           the pieces that nothing names yet, with their bytes
     spliteasy:{SESSION}:losses            the loss curve, by step
     spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
     spliteasy:allowed                     the jobs of devices that may train these only
@@ -20,14 +21,17 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypedDict
 
 from server_worker.store import rules, scripts
 from server_worker.store.base import (
     MAX_LOSSES,
+    PUT_TTL_S,
+    WAITING_BYTES,
     Attempt,
     Blob,
     ClaimOutcome,
@@ -50,10 +54,7 @@ from server_worker.store.redis_answers import Outcome, outcome_of
 from server_worker.store.redis_link import Command, RedisLink
 from server_worker.store.redis_values import PIECE_BYTES, get_values, joined, put_values, write_pieces
 from server_worker.store.waiting import Waiting
-from spliteasy.errors import StoreError
-
-PUT_TTL_S = 3600.0
-"""How long a blob waits for the script that names it."""
+from spliteasy.errors import StoreError, StoreFull
 
 HELD_BYTES = 256 << 10
 """A request up to here goes to Redis with the commit that names it: one round trip instead of two."""
@@ -70,13 +71,19 @@ _SESSIONS = "spliteasy:sessions"
 _WORKERS = "spliteasy:workers"
 
 
+class _Place(TypedDict):
+    step: int
+    attempt: Attempt
+    owner: Owner
+    index: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A request that was put: its pieces' tokens, what the commit still has to write, of how many bytes."""
+    """A request that was put: its pieces' tokens, and what the commit still has to write."""
 
     tokens: tuple[str, ...]
     writes: tuple[Command, ...]
-    nbytes: int
 
 
 class RedisStore:
@@ -182,11 +189,38 @@ class RedisStore:
         cut = list(pieces(body, PIECE_BYTES))
         tokens = tuple(self._token(attempt, owner, step, index) for _ in cut)
         writes = tuple(map(partial(self._set_request, session), tokens, cut))
-        request = _Request(tokens, writes, sum(map(len, cut)))
-        if request.nbytes > min(HELD_BYTES, HELD_BYTES_TOTAL - sum(r.nbytes for r in self._requests)):
-            await write_pieces(self._link, writes)
-            request = _Request(tokens, (), 0)
-        self._requests.put(session, step=step, attempt=attempt, owner=owner, index=index, value=request)
+        nbytes = sum(map(len, cut))
+        place: _Place = {"step": step, "attempt": attempt, "owner": owner, "index": index}
+        self._requests.check_room(session, **place, nbytes=nbytes)
+        held = nbytes <= min(HELD_BYTES, HELD_BYTES_TOTAL - self._requests.held_bytes)
+        if not held:
+            sizes = [each for token, piece in zip(tokens, cut, strict=True) for each in (token, len(piece))]
+            under = (attempt.number, attempt.nonce, owner.fence, owner.nonce, step, index)
+            fields = [f"request:{token}" for token in tokens]
+            match await self._link.script(
+                scripts.WAIT, _keys(session), *under, self._put_ttl_ms, WAITING_BYTES, *sizes
+            ):
+                case [b"ok"]:
+                    async with self._full_leaves_nothing(session, fields):
+                        await write_pieces(self._link, writes)
+                case [b"full"]:
+                    raise StoreFull(
+                        f"session {session} has {WAITING_BYTES} bytes of requests that are not committed yet",
+                        hint="its next step takes their place",
+                    )
+                # Anything else: the session is another's by now, as the commit will say.
+        self._requests.put(
+            session,
+            **place,
+            value=_Request(tokens, writes if held else ()),
+            nbytes=nbytes,
+            held_bytes=nbytes if held else 0,
+        )
+
+    async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
+        self._requests.keep(session, attempt=attempt, owner=owner)
+        under = (attempt.number, attempt.nonce, owner.fence, owner.nonce)
+        await self._link.script(scripts.KEEP, _keys(session), *under, self._put_ttl_ms)
 
     def _set_request(self, session: str, token: str, piece: Blob) -> Command:
         return "SET", f"spliteasy:{{{session}}}:request:{token}", piece, "NX", "PX", self._put_ttl_ms
@@ -215,7 +249,7 @@ class RedisStore:
             *(token for request in found for token in (request.tokens if request else ("none",))),
             after=[write for request in found if request for write in request.writes],
         )
-        self._requests.drop(session, step=step, attempt=attempt, owner=owner)
+        self._requests.drop(session, step=step, owner=owner)
         return outcome
 
     async def put_snapshot(
@@ -227,8 +261,16 @@ class RedisStore:
         if not isinstance(outcome, Done) or outcome.meta == meta:
             return outcome
         token = self._token(attempt, owner, step, 0)
-        prefix = f"spliteasy:{{{session}}}:snapshot:{token}"
-        count, index = await put_values(self._link, prefix, tensors, ttl_ms=self._put_ttl_ms)
+        prefix, nbytes = f"spliteasy:{{{session}}}:snapshot:{token}", sum(map(len, tensors.values()))
+        count = sum(1 for tensor in tensors.values() for _ in pieces(tensor, PIECE_BYTES))
+        under = (attempt.number, attempt.nonce, owner.fence, owner.nonce, step)
+        waits = await self._link.script(
+            scripts.WAIT_SNAPSHOT, _keys(session), *under, self._put_ttl_ms, token, count, nbytes
+        )
+        if waits != [b"ok"]:
+            return _moved(outcome_of(session, waits))
+        async with self._full_leaves_nothing(session, [f"snapshot:{token}"]):
+            count, index = await put_values(self._link, prefix, tensors, ttl_ms=self._put_ttl_ms)
         return await self._move(scripts.SNAPSHOT, session, attempt, owner, step, token, count, index)
 
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
@@ -340,6 +382,15 @@ class RedisStore:
 
     # plumbing
 
+    @asynccontextmanager
+    async def _full_leaves_nothing(self, session: str, fields: Sequence[str]) -> AsyncIterator[None]:
+        """Take back what waits where there is no room to write it."""
+        try:
+            yield
+        except StoreFull:
+            await self._link.call("HDEL", f"spliteasy:{{{session}}}:waiting", *fields)
+            raise
+
     def _token(self, attempt: Attempt, owner: Owner, step: int, index: int) -> str:
         return f"{step}.{attempt.number}.{attempt.nonce}.{owner.nonce}.{index}.{self._unique()}"
 
@@ -356,14 +407,17 @@ class RedisStore:
         after: Sequence[Command] = (),
     ) -> CommitOutcome:
         under = (attempt.number, attempt.nonce, owner.fence, owner.nonce)
-        outcome = await self._decide(script, session, *under, *args, after=after)
-        assert not isinstance(outcome, OtherJob | NoCommonStep)
-        return outcome
+        return _moved(await self._decide(script, session, *under, *args, after=after))
 
     async def _decide(
         self, script: scripts.Script, session: str, *args: Any, after: Sequence[Command] = ()
     ) -> Outcome:
         return outcome_of(session, await self._link.script(script, _keys(session), *args, after=after))
+
+
+def _moved(outcome: Outcome) -> CommitOutcome:
+    assert not isinstance(outcome, OtherJob | NoCommonStep)
+    return outcome
 
 
 def _keys(session: str) -> tuple[str, str, str]:

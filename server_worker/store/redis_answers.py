@@ -28,9 +28,9 @@ Outcome = OpenOutcome | ClaimOutcome | CommitOutcome
 def outcome_of(session: str, answer: list[Any]) -> Outcome:
     """The outcome. Raises StoreError where a blob that was to be named is gone."""
     match answer:
-        case [b"done", record, steps]:
+        case [b"done", record, steps, waiting]:
             pairs = iter(record.decode().split("\0"))
-            return Done(meta=_meta(session, dict(zip(pairs, pairs, strict=True)), steps.split()))
+            return Done(meta=_meta(session, dict(zip(pairs, pairs, strict=True)), steps.split(), waiting))
         case [b"stale_attempt", number, nonce]:
             return StaleAttempt(stored=Attempt(number=int(number), nonce=nonce.decode()))
         case [b"stale_owner", fence, nonce]:
@@ -48,7 +48,7 @@ def outcome_of(session: str, answer: list[Any]) -> Outcome:
     raise StoreError(f"session {session}: a blob to be named is not in the store any more")
 
 
-def _meta(session: str, fields: Mapping[str, str], snapshots: Sequence[bytes]) -> SessionMeta:
+def _meta(session: str, fields: Mapping[str, str], snapshots: Sequence[bytes], waiting: int) -> SessionMeta:
     return SessionMeta(
         session=session,
         job_digest=fields["job"],
@@ -65,4 +65,5 @@ def _meta(session: str, fields: Mapping[str, str], snapshots: Sequence[bytes]) -
         agent=fields.get("agent", ""),
         total_steps=int(fields.get("total", "0")),
         paused=fields.get("paused") == "1",
+        waiting_bytes=waiting,
     )

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from server_worker.store import rules
 from server_worker.store.base import (
+    PUT_TTL_S,
     Attempt,
     Blob,
     ClaimOutcome,
@@ -35,9 +36,6 @@ from server_worker.store.records import decode_worker, encode_worker, pieces
 from server_worker.store.sqlite_file import Database
 from server_worker.store.waiting import Waiting
 from spliteasy.errors import StoreUnavailable
-
-PUT_TTL_S = 3600.0
-"""How long a request waits for the commit that names it."""
 
 _T = TypeVar("_T")
 
@@ -56,14 +54,14 @@ class SqliteStore:
         path: Path | None = None,
         *,
         inline: bool = False,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         put_ttl_s: float = PUT_TTL_S,
         loss_window_s: float | None = None,
     ) -> None:
         self.loss_window_s: float = (0.0 if path else math.inf) if loss_window_s is None else loss_window_s
-        self._clock = clock
-        self._put_ttl_s = put_ttl_s
-        self._waiting: Waiting[bytes] = Waiting(ttl_s=put_ttl_s, clock=clock)
+        self._clock = clock or time.time
+        self._put_ttl_s, self._ticks = put_ttl_s, clock or time.monotonic
+        self._waiting: Waiting[bytes] = Waiting(ttl_s=put_ttl_s, clock=self._ticks)
         self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
         self._closed = False
         self._database = self._submit(lambda: Database(path))
@@ -76,11 +74,16 @@ class SqliteStore:
 
     def restore(self, image: bytes) -> None:
         """Go back to an earlier `image`: a store that lost what came after it, and all waiting requests."""
-        self._waiting = Waiting(ttl_s=self._put_ttl_s, clock=self._clock)
+        self._waiting = Waiting(ttl_s=self._put_ttl_s, clock=self._ticks)
         self._submit(lambda: self._database.restore(image))
 
     async def now(self) -> float:
         return self._clock()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of requests that wait in this process for their commits."""
+        return self._waiting.nbytes
 
     # jobs
 
@@ -178,7 +181,14 @@ class SqliteStore:
     async def put_request(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
     ) -> None:
-        self._waiting.put(session, step=step, attempt=attempt, owner=owner, index=index, value=bytes(body))
+        nbytes = memoryview(body).nbytes
+        self._waiting.check_room(session, step=step, attempt=attempt, owner=owner, index=index, nbytes=nbytes)
+        self._waiting.put(
+            session, step=step, attempt=attempt, owner=owner, index=index, value=bytes(body), nbytes=nbytes
+        )
+
+    async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
+        self._waiting.keep(session, attempt=attempt, owner=owner)
 
     async def commit(
         self,
@@ -210,7 +220,7 @@ class SqliteStore:
             return self._stored(outcome)
 
         outcome = await self._write(committed)
-        self._waiting.drop(session, step=step, attempt=attempt, owner=owner)
+        self._waiting.drop(session, step=step, owner=owner)
         return outcome
 
     async def put_snapshot(

@@ -13,6 +13,7 @@ from spliteasy.cli import (
     dashboard,
     enrolling,
     keys,
+    leakage,
     model,
     parity,
     plan,
@@ -64,6 +65,7 @@ app.command("train", rich_help_panel="Train")(train.train)
 app.command("parity", rich_help_panel="Train")(parity.parity)
 app.command("plan", rich_help_panel="Choose the cut")(plan.plan)
 app.command("profile", rich_help_panel="Choose the cut")(profile.profile)
+app.command("leakage", rich_help_panel="Choose the cut")(leakage.leakage)
 app.command("keygen", rich_help_panel="On a broker and a store")(keys.keygen)
 app.command("submit", rich_help_panel="On a broker and a store")(submit.submit)
 app.command("worker", rich_help_panel="On a broker and a store")(worker.worker)

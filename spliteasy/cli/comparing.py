@@ -130,7 +130,7 @@ async def train_split(
             ]
         halves = [device.result() for device in devices]
         wholes = [
-            await _with_body(opened, plan.job, session, step, half)
+            await with_body(opened, plan.job, session, step, half)
             for session, (step, half) in zip(sessions, halves, strict=True)
         ]
         await _forget(opened, sessions)
@@ -162,7 +162,7 @@ async def _train_device(
     return result.step, state
 
 
-async def _with_body(store: Store, job: Job, session: str, step: int, half: State) -> tuple[int, State]:
+async def with_body(store: Store, job: Job, session: str, step: int, half: State) -> tuple[int, State]:
     """`half` and the body, as a worker that takes over would restore it. Raises SplitEasyError."""
     meta = await store.session(session)
     if meta is None or meta.committed != step:

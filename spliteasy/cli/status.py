@@ -187,6 +187,7 @@ def as_record(meta: SessionMeta) -> dict[str, Any]:
         "agent": meta.agent or None,
         "updated_at": meta.updated_at,
         "log_bytes": meta.log_bytes,
+        "waiting_bytes": meta.waiting_bytes,
     }
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from device_agent.agent import AgentResult
     from device_agent.config import AgentConfig
     from device_agent.observe import Observe
-    from spliteasy.job import Job
+    from spliteasy.job import Job, JobSpec
     from spliteasy.report import DeviceRun
 
 MAX_DEVICES = 1000
@@ -87,7 +87,7 @@ def agent_configs(
         AgentConfig(
             job=f"{job.name}@{job.digest}",
             device=name,
-            data=data or default_data(job, root),
+            data=data or default_data(job.spec, root),
             state=folder / DEVICES_FOLDER / name,
             root=root,
         )
@@ -95,11 +95,11 @@ def agent_configs(
     ]
 
 
-def default_data(job: Job, root: Path) -> str:
+def default_data(spec: JobSpec, root: Path) -> str:
     """`device_data` in the module of the model's factory, or in a package around it. Raises UserError."""
     from spliteasy.importing import resolve
 
-    module = job.spec.model.factory.partition(":")[0]
+    module = spec.model.factory.partition(":")[0]
     while module:
         reference = f"{module}:{DATA_FUNCTION}"
         try:
@@ -109,7 +109,7 @@ def default_data(job: Job, root: Path) -> str:
         else:
             return reference
     raise UserError(
-        f"no function {DATA_FUNCTION} beside the model of job {job.name}",
+        f"no function {DATA_FUNCTION} beside the model of job {spec.name}",
         hint="name the data with --data module:function",
     )
 

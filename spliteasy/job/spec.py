@@ -365,6 +365,39 @@ class PlanSpec(Section):
     """Returns (inputs, targets) as `model.example` does, such as devices have them; default: the example."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LimitsSpec(Section):
+    """What an attack may reach at most (`spliteasy leakage`); what is left out is measured and not bounded.
+
+    The training does not depend on it, so that it is no part of the job's digest.
+    """
+
+    label_recovery: Share | None = None
+    """Share of all training labels that are recovered."""
+    canary_recovery: Share | None = None
+    """The same of samples whose labels were drawn at random: only a leak tells these."""
+    input_mse: NonNegative | None = None
+    """Mean squared error of reconstructed inputs, **at least**."""
+    token_recovery: Share | None = None
+    """Share of tokens that are recovered."""
+    membership_advantage: Share | None = None
+    """True less false positives, at 1 % false ones, of telling who was trained on."""
+    property_inference: Share | None = None
+    """Share of samples put into the right half by a property of the input."""
+    linkage: Share | None = None
+    """Share of samples found again in the next epoch."""
+    hijack_unnoticed: Share | None = None
+    """Share of a hijacked training that passes before the device notices."""
+
+
+class PrivacySpec(Section):
+    """What the other side may learn."""
+
+    limits: LimitsSpec = LimitsSpec()
+
+
 class FleetSpec(Section):
     """How devices share a body."""
 
@@ -401,6 +434,7 @@ class JobSpec(Section):
     evaluation: EvaluationSpec = EvaluationSpec()
     link: LinkSpec = LinkSpec()
     fleet: FleetSpec = FleetSpec()
+    privacy: PrivacySpec = PrivacySpec()
     plan: PlanSpec = PlanSpec()
 
     @model_validator(mode="after")
@@ -436,6 +470,9 @@ class JobSpec(Section):
     def to_json(self) -> bytes:
         """Canonical JSON, every default written out: equal specs give equal bytes.
 
-        `plan` is left out: a training depends on its cuts, not on what they were chosen for.
+        `plan` and `privacy.limits` are left out: a training depends on its cuts, not on what they were
+        chosen for, nor on what is measured of it.
         """
-        return orjson.dumps(self.model_dump(mode="json", exclude={"plan"}), option=orjson.OPT_SORT_KEYS)
+        return orjson.dumps(
+            self.model_dump(mode="json", exclude={"plan", "privacy"}), option=orjson.OPT_SORT_KEYS
+        )

@@ -16,6 +16,7 @@ from broker import messages as m
 from broker.chunks import to_frames
 from broker.topology import REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
+from tests.simulation import toy
 
 Properties = aiormq.spec.Basic.Properties
 
@@ -243,6 +244,27 @@ async def flood_with_messages(attacker: Hostile) -> str:
     return "worker: BUSY over the device's share"
 
 
+async def leave_requests_behind(attacker: Hostile) -> str:
+    """Begin a step under one attempt after the other, and end none of them."""
+    sizes, digest = set(), toy.job(attacker.arena.variant).digest
+    before = attacker.arena.store.waiting_bytes
+    for number in range(1, 31):
+        attempt = m.AttemptRef(number=number, nonce=m.new_nonce())
+        await attacker.send(m.Open(session=attacker.session, attempt=attempt, digest=digest, held=(0,)))
+        await attacker.reply()
+        await attacker.send(attacker.forward(attempt=attempt))
+        reply = await attacker.reply()
+        if not isinstance(reply, m.Forwarded):
+            raise Undefended(f"FORWARD was answered {reply.kind}")
+        sizes.add(len(encode(attacker.forward(attempt=attempt))))
+    left = attacker.arena.store.waiting_bytes - before
+    if left > 4 * max(sizes):  # the device that trains beside has some of its own
+        raise Undefended(f"{left} bytes of requests are left that nothing will commit")
+    if not await attacker.arena.store.forget(attacker.session):
+        raise Undefended("there was no session")
+    return f"store: of 30 tries {max(sizes)} bytes were left, and none once the session was forgotten"
+
+
 async def _forwarded(attacker: Hostile, *, gradient: float) -> tuple[m.Forward, m.Backward]:
     """A FORWARD that was answered, and the BACKWARD with that gradient everywhere, which was not sent."""
     request = attacker.forward()
@@ -314,4 +336,5 @@ ATTACKS = (
     oversize,
     uploads_that_never_end,
     flood_with_messages,
+    leave_requests_behind,
 )

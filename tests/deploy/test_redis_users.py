@@ -75,6 +75,8 @@ async def serve(store: RedisStore) -> None:
     meta = await steps.begin(store)
     meta = await steps.run_steps(store, meta, 2)
     meta = steps.done(await steps.snapshot(store, meta, 2))
+    await steps.put(store, meta, 3, bytes(1 << 20))
+    await store.keep_requests(meta.session, attempt=meta.attempt, owner=meta.owner)
     assert await store.read_snapshot(meta.session, 2) == {"weight": b"w"}
     meta = await steps.run_steps(store, meta, 4, oldest=3)
     assert len(await steps.log_of(store, 2, 4)) == 2

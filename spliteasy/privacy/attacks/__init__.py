@@ -1,0 +1,30 @@
+"""All attacks, by name: one small file an idea."""
+
+from __future__ import annotations
+
+from spliteasy.privacy.attacks.base import Attack
+from spliteasy.privacy.attacks.clusters import ClusterGradients, ClusterOutputs, Cosine, Norm, Spectral
+from spliteasy.privacy.attacks.decoders import ConvolutionalDecoder, LinearDecoder
+from spliteasy.privacy.attacks.few_labels import FewLabels
+from spliteasy.privacy.attacks.head_tracking import HeadTracking
+from spliteasy.privacy.attacks.inversion import Inversion
+from spliteasy.privacy.attacks.tail_tracking import TailTracking
+from spliteasy.privacy.attacks.unsplit import UnSplit
+
+ATTACKS: tuple[Attack, ...] = (
+    TailTracking(),
+    ClusterGradients(),
+    ClusterOutputs(),
+    Norm(),
+    Cosine(),
+    Spectral(),
+    FewLabels(),
+    HeadTracking(),
+    Inversion(),
+    UnSplit(),
+    LinearDecoder(),
+    ConvolutionalDecoder(),
+)
+"""In the order of the table."""
+
+__all__ = ["ATTACKS", "Attack"]

@@ -1,0 +1,136 @@
+"""Decoders from auxiliary data: learn the way back from activations to inputs on pairs of one's own.
+
+The adversary runs data of the same kind through the head that it knows (the job package's, or the
+released one), learns the reverse, and applies it to what the device sent: in the first epoch, or in the
+newest one with a released head.
+
+Source: He et al. (ACSAC 2019, the inverse network); Pasquini et al. (CCS 2021) for auxiliary data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spliteasy.privacy.attacks.base import WIRE, believed_head, crossing, first_tensor, no_auxiliary
+from spliteasy.privacy.guesses import InputGuess
+from spliteasy.privacy.record import Adversary, Tensors, View, rows_of
+from spliteasy.randomness import seeded
+
+RIDGE = 1e-3
+ROUNDS = 200
+RATE = 3e-3
+BATCH = 64
+SHOWN = 64
+"""Samples that are reconstructed, from the first of the epoch."""
+
+
+def pairs(view: View) -> tuple[Tensor, Tensor, Tensor, Tensor, range]:
+    """(features and inputs to learn from, and both again as tensors of the cut), in training mode.
+
+    Returns activations as rows, inputs, activations in shape, the device's activations in shape, its steps.
+    """
+    assert view.auxiliary is not None
+    inputs: Tensors = view.auxiliary[0]
+    head = believed_head(view).requires_grad_(False)
+    batch = view.steps[0][0].samples
+    rows, shaped = [], []
+    for start in range(
+        0, max(1, len(inputs[0]) - batch + 1), batch
+    ):  # batch norm sees what it sees on a device
+        part = tuple(x[start : start + batch] for x in inputs)
+        values = crossing(head, part)
+        rows.append(rows_of(values, len(part[0])))
+        shaped.append(first_tensor(values).detach())
+    seen = sum(len(r) for r in rows)
+    steps = view.last_epoch if view.released is not None else view.first_epoch
+    private = torch.cat([first_tensor(e.activations) for i in steps for e in view.steps[i]])
+    return torch.cat(rows), inputs[0][:seen], torch.cat(shaped), private[:SHOWN], steps
+
+
+class LinearDecoder:
+    """Ridge regression from activations to inputs."""
+
+    name = "linear-decoder"
+    adversaries = WIRE | {Adversary.HOLDER}
+    source = "He et al. (ACSAC 2019); Pasquini et al. (CCS 2021)"
+
+    def refuses(self, view: View) -> str | None:
+        return no_auxiliary(view)
+
+    def run(self, view: View) -> InputGuess:
+        features, inputs, _, _, steps = pairs(view)
+        private = view.activations(steps)[:SHOWN]
+        centre, target = features.mean(0), inputs.flatten(1).mean(0)
+        x, y = (features - centre).double(), (inputs.flatten(1) - target).double()
+        # In the space of the samples, of which there are fewer than features as a rule.
+        gram = x @ x.T
+        gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        weights = torch.linalg.solve(gram, y)
+        found = (private - centre).double() @ x.T @ weights + target
+        return InputGuess(inputs=found.float().reshape(len(private), *inputs.shape[1:]), steps=steps)
+
+
+class ConvolutionalDecoder:
+    """A small network from activations to inputs: convolutions where both are images, else two layers."""
+
+    name = "convolutional-decoder"
+    adversaries = WIRE | {Adversary.HOLDER}
+    source = "He et al. (ACSAC 2019), inverse network"
+
+    def refuses(self, view: View) -> str | None:
+        return no_auxiliary(view)
+
+    def run(self, view: View) -> InputGuess:
+        rows, inputs, shaped, private, steps = pairs(view)
+        if shaped.dim() == 4 and inputs.dim() == 4:
+            features, seen = shaped, private
+        else:
+            features, seen = rows, view.activations(steps)[:SHOWN]
+        decoder = trained_decoder(features, inputs)
+        with torch.no_grad():
+            return InputGuess(inputs=decoder(seen), steps=steps)
+
+
+class Decoder(nn.Module):
+    """From the tensors of a cut to inputs of `shape`."""
+
+    def __init__(self, features: Tensor, shape: tuple[int, ...], width: int = 32) -> None:
+        super().__init__()
+        self.shape = shape
+        scale = features.std() + 1e-6
+        self.scale = float(scale)
+        if features.dim() == 4:
+            self.body: nn.Module = nn.Sequential(
+                nn.Conv2d(features.shape[1], width, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding=1),
+                nn.ReLU(),
+            )
+            self.out: nn.Module = nn.Conv2d(width, shape[0], 3, padding=1)
+        else:
+            self.body = nn.Sequential(nn.Linear(features.shape[1], 4 * width), nn.ReLU())
+            self.out = nn.Linear(4 * width, int(torch.tensor(shape).prod()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.body(features / self.scale)
+        if hidden.dim() == 4:
+            hidden = F.interpolate(hidden, size=self.shape[1:], mode="nearest")
+        found: Tensor = self.out(hidden)
+        return found.reshape(len(features), *self.shape)
+
+
+def trained_decoder(features: Tensor, inputs: Tensor) -> Decoder:
+    """A decoder that learned these pairs."""
+    with seeded(0):
+        decoder = Decoder(features, tuple(inputs.shape[1:]))
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=RATE)
+    for _ in range(ROUNDS):
+        chosen = torch.randint(len(features), (min(BATCH, len(features)),), generator=generator)
+        loss = F.mse_loss(decoder(features[chosen]), inputs[chosen])
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return decoder.eval()
