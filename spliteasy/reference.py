@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from spliteasy import schedule
 from spliteasy.job import Job
-from spliteasy.losses import LossFunction
+from spliteasy.losses import LossFunction, UsersLoss
 from spliteasy.micro_batches import share_of, split_batch
 from spliteasy.optim import build_optimizer
 from spliteasy.training import (
@@ -61,15 +61,16 @@ class PlainTraining:
         self._loss = loss
         self._clip = job.spec.clip
         self._micro_batches = job.spec.micro_batches
-        self._optimizer = build_optimizer(job.spec.optimizer, model.named_parameters())
+        own = loss.named_parameters() if isinstance(loss, UsersLoss) else []
+        self._named = dict((*model.named_parameters(), *own))
+        self._optimizer = build_optimizer(job.spec.optimizer, self._named.items())
         self._scheduler = (
             LambdaLR(self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + 1))
             if self._optimizer is not None
             else None
         )
-        named = dict(model.named_parameters())
         self._segments = [
-            [named[name] for name, _ in segment.named_parameters() if name in named]
+            [self._named[name] for name, _ in segment.named_parameters() if name in self._named]
             for segment in (job.head, job.body, job.tail)
             if segment is not None
         ]
@@ -92,8 +93,9 @@ class PlainTraining:
 
     def state(self) -> State:
         state = {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._model.state_dict().items()}
+        state |= {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._named.items()}
         if self._optimizer is not None:
-            for name, parameter in self._model.named_parameters():
+            for name, parameter in self._named.items():
                 for key, value in self._optimizer.state.get(parameter, {}).items():
                     if isinstance(value, Tensor):
                         state[f"{OPTIMIZER_PREFIX}{name}/{key}"] = value

@@ -29,8 +29,8 @@ from spliteasy.cli.train import STORE_FILE, agent_configs
 from spliteasy.compute import TorchThread
 from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
-from spliteasy.job.create import build_model
-from spliteasy.losses import LOSSES, LossFunction
+from spliteasy.job.create import build_model, users_loss
+from spliteasy.losses import LOSSES
 from spliteasy.reference import State, difference, reference_of
 from spliteasy.training import STEP_KEY
 
@@ -193,8 +193,10 @@ def _anyhow(connect: Connect) -> ConnectAs:
 
 def compare_one(plan: Plan, device: str, batches: Batches, step: int, split: State) -> Comparison:
     """Train the same steps in one process and compare. Runs the user's model code."""
-    model, _, _ = build_model(plan.job.spec, plan.root)
-    reference = reference_of(plan.job, model, users_loss(plan), device=device)
+    spec = plan.job.spec
+    model, _, _ = build_model(spec, plan.root)
+    loss = LOSSES[spec.loss.name] if spec.loss.name is not None else users_loss(spec, plan.root)
+    reference = reference_of(plan.job, model, loss, device=device)
     for number in range(1, step + 1):
         reference.step(*batches.batch(number))
     plain = reference.state()
@@ -208,20 +210,6 @@ def compare_one(plan: Plan, device: str, batches: Batches, step: int, split: Sta
         if worst == 0 and not same_bits(split[name], plain[name])
     )
     return Comparison(device, step, differences, unequal)
-
-
-def users_loss(plan: Plan) -> LossFunction:
-    """The loss as plain PyTorch would use it: the user's own function, or the one of that name."""
-    loss = plan.job.spec.loss
-    if loss.name is not None:
-        return LOSSES[loss.name]
-    function = importing.resolve(loss.function or "", root=plan.root, what="loss.function")
-
-    def call(outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        value: Tensor = function(*(group[0] if len(group) == 1 else group for group in (outputs, targets)))
-        return value
-
-    return call
 
 
 def same_bits(ours: Tensor, theirs: Tensor) -> bool:

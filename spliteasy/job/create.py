@@ -5,7 +5,9 @@ The only part of a job's life that runs the user's code, on the user's own machi
 
 from __future__ import annotations
 
+import copy
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,9 +20,9 @@ from spliteasy import importing
 from spliteasy.errors import JobError
 from spliteasy.job.signature import SampleSpec, Signature, dtype_name, told
 from spliteasy.job.spec import JobSpec, OptimizerSpec
-from spliteasy.losses import LOSSES, LossFunction
+from spliteasy.losses import LOSSES, LossFunction, UsersLoss
 from spliteasy.optim import freeze
-from spliteasy.portable.graph import DTYPE_NAMES, Value
+from spliteasy.portable.graph import DTYPE_NAMES, BatchDim, Value
 from spliteasy.portable.tensors import tensors_to_bytes
 from spliteasy.seeding import seed_all, states_kept
 from spliteasy.splitting.exporting import TracedModel, trace_model
@@ -69,6 +71,10 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     split = split_traced(source.traced, spec.model.cuts, share_inputs=source.shared_inputs)
     outputs = _outputs(split, inputs)
     loss = make_loss(spec, root, outputs, targets)
+    if isinstance(loss, PortableLoss) and loss.own:
+        split = split_traced(
+            source.traced, spec.model.cuts, share_inputs=source.shared_inputs, loss_parameters=loss.own
+        )
     signature = Signature(
         inputs=_described(spec.model.inputs, inputs),
         targets=_described(spec.model.targets, targets),
@@ -101,7 +107,8 @@ def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Ten
             f"model.factory = {spec.model.factory!r} returned a {type(model).__name__}, not a module"
         )
     inputs, targets = example_of(spec, given)
-    _check_parameters(model, spec.optimizer)
+    own = users_loss(spec, root).named_parameters() if spec.loss.function is not None else []
+    _check_parameters([*model.named_parameters(), *own], spec.optimizer)
     freeze(spec.optimizer, model.named_parameters())
     return model, inputs, targets
 
@@ -135,8 +142,8 @@ def _tensors(given: Any, names: tuple[str, ...], kind: str, what: str) -> Tensor
     return values
 
 
-def _check_parameters(model: nn.Module, optimizer: OptimizerSpec) -> None:
-    names = [name for name, _ in model.named_parameters()]
+def _check_parameters(named: Sequence[tuple[str, nn.Parameter]], optimizer: OptimizerSpec) -> None:
+    names = [name for name, _ in named]
     for place, group in enumerate(optimizer.groups):
         if not any(fnmatchcase(name, group.pattern) for name in names):
             near = difflib.get_close_matches(group.pattern, names, n=3, cutoff=0.3) or names[:3]
@@ -144,7 +151,7 @@ def _check_parameters(model: nn.Module, optimizer: OptimizerSpec) -> None:
                 f"optimizer.groups[{place}].pattern: {group.pattern!r} matches no parameter",
                 hint=f"parameters are such as {', '.join(near)}" if near else "the model has no parameters",
             )
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if parameter.dtype != torch.float32:
             raise JobError(
                 f"parameter {name} is {dtype_name(parameter.dtype)}, and precision is fp32",
@@ -156,6 +163,7 @@ def _outputs(split: Split, inputs: Tensors) -> Tensors:
     """What the segments give for the example, in training; evaluation must give the like."""
     in_training = _run(split, inputs, training=True)
     in_evaluation = _run(split, inputs, training=False)
+    _check_batches(split)
     shapes = [[(value.dtype, value.shape) for value in values] for values in (in_training, in_evaluation)]
     if shapes[0] != shapes[1]:
         raise JobError(
@@ -163,6 +171,17 @@ def _outputs(split: Split, inputs: Tensors) -> Tensors:
             hint="let its forward return the same outputs in both modes",
         )
     return in_training
+
+
+def _check_batches(split: Split) -> None:
+    """Every output is a batch of samples. Raises JobError."""
+    for place, spec in enumerate(split.segments[-1].output_values):
+        if spec.shape[:1] != (BatchDim(batch=1),):
+            raise JobError(
+                f"output {place} of the model, {spec.name}, has no batch as its first dimension",
+                hint="return tensors with the batch first; a parameter that the loss needs belongs to the"
+                " loss, as an nn.Module named in loss.function",
+            )
 
 
 @torch.no_grad()
@@ -181,18 +200,36 @@ def _run(split: Split, inputs: Tensors, *, training: bool) -> Tensors:
     return outputs
 
 
+def users_loss(spec: JobSpec, root: Path | None) -> UsersLoss:
+    """The function, module or class of a module that `loss.function` names. Raises JobError.
+
+    A module is copied, and a class called under the job's seed, so that each call gives the same parameters.
+    Frozen groups take no gradient.
+    """
+    reference = spec.loss.function or ""
+    with states_kept():
+        seed_all(spec.seed)
+        function = importing.resolve(reference, root=root, what="loss.function")
+        if isinstance(function, type) and issubclass(function, nn.Module):
+            function = importing.call(function, reference=reference, what="loss.function")
+    loss = UsersLoss(copy.deepcopy(function) if isinstance(function, nn.Module) else function)
+    freeze(spec.optimizer, loss.named_parameters())
+    return loss
+
+
 def make_loss(spec: JobSpec, root: Path | None, outputs: Tensors, targets: Tensors) -> LossFunction:
     """The loss, tried on the example's outputs and targets. Raises JobError."""
     matching = tuple(torch.cat((y, y)) if y.shape[0] == 1 else y for y in targets)
     outputs = tuple(y.detach().requires_grad_(y.is_floating_point()) for y in outputs)
     if spec.loss.function is not None:
-        function = importing.resolve(spec.loss.function, root=root, what="loss.function")
-        loss: LossFunction = trace_function(function, outputs, matching)
+        traced = trace_function(users_loss(spec, root).function, outputs, matching)
+        own = tuple(info.tensor for info in traced.own)
+        loss: LossFunction = traced
         what = spec.loss.function
     else:
-        loss, what = LOSSES[spec.loss.name or ""], spec.loss.name or ""
+        loss, what, own = LOSSES[spec.loss.name or ""], spec.loss.name or "", ()
     try:
-        value = loss(outputs, matching)
+        value = loss((*outputs, *own), matching)
     except JobError:
         raise
     except Exception as error:

@@ -77,8 +77,19 @@ def _check_tensors(partition: Partition, names: Sequence[str], owners: Partition
             raise CutError(
                 f"cut after {', '.join(map(repr, names))}:"
                 f" {info.kind} {' = '.join(info.names)} is used by {both}",
-                hint="what training changes belongs to one segment: move the cuts so that its uses meet",
+                hint=_way_together(op.name, partition.trace),
             )
+
+
+def _way_together(tensor: str, trace: Trace) -> str:
+    """How the uses of a tensor come into one segment."""
+    called = [path for path, number in trace.ends if number == 2 and tensor.startswith(f"{path}.")]
+    if called:
+        return (
+            f"module {called[0]} is called several times: call it once, on its inputs joined by torch.cat,"
+            " and cut the result by slices"
+        )
+    return "what training changes belongs to one segment: move the cuts so that its uses meet"
 
 
 def tied_ends(train: Partition, evaluation: Partition) -> set[str]:

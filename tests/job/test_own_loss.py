@@ -1,0 +1,144 @@
+"""A loss with parameters of its own: they live in the tail, and are trained there as plain PyTorch would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spliteasy.errors import JobError
+from spliteasy.job import Job, parse_job
+from spliteasy.job.create import build_model, users_loss
+from spliteasy.reference import PlainTraining, SegmentedTraining
+from tests.job.test_spec import small
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = "tests.job.test_own_loss"
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        self.middle = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.kind, self.size = nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.middle(self.stem(x))
+        return self.kind(x), self.size(x)
+
+
+class Named(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = nn.Module()
+        self.loss.log_vars = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kind, size = super().forward(x)
+        return kind + self.loss.log_vars[0], size
+
+
+class Returns(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_vars = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Any:
+        return (*super().forward(x), self.log_vars)
+
+
+class Weighed(nn.Module):
+    """Two tasks weighed by what is learnt about each, and classes with centres that are drawn at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_vars, self.centres = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.randn(3, 3))
+        self.register_buffer("classes", torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, outputs: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
+        kind = F.cross_entropy(outputs[0], targets[0], weight=self.classes)
+        kind = kind + 0.1 * (outputs[0] - self.centres[targets[0]]).pow(2).mean()
+        size = F.mse_loss(outputs[1][:, 0], targets[1])
+        return (-self.log_vars[0]).exp() * kind + (-self.log_vars[1]).exp() * size + self.log_vars.sum()
+
+
+weighed = Weighed()
+
+
+def borrowing(outputs: Any, targets: Any) -> Tensor:
+    return weighed(outputs, targets)
+
+
+def example() -> Any:
+    return torch.randn(4, 6), (torch.zeros(4, dtype=torch.int64), torch.zeros(4))
+
+
+def spec_of(loss: str = "weighed", model: str = "Net", **changes: Any) -> Any:
+    data = {**small(), "seed": 3, "loss": {"function": f"{HERE}:{loss}"}}
+    data["model"] = {
+        "factory": f"{HERE}:{model}",
+        "example": f"{HERE}:example",
+        "cuts": ["stem", "middle"],
+        "targets": ["kind", "size"],
+    }
+    data["model"] |= changes.pop("model_changes", {})
+    return parse_job(data | changes)
+
+
+def batch(size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    x = torch.randn(size, 6, generator=torch.Generator().manual_seed(size))
+    return (x,), (x[:, :3].argmax(1), x.sum(1))
+
+
+@pytest.mark.parametrize("loss", ["weighed", "Weighed"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+        {"name": "adamw", "lr": 0.01, "groups": [{"pattern": "loss.*", "lr": 0.1, "weight_decay": 0.0}]},
+        {"name": "sgd", "lr": 0.1, "groups": [{"pattern": "loss.centres", "frozen": True}]},
+    ],
+    ids=["sgd", "group", "frozen"],
+)
+def test_it_is_trained_as_plain_pytorch_trains_it(loss: str, optimizer: dict[str, Any]) -> None:
+    spec = spec_of(loss, optimizer=optimizer, clip={"max_norm": 5.0})
+    job = Job.create(spec, ROOT)
+    assert job.tail is not None
+    assert {"loss.log_vars", "loss.centres"} <= set(job.tail.state_dict())
+    assert len(job.signature.outputs) == 2
+    split = SegmentedTraining(job, device="phone-1")
+    plain = PlainTraining(job, build_model(spec, ROOT)[0], users_loss(spec, ROOT))
+    for size in (4, 5, 3):
+        assert split.step(*batch(size)) == plain.step(*batch(size))
+    ours, theirs = split.state(), plain.state()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    frozen = optimizer.get("groups", [{}])[0].get("frozen", False)
+    assert torch.equal(ours["model/loss.centres"], job.tail.state_dict()["loss.centres"]) == frozen
+
+
+def test_the_same_job_is_made_each_time() -> None:
+    assert Job.create(spec_of("Weighed"), ROOT).digest == Job.create(spec_of("Weighed"), ROOT).digest
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (spec_of("borrowing"), "the loss borrowing uses a parameter that is not its own"),
+        (spec_of(model="Named"), "the model and the loss both have a parameter loss.log_vars"),
+        (
+            spec_of(model_changes={"cuts": ["stem"]}, share_labels=True),
+            "a loss with parameters of its own needs a tail to live in",
+        ),
+        (spec_of(model="Returns"), "output 2 of the model, log_vars, has no batch as its first dimension"),
+    ],
+    ids=["borrowed", "name taken", "one cut", "returned by the model"],
+)
+def test_what_cannot_be_trained_is_said(spec: Any, told: str) -> None:
+    with pytest.raises(JobError, match=told):
+        Job.create(spec, ROOT)
