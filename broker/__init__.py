@@ -42,7 +42,8 @@ async def connect(url: str, *, heartbeat_s: int | None = None) -> Transport:
 
     RabbitMQ gives up a client that is silent for two to three times `heartbeat_s` (None: as `AmqpOptions`).
 
-    Raises `LinkError` where it can't be reached, `LinkRefused` where it, or the URL, says no.
+    Raises `LinkError` where it can't be reached, `LinkDeferred` where it says no for now, and `LinkRefused`
+    where it, or the URL, says no.
     """
     scheme = url.partition("://")[0].lower()
     if scheme in ("amqp", "amqps"):

@@ -20,7 +20,7 @@ from aiormq.channel import Channel
 
 from broker import topology
 from broker.amqp_channels import open_channel, quietly, seen
-from broker.amqp_errors import Address, connect_error, parse_url, translated
+from broker.amqp_errors import Address, connect_error, lost_error, parse_url, translated
 from broker.amqp_queues import declare_queue
 from broker.amqp_subscription import AmqpSubscription
 from broker.amqp_wire import AmqpConnection, Wire
@@ -67,7 +67,8 @@ class AmqpOptions:
 async def connect(url: str, *, options: AmqpOptions | None = None) -> AmqpTransport:
     """Connect to `amqp://user:password@host:port/vhost` or `amqps://…?cafile=…&certfile=…&keyfile=…`.
 
-    Raises `LinkError` where the broker can't be reached, `LinkRefused` where it, or the URL, is at fault.
+    Raises `LinkError` where the broker can't be reached, `LinkDeferred` where it may say yes later, and
+    `LinkRefused` where it, or the URL, is at fault.
     """
     options = options or AmqpOptions()
     address = parse_url(url)
@@ -152,17 +153,38 @@ class AmqpTransport:
         exchange = "" if to_queue else topology.UPLINK
         await self.publish_to(exchange, routing_key, frame, persistent=persistent, headers=headers)
 
-    async def subscribe(self, queue: str, *, prefetch: int) -> AmqpSubscription:
+    async def is_as_declared(self, queue: Queue) -> bool:
+        """Asking counts as use, as for `depth`."""
+        if await self.depth(queue.name) is None:
+            return False
+        async with self.call():
+            try:
+                async with self._channel() as channel:
+                    await declare_queue(channel, queue, delivery_limit=self.options.delivery_limit)
+            except aiormq.exceptions.ChannelLockedResource:
+                return False  # a queue of one connection, which ends with it
+            except aiormq.exceptions.ChannelPreconditionFailed:
+                async with self._channel() as channel:
+                    await channel.queue_delete(queue.name)
+                return False
+        return True
+
+    async def subscribe(self, queue: str, *, prefetch: int, exclusive: bool = False) -> AmqpSubscription:
         if prefetch < 1:
             raise ValueError("prefetch is at least 1")
         async with self.call():
             channel = await self._plain_channel()
             subscription = AmqpSubscription(self, channel, queue, self._bindings.get(queue))
             try:
-                await subscription.begin(prefetch)
+                await subscription.begin(prefetch, exclusive=exclusive)
             except aiormq.exceptions.ChannelNotFoundEntity:
                 await subscription.close()
                 raise LinkRefused(f"there is no queue {queue}", hint="declare it first") from None
+            except aiormq.exceptions.ChannelAccessRefused as error:
+                await subscription.close()
+                if "exclusive use" not in str(error):
+                    raise
+                raise LinkError(f"somebody else reads {queue} alone") from None
             except BaseException:
                 await subscription.close()
                 raise
@@ -175,7 +197,7 @@ class AmqpTransport:
             try:
                 async with self._channel() as channel:
                     found = await channel.queue_declare(queue, passive=True)
-            except aiormq.exceptions.ChannelNotFoundEntity:
+            except (aiormq.exceptions.ChannelNotFoundEntity, aiormq.exceptions.ChannelLockedResource):
                 return None
         return Depth(messages=found.message_count or 0, consumers=found.consumer_count or 0)
 
@@ -185,6 +207,10 @@ class AmqpTransport:
 
     async def wait_lost(self) -> None:
         await self._lost.wait()
+
+    @property
+    def lost(self) -> LinkError | None:
+        return self._error
 
     async def close(self) -> None:
         await asyncio.gather(*(each.settle() for each in self._subscriptions))
@@ -289,8 +315,7 @@ class AmqpTransport:
 
     def _on_connection_closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
-        text = " ".join(str(error).split())[:200] if error else ""
-        self._lose(LinkError(f"the connection to {self._address} was lost{': ' + text if text else ''}"))
+        self._lose(lost_error(error, self._address))
 
     def _lose(self, error: LinkError) -> None:
         """The transport ends, once: both connections go, and all who wait learn of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -13,7 +14,16 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from aiormq import exceptions as amqp
 
-from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, Unroutable
+from spliteasy.descriptors import LACK_HINT, lack_of_descriptors
+from spliteasy.errors import AccountGone, LinkDeferred, LinkError, LinkRefused, SplitEasyError, Unroutable
+
+_FINAL_TLS = re.compile("WRONG_VERSION|HTTP_REQUEST|UNKNOWN_CA|BAD_CERTIFICATE|CERTIFICATE_REQUIRED|PROTOCOL")
+"""Reasons of a failed handshake that stay until somebody mends the URL or the certificates."""
+_LIMIT = re.compile(r"\b(limit|maximum)\b", re.IGNORECASE)
+"""Of connections, channels or queues: it is not reached any more when others have gone."""
+_NOT_ALLOWED = 530
+_DATES = {9, 10}
+"""OpenSSL's codes for a certificate that is not valid yet, or not any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +66,21 @@ def parse_url(url: str) -> Address:
 
 
 def connect_error(error: BaseException, address: Address) -> LinkError:
-    """Why connecting failed. `LinkRefused` where trying again can't help."""
+    """Why connecting failed: `LinkRefused` where somebody has to mend something, `LinkDeferred` where the
+    answer was no and may be yes later.
+    """
     # aiormq wraps what the system said, and repeats only its arguments.
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if lack_of_descriptors(cause):
+        return LinkError(
+            f"this process can open no connection to the broker at {address}: it has used up its file "
+            "descriptors",
+            hint=LACK_HINT,
+        )
     if isinstance(error, TimeoutError):
         return LinkError(f"the broker at {address} does not answer", hint="check the network and the port")
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return LinkRefused(
-            f"the certificate of {address} is not trusted: {cause.verify_message}",
-            hint="give the right authority with ?cafile=PATH, and the host's name as in its certificate",
-        )
     if isinstance(cause, ssl.SSLError):
-        return LinkRefused(
-            f"no TLS with {address}: {cause.reason or 'handshake failed'}",
-            hint="amqps:// is for TLS ports, amqp:// for plain ones; certfile and keyfile must fit",
-        )
+        return _tls_error(cause, address)
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return LinkRefused(
             f"a TLS file can't be read: {os.strerror(error.errno or 0).lower()}",
@@ -83,11 +93,16 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
             f"the broker at {address} refused the account {address.account!r}",
             hint="check user and password in the broker's URL",
         )
-    # To Connection.Open, sent once the account is accepted, aiormq knows no other answer than OpenOk.
-    if isinstance(error, amqp.ConnectionNotAllowed) or "Connection.OpenOk" in str(error):
-        return LinkRefused(
-            f"the broker at {address} keeps {address.account!r} out of the virtual host {address.vhost!r}",
-            hint="check the URL's path, and the account's permissions and connection limit",
+    if isinstance(error, amqp.ConnectionClosed):  # said to Connection.Open, once the account was accepted
+        code, said = error.args[0], _reason(str(error.args[-1]))
+        if code != _NOT_ALLOWED:
+            return LinkDeferred(
+                f"the broker at {address} takes no connections now: {said}", hint="see its log"
+            )
+        return LinkDeferred(
+            f"the broker at {address} keeps {address.account!r} out of the virtual host {address.vhost!r}: "
+            f"{said}",
+            hint="check the URL's path, that the virtual host runs, and the account's permissions and limits",
         )
     if isinstance(cause, OSError) and cause.errno:
         return LinkError(
@@ -100,6 +115,33 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
     )
 
 
+def _tls_error(error: ssl.SSLError, address: Address) -> LinkError:
+    """Why there is no TLS: a broker that is just starting or ending may break a handshake off, and a device
+    without a clock takes a certificate for one of the future.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        kind = LinkDeferred if error.verify_code in _DATES else LinkRefused
+        return kind(
+            f"the certificate of {address} is not trusted: {error.verify_message}",
+            hint="check this machine's clock, and the certificate's dates"
+            if kind is LinkDeferred
+            else "give the right authority with ?cafile=PATH, and the host's name as in its certificate",
+        )
+    reason = error.reason or "handshake failed"
+    return (LinkRefused if _FINAL_TLS.search(reason) else LinkDeferred)(
+        f"no TLS with {address}: {reason}",
+        hint="amqps:// is for TLS ports, amqp:// for plain ones; certfile and keyfile must fit",
+    )
+
+
+def lost_error(error: BaseException | None, address: Address) -> LinkError:
+    """Why an open connection was lost. `AccountGone` where the broker says that the account was deleted."""
+    text = _reason(str(error)) if error else ""
+    if re.search(rf"user '{re.escape(address.account)}' (is|was) deleted", text):
+        return AccountGone(f"the account {address.account!r} was deleted on the broker at {address}")
+    return LinkError(f"the connection to {address} was lost{': ' + text if text else ''}")
+
+
 def link_error(error: BaseException) -> LinkError:
     """What an error of an open connection means for the caller."""
     text = str(error)
@@ -110,7 +152,8 @@ def link_error(error: BaseException) -> LinkError:
     if isinstance(error, amqp.ChannelAccessRefused):
         return LinkRefused(f"the account is not permitted this: {_reason(text)}")
     if isinstance(error, amqp.ChannelPreconditionFailed | amqp.ConnectionNotAllowed):
-        return LinkRefused(f"the broker refused: {_reason(text)}")
+        kind = LinkDeferred if _LIMIT.search(text) else LinkRefused
+        return kind(f"the broker refused: {_reason(text)}")
     if isinstance(error, TimeoutError):
         return LinkError("the broker did not answer in time")
     if isinstance(error, amqp.DeliveryError):

@@ -80,13 +80,13 @@ class AmqpSubscription:
     def finished(self) -> bool:
         return self._ended is not None
 
-    async def begin(self, prefetch: int) -> None:
+    async def begin(self, prefetch: int, *, exclusive: bool) -> None:
         channel = self._channel
         self._acks.at_once = max(1, prefetch // 4)
         await channel.basic_qos(prefetch_count=prefetch)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
         channel.closing.add_done_callback(self._on_channel_closed)
-        answer = await channel.basic_consume(self._queue, self._on_message)
+        answer = await channel.basic_consume(self._queue, self._on_message, exclusive=exclusive)
         self._consumer_tag = answer.consumer_tag or ""
 
     def check_alive(self) -> None:

@@ -27,6 +27,28 @@ class AmqpConnection(aiormq.Connection):
 
     HEARTBEAT_GRACE_MULTIPLIER = 1_000_000
 
+    @staticmethod
+    async def _rpc(
+        request: Any, writer: asyncio.StreamWriter, frame_receiver: Any, wait_response: bool = True
+    ) -> Any:
+        """See aiormq, which tells of the broker's no to Connection.Open only that it was unexpected."""
+        if isinstance(request, aiormq.spec.Connection.Open):
+            frame_receiver = _Answers(frame_receiver)
+        return await aiormq.Connection._rpc(request, writer, frame_receiver, wait_response)
+
+
+class _Answers:
+    """The frames of a receiver; a refusal is raised with the broker's own words."""
+
+    def __init__(self, receiver: Any) -> None:
+        self._receiver = receiver
+
+    async def get_frame(self) -> Any:
+        weight, channel, frame = await self._receiver.get_frame()
+        if isinstance(frame, aiormq.spec.Connection.Close):
+            raise aiormq.exceptions.ConnectionClosed(frame.reply_code, frame.reply_text)
+        return weight, channel, frame
+
 
 class _Reader(asyncio.StreamReader):
     """Counts what arrives."""

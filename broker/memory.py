@@ -45,6 +45,8 @@ class _Held:
     ready: deque[Stored] = field(default_factory=deque)
     consumers: list[MemorySubscription] = field(default_factory=list)
     turn: int = 0
+    exclusive: bool = False
+    """Whether its consumer is to be the only one."""
 
 
 class MemoryBroker:
@@ -111,10 +113,19 @@ class MemoryBroker:
             self.pump(held)
         return bool(found)
 
-    def attach(self, subscription: MemorySubscription) -> _Held:
+    def is_as_declared(self, queue: Queue) -> bool:
+        held = self._find(queue.name)
+        if held is not None and held.spec != queue:
+            self._remove(held)
+        return held is not None and held.spec == queue
+
+    def attach(self, subscription: MemorySubscription, *, exclusive: bool) -> _Held:
         held = self._find(subscription.queue)
         if held is None:
             raise LinkRefused(f"there is no queue {subscription.queue}", hint="declare it first")
+        if held.exclusive or (exclusive and held.consumers):
+            raise LinkError(f"somebody else reads {subscription.queue} alone")
+        held.exclusive = exclusive
         held.consumers.append(subscription)
         return held
 
@@ -122,6 +133,7 @@ class MemoryBroker:
         """The consumer takes no more. The next one takes over at `give_back`, which must follow."""
         if subscription in held.consumers:
             held.consumers.remove(subscription)
+            held.exclusive = False
             held.idle_since_s = self._now()
 
     def give_back(self, held: _Held, messages: list[Stored]) -> None:
@@ -241,9 +253,13 @@ class MemoryTransport:
         if not routed:
             raise Unroutable(f"no queue took the frame for {routing_key}")
 
-    async def subscribe(self, queue: str, *, prefetch: int) -> MemorySubscription:
+    async def is_as_declared(self, queue: Queue) -> bool:
         self._check()
-        subscription = MemorySubscription(self._broker, self, queue, prefetch)
+        return self._broker.is_as_declared(queue)
+
+    async def subscribe(self, queue: str, *, prefetch: int, exclusive: bool = False) -> MemorySubscription:
+        self._check()
+        subscription = MemorySubscription(self._broker, self, queue, prefetch, exclusive=exclusive)
         self._subscriptions.append(subscription)
         return subscription
 
@@ -257,6 +273,10 @@ class MemoryTransport:
 
     async def wait_lost(self) -> None:
         await self._lost.wait()
+
+    @property
+    def lost(self) -> LinkError | None:
+        return self._error
 
     async def close(self) -> None:
         self._lose(LinkError("the connection is closed"))
@@ -280,7 +300,15 @@ class MemoryTransport:
 class MemorySubscription:
     """See `broker.transport.Subscription`."""
 
-    def __init__(self, broker: MemoryBroker, transport: MemoryTransport, queue: str, prefetch: int) -> None:
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        transport: MemoryTransport,
+        queue: str,
+        prefetch: int,
+        *,
+        exclusive: bool = False,
+    ) -> None:
         if prefetch < 1:
             raise ValueError("prefetch is at least 1")
         self.queue = queue
@@ -292,7 +320,7 @@ class MemorySubscription:
         self._handed_out: set[int] = set()
         self._next_tag = 1
         self._ended: LinkError | None = None
-        self._held = broker.attach(self)
+        self._held = broker.attach(self, exclusive=exclusive)
         broker.pump(self._held)
 
     @property

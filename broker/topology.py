@@ -17,7 +17,7 @@ FRONT = "spliteasy.front"
 FRONT_SHARD = "front"
 SHARDS = 16
 IDENTIFIER = re.compile(r"[a-z0-9-]{1,63}")
-REPLY_QUEUE = re.compile(r"spliteasy\.reply\.([a-z0-9-]{1,63})\.[0-9a-f]{16,64}")
+REPLY_QUEUE = re.compile(r"spliteasy\.reply\.([a-z0-9-]{1,63})\.([0-9a-f]{16,64})")
 REPLY_TO = "reply-to"
 """Header of every frame from a device: the reply queue that it reads now."""
 
@@ -48,6 +48,16 @@ def device_of_key(routing_key: str) -> str | None:
 def reply_queue(device: str, nonce: str) -> Queue:
     """The queue that one connection of a device reads replies from."""
     return Queue(name=f"spliteasy.reply.{device}.{nonce}", expires_s=REPLY_EXPIRES_S)
+
+
+REPLY_SLOTS = 16
+"""How many reply queues a device may have: its connections take them in turn, so that its account need not be
+allowed to make queues without number."""
+
+
+def reply_slot(device: str, slot: int) -> Queue:
+    """One of the device's reply queues, by number."""
+    return reply_queue(device, f"{slot % REPLY_SLOTS:016x}")
 
 
 def device_of_reply_queue(name: str) -> str | None:

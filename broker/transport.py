@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from spliteasy.errors import LinkError
+
 Frame = bytes | bytearray | memoryview
 
 
@@ -108,7 +110,13 @@ class Transport(Protocol):
         """
         ...
 
-    async def subscribe(self, queue: str, *, prefetch: int) -> Subscription: ...
+    async def subscribe(self, queue: str, *, prefetch: int, exclusive: bool = False) -> Subscription:
+        """Read a queue. `exclusive`: nobody else may; raises `LinkError` where somebody does."""
+        ...
+
+    async def is_as_declared(self, queue: Queue) -> bool:
+        """Whether the queue is there, and just as `declare` makes it; one that is otherwise is deleted."""
+        ...
 
     async def depth(self, queue: str) -> Depth | None:
         """What the queue holds; None where it does not exist."""
@@ -120,6 +128,11 @@ class Transport(Protocol):
 
     async def wait_lost(self) -> None:
         """Return when the connection is lost or closed."""
+        ...
+
+    @property
+    def lost(self) -> LinkError | None:
+        """Why the connection was lost or closed; None while it lives."""
         ...
 
     async def close(self) -> None:

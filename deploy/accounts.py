@@ -28,9 +28,10 @@ TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 16
 """Of one device: two are in use, and those that a flaky link left behind are found dead after seconds."""
 MAX_CHANNELS = 128
-REPLY_BYTES = 1 << 30
+REPLY_BYTES = 512 << 20
 """What one reply queue may hold for a device that does not read it; the oldest go first."""
 REPLY_POLICY = "spliteasy-replies"
+REVOKE_TRIES = 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -53,16 +54,24 @@ class Permissions:
 
 
 def device_permissions(device: str) -> Permissions:
-    """A device declares and reads its own reply queues, and publishes under its own key. Nothing else."""
-    own = rf"^spliteasy\.reply\.{device}\."
+    """A device declares and reads its own reply queues, and publishes under its own key. Nothing else.
+
+    The names of those queues are few (`broker.topology.reply_slot`): RabbitMQ can't limit how many queues one
+    account makes, nor of which type, so their names do.
+    """
+    own = rf"^spliteasy\.reply\.{device}\.0{{15}}[0-9a-f]$"
     return Permissions(configure=own, write=_names(UPLINK), read=own, uplink_keys=rf"^s\.{device}\.[^.]+$")
 
 
 def worker_permissions() -> Permissions:
-    """A worker declares and reads what devices publish to, and answers to queues by name."""
+    """A worker declares and reads what devices publish to, and answers to queues by name.
+
+    It declares reply queues too: so it finds, and deletes, those that are not as devices are to declare them.
+    """
     queues = (DEAD, FRONT, r"spliteasy.shard.[0-9]{2}")
+    replies = r"spliteasy.reply.[a-z0-9-]{1,63}.[0-9a-f]{16,64}"
     return Permissions(
-        configure=_names(UPLINK, *queues),
+        configure=_names(UPLINK, *queues, replies),
         write=_names("amq.default", *queues),
         read=_names(UPLINK, *queues),
         uplink_keys="^$",
@@ -160,13 +169,45 @@ class Accounts:
         return tags is None
 
     def revoke(self, name: str) -> bool:
-        """Delete the account and close its connections; False where there is none of ours."""
+        """Delete the account with its permissions and its queues, and close its connections; False where
+        there is none of ours, nor anything left of one.
+
+        Raises LinkError where something of it is there still.
+        """
         tags = self._tags(name)
-        if tags is None or not any(role.value in tags for role in Role):
+        if tags is None and not self.left_of(name):
+            return False
+        if tags is not None and not any(role.value in tags for role in Role):
             return False
         self._call("DELETE", f"users/{name}")
-        self._call("DELETE", f"connections/username/{name}")
-        return True
+        for _ in range(REVOKE_TRIES):
+            # What is connected can make queues until it is not: they are looked for afterwards, and again.
+            self._call("DELETE", f"connections/username/{name}")
+            left = self.left_of(name)
+            if not left:
+                return True
+            for path in left:
+                self._call("DELETE", path)
+        raise LinkError(
+            f"{name} is revoked, but the broker still has {', '.join(left)[:200]}",
+            hint="look at its connections and queues on the broker, and delete them",
+        )
+
+    def left_of(self, name: str) -> list[str]:
+        """What the broker has under a device's name beside the account: queues of whatever type, exchanges,
+        permissions. As paths of the management API.
+        """
+        vhost, prefix = quote(self._vhost, safe=""), f"spliteasy.reply.{name}."
+        left = [
+            f"{kind}/{vhost}/{quote(each['name'], safe='')}"
+            for kind in ("queues", "exchanges")
+            for each in self._call("GET", f"{kind}/{vhost}?columns=name") or []
+            if each["name"].startswith(prefix)
+        ]
+        for kind in ("permissions", "topic-permissions"):
+            if self._call("GET", f"{kind}/{vhost}/{name}"):
+                left.append(f"{kind}/{vhost}/{name}")
+        return left
 
     def list(self) -> list[Account]:
         """Devices and workers, by name."""

@@ -90,6 +90,7 @@ class Agent:
             config.device,
             emit=self._events.put_nowait,
             patience_s=config.patience_s,
+            give_up_s=config.give_up_s,
             rng=rng,
             clock=clock,
             meter=meter,

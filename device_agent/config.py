@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker.patience import UNREACHABLE_S
 from device_agent.data import DeviceData
 
 
@@ -29,5 +30,7 @@ class AgentConfig:
     """Bytes a second that may be sent at most."""
     metered: int | None = None
     """Bytes a day that may be sent and received together; no step begins beyond them."""
-    patience_s: float = 10.0
-    """How long the first connection may take; later ones are waited for without end."""
+    patience_s: float = UNREACHABLE_S
+    """How long the first connection may take."""
+    give_up_s: float | None = None
+    """How long each later one may take; None: it is waited for without end."""

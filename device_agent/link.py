@@ -23,15 +23,16 @@ from broker.backoff import full_jitter
 from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, payload_digests, to_ranges
 from broker.envelope import encode_parts
 from broker.labels import codec_label
+from broker.patience import SETTLED_S, UNREACHABLE_S, Patience
 from broker.room import Room
 from broker.sending import WINDOW, send_message
-from broker.topology import REPLY_TO, reply_queue, uplink_key
+from broker.topology import REPLY_SLOTS, REPLY_TO, reply_slot, uplink_key
 from broker.transport import Transport
 from device_agent import events as e
 from device_agent import metrics
 from device_agent.pace import Pace
 from device_agent.speed import LinkSpeed
-from spliteasy.errors import LinkError, LinkRefused, Unroutable, WireError
+from spliteasy.errors import LinkError, LinkRefused, Unroutable, UserError, WireError
 from spliteasy.metering import SILENT, Meter
 
 log = structlog.get_logger(__name__)
@@ -59,13 +60,16 @@ class Link:
         *,
         emit: Callable[[e.Event], None],
         chunk_bytes: int = CHUNK_BYTES,
-        patience_s: float = 10.0,
+        patience_s: float = UNREACHABLE_S,
+        give_up_s: float | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         meter: Meter = SILENT,
         pace: Pace | None = None,
     ) -> None:
-        """`pace` limits what is sent; None: as fast as it goes."""
+        """`patience_s`: how long the first connection may take; `give_up_s`: how long each later one (None:
+        without end). `pace` limits what is sent; None: as fast as it goes.
+        """
         self.shard: int | None = None
         """Where the session's requests go; None: to the front queue."""
         self.bytes_up = 0
@@ -76,7 +80,7 @@ class Link:
         self._device = device
         self._emit = emit
         self.chunk_bytes = chunk_bytes
-        self._patience_s = patience_s
+        self._patience = Patience(unreachable_s=patience_s, limit_s=give_up_s, clock=clock)
         self._rng = rng
         self._clock = clock
         self._meter = meter
@@ -89,6 +93,9 @@ class Link:
         """Frames that wait for confirms: when each became the first of them or was let go, and its bytes."""
         self._sending = 0
         """Requests that wait for confirms."""
+        self._slot = (rng or random.Random()).randrange(REPLY_SLOTS)
+        """Which of the device's reply queues this connection reads; the next one reads the next: the
+        broker may not have noticed yet that this one is gone. Another agent of the device has its own."""
         self._outbox: asyncio.Queue[tuple[m.Request, frozenset[int], m.Request | None]] = asyncio.Queue()
         self._assembler = Assembler(AssemblerLimits(total_bytes=4 << 30), clock)
 
@@ -98,45 +105,45 @@ class Link:
         return self._assembler.bytes_held
 
     async def run(self) -> None:
-        """Keep a connection until cancelled.
-
-        Raises LinkRefused, and LinkError where not even the first connection came in `patience_s`.
-        """
-        began, connected, told = self._clock(), False, False
+        """Keep a connection until cancelled. Raises LinkError and UserError as `Patience` has it."""
+        told = ""
         delays = full_jitter(rng=self._rng)
         while True:
+            connected_s = math.inf
             try:
                 transport = await self._connect()
-            except LinkRefused:
-                raise
-            except LinkError as error:
-                if not connected and self._clock() - began > self._patience_s:
-                    raise
-                if not told:
-                    log.warning(f"{error.message}; trying again", device=self._device)
-                told = True
-            else:
-                connected, told = True, False
-                delays = full_jitter(rng=self._rng)
-                # A task of its own: a task group that fails as it is cancelled tells of its failure only, and
-                # this would go on for ever.
-                live = asyncio.create_task(self._live(transport))
-                try:
-                    await asyncio.wait({live})
-                    live.result()
-                except* LinkRefused:
-                    raise
-                except* LinkError as errors:
-                    log.info("link lost", device=self._device, error=str(errors.exceptions[0]))
-                finally:
-                    live.cancel()
-                    await asyncio.gather(live, return_exceptions=True)
-                    self.is_up = False
-                    self._connection_ended()
-                    self._emit(e.LinkDown())
-                    self._forget_outbox()
-                    await transport.close()
+                connected_s = self._clock()
+                await self._live_and_close(transport)
+            except (LinkError, UserError) as error:
+                self._patience.check(error)
+                if self._clock() - connected_s >= SETTLED_S:
+                    told, delays = "", full_jitter(rng=self._rng)
+                if connected_s < math.inf and error.retriable:
+                    log.info("link lost", device=self._device, error=str(error))
+                elif error.message != told:
+                    told = error.message
+                    log.warning(f"{told}; trying again", device=self._device, hint=error.hint)
             await asyncio.sleep(next(delays))
+
+    async def _live_and_close(self, transport: Transport) -> None:
+        """Use the connection until it ends. Raises LinkError."""
+        # A task of its own: a task group that fails as it is cancelled tells of its failure only, and
+        # this would go on for ever.
+        live = asyncio.create_task(self._live(transport))
+        try:
+            await asyncio.wait({live})
+            live.result()
+        except BaseExceptionGroup as errors:
+            raise _told(errors) from None
+        finally:
+            live.cancel()
+            await asyncio.gather(live, return_exceptions=True)
+            self.is_up = False
+            self._connection_ended()
+            self._emit(e.LinkDown())
+            self._forget_outbox()
+            await transport.close()
+            self._patience.lost(transport.lost)
 
     @property
     def frame_bytes(self) -> int:
@@ -172,7 +179,8 @@ class Link:
         self._outbox.put_nowait((request, skip, whole))
 
     async def _live(self, transport: Transport) -> None:
-        queue = reply_queue(self._device, m.new_nonce())
+        self._slot += 1
+        queue = reply_slot(self._device, self._slot)
         await transport.declare(queue)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read(transport, queue.name))
@@ -184,7 +192,8 @@ class Link:
             self._emit(e.LinkUp())
 
     async def _read(self, transport: Transport, queue: str) -> None:
-        subscription = await transport.subscribe(queue, prefetch=64)
+        subscription = await transport.subscribe(queue, prefetch=64, exclusive=True)
+        self._patience.connected()
         async for delivery in subscription:
             self.bytes_down += len(delivery.body)
             self.count(len(delivery.body))
@@ -301,6 +310,19 @@ class Link:
         with suppress(asyncio.QueueEmpty):
             while True:
                 self._outbox.get_nowait()
+
+
+def _told(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of a group of LinkErrors the one to act on, a refusal where there is one; else the group."""
+    links, others = errors.split(LinkError)
+    if others is not None:
+        return errors
+    assert links is not None
+    refusals = links.subgroup(LinkRefused)
+    found: BaseException = refusals or links
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 async def _raise_when_lost(transport: Transport) -> None:

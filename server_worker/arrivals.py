@@ -12,6 +12,9 @@ from typing import Literal
 from broker import messages as m
 from server_worker.store import Blob
 
+MOST_TOLD = 64
+"""A step may have a thousand micro-batches, and one small ASK must not be answered by as many MISSING."""
+
 Kind = Literal["FORWARD", "BACKWARD"]
 Place = tuple[Kind, int]
 """Which request of a step: its kind and micro-batch."""
@@ -61,13 +64,15 @@ class Arrivals:
     def absent(self, place: Place, forwarded: int, returned: int, *, news: bool = False) -> list[Place]:
         """What is not here and has to be computed before `place`, and `place` itself if it is not here.
 
-        `news`: only what this has not said before.
+        `news`: only what this has not said before. The first `MOST_TOLD` are named: when they have come, the
+        device asks again.
         """
         kind, micro = place
         needed: list[Place] = [("FORWARD", n) for n in range(forwarded, micro + 1)]
         if kind == "BACKWARD":
             needed += [("BACKWARD", n) for n in range(returned, micro + 1)]
         absent = [each for each in needed if each not in self._held and not (news and each in self._told)]
+        del absent[MOST_TOLD:]
         self._told.update(absent)
         return absent
 

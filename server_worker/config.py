@@ -12,6 +12,7 @@ import torch
 from broker.assembler import AssemblerLimits
 from broker.chunks import CHUNK_BYTES
 from broker.messages import new_nonce
+from broker.patience import UNREACHABLE_S
 from broker.topology import DEAD_BYTES, SHARDS
 from server_worker.quotas import DeviceQuota
 
@@ -59,6 +60,10 @@ class WorkerConfig:
     """Requests that came before others of their step and wait for them, of all sessions; beyond it BUSY."""
     jobs: int = 32
     """Job programs kept, the least recently used dropped first."""
+    patience_s: float = UNREACHABLE_S
+    """How long the first connection to the broker may take."""
+    give_up_s: float | None = None
+    """How long each later one may take; None: it is waited for without end."""
     drain_s: float = 20.0
     """How long a stopping worker finishes the requests at hand."""
     heartbeat_s: float = 1.0

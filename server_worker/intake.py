@@ -12,10 +12,12 @@ from broker.chunks import Chunk, parse_frame, to_ranges
 from broker.topology import FRONT_SHARD, REPLY_TO, device_of_key, device_of_reply_queue, shard_label, shard_of
 from broker.transport import Delivery
 from server_worker.config import Trust
-from server_worker.quotas import GET_JOB_COST, Quotas
+from server_worker.quotas import Quotas
 from spliteasy.errors import WireError
 
 _REQUESTS = get_args(m.AnyRequest)
+LEAST_RANGES, RANGE_BYTES = 4, 16
+"""What a HAVE tells in any case, and what each range of frames takes in it at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +50,19 @@ class Intake:
         self._shards = shards
 
     def take(self, delivery: Delivery) -> Accepted | Waiting:
-        """Raises WireError for what must not be served: it goes to the dead queue with that reason."""
-        device, reply_to = self._sender(delivery)
-        if not self._quotas.frame(device, len(delivery.body)):
-            return self._over_quota(device, reply_to, parse_frame(delivery.body))
+        """Raises WireError for what must not be served: it goes to the dead queue with that reason.
+
+        Whatever it is, it is counted first; beyond the quota what can't be read is dropped without a trace.
+        """
+        within = self._quotas.frame(self._charged(delivery), len(delivery.body))
+        try:
+            device, reply_to = self._sender(delivery)
+            if not within:
+                return self._over_quota(device, reply_to, parse_frame(delivery.body))
+        except WireError:
+            if within:
+                raise
+            return Waiting(outcome=OverBudget(message_id="", last=False), device="", reply_to="")
         outcome = self._assembler.add(device, delivery.body)
         if not isinstance(outcome, Assembled):
             if isinstance(outcome, Partial) and outcome.last:
@@ -74,7 +85,7 @@ class Intake:
         if delivery.routing_key.rpartition(".")[2] != expected:
             raise WireError(f"{request.kind} of {request.session} came by {delivery.routing_key}")
         within = (
-            self._quotas.message(device, GET_JOB_COST)
+            self._quotas.job(device)
             if isinstance(request, m.GetJob)
             else self._quotas.session(device, request.session)
         )
@@ -88,15 +99,30 @@ class Intake:
         outcome = OverBudget(message_id=dropped.message_id, last=last and self._quotas.answer(device))
         return Waiting(outcome=outcome, device=device, reply_to=reply_to)
 
+    def may_bury(self, delivery: Delivery) -> bool:
+        """Whether a delivery that must not be served is kept as a dead letter, or dropped."""
+        return self._quotas.dead_letter(self._charged(delivery), len(delivery.body))
+
+    def affords(self, reply_to: str, nbytes: int) -> bool:
+        """Whether a small answer of that size may be sent there: it costs no more than what was received."""
+        device = device_of_reply_queue(reply_to)
+        return device is not None and self._quotas.afford(device, nbytes)
+
     def held(self, device: str, message_id: str) -> m.FrameRanges:
-        """Which frames of an unfinished request are here, as far as a HAVE can tell them."""
-        return to_ranges(self._assembler.held(device, message_id))[: m.MAX_RANGES]
+        """Which frames of an unfinished request are here, as far as a HAVE can tell them, and is paid for.
+
+        What it does not tell is sent again.
+        """
+        paid = int(self._quotas.credit(device) / 2 / RANGE_BYTES)
+        return to_ranges(self._assembler.held(device, message_id))[
+            : min(m.MAX_RANGES, max(LEAST_RANGES, paid))
+        ]
 
     def asked(self, ask: m.Ask, chunk_bytes: int) -> m.FrameRanges:
         """Which frames of the asked request are here, in chunks as the device cuts it now."""
         device = ask.device
         if not self._assembler.cut_as(device, ask.about, chunk_bytes):
-            if not self._quotas.frame(device, self._assembler.bytes_of(device)):
+            if not self._quotas.work(device, self._assembler.bytes_of(device)):
                 return ()
             self._assembler.recut(device, ask.about, chunk_bytes)
         return self.held(device, ask.about) or self._adopt(ask)
@@ -109,7 +135,7 @@ class Intake:
         device = ask.device
         if ask.total is None or ask.chunk_bytes is None or not ask.digests:
             return ()
-        if not self._quotas.frame(device, self._assembler.bytes_of(device)):
+        if not self._quotas.work(device, self._assembler.bytes_of(device)):
             return ()
         self._assembler.adopt(
             device, ask.about, chunk_bytes=ask.chunk_bytes, total=ask.total, digests=ask.digests
@@ -125,6 +151,11 @@ class Intake:
     def upload_bytes(self) -> int:
         """Reserved for unfinished requests."""
         return self._assembler.bytes_held
+
+    def _charged(self, delivery: Delivery) -> str:
+        """On whose account a delivery goes: who sent it, as far as the broker knows that."""
+        named = device_of_key(delivery.routing_key) or ""
+        return named if self._trust is Trust.OPEN else delivery.principal or named
 
     def _sender(self, delivery: Delivery) -> tuple[str, str]:
         """The device that sent it and where it listens."""

@@ -13,10 +13,13 @@ from broker import messages as m
 from broker.topology import shard_of
 from server_worker.allowing import may_train
 from server_worker.refusals import error_reply, not_allowed_reply
-from server_worker.store import Store
+from server_worker.store import Store, StoredJob, no_parts
 from spliteasy.compute import Compute
 from spliteasy.errors import NeedsNewer
 from spliteasy.job import Job, device_parts
+
+CACHED_BYTES = 256 << 20
+"""Of the devices' parts of jobs. The largest is kept whatever its size."""
 
 
 class JobCache:
@@ -69,29 +72,68 @@ class JobCache:
         return loaded
 
 
-async def answer_get_job(request: m.GetJob, store: Store, *, shards: int) -> m.Job | m.Error:
-    """The device's parts of the version asked for, and the shard that serves the session."""
-    allowed = (await store.allowed([request.device])).get(request.device)
-    if not may_train(allowed, request.job):
-        return not_allowed_reply(request)
-    stored = await store.get_job(request.job, request.digest)
-    if stored is None:
-        known = sorted(await store.job_versions())
+class DeviceJobs:
+    """Answers GET_JOB. The devices' parts of jobs are read once, and kept up to `limit_bytes`, the least
+    recently used dropped first: what an answer costs the store is about what the question costs the device.
+    """
+
+    def __init__(self, store: Store, *, shards: int, limit_bytes: int = CACHED_BYTES) -> None:
+        self._store = store
+        self._shards = shards
+        self._limit_bytes = limit_bytes
+        self._parts: OrderedDict[tuple[str, str], dict[str, torch.Tensor]] = OrderedDict()
+        self._reading = asyncio.Lock()
+
+    async def answer(self, request: m.GetJob) -> m.Job | m.Error:
+        """The device's parts of the version asked for, and the shard that serves the session.
+
+        Raises StoreError.
+        """
+        store = self._store
+        allowed = (await store.allowed([request.device])).get(request.device)
+        if not may_train(allowed, request.job):
+            return not_allowed_reply(request)
+        stored = await store.get_job(request.job, request.digest, wanted=no_parts)
+        if stored is None:
+            return await self._unknown(request)
+        if not may_train(allowed, request.job, stored.digest):
+            return not_allowed_reply(request, stored.digest)
+        async with self._reading:  # many devices ask at once for one new job
+            parts = await self._parts_of(stored)
+        return m.Job(
+            session=request.session,
+            answers=request.request,
+            digest=stored.digest,
+            shard=shard_of(request.session, self._shards),
+            manifest=stored.manifest.decode(),
+            parts=tuple(parts),
+            signature=stored.signature,
+            values=tuple(parts.values()),
+        )
+
+    async def _parts_of(self, stored: StoredJob) -> dict[str, torch.Tensor]:
+        key = (stored.name, stored.digest)
+        parts = self._parts.get(key)
+        if parts is None:
+            found = await self._store.get_job(stored.name, stored.digest, wanted=device_parts)
+            read = {} if found is None else found.parts
+            parts = {
+                name: torch.frombuffer(bytearray(read[name]), dtype=torch.uint8) for name in sorted(read)
+            }
+            self._parts[key] = parts
+        self._parts.move_to_end(key)
+        while len(self._parts) > 1 and sum(map(_nbytes, self._parts.values())) > self._limit_bytes:
+            self._parts.popitem(last=False)
+        return parts
+
+    async def _unknown(self, request: m.GetJob) -> m.Error:
+        known = sorted(await self._store.job_versions())
         version = f"{request.job}@{request.digest[:12]}" if request.digest else request.job
         listed = f"submitted are: {', '.join(known[:20])}" if known else "no job has been submitted"
         return error_reply(
             request, "unknown-job", f"there is no job {version}", f"{listed}; see `spliteasy submit`"
         )
-    if not may_train(allowed, request.job, stored.digest):
-        return not_allowed_reply(request, stored.digest)
-    names = device_parts(stored.parts)
-    return m.Job(
-        session=request.session,
-        answers=request.request,
-        digest=stored.digest,
-        shard=shard_of(request.session, shards),
-        manifest=stored.manifest.decode(),
-        parts=names,
-        signature=stored.signature,
-        values=tuple(torch.frombuffer(bytearray(stored.parts[name]), dtype=torch.uint8) for name in names),
-    )
+
+
+def _nbytes(parts: dict[str, torch.Tensor]) -> int:
+    return sum(part.nbytes for part in parts.values())

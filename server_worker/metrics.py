@@ -75,7 +75,10 @@ BYTES = Metric(
     ("direction", "codec"),
 )
 DEAD_LETTERS = Metric(
-    "spliteasy_worker_dead_letters_total", "counter", "Deliveries moved to the dead queue.", ("reason",)
+    "spliteasy_worker_dead_letters_total",
+    "counter",
+    "Deliveries that were not served: moved to the dead queue, or dropped.",
+    ("reason",),
 )
 # What is held, and its limits
 SESSIONS = Metric("spliteasy_worker_sessions", "gauge", "Sessions in memory.")

@@ -11,14 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MAX_DEVICES = 10_000
-FRAME_COST_BYTES = 4096
-"""The least that a frame counts for, so that tiny ones are not free."""
+OVERHEAD_BYTES = 256
+"""What a frame costs its sender beside its bytes: method, properties and headers on the wire."""
 
 ANSWERS_PER_S, ANSWERS = 10.0, 20.0
 """BUSY is said so often; to a flood beyond it, silence: no answer may cost more than the question."""
 
-GET_JOB_COST = 200.0
-"""In messages: the answer is the whole job."""
+FIRST_CREDIT, CREDIT = 64 << 10, 1 << 20
+"""Small answers (what is here, what is missing) cost at most what was received, in bytes. What a device may
+begin with, and save up."""
+
+BURIED_PER_S, BURIED = 1.0, 50.0
+BURIED_BYTES_PER_S, BURIED_BYTES = 256 << 10, 8 << 20
+"""Of each device so many dead letters are kept, and so many bytes of them; the others are dropped. The broker
+writes all of them to its disk, however few it keeps in the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +32,13 @@ class DeviceQuota:
     """What one device may ask of one worker. Bursts are in seconds of the rate."""
 
     messages_per_s: float = 2000.0
+    frames_per_s: float = 4000.0
+    """Whole messages or parts of them, however small."""
     bytes_per_s: float = 1 << 30
     burst_s: float = 2.0
+    jobs: float = 10.0
+    """Answers to GET_JOB at once: each is a whole job. One more every `job_s`."""
+    job_s: float = 5.0
     sessions: int = 8
     """Jobs that it trains at a time: sessions that got a request within `session_s`."""
     session_s: float = 60.0
@@ -51,8 +62,14 @@ class _Bucket:
 @dataclass(slots=True)
 class _Use:
     messages: _Bucket
+    frames: _Bucket
     bytes: _Bucket
     answers: _Bucket
+    jobs: _Bucket
+    buried: _Bucket
+    buried_bytes: _Bucket
+    credit: float = FIRST_CREDIT
+    """Bytes that small answers may cost."""
     sessions: dict[str, float] = field(default_factory=dict)
     """When each got its last request."""
 
@@ -66,18 +83,55 @@ class Quotas:
         self._uses: OrderedDict[str, _Use] = OrderedDict()
 
     def frame(self, device: str, frame_bytes: int) -> bool:
-        """Whether the device may send a frame of that size now."""
-        rate, cost = self._quota.bytes_per_s, max(frame_bytes, FRAME_COST_BYTES)
+        """Whether the device may send a frame of that size now. Every frame is counted, readable or not."""
+        use, quota, now_s = self._of(device), self._quota, self._clock()
+        cost = frame_bytes + OVERHEAD_BYTES
+        use.credit = min(CREDIT, use.credit + cost)
+        frames = use.frames.take(
+            1, rate=quota.frames_per_s, burst=quota.frames_per_s * quota.burst_s, now_s=now_s
+        )
+        nbytes = use.bytes.take(
+            cost, rate=quota.bytes_per_s, burst=quota.bytes_per_s * quota.burst_s, now_s=now_s
+        )
+        return frames and nbytes
+
+    def work(self, device: str, nbytes: int) -> bool:
+        """Whether the worker may look through so many bytes for a device: that costs as much as sending."""
+        rate = self._quota.bytes_per_s
         return self._of(device).bytes.take(
-            cost, rate=rate, burst=rate * self._quota.burst_s, now_s=self._clock()
+            nbytes, rate=rate, burst=rate * self._quota.burst_s, now_s=self._clock()
         )
 
-    def message(self, device: str, cost: float = 1.0) -> bool:
+    def message(self, device: str) -> bool:
         """Whether it may send a message now."""
         rate = self._quota.messages_per_s
         return self._of(device).messages.take(
-            cost, rate=rate, burst=rate * self._quota.burst_s, now_s=self._clock()
+            1, rate=rate, burst=rate * self._quota.burst_s, now_s=self._clock()
         )
+
+    def job(self, device: str) -> bool:
+        """Whether it gets a job's parts now."""
+        quota = self._quota
+        return self._of(device).jobs.take(1, rate=1 / quota.job_s, burst=quota.jobs, now_s=self._clock())
+
+    def dead_letter(self, device: str, nbytes: int) -> bool:
+        """Whether a dead letter of the device of that size is kept."""
+        use, now_s = self._of(device), self._clock()
+        return use.buried.take(1, rate=BURIED_PER_S, burst=BURIED, now_s=now_s) and use.buried_bytes.take(
+            nbytes, rate=BURIED_BYTES_PER_S, burst=BURIED_BYTES, now_s=now_s
+        )
+
+    def credit(self, device: str) -> float:
+        """How many bytes small answers to it may cost now."""
+        return self._of(device).credit
+
+    def afford(self, device: str, nbytes: int) -> bool:
+        """Whether a small answer of that size is sent: its credit pays for it."""
+        use = self._of(device)
+        if use.credit < nbytes:
+            return False
+        use.credit -= nbytes
+        return True
 
     def session(self, device: str, session: str) -> bool:
         """Whether it may use that session beside those that it uses already."""
@@ -105,8 +159,12 @@ class Quotas:
             quota, now_s = self._quota, self._clock()
             use = self._uses[device] = _Use(
                 messages=_Bucket(quota.messages_per_s * quota.burst_s, now_s),
+                frames=_Bucket(quota.frames_per_s * quota.burst_s, now_s),
                 bytes=_Bucket(quota.bytes_per_s * quota.burst_s, now_s),
                 answers=_Bucket(ANSWERS, now_s),
+                jobs=_Bucket(quota.jobs, now_s),
+                buried=_Bucket(BURIED, now_s),
+                buried_bytes=_Bucket(BURIED_BYTES, now_s),
             )
             if len(self._uses) > MAX_DEVICES:
                 self._uses.popitem(last=False)

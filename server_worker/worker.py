@@ -17,16 +17,19 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import structlog
+from torch import Tensor
 
+from broker import encode
 from broker import messages as m
 from broker.assembler import Assembler, OverBudget
 from broker.backoff import full_jitter
-from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES
+from broker.chunks import CHUNK_BYTES, HEADER_BYTES, MIN_CHUNK_BYTES
 from broker.labels import codec_label
+from broker.patience import SETTLED_S, Patience
 from broker.sending import send_message
 from broker.topology import FRONT, shard_queue, worker_queues
 from broker.transport import Delivery, Depth, Subscription, Transport
@@ -38,14 +41,15 @@ from server_worker.config import Trust, WorkerConfig
 from server_worker.durability import DurabilityClock
 from server_worker.heartbeat import Heartbeat
 from server_worker.intake import Accepted, Intake, Waiting
-from server_worker.jobs import JobCache, answer_get_job
+from server_worker.jobs import DeviceJobs, JobCache
 from server_worker.losses import Losses
 from server_worker.queues import Queues
-from server_worker.quotas import Quotas
+from server_worker.quotas import OVERHEAD_BYTES, Quotas
 from server_worker.refusals import error_reply
+from server_worker.reply_queues import ReplyQueues
 from server_worker.store import Store
 from spliteasy.compute import Compute
-from spliteasy.errors import LinkError, LinkRefused, StoreError, WireError
+from spliteasy.errors import LinkError, StoreError, UserError, WireError
 from spliteasy.metering import SILENT, Meter
 from spliteasy.tracing import Tracer
 
@@ -53,6 +57,8 @@ log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
 NOTHING: Mapping[str, Arrived] = {}
+SMALL = (m.Have, m.Missing, m.Busy, m.Working)
+"""Answers that a tiny question can have many of, or large ones."""
 BACKOFF_MAX_S = 2.0
 """Workers are few: they are back before the devices, which wait for longer between two tries."""
 
@@ -79,6 +85,7 @@ class Worker:
         self.store = store
         self.compute = compute
         self.jobs = JobCache(store, compute, limit=config.jobs)
+        self._device_jobs = DeviceJobs(store, shards=config.shards)
         self.steps = 0
         self.connected = asyncio.Event()
         self._connect = connect
@@ -94,6 +101,7 @@ class Worker:
             shards=config.shards,
             quotas=Quotas(config.quota, clock),
         )
+        self._replies = ReplyQueues(clock)
         self._heartbeat = Heartbeat(self)
         self._transport: Transport | None = None
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -101,24 +109,12 @@ class Worker:
         self._log = log.bind(worker=config.name)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, then drain. Raises LinkRefused and UserError; survives lost links."""
+        """Serve until `stop` is set, then drain. Raises LinkError and UserError as `Patience` has it."""
         if self.config.trust is Trust.OPEN:
             self._log.warning("trust is open: any client of this broker can speak for any device")
         beat, tell = asyncio.create_task(self._heartbeat.run()), asyncio.create_task(self._tell())
         try:
-            delays = self._backoff()
-            while not stop.is_set():
-                try:
-                    self._transport = await self._connect()
-                    delays = self._backoff()
-                    await self._serve(self._transport, stop)
-                except LinkRefused:
-                    raise
-                except LinkError as error:
-                    self._log.warning("broker lost", error=error.message)
-                    await _wait(stop, next(delays))
-                finally:
-                    await self._hang_up()
+            await self._serve_connections(stop)
         finally:
             beat.cancel()
             tell.cancel()
@@ -128,6 +124,34 @@ class Worker:
             with suppress(StoreError):
                 await self.store.leave(self.config.name)
                 await self.losses.write(self.store)
+
+    async def _serve_connections(self, stop: asyncio.Event) -> None:
+        """One connection after the other, until `stop` is set. Raises as `run`."""
+        config, told, delays = self.config, "", self._backoff()
+        patience = Patience(unreachable_s=config.patience_s, limit_s=config.give_up_s, clock=self.clock)
+        while not stop.is_set():
+            began_s = self.clock()
+            try:
+                await self._serve_connection(patience, stop)
+            except (LinkError, UserError) as error:
+                patience.check(error)
+                if self.clock() - began_s >= SETTLED_S:
+                    told, delays = "", self._backoff()
+                if error.message != told:
+                    told = error.message
+                    self._log.warning("trying again", error=told, hint=error.hint)
+                await _wait(stop, next(delays))
+
+    async def _serve_connection(self, patience: Patience, stop: asyncio.Event) -> None:
+        try:
+            self._transport = await self._connect()
+            await self._serve(self._transport, stop)
+        finally:
+            transport = self._transport
+            if self.queues.subscriptions:
+                patience.connected()
+            await self._hang_up()
+            patience.lost(None if transport is None else transport.lost)
 
     def _backoff(self) -> Iterator[float]:
         return full_jitter(max_s=BACKOFF_MAX_S, rng=self._rng)
@@ -158,6 +182,8 @@ class Worker:
         transport = self._transport
         if transport is None:
             return
+        if not await self._may_answer(transport, reply_to, reply):
+            return
         message_id = reply_id(reply)
         began, codec = self.clock(), codec_label(reply)
         most = self.config.chunk_bytes
@@ -183,6 +209,25 @@ class Worker:
             self._log.info(
                 "reply not delivered", kind=getattr(reply, "kind", ""), error=str(errors.exceptions[0])
             )
+
+    async def _may_answer(self, transport: Transport, reply_to: str, reply: m.Message) -> bool:
+        """Whether the reply queue is there, and bounded as devices are to declare it; and, of a small answer,
+        whether what the device sent pays for it.
+        """
+        kind = getattr(reply, "kind", "")
+        nbytes = sum(value.nbytes for value in reply.values if isinstance(value, Tensor))
+        small = isinstance(reply, SMALL)
+        if small and not self._intake.affords(reply_to, len(encode(reply)) + HEADER_BYTES + OVERHEAD_BYTES):
+            self.meter.add(metrics.BUSY, 1, "silence")
+            return False
+        try:
+            fit = await self._replies.is_fit(transport, reply_to, nbytes)
+        except LinkError as error:
+            self._log.info("reply not delivered", kind=kind, error=error.message)
+            return False
+        if not fit:
+            self._log.info("reply not delivered", kind=kind, error=f"{reply_to} is not there, or not bounded")
+        return fit
 
     def committed(self, session: str, step: int, loss: float | None) -> None:
         self.steps += 1
@@ -228,6 +273,8 @@ class Worker:
 
     async def _serve(self, transport: Transport, stop: asyncio.Event) -> None:
         await transport.declare(*worker_queues(self.config.shards, dead_bytes=self.config.dead_bytes))
+        self._replies.forget()
+        await self._replies.may_look(transport)
         queues = [FRONT, *(shard_queue(n).name for n in range(self.config.shards))]
         stopped = asyncio.create_task(stop.wait())
         readers = [asyncio.create_task(self.queues.read(transport, queue, self._take)) for queue in queues]
@@ -251,9 +298,7 @@ class Worker:
         try:
             taken = self._intake.take(delivery)
         except WireError as error:
-            self._log.warning("refused", key=delivery.routing_key, reason=error.message)
-            self.meter.add(metrics.DEAD_LETTERS, 1, "refused")
-            await subscription.dead_letter(delivery, error.message)
+            await self._bury(delivery, subscription, error.message, "refused")
             return
         if isinstance(taken, Accepted):
             self.meter.add(metrics.BYTES, taken.raw.nbytes, "received", codec_label(taken.request))
@@ -263,8 +308,7 @@ class Worker:
                 if poison is None:
                     await subscription.ack(delivery)
                 else:
-                    self.meter.add(metrics.DEAD_LETTERS, 1, "poison")
-                    await subscription.dead_letter(delivery, poison)
+                    await self._bury(delivery, subscription, poison, "poison")
 
         receipt = self._receipt(taken)
         if receipt is not None:
@@ -286,6 +330,19 @@ class Worker:
                     arrived_s=self.clock(),
                 )
             )
+
+    async def _bury(
+        self, delivery: Delivery, subscription: Subscription, reason: str, why: Literal["refused", "poison"]
+    ) -> None:
+        """Move it to the dead queue, where its sender has not filled that lately; else it is dropped."""
+        if not self._intake.may_bury(delivery):
+            self.meter.add(metrics.DEAD_LETTERS, 1, "dropped")
+            await subscription.ack(delivery)
+            return
+        if why == "refused":
+            self._log.warning("refused", key=delivery.routing_key, reason=reason)
+        self.meter.add(metrics.DEAD_LETTERS, 1, why)
+        await subscription.dead_letter(delivery, reason)
 
     def _receipt(self, taken: Accepted | Waiting) -> m.Receipt | None:
         """What to say about a request's bytes, where not all of them are here.
@@ -311,7 +368,7 @@ class Worker:
         self, request: m.GetJob, taken: Accepted, finish: Callable[[], Awaitable[None]]
     ) -> None:
         try:
-            reply: m.Reply = await answer_get_job(request, self.store, shards=self.config.shards)
+            reply: m.Reply = await self._device_jobs.answer(request)
         except StoreError as error:
             reply = error_reply(request, "unavailable", error.message, error.hint, retriable=True)
         await self.send(taken.reply_to, reply, chunk_bytes=taken.chunk_bytes)

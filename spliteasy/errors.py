@@ -10,16 +10,20 @@
     ├── PortableError         a segment or job package that is malformed or not allowed
     ├── WireError             bytes from the wire that are not a message
     ├── LinkError             (retriable) the broker can't be reached, or the connection was lost
-    │   ├── LinkRefused       the broker answered no: credentials, permissions, arguments
+    │   ├── LinkDeferred      the broker answered no, for a reason that can pass
+    │   ├── LinkRefused       (not retriable) the broker answered no: credentials, permissions, arguments
+    │   ├── AccountGone       the connection was lost because this account was deleted
     │   └── Unroutable        no queue took the frame
     ├── StoreError
     │   ├── StoreUnavailable  (retriable) the store can't be reached
+    │   │   └── StoreDeferred it answered: not now
     │   └── StoreFull         (retriable) the store has no room
     ├── OutOfMemory           (retriable) this process gets no more memory
     ├── RemoteError           the other side answered ERROR
     └── ReplayMismatch        a replayed step gave other bits than it had given before
 
-An error for a person says what was wrong, where, and what to do (`hint`).
+An error for a person says what was wrong, where, and what to do (`hint`). Which errors end a process, and how
+long the others are waited out, is the table in docs/operations.md; `broker.patience` decides it.
 """
 
 from __future__ import annotations
@@ -85,10 +89,18 @@ class LinkError(SplitEasyError):
     retriable: ClassVar[bool] = True
 
 
+class LinkDeferred(LinkError):
+    """The broker answered no, for a reason that can pass: its virtual host is down, a limit is reached."""
+
+
 class LinkRefused(LinkError):
-    """The broker answered no: credentials, permissions, arguments. Trying again won't help."""
+    """The broker answered no: credentials, permissions, arguments. Somebody has to mend that first."""
 
     retriable: ClassVar[bool] = False
+
+
+class AccountGone(LinkError):
+    """The connection was lost because this account was deleted: what refuses it next is final."""
 
 
 class Unroutable(LinkError):
@@ -103,6 +115,10 @@ class StoreUnavailable(StoreError):
     """The store can't be reached, or did not answer in time: the outcome of a call is unknown."""
 
     retriable: ClassVar[bool] = True
+
+
+class StoreDeferred(StoreUnavailable):
+    """The store answered: not now. It is loading, a replica, or has too many clients."""
 
 
 class StoreFull(StoreError):

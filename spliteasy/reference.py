@@ -1,14 +1,14 @@
 """The training that split training has to equal: the whole model, in one process, by plain PyTorch.
 
-`PlainTraining` uses the user's own model and what a PyTorch user would write around it. A model that
-draws random numbers draws them per segment when it is split, so that its reference (`SegmentedTraining`)
-runs the job's segments one after the other in one process, under the same seeds.
+`PlainTraining` uses the user's own model, as its factory makes it, and what a PyTorch user would write
+around it. Where layers draw random numbers it draws those that the segments draw (`masks`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,46 +18,32 @@ from torch.utils._pytree import tree_leaves
 from spliteasy import schedule
 from spliteasy.job import Job
 from spliteasy.losses import LossFunction, UsersLoss
+from spliteasy.masks import SegmentMasks
 from spliteasy.micro_batches import share_of, split_batch
 from spliteasy.optim import build_optimizer
-from spliteasy.training import (
-    MODEL_PREFIX,
-    OPTIMIZER_PREFIX,
-    STEP_KEY,
-    SegmentTrainer,
-    Values,
-    backward_from,
-    tensors_of,
-)
+from spliteasy.seeding import states_kept
+from spliteasy.splitting.model_state import left_as_it_was
+from spliteasy.training import MODEL_PREFIX, OPTIMIZER_PREFIX, generator_state
 
 State = dict[str, Tensor]
 """`model/<name>` and `optimizer/<name>/<key>`, under the original model's names."""
 
 
-class Reference(Protocol):
-    """A training in one process."""
-
-    def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-        """Take one optimizer step on a batch, one micro-batch after the other; returns the batch's loss."""
-        ...
-
-    def state(self) -> State: ...
-
-
-def reference_of(job: Job, model: nn.Module, loss: LossFunction, *, device: str) -> Reference:
-    """The training that a split one on `device` has to equal; `model` as its factory made it."""
-    segments = [segment for segment in (job.head, job.body, job.tail) if segment is not None]
-    if any(segment.has_random for segment in segments):
-        return SegmentedTraining(job, device=device)
-    return PlainTraining(job, model, loss)
-
-
 class PlainTraining:
     """The user's model, one optimizer over all of it, autograd from the loss to the inputs."""
 
-    def __init__(self, job: Job, model: nn.Module, loss: LossFunction) -> None:
-        """`model` as its factory left it, training mode of each submodule included."""
+    def __init__(self, job: Job, model: nn.Module, loss: LossFunction, *, device: str) -> None:
+        """`model` as its factory left it, training mode of each submodule included.
+
+        It trains as a split one on `device` does.
+        """
         self._model = model
+        self._taken = 0
+        segments = [("head", job.head), ("body", job.body), ("tail", job.tail)]
+        present = [(role, segment) for role, segment in segments if segment is not None]
+        random = any(segment.has_random for _, segment in present)
+        self._masks = SegmentMasks(model, job.spec.model.cuts) if random else None
+        self._states = [partial(generator_state, job.spec, device, role) for role, _ in present]
         self._loss = loss
         self._clip = job.spec.clip
         self._micro_batches = job.spec.micro_batches
@@ -71,16 +57,22 @@ class PlainTraining:
         )
         self._segments = [
             [self._named[name] for name, _ in segment.named_parameters() if name in self._named]
-            for segment in (job.head, job.body, job.tail)
-            if segment is not None
+            for _, segment in present
         ]
 
     def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
+        """Take one optimizer step on a batch, one micro-batch after the other; returns the batch's loss."""
+        parts = _micro_batches(inputs, targets, self._micro_batches)
+        if self._masks is not None and not self._taken:
+            with states_kept(), left_as_it_was(self._model):
+                self._masks.count_calls(parts[0][0])
+        self._taken += 1
         total = 0.0
-        for part, wanted, share in _micro_batches(inputs, targets, self._micro_batches):
-            outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
-            loss = self._loss(outputs, wanted)
-            (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+        for micro, (part, wanted, share) in enumerate(parts):
+            with self._drawn(micro):
+                outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
+                loss = self._loss(outputs, wanted)
+                (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach()) * share
         if self._clip is not None:
             for parameters in self._segments:
@@ -91,7 +83,14 @@ class PlainTraining:
             self._optimizer.zero_grad()
         return total
 
+    def _drawn(self, micro: int) -> AbstractContextManager[None]:
+        """The random numbers of the step's micro-batch."""
+        if self._masks is None:
+            return nullcontext()
+        return self._masks.drawn([state(self._taken, micro) for state in self._states])
+
     def state(self) -> State:
+        """Weights, buffers and optimizer state after the last step: live tensors, not copies."""
         state = {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._model.state_dict().items()}
         state |= {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._named.items()}
         if self._optimizer is not None:
@@ -99,58 +98,6 @@ class PlainTraining:
                 for key, value in self._optimizer.state.get(parameter, {}).items():
                     if isinstance(value, Tensor):
                         state[f"{OPTIMIZER_PREFIX}{name}/{key}"] = value
-        return state
-
-
-class SegmentedTraining:
-    """The job's segments, one after the other, without broker, store or envelope between them."""
-
-    def __init__(self, job: Job, *, device: str) -> None:
-        self._job = job
-        parts = (("head", job.head), ("body", job.body), ("tail", job.tail))
-        self._trainers = [
-            SegmentTrainer(segment.spawn(), job.spec, device=device, role=role)
-            for role, segment in parts
-            if segment is not None
-        ]
-
-    def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-        parts = _micro_batches(inputs, targets, self._job.spec.micro_batches)
-        loss = 0.0
-        for micro, (part, wanted, share) in enumerate(parts):
-            loss += self._accumulate(micro, part, wanted, share) * share
-        for trainer in self._trainers:
-            trainer.apply()
-        return loss
-
-    def _accumulate(self, micro: int, inputs: Values, targets: tuple[Tensor, ...], share: float) -> float:
-        """Forward and backward of one micro-batch; returns its loss."""
-        head, *others = self._trainers
-        opened = [head.forward(inputs, micro=micro)]
-        wire = head.segment.n_wire
-        kept = opened[0].outputs[wire:]
-        values: Values = opened[0].outputs[:wire]
-        for index, trainer in enumerate(others):
-            arriving = tuple(v.detach() if isinstance(v, Tensor) else v for v in values)
-            is_tail = index == len(others) - 1 and self._job.tail is not None
-            opened.append(trainer.forward((*arriving, *kept) if is_tail else arriving, micro=micro))
-            values = opened[-1].outputs
-        loss = self._job.loss(tensors_of(values), targets)
-        backward_from(loss, share)
-        gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened[-1].inputs)
-        kept_gradients: tuple[Tensor | None, ...] = (None,) * len(kept)
-        if self._job.tail is not None:
-            arrived = len(gradients) - len(kept)
-            gradients, kept_gradients = gradients[:arrived], gradients[arrived:]
-            gradients = others[0].backward(opened[1], gradients)
-        head.backward(opened[0], (*gradients, *kept_gradients))
-        return float(loss.detach())
-
-    def state(self) -> State:
-        state: State = {}
-        for trainer in self._trainers:
-            state.update(trainer.state())
-        state.pop(STEP_KEY)
         return state
 
 

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from spliteasy.randomness import seeded
+from spliteasy.randomness import drawing, state_of
 
 
 @contextmanager
 def states_kept() -> Iterator[None]:
     """Hold torch's generator and its lock; at the end all three generators are what they were before."""
-    with seeded(0):
+    with drawing(state_of(0)):
         numpy_state, random_state = np.random.get_state(), random.getstate()
         try:
             yield

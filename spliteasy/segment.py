@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spliteasy.errors import PortableError
+from spliteasy.errors import DataError, PortableError
 from spliteasy.portable.check import check_program
 from spliteasy.portable.codec import document_from_json, document_to_json
-from spliteasy.portable.graph import DTYPES, TensorSpec, Value, ValueSpec
+from spliteasy.portable.graph import DTYPES, TensorSpec, Value, ValueSpec, misfit
 from spliteasy.portable.program import Program
 from spliteasy.portable.tensors import tensors_from_bytes, tensors_to_bytes
 
@@ -64,7 +64,16 @@ class Segment(nn.Module):
                 self._slots.append(slot)
 
     def forward(self, *inputs: Value) -> tuple[Value, ...]:
-        """Run the graph of the present mode: first the `n_wire` values for the wire, then those that stay."""
+        """Run the graph of the present mode: first the `n_wire` values for the wire, then those that stay.
+
+        Raises `DataError` for inputs of other dtypes or sizes than were traced; only the batch is free.
+        """
+        problem = misfit(self.input_values, inputs)
+        if problem is not None:
+            raise DataError(
+                f"{self.name}: {problem}",
+                hint="only the batch size is free: bring samples to the sizes that the model was traced with",
+            )
         tensors = [owner[leaf] for owner, leaf in self._slots]
         return self._program(tensors, [_delivering(value) for value in inputs], training=self.training)
 

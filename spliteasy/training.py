@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from spliteasy.job.spec import JobSpec
 from spliteasy.optim import build_optimizer, clip_gradients, set_learning_rate
 from spliteasy.portable.graph import ValueSpec
-from spliteasy.randomness import seed_of, seeded
+from spliteasy.randomness import drawing, seed_of, state_of
 from spliteasy.segment import Segment
 
 Values = tuple[Tensor | int, ...]
@@ -39,6 +40,15 @@ class OpenForward:
     outputs: Values
 
 
+def generator_state(spec: JobSpec, device: str, role: str, step: int, micro: int) -> Tensor:
+    """The state of torch's generator with which a segment begins the forward of a micro-batch.
+
+    The one place that says where random layers get their numbers: for training, and for the plain program
+    that it is compared with.
+    """
+    return state_of(seed_of(spec.seed, device, role, step, micro))
+
+
 class SegmentTrainer:
     """One segment's weights, buffers and optimizer at a step.
 
@@ -51,7 +61,7 @@ class SegmentTrainer:
         self.segment = segment
         self.step = 0
         self._spec = spec
-        self._seed_parts = (spec.seed, device, role)
+        self._state_at = partial(generator_state, spec, device, role)
         self._parameters = dict(segment.named_parameters())
         self._optimizer = build_optimizer(spec.optimizer, self._parameters.items())
         self._trainable = [p for p in self._parameters.values() if p.requires_grad]
@@ -98,8 +108,7 @@ class SegmentTrainer:
             value.detach().requires_grad_(spec.needs_grad) if isinstance(value, Tensor) else value
             for value, spec in zip(values, self.segment.input_values, strict=True)
         )
-        seed = seed_of(*self._seed_parts, step, micro)
-        with seeded(seed) if self.segment.has_random else nullcontext():
+        with drawing(self._state_at(step, micro)) if self.segment.has_random else nullcontext():
             outputs = self.segment.forward(*inputs)
         return OpenForward(inputs, outputs)
 

@@ -24,6 +24,7 @@ from server_worker.store.base import (
     StoredJob,
     UnknownSession,
     WorkerInfo,
+    no_parts,
 )
 from server_worker.store.sqlite import SqliteStore
 from spliteasy.errors import UserError
@@ -48,6 +49,7 @@ __all__ = [
     "StoredJob",
     "UnknownSession",
     "WorkerInfo",
+    "no_parts",
     "open_store",
 ]
 

@@ -13,7 +13,7 @@ arrive last. Outcomes are values
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -183,6 +183,20 @@ class WorkerInfo:
     """The owner nonce of its sessions; empty where its version does not say."""
 
 
+WantedParts = Callable[[Sequence[str]], Sequence[str]]
+"""Which parts of a job to read, of those that there are."""
+
+
+def all_parts(names: Sequence[str]) -> Sequence[str]:
+    """A whole job."""
+    return names
+
+
+def no_parts(names: Sequence[str]) -> Sequence[str]:
+    """The version and its manifest only."""
+    return ()
+
+
 class Store(Protocol):
     """Durable state. One instance per process; safe for concurrent use by asyncio tasks."""
 
@@ -206,8 +220,12 @@ class Store(Protocol):
         """
         ...
 
-    async def get_job(self, name: str, digest: str | None = None) -> StoredJob | None:
-        """The version named, or (digest None) the newest one submitted."""
+    async def get_job(
+        self, name: str, digest: str | None = None, *, wanted: WantedParts = all_parts
+    ) -> StoredJob | None:
+        """The version named, or (digest None) the newest one submitted. Only the parts that `wanted` takes
+        from the names of all are read.
+        """
         ...
 
     async def job_versions(self) -> Mapping[str, Sequence[str]]:

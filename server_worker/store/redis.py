@@ -47,7 +47,9 @@ from server_worker.store.base import (
     StepBehind,
     StoredJob,
     UnknownSession,
+    WantedParts,
     WorkerInfo,
+    all_parts,
 )
 from server_worker.store.records import decode_worker, encode_worker, grouped, pieces
 from server_worker.store.redis_answers import Outcome, outcome_of
@@ -121,7 +123,9 @@ class RedisStore:
             await self._link.call("HSET", f"{base}:job", "signature", job.signature)
         await self._link.script(scripts.SUBMIT, [_JOBS], job.name, job.digest)
 
-    async def get_job(self, name: str, digest: str | None = None) -> StoredJob | None:
+    async def get_job(
+        self, name: str, digest: str | None = None, *, wanted: WantedParts = all_parts
+    ) -> StoredJob | None:
         if digest is None:
             digests = await self._link.call("HGET", _JOBS, name)
             if digests is None:
@@ -132,7 +136,7 @@ class RedisStore:
         manifest, token, index, signature = await self._link.call("HMGET", f"{base}:job", *fields)
         if manifest is None:
             return None
-        parts = await get_values(self._link, f"{base}:part:{token.decode()}", index)
+        parts = await get_values(self._link, f"{base}:part:{token.decode()}", index, wanted)
         signed = None if signature is None else signature.decode()
         return StoredJob(name=name, digest=digest, manifest=manifest, parts=parts, signature=signed)
 

@@ -11,7 +11,7 @@ from operator import itemgetter
 
 import orjson
 
-from server_worker.store.base import Blob
+from server_worker.store.base import Blob, WantedParts, all_parts
 from server_worker.store.records import grouped, pieces
 from server_worker.store.redis_link import Command, RedisLink
 from spliteasy.errors import StoreFull
@@ -55,13 +55,21 @@ async def put_values(
     return len(flat), orjson.dumps([(name, [len(piece) for piece in parts]) for name, parts in cut.items()])
 
 
-async def get_values(link: RedisLink, prefix: str, index: bytes) -> dict[str, bytes]:
-    """The values. KeyError where a piece was dropped meanwhile."""
+async def get_values(
+    link: RedisLink, prefix: str, index: bytes, wanted: WantedParts = all_parts
+) -> dict[str, bytes]:
+    """The values that are wanted of those that there are. KeyError where a piece was dropped meanwhile."""
     sizes: list[tuple[str, list[int]]] = orjson.loads(index)
+    names = set(wanted([name for name, _ in sizes]))
+    numbers, count = [], 0
+    for name, parts in sizes:
+        if name in names:
+            numbers += list(enumerate(parts, start=count))
+        count += len(parts)
     found: list[bytes] = []
-    for group in grouped([size for _, parts in sizes for size in parts]):
-        found += await link.call("MGET", *(f"{prefix}:{i}" for i in group))
+    for group in grouped([size for _, size in numbers]):
+        found += await link.call("MGET", *(f"{prefix}:{numbers[i][0]}" for i in group))
         if None in found:
             raise KeyError(f"{prefix} was just dropped")
     ordered = iter(found)
-    return {name: b"".join(islice(ordered, len(parts))) for name, parts in sizes}
+    return {name: b"".join(islice(ordered, len(parts))) for name, parts in sizes if name in names}

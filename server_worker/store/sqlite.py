@@ -30,7 +30,9 @@ from server_worker.store.base import (
     Owner,
     SessionMeta,
     StoredJob,
+    WantedParts,
     WorkerInfo,
+    all_parts,
 )
 from server_worker.store.records import decode_worker, encode_worker, pieces
 from server_worker.store.sqlite_file import Database
@@ -111,7 +113,9 @@ class SqliteStore:
 
         await self._write(put)
 
-    async def get_job(self, name: str, digest: str | None = None) -> StoredJob | None:
+    async def get_job(
+        self, name: str, digest: str | None = None, *, wanted: WantedParts = all_parts
+    ) -> StoredJob | None:
         def get(db: sqlite3.Connection) -> StoredJob | None:
             row = db.execute(
                 "SELECT digest, manifest, signature FROM jobs LEFT JOIN signatures USING (name, digest)"
@@ -120,10 +124,16 @@ class SqliteStore:
             ).fetchone()
             if row is None:
                 return None
-            rows = db.execute(
-                "SELECT part, body FROM parts WHERE name = ? AND digest = ? ORDER BY rowid", (name, row[0])
-            )
-            return StoredJob(name=name, digest=row[0], manifest=row[1], parts=_joined(rows), signature=row[2])
+            version = (name, row[0])
+            there = db.execute("SELECT DISTINCT part FROM parts WHERE name = ? AND digest = ?", version)
+            parts: dict[str, bytes] = {}
+            for part in wanted([found for (found,) in there]):
+                rows = db.execute(
+                    "SELECT part, body FROM parts WHERE name = ? AND digest = ? AND part = ? ORDER BY rowid",
+                    (*version, part),
+                )
+                parts |= _joined(rows)
+            return StoredJob(name=name, digest=row[0], manifest=row[1], parts=parts, signature=row[2])
 
         return await self._read(get)
 

@@ -19,6 +19,7 @@ from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy.cli.monitoring import MetricsHostOption, MetricsPortOption, Monitoring
+from spliteasy.cli.patience import GiveUpOption, seconds
 from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.cli.tracing import TracesOption, tracing
@@ -115,6 +116,7 @@ def agent(
     metered: MeteredOption = None,
     takeover: TakeoverOption = False,
     restart: RestartOption = False,
+    give_up_after: GiveUpOption = None,
     history: HistoryOption = None,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
@@ -156,6 +158,7 @@ def agent(
         operator_key=operator_key,
         takeover=takeover,
         restart=restart,
+        give_up_s=seconds(give_up_after),
         max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
         metered=None if metered is None else _budget(metered),
     )

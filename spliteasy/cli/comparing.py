@@ -31,7 +31,7 @@ from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
 from spliteasy.job.create import build_model, users_loss
 from spliteasy.losses import LOSSES
-from spliteasy.reference import State, difference, reference_of
+from spliteasy.reference import PlainTraining, State, difference
 from spliteasy.training import STEP_KEY
 
 EMBEDDED_WORKERS = 2
@@ -196,7 +196,7 @@ def compare_one(plan: Plan, device: str, batches: Batches, step: int, split: Sta
     spec = plan.job.spec
     model, _, _ = build_model(spec, plan.root)
     loss = LOSSES[spec.loss.name] if spec.loss.name is not None else users_loss(spec, plan.root)
-    reference = reference_of(plan.job, model, loss, device=device)
+    reference = PlainTraining(plan.job, model, loss, device=device)
     for number in range(1, step + 1):
         reference.step(*batches.batch(number))
     plain = reference.state()

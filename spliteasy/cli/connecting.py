@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import structlog
 import typer
 
 from spliteasy.errors import UserError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from broker import Transport
     from server_worker.store import Store
 
+log = structlog.get_logger(__name__)
+DEFERRED_S = 60.0
+"""How long a command asks again where the answer is: not now."""
 LOCAL_STACK = Path(".local/stack.json")
 
 BrokerOption = Annotated[
@@ -62,11 +66,16 @@ def local_stack_is(url: str, what: Literal["broker", "store"] = "broker") -> boo
 
 
 @asynccontextmanager
-async def broker_at(option: str | None) -> AsyncIterator[Transport]:
-    """A connection to the broker, closed at the end. Raises UserError, LinkError, LinkRefused."""
-    from broker import connect
+async def broker_at(option: str | None, *, deferred_s: float = DEFERRED_S) -> AsyncIterator[Transport]:
+    """A connection to the broker, closed at the end; one that says "not now" is asked again for `deferred_s`.
 
-    transport = await connect(find_url("broker", option))
+    Raises UserError, LinkError, LinkRefused.
+    """
+    from broker import connect
+    from broker.patience import tried_for_a_while
+
+    url = find_url("broker", option)
+    transport = await tried_for_a_while(lambda: connect(url), deferred_s=deferred_s, tell=log.warning)
     try:
         yield transport
     finally:
@@ -74,11 +83,19 @@ async def broker_at(option: str | None) -> AsyncIterator[Transport]:
 
 
 @asynccontextmanager
-async def store_at(option: str | None) -> AsyncIterator[Store]:
-    """The store, closed at the end. Raises UserError, StoreUnavailable."""
+async def store_at(
+    option: str | None, *, unreachable_s: float = 0.0, deferred_s: float = DEFERRED_S
+) -> AsyncIterator[Store]:
+    """The store, closed at the end; one that says "not now" is asked again for `deferred_s`, and one that
+    does not answer for `unreachable_s`. Raises UserError, StoreUnavailable.
+    """
+    from broker.patience import tried_for_a_while
     from server_worker.store import open_store
 
-    store = await open_store(find_url("store", option))
+    url = find_url("store", option)
+    store = await tried_for_a_while(
+        lambda: open_store(url), unreachable_s=unreachable_s, deferred_s=deferred_s, tell=log.warning
+    )
     try:
         yield store
     finally:

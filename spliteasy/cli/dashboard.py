@@ -146,9 +146,9 @@ class Following:
         self._slow_at = float("-inf")
 
     async def look(self) -> None:
-        """Raises LinkRefused."""
+        """Raises LinkRefused and UserError the first time."""
         tracker, feed = self._tracker, self._feed
-        await look_once(self._eyes.look, tracker, time.time)
+        await look_once(self._eyes.look, tracker, time.time, stays=True)
         picture, now = tracker.picture, time.time()
         if picture is not None and tracker.fault is None:
             self._add_rate(picture, now)

@@ -142,7 +142,7 @@ def revoke(
     broker: BrokerOption = None,
     management: ManagementOption = None,
 ) -> None:
-    """End an account at once: its connections are closed, and it can't come back.
+    """End an account at once: its connections are closed, its queues deleted, and it can't come back.
 
     What the server keeps of its sessions stays (`spliteasy forget` deletes it), and so do its limits.
     """
@@ -150,7 +150,7 @@ def revoke(
     check_identifier("NAME", name)
     if not accounts_at(management, find_url("broker", broker)).revoke(name):
         raise UserError(f"nobody is enrolled as {name}", hint="see `spliteasy devices`")
-    typer.echo(f"{name}: revoked; its connections are closed")
+    typer.echo(f"{name}: revoked; its connections are closed, and its queues are gone")
 
 
 def allow(

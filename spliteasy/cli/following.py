@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from spliteasy.cli.status import Picture
-from spliteasy.errors import LinkError, LinkRefused, StoreError
+from spliteasy.errors import LinkError, LinkRefused, StoreError, UserError
 from spliteasy.readable import span
 
 if TYPE_CHECKING:
@@ -197,13 +197,20 @@ def serving(picture: Picture, session: str) -> list[str]:
 
 
 async def look_once(
-    look: Callable[[], Awaitable[Picture]], tracker: Tracker, clock: Callable[[], float]
+    look: Callable[[], Awaitable[Picture]],
+    tracker: Tracker,
+    clock: Callable[[], float],
+    *,
+    stays: bool = False,
 ) -> list[News]:
-    """Look, and take in what there is. A broker or store that does not answer is news; raises LinkRefused."""
+    """Look, and take in what there is. A broker or store that does not answer is news.
+
+    Raises LinkRefused and UserError; where it `stays`, they are news too once there was a look.
+    """
     try:
         picture = await look()
-    except LinkRefused:
-        raise
-    except (LinkError, StoreError) as error:
+    except (LinkError, StoreError, UserError) as error:
+        if isinstance(error, LinkRefused | UserError) and not (stays and tracker.picture is not None):
+            raise
         return tracker.miss(error.message, clock())
     return tracker.see(picture, clock())

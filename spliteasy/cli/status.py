@@ -113,8 +113,12 @@ class Eyes:
             try:
                 async with asyncio.timeout(LOOK_S):
                     if self._parts is None:
-                        store = await self._connections.enter_async_context(store_at(self._store))
-                        transport = await self._connections.enter_async_context(broker_at(self._broker))
+                        store = await self._connections.enter_async_context(
+                            store_at(self._store, deferred_s=0)
+                        )
+                        transport = await self._connections.enter_async_context(
+                            broker_at(self._broker, deferred_s=0)
+                        )
                         self._parts = transport, store
                     return await question(*self._parts)
             except (LinkError, StoreError, TimeoutError) as error:

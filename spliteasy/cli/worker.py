@@ -17,6 +17,7 @@ from spliteasy.cli.enrolment import EnrolmentOption, connect_enrolled, read_enro
 from spliteasy.cli.identifiers import check_identifier
 from spliteasy.cli.logging import set_up_logging
 from spliteasy.cli.monitoring import MetricsHostOption, MetricsPortOption, Monitoring
+from spliteasy.cli.patience import GiveUpOption, seconds
 from spliteasy.cli.running import run
 from spliteasy.cli.threads import ThreadsOption, torch_threads
 from spliteasy.cli.tracing import TracesOption, tracing
@@ -106,6 +107,7 @@ def worker(
     device_mib: DeviceMibOption = 1024.0,
     device_sessions: DeviceSessionsOption = 8,
     drain_s: DrainOption = 20.0,
+    give_up_after: GiveUpOption = None,
     jobs: JobsOption = 32,
     heartbeat_s: HeartbeatOption = 2,
     metrics_port: MetricsPortOption = None,
@@ -136,6 +138,7 @@ def worker(
             dead_bytes=dead_mib * MIB,
             jobs=jobs,
             drain_s=drain_s,
+            give_up_s=seconds(give_up_after),
             quota=DeviceQuota(
                 messages_per_s=device_messages, bytes_per_s=device_mib * MIB, sessions=device_sessions
             ),
@@ -186,8 +189,7 @@ async def _serve(
 
     thread, meter = TorchThread(), monitoring.meter
     try:
-        async with store_at(store) as open_store:
-            await (await reach()).close()  # refuse to start where it can't be reached
+        async with store_at(store, unreachable_s=config.patience_s) as open_store:
             running = Worker(
                 config,
                 connect=reach,

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +70,8 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
         )
     inputs, targets = source.inputs, source.targets
     split = split_traced(source.traced, spec.model.cuts, share_inputs=source.shared_inputs)
+    for note in split.notes:
+        structlog.get_logger(__name__).warning(note)
     outputs = _outputs(split, inputs)
     loss = make_loss(spec, root, outputs, targets)
     if isinstance(loss, PortableLoss) and loss.own:

@@ -175,6 +175,17 @@ class Ref:
     slot: int
 
 
+def misfit(specs: Sequence[ValueSpec], values: Sequence[Value]) -> str | None:
+    """What is wrong with the first value that does not fit its place at any batch size; None if all fit."""
+    batch = batch_of(specs, values)
+    for spec, value in zip(specs, values, strict=False):
+        if batch is not None or not spec.per_batch:
+            problem = spec.problem_with(value, batch or 1)
+            if problem is not None:
+                return problem
+    return None
+
+
 def batch_of(specs: Sequence[ValueSpec], values: Sequence[Value]) -> int | None:
     """The batch size that the first value with a plain batch dimension shows; None if none does."""
     for spec, value in zip(specs, values, strict=False):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -19,10 +19,16 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.parameter import is_lazy
 
 from spliteasy.errors import JobError, PortableError
+from spliteasy.seeding import states_kept
 from spliteasy.splitting.functional import Recorder
+from spliteasy.splitting.model_state import left_as_it_was
+from spliteasy.splitting.plain_modes import fused_attention, inference_mode_as_no_grad
+from spliteasy.splitting.proof import prove
 from spliteasy.splitting.remedies import tracing_error, users_line, with_place
+from spliteasy.splitting.steadiness import refuse_unsteady
 from spliteasy.splitting.substitutes import substituted
 from spliteasy.splitting.trace import (
     INPUT,
@@ -52,49 +58,64 @@ class TracedModel:
     paths: tuple[str, ...]
     """All module paths of the model."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is right and may surprise the user, in whole sentences."""
+        return (*self.train.notes, *self.eval.notes)
+
 
 def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> TracedModel:
-    """Trace with a batch (first) dimension that may vary. The model is left as it was.
+    """Trace with a batch (first) dimension that may vary, and prove the traces. The model is left as it was.
 
-    Raises `JobError` if the model can't be traced or uses what has no portable form.
+    Raises `JobError` if the model can't be traced, uses what has no portable form, or gives something else
+    than its traces.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    training = {module: module.training for module in model.modules()}
-    try:
+    _refuse_lazy(model)
+    with left_as_it_was(model, tensors=False):
         train = trace_inputs(model, inputs, "train")
-        model.eval()
-        evaluation = trace_inputs(model, inputs, "eval")
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+        evaluation = trace_inputs(model.eval(), inputs, "eval")
     changing = {op.name for trace in (train, evaluation) for op in trace.written}
     for trace in (train, evaluation):
         trace.settle(changing)
     return TracedModel(train, evaluation, tuple(name for name, _ in model.named_modules() if name))
 
 
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise JobError(
+                f"{name} of the model has no shape yet: lazy layers take theirs from a first batch",
+                hint="call the model once in its factory, before it is returned",
+            )
+
+
 def trace_inputs(
-    model: nn.Module, inputs: tuple[Tensor, ...], mode: str, *, what: str = "the model"
+    model: nn.Module, inputs: tuple[Tensor, ...], mode: Literal["train", "eval"], what: str = "model"
 ) -> Trace:
-    """Trace the model as its modules' modes stand; `mode` only names its constants, `what` is for errors."""
+    """Trace the model as its modules' modes stand, and prove the trace. `what` is traced, for errors."""
     if not inputs or not all(isinstance(value, Tensor) and value.dim() for value in inputs):
         raise JobError("example inputs must be tensors with the batch first")
     if len({value.shape[0] for value in inputs}) > 1:
         raise JobError("example inputs differ in batch size")
     inputs = tuple(torch.cat((value, value)) if value.shape[0] == 1 else value for value in inputs)
     pinned: list[str] = []
+    training = mode == "train"
+    refuse_unsteady(model, inputs, training=training, what=what)
     try:
-        with _quietly(), _watching_sizes(pinned), substituted(model, inputs):
+        with _plainly(model), _watching_sizes(pinned), substituted(model, inputs):
             exported = torch.export.export(
                 model, inputs, dynamic_shapes=_batch_first(model, len(inputs)), strict=False
             )
-            return _Reader(model, exported, mode).read()
+            trace = _Reader(model, exported, mode).read()
     except PortableError as error:
-        raise JobError(f"{what} can't be made portable: {error.message}", hint=error.hint) from None
+        raise JobError(f"the {what} can't be made portable: {error.message}", hint=error.hint) from None
     except JobError:
         raise
     except Exception as error:  # torch.export raises many types; for the user they mean one thing
-        raise tracing_error(what, mode, model, error, pinned[0] if pinned else None) from error
+        raise tracing_error(f"the {what}", mode, model, error, pinned[0] if pinned else None) from error
+    trace.notes = prove(model, trace, inputs, training=training, what=what)
+    return trace
 
 
 def _batch_first(model: nn.Module, count: int) -> tuple[Any, ...]:
@@ -131,6 +152,18 @@ def _watching_sizes(lines: list[str]) -> Iterator[None]:
 
 
 @contextmanager
+def _plainly(model: nn.Module) -> Iterator[None]:
+    """Tracing leaves the model as it was, and sees what torch does otherwise as what a graph can hold."""
+    with (
+        _quietly(),
+        left_as_it_was(model, tensors=False),
+        fused_attention(False),
+        inference_mode_as_no_grad(),
+    ):
+        yield
+
+
+@contextmanager
 def _quietly() -> Iterator[None]:
     """Tracing must not move the user's random state, nor print torch's tracebacks beside our error."""
     loggers = [logging.getLogger(name) for name in _CHATTY]
@@ -140,7 +173,7 @@ def _quietly() -> Iterator[None]:
             logger.disabled = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with redirect_stderr(StringIO()), torch.random.fork_rng(devices=[]):
+            with redirect_stderr(StringIO()), states_kept():
                 yield
     finally:
         for logger, flag in zip(loggers, before, strict=True):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spliteasy.errors import JobError, PortableError
-from spliteasy.portable.graph import ValueSpec
+from spliteasy.errors import DataError, JobError, PortableError
+from spliteasy.portable.graph import ValueSpec, misfit
 from spliteasy.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.exporting import trace_inputs
@@ -46,7 +46,12 @@ class PortableLoss:
         return self._segment.input_values
 
     def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        (loss,) = self._segment.program(self._tensors, (*outputs, *targets), training=True)
+        """The loss of a batch. Raises `DataError` for other dtypes or sizes than were traced."""
+        values = (*outputs, *targets)
+        problem = misfit(self.input_values, values)
+        if problem is not None:
+            raise DataError(f"the loss takes other outputs and targets: {problem}")
+        (loss,) = self._segment.program(self._tensors, values, training=True)
         assert isinstance(loss, Tensor), "checked when loaded"
         return loss
 
@@ -69,15 +74,12 @@ def trace_function(
     """
     wrapped = _Wrapped(fn, len(example_outputs)).train()
     given = (*example_outputs, *example_targets)
-    trace = trace_inputs(wrapped, given, "train", what=f"the loss {name_of_loss(fn)}")
+    trace = trace_inputs(wrapped, given, "train", f"loss {name_of_loss(fn)}")
     if len(trace.outputs) != 1 or trace.outputs[0].value.dim():
         raise JobError("a loss must give one scalar tensor", hint="reduce it over the batch, by mean or sum")
+    if any(op.random for op in trace.ops):
+        raise JobError("the loss draws random numbers", hint="draw them in the model, which returns them")
     own = {op: info for op, info in trace.tensors.items() if info.kind == "parameter"}
-    if any(info.tensor.requires_grad for op, info in trace.tensors.items() if op not in own):
-        raise JobError(
-            f"the loss {name_of_loss(fn)} uses a parameter that is not its own",
-            hint="let the loss be an nn.Module that holds the parameter, and name it in loss.function",
-        )
     part = Partition(trace, ()).parts[0]
     count = len(example_outputs)
     part.inputs = [*part.inputs[:count], *own, *part.inputs[count:]]

@@ -21,10 +21,6 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "run the recurrent layer over the padded batch, and mask what lies behind each length",
     ),
     (
-        r"uninitialized parameter|LazyModule",
-        "lazy layers take their shapes from a first batch: call the model once in its factory",
-    ),
-    (
         r"data-dependent.*torch/distributions/",
         "make the distribution with validate_args=False: a trace has no values to check",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ class Split:
 
     With n terms, each is off by at most 2 (n - 1) units in the last place of the sum of magnitudes.
     """
+    notes: tuple[str, ...] = ()
+    """What is right and may surprise, in whole sentences."""
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -106,9 +109,13 @@ def split(
 
     The training graphs keep each submodule's mode as it is now: what was put to `eval()` stays frozen.
     The segments hold copies; the model stays as it was. Raises `CutError` for a cut that does not
-    exist or can't be right, `JobError` for a model that can't be traced or made portable.
+    exist or can't be right, `JobError` for a model that can't be traced or made portable, or whose traces
+    do not give what one step of the model gives by plain PyTorch. Warns of what is in `Split.notes`.
     """
-    return split_traced(trace_model(model, example_inputs), cuts, share_inputs=share_inputs)
+    parts = split_traced(trace_model(model, example_inputs), cuts, share_inputs=share_inputs)
+    for note in parts.notes:
+        warnings.warn(note, stacklevel=2)
+    return parts
 
 
 def split_traced(
@@ -214,6 +221,7 @@ def _assemble(
         boundaries=tuple(boundaries),
         skips=tuple(value_spec(op) for op in train.kept),
         regrouped=regrouped_sums(train),
+        notes=traced.notes,
     )
 
 

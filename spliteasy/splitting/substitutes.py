@@ -7,7 +7,6 @@ causal one as it does outside a trace, on real values.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from torch.nn.modules import transformer
 
 from spliteasy.errors import JobError
 from spliteasy.portable.operators import operator_of
+from spliteasy.splitting.model_state import left_as_it_was
 
 _PASSES: dict[CodeType, bool] = {F.gaussian_nll_loss.__code__: False}
 """Code that asks whether a tensor is true only in order to raise, and the answer that goes on."""
@@ -140,6 +140,6 @@ def _causal_masks(model: nn.Module, inputs: Sequence[Tensor]) -> list[bool]:
             found.append(truth)
         return truth
 
-    with torch.no_grad(), _asked(note):
-        copy.deepcopy(model)(*(value.detach().clone() for value in inputs))
+    with torch.no_grad(), left_as_it_was(model), _asked(note):
+        model(*(value.detach().clone() for value in inputs))
     return found

@@ -92,6 +92,8 @@ class Trace:
     """The index of the last op of every module call that has one, in order of execution."""
     users: dict[Op, list[Op]] = field(default_factory=dict)
     """Who uses the movable ops."""
+    notes: tuple[str, ...] = ()
+    """What is right and may surprise the user, in whole sentences."""
 
     def settle(self, changing: Collection[str] = ()) -> None:
         """Once all ops are there: number them, note who is a raw input, who a constant, and who is needed.

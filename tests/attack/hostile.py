@@ -17,7 +17,7 @@ from broker import connect, decode, encode
 from broker import messages as m
 from broker.assembler import Assembled, Assembler
 from broker.chunks import to_frames
-from broker.topology import DEAD, REPLY_TO, reply_queue, shard_of, uplink_key
+from broker.topology import DEAD, REPLY_TO, reply_slot, shard_of, uplink_key
 from broker.transport import Subscription, Transport
 from tests.attack.arena import Arena
 from tests.simulation import toy
@@ -43,6 +43,10 @@ class DeadLetters:
                 return await self._reasons[account].get()
         except TimeoutError:
             raise Undefended("the worker buried nothing") from None
+
+    def count(self, account: str) -> int:
+        """How many came and were not asked for yet."""
+        return self._reasons[account].qsize()
 
     async def collect(self, subscription: Subscription) -> None:
         """Until cancelled."""
@@ -137,7 +141,7 @@ async def hostile(arena: Arena, dead: DeadLetters) -> AsyncIterator[Hostile]:
     """A freshly enrolled device."""
     name = arena.new_device()
     transport = await connect(arena.url(name))
-    queue = reply_queue(name, m.new_nonce())
+    queue = reply_slot(name, 0)
     await transport.declare(queue)
     subscription = await transport.subscribe(queue.name, prefetch=10)
     try:

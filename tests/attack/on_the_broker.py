@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +11,11 @@ import aiormq
 
 from broker import connect
 from broker import messages as m
-from broker.topology import DEAD, FRONT, UPLINK, reply_queue, shard_queue, uplink_key
+from broker.topology import DEAD, FRONT, REPLY_SLOTS, UPLINK, reply_queue, reply_slot, shard_queue, uplink_key
 from deploy.accounts import MAX_CONNECTIONS, Accounts
 from deploy.native import HOST
-from spliteasy.errors import LinkRefused
-from tests.attack.hostile import Hostile, Undefended, refused
+from spliteasy.errors import LinkError, LinkRefused
+from tests.attack.hostile import ANSWER_S, Hostile, Undefended, refused
 
 Properties = aiormq.spec.Basic.Properties
 
@@ -23,7 +23,7 @@ Properties = aiormq.spec.Basic.Properties
 async def read_replies_of_another(attacker: Hostile) -> str:
     """Consume, get and purge the reply queue of a device that is connected."""
     victim = attacker.arena.new_device()
-    queue = reply_queue(victim, m.new_nonce())
+    queue = reply_slot(victim, 5)
     url = attacker.arena.url(attacker.name)
     transport = await connect(attacker.arena.url(victim))
     try:
@@ -62,7 +62,7 @@ async def delete_queues(attacker: Hostile) -> str:
 async def declare_queues(attacker: Hostile) -> str:
     """Declare what belongs to others: a shard, another's reply queue, names like one's own."""
     url, said = attacker.arena.url(attacker.name), ""
-    longer = reply_queue(f"{attacker.name}0", m.new_nonce()).name
+    longer = reply_slot(f"{attacker.name}0", 3).name
     for name in ("spliteasy.shard.99", longer, "mine", attacker.name, f"x{attacker.queue}"):
         said = await refused(url, lambda channel, name=name: channel.queue_declare(name, durable=True))  # type: ignore[misc]
     return said
@@ -163,22 +163,74 @@ async def enter_another_virtual_host(attacker: Hostile) -> str:
 async def redirect_dead_letters(attacker: Hostile) -> str:
     """Let one's own queue dead-letter replies to another's key, past the topic permissions."""
     victim = uplink_key("phone-999", 3)
+    arguments = {"x-dead-letter-exchange": UPLINK, "x-dead-letter-routing-key": victim}
+    return await _no_reply_comes_to(attacker, arguments)
+
+
+async def declare_streams(attacker: Hostile) -> str:
+    """A stream keeps what was read, and never expires."""
+    return await _no_reply_comes_to(attacker, {"x-queue-type": "stream", "x-max-length-bytes": 1 << 40})
+
+
+async def declare_quorum_queues(attacker: Hostile) -> str:
+    """A log on every node of the broker."""
+    return await _no_reply_comes_to(attacker, {"x-queue-type": "quorum"})
+
+
+async def declare_queues_without_bounds(attacker: Hostile) -> str:
+    """Classic, and for ever: no expiry, and then one of years."""
+    await _no_reply_comes_to(attacker, {"x-queue-type": "classic"})
+    return await _no_reply_comes_to(attacker, {"x-queue-type": "classic", "x-expires": (1 << 32) - 1})
+
+
+async def declare_queues_without_number(attacker: Hostile) -> str:
+    """Queues of one's own by the thousand: the account may have so many names."""
+    url, said = attacker.arena.url(attacker.name), ""
+    for nonce in (f"{REPLY_SLOTS:016x}", "f" * 16, "0" * 17, "0" * 64, m.new_nonce()):
+        name = reply_queue(attacker.name, nonce).name
+        said = await refused(url, lambda channel, name=name: channel.queue_declare(name, durable=True))  # type: ignore[misc]
+    return said
+
+
+async def leave_queues_behind(attacker: Hostile) -> str:
+    """Have queues of every type, and exchanges, that outlive the account."""
     connection = await aiormq.connect(attacker.arena.url(attacker.name))
     try:
         channel = await connection.channel()
-        name = reply_queue(attacker.name, m.new_nonce()).name
-        arguments: dict[str, Any] = {"x-dead-letter-exchange": UPLINK, "x-dead-letter-routing-key": victim}
-        with suppress(aiormq.exceptions.ChannelAccessRefused):
-            await channel.queue_declare(name, arguments=arguments)
-        attacker.queue = name
-        await attacker.send(m.GetJob(session=attacker.session), key=uplink_key(attacker.name, None))
-        async with asyncio.timeout(20):
-            while not (got := await channel.basic_get(name)).delivery_tag:  # noqa: ASYNC110 - it says nothing
-                await asyncio.sleep(0.05)
-            await channel.basic_reject(got.delivery_tag, requeue=False)
+        for slot, kind in enumerate(("stream", "quorum", "classic"), start=1):
+            name = reply_slot(attacker.name, slot).name
+            await channel.queue_declare(name, durable=True, arguments={"x-queue-type": kind})
+        await channel.exchange_declare(reply_slot(attacker.name, 4).name, durable=True)
     finally:
         await connection.close()
-    return f"worker: {await attacker.dead.of('workers')}"
+    attacker.arena.accounts.revoke(attacker.name)
+    left = attacker.arena.accounts.left_of(attacker.name)
+    if left:
+        raise Undefended(f"still there: {left}")
+    return "revoke: account, permissions, queues and exchanges are gone"
+
+
+async def _no_reply_comes_to(attacker: Hostile, arguments: dict[str, Any]) -> str:
+    """Have the worker answer to a queue with those arguments. Raises Undefended where it does."""
+    connection = await aiormq.connect(attacker.arena.url(attacker.name))
+    try:
+        channel = await connection.channel()
+        attacker.queue = reply_slot(attacker.name, 1).name
+        try:
+            await channel.queue_declare(attacker.queue, durable=True, arguments=arguments)
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            return f"broker: {' '.join(str(error).split())[:70]}"
+    finally:
+        await connection.close()
+    subscription = await attacker.transport.subscribe(attacker.queue, prefetch=1)
+    await attacker.send(m.GetJob(session=attacker.session), key=uplink_key(attacker.name, None))
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            async for _ in subscription:
+                raise Undefended("a reply came")
+    except LinkError as error:
+        return f"worker deletes it: {error.message}"[:70]
+    raise Undefended("the queue was left as it is")
 
 
 async def _ignore(_: object) -> None: ...
@@ -194,6 +246,11 @@ ATTACKS = (
     publish_to_a_queue,
     forge_the_user_id,
     redirect_dead_letters,
+    declare_streams,
+    declare_quorum_queues,
+    declare_queues_without_bounds,
+    declare_queues_without_number,
+    leave_queues_behind,
     flood_with_connections,
     administrate,
     enter_another_virtual_host,

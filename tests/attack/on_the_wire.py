@@ -14,7 +14,9 @@ import torch
 from broker import encode
 from broker import messages as m
 from broker.chunks import to_frames
+from broker.messages import MAX_RANGES
 from broker.topology import REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
+from server_worker.quotas import BURIED_BYTES, FIRST_CREDIT, OVERHEAD_BYTES
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
 from tests.simulation import toy
 
@@ -265,6 +267,51 @@ async def leave_requests_behind(attacker: Hostile) -> str:
     return f"store: of 30 tries {max(sizes)} bytes were left, and none once the session was forgotten"
 
 
+async def fetch_the_job_again_and_again(attacker: Hostile) -> str:
+    """A small question for a large answer, as often as the broker takes it."""
+    jobs = 0
+    for _ in range(50):
+        await attacker.send(m.GetJob(session=attacker.session), key=uplink_key(attacker.name, None))
+    while isinstance(await attacker.reply(), m.Job):
+        jobs += 1
+    if jobs > attacker.arena.worker.config.quota.jobs + 10:
+        raise Undefended(f"{jobs} answers of a whole job")
+    return f"worker: BUSY after {jobs} answers; a job's parts are read once"
+
+
+async def junk_as_fast_as_it_goes(attacker: Hostile) -> str:
+    """Fill the broker's disk with dead letters of frames that nobody can read."""
+    junk = os.urandom(64 << 10)
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(1000):
+            tasks.create_task(attacker.frame(junk))
+    await attacker.open()  # behind all of them
+    kept = attacker.dead.count(attacker.name)
+    if not 0 < kept * len(junk) <= 2 * BURIED_BYTES:
+        raise Undefended(f"{kept} dead letters of {len(junk)} bytes")
+    return f"worker: {kept} dead letters of 1000, the others are dropped"
+
+
+async def tiny_frames_for_large_answers(attacker: Hostile) -> str:
+    """An upload full of holes, whose last frame asks again and again which frames are here."""
+    body = encode(attacker.forward(values=(torch.ones(512, 5),)))
+    frames = list(to_frames(body, message_id=m.new_nonce(), chunk_bytes=8))
+    sent = received = 0
+    for frame in (*frames[: 2 * MAX_RANGES : 2], *[frames[-1]] * 500):
+        await attacker.frame(frame)
+        sent += len(frame) + OVERHEAD_BYTES
+    digest = toy.job(attacker.arena.variant).digest
+    await attacker.send(m.Open(session=attacker.session, attempt=ATTEMPT, digest=digest, held=(0,)))
+    kind = ""
+    while kind != "OPENED":
+        reply = await attacker.reply()
+        kind = reply.kind
+        received += len(encode(reply)) + OVERHEAD_BYTES
+    if received > sent + 2 * FIRST_CREDIT:
+        raise Undefended(f"{sent} bytes were answered by {received}")
+    return f"worker: {sent >> 10} KiB were answered by {received >> 10} KiB"
+
+
 async def _forwarded(attacker: Hostile, *, gradient: float) -> tuple[m.Forward, m.Backward]:
     """A FORWARD that was answered, and the BACKWARD with that gradient everywhere, which was not sent."""
     request = attacker.forward()
@@ -336,5 +383,8 @@ ATTACKS = (
     oversize,
     uploads_that_never_end,
     flood_with_messages,
+    fetch_the_job_again_and_again,
+    junk_as_fast_as_it_goes,
+    tiny_frames_for_large_answers,
     leave_requests_behind,
 )

@@ -19,7 +19,7 @@ from broker import topology
 from broker.amqp import AmqpOptions, connect
 from broker.amqp_queues import queue_arguments
 from broker.transport import Delivery, Depth, Subscription
-from spliteasy.errors import LinkError, LinkRefused
+from spliteasy.errors import LinkDeferred, LinkError, LinkRefused
 from tests.broker.conftest import RabbitHub
 from tests.broker.proxy import Proxy
 from tests.fixtures_rabbitmq import RabbitBroker, free_ports
@@ -45,7 +45,7 @@ async def take(subscription: Subscription) -> Delivery:
     [
         ("amqp://spliteasy:{secret}@127.0.0.1:{port}/", LinkRefused, "refused the account 'spliteasy'"),
         ("amqp://nobody:{secret}@127.0.0.1:{port}/", LinkRefused, "refused the account 'nobody'"),
-        ("amqp://spliteasy:{password}@127.0.0.1:{port}/nowhere", LinkRefused, "virtual host 'nowhere'"),
+        ("amqp://spliteasy:{password}@127.0.0.1:{port}/nowhere", LinkDeferred, "virtual host 'nowhere'"),
         ("amqp://spliteasy:{secret}@127.0.0.1:{closed}/", LinkError, "connection refused"),
         ("amqp://spliteasy:{secret}@no-such-host.invalid/", LinkError, "'no-such-host.invalid' is unknown"),
         ("amqps://spliteasy:{secret}@127.0.0.1:{port}/", LinkRefused, "no TLS"),

@@ -588,3 +588,37 @@ async def test_a_bounded_queue_drops_its_oldest(hub: Hub) -> None:
     subscription = await device.subscribe(queue.name, prefetch=10)
     assert bodies(await take(subscription, 3)) == frames[-3:]
     assert await ready(device, queue.name) == 0
+
+
+async def test_a_queue_that_is_read_alone_is_read_by_nobody_else(hub: Hub) -> None:
+    device, other = await hub.connect("phone-1"), await hub.connect("phone-1")
+    await device.declare(REPLY)
+    subscription = await device.subscribe(REPLY.name, prefetch=1, exclusive=True)
+    for exclusive in (True, False):
+        with pytest.raises(LinkError) as refused:
+            await other.subscribe(REPLY.name, prefetch=1, exclusive=exclusive)
+        assert not isinstance(refused.value, LinkRefused), "it may be free again later"
+    await other.publish(REPLY.name, b"x", to_queue=True)
+    assert bodies(await take(subscription, 1)) == [b"x"]
+    await subscription.close()
+    again = await other.subscribe(REPLY.name, prefetch=1, exclusive=True)
+    assert bodies(await take(again, 1)) == [b"x"]
+
+
+async def test_a_queue_that_is_not_as_declared_is_deleted(hub: Hub) -> None:
+    device, judge = await hub.connect("phone-1"), await worker(hub)
+    assert not await judge.is_as_declared(REPLY), "it is not there"
+    assert await judge.depth(REPLY.name) is None, "and is not made by asking"
+    await device.declare(REPLY)
+    assert await judge.is_as_declared(REPLY)
+    assert await ready(judge, REPLY.name) == 0
+    for other in (
+        replace(REPLY, quorum=True, expires_s=None),
+        replace(REPLY, expires_s=None),
+        replace(REPLY, max_bytes=1 << 40),
+        replace(REPLY, dead_letters=True),
+    ):
+        await device.delete(REPLY.name)
+        await device.declare(other)
+        assert not await judge.is_as_declared(REPLY)
+        assert await judge.depth(REPLY.name) is None

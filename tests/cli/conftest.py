@@ -21,7 +21,26 @@ _NUMBERS = count()
 MODEL = """
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import TensorDataset
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.drop = nn.Linear(12, 12), nn.Dropout(0.3)
+
+    def forward(self, x):
+        return self.drop(torch.tanh(self.linear(self.drop(x)))) + nn.functional.dropout(x, 0.1, self.training)
+
+
+class Again(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Dropout(0.3), nn.Tanh(), nn.Dropout(0.2), nn.Linear(12, 12))
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=False)
 
 
 class Net(nn.Module):

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from broker import connect
-from broker.topology import reply_queue
-from deploy.accounts import Accounts
+from broker.topology import REPLY_SLOTS, reply_queue, reply_slot
+from deploy.accounts import Accounts, device_permissions
 from device_agent.observe import Observation, StepTaken
 from server_worker.store import Attempt, StoredJob, open_store
 from spliteasy.cli import enrolment
@@ -263,7 +263,44 @@ def test_what_a_device_may_hold_of_the_broker_is_bounded(
     assert limits["value"] == {"max-connections": 16, "max-channels": 128}
     (policy,) = rabbitmq_broker.call("GET", f"policies/{rabbitmq_vhost}")
     assert re.match(policy["pattern"], reply_queue("phone-1", "0" * 16).name)
-    assert policy["definition"] == {"expires": 120_000, "max-length-bytes": 1 << 30, "overflow": "drop-head"}
+    assert policy["definition"] == {
+        "expires": 120_000,
+        "max-length-bytes": 512 << 20,
+        "overflow": "drop-head",
+    }
+    allowed = device_permissions("phone-1")
+    (may,) = rabbitmq_broker.call("GET", "users/phone-1/permissions")
+    assert may["configure"] == may["read"] == allowed.configure
+    names = [reply_slot("phone-1", slot).name for slot in range(REPLY_SLOTS)]
+    assert len(set(names)) == REPLY_SLOTS
+    assert all(re.search(allowed.configure, name) for name in names)
+    for name in (f"{names[0]}0", f"x{names[0]}", reply_queue("phone-1", f"{REPLY_SLOTS:016x}").name):
+        assert not re.search(allowed.configure, name)
+
+
+def test_revoking_leaves_nothing_of_a_device(
+    operator: Callable[..., Ran], rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str
+) -> None:
+    operator("enroll", "phone-1")
+    operator("enroll", "phone-10")
+    arguments = ({"x-queue-type": kind} for kind in ("stream", "quorum", "classic"))
+    for slot, each in enumerate(arguments):
+        for device in ("phone-1", "phone-10"):
+            queue = f"queues/{rabbitmq_vhost}/{reply_slot(device, slot).name}"
+            rabbitmq_broker.call("PUT", queue, {"durable": True, "arguments": each})
+    exchange = f"exchanges/{rabbitmq_vhost}/{reply_slot('phone-1', 9).name}"
+    rabbitmq_broker.call("PUT", exchange, {"type": "fanout", "durable": True})
+    assert operator("revoke", "phone-1").code == 0
+    of_vhost = [f"vhosts/{rabbitmq_vhost}/{kind}" for kind in ("permissions", "topic-permissions")]
+    for kind in (f"queues/{rabbitmq_vhost}", f"exchanges/{rabbitmq_vhost}", *of_vhost):
+        listed = json.dumps(rabbitmq_broker.call("GET", f"{kind}?columns=name,user"))
+        assert '"phone-1"' not in listed
+        assert "reply.phone-1." not in listed
+        assert kind.startswith("exchanges") or "phone-10" in listed
+    left = f"queues/{rabbitmq_vhost}/{reply_slot('phone-1', 0).name}"
+    rabbitmq_broker.call("PUT", left, {"durable": True, "arguments": {"x-queue-type": "stream"}})
+    assert operator("revoke", "phone-1").code == 0, "what an earlier version left behind goes as well"
+    assert "nobody is enrolled" in operator("revoke", "phone-1").error
 
 
 def test_accounts_that_are_not_ours_are_left_alone(

@@ -48,6 +48,12 @@ LAST_SAME = "max_abs_diff=0"
             {"cuts": '["stem"]', "top": "share_labels = true\nmicro_batches = 4"}, id="4-micro-batches-single"
         ),
         pytest.param({"loss": 'function = "{module}:squared"'}, id="own-loss"),
+        pytest.param({"extra": "nn.Dropout(0.3),", "cuts": '["stem", "middle.2"]'}, id="cut-after-dropout"),
+        pytest.param(
+            {"extra": "nn.Dropout(0.3), Twice(),", "cuts": '["stem", "middle.3.drop#1"]'}, id="first-call"
+        ),
+        pytest.param({"extra": "Twice(),", "cuts": '["stem", "middle.2.drop"]'}, id="last-call"),
+        pytest.param({"extra": "Again(),", "cuts": '["stem", "middle.2.inner.0"]'}, id="computed-again"),
     ],
 )
 def test_parity(
@@ -99,6 +105,35 @@ def test_a_difference_is_seen(
     last = ran.out.splitlines()[-1]
     assert last.startswith("max_abs_diff=")
     assert 0 < float(last.partition("=")[2]) < 1e-3
+
+
+LOSES_A_GRADIENT = """
+
+made = 0
+
+
+def build_other():
+    global made
+    made += 1
+    net = Net()
+    if made > 1:
+        net.middle.register_full_backward_hook(lambda module, inputs, outputs: (inputs[0] * 0.5,))
+    return net
+"""
+
+
+@pytest.mark.parametrize("extra", ["", "nn.Dropout(0.3),"])
+def test_a_gradient_that_the_trace_lost_is_seen(
+    extra: str, spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    """The factory makes the model that is exported, and then one with a hook that no trace keeps."""
+    project = new_project(extra=extra)
+    source = project.folder / f"{project.module}.py"
+    source.write_text(source.read_text() + LOSES_A_GRADIENT)
+    project.job_file.write_text(project.job_file.read_text().replace(":build", ":build_other"))
+    ran = spliteasy("parity", project.job_file, "--steps", 2)
+    assert ran.code == 1
+    assert float(ran.out.splitlines()[-1].partition("=")[2]) > 1e-4
 
 
 @pytest.mark.parametrize(

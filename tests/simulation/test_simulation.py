@@ -160,11 +160,11 @@ def keep_no_log_beside_a_snapshot() -> Any:
 
 def seed_dropout_without_the_lock() -> Any:
     @contextmanager
-    def seeded(seed: int) -> Iterator[None]:
-        torch.default_generator.manual_seed(seed)
+    def drawing(state: torch.Tensor) -> Iterator[None]:
+        torch.random.set_rng_state(state)
         yield
 
-    return mock.patch.object(training, "seeded", seeded)
+    return mock.patch.object(training, "drawing", drawing)
 
 
 def forget_which_codecs_a_step_had() -> Any:

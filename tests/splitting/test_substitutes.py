@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spliteasy import split
 from spliteasy.errors import JobError
+from spliteasy.splitting.plain_modes import fused_attention
 from tests.splitting.parity import compare
 
 
@@ -95,6 +96,6 @@ WINDOW = CAUSAL + CAUSAL.T.roll(3, 0)
 @pytest.mark.parametrize(("mask", "hint"), [(CAUSAL, None), (CAUSAL, True), (CAUSAL, False), (WINDOW, None)])
 def test_masks_of_transformers(mask: Tensor, hint: bool | None, decoder: bool) -> None:
     model = Tokens(mask, hint, decoder).train()
-    parts = split(model, torch.randint(20, (4, 6)), ("enter", "middle"))
-    found = compare(model, parts, [(torch.randint(20, (4, 6)),), (torch.randint(20, (3, 6)),)])
-    assert {name for name in found if not name.startswith("eval")} == set()
+    with fused_attention(False):  # the fused path of evaluation takes the window for another mask
+        parts = split(model, torch.randint(20, (4, 6)), ("enter", "middle"))
+        assert compare(model, parts, [(torch.randint(20, (4, 6)),), (torch.randint(20, (3, 6)),)]) == {}

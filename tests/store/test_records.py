@@ -140,6 +140,11 @@ async def test_a_large_part(store: Store) -> None:
     large = StoredJob(name="big", digest="d1", manifest=b"", parts={"weights": b"\x01" * (20 << 20) + b"end"})
     await store.put_job(large)
     assert await store.get_job("big") == large
+    for wanted in ([], sorted(large.parts)[:1], sorted(large.parts)[1:]):
+        found = await store.get_job(
+            "big", wanted=lambda names, wanted=wanted: [n for n in names if n in wanted]
+        )
+        assert found == replace(large, parts={name: large.parts[name] for name in wanted})
 
 
 async def test_jobs_that_are_not_there(store: Store) -> None:

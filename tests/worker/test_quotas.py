@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from broker import encode
+from broker import decode, encode
 from broker import messages as m
+from broker.assembler import Assembled
 from broker.chunks import to_frames
-from broker.topology import REPLY_TO, shard_of, uplink_key
-from server_worker.quotas import ANSWERS, MAX_DEVICES, DeviceQuota, Quotas
+from broker.topology import DEAD, REPLY_TO, shard_of, uplink_key
+from server_worker.arrivals import MOST_TOLD, Arrivals, Place, Room
+from server_worker.quotas import (
+    ANSWERS,
+    BURIED,
+    BURIED_BYTES,
+    CREDIT,
+    FIRST_CREDIT,
+    MAX_DEVICES,
+    OVERHEAD_BYTES,
+    DeviceQuota,
+    Quotas,
+)
+from server_worker.store import StoredJob
+from server_worker.store.base import WantedParts
+from spliteasy.job.package import device_parts
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, Device, Server
 from tests.worker.test_refusals import forward, still_serves
 
-SMALL = DeviceQuota(messages_per_s=0.001, bytes_per_s=100_000, burst_s=10_000.0, sessions=2)
+SMALL = DeviceQuota(messages_per_s=0.001, bytes_per_s=100_000, burst_s=10_000.0, sessions=2, jobs=3.0)
 
 
 @pytest.fixture
@@ -40,7 +55,7 @@ def test_messages_fill_up_again_with_time_and_no_further_than_the_burst() -> Non
 
 def test_a_tiny_frame_is_not_free_and_a_huge_one_passes_once() -> None:
     some, now = quotas(bytes_per_s=8192.0, burst_s=1.0)
-    assert [some.frame("a", 1) for _ in range(3)] == [True, True, False]
+    assert [some.frame("a", 1) for _ in range(32)] == [True] * 31 + [False]
     now[0] += 1.0
     assert some.frame("a", 80_000)
     now[0] += 5.0
@@ -118,7 +133,105 @@ async def test_a_dropped_upload_is_told_once_at_its_end(server: Server) -> None:
         assert reply.answers == ask.request
 
 
-async def test_asking_for_the_job_again_and_again_costs_more(server: Server) -> None:
+async def test_the_job_is_had_so_often_and_its_parts_are_read_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    get_job = server.store.get_job
+
+    async def counted(name: str, digest: str | None = None, *, wanted: WantedParts) -> StoredJob | None:
+        stored = await get_job(name, digest, wanted=wanted)
+        read.extend(stored.parts if stored else ())
+        return stored
+
+    monkeypatch.setattr(server.store, "get_job", counted)
     async with server.device() as device:
-        assert isinstance(await device.ask(m.GetJob(session="toy.phone-1")), m.Job)
-        assert isinstance(await device.ask(m.GetJob(session="toy.phone-1")), m.Busy)
+        replies = [await device.ask(m.GetJob(session="toy.phone-1")) for _ in range(4)]
+        assert [reply.kind for reply in replies] == ["JOB", "JOB", "JOB", "BUSY"]
+    assert sorted(read) == sorted(device_parts(toy.job(JOB).parts)), "once, and nothing of the body"
+
+
+def test_every_frame_counts_whatever_is_in_it() -> None:
+    some, now = quotas(frames_per_s=10.0, burst_s=1.0)
+    assert [some.frame("a", 0) for _ in range(11)] == [True] * 10 + [False]
+    now[0] += 0.1
+    assert [some.frame("a", 0) for _ in range(2)] == [True, False]
+
+
+def test_dead_letters_of_one_device_are_few_and_small() -> None:
+    some, now = quotas()
+    kept = [some.dead_letter("a", 100) for _ in range(10_000)]
+    assert sum(kept) == BURIED
+    assert some.dead_letter("b", 100)
+    now[0] += 1.0
+    assert [some.dead_letter("a", 100) for _ in range(2)] == [True, False]
+    nbytes = sum(1 << 20 for _ in range(1000) if some.dead_letter("c", 1 << 20))
+    assert nbytes <= 2 * BURIED_BYTES
+
+
+def test_small_answers_cost_no_more_than_what_was_received() -> None:
+    some, _ = quotas()
+    spent = 0
+    while some.afford("a", 1000):
+        spent += 1000
+    assert spent <= FIRST_CREDIT
+    received = answered = 0
+    for _ in range(1000):
+        some.frame("a", 65)
+        received += 65 + OVERHEAD_BYTES
+        while some.afford("a", 1000):
+            answered += 1000
+    assert answered <= received + 1000
+    for _ in range(100):
+        some.frame("a", 1 << 20)
+    assert some.credit("a") <= CREDIT, "and it is not saved up for ever"
+
+
+async def test_junk_beyond_the_quota_is_dropped_and_leaves_no_dead_letters(server: Server) -> None:
+    async with server.device("phone-2") as greedy, server.device() as other:
+        key = uplink_key("phone-2", shard_of("toy.phone-2"))
+        for _ in range(3 * int(BURIED)):
+            await greedy.transport.publish(key, b"junk", headers={REPLY_TO: greedy.queue})
+        assert isinstance(await other.open(), m.Opened)
+        assert await still_serves(other)
+        depth = await greedy.transport.depth(DEAD)
+        assert depth is not None
+        assert 0 < depth.messages <= BURIED
+
+
+def test_a_high_micro_batch_is_not_answered_by_a_message_for_each_below() -> None:
+    arrivals = Arrivals(Room(1 << 20))
+    told: set[Place] = set()
+    for _ in range(100):
+        absent = arrivals.absent(("BACKWARD", 1023), len(told), 0)
+        assert len(absent) <= MOST_TOLD
+        told.update(absent)
+    assert ("FORWARD", 0) in told
+
+
+async def test_the_frames_that_are_here_are_told_as_far_as_is_paid_for(server: Server) -> None:
+    """An upload with a hole behind every frame, whose last frame comes again and again."""
+    ask = m.Ask(
+        session="toy.phone-1", attempt=ATTEMPT, step=1, about="0" * 16, about_kind="FORWARD",
+        forward="0" * 16,
+        digests=tuple(f"{n:016x}" for n in range(2000)), total=1, chunk_bytes=1,
+    )  # fmt: skip
+    frames = list(to_frames(encode(ask), message_id=ask.request, chunk_bytes=16))
+    holes = [frame for index, frame in enumerate(frames) if index % 2 == 0][:1500]
+    key = uplink_key("phone-1", shard_of(ask.session))
+    async with server.device() as device:
+        sent = received = told = 0
+        for frame in (*holes, *[frames[-1]] * 1500):
+            await device.transport.publish(key, frame, headers={REPLY_TO: device.queue})
+            sent += len(frame) + OVERHEAD_BYTES
+        digest = toy.job(JOB).digest
+        await device.send(m.Open(session="toy.phone-1", attempt=ATTEMPT, digest=digest, held=(0,)))
+        async for delivery in device.subscription:
+            await device.subscription.ack(delivery)
+            outcome = device.assembler.add("workers", delivery.body)
+            if isinstance(outcome, Assembled) and isinstance(decode(outcome.body), m.Opened):
+                break
+            received += len(delivery.body) + OVERHEAD_BYTES
+            told += 1
+        assert told > 10, "it is told what is here, while that is paid for"
+        assert received <= sent + FIRST_CREDIT

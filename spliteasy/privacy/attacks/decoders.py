@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from spliteasy.privacy.attacks.base import WIRE, believed_head, crossing, first_tensor, no_auxiliary
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Adversary, Tensors, View, rows_of
-from spliteasy.randomness import seeded
+from spliteasy.randomness import drawing, state_of
 
 RIDGE = 1e-3
 ROUNDS = 200
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
 
 def trained_decoder(features: Tensor, inputs: Tensor) -> Decoder:
     """A decoder that learned these pairs."""
-    with seeded(0):
+    with drawing(state_of(0)):
         decoder = Decoder(features, tuple(inputs.shape[1:]))
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=RATE)
