@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -20,10 +20,10 @@ from spliteasy.cli.recording import STEPS, Recording, draw_sample, record, view_
 from spliteasy.errors import UserError
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import LimitsSpec
-from spliteasy.privacy.attacks import ATTACKS, Attack
+from spliteasy.privacy.attacks import ATTACKS, FSHA, Attack
 from spliteasy.privacy.guesses import InputGuess, Score
 from spliteasy.privacy.limits import passes
-from spliteasy.privacy.record import Adversary
+from spliteasy.privacy.record import Adversary, Hijacker
 
 NAME_ROOM = 55
 """Characters of the job's name that its copy for the recording keeps."""
@@ -100,24 +100,44 @@ async def measure(
     job = await asyncio.to_thread(Job.create, copy, root)
     bounds = limits or spec.privacy.limits
     chosen = attacks_named(attacks)
-    with TemporaryDirectory(prefix="spliteasy-leakage-") as folder:
-        sample = draw_sample(job, data, root, seed=seed)
-        recording = await record(
-            job,
-            sample,
-            Path(folder),
-            steps=steps,
-            stop=stop,
-            tell=lambda step, last: tell("recording a training", step, last),
-        )
+    sample = draw_sample(job, data, root, seed=seed)
+
+    async def recorded(what: str, hijacker: Hijacker | None = None) -> Recording:
+        with TemporaryDirectory(prefix="spliteasy-leakage-") as folder:
+            return await record(
+                job,
+                sample,
+                Path(folder),
+                steps=steps,
+                hijacker=hijacker,
+                stop=stop,
+                tell=lambda step, last: tell(what, step, last),
+            )
+
+    recording = await recorded("recording a training")
+    hijacked: Recording | None = None
     games = [(who, attack) for who in adversaries for attack in chosen if who in attack.adversaries]
     rows: list[Row] = []
     for number, (who, attack) in enumerate(games):
         if stop is not None and stop.is_set():
             return Measured(rows=tuple(rows), recording=recording, complete=False)
         tell(attack.name, number, len(games))
-        rows += await asyncio.to_thread(_play, recording, who, attack, bounds)
+        played: Recording = recording
+        if who is Adversary.ACTIVE:
+            if hijacked is None and FSHA.refuses(view := view_of(recording, who)) is None:
+                hijacker = await asyncio.to_thread(FSHA.hijacker, replace(view, steps=()))
+                hijacked = await recorded("recording a hijacked training", hijacker)
+            if hijacked is None:
+                rows.append(_not_tried(recording, who, attack, FSHA.refuses(view) or ""))
+                continue
+            played = hijacked
+        rows += await asyncio.to_thread(_play, played, who, attack, bounds)
     return Measured(rows=tuple(rows), recording=recording, complete=True)
+
+
+def _not_tried(recording: Recording, who: Adversary, attack: Attack, why_not: str) -> Row:
+    cuts = recording.job.spec.model.cuts
+    return Row(cuts=cuts, adversary=who, attack=attack.name, score=None, why_not=why_not)
 
 
 def _play(recording: Recording, who: Adversary, attack: Attack, limits: LimitsSpec) -> list[Row]:
@@ -125,7 +145,7 @@ def _play(recording: Recording, who: Adversary, attack: Attack, limits: LimitsSp
     nothing = None if view.steps else "it sees nothing of this training"
     why_not = nothing or attack.refuses(view)
     if why_not is not None:
-        return [Row(cuts=cuts, adversary=who, attack=attack.name, score=None, why_not=why_not)]
+        return [_not_tried(recording, who, attack, why_not)]
     guess = attack.run(view)
     return [
         Row(

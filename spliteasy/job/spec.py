@@ -390,6 +390,8 @@ class LimitsSpec(Section):
     """Share of samples found again in the next epoch."""
     hijack_unnoticed: Share | None = None
     """Share of a hijacked training that passes before the device notices."""
+    hijack_false_alarms: Share | None = None
+    """Share of the steps of an honest training at which it would give alarm."""
 
 
 class PrivacySpec(Section):

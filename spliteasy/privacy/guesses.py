@@ -6,12 +6,14 @@ answers, and all attacks of a kind are measured alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from spliteasy.privacy.hijack import HijackGuard
 from spliteasy.privacy.limits import LimitKey
 from spliteasy.privacy.record import Truth
 from spliteasy.privacy.statistics import best_matching, bootstrap, matched_chance, wilson
@@ -213,3 +215,28 @@ class PropertyGuess:
                 limit="property_inference", value=value, chance=chance, low=low, high=high, samples=distinct
             ),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlarmGuess:
+    """What the device's guard gets to see at each step, beside its own labels."""
+
+    returned: Sequence[Tensor]
+    sent: Sequence[Tensor]
+    hijacked: bool
+
+    def scores(self, truth: Truth) -> tuple[Score, ...]:
+        guard = HijackGuard()
+        alarms = []
+        for index, (returned, sent) in enumerate(zip(self.returned, self.sent, strict=True)):
+            guard.saw(returned, sent, truth.labels(range(index, index + 1)))
+            alarms.append(guard.alarm)
+        count = len(alarms)
+        if self.hijacked:
+            value = alarms.index(True) / count if True in alarms else 1.0
+            key: LimitKey = "hijack_unnoticed"
+            return (Score(limit=key, value=value, chance=1.0, low=value, high=value, samples=count),)
+        value = sum(alarms) / count
+        low, high = wilson(value, count)
+        key = "hijack_false_alarms"
+        return (Score(limit=key, value=value, chance=0.0, low=low, high=high, samples=count),)

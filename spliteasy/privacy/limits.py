@@ -13,6 +13,7 @@ LimitKey = Literal[
     "property_inference",
     "linkage",
     "hijack_unnoticed",
+    "hijack_false_alarms",
 ]
 LIMIT_KEYS: tuple[LimitKey, ...] = get_args(LimitKey)
 

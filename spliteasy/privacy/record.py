@@ -144,6 +144,12 @@ class View:
             ]
         )
 
+    def gradients(self, steps: range) -> Tensor:
+        """The gradients of the activations, likewise."""
+        return torch.cat(
+            [rows_of(e.gradients, e.samples) * (e.samples / e.share) for i in steps for e in self.steps[i]]
+        )
+
     @cached_property
     def silent_tail(self) -> bool:
         """Whether values that skip over the body stay on the device: the tail needs what was never sent."""

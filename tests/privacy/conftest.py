@@ -10,7 +10,7 @@ import pytest
 
 from spliteasy.cli.gate import attacks_named
 from spliteasy.cli.recording import Recording, draw_sample, record, view_of
-from spliteasy.job import Job, JobSpec, load_job_file
+from spliteasy.job import Job, JobSpec, load_job_file, parse_job
 from spliteasy.privacy.guesses import Guess, Score
 from spliteasy.privacy.record import Adversary
 
@@ -32,6 +32,43 @@ def digits(digits_spec: JobSpec, tmp_path_factory: pytest.TempPathFactory) -> Re
     job = Job.create(digits_spec, ROOT)
     folder = tmp_path_factory.mktemp("digits")
     return asyncio.run(record(job, draw_sample(job, DATA, ROOT), folder, steps=STEPS))
+
+
+def small_job(
+    factory: str, example: str, cuts: list[str], *, batch: int, epochs: int, loss: str = "cross_entropy"
+) -> Job:
+    """A job of `tests.privacy.models`."""
+    spec = parse_job(
+        {
+            "name": factory,
+            "batch_size": batch,
+            "epochs": epochs,
+            "model": {
+                "factory": f"tests.privacy.models:{factory}",
+                "example": f"tests.privacy.models:{example}",
+                "cuts": cuts,
+            },
+            "loss": {"name": loss},
+            "optimizer": {"name": "adam", "lr": 0.01},
+        }
+    )
+    return Job.create(spec, ROOT)
+
+
+@pytest.fixture(scope="session")
+def memorized(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """A job that learned random targets by heart."""
+    job = small_job("memorizer", "noise", ["head", "body"], batch=16, epochs=20, loss="mse")
+    sample = draw_sample(job, "tests.privacy.models:noise_data", ROOT)
+    return asyncio.run(record(job, sample, tmp_path_factory.mktemp("memorized"), steps=80))
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """A job on sequences of tokens, cut after its first block."""
+    job = small_job("text", "texts", ["first", "second"], batch=16, epochs=2)
+    sample = draw_sample(job, "tests.privacy.models:text_data", ROOT)
+    return asyncio.run(record(job, sample, tmp_path_factory.mktemp("text"), steps=4))
 
 
 Play = Callable[..., tuple[Guess, dict[str, Score]]]

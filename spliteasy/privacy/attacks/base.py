@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spliteasy.privacy.guesses import Guess
-from spliteasy.privacy.record import Adversary, Exchange, Hijacker, Tensors, View
+from spliteasy.privacy.record import Adversary, Exchange, Tensors, View
 from spliteasy.segment import Segment
 from spliteasy.training import Values, tensors_of
 
@@ -41,14 +41,6 @@ class Attack(Protocol):
 
     def run(self, view: View) -> Guess:
         """Attack. Deterministic: what it draws comes from fixed seeds."""
-        ...
-
-
-class ActiveAttack(Attack, Protocol):
-    """An attack that changes what the device gets: it is trained against on its own."""
-
-    def hijacker(self, job_view: View) -> Hijacker:
-        """The mind that answers in the worker's place; `job_view` has no steps yet."""
         ...
 
 

@@ -9,11 +9,20 @@ Source: He et al. (ACSAC 2019, the inverse network); Pasquini et al. (CCS 2021) 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spliteasy.privacy.attacks.base import WIRE, believed_head, crossing, first_tensor, no_auxiliary
+from spliteasy.privacy.attacks.base import (
+    WIRE,
+    believed_head,
+    crossing,
+    exchanges,
+    first_tensor,
+    no_auxiliary,
+)
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Adversary, Tensors, View, rows_of
 from spliteasy.randomness import drawing, state_of
@@ -26,27 +35,47 @@ SHOWN = 64
 """Samples that are reconstructed, from the first of the epoch."""
 
 
-def pairs(view: View) -> tuple[Tensor, Tensor, Tensor, Tensor, range]:
-    """(features and inputs to learn from, and both again as tensors of the cut), in training mode.
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What can be learned from, and where it is applied."""
 
-    Returns activations as rows, inputs, activations in shape, the device's activations in shape, its steps.
-    """
+    inputs: Tensor
+    """The first input of public samples."""
+    rows: Tensor
+    """Their activations, a row for each."""
+    shaped: Tensor
+    """The first of their activations, in its own shape."""
+    steps: range
+    """The device's steps that are attacked: its first epoch, or with a released head its newest."""
+
+
+def pairs(view: View) -> Pairs:
+    """Public data run through the head that the adversary knows, in training mode."""
     assert view.auxiliary is not None
     inputs: Tensors = view.auxiliary[0]
     head = believed_head(view).requires_grad_(False)
     batch = view.steps[0][0].samples
     rows, shaped = [], []
-    for start in range(
-        0, max(1, len(inputs[0]) - batch + 1), batch
-    ):  # batch norm sees what it sees on a device
+    # In batches as large as the device's: batch norm looks at the whole of one.
+    for start in range(0, max(1, len(inputs[0]) - batch + 1), batch):
         part = tuple(x[start : start + batch] for x in inputs)
         values = crossing(head, part)
         rows.append(rows_of(values, len(part[0])))
         shaped.append(first_tensor(values).detach())
     seen = sum(len(r) for r in rows)
     steps = view.last_epoch if view.released is not None else view.first_epoch
-    private = torch.cat([first_tensor(e.activations) for i in steps for e in view.steps[i]])
-    return torch.cat(rows), inputs[0][:seen], torch.cat(shaped), private[:SHOWN], steps
+    return Pairs(inputs[0][:seen], torch.cat(rows), torch.cat(shaped), steps)
+
+
+def ridge(features: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
+    """What the `seen` features come from, as ridge regression from `features` learned it."""
+    centre, target = features.mean(0), wanted.mean(0)
+    x, y = (features - centre).double(), (wanted - target).double()
+    # In the space of the samples, of which there are fewer than features as a rule.
+    gram = x @ x.T
+    gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    found: Tensor = (seen - centre).double() @ x.T @ torch.linalg.solve(gram, y) + target
+    return found.float()
 
 
 class LinearDecoder:
@@ -60,16 +89,10 @@ class LinearDecoder:
         return no_auxiliary(view)
 
     def run(self, view: View) -> InputGuess:
-        features, inputs, _, _, steps = pairs(view)
-        private = view.activations(steps)[:SHOWN]
-        centre, target = features.mean(0), inputs.flatten(1).mean(0)
-        x, y = (features - centre).double(), (inputs.flatten(1) - target).double()
-        # In the space of the samples, of which there are fewer than features as a rule.
-        gram = x @ x.T
-        gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-        weights = torch.linalg.solve(gram, y)
-        found = (private - centre).double() @ x.T @ weights + target
-        return InputGuess(inputs=found.float().reshape(len(private), *inputs.shape[1:]), steps=steps)
+        learned = pairs(view)
+        seen = view.activations(learned.steps)[:SHOWN]
+        found = ridge(learned.rows, learned.inputs.flatten(1), seen)
+        return InputGuess(inputs=found.reshape(len(seen), *learned.inputs.shape[1:]), steps=learned.steps)
 
 
 class ConvolutionalDecoder:
@@ -83,14 +106,16 @@ class ConvolutionalDecoder:
         return no_auxiliary(view)
 
     def run(self, view: View) -> InputGuess:
-        rows, inputs, shaped, private, steps = pairs(view)
-        if shaped.dim() == 4 and inputs.dim() == 4:
-            features, seen = shaped, private
+        learned = pairs(view)
+        steps = learned.steps
+        if learned.shaped.dim() == 4 and learned.inputs.dim() == 4:
+            features = learned.shaped
+            seen = torch.cat([first_tensor(e.activations) for e in exchanges(view, steps)])
         else:
-            features, seen = rows, view.activations(steps)[:SHOWN]
-        decoder = trained_decoder(features, inputs)
+            features, seen = learned.rows, view.activations(steps)
+        decoder = trained_decoder(features, learned.inputs)
         with torch.no_grad():
-            return InputGuess(inputs=decoder(seen), steps=steps)
+            return InputGuess(inputs=decoder(seen[:SHOWN]), steps=steps)
 
 
 class Decoder(nn.Module):
