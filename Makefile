@@ -25,7 +25,7 @@ SSH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CODE := spliteasy broker device_agent server_worker deploy tests examples benchmarks
+CODE := spliteasy spliteasy_cli broker device_agent server_worker deploy tests examples benchmarks
 
 # Several processes share the cores here: one thread each is faster than all of them fighting for all,
 # and the number of threads is part of what makes a run bit-identical.
@@ -59,6 +59,7 @@ $(READY): pyproject.toml
 
 demo: setup ## Train the digits example: 4 devices, 2 workers, all in one process
 	$(BIN)/spliteasy train examples/digits/job.toml --devices $(DEVICES) --workers $(WORKERS) --out runs/demo
+	@$(BIN)/spliteasy leakage examples/digits/job.toml --short
 
 up: setup ## Start RabbitMQ, Redis and WORKERS=2 workers in the background; TLS=1: encrypted, enrolled
 	@$(BIN)/python -m deploy.local up --workers $(WORKERS) $(if $(filter-out 0,$(TLS)),--tls)
@@ -116,7 +117,7 @@ test: setup lint ## Lint and all tests, against real RabbitMQ, Redis and OpenSSH
 test-long: setup deps ## The long sweeps (many seeds, many mutations)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
-parity: setup ## Twenty networks, the paper's six among them: split against plain PyTorch, bit for bit
+parity: setup ## Twenty-one networks, the paper's six among them: split against plain PyTorch, bit for bit
 	@$(BIN)/python -m benchmarks.parity
 
 bench: setup deps ## Speed, memory, links, codecs, with the goals beside the figures: [ONLY="links flaky"] [PEERS=1: other systems too]

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 
-from benchmarks.pictures import draw
-from benchmarks.report import OUT
+from benchmarks.harness.pictures import draw
+from benchmarks.harness.report import OUT
 
 PARTS = {
     "codecs": (1, "encode and decode against memcpy"),
@@ -45,7 +45,7 @@ def main() -> int:
             failed.append(name)
     pictures = draw(OUT)
     print(f"\nfigures: {OUT}/*.json; pictures: {', '.join(str(picture) for picture in pictures) or 'none'}")
-    print("into the documents: python -m benchmarks.document")
+    print("into the documents: python -m benchmarks.harness.document")
     if failed:
         print(f"error: {', '.join(failed)} ended with an error", file=sys.stderr)
     return int(bool(failed))

@@ -7,7 +7,7 @@ sets the model's first weights, the order of the data and its augmentation, alik
 is a training of four phones, each with a body and data of its own, and its accuracy is their mean. "Points"
 are percent of the test images right less lossless's of the same seed. Bytes are all that
 went over the wire both ways, frames and headers included. The tables go to docs/codecs.md by
-`python -m benchmarks.document`.
+`python -m benchmarks.harness.document`.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.accuracy_tasks import DATA, ROOT, job_of
-from benchmarks.report import Table, goal, save, show_about
-from broker.memory import MemoryBroker
+from benchmarks.harness.accuracy_tasks import DATA, ROOT, job_of
+from benchmarks.harness.report import Table, goal, save, show_about
+from broker.transport.in_process import MemoryBroker
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
-from device_agent.observe import Evaluated, Observation, StepTaken
+from device_agent.observations import Evaluated, Observation, StepTaken
 from server_worker.config import Trust
 from server_worker.store import SqliteStore
-from spliteasy import logs
-from spliteasy.cli.embedded import async_connect, workers_running
-from spliteasy.cli.submit import store_job
-from spliteasy.compute import TorchThread
 from spliteasy.job import Job
 from spliteasy.job.file import parse_job
+from spliteasy.observability import logs
+from spliteasy.runtime.torch_thread import TorchThread
+from spliteasy_cli.commands.submit import store_job
+from spliteasy_cli.support.embedded import async_connect, workers_running
 
 BASE = "lossless"
 CODECS = (BASE, "fp16", "bf16", "int8", "topk:0.1", "topk:0.05")

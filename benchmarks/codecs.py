@@ -20,8 +20,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.laps import ALLOCATOR
-from benchmarks.report import Table, goal, save, show_about
+from benchmarks.harness.report import Table, goal, save, show_about
+from benchmarks.harness.timed_runs import ALLOCATOR
 from spliteasy.codecs import parse_codec
 
 Result = TypeVar("Result")

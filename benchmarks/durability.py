@@ -20,21 +20,21 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import Table, goal, save, show_about
-from benchmarks.services import Field, Services, free_port, services
-from benchmarks.submitting import submit
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.harness.report import Table, goal, save, show_about
+from benchmarks.harness.services import Field, Services, free_port, services
+from benchmarks.harness.submission import submit
+from benchmarks.harness.workloads import WORKLOADS, Workload
 from broker import connect
-from deploy.redis_server import RedisServer
+from deploy.nodes.redis_server import RedisServer
 from server_worker.config import Trust, WorkerConfig
 from server_worker.store import SqliteStore
-from server_worker.store.redis_link import connect as connect_redis
+from server_worker.store.redis.link import connect as connect_redis
 from server_worker.worker import Worker
-from spliteasy.cli.submit import store_job
-from spliteasy.compute import TorchThread
-from spliteasy.eventloop import new_runner
 from spliteasy.job import Job
 from spliteasy.job.file import parse_job
+from spliteasy.runtime.event_loop import new_runner
+from spliteasy.runtime.torch_thread import TorchThread
+from spliteasy_cli.commands.submit import store_job
 
 MEMORY, EVERYSEC, ALWAYS = "memory only", "Redis, everysec", "Redis, always"
 STORES = (MEMORY, EVERYSEC, ALWAYS)
@@ -102,8 +102,8 @@ def _enter(
     else:
         submit(job_of(workload), url)
         arguments = ("worker", "--trust", "open", "--broker", broker, "--store", url)
-        worker = field.spawn("-m", "spliteasy.cli", *arguments)
-    device = ("-m", "benchmarks.ours", workload.name, job_of(workload)["name"], broker)
+        worker = field.spawn("-m", "spliteasy_cli", *arguments)
+    device = ("-m", "benchmarks.harness.agent_runner", workload.name, job_of(workload)["name"], broker)
     field.enter(name, [*device, str(running.folder / vhost)], {"worker": worker.pid})
 
 

@@ -14,12 +14,12 @@ import sys
 from dataclasses import asdict, dataclass
 
 from benchmarks.emulator.profiles import PROFILES
-from benchmarks.report import Table, goal, save, show_about
-from benchmarks.services import Contestant, Emulated, Field, Services, services
-from benchmarks.submitting import enter_ours
-from benchmarks.workloads import WORKLOADS, Setting
-from broker.chunks import CHUNK_BYTES
-from broker.sending import WINDOW
+from benchmarks.harness.report import Table, goal, save, show_about
+from benchmarks.harness.services import Contestant, Emulated, Field, Services, services
+from benchmarks.harness.submission import enter_ours
+from benchmarks.harness.workloads import WORKLOADS, Setting
+from broker.protocol.frames import CHUNK_BYTES
+from broker.transport.sender import WINDOW
 
 STEPS = 150
 LAPS = 2

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from benchmarks.report import Table, goal, save, show_about
-from benchmarks.services import Contestant, Field, free_port, services
-from benchmarks.submitting import enter_ours
-from benchmarks.workloads import WORKLOADS, Setting, Workload
+from benchmarks.harness.report import Table, goal, save, show_about
+from benchmarks.harness.services import Contestant, Field, free_port, services
+from benchmarks.harness.submission import enter_ours
+from benchmarks.harness.workloads import WORKLOADS, Setting, Workload
 
 OURS = {
     "ours": Setting(),

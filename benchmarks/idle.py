@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.laps import cpu_seconds, resident_bytes
-from benchmarks.report import Table, goal, save, show_about
-from benchmarks.services import Field, Services, services
-from benchmarks.submitting import submit, until_served
-from benchmarks.workloads import WORKLOADS, Setting
+from benchmarks.harness.report import Table, goal, save, show_about
+from benchmarks.harness.services import Field, Services, services
+from benchmarks.harness.submission import submit, until_served
+from benchmarks.harness.timed_runs import cpu_seconds, resident_bytes
+from benchmarks.harness.workloads import WORKLOADS, Setting
 
 GOAL_MB, GOAL_CPU = 150, 1.0
 """Above torch alone, and percent of one core."""
@@ -64,7 +64,7 @@ def measure(running: Services, seconds: float) -> list[Figure]:
         root = f"import os, sys; os.chdir({str(folder)!r}); sys.path.insert(0, '.')"
         words = ["spliteasy", "agent", "--job", "idle", "--device", "phone-1", "--data", "phone:load"]
         words += ["--broker", running.broker, "--state", "state", "--when", f"test -e {go}"]
-        program = f"{root}; sys.argv = {words!r}; from spliteasy.cli import main; sys.exit(main())"
+        program = f"{root}; sys.argv = {words!r}; from spliteasy_cli import main; sys.exit(main())"
         with log.open("w") as out:
             agent = field.spawn("-c", program, env=ALLOCATOR, out=out)
         _wait_for(log, agent, "paused", 1)

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from benchmarks.emulator.profiles import PROFILES, Profile
-from benchmarks.report import Table, goal, save, show_about
-from benchmarks.services import Field, Services, services
-from benchmarks.submitting import enter_ours
-from benchmarks.workloads import WORKLOADS, Setting
+from benchmarks.harness.report import Table, goal, save, show_about
+from benchmarks.harness.services import Field, Services, services
+from benchmarks.harness.submission import enter_ours
+from benchmarks.harness.workloads import WORKLOADS, Setting
 
 CODECS = ("fp32", "fp16", "int8", "topk:0.05")
 MICRO_BATCHES = (1, 4)

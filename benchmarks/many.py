@@ -17,10 +17,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from benchmarks.report import Table, goal, save, show_about
-from benchmarks.services import Field, Services, services
-from benchmarks.submitting import submit
-from benchmarks.workloads import CROWD
+from benchmarks.harness.report import Table, goal, save, show_about
+from benchmarks.harness.services import Field, Services, services
+from benchmarks.harness.submission import submit
+from benchmarks.harness.workloads import CROWD
 
 DEVICES = (1, 4, 16, 32, 64)
 SECONDS = 10.0
@@ -58,12 +58,14 @@ def measure(running: Services, devices: int, seconds: float) -> Figure:
     with Field(running) as field:
         job = f"crowd-{devices}"
         submit(CROWD.job(job), running.store)
-        arguments = ["-m", "benchmarks.crowd", "worker", running.broker, running.store]
+        arguments = ["-m", "benchmarks.harness.load", "worker", running.broker, running.store]
         worker = field.enter("worker", arguments, {})
         broker = field.emulator(LINK).url
         state = str(running.folder / job)
         names = ",".join(f"phone-{number}" for number in range(1, devices + 1))
-        crowd = field.enter("crowd", ["-m", "benchmarks.crowd", "devices", job, broker, state, names], {})
+        crowd = field.enter(
+            "crowd", ["-m", "benchmarks.harness.load", "devices", job, broker, state, names], {}
+        )
         before = worker.ask("0")
         steps = crowd.ask(str(seconds))["steps"]
         after = worker.ask("0")

@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.nn import functional as F
 
-from benchmarks.laps import answer, peak_bytes, resident_bytes
-from benchmarks.report import Table, goal, save, show_about
-from benchmarks.services import Field, Services, services
-from benchmarks.submitting import enter_ours, until_served
-from benchmarks.workloads import WORKLOADS, Setting, Workload
+from benchmarks.harness.report import Table, goal, save, show_about
+from benchmarks.harness.services import Field, Services, services
+from benchmarks.harness.submission import enter_ours, until_served
+from benchmarks.harness.timed_runs import answer, peak_bytes, resident_bytes
+from benchmarks.harness.workloads import WORKLOADS, Setting, Workload
 
 GOAL = 3.0
 STEPS = {"W0": 40, "W1": 5, "W2": 12}

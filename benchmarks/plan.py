@@ -28,19 +28,19 @@ import torch
 
 from benchmarks.emulator.link import LinkEmulator
 from benchmarks.emulator.profiles import PROFILES
-from benchmarks.plan_models import PAPER, PREDICTED, job
-from benchmarks.services import Field, Services, services
+from benchmarks.harness.plan_models import PAPER, PREDICTED, job
+from benchmarks.harness.services import Field, Services, services
 from broker import connect
-from deploy.native import HOST
+from deploy.nodes.native import HOST
 from server_worker.store import StoredJob, open_store
-from spliteasy import logs
-from spliteasy.cli.probing import Probed, overhead_of, probe_job, probed, step_seconds
-from spliteasy.compute import TorchThread
 from spliteasy.job import Job, JobSpec, parse_job
-from spliteasy.job.create import Source, load_source
+from spliteasy.job.source import Source, load_source
+from spliteasy.observability import logs
 from spliteasy.planning.choice import Cut
 from spliteasy.planning.planner import Plan, plan_source
 from spliteasy.planning.profile import Overhead, Profile, measure_compute
+from spliteasy.runtime.torch_thread import TorchThread
+from spliteasy_cli.probes.pipeline import Probed, overhead_of, probe_job, probed, step_seconds
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ def bench() -> Iterator[Bench]:
     """Start services and a worker; measure what a message takes on them."""
     with services() as on, Field(on) as field, tempfile.TemporaryDirectory() as name:
         worker = field.spawn(
-            *("-m", "spliteasy.cli", "worker"),
+            *("-m", "spliteasy_cli", "worker"),
             *("--broker", on.broker, "--store", on.store, "--trust", "open"),
         )
         compute = measure_compute()
@@ -147,7 +147,7 @@ def bench() -> Iterator[Bench]:
         for factory in ("narrow", "wide"):
             spec = parse_job(probe_job(factory))
             plan = empty.plan(spec)
-            steps = empty.steps(spec, "open", "spliteasy.cli.probing:data", 15, 1.0)
+            steps = empty.steps(spec, "open", "spliteasy_cli.probes.pipeline:data", 15, 1.0)
             seconds = asyncio.run(steps)
             probes.append(probed(plan, seconds))
         overhead = overhead_of(*probes)
@@ -195,7 +195,7 @@ def predictions(on: Bench, steps: int) -> float:
             spec = parse_job(job(name, cuts, batch, link, **settings(link)))
             plan = on.plan(spec, replace(source, spec=spec))
             assert plan.own is not None
-            measured = on.measure(spec, link, f"benchmarks.plan_models:DATA.{name}", steps)
+            measured = on.measure(spec, link, f"benchmarks.harness.plan_models:DATA.{name}", steps)
             error = plan.own.step_s / measured - 1
             worst = max(worst, abs(error))
             share, predicted_ms = spec.plan.server_speed, plan.own.step_s * 1e3
@@ -217,7 +217,7 @@ def against_paper(on: Bench, names: Sequence[str], steps: int) -> int:
         spec = parse_job(job(name, cuts, batch, "paper", **settings(PAPER_LINK, DEVICE_SPEED)))
         plan = on.plan(spec)
         assert plan.own is not None
-        data = f"benchmarks.plan_models:DATA.{name}"
+        data = f"benchmarks.harness.plan_models:DATA.{name}"
         paper_s = on.measure(spec, PAPER_LINK, data, steps, DEVICE_SPEED)
         core = f"core {spec.plan.server_speed:.0%}"
         print(f"{name:<18}paper   {_told(plan.own, paper_s)}  {core}", flush=True)

@@ -16,11 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.report import Table, save, show_about
+from benchmarks.harness.services import Field, services
+from benchmarks.harness.submission import submit
+from benchmarks.harness.workloads import WORKLOADS, Workload
 from benchmarks.healthy import OURS
-from benchmarks.report import Table, save, show_about
-from benchmarks.services import Field, services
-from benchmarks.submitting import submit
-from benchmarks.workloads import WORKLOADS, Workload
 
 WAY = (
     ("head begins", ""),
@@ -55,8 +55,8 @@ def trace(workload: Workload, system: str, steps: int) -> dict[str, Any]:
             job = f"{workload.name} {system}".lower().replace(" ", "-")
             submit(workload.job(job, OURS[system]), running.store)
             files = [str(running.folder / name) for name in ("worker.json", "agent.json")]
-            worker = field.worker("-m", "benchmarks.tracing", files[0])
-            arguments = ["-m", "benchmarks.tracing", files[1], "benchmarks.ours"]
+            worker = field.worker("-m", "benchmarks.harness.stopwatch", files[0])
+            arguments = ["-m", "benchmarks.harness.stopwatch", files[1], "benchmarks.harness.agent_runner"]
             arguments += [workload.name, job, running.broker, str(running.folder / job)]
             contestant = field.enter(system, arguments, {"worker": worker, **running.pids()})
             contestant.lap(max(2, steps // 5))

@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from benchmarks.arena import Arena, WorkerPlace
-from benchmarks.report import Table, goal, save, show_about
-from benchmarks.services import services
-from spliteasy import logs
-from spliteasy.eventloop import new_runner
+from benchmarks.harness.cluster import Arena, WorkerPlace
+from benchmarks.harness.report import Table, goal, save, show_about
+from benchmarks.harness.services import services
+from spliteasy.observability import logs
+from spliteasy.runtime.event_loop import new_runner
 
 GOALS = {"worker killed": 1.0, "worker paused": 2 * 2 + 1.0}
 """Seconds, at p95."""

@@ -22,12 +22,12 @@ from itertools import count
 
 from redis import Redis
 
-from benchmarks.laps import cpu_seconds, resident_bytes
-from benchmarks.report import Table, goal, save, show_about
-from benchmarks.services import Contestant, Field, Services, services
-from benchmarks.submitting import submit
-from benchmarks.workloads import CROWD, HEAVY
-from broker.topology import SHARDS, shard_of
+from benchmarks.harness.report import Table, goal, save, show_about
+from benchmarks.harness.services import Contestant, Field, Services, services
+from benchmarks.harness.submission import submit
+from benchmarks.harness.timed_runs import cpu_seconds, resident_bytes
+from benchmarks.harness.workloads import CROWD, HEAVY
+from broker.transport.topology import SHARDS, shard_of
 from server_worker.store import open_store
 
 WORKERS = (1, 2, 4, 8, 16)
@@ -88,14 +88,14 @@ class Run:
 
     def start_worker(self) -> None:
         arguments = ["worker", self.services.broker, self.services.store, str(self.wait_ms)]
-        self.workers.append(self.field.enter("worker", ["-m", "benchmarks.crowd", *arguments], {}))
+        self.workers.append(self.field.enter("worker", ["-m", "benchmarks.harness.load", *arguments], {}))
 
     def start_devices(self, wanted: int) -> None:
         """So many in all."""
         names = evenly(self.body, wanted)[len(self.names) :]
         state = str(self.services.folder / self.body)
         arguments = ["devices", self.body, self.services.broker, state, ",".join(names)]
-        self.devices.append(self.field.enter("devices", ["-m", "benchmarks.crowd", *arguments], {}))
+        self.devices.append(self.field.enter("devices", ["-m", "benchmarks.harness.load", *arguments], {}))
         self.names += names
 
     def stop_worker(self) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from broker.assembler import Assembled, Assembler, AssemblerLimits, OverBudget, Partial
-from broker.backoff import full_jitter
-from broker.chunks import to_frames
-from broker.envelope import EnvelopeLimits, decode, decode_tensor, encode, encode_parts, encode_tensor
-from broker.transport import Delivery, Depth, Frame, Queue, Subscription, Transport
+from broker.protocol.assembler import Assembled, Assembler, AssemblerLimits, OverBudget, Partial
+from broker.protocol.envelope import (
+    EnvelopeLimits,
+    decode,
+    decode_tensor,
+    encode,
+    encode_parts,
+    encode_tensor,
+)
+from broker.protocol.frames import to_frames
+from broker.transport.backoff import full_jitter
+from broker.transport.base import Delivery, Depth, Frame, Queue, Subscription, Transport
 from spliteasy.errors import LinkError, LinkRefused, Unroutable, WireError
+from spliteasy.runtime.urls import scheme_of
 
 __all__ = [
     "Assembled",
@@ -45,14 +53,15 @@ async def connect(url: str, *, heartbeat_s: int | None = None) -> Transport:
     Raises `LinkError` where it can't be reached, `LinkDeferred` where it says no for now, and `LinkRefused`
     where it, or the URL, says no.
     """
-    scheme = url.partition("://")[0].lower()
+    scheme = scheme_of(url)
     if scheme in ("amqp", "amqps"):
         # Here, not above: what needs no network must not need its library.
-        from broker.amqp import AmqpOptions
-        from broker.amqp import connect as connect_amqp
+        from broker.amqp.connection import connect as connect_amqp
+        from broker.amqp.options import AmqpOptions
 
         options = AmqpOptions() if heartbeat_s is None else AmqpOptions(heartbeat_s=heartbeat_s)
         return await connect_amqp(url, options=options)
     raise LinkRefused(
-        f"no transport for {scheme or 'an empty'} URLs", hint="use amqp://user:password@host:port/vhost"
+        f"no transport for {scheme} URLs" if scheme else "the broker's URL names no transport",
+        hint="use amqp://user:password@host:port/vhost",
     )

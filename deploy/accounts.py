@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from enum import Enum
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote
 
-from broker.topology import DEAD, FRONT, REPLY_EXPIRES_S, UPLINK
+from broker.transport.topology import DEAD, FRONT, REPLY_EXPIRES_S, UPLINK
 from spliteasy.errors import LinkError, LinkRefused, UserError
+from spliteasy.runtime.urls import QUOTE_HINT, split_url
 
 TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 16
@@ -56,8 +57,8 @@ class Permissions:
 def device_permissions(device: str) -> Permissions:
     """A device declares and reads its own reply queues, and publishes under its own key. Nothing else.
 
-    The names of those queues are few (`broker.topology.reply_slot`): RabbitMQ can't limit how many queues one
-    account makes, nor of which type, so their names do.
+    The names of those queues are few (`broker.transport.topology.reply_slot`): RabbitMQ can't limit how many
+    queues one account makes, nor of which type, so their names do.
     """
     own = rf"^spliteasy\.reply\.{device}\.0{{15}}[0-9a-f]$"
     return Permissions(configure=own, write=_names(UPLINK), read=own, uplink_keys=rf"^s\.{device}\.[^.]+$")
@@ -113,10 +114,10 @@ class Accounts:
         self._vhost = vhost
         hint = "https://operator:password@host:15671, the management API of RabbitMQ"
         try:
-            parts = urlsplit(url)
+            parts = split_url(url)
             port = parts.port
-        except ValueError:
-            raise UserError("the management URL has a port or host that is none", hint=hint) from None
+        except ValueError as error:
+            raise UserError(f"the management URL has {error}", hint=f"{hint}; {QUOTE_HINT}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError("the management URL is not one of HTTP", hint=hint)
         if parts.scheme == "http" and parts.hostname not in LOOPBACK:

@@ -19,8 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deploy.services import RABBITMQ, REDIS, ComposeServices, NativeServices, docker_answers, native_missing
-from deploy.stack import (
+from deploy.stack.layout import (
     FOLDER,
     NOWHERE,
     SIGNING_KEY,
@@ -31,7 +30,15 @@ from deploy.stack import (
     running_stack,
     wanted_stack,
 )
-from deploy.stack_workers import (
+from deploy.stack.services import (
+    RABBITMQ,
+    REDIS,
+    ComposeServices,
+    NativeServices,
+    docker_answers,
+    native_missing,
+)
+from deploy.stack.workers import (
     MAX_WORKERS,
     enroll_workers,
     running_workers,
@@ -40,7 +47,7 @@ from deploy.stack_workers import (
     stop_workers,
 )
 from spliteasy.errors import SplitEasyError, UserError
-from spliteasy.logs import redact
+from spliteasy.observability.logs import redact
 
 
 def up(workers: int, tls: bool = False) -> None:
@@ -143,7 +150,7 @@ def status() -> None:
     for daemon in running_workers():
         print(f"{daemon.name:10} {'runs':14} pid {daemon.pid()}")
     print(flush=True)
-    subprocess.run([sys.executable, "-m", "spliteasy.cli", "status"], check=False)
+    subprocess.run([sys.executable, "-m", "spliteasy_cli", "status"], check=False)
 
 
 def logs() -> None:

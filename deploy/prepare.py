@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from broker.topology import UPLINK
+from broker.transport.topology import UPLINK
 from deploy.accounts import REPLY_POLICY, Role, password_hash, reply_policy, worker_permissions
-from deploy.certificates import HOSTS, make_certificates
-from deploy.native import write_private
-from deploy.redis_users import LOSS_WINDOW, NOBODY, RedisRole, RedisUser
+from deploy.nodes.certificates import HOSTS, make_certificates
+from deploy.nodes.native import write_private
+from deploy.nodes.redis_users import LOSS_WINDOW, NOBODY, RedisRole, RedisUser
 from spliteasy.errors import SplitEasyError
 
 OUT = Path(__file__).with_name("containers")

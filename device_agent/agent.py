@@ -15,29 +15,30 @@ from datetime import date
 
 import structlog
 
-from broker import messages as m
-from broker.chunks import CHUNK_BYTES
-from broker.topology import SHARDS, shard_of
-from device_agent import computations
-from device_agent import events as e
-from device_agent.allowance import Allowance
-from device_agent.choosing import BySpeed, MakeChooser
-from device_agent.conditions import Gate
+from broker.protocol import messages as m
+from broker.protocol.frames import CHUNK_BYTES
+from broker.transport.topology import SHARDS, shard_of
 from device_agent.config import AgentConfig
-from device_agent.fetching import JobSource
-from device_agent.link import Connect, Link
+from device_agent.job_source import JobSource
+from device_agent.link.link import Connect, Link
+from device_agent.link.metered import Metered
+from device_agent.link.rate_limit import Pace
 from device_agent.metrics import SessionWatch
-from device_agent.observe import Evaluated, Observe, StateChanged, StepTaken
-from device_agent.pace import Pace
-from device_agent.preparing import prepare
-from device_agent.session import DeviceSession
+from device_agent.observations import Evaluated, Observe, StateChanged, StepTaken
+from device_agent.policy.data_budget import Allowance
+from device_agent.policy.run_conditions import Gate
+from device_agent.session import events as e
+from device_agent.session.machine import DeviceSession
+from device_agent.setup import prepare
 from device_agent.spans import StepSpans, traced
-from device_agent.state import StateFolder
-from device_agent.trainer import DeviceTrainer
-from spliteasy.compute import Compute
-from spliteasy.errors import StateError
-from spliteasy.metering import SILENT, Meter
-from spliteasy.tracing import Tracer
+from device_agent.state_folder import StateFolder
+from device_agent.training import effects
+from device_agent.training.codec_policy import BySpeed, MakeChooser
+from device_agent.training.trainer import DeviceTrainer
+from spliteasy.errors import RemoteError, SplitEasyError, StateError
+from spliteasy.observability.meter import SILENT, Meter
+from spliteasy.observability.traces import Tracer
+from spliteasy.runtime.torch_thread import Compute
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +52,12 @@ class AgentResult:
     total_steps: int
     done: bool
     """False where it was stopped on request before the last step."""
+    taken: int = 0
+    """Steps that were taken in this run."""
+    job: str = ""
+    """The version that was trained, by its digest; empty where it was stopped before there was one."""
+    newest: str | None = None
+    """A newer version of the job, by its digest, where there is one."""
 
 
 class Agent:
@@ -126,21 +133,17 @@ class Agent:
         self._allowance = allowance = Allowance(
             limit_bytes, saved=state.traffic, save=state.save_traffic, today=self._today
         )
-        self.link.count = self._count_traffic
+        self.link.metered = Metered(allowance, failed=self._fail, tell=self._tell)
 
         async def within() -> str | None:
             return allowance.why_not()
 
         self._gate = Gate(within) if self._gate is None else self._gate.also(within)
 
-    def _count_traffic(self, nbytes: int) -> None:
+    def _fail(self, error: StateError) -> None:
         """What can't be written down ends the training, not the link."""
-        assert self._allowance is not None
-        try:
-            self._allowance.count(nbytes)
-        except StateError as error:
-            self._failed = error
-            self._events.put_nowait(e.LinkDown())  # any event wakes the loop, which then raises
+        self._failed = error
+        self._events.put_nowait(e.LinkDown())  # any event wakes the loop, which then raises
 
     async def _may_begin(self, gate: Gate, stop: asyncio.Event) -> bool:
         """Wait before anything is sent or fetched. False where `stop` came first."""
@@ -238,9 +241,12 @@ class Agent:
                             step=session.step,
                             total_steps=session.plan.total_steps,
                             done=done,
+                            taken=session.taken,
+                            job=session.plan.digest,
+                            newest=session.newest,
                         )
                     case e.Fail(error=error):
-                        raise error
+                        raise await self._with_its_cause(error)
                     case _:
                         self._perform(action, state)
             event = await self._events.get()
@@ -251,6 +257,13 @@ class Agent:
             actions = session.handle(event)
             for watch in watches:
                 watch(event, actions)
+
+    async def _with_its_cause(self, error: SplitEasyError) -> SplitEasyError:
+        """A worker that finds a number not finite can't see the data: look whether that is to blame."""
+        trainer = self.trainer
+        if trainer is None or not isinstance(error, RemoteError) or error.code != "not-finite":
+            return error
+        return await self._compute(trainer.data_problem) or error
 
     def _keep_within(self, allowance: Allowance, gate: Gate, session: DeviceSession, event: e.Event) -> None:
         """Hold the session where the next step would not fit: it is looked at before each one begins."""
@@ -292,7 +305,7 @@ class Agent:
         trainer = self.trainer
         assert trainer is not None
         try:
-            event: e.Event = await self._compute(lambda: computations.perform(action, trainer, state))
+            event: e.Event = await self._compute(lambda: effects.perform(action, trainer, state))
             self._report(action)
         except Exception as error:
             self._failed = error
@@ -310,7 +323,7 @@ class Agent:
             case e.Restore(step=step):
                 self._tell(f"resumed after step {step}" if step else "training")
             case e.Apply(skipped=True):
-                self._tell(f"step {trainer.step} skipped: a gradient was not finite")
+                self._tell(f"step {trainer.step} skipped, not finite: {trainer.passed}")
             case e.Apply():
                 step = trainer.step
                 self._log.debug("step taken", step=step, bytes_up=self.link.bytes_up)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.patience import UNREACHABLE_S
-from device_agent.data import DeviceData
+from broker.transport.patience import UNREACHABLE_S
+from device_agent.training.data import DeviceData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,10 @@ class AgentConfig:
     """Public key (64 hexadecimal digits) that must have signed the job; None: it is taken as it comes."""
     takeover: bool = False
     restart: bool = False
+    epochs: int | None = None
+    """Epochs to train in place of the job's; None: as the job says."""
+    new_data: bool = False
+    """Go on from the trained weights, although the data is not what the state folder was trained on."""
     reply_timeout_s: float = 10.0
     chunk_bytes: int | None = None
     """Payload of one frame; None: as the job says."""

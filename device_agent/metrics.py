@@ -6,15 +6,13 @@ Nothing here knows who listens: Prometheus is an extra that only the command lin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from math import nan
+from typing import Protocol
 
-from broker import messages as m
-from device_agent import events as e
-from device_agent.session import DeviceSession
-from spliteasy.metering import Meter, Metric
-
-if TYPE_CHECKING:
-    from device_agent.agent import Agent
+from broker.protocol import messages as m
+from device_agent.session import events as e
+from device_agent.session.machine import DeviceSession
+from spliteasy.observability.meter import Meter, Metric
 
 STEPS = Metric(
     "spliteasy_agent_steps_total", "counter", "Training steps taken on both sides, skipped ones too."
@@ -48,7 +46,9 @@ BUSY = Metric("spliteasy_agent_busy_total", "counter", "Times a worker said: not
 ATTEMPTS = Metric("spliteasy_agent_attempts_total", "counter", "Attempts begun: all but the first go back.")
 STEP = Metric("spliteasy_agent_step", "gauge", "The last step.")
 TOTAL_STEPS = Metric("spliteasy_agent_total_steps", "gauge", "The training's steps.")
-LOSS = Metric("spliteasy_agent_loss", "gauge", "Training loss of the last step's batch.")
+LOSS = Metric(
+    "spliteasy_agent_loss", "gauge", "Training loss of the last step's batch; NaN where none was measured."
+)
 LINK_UP = Metric("spliteasy_agent_link_up", "gauge", "1 while there is a connection to the broker.")
 CHECKPOINTS = Metric("spliteasy_agent_checkpoints", "gauge", "Checkpoints in the state folder.")
 DOWNLOAD_BYTES = Metric(
@@ -94,7 +94,36 @@ class SessionWatch:
                     meter.add(SKIPPED)
 
 
-async def measure(agent: Agent) -> None:
+class MeasuredLink(Protocol):
+    """The part of a link that its gauges show."""
+
+    @property
+    def is_up(self) -> bool: ...
+    @property
+    def download_bytes(self) -> int: ...
+
+
+class MeasuredTrainer(Protocol):
+    """The part of a trainer that its gauges show."""
+
+    @property
+    def loss(self) -> float | None: ...
+
+
+class MeasuredAgent(Protocol):
+    """The part of an agent that its gauges show."""
+
+    @property
+    def meter(self) -> Meter: ...
+    @property
+    def link(self) -> MeasuredLink: ...
+    @property
+    def session(self) -> DeviceSession | None: ...
+    @property
+    def trainer(self) -> MeasuredTrainer | None: ...
+
+
+async def measure(agent: MeasuredAgent) -> None:
     """Set the gauges of what is known by now."""
     meter, session, trainer = agent.meter, agent.session, agent.trainer
     meter.set(LINK_UP, agent.link.is_up)
@@ -104,9 +133,9 @@ async def measure(agent: Agent) -> None:
         meter.set(TOTAL_STEPS, session.plan.total_steps)
         meter.set(CHECKPOINTS, len(session.held))
     if trainer is not None:
-        meter.set(LOSS, trainer.loss)
+        meter.set(LOSS, nan if trainer.loss is None else trainer.loss)
 
 
-async def why_not_ready(agent: Agent) -> str | None:
+async def why_not_ready(agent: MeasuredAgent) -> str | None:
     """None while the link is up."""
     return None if agent.link.is_up else "not connected to the broker"

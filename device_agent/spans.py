@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from broker import messages as m
-from device_agent import events as e
-from device_agent.session import DeviceSession
-from device_agent.session_state import State
-from spliteasy.tracing import Context, Span, Tracer, step_context
+from broker.protocol import messages as m
+from device_agent.session import events as e
+from device_agent.session.machine import DeviceSession
+from device_agent.session.states import State
+from spliteasy.observability.traces import Context, Span, Tracer, step_context
 
 _OF_A_STEP = frozenset({State.HEAD, State.FORWARDING, State.TAIL, State.BACKWARDING, State.APPLYING})
 

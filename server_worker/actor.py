@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, Protocol
 
 import structlog
 
-from broker import messages as m
-from broker.chunks import in_ranges
+from broker.protocol import messages as m
+from broker.protocol.frames import in_ranges
 from server_worker import metrics
-from server_worker.actions import (
+from server_worker.job_cache import JobCache
+from server_worker.session.actions import (
     Action,
     Background,
     Begin,
@@ -27,16 +29,15 @@ from server_worker.actions import (
     Steps,
     StoreCall,
 )
-from server_worker.jobs import JobCache
-from server_worker.refusals import error_reply
-from server_worker.session import WorkerSession
+from server_worker.session.machine import WorkerSession
+from server_worker.session.refusals import deadly_reply, error_reply
 from server_worker.spans import RequestSpans, spans_of
 from server_worker.store import Store
-from spliteasy import compute
-from spliteasy.errors import NeedsNewer, SplitEasyError
-from spliteasy.metering import Meter
-from spliteasy.micro_batches import MAX_MICRO_BATCHES
-from spliteasy.tracing import Tracer
+from spliteasy.errors import NeedsNewer, SplitEasyError, UnlikeWorker
+from spliteasy.job.micro_batches import MAX_MICRO_BATCHES
+from spliteasy.observability.meter import Meter
+from spliteasy.observability.traces import Tracer
+from spliteasy.runtime import torch_thread
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +48,9 @@ MAX_REPLYING = 4
 """Served requests of one session whose replies wait for the broker's confirm; the next is served after."""
 
 BUSY_RETRY_S = 1.0
+MAX_DELIVERIES = 5
+"""A request that was delivered again so often, and served to no end, ends its workers: it is buried."""
+
 POISONOUS: frozenset[m.ErrorCode] = frozenset(
     {"bad-request", "bad-tensor", "computation-failed", "not-finite"}
 )
@@ -62,6 +66,8 @@ class Incoming:
     reply_to: str
     chunk_bytes: int
     """As it was cut: its reply is cut no coarser."""
+    again: bool
+    """Whether it was delivered before, to a worker that did not get to its end."""
     arrived_s: float
     """When its last frame came, by the worker's clock."""
     finish: Callable[[str | None], Awaitable[None]]
@@ -81,7 +87,7 @@ class Host(Protocol):
     """What an actor needs of its worker."""
 
     store: Store
-    compute: compute.Compute
+    compute: torch_thread.Compute
     jobs: JobCache
     meter: Meter
     tracer: Tracer | None
@@ -214,6 +220,11 @@ class SessionActor:
                     self._host.meter.observe(metrics.QUEUE_SECONDS, waited_s)
                     spans = self._spans = spans_of(self._host.tracer, incoming.request, waited_s=waited_s)
                     await self._serve(incoming)
+                    if incoming.again:
+                        with suppress(SplitEasyError):
+                            await self._host.store.end_delivery(
+                                incoming.request.session, incoming.request.request
+                            )
                     if spans is not None:
                         spans.served()
                         self._spans = None
@@ -271,13 +282,21 @@ class SessionActor:
     async def _serve(self, incoming: Incoming) -> None:
         request = incoming.request
         try:
+            if (
+                incoming.again
+                and await self._host.store.begin_delivery(request.session, request.request) > MAX_DELIVERIES
+            ):
+                self.session.drop()
+                self._poison = f"{request.kind} was delivered {MAX_DELIVERIES + 1} times without an end"
+                self._begin_to_send(deadly_reply(request))
+                return
             await self._perform_all(self.session.handle(request, incoming.raw))
-        except NeedsNewer as error:
+        except (NeedsNewer, UnlikeWorker) as error:
             self.session.drop()
-            text = f"{error.message}; waiting for a worker that does"
-            self._begin_to_send(
-                error_reply(request, "unavailable", text, "upgrade the workers", retriable=True)
-            )
+            newer = isinstance(error, NeedsNewer)
+            text = f"{error.message}; waiting for a worker that {'does' if newer else 'is'}"
+            hint = "upgrade the workers" if newer else error.hint
+            self._begin_to_send(error_reply(request, "unavailable", text, hint, retriable=True))
             self._host.hand_on(request.session, error.message)
         except SplitEasyError as error:
             log.warning("request failed", session=request.session, kind=request.kind, error=str(error))
@@ -332,7 +351,9 @@ class SessionActor:
                 return host.background(self._in_background(call, done))
             case Committed(session, step, loss):
                 return host.committed(session, step, loss)
-            case Loaded(session, step, replayed):
+            case Loaded(session, step, replayed, unlike):
+                if unlike is not None:
+                    log.warning("the session goes on with other bits", session=session, computed_on=unlike)
                 log.info("session loaded", session=session, step=step, replayed=replayed)
                 host.meter.add(metrics.TAKEOVERS)
                 host.meter.add(metrics.REPLAYED, replayed)

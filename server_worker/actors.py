@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from broker import messages as m
-from broker.topology import shard_of, shard_queue
+from broker.protocol import messages as m
+from broker.transport.topology import shard_of, shard_queue
 from server_worker.actor import Host, SessionActor
-from server_worker.allowing import forbidden
-from server_worker.arrivals import Room
-from server_worker.config import WorkerConfig, environment
-from server_worker.durability import DurabilityClock
-from server_worker.ownership import State, WorkerIdentity
-from server_worker.session import WorkerSession
+from server_worker.admission.authorization import forbidden
+from server_worker.admission.budget import Budget
+from server_worker.config import WorkerConfig
+from server_worker.session.durability import DurabilityClock
+from server_worker.session.machine import WorkerSession
+from server_worker.session.ownership import State, WorkerIdentity
+from server_worker.session.reorder_buffer import Room
 from server_worker.store import Store
 
 log = structlog.get_logger(__name__)
@@ -24,6 +25,8 @@ log = structlog.get_logger(__name__)
 ACTIVE_S = 30.0
 """A session counts as active for this long after its last request."""
 EMPTY_S = 120.0
+OPEN_S = 10.0
+"""So long a step that is open has its memory for itself, however many wait for it."""
 OPEN_STEP_S = 24 * 3600.0
 """A step stays open for so long after the last that was heard of its device."""
 
@@ -35,11 +38,12 @@ class Actors:
         self, host: Host, config: WorkerConfig, durability: DurabilityClock, clock: Callable[[], float]
     ) -> None:
         self.room = Room(config.waiting_bytes)
+        self.budget = Budget(config.memory_bytes)
         self._host = host
         self._config = config
         self._durability = durability
         self._clock = clock
-        self.identity = WorkerIdentity(nonce=m.new_nonce(), environment=environment())
+        self.identity = WorkerIdentity(nonce=m.new_nonce())
         self._actors: OrderedDict[str, SessionActor] = OrderedDict()
         self._touched: dict[str, float] = {}
         self._log = log.bind(worker=config.name)
@@ -59,7 +63,12 @@ class Actors:
         actor = self._actors.get(session)
         if actor is None:
             machine = WorkerSession(
-                session, self.identity, durability=self._durability, room=self.room, clock=self._clock
+                session,
+                self.identity,
+                durability=self._durability,
+                room=self.room,
+                budget=self.budget,
+                clock=self._clock,
             )
             actor = self._actors[session] = SessionActor(machine, self._host)
         self._actors.move_to_end(session)
@@ -153,13 +162,20 @@ class Actors:
             await self._actors[name].park()
 
     async def keep_budget(self) -> None:
-        """Park idle sessions beyond the memory that they may take together."""
+        """Park idle sessions beyond the memory that they may take together, or that others wait for."""
         self._forget_empty()
-        held = sum(actor.session.memory_bytes() for actor in self._actors.values())
+        sessions = [actor.session for actor in self._actors.values()]
+        self.budget.states_bytes = sum(each.own.memory.state_bytes for each in sessions if each.own.memory)
+        held = sum(session.memory_bytes() for session in sessions) + self.budget.wanted_bytes
+        self.budget.wanted_bytes = 0
+        horizon = self._clock() - OPEN_S
         for name in [name for name, actor in self._actors.items() if actor.idle]:
             if held <= self._config.memory_bytes:
                 return
-            held -= self._actors[name].session.memory_bytes()
+            session = self._actors[name].session
+            if session.own.state is State.FORWARDED and self._touched[name] > horizon:
+                continue  # two sessions that want each other's memory must not throw each other out for ever
+            held -= session.memory_bytes()
             self._log.info("parking a session", session=name)
             await self.park([name])
 

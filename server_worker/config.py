@@ -9,12 +9,12 @@ from enum import Enum
 
 import torch
 
-from broker.assembler import AssemblerLimits
-from broker.chunks import CHUNK_BYTES
-from broker.messages import new_nonce
-from broker.patience import UNREACHABLE_S
-from broker.topology import DEAD_BYTES, SHARDS
-from server_worker.quotas import DeviceQuota
+from broker.protocol.assembler import AssemblerLimits
+from broker.protocol.frames import CHUNK_BYTES
+from broker.protocol.messages import new_nonce
+from broker.transport.patience import UNREACHABLE_S
+from broker.transport.topology import DEAD_BYTES, SHARDS
+from server_worker.admission.quotas import DeviceQuota
 
 TAKEOVER_S = 0.4
 """Seconds from when the broker gives a worker up until its sessions move on another, at p95."""

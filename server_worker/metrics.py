@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from broker import messages as m
-from broker.topology import DEAD
-from server_worker.refusals import NO_ROOM, PAUSED
+from broker.protocol import messages as m
+from server_worker.session.refusals import NO_ROOM, PAUSED
 from server_worker.store import Store
-from spliteasy.compute import Compute
-from spliteasy.errors import LinkError, SplitEasyError
-from spliteasy.metering import Meter, Metric
-
-if TYPE_CHECKING:
-    from server_worker.worker import Worker
+from spliteasy.observability.meter import Meter, Metric
+from spliteasy.runtime.torch_thread import Compute
 
 T = TypeVar("T")
 
@@ -117,9 +111,6 @@ DEAD_WAITING = Metric(
 
 ALL = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
-PROBE_S = 2.0
-"""How long broker and store may take to answer a probe."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
@@ -135,46 +126,6 @@ class Holdings:
     snapshots: int
     uploads: int
     upload_bytes: int
-
-
-async def measure(worker: Worker, meter: Meter) -> None:
-    """Set the gauges."""
-    held = worker.holdings()
-    for metric, value in (
-        (SESSIONS, held.sessions),
-        (SESSION_BYTES, held.session_bytes),
-        (SESSION_LIMIT, worker.config.memory_bytes),
-        (JOBS, held.jobs),
-        (JOB_LIMIT, held.job_limit),
-        (WAITING, held.waiting),
-        (WAITING_BYTES, worker.actors.room.taken_bytes),
-        (WAITING_LIMIT, worker.actors.room.limit_bytes),
-        (LOG_BYTES, held.log_bytes),
-        (LOG_FILL, held.log_fill),
-        (SNAPSHOTS, held.snapshots),
-        (UPLOADS, held.uploads),
-        (UPLOAD_BYTES, held.upload_bytes),
-        (UPLOAD_LIMIT, worker.config.uploads.total_bytes),
-    ):
-        meter.set(metric, value)
-    try:
-        async with asyncio.timeout(PROBE_S):
-            depth = await worker.depth(DEAD)
-    except (LinkError, TimeoutError):
-        return  # the broker is away: the last figure stands, and /readyz tells
-    meter.set(DEAD_WAITING, depth.messages if depth is not None else 0)
-
-
-async def why_not_ready(worker: Worker) -> str | None:
-    """None when the worker is subscribed at the broker and the store answers."""
-    if not worker.connected.is_set():
-        return "not connected to the broker"
-    try:
-        async with asyncio.timeout(PROBE_S):
-            await worker.store.workers()
-    except (SplitEasyError, TimeoutError):
-        return "the store does not answer"
-    return None
 
 
 def count_answer(meter: Meter, reply: m.Reply | m.Receipt) -> None:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from broker import messages as m
-from server_worker.actions import Action, Compute, Finish, LoadJob, StoreCall
-from spliteasy.tracing import Span, Tracer, parse_traceparent
+from broker.protocol import messages as m
+from server_worker.session.actions import Action, Compute, Finish, LoadJob, StoreCall
+from spliteasy.observability.traces import Span, Tracer, parse_traceparent
 
 T = TypeVar("T")
 _PHASES: dict[type[Action], str] = {

@@ -24,34 +24,34 @@ import structlog
 from torch import Tensor
 
 from broker import encode
-from broker import messages as m
-from broker.assembler import Assembler, OverBudget
-from broker.backoff import full_jitter
-from broker.chunks import CHUNK_BYTES, HEADER_BYTES, MIN_CHUNK_BYTES
-from broker.labels import codec_label
-from broker.patience import SETTLED_S, Patience
-from broker.sending import send_message
-from broker.topology import FRONT, shard_queue, worker_queues
-from broker.transport import Delivery, Depth, Subscription, Transport
+from broker.protocol import messages as m
+from broker.protocol.assembler import Assembler, OverBudget
+from broker.protocol.frames import CHUNK_BYTES, HEADER_BYTES, MIN_CHUNK_BYTES
+from broker.protocol.labels import codec_label
+from broker.transport.backoff import full_jitter
+from broker.transport.base import Delivery, Depth, Subscription, Transport
+from broker.transport.patience import SETTLED_S, Patience
+from broker.transport.sender import send_message
+from broker.transport.topology import FRONT, shard_queue, worker_queues
 from server_worker import metrics
 from server_worker.actor import BUSY_RETRY_S, Arrived, Incoming
 from server_worker.actors import Actors
-from server_worker.balancing import Balancing
+from server_worker.admission.intake import Accepted, Intake, Waiting
+from server_worker.admission.quotas import OVERHEAD_BYTES, Quotas
+from server_worker.admission.reply_queues import ReplyQueues
 from server_worker.config import Trust, WorkerConfig
-from server_worker.durability import DurabilityClock
-from server_worker.heartbeat import Heartbeat
-from server_worker.intake import Accepted, Intake, Waiting
-from server_worker.jobs import DeviceJobs, JobCache
-from server_worker.losses import Losses
-from server_worker.queues import Queues
-from server_worker.quotas import OVERHEAD_BYTES, Quotas
-from server_worker.refusals import error_reply
-from server_worker.reply_queues import ReplyQueues
+from server_worker.job_cache import DeviceJobs, JobCache
+from server_worker.loss_log import Losses
+from server_worker.placement.balancer import Balancing
+from server_worker.placement.heartbeat import Heartbeat
+from server_worker.placement.queues import Queues
+from server_worker.session.durability import DurabilityClock
+from server_worker.session.refusals import error_reply
 from server_worker.store import Store
-from spliteasy.compute import Compute
 from spliteasy.errors import LinkError, StoreError, UserError, WireError
-from spliteasy.metering import SILENT, Meter
-from spliteasy.tracing import Tracer
+from spliteasy.observability.meter import SILENT, Meter
+from spliteasy.observability.traces import Tracer
+from spliteasy.runtime.torch_thread import Compute
 
 log = structlog.get_logger(__name__)
 
@@ -327,6 +327,7 @@ class Worker:
                     reply_to=taken.reply_to,
                     chunk_bytes=taken.chunk_bytes,
                     finish=finish,
+                    again=delivery.redelivered,
                     arrived_s=self.clock(),
                 )
             )

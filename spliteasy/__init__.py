@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spliteasy.segment import Segment, load_segment
+    from spliteasy.graph.segment import Segment, load_segment
     from spliteasy.splitting.losses import PortableLoss, load_function, trace_function
-    from spliteasy.splitting.splitting import Boundary, Split, split
+    from spliteasy.splitting.split import Boundary, Split, split
 
 __all__ = [
     "Boundary",
@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Boundary": "spliteasy.splitting.splitting",
+    "Boundary": "spliteasy.splitting.split",
     "PortableLoss": "spliteasy.splitting.losses",
-    "Segment": "spliteasy.segment",
-    "Split": "spliteasy.splitting.splitting",
+    "Segment": "spliteasy.graph.segment",
+    "Split": "spliteasy.splitting.split",
     "load_function": "spliteasy.splitting.losses",
-    "load_segment": "spliteasy.segment",
-    "split": "spliteasy.splitting.splitting",
+    "load_segment": "spliteasy.graph.segment",
+    "split": "spliteasy.splitting.split",
     "trace_function": "spliteasy.splitting.losses",
 }
 

@@ -7,6 +7,7 @@
     │   │   └── NeedsNewer    a package that needs what this version does not know
     │   ├── DataError         data that does not fit the job
     │   └── StateError        a device's state folder that does not fit, or is in use
+    │       └── StateUnwritable   (retriable) the folder can't be used now: its disk is full
     ├── PortableError         a segment or job package that is malformed or not allowed
     ├── WireError             bytes from the wire that are not a message
     ├── LinkError             (retriable) the broker can't be reached, or the connection was lost
@@ -23,12 +24,33 @@
     └── ReplayMismatch        a replayed step gave other bits than it had given before
 
 An error for a person says what was wrong, where, and what to do (`hint`). Which errors end a process, and how
-long the others are waited out, is the table in docs/operations.md; `broker.patience` decides it.
+long the others are waited out, is the table in docs/operations.md; `broker.transport.patience` decides it.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Final
+
+from spliteasy.runtime.readable import shown
+
+_FINAL_ERRNOS: Final = {
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ENOTDIR, errno.EPERM,
+}  # fmt: skip
+"""What the system says of a path that is wrong, or of rights that are missing."""
+
+FINAL_CODES: Final = {"bad-tensor", "not-finite"}
+"""ERRORs of a worker that the same request of the same device would meet again."""
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the same command would end with this error again, until somebody mends something."""
+    if isinstance(error, RemoteError):
+        return error.code in FINAL_CODES
+    if isinstance(error, UserError | LinkRefused):
+        return not error.retriable
+    return isinstance(error, OSError) and error.errno in _FINAL_ERRNOS
 
 
 class SplitEasyError(Exception):
@@ -37,9 +59,11 @@ class SplitEasyError(Exception):
     retriable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        # Of what others said: a terminal, a log, a dead letter and a page show it as it is then.
+        message = shown(message, lines=True)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else shown(hint, lines=True)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -73,6 +97,12 @@ class DataError(UserError):
 
 class StateError(UserError):
     """A device's state folder that does not fit, or is in use."""
+
+
+class StateUnwritable(StateError):
+    """A device's state folder that can't be read or written now: a full disk, a disk that fails."""
+
+    retriable: ClassVar[bool] = True
 
 
 class PortableError(SplitEasyError):
@@ -150,3 +180,25 @@ class ReplayMismatch(SplitEasyError):
             hint="the workers differ in hardware, torch version or thread count; run workers of one kind",
         )
         self.session, self.step, self.logged, self.replayed = session, step, logged, replayed
+
+
+class OutputsMismatch(ReplayMismatch):
+    """The device went on from other outputs of the body than this worker's forward gives."""
+
+    def __init__(self, session: str, step: int, *, device: str, own: str) -> None:
+        SplitEasyError.__init__(
+            self,
+            f"session {session}: the device took step {step} from outputs of digest {device}, this worker's "
+            f"forward gives {own}",
+            hint="the workers differ in hardware, torch version or thread count; run workers of one kind",
+        )
+
+
+class UnlikeWorker(SplitEasyError):
+    """This worker computes other bits than the machine that a session was trained on: others may not."""
+
+    def __init__(self, session: str, *, stored: str, own: str) -> None:
+        super().__init__(
+            f"session {session} was computed on a machine unlike this worker's: {stored}; here: {own}",
+            hint='start a worker like that one, or submit the job with durability.exactness = "tolerance"',
+        )

@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import pytest
 
-from deploy.native import HOST
-from deploy.rabbitmq import RabbitNode
+from deploy.nodes.native import HOST
+from deploy.nodes.rabbitmq import RabbitNode
 
 PASSWORD = "tests-only"
 

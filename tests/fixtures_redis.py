@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.redis_server import RedisServer
+from deploy.nodes.redis_server import RedisServer
 
 StartRedis = Callable[..., RedisServer]
 

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import broker.envelope as envelope
+import broker.protocol.envelope as envelope
 import spliteasy.job.package as package
-from broker.transport import Frame
-from spliteasy.cli import main
+from broker.transport.base import Frame
+from spliteasy_cli import main
 
 FEATURE = "of-the-next-version"
 FIELD = "of_the_next_version"

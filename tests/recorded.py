@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spliteasy.metering import Metric
+from spliteasy.observability.meter import Metric
 
 
 class Recorded:

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from spliteasy import monitor
 from spliteasy.errors import UserError
-from spliteasy.metering import Metric
-from spliteasy.monitor import Pages, monitored
-from spliteasy.prometheus import CONTENT_TYPE, PrometheusMeter
+from spliteasy.observability import monitor
+from spliteasy.observability.meter import Metric
+from spliteasy.observability.monitor import Pages, monitored
+from spliteasy.observability.prometheus import CONTENT_TYPE, PrometheusMeter
 
 STEPS = Metric("toy_steps_total", "counter", "Steps.", ("job",))
 HELD = Metric("toy_held_bytes", "gauge", "Bytes.")

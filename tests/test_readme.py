@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from spliteasy.cli.app import app
+from spliteasy_cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,7 +43,7 @@ def test_ones_own_model(tmp_path: Path) -> None:
     )
     commands = [line.partition("#")[0].split() for line in lines]
     assert [command[0] for command in commands] == ["plan", "train", "parity", "merge"]
-    outputs = [run(tmp_path, "-m", "spliteasy.cli", *command) for command in commands]
+    outputs = [run(tmp_path, "-m", "spliteasy_cli", *command) for command in commands]
     assert "encoder" in outputs[0]
     assert "phone-2" in outputs[1]
     assert outputs[2].splitlines()[-1] == "max_abs_diff=0"

@@ -16,8 +16,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from broker import messages as m
-from broker.memory import MemoryBroker, MemoryTransport
+from broker.protocol import messages as m
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.spans import traced
@@ -25,8 +25,8 @@ from server_worker.config import Trust, WorkerConfig
 from server_worker.spans import spans_of
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
-from spliteasy.compute import TorchThread
-from spliteasy.tracing import Context, Span, Tracer, parse_traceparent, step_context
+from spliteasy.observability.traces import Context, Span, Tracer, parse_traceparent, step_context
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.simulation import toy
 
 PHASES = {"head", "forwarding", "tail", "backwarding", "applying"}
@@ -121,7 +121,7 @@ async def train(
 
 async def test_each_step_is_one_trace_over_agent_and_worker(tmp_path: Path) -> None:
     with collecting() as collector:
-        from spliteasy.otel import OtelTracer
+        from spliteasy.observability.otel import OtelTracer
 
         with (
             closing(OtelTracer(collector.url, service="agent", instance="phone-1")) as agent,

@@ -1,6 +1,6 @@
 """One process of a peer: `python -m benchmarks.peers SYSTEM serve|device WORKLOAD ADDRESS`.
 
-A device takes laps (`benchmarks.laps`). SYSTEM `plain` is the whole model in one process; its
+A device takes laps (`benchmarks.harness.timed_runs`). SYSTEM `plain` is the whole model in one process; its
 ADDRESS is into how many micro-batches it cuts a batch.
 """
 
@@ -12,9 +12,9 @@ import time
 
 import torch
 
-from benchmarks.laps import serve_laps
+from benchmarks.harness.timed_runs import serve_laps
+from benchmarks.harness.workloads import WORKLOADS, Workload
 from benchmarks.peers.exchange import Device, Exchange, Plain
-from benchmarks.workloads import WORKLOADS, Workload
 
 PATIENCE_S = 60.0
 

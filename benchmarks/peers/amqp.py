@@ -12,8 +12,8 @@ import torch
 from aiormq.abc import DeliveredMessage
 from torch import Tensor
 
+from benchmarks.harness.workloads import Workload
 from benchmarks.peers.exchange import Body, Kind
-from benchmarks.workloads import Workload
 
 _QUEUE = "naive.requests"
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.workloads import Workload
-from spliteasy.micro_batches import share_of, split_batch
-from spliteasy.training import backward_from
+from benchmarks.harness.workloads import Workload
+from spliteasy.job.micro_batches import share_of, split_batch
+from spliteasy.training.segment_trainer import backward_from
 
 Kind = Literal["forward", "backward"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch.nn import functional as F
 
-from benchmarks.workloads import Workload
+from benchmarks.harness.workloads import Workload
 
 EXPERT = "body.0"
 PATIENCE_S = 60.0

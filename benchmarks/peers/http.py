@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.harness.workloads import Workload
 from benchmarks.peers.exchange import Body, Kind
-from benchmarks.workloads import Workload
 
 
 def serve(workload: Workload, address: str) -> None:

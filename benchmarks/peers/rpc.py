@@ -7,8 +7,8 @@ import os
 import torch.distributed.rpc as rpc
 from torch import Tensor
 
+from benchmarks.harness.workloads import Workload
 from benchmarks.peers.exchange import Body, Kind
-from benchmarks.workloads import Workload
 
 _bodies: list[Body] = []
 

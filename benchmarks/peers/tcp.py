@@ -7,8 +7,8 @@ import socket
 import torch
 from torch import Tensor
 
+from benchmarks.harness.workloads import Workload
 from benchmarks.peers.exchange import Body, Kind
-from benchmarks.workloads import Workload
 
 
 def serve(workload: Workload, address: str) -> None:

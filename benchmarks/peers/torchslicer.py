@@ -18,8 +18,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from benchmarks.services import free_port
-from benchmarks.workloads import STEPS, Workload
+from benchmarks.harness.services import free_port
+from benchmarks.harness.workloads import STEPS, Workload
 
 HOST = "127.0.0.1"
 QUIET = {"DEVICE": "cpu", "LOG_LEVEL": "CRITICAL", "LOG_ENABLED": "false"}

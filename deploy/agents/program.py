@@ -13,7 +13,7 @@ import deploy
 from deploy.agents.host.settings import Settings
 
 PACKAGE = Path(deploy.__file__).parent
-PARTS = ("__init__.py", "daemons.py", "agents/__init__.py", "agents/host/*.py")
+PARTS = ("__init__.py", "stack/__init__.py", "stack/daemons.py", "agents/__init__.py", "agents/host/*.py")
 MAIN = """import sys
 from deploy.agents.host.main import local_main
 sys.exit(local_main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from server_worker.store.base import (
     Attempt,
@@ -26,8 +26,9 @@ from server_worker.store.base import (
     WorkerInfo,
     no_parts,
 )
-from server_worker.store.sqlite import SqliteStore
+from server_worker.store.sqlite.store import SqliteStore
 from spliteasy.errors import UserError
+from spliteasy.runtime.urls import scheme_of
 
 __all__ = [
     "Attempt",
@@ -61,23 +62,25 @@ async def open_store(url: str) -> Store:
     Raises UserError for a URL, credentials or a configuration that can't be right, StoreUnavailable if the
     store can't be reached.
     """
-    scheme = url.partition("://")[0]
+    scheme = scheme_of(url)
     if scheme in ("redis", "rediss"):
         # Imported late: the embedded store works without the redis package.
-        from server_worker.store.redis import RedisStore
-        from server_worker.store.redis_link import connect
+        from server_worker.store.redis.link import connect
+        from server_worker.store.redis.store import RedisStore
 
         return RedisStore(await connect(url))
     if scheme == "sqlite":
-        parts = urlsplit(url)
-        if parts.netloc:
+        host, _, path = url.partition("://")[2].partition("?")[0].partition("/")
+        if host:
             raise UserError(
-                f"the store URL {url} names a host",
+                "the store URL of SQLite names a host",
                 hint="sqlite:///relative/path or sqlite:////absolute/path",
             )
-        path = unquote(parts.path).removeprefix("/")
+        path = unquote(path)
         return SqliteStore(Path(path) if path else None)
     raise UserError(
-        f"the store URL begins with {scheme!r}, which is no store",
+        f"the store URL begins with {scheme!r}, which is no store"
+        if scheme
+        else "the store URL names no store",
         hint="redis://, rediss:// or sqlite:///path",
     )

@@ -28,6 +28,8 @@ WAITING_BYTES_TOTAL = 4 << 30
 PUT_TTL_S = 3600.0
 """How long a blob waits to be named; workers begin it anew while a step is open."""
 
+DELIVERIES_TTL_S = 3600.0
+
 MAX_LOSSES = 512
 """Points of a session's loss curve that are kept."""
 
@@ -65,7 +67,8 @@ class SessionMeta:
     """The oldest checkpoint step that the device said it holds, and that can be restored here: never
     before the oldest snapshot."""
     environment: str
-    """What the worker that opened the attempt computes with (torch version, CPU capability, threads)."""
+    """What the worker that opened the attempt computes with: torch, CPU capability, threads, and the digest
+    of a probe (`server_worker.engine.probe`)."""
     log_bytes: int
     """Bytes of request blobs that committed log entries name."""
     closed: bool
@@ -370,6 +373,18 @@ class Store(Protocol):
         The script or transaction that deletes looks again, by the store's own clock, and whether the session
         still has that owner: whoever opened or claimed it meanwhile keeps it.
         """
+        ...
+
+    # requests that end their worker
+    async def begin_delivery(self, session: str, request: str) -> int:
+        """Count that a request that was delivered again is about to be served; how often that was by now.
+
+        The count is forgotten DELIVERIES_TTL_S after the last one, and with the session.
+        """
+        ...
+
+    async def end_delivery(self, session: str, request: str) -> None:
+        """It was served, whatever came of it: forget its count."""
         ...
 
     # devices

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import orjson
 
 from server_worker.store.base import Blob, WorkerInfo
+from spliteasy.runtime.readable import shown
 
 PIECE_BYTES = 8 << 20
 """A large value is kept in pieces: databases limit a value (Redis to 512 MiB), and no call may take long
@@ -40,7 +42,11 @@ def encode_worker(info: WorkerInfo) -> bytes:
 def decode_worker(line: bytes) -> WorkerInfo:
     """What a worker of a newer version adds is ignored: both share a store while they are upgraded."""
     said = orjson.loads(line)
-    known = {name: said[name] for name in WorkerInfo.__dataclass_fields__ if name in said}
+    known: dict[str, Any] = {
+        name: shown(value) if isinstance(value, str) else value
+        for name, value in said.items()
+        if name in WorkerInfo.__dataclass_fields__
+    }
     for name in ("shards", "jobs"):
         known[name] = tuple(known.get(name, ()))
     return WorkerInfo(**known)

@@ -24,20 +24,26 @@ from typing import Annotated, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from spliteasy.durable import write_folder
 from spliteasy.errors import JobError, NeedsNewer, PortableError
-from spliteasy.job.signature import Signature
+from spliteasy.graph.program import Batches
+from spliteasy.graph.segment import Segment, load_segment, load_segment_tensors
+from spliteasy.job.io_schema import Signature
+from spliteasy.job.measure import measure_of
+from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import Identifier, JobSpec
-from spliteasy.losses import LOSSES, LossFunction
-from spliteasy.segment import Segment, load_segment, load_segment_tensors
+from spliteasy.runtime.durable_files import write_folder
+from spliteasy.training.losses import LOSSES, LossFunction
+from spliteasy.training.measures import Measure
 
 MAX_MANIFEST_BYTES = 1 << 16
 MAX_PARTS = 16
 MANIFEST = "manifest.json"
 BODY = "body."
 
-FEATURES: frozenset[str] = frozenset()
-"""What packages may need that this version knows, beyond what version 1 always had."""
+LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
+FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE})
+"""What packages may need that this version knows, beyond what version 1 always had: batches of one sample
+are refused; micro-batches count for their labelled elements; the job says how data is read."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -135,6 +141,8 @@ class Job:
     """None for one cut."""
     loss: LossFunction
     """(outputs, targets) -> scalar, tuples of tensors in."""
+    measure: Measure
+    """What the loss's mean is over, and which predictions are right."""
     body_or_none: Segment | None
     """None in a device's copy."""
 
@@ -147,7 +155,8 @@ class Job:
         from spliteasy.job.create import create_parts  # brings in torch.export, which loading never needs
 
         parts = create_parts(spec, root)
-        return cls.from_parts(manifest_of(spec.name, parts), parts)
+        job = cls.from_parts(manifest_of(spec.name, parts), parts)
+        return cls.from_parts(manifest_of(spec.name, parts, needs=job.needs()), parts)
 
     @classmethod
     def from_parts(cls, manifest: bytes, parts: Mapping[str, bytes], *, digest: str | None = None) -> Job:
@@ -163,7 +172,9 @@ class Job:
         signature = _parse(found, "signature.json", Signature.model_validate_json)
         if spec.name != listed.name:
             raise PortableError(f"the manifest is of job {listed.name}, its spec of job {spec.name}")
-        head, tail = _segment(found, "head"), _segment(found, "tail")
+        batches = batches_of(spec)
+        head, tail = _segment(found, "head", batches), _segment(found, "tail", batches)
+        loss = _loss(spec, found)
         if head is None or (tail is None) != spec.single:
             raise PortableError(f"job {spec.name}: the package lacks a segment, or has one too many")
         return cls(
@@ -174,8 +185,9 @@ class Job:
             digest=job_digest(manifest),
             head=head,
             tail=tail,
-            loss=_loss(spec, found),
-            body_or_none=_segment(found, "body"),
+            loss=loss,
+            measure=measure_of(spec, loss),
+            body_or_none=_segment(found, "body", batches),
         )
 
     @classmethod
@@ -197,6 +209,17 @@ class Job:
         if self.body_or_none is None:
             raise JobError(f"this copy of job {self} has no body")
         return self.body_or_none
+
+    def needs(self) -> set[str]:
+        """What a version that loads the package has to know."""
+        found = set()
+        if self.signature.least_samples > 1:
+            found.add(LEAST_SAMPLES)
+        if self.spec.micro_batches > 1 and self.measure.means:
+            found.add(LABELLED_SHARES)
+        if self.spec.data is not None:
+            found.add(DATA_RECIPE)
+        return found
 
     def device_parts(self) -> dict[str, bytes]:
         """The parts that a device gets."""
@@ -261,13 +284,18 @@ def _parse(parts: Mapping[str, bytes], name: str, validate: Callable[[bytes], _P
         raise PortableError(f"{name}: {where}: {error.errors()[0]['msg']}") from None
 
 
-def _segment(parts: Mapping[str, bytes], role: str) -> Segment | None:
+def batches_of(spec: JobSpec) -> Batches:
+    """The most samples that a segment of the job is ever given at a time, and what else a full batch has."""
+    return Batches(train=micro_sizes(spec.batch_size, spec.micro_batches), eval=(spec.evaluation.batch_size,))
+
+
+def _segment(parts: Mapping[str, bytes], role: str, batches: Batches) -> Segment | None:
     graph, tensors = parts.get(f"{role}.json"), parts.get(f"{role}.safetensors")
     if graph is None and tensors is None:
         return None
     if graph is None or tensors is None:
         raise PortableError(f"the package has half a {role}: graph and tensors belong together")
-    return load_segment(graph, load_segment_tensors(tensors))
+    return load_segment(graph, load_segment_tensors(tensors), batches=batches)
 
 
 def _loss(spec: JobSpec, parts: Mapping[str, bytes]) -> LossFunction:

@@ -24,8 +24,8 @@ from pydantic_core import PydanticCustomError
 
 from spliteasy.codecs import codec_names, parse_codec
 from spliteasy.errors import JobError
-from spliteasy.micro_batches import MAX_MICRO_BATCHES
-from spliteasy.planning.units import parse_duration, parse_rate, parse_size
+from spliteasy.job.micro_batches import MAX_MICRO_BATCHES
+from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
 
 MAX_COUNT = 2**31 - 1
 """Upper bound of counts (batch size, steps, epochs): reads the same in every language."""
@@ -74,9 +74,11 @@ def _auto_or_cuts(value: Any) -> Any:
 
 
 def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
-    for index, name in enumerate(names):
-        if name in names[:index]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
             raise _refuse(f"{name!r} is named twice")
+        seen.add(name)
     return names
 
 
@@ -150,7 +152,7 @@ class ModelSpec(Section):
 
 
 class LossSpec(Section):
-    """A name from `spliteasy.losses`, or a function over (outputs, targets) traced at submit.
+    """A name from `spliteasy.training.losses`, or a function over (outputs, targets) traced at submit.
 
     Where the job has one output or one target, the function gets that tensor itself, else a tuple.
     """
@@ -282,12 +284,14 @@ class DurabilitySpec(Section):
     log_max_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 1 << 30
     """From half of it on a device is asked for checkpoints at every step; beyond it the session stops.
 
-    It gets there only where checkpoints don't help: `server_worker.snapshots` cuts the log long before.
+    The log gets that large only where checkpoints don't help: a worker's snapshots cut it long before.
     """
     retention_s: Positive = 30 * 24 * 3600.0
     """A session that nobody touched for so long may be forgotten by the store."""
     on_non_finite: Annotated[str, _only("stop", "skip")] = "stop"
     """A gradient that is NaN or infinite ends the training, or (`skip`) the step passes without effect."""
+    exactness: Annotated[str, _only("bits", "tolerance")] = "bits"
+    """A worker that computes other bits is refused, or (`tolerance`) goes on and says so."""
     on_replay_mismatch: Annotated[str, _only("stop")] = "stop"
 
 
@@ -365,6 +369,24 @@ class PlanSpec(Section):
     """Returns (inputs, targets) as `model.example` does, such as devices have them; default: the example."""
 
 
+class DataSpec(Section):
+    """A recipe for the devices' data: how a folder of pictures becomes the model's inputs and targets.
+
+    Channels and size are those of the model's input (`model.example`).
+    """
+
+    kind: Literal["images"]
+    classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4096), AfterValidator(_unique)]
+    """The names of the sub-folders, in the order of the model's outputs: 0 is the first."""
+    resize: Literal["none", "stretch", "crop", "pad"] = "none"
+    """How a picture of another size is made to fit: not at all (an error), by stretching it, by covering the
+    model's size and cutting off the rest, or by fitting it in with black around it."""
+    mean: Annotated[tuple[float, ...], Field(max_length=3)] = ()
+    """Taken from the values, which are 0 (black) to 1 (white): one number a channel, or one for all."""
+    std: Annotated[tuple[Positive, ...], Field(max_length=3)] = ()
+    """What the values are divided by, after `mean`."""
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -416,7 +438,7 @@ class JobSpec(Section):
     epochs: Count
     micro_batches: Annotated[int, Field(ge=1, le=MAX_MICRO_BATCHES)] = 1
     """Parts of a batch that travel and are computed one after the other, so that head, upload, body,
-    download and tail overlap; one optimizer step for all (`spliteasy.micro_batches`)."""
+    download and tail overlap; one optimizer step for all (`spliteasy.job.micro_batches`)."""
     precision: Annotated[str, _only("fp32", planned=("fp16", "bf16", "mixed"))] = "fp32"
     share_inputs: Annotated[tuple[Name, ...], Field(max_length=16), AfterValidator(_unique)] = ()
     """Inputs that may leave the device, by name."""
@@ -436,6 +458,8 @@ class JobSpec(Section):
     evaluation: EvaluationSpec = EvaluationSpec()
     link: LinkSpec = LinkSpec()
     fleet: FleetSpec = FleetSpec()
+    data: DataSpec | None = None
+    """None: the devices' data come from functions, or from folders with every class."""
     privacy: PrivacySpec = PrivacySpec()
     plan: PlanSpec = PlanSpec()
 
@@ -473,8 +497,7 @@ class JobSpec(Section):
         """Canonical JSON, every default written out: equal specs give equal bytes.
 
         `plan` and `privacy.limits` are left out: a training depends on its cuts, not on what they were
-        chosen for, nor on what is measured of it.
+        chosen for, nor on what is measured of it. So is an absent `data`, which older versions do not know.
         """
-        return orjson.dumps(
-            self.model_dump(mode="json", exclude={"plan", "privacy"}), option=orjson.OPT_SORT_KEYS
-        )
+        left_out = {"plan", "privacy"} if self.data is not None else {"plan", "privacy", "data"}
+        return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)

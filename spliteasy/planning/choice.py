@@ -18,11 +18,11 @@ from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import InputCorrelation
 from spliteasy.planning.costs import KINDS, Costs, Numbers
 from spliteasy.planning.flow import Flow, position_of
-from spliteasy.planning.relax import Relaxing
-from spliteasy.planning.wire import Wire
-from spliteasy.splitting.exporting import TracedModel
+from spliteasy.planning.relaxation import Relaxing
+from spliteasy.planning.wire_costs import Wire
+from spliteasy.splitting.export import TracedModel
 from spliteasy.splitting.rules import regrouped_sums
-from spliteasy.splitting.splitting import cut_trace, partitions
+from spliteasy.splitting.split import cut_trace, partitions
 from spliteasy.splitting.trace import TENSOR
 
 BYTES = 4
@@ -115,7 +115,7 @@ class Chooser:
         weights, trainable, layers = self._weights(flow.count)
         self._weights_at, self._trainable_at = flow.sums(weights), flow.sums(trainable)
         self._weights_whole, self._trainable_whole = weights.sum(), trainable.sum()
-        self._layers_at = flow.sums(layers)
+        self._layers_at, self._layers_whole = flow.sums(layers), layers.sum()
         self._apply_each_s = costs.apply_s / max(1.0, self._trainable_whole)
         self._saved_head = flow.sums(costs.saved_first)
         self._saved_tail = costs.saved_last.sum() - flow.sums(costs.saved_last)
@@ -211,10 +211,15 @@ class Chooser:
         measures = {
             "device_memory": float(group.memory[index]),
             "min_head_layers": float(self._layers_at[first]),
+            "min_tail_layers": self._tail_layers(group.places(index)),
         }
         if self._correlation is not None and self._constraints.max_input_correlation is not None:
             measures["max_input_correlation"] = self._correlation_at(group.places(index))
         return measures
+
+    def _tail_layers(self, places: tuple[int, ...]) -> float:
+        """Modules with weights behind the second cut; none behind a single one, which ends at the server."""
+        return float(self._layers_whole - self._layers_at[places[1]]) if len(places) == 2 else 0.0
 
     def _correlation_at(self, places: tuple[int, ...]) -> float:
         assert self._correlation is not None, "asked for only where there is a sample"

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spliteasy.graph.document import BatchDim, ValueSpec
 from spliteasy.planning.costs import Numbers
 from spliteasy.planning.flow import Flow
-from spliteasy.planning.whole import whole_segment
-from spliteasy.portable.graph import BatchDim, ValueSpec
-from spliteasy.seeding import states_kept
-from spliteasy.splitting.exporting import TracedModel
+from spliteasy.planning.whole_model import whole_segment
+from spliteasy.runtime.generators import states_kept
+from spliteasy.splitting.export import TracedModel
 
 MIN_SAMPLES = 4
 """The bias correction needs so many."""

@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
+from spliteasy.graph.operators import ATTENTION_AND_RECURRENCE, CONVOLUTIONS, LINEAR_ALGEBRA
 from spliteasy.job.spec import JobSpec
-from spliteasy.losses import LossFunction
-from spliteasy.planning.whole import whole_segment
-from spliteasy.portable.operators import ATTENTION_AND_RECURRENCE, CONVOLUTIONS, LINEAR_ALGEBRA
-from spliteasy.seeding import states_kept
-from spliteasy.splitting.exporting import TracedModel
-from spliteasy.training import SegmentTrainer, backward_from, tensors_of
+from spliteasy.planning.whole_model import whole_segment
+from spliteasy.runtime.generators import states_kept
+from spliteasy.splitting.export import TracedModel
+from spliteasy.training.losses import LossFunction
+from spliteasy.training.segment_trainer import SegmentTrainer, backward_from, tensors_of
 
 Numbers = npt.NDArray[np.float64]
 Tensors = tuple[Tensor, ...]

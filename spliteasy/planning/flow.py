@@ -18,8 +18,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from spliteasy.errors import JobError
-from spliteasy.portable.graph import ValueSpec
-from spliteasy.splitting.exporting import TracedModel
+from spliteasy.graph.document import ValueSpec
+from spliteasy.splitting.export import TracedModel
 from spliteasy.splitting.lowering import value_spec
 from spliteasy.splitting.places import cut_places
 from spliteasy.splitting.rules import origins

@@ -8,24 +8,26 @@ from pathlib import Path
 
 import torch
 
-from spliteasy import importing
 from spliteasy.codecs import choose_codec
+from spliteasy.codecs.packer import PLACES
 from spliteasy.errors import CutError, JobError
-from spliteasy.job.create import Source, example_of, load_source, make_loss
-from spliteasy.job.spec import JobSpec, LinkSpec, PlanSpec
-from spliteasy.losses import LossFunction
-from spliteasy.packing import PLACES
+from spliteasy.job.source import Source, example_of, load_source, make_loss
+from spliteasy.job.spec import JobSpec, LimitsSpec, LinkSpec, PlanSpec
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import MIN_SAMPLES, InputCorrelation, varies
 from spliteasy.planning.costs import BUDGET_S, Costs, Tensors, measure, resized
 from spliteasy.planning.flow import Flow
 from spliteasy.planning.profile import USUAL, Profile, measure_compute
-from spliteasy.planning.units import parse_duration, parse_rate, parse_size
-from spliteasy.planning.whole import whole_segment
-from spliteasy.planning.wire import packed_wire
-from spliteasy.seeding import states_kept
-from spliteasy.training import tensors_of
+from spliteasy.planning.whole_model import whole_segment
+from spliteasy.planning.wire_costs import packed_wire
+from spliteasy.privacy.advice import bounds_inputs, bounds_labels
+from spliteasy.runtime import user_code
+from spliteasy.runtime.generators import states_kept
+from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
+from spliteasy.splitting.losses import PortableLoss
+from spliteasy.training.losses import LossFunction
+from spliteasy.training.segment_trainer import tensors_of
 
 MAX_SAMPLES = 64
 """For the correlation and for what codecs make of the data."""
@@ -87,7 +89,7 @@ def plan_source(
         packed_wire(traced, flow, loss, *_made_up(inputs, targets), batch=batch, codecs=codecs),
         shared=shared,
         conditions=conditions,
-        constraints=(constraints := constraints_of(settings)),
+        constraints=(constraints := constraints_of(settings, spec.privacy.limits)),
         label_bytes=sum(y.nbytes // len(y) for y in targets) * batch,
         correlation=correlation,
     )
@@ -142,11 +144,13 @@ def planned_codecs(link: LinkSpec, conditions: Conditions) -> tuple[str, str]:
     return activations, gradients
 
 
-def constraints_of(settings: PlanSpec) -> Constraints:
+def constraints_of(settings: PlanSpec, limits: LimitsSpec) -> Constraints:
+    """What `[plan]` asks for, and what `[privacy.limits]` need at the least."""
     memory = settings.device_memory
     return Constraints(
         device_memory=parse_size(memory, "device_memory") if memory is not None else None,
-        min_head_layers=settings.min_head_layers,
+        min_head_layers=max(settings.min_head_layers, int(bounds_inputs(limits))),
+        min_tail_layers=int(bounds_labels(limits)),
         max_input_correlation=settings.max_input_correlation,
     )
 
@@ -156,9 +160,9 @@ def _sample(source: Source) -> tuple[Tensors, Tensors, tuple[str, ...]]:
     reference = source.spec.plan.sample
     inputs, targets = source.inputs, source.targets
     if reference is not None:
-        make = importing.resolve(reference, root=source.root, what="plan.sample")
+        make = user_code.resolve(reference, root=source.root, what="plan.sample")
         with states_kept():
-            given = importing.call(make, reference=reference, what="plan.sample")
+            given = user_code.call(make, reference=reference, what="plan.sample")
         inputs, targets = example_of(source.spec, given, what="plan.sample")
     if len(inputs[0]) < MAX_SAMPLES and reference is None and not varies(inputs):
         return inputs, targets, (
@@ -174,7 +178,8 @@ def _loss(source: Source) -> LossFunction:
     inputs, targets = resized(source.inputs, source.targets, max(2, len(source.inputs[0])))
     with states_kept(), torch.no_grad():
         outputs = tensors_of(segment(*inputs))
-    return make_loss(source.spec, source.root, outputs, targets)
+    loss = make_loss(source.spec, source.root, outputs, targets)
+    return loss.of_model if isinstance(loss, PortableLoss) else loss
 
 
 def _made_up(inputs: Tensors, targets: Tensors) -> tuple[Tensors, Tensors]:

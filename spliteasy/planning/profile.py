@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.nn import functional as F
 
 from spliteasy.errors import JobError
-from spliteasy.seeding import states_kept
+from spliteasy.runtime.generators import states_kept
 
 MIN_S = 0.15
 """How long each measurement lasts at least; the fastest repetition counts."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spliteasy.errors import CutError
-from spliteasy.job.create import build_model, load_source
+from spliteasy.job.source import build_model, load_source
 from spliteasy.job.spec import JobSpec
-from spliteasy.splitting.splitting import split_traced
+from spliteasy.splitting.split import split_traced
 
 DEPTH = 2
 """Names of modules that are tried have so many parts at most."""

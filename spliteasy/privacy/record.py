@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spliteasy.job import Job
-from spliteasy.training import Gradients, Values, tensors_of
+from spliteasy.training.segment_trainer import Gradients, Values, tensors_of
 
 Tensors = tuple[Tensor, ...]
 
@@ -187,7 +187,7 @@ class Truth:
 
 def classes_of(job: Job) -> int | None:
     """The classes of a job with one class number a sample; None for any other job."""
-    from spliteasy.losses import CLASS_LOSSES
+    from spliteasy.training.losses import CLASS_LOSSES
 
     signature = job.signature
     if job.spec.loss.name not in CLASS_LOSSES or len(signature.targets) != 1 or signature.targets[0].shape:

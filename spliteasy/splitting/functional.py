@@ -14,14 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from spliteasy.errors import JobError
-from spliteasy.portable.operators import (
-    ATEN,
-    PLACEMENT,
-    is_in_place,
-    makes_from_nothing,
-    name_of,
-    operator_of,
-)
+from spliteasy.graph.operators import ATEN, PLACEMENT, is_in_place, makes_from_nothing, name_of, operator_of
 from spliteasy.splitting.substitutes import STANDS_FOR
 from spliteasy.splitting.trace import TENSOR, ModuleCall, Op, replaced, root_of
 

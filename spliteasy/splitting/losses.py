@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from spliteasy.errors import DataError, JobError, PortableError
-from spliteasy.portable.graph import ValueSpec, misfit
-from spliteasy.segment import Segment, load_segment
+from spliteasy.graph.document import Document, ValueSpec, misfit
+from spliteasy.graph.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
-from spliteasy.splitting.exporting import trace_inputs
-from spliteasy.splitting.splitting import assemble
+from spliteasy.splitting.export import trace_inputs
+from spliteasy.splitting.split import assemble
 from spliteasy.splitting.trace import TensorInfo
 
 
@@ -55,6 +55,15 @@ class PortableLoss:
         assert isinstance(loss, Tensor), "checked when loaded"
         return loss
 
+    def of_model(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """The loss of the model's outputs, with its own parameters as they were traced."""
+        return self((*outputs, *(info.tensor for info in self.own)), targets)
+
+    @property
+    def document(self) -> Document:
+        """The graph; its tensors are `tensors`, in order."""
+        return self._segment.program.document
+
     def graph_json(self) -> bytes:
         """The graph, canonical."""
         return self._segment.graph_json()
@@ -74,7 +83,7 @@ def trace_function(
     """
     wrapped = _Wrapped(fn, len(example_outputs)).train()
     given = (*example_outputs, *example_targets)
-    trace = trace_inputs(wrapped, given, "train", f"loss {name_of_loss(fn)}")
+    trace = trace_inputs(wrapped, given, "train", "loss")
     if len(trace.outputs) != 1 or trace.outputs[0].value.dim():
         raise JobError("a loss must give one scalar tensor", hint="reduce it over the batch, by mean or sum")
     if any(op.random for op in trace.ops):
@@ -88,12 +97,7 @@ def trace_function(
         segment = assemble("loss", part, part, [info for op, info in trace.tensors.items() if op not in own])
         return PortableLoss(segment, list(own.values()))
     except PortableError as error:
-        raise JobError(f"the loss {name_of_loss(fn)}: {error.message}") from None
-
-
-def name_of_loss(fn: Callable[..., Any]) -> str:
-    """The name that the user gave it."""
-    return str(getattr(fn, "__name__", type(fn).__name__))
+        raise JobError(error.message, hint=error.hint) from None
 
 
 def load_function(graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu") -> PortableLoss:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from spliteasy.errors import JobError
-from spliteasy.portable.codec import encode_argument
-from spliteasy.portable.graph import DTYPE_NAMES, Dim, Graph, Node, Ref, TensorSpec, ValueSpec
+from spliteasy.graph.document import DTYPE_NAMES, Dim, Graph, Node, Ref, TensorSpec, ValueSpec
+from spliteasy.graph.encoding import encode_argument
 from spliteasy.splitting.boundaries import Part
 from spliteasy.splitting.trace import Op, TensorInfo, dim_of, replaced
 

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.nn.modules import transformer
 
 from spliteasy.errors import JobError
-from spliteasy.portable.operators import operator_of
-from spliteasy.splitting.model_state import left_as_it_was
+from spliteasy.graph.operators import operator_of
+from spliteasy.splitting.proof.model_state import left_as_it_was
 
 _PASSES: dict[CodeType, bool] = {F.gaussian_nll_loss.__code__: False}
 """Code that asks whether a tensor is true only in order to raise, and the answer that goes on."""

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from spliteasy.portable.graph import BatchDim, Dim
-from spliteasy.portable.operators import COPIES, VIEWS, is_in_place, is_random, uses_statistics
+from spliteasy.graph.document import BatchDim, Dim
+from spliteasy.graph.operators import COPIES, VIEWS, is_in_place, is_random, uses_statistics
 
 ModuleCall: TypeAlias = tuple[str, int]
 """A module's path, and which of its calls: from 1."""

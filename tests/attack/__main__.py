@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from spliteasy import logs
+from spliteasy.observability import logs
 from tests.attack import on_the_broker, on_the_device, on_the_wire
 from tests.attack.arena import open_arena
 from tests.attack.play import Verdict, play

@@ -18,16 +18,16 @@ import torch
 from pydantic import SecretStr
 
 from deploy.accounts import Accounts, Role
-from deploy.native import HOST
-from deploy.rabbitmq import RabbitNode
+from deploy.nodes.native import HOST
+from deploy.nodes.rabbitmq import RabbitNode
 from device_agent.agent import Agent, AgentResult
 from device_agent.config import AgentConfig
-from device_agent.observe import Observation, StepTaken
+from device_agent.observations import Observation, StepTaken
 from server_worker.config import WorkerConfig
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
-from spliteasy.cli.enrolment import Enrolment, certificates, connect_enrolled, read_enrolment
-from spliteasy.compute import TorchThread
+from spliteasy.runtime.torch_thread import TorchThread
+from spliteasy_cli.support.enrolment import Enrolment, certificates, connect_enrolled, read_enrolment
 from tests.simulation import toy
 
 PATIENCE_S = 0.2

@@ -14,11 +14,11 @@ import torch
 from aiormq.abc import AbstractChannel
 
 from broker import connect, decode, encode
-from broker import messages as m
-from broker.assembler import Assembled, Assembler
-from broker.chunks import to_frames
-from broker.topology import DEAD, REPLY_TO, reply_slot, shard_of, uplink_key
-from broker.transport import Subscription, Transport
+from broker.protocol import messages as m
+from broker.protocol.assembler import Assembled, Assembler
+from broker.protocol.frames import to_frames
+from broker.transport.base import Subscription, Transport
+from broker.transport.topology import DEAD, REPLY_TO, reply_slot, shard_of, uplink_key
 from tests.attack.arena import Arena
 from tests.simulation import toy
 

@@ -10,11 +10,20 @@ from typing import Any
 import aiormq
 
 from broker import connect
-from broker import messages as m
-from broker.topology import DEAD, FRONT, REPLY_SLOTS, UPLINK, reply_queue, reply_slot, shard_queue, uplink_key
+from broker.protocol import messages as m
+from broker.transport.topology import (
+    DEAD,
+    FRONT,
+    REPLY_SLOTS,
+    UPLINK,
+    reply_queue,
+    reply_slot,
+    shard_queue,
+    uplink_key,
+)
 from deploy.accounts import MAX_CONNECTIONS, Accounts
-from deploy.native import HOST
-from spliteasy.errors import LinkError, LinkRefused
+from deploy.nodes.native import HOST
+from spliteasy.errors import LinkDeferred, LinkError, LinkRefused
 from tests.attack.hostile import ANSWER_S, Hostile, Undefended, refused
 
 Properties = aiormq.spec.Basic.Properties
@@ -155,7 +164,7 @@ async def enter_another_virtual_host(attacker: Hostile) -> str:
     """The default one, where other software may live."""
     try:
         await (await connect(attacker.arena.url(attacker.name).rpartition("/")[0] + "/")).close()
-    except LinkRefused as error:
+    except (LinkDeferred, LinkRefused) as error:
         return f"broker: {error.message}"
     raise Undefended("a device came into another virtual host")
 

@@ -9,18 +9,19 @@ from contextlib import asynccontextmanager, closing, suppress
 from urllib.parse import quote
 
 from broker import connect
-from broker import messages as m
-from deploy.certificates import TlsFiles, make_certificates
-from deploy.native import HOST
+from broker.protocol import messages as m
+from deploy.nodes.certificates import TlsFiles, make_certificates
+from deploy.nodes.native import HOST
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from server_worker.store import Attempt, StoredJob
-from spliteasy.cli.enrolment import certificates, read_enrolment
-from spliteasy.compute import TorchThread
 from spliteasy.errors import JobError, LinkError, PortableError, StateError
 from spliteasy.job.package import job_digest, manifest_of
 from spliteasy.job.signing import new_key, read_public_key, read_signer
+from spliteasy.runtime.torch_thread import TorchThread
+from spliteasy_cli.support.enrolment import certificates, read_enrolment
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
+from tests.attack.hostile_worker import ANSWERS, storm
 from tests.simulation import toy
 
 
@@ -111,6 +112,30 @@ async def count_attempts_up(attacker: Hostile) -> str:
     raise Undefended("the agent went on")
 
 
+async def make_the_device_send_at_will(attacker: Hostile) -> str:
+    """A worker that asks again and again: 20 s of each kind of answer, 50 a second."""
+    most = 0
+    for answer in ANSWERS:
+        folder = attacker.arena.folder / f"{attacker.name}-{answer.__name__}"
+        seen = await asyncio.to_thread(storm, folder, answer, seconds=20.0)
+        most = max(most, sum(seen.sent.values()))
+    if most > 60:
+        raise Undefended(f"{most} requests in 20 s")
+    return f"device: {most} requests in 20 s of a thousand answers"
+
+
+async def use_up_a_metered_link(attacker: Hostile) -> str:
+    """The same to a device that pays by the byte."""
+    limit, most = 40_000, 0
+    for answer in ANSWERS:
+        folder = attacker.arena.folder / f"{attacker.name}-metered-{answer.__name__}"
+        seen = await asyncio.to_thread(storm, folder, answer, seconds=20.0, metered=limit)
+        most = max(most, seen.nbytes)
+    if most > limit + 2048:
+        raise Undefended(f"{most} bytes of {limit}")
+    return f"device: disconnected after {most} of {limit} bytes a day"
+
+
 async def _refused(attacker: Hostile, job: str, key: str) -> str:
     """What an agent says that gets that job, and takes what the key signed."""
     arena, compute = attacker.arena, TorchThread()
@@ -195,5 +220,7 @@ ATTACKS = (
     show_a_certificate_of_another_name,
     alter_the_job_package,
     train_what_is_not_allowed,
+    make_the_device_send_at_will,
+    use_up_a_metered_link,
     count_attempts_up,
 )

@@ -12,11 +12,11 @@ import aiormq
 import torch
 
 from broker import encode
-from broker import messages as m
-from broker.chunks import to_frames
-from broker.messages import MAX_RANGES
-from broker.topology import REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
-from server_worker.quotas import BURIED_BYTES, FIRST_CREDIT, OVERHEAD_BYTES
+from broker.protocol import messages as m
+from broker.protocol.frames import to_frames
+from broker.protocol.messages import MAX_RANGES
+from broker.transport.topology import REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
+from server_worker.admission.quotas import BURIED_BYTES, FIRST_CREDIT, OVERHEAD_BYTES
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
 from tests.simulation import toy
 
@@ -152,6 +152,24 @@ async def tensors_that_do_not_fit(attacker: Hostile) -> str:
         (),
     ):
         said = await _error(attacker, attacker.forward(values=values))
+    return said
+
+
+async def claim_more_samples_than_the_job_has(attacker: Hostile) -> str:
+    """FORWARD and EVAL of one sample more than the job's batches, and of a million."""
+    await attacker.open()
+    spec = toy.job(attacker.arena.variant).spec
+    said, before = "", attacker.arena.store.waiting_bytes
+    for samples in (spec.batch_size + 1, 1 << 20):
+        values = (torch.ones(samples, 5),)
+        said = await _error(attacker, attacker.forward(samples=samples, values=values))
+        await _error(attacker, attacker.forward(batch=samples))
+    samples = spec.evaluation.batch_size + 1
+    for claimed, values in ((samples, (torch.ones(samples, 5),)), (1 << 20, (torch.ones(4, 5),))):
+        evaluation = m.Eval(session=attacker.session, attempt=ATTEMPT, step=0, samples=claimed, values=values)
+        await _error(attacker, evaluation)
+    if attacker.arena.store.waiting_bytes > before + (1 << 20):
+        raise Undefended("what was refused was stored")
     return said
 
 
@@ -377,6 +395,7 @@ ATTACKS = (
     malformed_envelopes,
     huge_shapes,
     tensors_that_do_not_fit,
+    claim_more_samples_than_the_job_has,
     not_a_number,
     codecs_that_inflate,
     replay_messages,

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks import codecs, flaky, healthy, idle, links, many, scale
 from benchmarks.accuracy import train
-from benchmarks.services import Services
-from benchmarks.workloads import WORKLOADS, Setting
-from deploy.redis_server import RedisServer
+from benchmarks.harness.services import Services
+from benchmarks.harness.workloads import WORKLOADS, Setting
+from deploy.nodes.redis_server import RedisServer
 from tests.fixtures_rabbitmq import RabbitBroker, free_ports
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.document import DOCS, DOCUMENTS, fill, tables_of
 from benchmarks.emulator import PROFILES
+from benchmarks.harness.document import DOCS, DOCUMENTS, fill, tables_of
+from benchmarks.harness.report import Table, goal
+from benchmarks.harness.services import ROOT
 from benchmarks.links import bound_s
 from benchmarks.many import Figure
-from benchmarks.report import Table, goal
 from benchmarks.scale import evenly
-from benchmarks.services import ROOT
-from broker.topology import SHARDS, shard_of
+from broker.transport.topology import SHARDS, shard_of
 
 TABLE = Table("Speed", ["system", "ms", "goal"], [["ours", "1.5", goal("≤ 2", True)], ["a|b", "+3", ""]])
 

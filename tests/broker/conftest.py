@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from broker.amqp import AmqpOptions, AmqpTransport
-from broker.amqp import connect as connect_amqp
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.transport import Transport
+from broker.amqp.connection import AmqpTransport
+from broker.amqp.connection import connect as connect_amqp
+from broker.amqp.options import AmqpOptions
+from broker.transport.base import Transport
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from tests.broker.proxy import Proxy
 from tests.fixtures_rabbitmq import RabbitBroker
 

@@ -7,7 +7,7 @@ import random
 import struct
 import zlib
 
-from broker.chunks import to_frames
+from broker.protocol.frames import to_frames
 
 ID = "0123456789abcdef"
 

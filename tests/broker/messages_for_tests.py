@@ -10,8 +10,8 @@ from typing import Any, get_args
 import orjson
 import torch
 
-from broker import envelope, messages
-from broker.messages import AnyMessage, AttemptRef, Value
+from broker.protocol import envelope, messages
+from broker.protocol.messages import AnyMessage, AttemptRef, Value
 
 NONCE = "0123456789abcdef"
 DIGEST = "ab" * 32

@@ -15,10 +15,11 @@ import aiormq
 import pytest
 
 import broker
-from broker import topology
-from broker.amqp import AmqpOptions, connect
-from broker.amqp_queues import queue_arguments
-from broker.transport import Delivery, Depth, Subscription
+from broker.amqp.connection import connect
+from broker.amqp.options import AmqpOptions
+from broker.amqp.queues import queue_arguments
+from broker.transport import topology
+from broker.transport.base import Delivery, Depth, Subscription
 from spliteasy.errors import LinkDeferred, LinkError, LinkRefused
 from tests.broker.conftest import RabbitHub
 from tests.broker.proxy import Proxy

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from broker import topology
-from broker.amqp import AmqpOptions, AmqpTransport, connect
-from broker.transport import Depth
+from broker.amqp.connection import AmqpTransport, connect
+from broker.amqp.options import AmqpOptions
+from broker.transport import topology
+from broker.transport.base import Depth
 from spliteasy.errors import LinkError
 from tests.broker.conftest import RabbitHub
 from tests.fixtures_rabbitmq import RabbitBroker

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import Assembled, Assembler, AssemblerLimits, OverBudget, Partial, WireError
-from broker.chunks import payload_digests, to_frames
-from broker.messages import new_nonce
+from broker.protocol.frames import payload_digests, to_frames
+from broker.protocol.messages import new_nonce
 from tests.broker.frames_for_tests import ID, forge, frames_of
 
 

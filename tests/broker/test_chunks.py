@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import Assembled, Assembler, AssemblerLimits, Partial, WireError, decode, encode_parts
-from broker.chunks import CHUNK_BYTES, FRAME_BYTES, MAX_CHUNKS, in_ranges, to_frames, to_ranges
-from broker.messages import new_nonce
+from broker.protocol.frames import CHUNK_BYTES, FRAME_BYTES, MAX_CHUNKS, in_ranges, to_frames, to_ranges
+from broker.protocol.messages import new_nonce
 from tests.broker.frames_for_tests import ID, forge, frames_of
 from tests.broker.messages_for_tests import carrier
 

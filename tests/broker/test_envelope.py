@@ -16,8 +16,8 @@ from torch import Tensor
 
 import broker
 from broker import WireError, decode, decode_tensor, encode, encode_parts, encode_tensor
-from broker.envelope import MINOR, VERSION, EnvelopeLimits
-from broker.messages import AnyMessage, Evaluated, Forwarded, Value
+from broker.protocol.envelope import MINOR, VERSION, EnvelopeLimits
+from broker.protocol.messages import AnyMessage, Evaluated, Forwarded, Value
 from spliteasy import errors
 from tests.broker.messages_for_tests import REPLY, carrier, examples, forge, fuzz_values, header_of, mutated
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from broker import topology
-from broker.faults import FAULTLESS, Fault, Verdict
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.transport import Delivery, Subscription
+from broker.transport import topology
+from broker.transport.base import Delivery, Subscription
+from broker.transport.faults import FAULTLESS, Fault, Verdict
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from spliteasy.errors import LinkError, Unroutable
 from tests.simulation.clock import run_virtually
 

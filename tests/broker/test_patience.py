@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from broker.patience import Patience, tried_for_a_while
+from broker.transport.patience import Patience, tried_for_a_while
 from spliteasy.errors import (
     AccountGone,
     LinkDeferred,

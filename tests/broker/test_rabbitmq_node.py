@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from broker import connect
-from deploy.daemons import start_time
-from deploy.native import HOST, is_free
-from deploy.rabbitmq import RabbitNode
+from deploy.nodes.native import HOST, is_free
+from deploy.nodes.rabbitmq import RabbitNode
+from deploy.stack.daemons import start_time
 from spliteasy.errors import UserError
 from tests.fixtures_rabbitmq import RabbitBroker, free_ports
 

@@ -17,12 +17,12 @@ import pytest
 from broker import Transport, connect
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
-from device_agent.observe import Observation, StepTaken
+from device_agent.observations import Observation, StepTaken
 from server_worker.config import Trust, WorkerConfig
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
-from spliteasy.compute import TorchThread
 from spliteasy.errors import LinkDeferred, LinkError, LinkRefused
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.fixtures_rabbitmq import PASSWORD, RabbitBroker, new_node
 from tests.simulation import toy
 

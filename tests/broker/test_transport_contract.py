@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import pytest
 
-from broker import topology
-from broker.transport import Delivery, Depth, Frame, Queue, Subscription, Transport
+from broker.transport import topology
+from broker.transport.base import Delivery, Depth, Frame, Queue, Subscription, Transport
 from spliteasy.errors import LinkError, LinkRefused, Unroutable
 from tests.broker.conftest import DELIVERY_LIMIT, Hub
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from broker import WireError, decode, encode
-from broker.envelope import MINOR, VERSION
-from broker.messages import AnyMessage
+from broker.protocol.envelope import MINOR, VERSION
+from broker.protocol.messages import AnyMessage
 from tests.broker.messages_for_tests import examples, header_of
 from tests.next_version import with_more
 

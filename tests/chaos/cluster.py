@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy.daemons import Daemon
-from deploy.native import HOST
-from deploy.rabbitmq import START_S, RabbitNode, find_scripts
+from deploy.nodes.native import HOST
+from deploy.nodes.rabbitmq import START_S, RabbitNode, find_scripts
+from deploy.stack.daemons import Daemon
 
 NODES = 3
 JOIN_S = 120.0

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from device_agent.state import StateFolder
-from server_worker.memory import SessionMemory
+from device_agent.state_folder import StateFolder
+from server_worker.engine.local import SessionMemory
 from server_worker.store import Store
-from spliteasy.reference import difference
+from spliteasy.training.reference import difference
 from tests.chaos import toy
 from tests.chaos.device import Training
 from tests.simulation.toy import State

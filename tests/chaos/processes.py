@@ -43,7 +43,7 @@ class Process:
     ) -> Process:
         """Start `spliteasy ARGUMENTS` in a session of its own: the terminal's Ctrl-C is not for it."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "spliteasy.cli", *map(str, arguments)),
+            *(sys.executable, "-m", "spliteasy_cli", *map(str, arguments)),
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
             stdin=asyncio.subprocess.DEVNULL,

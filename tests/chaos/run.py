@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from deploy.redis_server import AppendFsync
+from deploy.nodes.redis_server import AppendFsync
 from server_worker.store import open_store
 from tests.chaos.device import PROFILE, Device
 from tests.chaos.device_faults import DEVICE_FAULTS, StrikeDevice

@@ -8,7 +8,7 @@ import random
 import signal
 from pathlib import Path
 
-from broker.topology import shard_of, shard_queue
+from broker.transport.topology import shard_of, shard_queue
 from tests.chaos.scene import Scene, Strike
 from tests.chaos.stack import Stack
 from tests.fixtures_redis import ask_redis

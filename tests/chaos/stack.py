@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from benchmarks.emulator import LinkEmulator
-from deploy.rabbitmq import RabbitNode
-from deploy.redis_server import AppendFsync, RedisServer
+from deploy.nodes.rabbitmq import RabbitNode
+from deploy.nodes.redis_server import AppendFsync, RedisServer
 from server_worker.store import open_store
-from spliteasy.cli.submit import store_job
+from spliteasy_cli.commands.submit import store_job
 from tests.chaos import toy
 from tests.chaos.processes import Process
 from tests.chaos.record import Record

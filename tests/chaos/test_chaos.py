@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.daemons import start_time
+from deploy.stack.daemons import start_time
 from tests.chaos.cluster import Cluster
 from tests.chaos.conftest import new_training
 from tests.chaos.device_faults import DEVICE_FAULTS

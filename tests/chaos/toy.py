@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from broker import messages as m
-from broker.chunks import to_frames
-from broker.envelope import encode_parts
+from broker.protocol import messages as m
+from broker.protocol.envelope import encode_parts
+from broker.protocol.frames import to_frames
 from spliteasy.job import Job, JobSpec
 from tests.simulation.toy import State, train_alone
 

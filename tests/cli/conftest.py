@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from spliteasy.cli import main
+from spliteasy_cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 _NUMBERS = count()
@@ -200,7 +200,7 @@ def _no_stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 @contextmanager
 def started(arguments: Sequence[object], folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """A command as a process of its own in `folder`; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "spliteasy.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "spliteasy_cli", *map(str, arguments)]
     with subprocess.Popen(
         command,
         cwd=folder,

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from broker import connect
-from broker.topology import REPLY_SLOTS, reply_queue, reply_slot
+from broker.transport.topology import REPLY_SLOTS, reply_queue, reply_slot
 from deploy.accounts import Accounts, device_permissions
-from device_agent.observe import Observation, StepTaken
+from device_agent.observations import Observation, StepTaken
 from server_worker.store import Attempt, StoredJob, open_store
-from spliteasy.cli import enrolment
-from spliteasy.cli.enrolment import certificates, connect_enrolled, read_enrolment
 from spliteasy.errors import LinkRefused, UserError
 from spliteasy.job.signing import check_signature
+from spliteasy_cli.support import enrolment
+from spliteasy_cli.support.enrolment import certificates, connect_enrolled, read_enrolment
 from tests.attack.arena import management_url, open_arena
 from tests.cli.conftest import Project, Ran, finish, read_until, started
 from tests.fixtures_rabbitmq import RabbitBroker, free_ports

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from device_agent.observe import Evaluated, Observation, StateChanged, StepTaken
-from spliteasy.cli.history import History, tell_all
-from spliteasy.cli.mlflow_history import MlflowHistory
+from device_agent.observations import Evaluated, Observation, StateChanged, StepTaken
 from spliteasy.errors import UserError
+from spliteasy_cli.history.mlflow_history import MlflowHistory
+from spliteasy_cli.history.run_history import History, tell_all
 from tests.cli.conftest import Project, Ran
 
 

@@ -77,3 +77,16 @@ def test_unknown_names_are_refused_with_the_known_ones(
     ran = spliteasy("leakage", new_project().job_file, *options)
     assert ran.code == 2
     assert error in ran.error
+
+
+def test_short_says_in_two_lines_what_a_worker_recovers(
+    new_project: Callable[..., Project], spliteasy: Callable[..., Ran]
+) -> None:
+    ran = spliteasy("leakage", new_project().job_file, "--short")
+    assert ran.code == 0, ran.err
+    labels, inputs, last = ran.out.strip().splitlines()
+    assert labels.startswith("labels: a worker that follows the tail recovers ")
+    assert inputs.startswith(
+        "inputs: a worker that follows the head computes them with a mean squared error of "
+    )
+    assert last == "violations=0"

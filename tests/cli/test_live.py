@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from broker import Depth
-from broker.topology import SHARDS, shard_of
+from broker.transport.topology import SHARDS, shard_of
 from server_worker.store import Attempt, Owner, SessionMeta, WorkerInfo
-from spliteasy.cli.following import Tracker, changes
-from spliteasy.cli.live import screen, watch
-from spliteasy.cli.status import Picture
 from spliteasy.errors import LinkError, LinkRefused, StoreUnavailable
+from spliteasy_cli.watch.changes import Tracker, changes
+from spliteasy_cli.watch.cluster import ClusterSnapshot
+from spliteasy_cli.watch.live_table import screen, watch
 from tests.cli.conftest import Ran
 
 NAME = "digits.phone-1"
@@ -50,8 +50,8 @@ NO_DEPTHS = [Depth(messages=0, consumers=1)] * SHARDS
 
 def picture(
     *sessions: SessionMeta, workers: Iterable[WorkerInfo] = (WORKER,), dead: int = 0, **more: Any
-) -> Picture:
-    return Picture(
+) -> ClusterSnapshot:
+    return ClusterSnapshot(
         jobs={},
         sessions=sessions,
         workers=tuple(workers),
@@ -62,7 +62,7 @@ def picture(
     )
 
 
-def lines(before: Picture, after: Picture) -> list[str]:
+def lines(before: ClusterSnapshot, after: ClusterSnapshot) -> list[str]:
     return [news.line for news in changes(before, after)]
 
 
@@ -169,7 +169,7 @@ async def test_a_fault_is_told_once_and_so_is_its_end() -> None:
     stop, moments = asyncio.Event(), iter(range(1000, 1100))
     looks = iter((picture(META), LinkError("broker gone"), StoreUnavailable("store gone"), picture(META)))
 
-    async def look() -> Picture:
+    async def look() -> ClusterSnapshot:
         outcome = next(looks, None)
         if outcome is None:
             stop.set()
@@ -189,7 +189,7 @@ async def test_a_fault_is_told_once_and_so_is_its_end() -> None:
 async def test_on_a_terminal_the_view_is_drawn_and_a_refused_account_ends_it() -> None:
     looks = iter((picture(META), LinkRefused("wrong password")))
 
-    async def look() -> Picture:
+    async def look() -> ClusterSnapshot:
         outcome = next(looks)
         if isinstance(outcome, Exception):
             raise outcome

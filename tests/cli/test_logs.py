@@ -11,7 +11,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spliteasy import logs
+from spliteasy.observability import logs
 
 PASSWORD = "hunter2-é"
 

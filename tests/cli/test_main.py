@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from spliteasy import cli
-from spliteasy.cli import hoist
-from spliteasy.cli.app import app
-from spliteasy.cli.running import run
-from spliteasy.errors import JobError, LinkError, UserError
+import spliteasy_cli as cli
+from spliteasy.errors import JobError, LinkError, RemoteError, StateUnwritable, UserError
+from spliteasy_cli import hoist
+from spliteasy_cli.app import app
+from spliteasy_cli.support.runner import run
 from tests.cli.conftest import Ran
 
 COMMANDS = tuple(str(command.name) for command in app.registered_commands)
@@ -57,7 +57,7 @@ def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_args: Any, **_options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("spliteasy.cli.app.app", broken)
+    monkeypatch.setattr("spliteasy_cli.app.app", broken)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,11 @@ def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (JobError("wrong", hint="do it so"), 2, "error: wrong (do it so)\n"),
         (LinkError("gone"), 1, "error: gone\n"),
-        (OSError(28, "No space left on device", "/x/y"), 2, "error: /x/y: No space left on device\n"),
+        (OSError(28, "No space left on device", "/x/y"), 1, "error: /x/y: No space left on device\n"),
+        (OSError(2, "No such file or directory", "/x"), 2, "error: /x: No such file or directory\n"),
+        (StateUnwritable("disk full"), 1, "error: disk full\n"),
+        (RemoteError("no such job", code="unknown-job"), 1, "error: no such job\n"),
+        (RemoteError("NaN", code="not-finite"), 2, "error: NaN\n"),
         (UserError("amqp://u:hunter2@h/ is\nwrong"), 2, "error: amqp://u:***@h/ is wrong\n"),
         (
             ExceptionGroup(

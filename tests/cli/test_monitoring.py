@@ -85,7 +85,7 @@ def test_without_its_package_the_port_is_refused(
     spliteasy: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "spliteasy.prometheus", raising=False)
+    monkeypatch.delitem(sys.modules, "spliteasy.observability.prometheus", raising=False)
     command = "agent --job x --device d --data m:f --broker amqp://localhost --metrics-port 0"
     ran = spliteasy(*command.split())
     assert "--metrics-port needs the package prometheus_client" in ran.error

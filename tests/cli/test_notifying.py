@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.observe import Evaluated, StateChanged
-from spliteasy.cli.notifying import VARIABLE, Notifier
+from device_agent.observations import Evaluated, StateChanged
+from spliteasy_cli.support.service_notifier import VARIABLE, Notifier
 
 CONNECTED = StateChanged(device="phone-1", text="connected")
 

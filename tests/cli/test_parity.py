@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from spliteasy import reference
-from spliteasy.reference import difference
+from spliteasy.training import reference
+from spliteasy.training.reference import difference
 from tests.cli.conftest import ROOT, Project, Ran
 
 LAST_SAME = "max_abs_diff=0"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.memory import MemoryBroker
-from spliteasy.cli.probing import Probed, overhead_of
-from spliteasy.cli.probing_link import FRAME_BYTES, measure_link
+from broker.transport.in_process import MemoryBroker
 from spliteasy.planning.profile import Compute, Link, Overhead, Profile
+from spliteasy_cli.probes.link import FRAME_BYTES, measure_link
+from spliteasy_cli.probes.pipeline import Probed, overhead_of
 from tests.cli.conftest import Project, Ran
 
 PNG = b"\x89PNG\r\n\x1a\n"

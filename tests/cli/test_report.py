@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from device_agent.observe import Evaluated, StateChanged, StepTaken
-from spliteasy import report
-from spliteasy.cli.progress import Board, line
-from spliteasy.cli.watching import Watcher
-from spliteasy.readable import size
-from spliteasy.report import DeviceRun
+from device_agent.observations import Evaluated, StateChanged, StepTaken
+from spliteasy.runtime.readable import size
+from spliteasy_cli.history import report
+from spliteasy_cli.history.report import DeviceRun
+from spliteasy_cli.watch.progress import Board, line
+from spliteasy_cli.watch.run_recorder import Watcher
 
 
-def step_taken(step: int, *, loss: float = 0.5, up: int = 0, down: int = 0) -> StepTaken:
+def step_taken(step: int, *, loss: float | None = 0.5, up: int = 0, down: int = 0) -> StepTaken:
     return StepTaken(
         device="phone-1", step=step, total_steps=4, epoch=0, loss=loss, samples=10, seconds=0.5,
         bytes_up=up, bytes_down=down,
@@ -51,6 +51,25 @@ def test_a_run_is_summed_up() -> None:
         "bytes_down": 1600,
         "ms_per_step": 500.0,
     }
+
+
+def test_what_is_not_finite_or_was_not_measured_is_said(tmp_path: Path) -> None:
+    watcher = Watcher(["phone-1"], lambda run, notable: None)
+    watcher(step_taken(1, loss=None))
+    watcher(Evaluated(device="phone-1", step=1, samples=8, loss=float("nan"), accuracy=None))
+    run = watcher.runs["phone-1"]
+    assert (run.steps, run.losses) == (1, [])
+    report.write_json(tmp_path / "report.json", [run], {})
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert (written["devices"][0]["train_loss"], written["devices"][0]["test_accuracy"]) == (None, None)
+    assert written["curves"]["phone-1"]["evaluations"] == [
+        {"step": 1, "loss": "not finite", "accuracy": None}
+    ]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(report.table([run]))
+    assert console.file.getvalue().count("not measured") == 2  # type: ignore[attr-defined]
+    assert report.number(float("nan"), ".4f") == "not finite"
+    report.draw(tmp_path / "report.png", [run], "nothing to draw")
 
 
 def test_bytes_per_step_leave_out_the_job_and_evaluations() -> None:

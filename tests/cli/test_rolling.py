@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from device_agent.state import StateFolder
+from device_agent.state_folder import StateFolder
 from server_worker.store import StoredJob, open_store
 from spliteasy.job.package import job_digest, manifest_of
 from tests.cli.conftest import ROOT, finish, read_until
@@ -23,7 +23,7 @@ from tests.next_version import FEATURE
 from tests.simulation import toy
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.redis]
-OLD, NEXT = "spliteasy.cli", "tests.next_version"
+OLD, NEXT = "spliteasy_cli", "tests.next_version"
 LONG = toy.Variant(epochs=24)
 STEPS = {toy.Variant(): 12, LONG: 96}
 DATA = """

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from spliteasy.cli import main
+from spliteasy_cli import main
 from tests.cli.conftest import ROOT, Project, Ran, finish, read_until, started
 
 DIGITS = ROOT / "examples/digits/job.toml"

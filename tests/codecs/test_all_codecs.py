@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.envelope import decode_tensor, encode_tensor
+from broker.protocol.envelope import decode_tensor, encode_tensor
 from spliteasy.codecs import parse_codec
 from tests.codecs.samples import NAMES, decoded, floats, same_bits, seeds
 

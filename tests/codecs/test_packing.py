@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spliteasy.codecs.packer import Packer, expected_like, unpack
 from spliteasy.errors import DataError
-from spliteasy.packing import Packer, expected_like, unpack
 
 ALLOW = ("fp32", "lossless", "topk:0.25", "topk:0.5")
 SHAPE = (3, 4)

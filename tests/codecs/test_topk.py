@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.envelope import decode_tensor, encode_tensor
+from broker.protocol.envelope import decode_tensor, encode_tensor
 from spliteasy.codecs import parse_codec
 from spliteasy.errors import JobError
 from tests.codecs.samples import decoded, floats, same_bits

@@ -13,9 +13,9 @@ import pytest
 
 from deploy.accounts import Accounts
 from server_worker.store import Attempt, Store, WorkerInfo, open_store
-from spliteasy.cli.dashboard import Acting, Following
-from spliteasy.cli.status import Eyes
-from spliteasy.dashboard import Feed, Guard, serve
+from spliteasy_cli.commands.dashboard import Acting, Following
+from spliteasy_cli.dashboard import Feed, Guard, serve
+from spliteasy_cli.watch.cluster import ClusterClient
 from tests.attack.arena import management_url
 from tests.fixtures_rabbitmq import RabbitBroker
 
@@ -64,7 +64,7 @@ def open_dashboard(
             await store.add_losses(SESSION, {0: 2.5})
             await heartbeat(store, "worker-1")
             feed = Feed()
-            async with Eyes(rabbitmq_url, redis_url) as eyes:
+            async with ClusterClient(rabbitmq_url, redis_url) as eyes:
                 following = Following(eyes, accounts, feed)
                 await following.look()
                 guarded = Guard(token=token, **guard)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 
 from deploy.accounts import Role
 from server_worker.store import Store
-from spliteasy.dashboard import Feed, Guard, read_token
-from spliteasy.dashboard import server as dashboard_server
-from spliteasy.dashboard.guard import MAX_WRONG, TOKEN_ENV, WRONG_S
 from spliteasy.errors import UserError
+from spliteasy_cli.dashboard import Feed, Guard, read_token
+from spliteasy_cli.dashboard import server as dashboard_server
+from spliteasy_cli.dashboard.guard import MAX_ADDRESSES, MAX_WRONG, TOKEN_ENV, WRONG_S
 from tests.dashboard.conftest import SESSION, TOKEN, OpenDashboard, begin
 from tests.fixtures_rabbitmq import RabbitBroker
 
@@ -239,13 +240,40 @@ async def test_a_silence_is_broken_by_a_comment() -> None:
     await frames.aclose()
 
 
-def test_after_many_wrong_tokens_none_is_right_for_a_while() -> None:
+def test_many_wrong_tokens_are_held_against_their_address_and_never_against_a_right_one() -> None:
     now = 0.0
     guard = Guard(token=TOKEN, clock=lambda: now)
-    assert [guard.is_token(f"guess {n}") for n in range(MAX_WRONG)] == [False] * MAX_WRONG
-    assert not guard.is_token(TOKEN)
+    for n in range(MAX_WRONG):
+        assert not guard.is_wary("10.0.0.1")
+        assert not guard.is_token(f"guess {n}", address="10.0.0.1")
+    assert guard.is_wary("10.0.0.1")
+    assert not guard.is_wary("10.0.0.2")
+    assert guard.is_token(TOKEN, address="10.0.0.2")
+    assert guard.is_token(TOKEN, address="10.0.0.1"), "a proxy may stand between both and this"
     now = WRONG_S + 1
-    assert guard.is_token(TOKEN)
+    assert not guard.is_wary("10.0.0.1")
+    for n in range(10 * MAX_ADDRESSES):
+        guard.is_token("guess", address=f"a{n}")
+    assert len(guard._wrong) == MAX_ADDRESSES
+
+
+async def test_strangers_lock_no_operator_out(
+    open_dashboard: OpenDashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard_server, "MAX_READERS", 3)
+    monkeypatch.setattr(dashboard_server, "MAX_OF_ADDRESS", 2)
+    async with open_dashboard(token=TOKEN) as dashboard, AsyncExitStack() as open_pages:
+        client = dashboard.client
+        said = [await client.post("/api/login", json={"token": "guess"}) for _ in range(MAX_WRONG + 2)]
+        assert [each.status for each in said][-2:] == [429, 429]
+        for expected in (200, 200, 503):
+            page = await open_pages.enter_async_context(client.get("/api/events"))
+            assert page.status == expected
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        async with client.get("/api/events", headers=bearer) as page:
+            assert page.status == 200
+            await anext(events_of(page))
+        assert (await client.post("/api/login", json={"token": TOKEN})).status == 200
 
 
 def test_a_login_ends() -> None:

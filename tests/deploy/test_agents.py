@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from deploy.wheel import build_wheel
-from device_agent.state import StateFolder
+from device_agent.state_folder import StateFolder
 from tests.attack.arena import open_arena
 from tests.cli.test_stack import holders_of
 from tests.deploy.sshd import Server, agent_dependencies, running_server
@@ -147,7 +147,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {"first": first}
     for name, member, text in (
         ("second", "spliteasy/second.py", b""),
-        ("broken", "spliteasy/cli/agent.py", b"raise RuntimeError('broken on purpose')\n"),
+        ("broken", "spliteasy_cli/commands/agent.py", b"raise RuntimeError('broken on purpose')\n"),
     ):
         made[name] = tmp_path_factory.mktemp(name) / first.name
         with zipfile.ZipFile(first) as old, zipfile.ZipFile(made[name], "w") as new:

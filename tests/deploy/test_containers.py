@@ -20,10 +20,10 @@ import yaml
 from typer.main import get_command
 
 from deploy.accounts import REPLY_POLICY, reply_policy, worker_permissions
+from deploy.nodes.rabbitmq import ADVANCED, LARGE_BINARIES
 from deploy.prepare import AMQPS_PORT, CA_INSIDE, MANAGEMENT_PORT, REDIS_PORT
-from deploy.rabbitmq import ADVANCED, LARGE_BINARIES
 from server_worker.config import WorkerConfig
-from spliteasy.cli.app import app
+from spliteasy_cli.app import app
 from tests.deploy.test_watch import METRICS, wrong_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,7 +203,7 @@ def test_ports_and_pages_are_those_of_the_parts() -> None:
     assert container["args"][container["args"].index("--metrics-port") + 1] == str(WORKER_PORT)
     probes = {path: probe for probe, path in _pages(container).items()}
     assert probes == {"/healthz": "livenessProbe", "/readyz": "readinessProbe"}
-    assert all(f'"{page}"' in (ROOT / "spliteasy/monitor.py").read_text() for page in probes)
+    assert all(f'"{page}"' in (ROOT / "spliteasy/observability/monitor.py").read_text() for page in probes)
     dockerfile = (DEPLOY / "containers/worker.Dockerfile").read_text()
     assert f"EXPOSE {WORKER_PORT}" in dockerfile
     assert f'"--metrics-port", "{WORKER_PORT}"' in dockerfile

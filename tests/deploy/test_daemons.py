@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.daemons import Daemon, start_time
+from deploy.stack.daemons import Daemon, start_time
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 STUBBORN = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.services import COMPOSE_FILE
+from deploy.stack.services import COMPOSE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = """#!/bin/sh

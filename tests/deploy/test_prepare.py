@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from broker import connect
-from broker.topology import worker_queues
+from broker.transport.topology import worker_queues
 from deploy.accounts import Accounts
-from deploy.certificates import make_certificates
-from deploy.daemons import Daemon
-from deploy.native import HOST
+from deploy.nodes.certificates import make_certificates
+from deploy.nodes.native import HOST
+from deploy.nodes.rabbitmq import RabbitNode
+from deploy.nodes.redis_server import find_binary
 from deploy.prepare import main
-from deploy.rabbitmq import RabbitNode
-from deploy.redis_server import find_binary
+from deploy.stack.daemons import Daemon
 from server_worker.store import open_store
 from tests.fixtures_rabbitmq import free_ports, new_node
 

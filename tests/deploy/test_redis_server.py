@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.redis_server import RedisServer
+from deploy.nodes.redis_server import RedisServer
 from spliteasy.errors import UserError
 from tests.fixtures_redis import StartRedis, ask_redis, free_port
 

@@ -13,10 +13,10 @@ import pytest
 from redis import exceptions
 from redis.asyncio import Redis
 
-from deploy.certificates import TlsFiles, make_certificates
-from deploy.redis_users import COMMANDS, RedisRole, RedisUser
+from deploy.nodes.certificates import TlsFiles, make_certificates
+from deploy.nodes.redis_users import COMMANDS, RedisRole, RedisUser
 from server_worker.store import StoredJob, WorkerInfo, open_store
-from server_worker.store.redis import RedisStore
+from server_worker.store.redis.store import RedisStore
 from spliteasy.errors import StoreError, UserError
 from tests.fixtures_redis import StartRedis
 from tests.store import steps
@@ -77,6 +77,8 @@ async def serve(store: RedisStore) -> None:
     meta = steps.done(await steps.snapshot(store, meta, 2))
     await steps.put(store, meta, 3, bytes(1 << 20))
     await store.keep_requests(meta.session, attempt=meta.attempt, owner=meta.owner)
+    assert await store.begin_delivery(meta.session, "aa") == 1
+    await store.end_delivery(meta.session, "aa")
     assert await store.read_snapshot(meta.session, 2) == {"weight": b"w"}
     meta = await steps.run_steps(store, meta, 4, oldest=3)
     assert len(await steps.log_of(store, 2, 4)) == 2
@@ -130,7 +132,7 @@ async def test_nobody_else_comes_in(start_redis: StartRedis) -> None:
 
 
 def test_a_line_for_a_server_of_ones_own() -> None:
-    command = [sys.executable, "-m", "deploy.redis_users"]
+    command = [sys.executable, "-m", "deploy.nodes.redis_users"]
     made = subprocess.run(
         [*command, "worker", "--name", "workers"],
         input="w" * 20 + "\n",

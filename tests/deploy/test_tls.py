@@ -16,10 +16,10 @@ import pytest
 
 from broker import connect
 from deploy.accounts import Accounts
-from deploy.certificates import TlsFiles, make_certificates
-from deploy.native import HOST
-from deploy.rabbitmq import RabbitNode
-from deploy.redis_server import RedisServer
+from deploy.nodes.certificates import TlsFiles, make_certificates
+from deploy.nodes.native import HOST
+from deploy.nodes.rabbitmq import RabbitNode
+from deploy.nodes.redis_server import RedisServer
 from server_worker.store import open_store
 from spliteasy.errors import LinkError, LinkRefused, StoreError
 from tests.attack.arena import open_arena

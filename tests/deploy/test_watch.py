@@ -18,13 +18,13 @@ import yaml
 
 import device_agent.metrics
 import server_worker.metrics
-from broker import messages as m
-from deploy.daemons import Daemon
-from deploy.stack_workers import METRICS_PORT, metrics_port
+from broker.protocol import messages as m
+from deploy.stack.daemons import Daemon
+from deploy.stack.workers import METRICS_PORT, metrics_port
 from server_worker.store import Store
 from spliteasy import errors
 from spliteasy.errors import UserError
-from spliteasy.metering import Metric
+from spliteasy.observability.meter import Metric
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from broker.memory import MemoryBroker, MemoryTransport
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
-from device_agent.observe import Observation
+from device_agent.observations import Observation
 from server_worker.config import Trust, WorkerConfig
-from server_worker.memory import SessionMemory
+from server_worker.engine.local import SessionMemory
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.job import Job
-from spliteasy.tracing import Tracer
+from spliteasy.observability.traces import Tracer
 from tests.simulation import toy
 from tests.simulation.parts import VirtualCompute
 

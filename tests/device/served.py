@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from broker.memory import MemoryBroker, MemoryTransport
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from server_worker.config import Trust, WorkerConfig
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
-from spliteasy.compute import TorchThread
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.simulation import toy
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agent.choosing import BySpeed, StepChoices, Values
-from device_agent.speed import LinkSpeed
+from device_agent.link.speed import LinkSpeed
+from device_agent.training.codec_policy import BySpeed, StepChoices, Values
 from spliteasy.job.spec import LinkSpec
 
 ALLOW = ("lossless", "fp16", "int8")

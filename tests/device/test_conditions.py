@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from device_agent import conditions
-from device_agent.conditions import Gate, parse_conditions
+from device_agent.policy import run_conditions
+from device_agent.policy.run_conditions import Gate, parse_conditions
 from spliteasy.errors import UserError
 
 
@@ -102,7 +102,7 @@ async def test_a_command(tmp_path: Path) -> None:
 async def test_a_command_that_hangs_says_no_and_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conditions, "ANSWER_S", 0.3)
+    monkeypatch.setattr(run_conditions, "ANSWER_S", 0.3)
     assert (await ask("sleep 600") or "").startswith("sleep took longer than")
 
 
@@ -134,13 +134,13 @@ async def test_a_function_that_hangs_is_not_asked_again_meanwhile(
 ) -> None:
     condition = parse_conditions(["my_conditions:slow"], root=own_functions)
     assert condition is not None
-    monkeypatch.setattr(conditions, "ANSWER_S", 0.05)
+    monkeypatch.setattr(run_conditions, "ANSWER_S", 0.05)
     assert "took longer" in (await condition() or "")
     assert "took longer" in (await condition() or "")
     module = sys.modules["my_conditions"]
     assert len(module.asked) == 1
     module.free.set()
-    monkeypatch.setattr(conditions, "ANSWER_S", 30.0)
+    monkeypatch.setattr(run_conditions, "ANSWER_S", 30.0)
     assert await condition() is None
 
 

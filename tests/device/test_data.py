@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from device_agent.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.data import Batches, EvaluationBatches, load_dataset
 from spliteasy.errors import DataError
+from spliteasy.graph.document import DtypeName
 from spliteasy.job import JobSpec, parse_job
-from spliteasy.job.signature import SampleSpec, Signature
-from spliteasy.portable.graph import DtypeName
+from spliteasy.job.io_schema import SampleSpec, Signature
 
 
 def spec_with(**keys: Any) -> JobSpec:
@@ -179,7 +179,7 @@ def test_a_data_set_that_raises_is_named_with_the_sample() -> None:
 
 
 def test_too_little_data_is_refused() -> None:
-    with pytest.raises(DataError, match="the data set of device phone-1 is empty"):
+    with pytest.raises(DataError, match="the training data of phone-1 has no samples"):
         batches(plain(0))
     with pytest.raises(DataError, match="has 3 samples, and drop_last leaves none: batch_size is 4"):
         batches(plain(3), drop_last=True)
@@ -231,6 +231,17 @@ def project(tmp_path: Path) -> Iterator[Path]:
         "class Endless(I):\n    def __iter__(self):\n        return iter(())\n"
         "def endless():\n    return Endless()\n"
         "def no_arguments():\n    return dataset()\n"
+        "def four():\n    return (dataset(),) * 4\n"
+        "def loader():\n    return torch.utils.data.DataLoader(dataset())\n"
+        "def wrong_keys():\n    return {'train': dataset(), 'testing': dataset()}\n"
+        "def two_needed(folder, seed):\n    return dataset()\n"
+        "def defaults(n=3, seed=1):\n    return dataset(n), dataset(n)\n"
+        "def listed(device):\n    return [dataset(), dataset()]\n"
+        "def three(device):\n    return dataset(), None, dataset()\n"
+        "def named():\n    return {'Train': dataset(), 'val': dataset(), 'test': dataset()}\n"
+        "def comes_second(n=4, device=''):\n    assert device == 'phone-7'\n    return dataset(), dataset()\n"
+        "def by_keyword(*, device):\n    assert device == 'phone-7'\n    return dataset(), dataset()\n"
+        "def any_number(*them):\n    assert them == ('phone-7',)\n    return dataset(), dataset()\n"
     )
     path = list(sys.path)
     yield tmp_path
@@ -251,7 +262,14 @@ def test_a_function_gives_one_data_set_or_train_and_test(project: Path) -> None:
     ("reference", "told"),
     [
         ("user_data:nothing", "returned a NoneType, not a data set"),
-        ("user_data:numbers", "returned a int, not a data set"),
+        ("user_data:numbers", "returned a int, not a data set, as training data"),
+        ("user_data:four", "returned 4 things"),
+        ("user_data:loader", "returned a DataLoader as training data (return the data set that it reads"),
+        (
+            "user_data:wrong_keys",
+            "returned a dictionary with 'train', 'testing', not with 'train' and 'test'",
+        ),
+        ("user_data:two_needed", "needs values for folder, seed; a data function gets the device's id alone"),
         ("user_data:endless", "returned a Endless, not a data set"),
         ("user_data:fails", "raised OSError: no disk (user_data.py"),
         ("user_data:datset", "did you mean dataset?"),
@@ -264,45 +282,29 @@ def test_a_reference_that_gives_no_data_set(project: Path, reference: str, told:
     assert told in str(caught.value)
 
 
-def image_folder(path: Path, classes: dict[str, list[int]], size: int = 2) -> None:
-    image = pytest.importorskip("PIL.Image")
-    for name, greys in classes.items():
-        (path / name).mkdir(parents=True)
-        for index, grey in enumerate(greys):
-            image.new("L", (size, size), grey).save(path / name / f"{index}.png")
+@pytest.mark.parametrize(
+    ("name", "noted"),
+    [
+        ("defaults", False),
+        ("listed", False),
+        ("three", False),
+        ("named", True),
+        ("comes_second", False),
+        ("by_keyword", False),
+        ("any_number", False),
+    ],
+)
+def test_a_function_may_be_called_and_may_answer_in_many_ways(project: Path, name: str, noted: bool) -> None:
+    data = load_dataset(f"user_data:{name}", "phone-7", signature(), root=project)
+    assert isinstance(data.train, TensorDataset)
+    assert isinstance(data.test, TensorDataset)
+    assert any("validation data is not used" in note for note in data.notes) is noted
 
 
-def test_a_folder_of_images_has_a_class_per_sub_folder(tmp_path: Path) -> None:
-    image_folder(tmp_path / "train", {"a": [0], "b": [51, 102]})
-    image_folder(tmp_path / "test", {"b": [255]})
-    grey = signature((("float32", (1, 2, 2)),))
-    data = load_dataset(str(tmp_path), "d", grey)
-    items = [data.train[i] for i in range(3)]
-    assert [label for _, label in items] == [0, 1, 1]
-    assert torch.equal(items[2][0], torch.full((1, 2, 2), 102 / 255))
-    assert data.test is not None
-    assert data.test[0][1] == 1
-    colour = load_dataset(str(tmp_path / "train"), "d", signature((("float32", (3, 2, 2)),)))
-    assert colour.test is None
-    assert (
-        Batches(colour.train, spec_with(), signature((("float32", (3, 2, 2)),)), device="d").total_steps == 3
-    )
-
-
-def test_a_folder_that_does_not_fit(tmp_path: Path) -> None:
-    grey = signature((("float32", (1, 2, 2)),))
-    with pytest.raises(DataError, match="has no images"):
-        load_dataset(str(tmp_path), "d", grey)
-    image_folder(tmp_path, {"a": [0]}, size=3)
-    with pytest.raises(DataError, match=r"the job's input is float32\[2\], which images don't fit"):
-        load_dataset(str(tmp_path), "d", signature())
-    data = load_dataset(str(tmp_path), "d", grey)
-    with pytest.raises(DataError, match=r"is float32\[1, 3, 3\], expected float32\[1, 2, 2\]"):
-        Batches(data.train, spec_with(), grey, device="d")
-    (tmp_path / "a" / "0.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"0.png can't be read as an image"):
-        Batches(data.train, spec_with(), grey, device="d")
-    image_folder(tmp_path / "x" / "train", {"a": [0]})
-    image_folder(tmp_path / "x" / "test", {"c": [0]})
-    with pytest.raises(DataError, match="has class 'c', which the training images don't have"):
-        load_dataset(str(tmp_path / "x"), "d", grey)
+def test_items_may_be_dictionaries_by_the_jobs_names() -> None:
+    loader = batches(Items(4, lambda i: {"label": i % 3, "x0": torch.full((2,), float(i)), "id": i}))
+    inputs, targets = loader.batch(1)
+    assert inputs[0].shape == (4, 2)
+    assert sorted(targets[0].tolist()) == [0, 0, 1, 2]
+    with pytest.raises(DataError, match=r"a dictionary with 'image', 'label', and lacks 'x0'.*model\.inputs"):
+        batches(Items(4, lambda i: {"image": torch.zeros(2), "label": 0}))

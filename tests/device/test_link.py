@@ -9,13 +9,13 @@ import pytest
 
 from benchmarks.emulator import Direction, LinkEmulator, Profile
 from broker import connect, decode
-from broker import messages as m
-from broker.assembler import Assembled, Assembler, AssemblerLimits
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.topology import dead_queue, front_queue
-from deploy.native import HOST
-from device_agent import events as e
-from device_agent.link import Link
+from broker.protocol import messages as m
+from broker.protocol.assembler import Assembled, Assembler, AssemblerLimits
+from broker.transport.in_process import MemoryBroker, MemoryTransport
+from broker.transport.topology import dead_queue, front_queue
+from deploy.nodes.native import HOST
+from device_agent.link.link import Link
+from device_agent.session import events as e
 from tests.fixtures_rabbitmq import RabbitBroker
 from tests.simulation.clock import run_virtually
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from broker.memory import MemoryBroker, MemoryTransport
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent import metrics
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from server_worker.config import Trust, WorkerConfig
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
-from spliteasy.compute import TorchThread
-from spliteasy.prometheus import PrometheusMeter
+from spliteasy.observability.prometheus import PrometheusMeter
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.recorded import Recorded
 from tests.simulation import toy
 

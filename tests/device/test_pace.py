@@ -7,12 +7,12 @@ import asyncio
 import pytest
 import torch
 
-from broker import messages as m
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.topology import shard_queue
-from device_agent import events as e
-from device_agent.link import Link
-from device_agent.pace import BURST_S, MIN_CHUNK_BYTES, Pace
+from broker.protocol import messages as m
+from broker.transport.in_process import MemoryBroker, MemoryTransport
+from broker.transport.topology import shard_queue
+from device_agent.link.link import Link
+from device_agent.link.rate_limit import BURST_S, MIN_CHUNK_BYTES, Pace
+from device_agent.session import events as e
 from tests.simulation.clock import run_virtually
 
 ATTEMPT = m.AttemptRef(number=1, nonce="00" * 8)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from broker.memory import MemoryBroker, MemoryTransport
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent.agent import Agent, AgentResult
-from device_agent.conditions import Gate
 from device_agent.config import AgentConfig
-from device_agent.observe import Observation, StateChanged, StepTaken
-from device_agent.session_state import State
-from spliteasy.compute import TorchThread
+from device_agent.observations import Observation, StateChanged, StepTaken
+from device_agent.policy.run_conditions import Gate
+from device_agent.session.states import State
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.device.served import served, toy_job
 from tests.simulation import toy
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from broker.chunks import Chunk, parse_frame
-from broker.faults import FAULTLESS, Verdict
-from broker.memory import MemoryBroker
-from broker.sending import WINDOW
-from broker.topology import device_of_key
-from broker.transport import Delivery
+from broker.protocol.frames import Chunk, parse_frame
+from broker.transport.base import Delivery
+from broker.transport.faults import FAULTLESS, Verdict
+from broker.transport.in_process import MemoryBroker
+from broker.transport.sender import WINDOW
+from broker.transport.topology import device_of_key
 from device_agent.agent import Agent
 from spliteasy.job import Job, JobSpec
-from spliteasy.tracing import Span, Tracer
+from spliteasy.observability.traces import Span, Tracer
 from tests.device.lives import assert_same_bits, body_of, live, serving
 from tests.simulation import toy
 from tests.simulation.clock import run_virtually

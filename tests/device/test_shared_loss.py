@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from broker import decode
-from broker import messages as m
-from broker.assembler import Assembled, Assembler
-from broker.faults import FAULTLESS, Faultless, Verdict
-from broker.memory import MemoryTransport
-from broker.topology import device_of_key
+from broker.protocol import messages as m
+from broker.protocol.assembler import Assembled, Assembler
+from broker.transport.faults import FAULTLESS, Faultless, Verdict
+from broker.transport.in_process import MemoryTransport
+from broker.transport.topology import device_of_key
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
-from spliteasy.compute import TorchThread
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.device.served import served, toy_job
 from tests.simulation import toy
 

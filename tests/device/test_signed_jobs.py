@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from broker.memory import MemoryBroker, MemoryTransport
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent.agent import Agent, AgentResult
 from device_agent.config import AgentConfig
 from server_worker.store import StoredJob
-from spliteasy.compute import TorchThread
 from spliteasy.errors import JobError, PortableError
 from spliteasy.job.package import job_digest, manifest_of
 from spliteasy.job.signing import read_public_key, read_signer
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.device.served import served, toy_job
 from tests.job.test_signing import write_keys
 from tests.simulation import toy

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from benchmarks.emulator import Direction, LinkEmulator, Profile
-from broker import messages as m
-from broker.amqp import AmqpOptions, AmqpTransport, connect
-from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
-from broker.room import Room
-from broker.topology import dead_queue, reply_queue, shard_queue
-from deploy.native import HOST
-from device_agent import events as e
-from device_agent.link import CHUNK_S, FIRST_CHUNK_BYTES, WORKERS, Link
-from device_agent.speed import LinkSpeed
+from broker.amqp.connection import AmqpTransport, connect
+from broker.amqp.options import AmqpOptions
+from broker.protocol import messages as m
+from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
+from broker.transport.send_window import Room
+from broker.transport.topology import dead_queue, reply_queue, shard_queue
+from deploy.nodes.native import HOST
+from device_agent.link.link import CHUNK_S, FIRST_CHUNK_BYTES, WORKERS, Link
+from device_agent.link.speed import LinkSpeed
+from device_agent.session import events as e
 from tests.fixtures_rabbitmq import RabbitBroker
 
 LATE_S = 60

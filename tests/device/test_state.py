@@ -13,11 +13,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from broker.messages import MAX_ATTEMPT, MAX_STEP, AttemptRef, Open
-from device_agent.state import StateFolder
-from spliteasy import durable
+from broker.protocol.messages import MAX_ATTEMPT, MAX_STEP, AttemptRef, Open
+from device_agent.state_folder import StateFolder
 from spliteasy.errors import StateError
 from spliteasy.job.package import job_digest, manifest_of
+from spliteasy.runtime import durable_files
 
 DIGEST = "ab" * 32
 BOUND = {"job": DIGEST, "device": "phone-1", "fingerprint": "f1"}
@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_everything_as_it_was(
 
     with monkeypatch.context() as patch:
         if call == "write":
-            patch.setattr(durable, "_write", half_then_full)
+            patch.setattr(durable_files, "_write", half_then_full)
         else:
             patch.setattr(os, "fsync", full)
         for act in (

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from broker.memory import MemoryBroker
+from broker.transport.in_process import MemoryBroker
 from device_agent.agent import Agent
-from device_agent.observe import Observation, StepTaken
+from device_agent.observations import Observation, StepTaken
 from spliteasy.job import Job, JobSpec
 from tests.device.lives import assert_same_bits, body_of, live, serving
 from tests.simulation.clock import run_virtually

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from device_agent.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.data import Batches, EvaluationBatches, load_dataset
 from examples.digits.data import device_data, quarter
-from spliteasy.importing import project_root
 from spliteasy.job import Job, JobSpec, load_job_file
-from spliteasy.job.create import build_model
-from spliteasy.losses import LOSSES
-from spliteasy.optim import build_optimizer, set_learning_rate
+from spliteasy.job.source import build_model
+from spliteasy.runtime.user_code import project_root
+from spliteasy.training.losses import LOSSES
+from spliteasy.training.optim import build_optimizer, set_learning_rate
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "examples" / "digits" / "job.toml"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spliteasy.errors import DataError, JobError
-from spliteasy.importing import call, project_root, resolve
+from spliteasy.runtime.user_code import call, project_root, resolve
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spliteasy.micro_batches import MAX_MICRO_BATCHES, micro_sizes, share_of, split_batch
+from spliteasy.job.micro_batches import MAX_MICRO_BATCHES, micro_sizes, share_of, split_batch
 
 
 @given(st.integers(1, 5000), st.integers(1, MAX_MICRO_BATCHES))

@@ -11,9 +11,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, StepLR
 
 from spliteasy.errors import JobError
 from spliteasy.job import JobSpec, parse_job
-from spliteasy.losses import LOSSES
-from spliteasy.optim import build_optimizer, clip_gradients, set_learning_rate
-from spliteasy.schedule import factor
+from spliteasy.training.losses import LOSSES
+from spliteasy.training.optim import build_optimizer, clip_gradients, set_learning_rate
+from spliteasy.training.schedule import factor
 from tests.job.test_spec import small
 
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from spliteasy.errors import JobError
 from spliteasy.job import Job, parse_job
-from spliteasy.job.create import build_model, users_loss
-from spliteasy.reference import PlainTraining
-from spliteasy.training import STEP_KEY, SegmentTrainer, backward_from, detached, tensors_of
+from spliteasy.job.source import build_model, users_loss
+from spliteasy.training.reference import PlainTraining
+from spliteasy.training.segment_trainer import STEP_KEY, SegmentTrainer, backward_from, detached, tensors_of
 from tests.job.test_spec import small
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from spliteasy.errors import CutError, JobError, NeedsNewer, PortableError
 from spliteasy.job import Job, device_parts, parse_job
-from spliteasy.job.create import build_model
 from spliteasy.job.package import job_digest, manifest_of
+from spliteasy.job.source import build_model
 from tests.job.test_spec import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,7 +330,8 @@ def test_a_model_that_does_not_fit_gets_one_line(changes: dict[str, Any], told: 
 
 
 def test_what_a_newer_version_needs_is_said_before_anything_else(job: Job) -> None:
-    assert b"needs" not in job.manifest  # as ever, so that digests stay
+    assert orjson.loads(job.manifest)["needs"] == ["least-samples"], "its batch norm wants two"
+    assert b"needs" not in manifest_of(job.name, job.parts)  # as ever, so that digests stay
     newer = orjson.loads(manifest_of(job.name, job.parts, needs=["rounds", "averaging"]))
     newer |= {"version": 2, "of_then": []}
     with pytest.raises(NeedsNewer) as raised:
@@ -340,3 +341,61 @@ def test_what_a_newer_version_needs_is_said_before_anything_else(job: Job) -> No
     for wrong in (["A"], "rounds", [1], ["x"] * 33):
         with pytest.raises(PortableError, match="malformed"):
             Job.from_parts(orjson.dumps({**newer, "needs": wrong}), {})
+
+
+class Words(nn.Module):
+    """A bag of words over an embedding whose gradient is sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Embedding(20, 6, sparse=True)
+        self.middle = nn.Linear(6, 6)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, words: Tensor) -> Tensor:
+        scores: Tensor = self.out(self.middle(self.stem(words).mean(1)))
+        return scores
+
+
+def build_words() -> nn.Module:
+    return Words()
+
+
+def words_example() -> tuple[Tensor, Tensor]:
+    return torch.zeros(4, 5, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"optimizer": {"name": "adam", "lr": 0.1}}, "adam can't take a sparse gradient"),
+        ({"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9}}, "sgd with momentum"),
+        ({"optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 0.1}}, "sgd with weight_decay"),
+        ({"optimizer": {"name": "sgd", "lr": 0.1}, "clip": {"max_norm": 1.0}}, "[clip]"),
+        ({"optimizer": {"name": "sgd", "lr": 0.1}}, None),
+        ({"optimizer": {"name": "adam", "lr": 0.1, "groups": [{"pattern": "stem.*", "frozen": True}]}}, None),
+    ],
+)
+def test_sparse_gradients_are_refused_where_the_optimizer_needs_dense_ones(
+    settings: dict[str, Any], told: str | None
+) -> None:
+    spec = parse_job(
+        {
+            "name": "words",
+            "batch_size": 4,
+            "epochs": 1,
+            "model": {
+                "factory": "tests.job.test_package:build_words",
+                "example": "tests.job.test_package:words_example",
+                "cuts": ["stem", "middle"],
+            },
+            "loss": {"name": "cross_entropy"},
+            **settings,
+        }
+    )
+    if told is None:
+        Job.create(spec, ROOT)
+        return
+    with pytest.raises(JobError, match=r"stem\.weight has sparse=True.*sparse=False") as caught:
+        Job.create(spec, ROOT)
+    assert told in str(caught.value)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class TwoInputs(nn.Module):
@@ -235,3 +236,27 @@ class Noisy(nn.Module):
         if self.training:
             x = x * x.new_empty((x.shape[0], 1)).bernoulli_(0.8)
         return self.c(F.dropout(self.b(x), 0.2, self.training))
+
+
+def doubled(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return output * 2
+
+
+class EasilyLost(nn.Module):
+    """Gradients that are easy to lose, written so that a trace keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.teacher = (nn.Linear(6, 6) for _ in range(4))
+        self.again = nn.Sequential(nn.Dropout(0.3), nn.Linear(6, 6), nn.Tanh(), nn.Dropout(0.2))
+        self.b.register_forward_hook(doubled)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.a(x))
+        with torch.no_grad():
+            wise = self.teacher(x)
+        with torch.inference_mode():
+            wiser = self.teacher(x)
+        x = x + (torch.sign(x) - x).detach()
+        x = self.b(x * 0.1 + (x * 0.9).detach()) + wise + wiser.clone()
+        return self.c(checkpoint(self.again, x, use_reentrant=False))

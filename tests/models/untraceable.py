@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 OWN_RANDOM = random.Random(3)
 COUNT = itertools.count(1)
+
+
+Change: TypeAlias = Callable[["Mid", Tensor], Tensor]
+"""What a middle layer does with its output."""
 
 
 class Net(nn.Module):
@@ -31,10 +36,13 @@ class Net(nn.Module):
 class Mid(nn.Module):
     """A linear layer whose output goes through `change(layer, output)`."""
 
-    def __init__(self, change: Callable[[Mid, Tensor], Tensor]) -> None:
+    all_calls = 0
+
+    def __init__(self, change: Change) -> None:
         super().__init__()
         self.linear, self.other, self.change = nn.Linear(6, 6), nn.Linear(6, 6), change
         self.calls, self.kept, self.log = 0, None, []  # type: ignore[var-annotated]
+        self.counts, self.settings = {"calls": 0}, SimpleNamespace(calls=0)
         self.average = torch.zeros(6)
         self.own = np.random.default_rng(1)
 
@@ -112,6 +120,21 @@ def warms_up(layer: Mid, x: Tensor) -> Tensor:
     return x * (2 if layer.calls > 100 else 1)
 
 
+def warms_up_by_a_dictionary(layer: Mid, x: Tensor) -> Tensor:
+    layer.counts["calls"] += 1
+    return x * (2 if layer.counts["calls"] > 100 else 1)
+
+
+def warms_up_by_an_object(layer: Mid, x: Tensor) -> Tensor:
+    layer.settings.calls += 1
+    return x * (2 if layer.settings.calls > 100 else 1)
+
+
+def warms_up_by_the_class(layer: Mid, x: Tensor) -> Tensor:
+    Mid.all_calls += 1
+    return x * (2 if Mid.all_calls > 100 else 1)
+
+
 def remembers(layer: Mid, x: Tensor) -> Tensor:
     made = x if layer.kept is None else x + layer.kept
     layer.kept = x.detach()
@@ -183,6 +206,20 @@ def teaches_without_gradients(layer: Mid, x: Tensor) -> Tensor:
 def checkpoints(layer: Mid, x: Tensor) -> Tensor:
     made: Tensor = checkpoint(layer.other, x, use_reentrant=False)
     return made
+
+
+LOSE_GRADIENTS: dict[str, Change] = {
+    "backward by hand": lambda _, x: Sign.apply(x),  # type: ignore[no-untyped-call, no-any-return]
+    "backward by hand, bound at import": lambda _, x: clipped(x),  # type: ignore[no-untyped-call, no-any-return]
+    "hook on a tensor": hooks_a_tensor,
+    "hook on a node": hooks_a_node,
+    "layers dropped by random": drops_by_random,
+    "mixing by numpy": drops_by_numpy,
+    "a counter": anneals,
+    "a memory": remembers,
+    "the batch size": checks_the_batch,
+}
+"""What trains another model than the one that was written, if it is traced all the same."""
 
 
 class CheckpointedNorm(nn.Module):

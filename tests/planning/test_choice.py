@@ -11,15 +11,15 @@ import pytest
 
 from spliteasy.errors import CutError, JobError
 from spliteasy.job import Job, JobSpec
-from spliteasy.job.create import load_source
-from spliteasy.losses import LOSSES
+from spliteasy.job.source import load_source
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import InputCorrelation
 from spliteasy.planning.costs import measure
 from spliteasy.planning.flow import Flow
 from spliteasy.planning.planner import plan_job
-from spliteasy.planning.wire import packed_wire
+from spliteasy.planning.wire_costs import packed_wire
+from spliteasy.training.losses import LOSSES
 from tests.splitting.crossing import crossing, legal_pairs
 
 NewSpec = Callable[..., JobSpec]
@@ -133,6 +133,8 @@ def test_constraints_hold(pairs: Planning) -> None:
     rows, deeper = pairs.chooser(constraints=Constraints(min_head_layers=3)).choose()
     assert deeper.head_layers >= 3 > min(row.head_layers for row in rows)
     assert any(row.violates == ("min_head_layers",) for row in rows)
+    tails, _ = pairs.chooser(constraints=Constraints(min_tail_layers=2)).choose()
+    assert {row.violates for row in tails} >= {(), ("min_tail_layers",)}
     memory = sorted(row.memory_bytes for row in rows)
     limit = memory[len(memory) // 2]
     assert pairs.best(device_memory=limit).memory_bytes <= limit

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from spliteasy.planning.correlation import InputCorrelation, distance_correlation
 from spliteasy.planning.flow import Flow
-from spliteasy.splitting.exporting import trace_model
+from spliteasy.splitting.export import trace_model
 
 SAMPLES = 60
 

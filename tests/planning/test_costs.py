@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from spliteasy.graph.segment import Segment
 from spliteasy.job import JobSpec
-from spliteasy.job.create import Source, load_source
-from spliteasy.losses import LOSSES
+from spliteasy.job.source import Source, load_source
 from spliteasy.planning.costs import KINDS, Costs, measure
 from spliteasy.planning.flow import Flow
-from spliteasy.segment import Segment
-from spliteasy.splitting.splitting import split_traced
+from spliteasy.splitting.split import split_traced
+from spliteasy.training.losses import LOSSES
 
 NewSpec = Callable[..., JobSpec]
 

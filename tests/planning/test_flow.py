@@ -7,9 +7,9 @@ from itertools import combinations
 import pytest
 
 from spliteasy.errors import JobError
+from spliteasy.graph.document import ValueSpec
 from spliteasy.planning.flow import Flow
-from spliteasy.portable.graph import ValueSpec
-from spliteasy.splitting.exporting import TracedModel
+from spliteasy.splitting.export import TracedModel
 from tests.splitting.crossing import Crossing, crossing
 from tests.splitting.networks import traced
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spliteasy.cli import main
+from spliteasy_cli import main
 
 DOCUMENT = Path(__file__).parents[2] / "docs/own-model.md"
 _FILE = re.compile(r"^`([\w.]+)`\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)

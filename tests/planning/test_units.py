@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spliteasy.errors import JobError
-from spliteasy.planning.units import parse_duration, parse_rate, parse_size
+from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(

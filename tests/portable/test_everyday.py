@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spliteasy.errors import JobError
-from spliteasy.segment import Segment, load_segment
+from spliteasy.graph.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
-from spliteasy.splitting.exporting import trace_inputs
-from spliteasy.splitting.splitting import assemble
+from spliteasy.splitting.export import trace_inputs
+from spliteasy.splitting.split import assemble
 from tests.portable.everyday import ALLOWED, RANDOM, REFUSED, expressions
 
 pytestmark = [

@@ -12,9 +12,9 @@ import pytest
 
 from spliteasy import Segment, load_segment
 from spliteasy.errors import PortableError
-from spliteasy.portable.operators import ATEN, BUILTINS
-from spliteasy.portable.tensors import tensors_from_bytes, tensors_to_bytes
-from spliteasy.splitting.splitting import split_traced
+from spliteasy.graph.operators import ATEN, BUILTINS
+from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
+from spliteasy.splitting.split import split_traced
 from tests.splitting.networks import Cuts, traced
 
 SOURCES: tuple[tuple[str, Cuts], ...] = (

@@ -12,9 +12,9 @@ import torch
 
 from spliteasy import load_segment, split
 from spliteasy.errors import PortableError
-from spliteasy.portable import limits
-from spliteasy.portable.operators import ATEN, BUILTINS, operator_of
-from spliteasy.portable.tensors import tensors_from_bytes, tensors_to_bytes
+from spliteasy.graph import limits
+from spliteasy.graph.operators import ATEN, BUILTINS, operator_of
+from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from tests.models.oddities import Transposed
 
 ROW = {"name": "x", "dtype": "float32", "shape": [{"batch": 1}, 4]}

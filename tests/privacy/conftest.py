@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from spliteasy.cli.gate import attacks_named
-from spliteasy.cli.recording import Recording, draw_sample, record, view_of
 from spliteasy.job import Job, JobSpec, load_job_file, parse_job
 from spliteasy.privacy.guesses import Guess, Score
 from spliteasy.privacy.record import Adversary
+from spliteasy_cli.leakage.gate import attacks_named
+from spliteasy_cli.leakage.recorder import Recording, draw_sample, record, view_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples/digits/job.toml"
@@ -61,6 +61,14 @@ def memorized(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     job = small_job("memorizer", "noise", ["head", "body"], batch=16, epochs=20, loss="mse")
     sample = draw_sample(job, "tests.privacy.models:noise_data", ROOT)
     return asyncio.run(record(job, sample, tmp_path_factory.mktemp("memorized"), steps=80))
+
+
+@pytest.fixture(scope="session")
+def weightless(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """A job whose tail has no weights, and one class of four that stands for a tenth of the samples."""
+    job = small_job("weightless", "noise_classes", ["head", "tail"], batch=16, epochs=2)
+    sample = draw_sample(job, "tests.privacy.models:rare_data", ROOT)
+    return asyncio.run(record(job, sample, tmp_path_factory.mktemp("weightless"), steps=16))
 
 
 @pytest.fixture(scope="session")

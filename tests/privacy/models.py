@@ -42,6 +42,28 @@ def noise_data() -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(x[:64], y[:64]), TensorDataset(x[64:], y[64:])
 
 
+class Weightless(Memorizer):
+    """Cut after `tail`, what is left behind the second cut has no weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(super().forward(x))
+
+
+def weightless() -> nn.Module:
+    return Weightless()
+
+
+def noise_classes() -> tuple[Tensor, Tensor]:
+    return torch.zeros(4, FEATURES), torch.zeros(4, dtype=torch.int64)
+
+
+def rare_data() -> TensorDataset:
+    """One sample in ten is of class 1, and easy to tell."""
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.arange(160) % 10 == 0).long()
+    return TensorDataset(torch.randn(160, FEATURES, generator=generator) + 2.0 * y[:, None], y)
+
+
 class TextNet(nn.Module):
     """Tokens, causal blocks, a class for the whole text."""
 

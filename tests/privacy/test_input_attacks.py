@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from spliteasy.cli.recording import Recording
 from spliteasy.privacy import picture
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Adversary
+from spliteasy_cli.leakage.recorder import Recording
 from tests.privacy.conftest import Play
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spliteasy.cli.recording import Recording, view_of
 from spliteasy.privacy.attacks.tail_tracking import follow
 from spliteasy.privacy.record import Adversary
+from spliteasy_cli.leakage.recorder import Recording, view_of
 from tests.privacy.conftest import Play
 
 
@@ -42,3 +42,14 @@ def test_the_outputs_tell_usual_labels_but_no_canaries(digits: Recording, play: 
     _, scores = play(digits, "cluster-outputs")
     assert scores["label_recovery"].low > 3 * scores["label_recovery"].chance
     assert scores["canary_recovery"].low <= scores["canary_recovery"].chance
+
+
+def test_a_tail_without_weights_leaks_every_canary(weightless: Recording, play: Play) -> None:
+    _, scores = play(weightless, "tail-tracking")
+    assert scores["label_recovery"].value == 1.0
+    assert scores["canary_recovery"].value == 1.0
+
+
+def test_the_length_of_gradients_tells_a_rare_class(weightless: Recording, play: Play) -> None:
+    _, scores = play(weightless, "norm")
+    assert scores["label_recovery"].low > scores["label_recovery"].chance

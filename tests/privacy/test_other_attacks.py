@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from spliteasy.cli.recording import Recording, record, view_of
 from spliteasy.privacy.attacks import ATTACKS, FSHA
 from spliteasy.privacy.hijack import WINDOW
 from spliteasy.privacy.record import Adversary
+from spliteasy_cli.leakage.recorder import Recording, record, view_of
 from tests.privacy.conftest import Play
 
 

@@ -6,8 +6,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from broker.faults import FAULTLESS, Fault, Verdict
-from broker.transport import Delivery
+from broker.transport.base import Delivery
+from broker.transport.faults import FAULTLESS, Fault, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from unittest import mock
 
 import torch
 
-from spliteasy import randomness
-from spliteasy.portable.program import Code
+from spliteasy.graph.program import Code
+from spliteasy.runtime import randomness
 
 
 @contextmanager

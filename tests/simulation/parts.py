@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from broker import decode
-from broker import messages as m
+from broker.protocol import messages as m
 from server_worker.store import Attempt, Blob, Done, Owner, SessionMeta, SqliteStore
-from spliteasy.compute import NO_MEMORY, guarded
 from spliteasy.errors import StoreUnavailable
+from spliteasy.runtime.torch_thread import NO_MEMORY, guarded
 from tests.simulation.faults import Faults
 
 T = TypeVar("T")

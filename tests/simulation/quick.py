@@ -15,11 +15,11 @@ from unittest import mock
 
 from torch.utils.data import Dataset
 
-from device_agent import agent, preparing
-from device_agent.data import DeviceData
-from device_agent.samples import Samples, Tensors
+from device_agent import agent, setup
+from device_agent.training.data import DeviceData
+from device_agent.training.samples import Samples, Tensors
 from spliteasy.job import Job
-from spliteasy.job.signature import Signature
+from spliteasy.job.io_schema import Signature
 from tests.simulation import toy
 
 SHARDS = 4
@@ -33,7 +33,7 @@ def quick() -> Iterator[None]:
         for owner, name, replacement in (
             (os, "fsync", lambda _: None),
             (Job, "from_parts", _from_parts),
-            (preparing, "load_dataset", _load_dataset),
+            (setup, "load_dataset", _load_dataset),
             (agent, "SHARDS", SHARDS),
             (Samples, "gather", _gather),
         ):

@@ -14,13 +14,13 @@ from unittest import mock
 import pytest
 import torch
 
-from device_agent.state import StateFolder
-from server_worker import snapshots
+from device_agent.state_folder import StateFolder
 from server_worker.actor import Incoming, SessionActor
+from server_worker.session import snapshots
 from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
-from server_worker.store.sqlite_file import Database
-from spliteasy import training
-from spliteasy.training import SegmentTrainer
+from server_worker.store.sqlite.file import Database
+from spliteasy.training import segment_trainer
+from spliteasy.training.segment_trainer import SegmentTrainer
 from tests.simulation import world
 from tests.simulation.faults import CALM, Rates
 from tests.simulation.run import play
@@ -57,7 +57,7 @@ def test_a_step_that_is_not_finite_passes_without_effect_under_faults_too(single
 @pytest.mark.parametrize("single", [False, True])
 def test_a_step_that_is_not_finite_stops_the_training(single: bool) -> None:
     (violation,) = play(0, rates=CALM, variant=Variant(single=single), devices=("broken-1",)).violations
-    assert "is NaN or infinite" in violation
+    assert "the training data of broken-1, sample 3: input 'input' is infinite at [2]" in violation
 
 
 def test_a_seed_replays() -> None:
@@ -164,7 +164,7 @@ def seed_dropout_without_the_lock() -> Any:
         torch.random.set_rng_state(state)
         yield
 
-    return mock.patch.object(training, "drawing", drawing)
+    return mock.patch.object(segment_trainer, "drawing", drawing)
 
 
 def forget_which_codecs_a_step_had() -> Any:

@@ -9,9 +9,9 @@ from contextlib import suppress
 import pytest
 import torch
 
-from broker import messages as m
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.topology import reply_queue
+from broker.protocol import messages as m
+from broker.transport.in_process import MemoryBroker, MemoryTransport
+from broker.transport.topology import reply_queue
 from server_worker.config import WorkerConfig
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.store.base import PUT_TTL_S

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from broker import messages as m
-from device_agent.choosing import BySpeed, CodecChooser, StepChoices, Values
-from device_agent.data import Batches, EvaluationBatches, load_dataset
-from device_agent.speed import LinkSpeed
-from device_agent.trainer import DeviceTrainer, NotFiniteOnDevice
-from server_worker.memory import SessionMemory
+from broker.protocol import messages as m
+from device_agent.link.speed import LinkSpeed
+from device_agent.training.codec_policy import BySpeed, CodecChooser, StepChoices, Values
+from device_agent.training.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.trainer import DeviceTrainer, NotFiniteOnDevice
+from server_worker.engine.local import SessionMemory
+from spliteasy.errors import DataError
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import LinkSpec
-from spliteasy.training import NotFinite
+from spliteasy.training.segment_trainer import NotFinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Variant:
     batch: int = 4
     micro_batches: int = 1
     share_loss: bool = True
+    exactness: str = "bits"
 
     @property
     def auto(self) -> bool:
@@ -120,6 +122,7 @@ def job(variant: Variant) -> Job:
                 "snapshot_every_steps": 3,
                 "checkpoint_history": 2,
                 "on_non_finite": variant.on_non_finite,
+                "exactness": variant.exactness,
             },
             "link": {
                 "activations": variant.activations,
@@ -199,7 +202,7 @@ def train_alone(
     trainer = DeviceTrainer.create(job, batches, tests, device=device, choices=choices)
     body = SessionMemory(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}
-    with suppress(NotFinite, NotFiniteOnDevice):
+    with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
             digests[step] = _step(trainer, body, step, sent)
     return trainer.state(), body.snapshot(), digests
@@ -210,7 +213,7 @@ def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, sent: Sent) ->
     attempt = m.AttemptRef(number=1, nonce="0" * 16)
     result, micro = None, 0
     while result is None:
-        values, samples, targets, whole = trainer.run_head(step, micro)
+        values, samples, targets, whole, counted = trainer.run_head(step, micro)
         forward = m.Forward(
             session=body.session,
             attempt=attempt,
@@ -219,6 +222,7 @@ def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, sent: Sent) ->
             samples=samples,
             batch=None if samples == whole else whole,
             targets=len(targets),
+            counted=counted,
             **m.carried(values, *targets),
             oldest_checkpoint=0,
         )

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from broker import topology
-from broker.chunks import CHUNK_BYTES
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.transport import Transport
+from broker.protocol.frames import CHUNK_BYTES
+from broker.transport import topology
+from broker.transport.base import Transport
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent.agent import Agent, AgentResult
-from device_agent.conditions import Gate
 from device_agent.config import AgentConfig
+from device_agent.policy.run_conditions import Gate
 from server_worker.config import Trust, WorkerConfig
-from server_worker.memory import SessionMemory
+from server_worker.engine.local import SessionMemory
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.errors import StateError

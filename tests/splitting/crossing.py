@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from spliteasy.errors import JobError
-from spliteasy.portable.graph import ValueSpec
-from spliteasy.splitting.exporting import TracedModel
+from spliteasy.graph.document import ValueSpec
+from spliteasy.splitting.export import TracedModel
 from spliteasy.splitting.lowering import value_spec
 from spliteasy.splitting.places import cut_places
-from spliteasy.splitting.splitting import partitions
+from spliteasy.splitting.split import partitions
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from spliteasy.splitting.exporting import TracedModel, trace_model
+from spliteasy.splitting.export import TracedModel, trace_model
 from tests.models import chains, oddities, sequences, vision
 
 Cuts = str | tuple[str, str]
@@ -87,6 +87,9 @@ SMALL: dict[str, Network] = {
     "early weights": Network(oddities.EarlyWeights, _ROW, ("a", ("a", "tanh"), ("a", "b"))),
     "only a number": Network(oddities.OnlyANumber, _ROW, ("mean", ("mean", "b"), "a")),
     "transposed": Network(oddities.Transposed, _normal(3, 8, 8), ("a", "turn", ("a", "turn"), ("turn", "b"))),
+    "easily lost": Network(
+        oddities.EasilyLost, _ROW, ("a", ("a", "b"), ("b", "again.0"), ("again.1", "again"))
+    ),
     "noisy": Network(oddities.Noisy, _ROW, ("a", "drop", ("a", "b"), ("drop", "b"))),
 }
 """Quick ones: every kind of model and of trouble."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from spliteasy import Split, load_segment
-from spliteasy.portable.tensors import tensors_from_bytes, tensors_to_bytes
+from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from tests.splitting.parity import train_split
 
 

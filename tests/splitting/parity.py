@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spliteasy import Segment, Split
-from spliteasy.portable.graph import Value
+from spliteasy.graph.document import Value
 
 Batch = tuple[Tensor, ...]
 

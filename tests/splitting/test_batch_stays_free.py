@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spliteasy.portable.graph import BatchDim
+from spliteasy.graph.document import BatchDim
 from spliteasy.splitting.lowering import value_spec
 from tests.splitting.networks import SMALL, traced
 

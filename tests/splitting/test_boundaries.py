@@ -7,9 +7,9 @@ from torch import Tensor
 
 from spliteasy import split
 from spliteasy.errors import JobError
-from spliteasy.portable.graph import BatchDim
+from spliteasy.graph.document import BatchDim
 from spliteasy.splitting.places import cut_places
-from spliteasy.splitting.splitting import split_traced
+from spliteasy.splitting.split import split_traced
 from tests.models.oddities import Frozen, Noisy
 from tests.splitting.crossing import crossing, legal_pairs
 from tests.splitting.networks import traced

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spliteasy import load_segment, split
-from spliteasy.segment import load_segment_tensors, segment_tensors_bytes
+from spliteasy.graph.segment import load_segment_tensors, segment_tensors_bytes
 from tests.models.chains import Chain
 from tests.splitting.parity import compare
 

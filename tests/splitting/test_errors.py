@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spliteasy import split
 from spliteasy.errors import CutError, JobError
-from spliteasy.splitting.splitting import split_traced
+from spliteasy.splitting.split import split_traced
 from tests.models.chains import Chain
 from tests.models.oddities import Frozen
 from tests.models.sequences import GPT

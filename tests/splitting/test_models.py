@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from spliteasy.errors import CutError
-from spliteasy.splitting.exporting import TracedModel
+from spliteasy.splitting.export import TracedModel
 from spliteasy.splitting.places import cut_places
-from spliteasy.splitting.splitting import Split, split_traced
+from spliteasy.splitting.split import Split, split_traced
 from tests.splitting.networks import ALL, LARGE, SMALL, Cuts, traced
 from tests.splitting.parity import compare
 

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from spliteasy import split
 from spliteasy.errors import DataError, JobError
 from spliteasy.splitting.losses import trace_function
-from spliteasy.splitting.plain_modes import fused_attention
+from spliteasy.splitting.proof.plain_modes import fused_attention
 from tests.models import untraceable
-from tests.models.untraceable import CheckpointedNorm, Mid, Net, Padded, Sign
+from tests.models.untraceable import Change, CheckpointedNorm, Mid, Net, Padded, Sign
 from tests.splitting.parity import compare
-
-Change = Callable[[Mid, Tensor], Tensor]
 
 
 def _parts(model: nn.Module) -> object:
@@ -30,6 +28,7 @@ def _parts(model: nn.Module) -> object:
     ("change", "message"),
     [
         (lambda _, x: Sign.apply(x), "layer `mid` uses Sign, a torch.autograd.Function"),
+        (lambda layer, x: layer.other(Sign.apply(x)), "layer `mid` uses Sign, a torch.autograd.Function"),
         (lambda _, x: untraceable.clipped(x), "layer `mid` uses Clipped, a torch.autograd.Function"),
         (untraceable.drops_by_random, "layer `mid` draws from Python's `random` in its forward"),
         (untraceable.drops_by_numpy, "layer `mid` draws from `numpy.random` in its forward (draw with torch"),
@@ -40,6 +39,9 @@ def _parts(model: nn.Module) -> object:
         (untraceable.seeds_itself, "other values in output 0 on the example"),
         (untraceable.anneals, "layer `mid` changes its attribute `calls` in its forward"),
         (untraceable.warms_up, "layer `mid` changes its attribute `calls` in its forward"),
+        (untraceable.warms_up_by_a_dictionary, "layer `mid` changes its attribute `counts.calls`"),
+        (untraceable.warms_up_by_an_object, "layer `mid` changes its attribute `settings.calls`"),
+        (untraceable.warms_up_by_the_class, "layer `mid` changes its attribute `Mid.all_calls`"),
         (untraceable.remembers, "it keeps `kept` from one call to the next"),
         (untraceable.averages_without_a_buffer, "writes into a tensor that is no buffer (average)"),
         (untraceable.hooks_a_tensor, "layer `mid` hangs a hook on a tensor"),
@@ -137,7 +139,7 @@ def test_the_model_and_all_generators_are_left_as_they_were() -> None:
     assert generators[:2] == (random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(generators[2], torch.get_rng_state())
     mid = model.get_submodule("mid")
-    assert (mid.calls, mid.kept, mid.log) == (0, None, [])
+    assert (mid.calls, mid.kept, mid.log, Mid.all_calls) == (0, None, [], 0)
     assert torch.equal(model.get_parameter("a.weight").grad, torch.ones(6, 6))  # type: ignore[arg-type]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

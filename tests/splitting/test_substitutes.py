@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spliteasy import split
 from spliteasy.errors import JobError
-from spliteasy.splitting.plain_modes import fused_attention
+from spliteasy.splitting.proof.plain_modes import fused_attention
 from tests.splitting.parity import compare
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from spliteasy import split
-from spliteasy.portable.tensors import tensors_from_bytes, tensors_to_bytes
-from spliteasy.splitting.splitting import split_traced
+from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
+from spliteasy.splitting.split import split_traced
 from tests.splitting.networks import SMALL, Cuts, traced
 from tests.splitting.parity import differences, spawned, train_plainly, train_split
 

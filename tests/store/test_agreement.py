@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from deploy.redis_server import RedisServer
+from deploy.nodes.redis_server import RedisServer
 from server_worker.store import Attempt, Done, Owner, SessionMeta, SqliteStore, Store, open_store
 from spliteasy.errors import StoreError, StoreUnavailable
 from tests.fixtures_redis import ask_redis

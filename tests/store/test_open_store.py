@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import socket
 import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from server_worker.store import SqliteStore, open_store, redis_link
-from spliteasy.errors import StoreUnavailable, UserError
-from tests.fixtures_redis import StartRedis, free_port
+from broker.transport.patience import tried_for_a_while
+from server_worker.store import SqliteStore, WorkerInfo, open_store
+from server_worker.store.redis import link
+from spliteasy.errors import StoreDeferred, StoreUnavailable, UserError
+from tests.fixtures_redis import StartRedis, ask_redis, free_port
 from tests.store.steps import begin
 
 SECRET = "hunter/2@home"
@@ -22,8 +28,8 @@ ENCODED = "hunter%2F2%40home"
     ("url", "complaint"),
     [
         ("mysql://host/db", "'mysql', which is no store"),
-        ("", "'', which is no store"),
-        ("store.db", "'store.db', which is no store"),
+        ("", "names no store"),
+        ("store.db", "names no store"),
         ("sqlite://folder/store.db", "names a host"),
         ("redis://127.0.0.1:port", "the store URL is wrong"),
         ("redis://127.0.0.1:99999", "the store URL is wrong"),
@@ -51,7 +57,7 @@ async def test_nobody_listens() -> None:
 
 @pytest.mark.redis
 async def test_something_else_than_tls_answers(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_link, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(link, "CONNECT_TIMEOUT_S", 0.2)
     with pytest.raises(StoreUnavailable):
         await open_store(redis_url.replace("redis://", "rediss://"))
 
@@ -121,6 +127,74 @@ async def test_a_server_that_evicts_keys_is_refused(start_redis: StartRedis) -> 
     with pytest.raises(UserError, match="allkeys-lru") as caught:
         await open_store(server.url)
     assert "noeviction" in str(caught.value)
+
+
+@pytest.mark.redis
+async def test_eviction_that_is_switched_on_later_is_told_with_the_next_heartbeat(
+    start_redis: StartRedis,
+) -> None:
+    server = start_redis()
+    store = await open_store(server.url)
+    info = WorkerInfo(
+        worker="w", started_at=0.0, sessions=0, shards=(), steps=0, host="h", pid=1, state="serving"
+    )
+    with capture_logs() as logs:
+        for policy in ("noeviction", "allkeys-lru", "allkeys-lru", "noeviction"):
+            ask_redis(server, "CONFIG", "SET", "maxmemory-policy", policy)
+            await store.heartbeat(info, ttl_s=10)
+    assert [entry["log_level"] for entry in logs] == ["error", "warning"]
+    assert "allkeys-lru" in logs[0]["event"]
+    await store.close()
+
+
+@pytest.mark.redis
+async def test_a_replica_is_waited_for_until_it_takes_writes(start_redis: StartRedis) -> None:
+    """As after a failover: the URL leads to what becomes the primary."""
+    primary = start_redis()
+    replica = start_redis(settings={"replicaof": f"127.0.0.1 {primary.port}"})
+    with pytest.raises(StoreDeferred, match="replica"):
+        await open_store(replica.url)
+    told: list[str] = []
+
+    def promote(text: str) -> None:
+        told.append(text)
+        ask_redis(replica, "REPLICAOF", "NO", "ONE")
+
+    async with asyncio.timeout(20):
+        store = await tried_for_a_while(lambda: open_store(replica.url), tell=promote)
+    assert len(told) == 1
+    ask_redis(replica, "REPLICAOF", "127.0.0.1", str(primary.port))
+    with pytest.raises(StoreDeferred):
+        await begin(store)
+    ask_redis(replica, "REPLICAOF", "NO", "ONE")
+    assert (await begin(store)).committed == 0
+    await store.close()
+
+
+@pytest.mark.redis
+async def test_a_password_that_changes_meanwhile_is_waited_out(start_redis: StartRedis) -> None:
+    server = start_redis(password=SECRET)
+    store = await open_store(server.url)
+    ask_redis(server, "CONFIG", "SET", "requirepass", "another")
+    ask_redis(replace(server, password="another"), "CLIENT", "KILL", "TYPE", "normal")
+    with pytest.raises(StoreDeferred) as caught:
+        await begin(store)
+    assert SECRET not in str(caught.value)
+    ask_redis(replace(server, password="another"), "CONFIG", "SET", "requirepass", SECRET)
+    assert (await begin(store)).committed == 0
+    await store.close()
+
+
+@pytest.mark.redis
+async def test_too_many_clients_are_waited_out(start_redis: StartRedis) -> None:
+    server = start_redis()
+    with closing(socket.create_connection(("127.0.0.1", server.port))) as other:
+        ask_redis(server, "CONFIG", "SET", "maxclients", "1")
+        with pytest.raises(StoreDeferred, match="no more clients"):
+            await open_store(server.url)
+        other.close()
+    async with asyncio.timeout(20):
+        await (await tried_for_a_while(lambda: open_store(server.url))).close()
 
 
 @pytest.mark.redis

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from deploy.redis_server import RedisServer
+from deploy.nodes.redis_server import RedisServer
 from server_worker.store import (
     Done,
     Owner,
@@ -23,8 +23,8 @@ from server_worker.store import (
     WorkerInfo,
     open_store,
 )
-from server_worker.store.redis import RedisStore
-from server_worker.store.redis_link import connect
+from server_worker.store.redis.link import connect
+from server_worker.store.redis.store import RedisStore
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable
 from tests.fixtures_redis import StartRedis, ask_redis
 from tests.store.proxy import Proxy

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from server_worker.store import Done, Owner, SessionMeta, StaleAttempt, StaleOwner, StepBehind, Store
-from server_worker.store.redis import RedisStore
-from server_worker.store.redis_link import connect
+from server_worker.store.redis.link import connect
+from server_worker.store.redis.store import RedisStore
 from tests.store.steps import FIRST, SECOND, SESSION, begin, done, open_at, run_steps, snapshot
 
 pytestmark = pytest.mark.redis

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from server_worker.store import Done, Owner, SqliteStore, sqlite_file
+from server_worker.store import Done, Owner, SqliteStore
+from server_worker.store.sqlite import file
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable
 from tests.store.steps import (
     FIRST,
@@ -115,7 +116,7 @@ async def test_a_full_disk_writes_nothing_and_goes_on_when_there_is_room(tmp_pat
 async def test_a_file_that_another_process_keeps_locked_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.05)
     store = SqliteStore(tmp_path / "store.db")
     meta = await run_steps(store, await begin(store), 1)
     other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)

@@ -69,3 +69,17 @@ def test_what_is_few_is_not_thinned() -> None:
     assert thinned(range(MAX_LOSSES)) == set()
     assert thinned([4] * 9, limit=2) == set()
     assert thinned(range(1, 10), limit=4) == {1, 2, 3, 5, 6, 7, 9}
+
+
+async def test_deliveries_of_a_request_are_counted_until_it_ends(store: Store) -> None:
+    assert await store.begin_delivery(SESSION, "aa") == 0, "there is no such session"
+    await begin(store)
+    assert [await store.begin_delivery(SESSION, "aa") for _ in range(3)] == [1, 2, 3]
+    assert await store.begin_delivery(SESSION, "bb") == 1
+    await store.end_delivery(SESSION, "aa")
+    await store.end_delivery(SESSION, "nothing")
+    assert await store.begin_delivery(SESSION, "aa") == 1
+    assert await store.begin_delivery(SESSION, "bb") == 2
+    await store.forget(SESSION)
+    await begin(store)
+    assert await store.begin_delivery(SESSION, "bb") == 1

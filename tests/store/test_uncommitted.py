@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from server_worker.store import Attempt, Store, open_store
-from server_worker.store import redis as redis_module
-from server_worker.store.redis import RedisStore
-from server_worker.store.redis_link import connect
+from server_worker.store.redis import store as redis_module
+from server_worker.store.redis.link import connect
+from server_worker.store.redis.store import RedisStore
 from spliteasy.errors import StoreError, StoreFull
 from tests.fixtures_redis import RedisServer, ask_redis
 from tests.store.steps import FIRST, SECOND, SESSION, begin, commit, done, open_at, put, run_steps, snapshot

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from server_worker.store import Owner
-from server_worker.store import waiting as module
-from server_worker.store.waiting import Waiting
+from server_worker.store import staging as module
+from server_worker.store.staging import Waiting
 from spliteasy.errors import StoreFull
 from tests.store.steps import FIRST, SECOND, SESSION
 

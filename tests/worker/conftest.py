@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from broker import messages as m
-from broker.assembler import Assembled, Assembler, AssemblerLimits
-from broker.chunks import CHUNK_BYTES
-from broker.envelope import decode
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.sending import send_message
-from broker.topology import DEAD, DEAD_BYTES, REPLY_TO, reply_queue, shard_of, uplink_key
-from broker.transport import Subscription
+from broker.protocol import messages as m
+from broker.protocol.assembler import Assembled, Assembler, AssemblerLimits
+from broker.protocol.envelope import decode
+from broker.protocol.frames import CHUNK_BYTES
+from broker.transport.base import Subscription
+from broker.transport.in_process import MemoryBroker, MemoryTransport
+from broker.transport.sender import send_message
+from broker.transport.topology import DEAD, DEAD_BYTES, REPLY_TO, reply_queue, shard_of, uplink_key
+from server_worker.admission.quotas import DeviceQuota
 from server_worker.config import WorkerConfig
-from server_worker.quotas import DeviceQuota
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
-from spliteasy.compute import TorchThread
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.simulation import toy
 
 JOB = toy.Variant()
@@ -64,8 +64,8 @@ class Device:
         await self.send(request)
         return await self.reply()
 
-    async def open(self) -> m.AnyMessage:
-        digest = toy.job(JOB).digest
+    async def open(self, variant: toy.Variant = JOB) -> m.AnyMessage:
+        digest = toy.job(variant).digest
         return await self.ask(m.Open(session=SESSION, attempt=ATTEMPT, digest=digest, held=(0,)))
 
 

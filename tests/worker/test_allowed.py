@@ -7,8 +7,8 @@ import asyncio
 import pytest
 import torch
 
-from broker import messages as m
-from server_worker.allowing import may_train
+from broker.protocol import messages as m
+from server_worker.admission.authorization import may_train
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION, Device, Server
 from tests.worker.test_refusals import forward

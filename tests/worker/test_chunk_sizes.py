@@ -5,15 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from broker import messages as m
-from broker.chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
-from broker.envelope import encode
-from broker.topology import REPLY_TO, shard_of, uplink_key
-from server_worker.quotas import DeviceQuota
+from broker.protocol import messages as m
+from broker.protocol.envelope import encode
+from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
+from broker.transport.topology import REPLY_TO, shard_of, uplink_key
+from server_worker.admission.quotas import DeviceQuota
+from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
 from tests.worker.test_refusals import forward
 
 SAMPLES = 4000
+LARGE = toy.Variant(batch=SAMPLES)
+
+
+@pytest.fixture
+def variant() -> toy.Variant:
+    return LARGE
 
 
 @pytest.mark.parametrize(
@@ -23,7 +30,7 @@ SAMPLES = 4000
 async def test_a_reply_is_cut_as_its_request_within_bounds(server: Server, asked: int, cut: int) -> None:
     """The device chose that size by its link; it can't have a worker cut finer or coarser than is fair."""
     async with server.device() as device:
-        await device.open()
+        await device.open(LARGE)
         await device.send(forward(samples=SAMPLES, values=(torch.ones(SAMPLES, 5),)), chunk_bytes=asked)
         delivery = await anext(aiter(device.subscription))
         chunk = parse_frame(delivery.body)
@@ -52,7 +59,7 @@ async def next_frame(device: Device) -> bytes:
 async def test_what_came_of_an_upload_counts_in_the_chunks_of_who_asks(server: Server) -> None:
     """A new connection found the link twice as fast: chunks are twice as large now."""
     async with server.device() as device:
-        await device.open()
+        await device.open(LARGE)
         request = forward(samples=SAMPLES, values=(torch.ones(SAMPLES, 5),))
         frames = list(to_frames(encode(request), message_id=request.request, chunk_bytes=8192))
         for frame in frames[:5]:
@@ -66,7 +73,7 @@ async def test_what_came_of_an_upload_counts_in_the_chunks_of_who_asks(server: S
 
 async def test_a_reply_goes_on_in_the_chunks_that_the_device_counts_in(server: Server) -> None:
     async with server.device() as device:
-        await device.open()
+        await device.open(LARGE)
         request = forward(samples=SAMPLES, values=(torch.ones(SAMPLES, 5),))
         await device.send(request)
         whole = parse_frame(await next_frame(device))
@@ -86,7 +93,7 @@ async def test_a_reply_goes_on_in_the_chunks_that_the_device_counts_in(server: S
 async def test_counting_an_upload_anew_costs_as_much_as_sending_it(server: Server) -> None:
     """Else one small message after the other would have the worker read hundreds of MB each."""
     async with server.device() as device:
-        await device.open()
+        await device.open(LARGE)
         request = forward(samples=SAMPLES, values=(torch.ones(SAMPLES, 5),))
         frames = list(to_frames(encode(request), message_id=request.request, chunk_bytes=8192))
         for frame in frames[:5]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from broker import messages as m
-from broker.topology import shard_of, shard_queue
+from broker.protocol import messages as m
+from broker.transport.topology import shard_of, shard_queue
 from tests.worker.conftest import SESSION, Server
 
 

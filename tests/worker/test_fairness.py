@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from broker import encode
-from broker import messages as m
-from broker.assembler import AssemblerLimits
-from broker.chunks import to_frames
-from broker.topology import REPLY_TO, shard_of, uplink_key
-from spliteasy.compute import Compute
+from broker.protocol import messages as m
+from broker.protocol.assembler import AssemblerLimits
+from broker.protocol.frames import to_frames
+from broker.transport.topology import REPLY_TO, shard_of, uplink_key
+from spliteasy.runtime.torch_thread import Compute
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, Device, Server
 from tests.worker.test_paused import backward_of

@@ -7,13 +7,14 @@ import time
 import pytest
 import torch
 
-from broker import messages as m
-from broker.labels import codec_label
+from broker.protocol import messages as m
+from broker.protocol.labels import codec_label
+from server_worker import gauges as gauges_module
 from server_worker import metrics
 from server_worker.store import Attempt, Owner, SqliteStore
-from spliteasy.compute import TorchThread
 from spliteasy.errors import StoreError
-from spliteasy.prometheus import PrometheusMeter
+from spliteasy.observability.prometheus import PrometheusMeter
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.recorded import Recorded
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION, Server
@@ -53,7 +54,7 @@ async def test_a_step_is_counted_once_with_its_bytes_and_its_time(server: Server
 async def test_gauges_say_what_is_held(server: Server) -> None:
     meter = server.worker.meter = Recorded()
     await one_step(server)
-    await metrics.measure(server.worker, meter)
+    await gauges_module.measure(server.worker, meter)
     assert meter.get(metrics.SESSIONS) == 1
     assert meter.get(metrics.SESSION_BYTES) > 0
     assert meter.get(metrics.JOBS) == 1
@@ -73,7 +74,7 @@ async def test_what_is_refused_is_counted_as_a_dead_letter_and_lies_in_its_queue
         await device.send(m.GetJob(session="toy.phone-2"))
         await device.ask(m.GetJob(session=SESSION))
     assert meter.get(metrics.DEAD_LETTERS, "refused") == 1
-    await metrics.measure(server.worker, meter)
+    await gauges_module.measure(server.worker, meter)
     assert meter.get(metrics.DEAD_WAITING) == 1
 
 
@@ -89,14 +90,14 @@ async def test_an_error_is_counted_by_its_code_and_poison_as_a_dead_letter(serve
 
 
 async def test_readiness_names_what_is_away(server: Server) -> None:
-    assert await metrics.why_not_ready(server.worker) is None
+    assert await gauges_module.why_not_ready(server.worker) is None
     server.worker.connected.clear()
-    assert await metrics.why_not_ready(server.worker) == "not connected to the broker"
+    assert await gauges_module.why_not_ready(server.worker) == "not connected to the broker"
     server.worker.connected.set()
     await server.store.close()
     with pytest.raises(StoreError):
         await server.store.workers()
-    assert await metrics.why_not_ready(server.worker) == "the store does not answer"
+    assert await gauges_module.why_not_ready(server.worker) == "the store does not answer"
 
 
 async def test_the_store_is_timed_and_a_refused_commit_counted_by_its_kind() -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from broker import decode
-from broker import messages as m
-from broker.faults import FAULTLESS, Faultless, Verdict
-from broker.transport import Delivery
+from broker.protocol import messages as m
+from broker.transport.base import Delivery
+from broker.transport.faults import FAULTLESS, Faultless, Verdict
 from tests.simulation import toy
 from tests.worker.conftest import SESSION, Device, Server
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from broker import messages as m
-from server_worker.refusals import PAUSED
+from broker.protocol import messages as m
+from server_worker.session.refusals import PAUSED
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
 from tests.worker.test_refusals import forward
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from broker.topology import shard_of
-from server_worker.placement import plan_moves
+from broker.transport.topology import shard_of
+from server_worker.placement.plan import plan_moves
 from server_worker.store import WorkerInfo
 from tests.simulation import toy
 from tests.simulation.clock import run_virtually

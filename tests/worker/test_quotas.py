@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from broker import decode, encode
-from broker import messages as m
-from broker.assembler import Assembled
-from broker.chunks import to_frames
-from broker.topology import DEAD, REPLY_TO, shard_of, uplink_key
-from server_worker.arrivals import MOST_TOLD, Arrivals, Place, Room
-from server_worker.quotas import (
+from broker.protocol import messages as m
+from broker.protocol.assembler import Assembled
+from broker.protocol.frames import to_frames
+from broker.transport.topology import DEAD, REPLY_TO, shard_of, uplink_key
+from server_worker.admission.quotas import (
     ANSWERS,
     BURIED,
     BURIED_BYTES,
@@ -21,6 +20,7 @@ from server_worker.quotas import (
     DeviceQuota,
     Quotas,
 )
+from server_worker.session.reorder_buffer import MOST_TOLD, Arrivals, Place, Room
 from server_worker.store import StoredJob
 from server_worker.store.base import WantedParts
 from spliteasy.job.package import device_parts

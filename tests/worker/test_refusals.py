@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from broker import messages as m
-from broker.chunks import to_frames
-from broker.topology import DEAD, REPLY_TO, shard_of, uplink_key
-from server_worker.session import STARVED_TRIES
-from spliteasy.compute import NO_MEMORY, guarded
+from broker.protocol import messages as m
+from broker.protocol.frames import to_frames
+from broker.transport.topology import DEAD, REPLY_TO, shard_of, uplink_key
+from server_worker.session.machine import STARVED_TRIES
+from spliteasy.runtime.torch_thread import NO_MEMORY, guarded
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
 

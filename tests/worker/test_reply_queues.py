@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from broker import messages as m
-from broker.memory import MemoryBroker
-from broker.topology import reply_slot
-from broker.transport import Queue
-from server_worker import reply_queues
-from server_worker.reply_queues import TRUSTED_BYTES, TRUSTED_S, ReplyQueues
+from broker.protocol import messages as m
+from broker.transport.base import Queue
+from broker.transport.in_process import MemoryBroker
+from broker.transport.topology import reply_slot
+from server_worker.admission import reply_queues
+from server_worker.admission.reply_queues import TRUSTED_BYTES, TRUSTED_S, ReplyQueues
 from tests.worker.conftest import Server
 
 QUEUE = reply_slot("phone-1", 3)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from server_worker.jobs import JobCache
-from server_worker.retention import forget_abandoned
+from server_worker.job_cache import JobCache
+from server_worker.placement.retention import forget_abandoned
 from server_worker.store import Attempt, Done, SessionMeta, SqliteStore, StoredJob, WorkerInfo
-from spliteasy.compute import TorchThread
+from spliteasy.runtime.torch_thread import TorchThread
 from tests.simulation import toy
 
 DAY_S = 86400.0

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from broker import messages as m
-from broker.memory import MemoryBroker, MemoryTransport
+from broker.protocol import messages as m
+from broker.transport.in_process import MemoryBroker, MemoryTransport
 from server_worker import metrics
 from server_worker.config import WorkerConfig
 from server_worker.store import SqliteStore, StoredJob, WorkerInfo

@@ -131,7 +131,7 @@ def _release(
     settings: Settings, home: Home, kind: str, venv: Path, work: Path, name: str, wheel: bytes
 ) -> Release:
     job = ["--job", settings.job] if settings.job else []
-    command = [str(venv / "bin/python"), "-m", "spliteasy.cli", "agent", *settings.arguments]
+    command = [str(venv / "bin/python"), "-m", "spliteasy_cli", "agent", *settings.arguments]
     paths = ["--enrolment", str(home.enrolment), "--state", str(home.state)]
     version = f"{name.split('-')[1]}+{hashlib.sha256(wheel).hexdigest()[:8]}"
     return Release(

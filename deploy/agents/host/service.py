@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deploy.agents.host.home import Home, Release
-from deploy.daemons import Daemon
+from deploy.stack.daemons import Daemon
 
 SYSTEMD, SUPERVISOR = "systemd", "supervisor"
 STOP_S = 90.0

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from spliteasy.graph.segment import Segment
 from spliteasy.privacy.guesses import Guess
 from spliteasy.privacy.record import Adversary, Exchange, Tensors, View
-from spliteasy.segment import Segment
-from spliteasy.training import Values, tensors_of
+from spliteasy.training.segment_trainer import Values, tensors_of
 
 WIRE = frozenset({Adversary.WORKER, Adversary.STORE})
 """Who reads what crosses the cut while the device trains."""

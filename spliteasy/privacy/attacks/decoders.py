@@ -25,7 +25,7 @@ from spliteasy.privacy.attacks.base import (
 )
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Adversary, Tensors, View, rows_of
-from spliteasy.randomness import drawing, state_of
+from spliteasy.runtime.randomness import drawing, state_of
 
 RIDGE = 1e-3
 ROUNDS = 200

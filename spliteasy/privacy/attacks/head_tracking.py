@@ -26,7 +26,7 @@ from spliteasy.privacy.attacks.base import (
 )
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Tensors, View
-from spliteasy.training import SegmentTrainer, Values
+from spliteasy.training.segment_trainer import SegmentTrainer, Values
 
 STEPS = 6
 """How many steps are followed."""

@@ -18,8 +18,8 @@ from spliteasy.privacy.attacks.decoders import Decoder
 from spliteasy.privacy.attacks.unsplit import made_up_head
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Adversary, View
-from spliteasy.randomness import drawing, state_of
-from spliteasy.training import Gradients, Values
+from spliteasy.runtime.randomness import drawing, state_of
+from spliteasy.training.segment_trainer import Gradients, Values
 
 BATCH = 64
 PRACTICE = 200

@@ -17,7 +17,7 @@ from torch import Tensor
 from spliteasy.privacy.attacks.base import WIRE, no_classes
 from spliteasy.privacy.guesses import LabelGuess
 from spliteasy.privacy.record import Exchange, View, rows_of
-from spliteasy.training import SegmentTrainer, backward_from, tensors_of
+from spliteasy.training.segment_trainer import SegmentTrainer, backward_from, tensors_of
 
 MAX_CLASSES = 256
 """One backward pass a class and step."""

@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spliteasy.graph.segment import Segment
 from spliteasy.privacy.attacks.base import WIRE, believed_head, crossing, first_tensor
 from spliteasy.privacy.guesses import TokenGuess
 from spliteasy.privacy.record import Adversary, View
-from spliteasy.segment import Segment
 
 MAX_VOCABULARY = 8192
 SHOWN = 8

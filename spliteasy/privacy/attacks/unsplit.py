@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 
+from spliteasy.graph.segment import Segment
 from spliteasy.privacy.attacks.base import (
     WIRE,
     crossing,
@@ -24,7 +25,6 @@ from spliteasy.privacy.attacks.base import (
 )
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import View
-from spliteasy.segment import Segment
 
 TURNS = 40
 INPUT_ROUNDS = 10

@@ -1,0 +1,1 @@
+"""The transport over RabbitMQ, the only part that knows aiormq."""

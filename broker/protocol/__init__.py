@@ -1,0 +1,1 @@
+"""The messages, their bytes, and the frames that they travel in."""

@@ -1,0 +1,463 @@
+"""The messages of the session protocol: one small frozen record a kind (DESIGN: messages and wire).
+
+Everything in a record but `tensors` travels in the envelope's JSON header and is validated by pydantic
+when it is decoded: all bytes from the other side are hostile. Tensors travel beside it, raw.
+
+A request's identity is (session, attempt, step, micro, kind, request): a resend keeps `request`, a
+request computed anew gets a new one. A reply names the request that it answers.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from torch import Tensor
+
+from spliteasy.codecs.packer import Packed
+from spliteasy.runtime.readable import shown
+
+MAX_STEP = 2**53 - 1
+"""JavaScript reads integers exactly up to here."""
+
+MAX_ATTEMPT = 2**40
+"""A device that began anew every millisecond would get there after thirty years."""
+
+MAX_BOUNDARY_VALUES = 256
+MAX_HELD_STEPS = 1024
+MAX_RANGES = 1024
+MAX_DIGESTS = 4096
+MAX_TOTAL = 1 << 40
+
+Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
+SessionName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}$")]
+Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
+Micro = Annotated[int, Field(ge=0, le=1023)]
+"""The micro-batch, from 0. Where a batch is not split, it is 0 or left out."""
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+TraceParent = Annotated[str, StringConstraints(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
+"""As the W3C's Trace Context writes it."""
+
+Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+FrameRanges = Annotated[
+    tuple[
+        Annotated[
+            tuple[Annotated[int, Field(ge=0, le=1 << 16)], ...],
+            Field(min_length=2, max_length=2, strict=False),
+        ],
+        ...,
+    ],
+    Field(max_length=MAX_RANGES, strict=False),
+]
+"""Indexes of frames, as (first, one past the last) pairs."""
+
+
+def _as_shown(name: str) -> str:
+    if shown(name) != name:
+        raise ValueError("a name with characters that are not shown")
+    return name
+
+
+CodecName = Annotated[str, StringConstraints(max_length=40), AfterValidator(_as_shown)]
+MAX_TEXT = 2000
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+Said = Annotated[Text, AfterValidator(lambda text: shown(text)[:MAX_TEXT])]
+"""For a person to read: what would change a terminal is written out, where it enters."""
+Name = Annotated[Text, AfterValidator(_as_shown)]
+Value = Tensor | int | None
+"""What a boundary carries: a tensor, an integer (a batch size), or nothing (an absent gradient)."""
+
+
+def new_nonce() -> str:
+    """64 random bits in hexadecimal: request ids, attempt and owner nonces."""
+    return secrets.token_hex(8)
+
+
+class Record(BaseModel):
+    """Base of all messages and of their parts."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+
+class AttemptRef(Record):
+    """One life of a device's training; `number` is raised durably before it is used."""
+
+    number: Annotated[int, Field(ge=1, le=MAX_ATTEMPT)]
+    nonce: Nonce
+
+
+class Message(Record):
+    """What every message has. `values` holds tensors and integers in the order of the boundary."""
+
+    values: tuple[Value, ...] = Field(default=(), exclude=True, repr=False)
+
+
+class Packing(Record):
+    """How one value was packed: how many tensors of `values` it takes, and what its codec adds."""
+
+    parts: Annotated[int, Field(ge=0, le=8)]
+    meta: Annotated[dict[Name, int | Name | list[int]], Field(max_length=8)] = Field(default_factory=dict)
+
+
+class Carrier(Message):
+    """A message with the values of a cut, packed by `codec` (fp32: as they are, `packing` empty)."""
+
+    codec: CodecName = "fp32"
+    packing: Annotated[tuple[Packing, ...], Field(max_length=MAX_BOUNDARY_VALUES, strict=False)] = ()
+    reply_codec: CodecName | None = None
+    """In a request, where the job says `auto`: what the answer is to be packed by. So the log has the choice,
+    and a worker that takes over gives the same answer."""
+
+
+class Request(Message):
+    """From a device. `session` is `<job>.<device>`.
+
+    Where the device listens now is not in it: frames carry that beside their bytes (header `REPLY_TO`),
+    so that a request sent again over another connection is the same bytes.
+    """
+
+    session: SessionName
+    request: Nonce = Field(default_factory=new_nonce)
+
+    @property
+    def device(self) -> str:
+        return self.session.partition(".")[2]
+
+    @property
+    def job(self) -> str:
+        return self.session.partition(".")[0]
+
+
+class SessionRequest(Request):
+    """A request within an opened session."""
+
+    attempt: AttemptRef
+    step: Step
+    traceparent: TraceParent | None = None
+    """The trace of the step, where the device makes traces. It changes nothing."""
+
+
+class GetJob(Request):
+    """Ask any worker for the job's device parts. `digest` pins a version; None: the newest submitted."""
+
+    kind: Literal["GET_JOB"] = "GET_JOB"
+    digest: Digest | None = None
+
+
+class Open(Request):
+    """Begin an attempt: which checkpoints the device holds, of which version of the job."""
+
+    kind: Literal["OPEN"] = "OPEN"
+    attempt: AttemptRef
+    digest: Digest
+    held: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MAX_HELD_STEPS, strict=False)]
+    agent: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+-]{1,40}$")] | None = None
+    """The agent's version, for people."""
+    total_steps: Step | None = None
+    """How many steps the training has in all, for people."""
+    restart: bool = False
+    """Forget what the store has of the session and begin at step 0."""
+
+
+class Forward(SessionRequest, Carrier):
+    """Activations of step `step` (1 is the first): values are the head's wire values.
+
+    With shared labels (single split) the targets follow the activations; `targets` counts them.
+    """
+
+    kind: Literal["FORWARD"] = "FORWARD"
+    micro: Micro = 0
+    oldest_checkpoint: Step
+    samples: Annotated[int, Field(ge=1, le=1 << 20)]
+    batch: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """Samples of all the step's micro-batches, which says how many there are; None: this is the only one."""
+    targets: Annotated[int, Field(ge=0, le=16)] = 0
+    counted: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """With shared labels: labelled elements of all the step's micro-batches, which the loss's mean is over.
+    None: it is over samples, or the batch has no label."""
+
+
+class Backward(SessionRequest, Carrier):
+    """Gradients of the body's outputs; `forward` names the FORWARD that they belong to."""
+
+    kind: Literal["BACKWARD"] = "BACKWARD"
+    micro: Micro = 0
+    forward: Nonce
+    loss: float | None = None
+    """The step's training loss, in its last BACKWARD, where the job lets it be reported (`share_loss`). It is
+    only shown."""
+    outputs: Nonce | None = None
+    """The digest (`spliteasy.training.digest`) of the FORWARDED that these gradients belong to: a worker with
+    another forward of its own stops."""
+
+
+class Eval(SessionRequest, Carrier):
+    """Activations in evaluation mode, to be run on the body after committed step `step`."""
+
+    kind: Literal["EVAL"] = "EVAL"
+    samples: Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class Ask(SessionRequest):
+    """What became of my request? Sent on a deadline or after a reconnect, instead of tensors."""
+
+    kind: Literal["ASK"] = "ASK"
+    about: Nonce
+    about_kind: Literal["FORWARD", "BACKWARD"]
+    micro: Micro = 0
+    forward: Nonce
+    """The FORWARD of that step: the same as `about` where that is a FORWARD."""
+    partial: Annotated[tuple[Nonce, ...], Field(max_length=8, strict=False)] = ()
+    """Replies of which some frames have come, by message id."""
+    partial_frames: Annotated[tuple[FrameRanges, ...], Field(max_length=8, strict=False)] = ()
+    """What has come of each of them: it need not be sent again."""
+    partial_chunks: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MAX_TOTAL)], ...], Field(max_length=8, strict=False)
+    ] = ()
+    """Bytes of a chunk of each of them, in which those frames are counted."""
+    total: Annotated[int, Field(ge=1, le=MAX_TOTAL)] | None = None
+    """Bytes of the request asked about, where an agent before this one may have sent a part of the same
+    values, and of its chunks: the worker looks for what it has by their digests."""
+    chunk_bytes: Annotated[int, Field(ge=1, le=MAX_TOTAL)] | None = None
+    digests: Annotated[tuple[Nonce, ...], Field(max_length=MAX_DIGESTS, strict=False)] = ()
+
+
+class GetBody(SessionRequest):
+    """Ask for the trained body after committed step `step`, where the job lets it be fetched."""
+
+    kind: Literal["GET_BODY"] = "GET_BODY"
+
+
+class Close(SessionRequest):
+    """The training has ended at `step`."""
+
+    kind: Literal["CLOSE"] = "CLOSE"
+
+
+# Replies ------------------------------------------------------------------------------------------
+
+
+class Receipt(Message):
+    """From a worker, about a request's bytes: `answers` is the request's id, known from its frames."""
+
+    answers: Nonce
+
+
+class Have(Receipt):
+    """Of the request only these frames have arrived: send the others."""
+
+    kind: Literal["HAVE"] = "HAVE"
+    frames: FrameRanges
+
+
+class Busy(Receipt):
+    """Not now: send the request again after `retry_after_s`."""
+
+    kind: Literal["BUSY"] = "BUSY"
+    retry_after_s: Annotated[float, Field(ge=0, le=3600)]
+    reason: Said = "the worker's budget is full"
+
+
+class Reply(Message):
+    """From a worker. `answers` is the request's id."""
+
+    session: SessionName
+    answers: Nonce
+
+
+class SessionReply(Reply):
+    """A reply within an attempt, by the owner with that fence."""
+
+    attempt: AttemptRef
+    fence: Annotated[int, Field(ge=0, le=MAX_STEP)]
+
+
+class Job(Reply):
+    """The device's parts of a job: values are one uint8 tensor a part, in the order of `parts`."""
+
+    kind: Literal["JOB"] = "JOB"
+    digest: Digest
+    shard: Annotated[int, Field(ge=0, le=9999)]
+    manifest: Annotated[str, StringConstraints(max_length=1 << 20)]
+    parts: Annotated[tuple[Name, ...], Field(max_length=64, strict=False)]
+    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
+    """The operator's, of the digest: the worker only hands it on."""
+
+
+class Opened(SessionReply):
+    """The attempt has begun: both sides restore `step`. The next step is step + 1."""
+
+    kind: Literal["OPENED"] = "OPENED"
+    step: Step
+    durable_step: Step
+    newest: Digest | None = None
+    """The version of the job that was submitted last, where that is not the session's."""
+
+
+class Superseded(Reply):
+    """A newer attempt of this device exists: this one must stop."""
+
+    kind: Literal["SUPERSEDED"] = "SUPERSEDED"
+    attempt: AttemptRef
+    newest: Annotated[int, Field(ge=0, le=MAX_STEP)]
+
+
+class Reopen(Reply):
+    """The worker can't go on from here (the store went back): raise the attempt and OPEN again."""
+
+    kind: Literal["REOPEN"] = "REOPEN"
+    attempt: AttemptRef
+    reason: Said
+
+
+class Forwarded(SessionReply, Carrier):
+    """The body's outputs."""
+
+    kind: Literal["FORWARDED"] = "FORWARDED"
+    step: Step
+    micro: Micro = 0
+
+
+class Gradient(SessionReply, Carrier):
+    """Values are the gradients of the activations (null where absent).
+
+    The step's last micro-batch, and so the only one, is answered once the step is committed; those before
+    it at once. `loss` is there where the worker computed it (shared labels). `checkpoint` asks the device to
+    write a checkpoint now, because the log that its oldest one holds back grows too long.
+    """
+
+    kind: Literal["GRADIENT"] = "GRADIENT"
+    step: Step
+    micro: Micro | None = None
+    durable_step: Step
+    loss: float | None = None
+    checkpoint: bool = False
+    skipped: bool = False
+    """A gradient was not finite: the step passes without effect, on both sides."""
+
+
+class Evaluated(SessionReply, Carrier):
+    """The body's outputs in evaluation mode."""
+
+    kind: Literal["EVALUATED"] = "EVALUATED"
+    step: Step
+
+
+class Missing(SessionReply):
+    """The worker lacks the named request of the step: send it again."""
+
+    kind: Literal["MISSING"] = "MISSING"
+    step: Step
+    micro: Micro | None = None
+    missing: Literal["FORWARD", "BACKWARD"]
+
+
+class Working(Reply):
+    """The worker has the request and is at it: wait."""
+
+    kind: Literal["WORKING"] = "WORKING"
+    attempt: AttemptRef
+    step: Step
+
+
+class Body(SessionReply):
+    """The trained body: `names` of the tensors in `values`."""
+
+    kind: Literal["BODY"] = "BODY"
+    step: Step
+    names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)]
+
+
+class Closed(SessionReply):
+    """The training's end is stored."""
+
+    kind: Literal["CLOSED"] = "CLOSED"
+    step: Step
+
+
+ErrorCode = Literal[
+    "unknown-job",
+    "other-job",
+    "no-common-step",
+    "bad-request",
+    "bad-tensor",
+    "not-allowed",
+    "not-finite",
+    "computation-failed",
+    "log-full",
+    "replay-mismatch",
+    "unknown-session",
+    "store-full",
+    "unavailable",
+    "internal",
+]
+
+
+class Error(Reply):
+    """The request failed; `retriable` says whether the same request may succeed later."""
+
+    kind: Literal["ERROR"] = "ERROR"
+    code: ErrorCode
+    message: Said
+    hint: Said | None = None
+    retriable: bool = False
+
+
+AnyRequest = GetJob | Open | Forward | Backward | Eval | Ask | GetBody | Close
+AnyReply = (
+    Job
+    | Opened
+    | Superseded
+    | Reopen
+    | Forwarded
+    | Gradient
+    | Evaluated
+    | Missing
+    | Working
+    | Body
+    | Closed
+    | Have
+    | Busy
+    | Error
+)
+AnyMessage = AnyRequest | AnyReply
+
+_ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(Annotated[AnyMessage, Field(discriminator="kind")])
+
+
+def carried(packed: Packed, *targets: Tensor) -> dict[str, Any]:
+    """The fields of a message that carries these values, and the targets after them."""
+    packing = tuple(Packing(parts=parts, meta=dict(meta)) for parts, meta in packed.packing)
+    return {
+        "values": (*packed.values, *targets),
+        "codec": packed.codec,
+        "packing": packing,
+        "reply_codec": packed.reply_codec,
+    }
+
+
+def packed_in(message: Carrier, *, last: int | None = None) -> Packed:
+    """What `carried` was given. `last` leaves out the values from there on (targets)."""
+    packing = tuple((packing.parts, packing.meta) for packing in message.packing)
+    return Packed(message.values[:last], message.codec, packing, message.reply_codec)
+
+
+def to_header(message: Message) -> dict[str, Any]:
+    """The JSON header of a message, without its values."""
+    return message.model_dump(mode="json", exclude_none=True)
+
+
+def from_header(
+    header: dict[str, Any], values: tuple[Value, ...], *, ignore_unknown: bool = False
+) -> AnyMessage:
+    """Validate a decoded header; raises pydantic's ValidationError (the envelope turns it into WireError).
+
+    `ignore_unknown`: fields that no record of ours has are dropped, at any depth, not refused.
+    """
+    return _ADAPTER.validate_python(
+        {**header, "values": values}, extra="ignore" if ignore_unknown else "forbid"
+    )

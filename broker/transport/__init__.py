@@ -1,0 +1,1 @@
+"""The transport seam, the in-process transport, and what every transport shares."""

@@ -1,0 +1,1 @@
+"""RabbitMQ and Redis servers of one's own, with their users and certificates."""

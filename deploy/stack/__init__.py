@@ -1,0 +1,1 @@
+"""The local stack: its folder, its services and its workers."""

@@ -1,0 +1,126 @@
+"""An agent's job: from its state folder, or from a worker over the link."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from broker.protocol import messages as m
+from device_agent.config import AgentConfig
+from device_agent.link.link import Link
+from device_agent.session import events as e
+from device_agent.state_folder import StateFolder
+from spliteasy.errors import JobError, RemoteError, StateError
+from spliteasy.job import Job
+from spliteasy.job.package import job_digest
+from spliteasy.job.signing import check_signature
+from spliteasy.runtime.torch_thread import Compute
+
+GET_JOB_TIMEOUT_S = 10.0
+
+
+class JobSource:
+    """Gets the job's device parts. It takes the link's events for itself until it has them."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        session: str,
+        *,
+        link: Link,
+        events: asyncio.Queue[e.Event],
+        compute: Compute,
+        tell: Callable[[str], None],
+    ) -> None:
+        """`tell` gets what a person should know while it takes long."""
+        self._config = config
+        self._session = session
+        self._name, _, self._digest = config.job.partition("@")
+        self._link = link
+        self._events = events
+        self._compute = compute
+        self._tell = tell
+
+    async def get(self, state: StateFolder) -> Job | None:
+        """The job's device parts: from the state folder where it has them, else from a worker.
+
+        Where a key is to have signed the job, nothing of an unsigned or altered one is loaded: one that is
+        in the folder without its signature is fetched again. None where it was stopped before it came.
+        """
+        key = self._config.operator_key
+        stored = await self._compute(state.job_parts)
+        if stored is not None and (key is None or _vouched(stored[0], state.job_signature, key)):
+            job = await self._compute(lambda: Job.from_parts(*stored))
+            self._check_version(job)
+            return job
+        reply = await self._fetch(job_digest(stored[0]) if stored is not None else self._digest)
+        if reply is None:
+            return None
+        manifest, signature = reply.manifest.encode(), reply.signature
+        if key is not None:
+            check_signature(manifest, signature, key)
+        parts = {name: _part_bytes(value) for name, value in zip(reply.parts, reply.values, strict=True)}
+        job = await self._compute(lambda: Job.from_parts(manifest, parts))
+        self._check_version(job)
+        await self._compute(lambda: state.save_job(manifest, parts))
+        if signature is not None:
+            await self._compute(lambda: state.save_signature(signature))
+        return job
+
+    def _check_version(self, job: Job) -> None:
+        if job.name != self._name or not job.digest.startswith(self._digest):
+            raise StateError(
+                f"{self._config.state} belongs to job {job.name}@{job.digest[:12]}, not {self._config.job}",
+                hint="give this job a state folder of its own with --state DIR; or go on in this one from "
+                f"its trained weights with --job {job.name} and, for more epochs, --epochs N",
+            )
+
+    async def _fetch(self, digest: str) -> m.Job | None:
+        """That version, or where `digest` is empty the newest; None where it was stopped meanwhile."""
+        if digest and len(digest) != 64:
+            raise JobError(f"{self._config.job}: a version is 64 hexadecimal digits", hint="or leave it out")
+        request = m.GetJob(session=self._session, digest=digest or None)
+        up = False
+        while True:
+            try:
+                async with asyncio.timeout(GET_JOB_TIMEOUT_S if up else None):
+                    event = await self._events.get()
+            except TimeoutError:
+                self._tell("no answer yet: is a worker running?")
+                self._link.send(request)
+                continue
+            match event:
+                case e.LinkUp():
+                    up = True
+                    self._link.send(request)
+                case e.LinkDown():
+                    up = False
+                case e.NotSent():
+                    self._tell("waiting for a worker to serve this broker")
+                    asyncio.get_running_loop().call_later(1.0, self._link.send, request)
+                case e.StopAsked():
+                    return None
+                case e.Received(message=m.Job() as reply) if reply.answers == request.request:
+                    return reply
+                case e.Received(message=m.Error() as error) if error.answers == request.request:
+                    if not error.retriable:
+                        raise RemoteError(error.message, code=error.code, hint=error.hint)
+                    asyncio.get_running_loop().call_later(1.0, self._link.send, request)
+
+
+def _vouched(manifest: bytes, signature: str | None, key: str) -> bool:
+    """Whether the key signed what is in the folder."""
+    try:
+        check_signature(manifest, signature, key)
+    except JobError:
+        return False
+    return True
+
+
+def _part_bytes(value: m.Value) -> bytes:
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.dim() != 1:
+        raise RemoteError("a part of the job is not a row of bytes", code="bad-tensor")
+    return value.numpy().tobytes()

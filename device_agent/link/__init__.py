@@ -1,0 +1,1 @@
+"""The connection to the broker, its speed, and the limit on uploads."""

@@ -1,0 +1,46 @@
+"""What a running agent tells whoever watches: one small record a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTaken:
+    """Step `step` of `total_steps` took effect on both sides. Bytes are totals of this run."""
+
+    device: str
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float | None
+    """None where it was not measured: no element of the batch had a label."""
+    samples: int
+    seconds: float
+    """Since the step's head began: reconnects within it count."""
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """The test data went through the split after `step`. What could not be measured is None."""
+
+    device: str
+    step: int
+    samples: int
+    loss: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChanged:
+    """`connected`, `disconnected`, `resumed at step 7`, …"""
+
+    device: str
+    text: str
+
+
+Observation = StepTaken | Evaluated | StateChanged
+Observe = Callable[[Observation], None]

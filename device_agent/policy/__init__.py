@@ -1,0 +1,1 @@
+"""The device owner's rules: when to train, and how many bytes a day."""

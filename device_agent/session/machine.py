@@ -1,0 +1,409 @@
+"""A device's session: the protocol as a state machine, without I/O (DESIGN: device agent).
+
+`DeviceSession.handle` takes one event and returns actions. Its states are in `session_state.py`, the step
+under way in `open_step.py`, and what is asked, sent again and waited for in `outbox.py`.
+
+A batch in micro-batches goes through the same states, each computation once for every micro-batch, in
+order, as soon as its input is there (`_go_on`): requests of several are on the way meanwhile.
+"""
+
+from __future__ import annotations
+
+from broker.protocol import messages as m
+from broker.protocol.frames import in_ranges
+from device_agent.session import events as e
+from device_agent.session.events import Action, Event, Timer
+from device_agent.session.open_step import Micro, OpenStep
+from device_agent.session.outbox import Outbox
+from device_agent.session.plan import Plan
+from device_agent.session.states import COMPUTING, WAITING, State, moved
+from spliteasy.codecs.packer import Packed
+from spliteasy.errors import RemoteError, SplitEasyError, StateError
+from spliteasy.training.digest import digest_of
+
+
+class DeviceSession:
+    """The protocol of one device's training. `step` is the last step that this device has applied."""
+
+    def __init__(self, plan: Plan, *, held: tuple[int, ...]) -> None:
+        self.plan = plan
+        self.state = State.RAISING
+        self.step = 0
+        self.held = held
+        self.durable_step = 0
+        self.taken = 0
+        """Steps that were applied in this run; those of a rewind count again."""
+        self.newest: str | None = None
+        """The digest of a newer version of the job, where the worker knows of one."""
+        self._attempt: m.AttemptRef | None = None
+        self._open = OpenStep(plan)
+        self._outbox = Outbox(plan)
+        self._stopping = False
+        self._hold: str | None = None
+        """Why no step may begin now."""
+        self._reopening = False
+        self._checkpoint_asked = False
+        self._eval_index = 0
+        self._takeover, self._restart = plan.takeover, plan.restart
+
+    def start(self) -> list[Action]:
+        """The first actions."""
+        return [e.RaiseAttempt()]
+
+    def handle(self, event: Event) -> list[Action]:
+        """Take one event. An event that nobody waits for any more changes nothing."""
+        if self.state is State.ENDED:
+            return []
+        match event:
+            case e.LinkUp():
+                return self._outbox.link_up()
+            case e.LinkDown():
+                return self._outbox.link_down()
+            case e.Sent(request=request):
+                return self._outbox.sent(request)
+            case e.Arriving():
+                return self._outbox.await_reply()
+            case e.NotSent(request=request):
+                return self._outbox.not_sent(request)
+            case e.Fired(timer=Timer.STOP):
+                return self._stop_now() if self.state in WAITING else []
+            case e.Fired(timer=Timer.REPLY):
+                return self._outbox.no_reply()
+            case e.Fired(timer=Timer.RETRY):
+                return self._outbox.nudge()
+            case e.StopAsked():
+                return self._stop()
+            case e.Hold(why=why):
+                changed, self._hold = why != self._hold, why
+                return [e.Note(f"paused: {why}")] if changed and self.state is State.PAUSED else []
+            case e.Go():
+                self._hold = None
+                return self._begin_step() if self.state is State.PAUSED else []
+            case e.Received(message=message):
+                return self._received(message)
+            case _:
+                return self._computed(event)
+
+    # computations that ended
+
+    def _computed(self, event: Event) -> list[Action]:
+        match self.state, event:
+            case State.RAISING, e.AttemptRaised(attempt=attempt):
+                return self._begin_attempt(attempt)
+            case State.RESTORING, e.Restored(held=held):
+                self.held = held
+                return self._next(saved=True)
+            case (
+                (State.HEAD, e.HeadDone())
+                | (State.TAIL, e.TailDone())
+                | (State.APPLYING, e.HeadBackwardDone())
+            ) if self._stopping or self._reopening:
+                return self._stop_now()
+            case State.HEAD, e.HeadDone() as done:
+                return self._forward(done)
+            case State.TAIL, e.TailDone() as done:
+                return self._backward(done)
+            case State.APPLYING, e.HeadBackwardDone():
+                self._open.returned += 1
+                return self._go_on()
+            case State.APPLYING, e.Applied():
+                self.step += 1
+                self.taken += 1
+                self._outbox.begun_before = False
+                self._open.forget()
+                return self._next(saved=False)
+            case State.SAVING, e.Saved(held=held):
+                self.held = held
+                self._checkpoint_asked = False
+                return self._after_saving()
+            case State.EVAL_HEAD, e.EvalHeadDone() as done:
+                return self._evaluate(done)
+            case State.EVAL_TAIL, e.EvalTailDone(more=more):
+                if more and not self._stopping:
+                    self._eval_index += 1
+                    self._move(State.EVAL_HEAD)
+                    return [e.EvalHead(self._eval_index)]
+                return self._next(saved=True, evaluated=True)
+        raise AssertionError(f"{type(event).__name__} while {self.state.value}")
+
+    def _begin_attempt(self, attempt: m.AttemptRef) -> list[Action]:
+        self._attempt, self._outbox.fence = attempt, 0
+        request = m.Open(
+            session=self.plan.session,
+            attempt=attempt,
+            digest=self.plan.digest,
+            held=self.held[-m.MAX_HELD_STEPS :],
+            agent=self.plan.agent,
+            total_steps=self.plan.total_steps,
+            restart=self._restart,
+        )
+        return self._request(State.OPENING, request)
+
+    def _forward(self, head: e.HeadDone) -> list[Action]:
+        forward = self._open.forward(
+            head, attempt=self._live(), step=self.step + 1, oldest_checkpoint=min(self.held)
+        )
+        return [*self._outbox.submit(forward), *self._go_on()]
+
+    def _backward(self, tail: e.TailDone) -> list[Action]:
+        backward = self._open.backward(tail, attempt=self._live(), step=self.step + 1)
+        return [*self._outbox.submit(backward), *self._go_on()]
+
+    def _evaluate(self, head: e.EvalHeadDone) -> list[Action]:
+        request = m.Eval(
+            session=self.plan.session,
+            attempt=self._live(),
+            step=self.step,
+            samples=head.samples,
+            **m.carried(head.values),
+        )
+        return self._request(State.EVALUATING, request)
+
+    # what comes next
+
+    def _next(self, *, saved: bool, evaluated: bool = False) -> list[Action]:
+        """What follows when the device's own state is that of `step`, whole."""
+        plan, step = self.plan, self.step
+        last = step >= plan.total_steps
+        leaving = last or self._stopping or self._hold is not None
+        if not saved and (step % plan.checkpoint_every == 0 or leaving or self._checkpoint_asked):
+            return self._save()
+        if self._stopping and not last:
+            return self._end(done=False)
+        due = last or (plan.eval_every and step % plan.eval_every == 0 and step > 0)
+        if due and plan.eval_batches and not evaluated and not self._just_restored():
+            self._eval_index = 0
+            self._move(State.EVAL_HEAD)
+            return [e.EvalHead(0)]
+        if last:
+            return self._request(
+                State.CLOSING, m.Close(session=plan.session, attempt=self._live(), step=step)
+            )
+        return self._begin_step()
+
+    def _begin_step(self) -> list[Action]:
+        if self._hold is not None:
+            self._move(State.PAUSED)
+            return [e.Note(f"paused: {self._hold}")]
+        resumed = [e.Note("going on")] if self.state is State.PAUSED else []
+        return [*resumed, *self._go_on()]
+
+    def _go_on(self) -> list[Action]:
+        """Begin the step's next computation, or wait for what it needs.
+
+        Heads come first, so that the link and the worker have work as early as can be.
+        """
+        step = self._open
+        if step.is_skipped:
+            self._move(State.APPLYING)
+            return [*self._all_answered(), e.Apply(Packed(()), None, skipped=True)]
+        if step.needs_head:
+            self._move(State.HEAD)
+            return [e.RunHead(self.step + 1, len(step.micros))]
+        tail = step.next_tail()
+        if tail is not None and (outputs := step.micros[tail].outputs) is not None:
+            step.micros[tail].outputs = None
+            step.micros[tail].outputs_digest = digest_of(outputs.values)
+            self._move(State.TAIL)
+            return [e.RunTail(outputs, tail)]
+        if (gradient := step.take_gradient()) is not None:
+            self._move(State.APPLYING)
+            last = step.returned == step.count - 1
+            backward = e.Apply if last else e.RunHeadBackward
+            return [backward(m.packed_in(gradient), gradient.loss)]
+        waiting = State.BACKWARDING if self.plan.has_tail and tail is None else State.FORWARDING
+        if self.state is not waiting:
+            self._move(waiting)
+        return []
+
+    def _just_restored(self) -> bool:
+        """A resume in mid-training does not evaluate again; one after the last step does."""
+        return self.state is State.RESTORING and self.step < self.plan.total_steps
+
+    def _after_saving(self) -> list[Action]:
+        if self._reopening:
+            self._reopening = False
+            self._move(State.RAISING)
+            return [e.RaiseAttempt(above=self._live().number)]
+        if self._stopping:
+            return self._end(done=False)
+        return self._next(saved=True)
+
+    # messages
+
+    def _received(self, message: m.AnyMessage) -> list[Action]:
+        if self._is_from_an_older_owner(message):
+            return self._doubt_the_store()
+        if not self._is_ours(message):
+            return []
+        taken = self._taken(message)
+        if isinstance(message, m.Forwarded | m.Gradient):
+            return [*taken, *self._outbox.ask_a_new_owner(message.fence)]
+        return taken
+
+    def _taken(self, message: m.AnyMessage) -> list[Action]:
+        match message:
+            case m.Opened() if self.state is State.OPENING:
+                self.step = message.step
+                self.durable_step = message.durable_step
+                self.newest = message.newest
+                self._takeover = self._restart = False
+                self._outbox.begun_before = message.attempt.number > 1
+                self._move(State.RESTORING)
+                told = (
+                    []
+                    if self.newest is None
+                    else [e.Note(f"a newer version was submitted: {self.newest[:12]}")]
+                )
+                return [*told, *self._all_answered(), e.Restore(message.step)]
+            case m.Forwarded() if (micro := self._awaiting(message)) is not None:
+                micro.outputs = m.packed_in(message)
+                return self._arrived(message)
+            case m.Gradient() if (micro := self._awaiting(message)) is not None:
+                self.durable_step = max(self.durable_step, message.durable_step)
+                self._checkpoint_asked = self._checkpoint_asked or message.checkpoint
+                micro.gradient = message
+                return self._arrived(message)
+            case m.Missing() if message.step == self.step + 1:
+                return self._outbox.send_missing(self._open.request_missing(message), message)
+            case m.Working():
+                return self._outbox.await_reply()
+            case m.Evaluated() if self.state is State.EVALUATING and message.step == self.step:
+                self._move(State.EVAL_TAIL)
+                return [*self._all_answered(), e.EvalTail(self._eval_index, self.step, m.packed_in(message))]
+            case m.Closed() if self.state is State.CLOSING:
+                return [*self._all_answered(), *self._end(done=True)]
+            case m.Have() if self._outbox.pending:
+                return self._send_rest(message)
+            case m.Busy() if self._outbox.pending:
+                return self._outbox.retry_later(message.retry_after_s, message.reason)
+            case m.Reopen() if self._outbox.pending and self.state is not State.OPENING:
+                return [e.Note(f"opening anew: {message.reason}"), *self._reopen()]
+            case m.Superseded():
+                return self._superseded(message)
+            case m.Error():
+                return self._error(message)
+        return []
+
+    def _is_ours(self, message: m.AnyMessage) -> bool:
+        """Whether a message is a reply to this attempt, and to what it has sent."""
+        if not isinstance(message, m.Receipt | m.Reply):
+            return False
+        answers_us = message.answers in self._kept() or self._outbox.asked(message.answers)
+        if isinstance(message, m.Receipt):
+            return answers_us
+        if message.session != self.plan.session:
+            return False
+        if isinstance(message, m.SessionReply | m.Superseded | m.Reopen | m.Working):
+            if message.attempt != self._attempt:
+                return False
+            if isinstance(message, m.SessionReply):
+                self._outbox.fence = message.fence
+            return True
+        return answers_us
+
+    def _is_from_an_older_owner(self, message: m.AnyMessage) -> bool:
+        return (
+            isinstance(message, m.SessionReply)
+            and message.session == self.plan.session
+            and message.attempt == self._attempt
+            and message.fence < self._outbox.fence
+        )
+
+    def _doubt_the_store(self) -> list[Action]:
+        """A reply of an older owner: a zombie's, to be ignored; unless it answers what was asked anew.
+
+        Then the store has gone back and counts fences anew. A new attempt begins from what both have.
+        """
+        if not self._outbox.nudged or self.state is State.OPENING or not self._outbox.pending:
+            return []
+        return [e.Note("opening anew: the store went back"), *self._reopen()]
+
+    def _awaiting(self, message: m.Forwarded | m.Gradient) -> Micro | None:
+        """The micro-batch that waits for this."""
+        return self._open.answered_by(message) if message.answers in self._outbox.pending else None
+
+    def _arrived(self, message: m.Forwarded | m.Gradient) -> list[Action]:
+        """What a computation needs has come: it begins now, or after the one under way."""
+        answered = self._outbox.answered(message.answers)
+        return answered if self.state in COMPUTING else [*answered, *self._go_on()]
+
+    def _kept(self) -> dict[str, m.AnyRequest]:
+        """The requests that are pending or can be sent again, by id."""
+        return {**self._open.requests(), **self._outbox.pending}
+
+    def _send_rest(self, message: m.Have) -> list[Action]:
+        """Send what the worker lacks of the request."""
+        request = self._kept().get(message.answers)
+        return [] if request is None else self._outbox.send(request, in_ranges(message.frames))
+
+    def _superseded(self, message: m.Superseded) -> list[Action]:
+        if self.state is State.OPENING and (self._takeover or self._restart):
+            self._move(State.RAISING)
+            return [*self._all_answered(), e.RaiseAttempt(above=message.newest)]
+        return self._fail(
+            StateError(
+                f"the store knows attempt {message.newest} of {self.plan.session}, newer than this one",
+                hint="another agent runs as this device, or this state folder is an old or a new one: stop "
+                "the other agent, go on from this folder with --takeover, or begin anew with --restart",
+            )
+        )
+
+    def _error(self, message: m.Error) -> list[Action]:
+        if not self._outbox.pending:
+            return []
+        if message.retriable:
+            return self._outbox.retry_later(self.plan.retry_s, message.message)
+        if message.code in ("no-common-step", "other-job"):
+            return self._fail(StateError(message.message, hint=message.hint))
+        return self._fail(RemoteError(message.message, code=message.code, hint=message.hint))
+
+    def _request(self, state: State, request: m.AnyRequest) -> list[Action]:
+        """Go to `state` and wait there for the answer to `request`."""
+        self._move(state)
+        return self._outbox.submit(request)
+
+    def _all_answered(self) -> list[Action]:
+        return self._outbox.all_answered(quiet=self.state is State.CLOSING)
+
+    # going back and stopping
+
+    def _save(self) -> list[Action]:
+        self._move(State.SAVING)
+        return [e.Save(self.step, self.durable_step, self._checkpoint_asked)]
+
+    def _reopen(self) -> list[Action]:
+        """Keep what this side has (the state after `step`), then begin a new attempt from there."""
+        self._reopening = True
+        if self.state in COMPUTING:  # once that has ended
+            self._open.forget()
+            return self._all_answered()
+        return self._stop_now()
+
+    def _stop(self) -> list[Action]:
+        self._stopping = True
+        if self.state in (State.OPENING, State.RAISING, State.RESTORING):
+            return self._end(done=False)
+        if self.state in (State.FORWARDING, State.BACKWARDING) and self._outbox.online:
+            return [e.Arm(Timer.STOP, self.plan.stop_grace_s)]
+        return self._stop_now() if self.state in WAITING | {State.PAUSED} else []
+
+    def _stop_now(self) -> list[Action]:
+        """Leave with a checkpoint of the last whole step; an unfinished one is forgotten."""
+        self._open.forget()
+        return [*self._all_answered(), *self._save()]
+
+    def _end(self, *, done: bool) -> list[Action]:
+        self.state = State.ENDED
+        return [e.Finish(done)]
+
+    def _fail(self, error: SplitEasyError) -> list[Action]:
+        self.state = State.ENDED
+        return [e.Fail(error)]
+
+    def _live(self) -> m.AttemptRef:
+        assert self._attempt is not None
+        return self._attempt
+
+    def _move(self, to: State) -> None:
+        self.state = moved(self.state, to)

@@ -1,0 +1,178 @@
+"""The requests of a device that an answer is awaited to: sent, asked about, sent again. Without I/O.
+
+After a reconnect or a deadline the device asks what became of its tensors (ASK) instead of sending them
+again, and sends what is MISSING.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from broker.protocol import messages as m
+from device_agent.session import events as e
+from device_agent.session.events import Action, Timer
+from device_agent.session.plan import Plan
+
+LEAST_RETRY_S = 0.25
+MAX_REASONS = 8
+"""Different reasons to wait that are told of one request: a worker must not fill a log with them."""
+
+
+class Outbox:
+    """What is on its way to the worker, and what it may already have."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.pending: dict[str, m.AnyRequest] = {}
+        """The requests that an answer is awaited to, by id."""
+        self.online = False
+        self.fence = 0
+        """Of the newest owner that has answered under this attempt."""
+        self.begun_before = False
+        """Whether an agent before this one may have sent requests of the step under way."""
+        self.nudged = False
+        """Whether a pending request was asked about, or sent again."""
+        self._plan = plan
+        self._sending: set[str] = set()
+        """What the link was given and has not sent yet."""
+        self._reached: dict[str, int] = {}
+        """Requests that may have arrived, so that ASK comes before sending them again; and the fence of the
+        newest owner that they can have reached."""
+        self._asks: set[str] = set()
+        self._notes_silence = 0
+        self._waits_for: str | None = None
+        """Why the pending request is sent again later."""
+        self._notes_waiting = 0
+
+    # what becomes of the link
+
+    def link_up(self) -> list[Action]:
+        self.online = True
+        return self.nudge()
+
+    def link_down(self) -> list[Action]:
+        self.online = False
+        self._sending.clear()
+        return [e.Disarm(Timer.REPLY), e.Disarm(Timer.RETRY)]
+
+    def sent(self, request: str) -> list[Action]:
+        """The broker has all of it."""
+        self._sending.discard(request)
+        return self.await_reply()
+
+    def not_sent(self, request: str) -> list[Action]:
+        """No queue took it."""
+        self._sending.discard(request)
+        self._reached.pop(request, None)
+        return self.retry_later(self._plan.retry_s, "waiting for a worker to serve this broker")
+
+    # sending
+
+    def submit(self, request: m.AnyRequest) -> list[Action]:
+        """Send a request that is to be answered."""
+        if not self.pending:
+            self.nudged = False
+        self.pending[request.request] = request
+        return self.send(self._question(request))
+
+    def send(self, request: m.AnyRequest, skip: frozenset[int] = frozenset()) -> list[Action]:
+        """Send a request without the frames `skip`, which the worker has."""
+        if not self.online:
+            return []
+        self._sending.add(request.request)
+        self._reached[request.request] = self.fence
+        whole = self.pending.get(request.about) if isinstance(request, m.Ask) else None
+        if not isinstance(whole, m.Forward | m.Backward) or not self._may_be_there_in_part(whole):
+            whole = None
+        return [e.Disarm(Timer.REPLY), e.Send(request, skip, whole)]
+
+    def send_missing(self, request: m.AnyRequest | None, message: m.Missing) -> list[Action]:
+        """Send what the worker lacks, unless it is on its way; None: there is no such request yet."""
+        if message.answers in self._reached:
+            self._reached[message.answers] = message.fence
+        return self.send(request) if request is not None and request.request not in self._sending else []
+
+    def nudge(self) -> list[Action]:
+        """Find out what became of the pending requests: ASK where tensors may be there already."""
+        if not self.online or not self.pending:
+            return []
+        self.nudged = True
+        return self._ask_about([key for key in self.pending if key not in self._sending])
+
+    def ask_a_new_owner(self, fence: int) -> list[Action]:
+        """It computes the step: ask about what else is pending, if only an owner before it had that.
+
+        What waited for its turn there was acknowledged, so that the broker has it no more.
+        """
+        if not self.online:
+            return []
+        unsent = [key for key in self.pending if key not in self._sending]
+        return self._ask_about([key for key in unsent if self._reached.get(key, fence) < fence])
+
+    def _ask_about(self, keys: list[str]) -> list[Action]:
+        return [action for key in keys for action in self.send(self._question(self.pending[key]))]
+
+    def _question(self, request: m.AnyRequest) -> m.AnyRequest:
+        """What to send about a pending request: an ASK, or itself."""
+        if not isinstance(request, m.Forward | m.Backward):
+            return request
+        if request.request not in self._reached and not self._may_be_there_in_part(request):
+            return request
+        ask = m.Ask(
+            session=request.session,
+            attempt=request.attempt,
+            step=request.step,
+            about=request.request,
+            about_kind=request.kind,
+            micro=request.micro,
+            forward=request.request if isinstance(request, m.Forward) else request.forward,
+        )
+        self._asks.add(ask.request)
+        self._reached[request.request] = self.fence
+        return ask
+
+    def _may_be_there_in_part(self, request: m.Forward | m.Backward) -> bool:
+        """Whether an agent before this one may have sent the same values, and they are worth asking for."""
+        nbytes = sum(value.nbytes for value in request.values if isinstance(value, Tensor))
+        return self.begun_before and nbytes > self._plan.ask_above_bytes
+
+    # waiting
+
+    def asked(self, request: str) -> bool:
+        """Whether that is an ASK of the pending requests."""
+        return request in self._asks
+
+    def await_reply(self) -> list[Action]:
+        """The deadline of what is pending runs from when all was sent, or something came."""
+        return [e.Arm(Timer.REPLY, self._plan.reply_timeout_s)] if self.pending and not self._sending else []
+
+    def no_reply(self) -> list[Action]:
+        """The deadline has passed."""
+        if not self.pending:
+            return []
+        self._notes_silence += 1
+        note = [e.Note("no answer yet: is a worker running?")] if self._notes_silence == 2 else []
+        return [*note, *self.nudge()]
+
+    def answered(self, request: str) -> list[Action]:
+        """A pending request was answered."""
+        del self.pending[request]
+        self._notes_silence = 0
+        return self.await_reply() if self.pending else self.all_answered()
+
+    def all_answered(self, *, quiet: bool = False) -> list[Action]:
+        """Nothing is pending any more. `quiet`: nothing follows that a person would wait for."""
+        self.pending.clear()
+        self._reached.clear()
+        self._asks.clear()
+        self._notes_silence = 0
+        waited = self._waits_for is not None and not quiet
+        note = [e.Note("going on")] if waited else []
+        self._waits_for, self._notes_waiting = None, 0
+        return [*note, e.Disarm(Timer.REPLY), e.Disarm(Timer.RETRY)]
+
+    def retry_later(self, delay_s: float, why: str) -> list[Action]:
+        """A reason that stays is told once, and few reasons are; no delay is less than the least."""
+        self._notes_waiting += why != self._waits_for
+        note = [] if why == self._waits_for or self._notes_waiting > MAX_REASONS else [e.Note(why)]
+        self._waits_for = why
+        return [*note, e.Disarm(Timer.REPLY), e.Arm(Timer.RETRY, max(delay_s, LEAST_RETRY_S))]

@@ -1,0 +1,67 @@
+"""What an agent does before its first step: data, trainer, state folder, plan."""
+
+from __future__ import annotations
+
+import structlog
+
+from device_agent.config import AgentConfig
+from device_agent.link.link import Link
+from device_agent.session.plan import Plan
+from device_agent.state_folder import StateFolder
+from device_agent.training.codec_policy import MakeChooser, StepChoices
+from device_agent.training.data import Batches, DeviceData, EvaluationBatches, load_dataset
+from device_agent.training.trainer import DeviceTrainer
+from spliteasy.job import Job
+from spliteasy.runtime.version import version
+
+log = structlog.get_logger(__name__)
+
+
+def prepare(
+    config: AgentConfig, job: Job, state: StateFolder, *, session: str, link: Link, make_chooser: MakeChooser
+) -> tuple[DeviceTrainer, Plan]:
+    """Load the data, check it, bind the state folder to it; a new one gets its checkpoint 0."""
+    spec = job.spec
+    data: DeviceData = load_dataset(
+        config.data, config.device, job.signature, root=config.root, recipe=spec.data
+    )
+    for note in data.notes:
+        log.warning(note, device=config.device)
+    lasting = spec if config.epochs is None else spec.model_copy(update={"epochs": config.epochs})
+    batches = Batches(data.train, lasting, job.signature, device=config.device)
+    tests = (
+        EvaluationBatches(data.test, spec, job.signature, device=config.device)
+        if data.test is not None
+        else None
+    )
+    choices = StepChoices(
+        spec.link,
+        make_chooser(spec.link, link.speed),
+        ahead=spec.durability.checkpoint_every,
+        saved=state.codecs,
+        save=state.save_codecs,
+    )
+    trainer = DeviceTrainer.create(job, batches, tests, device=config.device, choices=choices)
+    state.bind(
+        job=job.digest, device=config.device, fingerprint=batches.fingerprint, new_data=config.new_data
+    )
+    if config.restart:
+        state.drop_after(-1)
+    if not state.held():
+        state.save_checkpoint(0, trainer.state())
+    plan = Plan(
+        session=session,
+        digest=job.digest,
+        total_steps=batches.total_steps,
+        checkpoint_every=spec.durability.checkpoint_every,
+        eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
+        eval_batches=len(tests) if tests is not None else 0,
+        has_tail=job.tail is not None,
+        micro_batches=spec.micro_batches,
+        takeover=config.takeover,
+        restart=config.restart,
+        reply_timeout_s=config.reply_timeout_s,
+        ask_above_bytes=link.frame_bytes,
+        agent=version(),
+    )
+    return trainer, plan

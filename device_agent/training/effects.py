@@ -1,0 +1,51 @@
+"""The computations that a session asks for, over the trainer and the state folder. For the torch thread."""
+
+from __future__ import annotations
+
+from broker.protocol import messages as m
+from device_agent.session import events as e
+from device_agent.state_folder import StateFolder
+from device_agent.training.trainer import DeviceTrainer
+
+ASKED_HISTORY = 2
+"""Checkpoints kept, at most, where the server asks for them: each older one holds its log back."""
+
+
+def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.Event:
+    """Compute what a session asks for; the result as an event.
+
+    Raises StateError, NotFiniteOnDevice, DataError, RemoteError.
+    """
+    match action:
+        case e.RaiseAttempt(above=above):
+            attempt = state.raise_attempt(above)
+            return e.AttemptRaised(m.AttemptRef(number=attempt.number, nonce=attempt.nonce))
+        case e.Restore(step=step):
+            trainer.load_state(state.load_checkpoint(step), step=step)
+            state.drop_after(step)
+            return e.Restored(tuple(state.held()))
+        case e.RunHead(step=step, micro=micro):
+            return e.HeadDone(*trainer.run_head(step, micro))
+        case e.RunTail(values=values, micro=micro):
+            return e.TailDone(trainer.run_tail(values, micro), trainer.shared_loss)
+        case e.RunHeadBackward(gradients=gradients, loss=loss):
+            trainer.run_head_backward(gradients, loss)
+            return e.HeadBackwardDone()
+        case e.Apply(skipped=True):
+            trainer.skip()
+            return e.Applied()
+        case e.Apply(gradients=gradients, loss=loss):
+            trainer.apply(gradients, loss)
+            return e.Applied()
+        case e.Save(step=step, durable_step=durable_step, asked=asked):
+            trainer.abort()
+            if step not in state.held():
+                state.save_checkpoint(step, trainer.state())
+            history = trainer.job.spec.durability.checkpoint_history
+            state.prune(durable_step, min(history, ASKED_HISTORY) if asked else history)
+            return e.Saved(tuple(state.held()))
+        case e.EvalHead(index=index):
+            return e.EvalHeadDone(*trainer.eval_head(index))
+        case e.EvalTail(index=index, values=values):
+            return e.EvalTailDone(trainer.eval_tail(index, values))
+    raise AssertionError(f"{action} is no computation")

@@ -1,0 +1,465 @@
+"""The device's half of the training: head, tail, loss, data. Computation only; runs in the torch thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from broker.protocol.messages import Value
+from device_agent.training.codec_policy import StepChoices
+from device_agent.training.codec_policy import Values as Travelling
+from device_agent.training.cut_codec import DeviceWire
+from device_agent.training.data import Batches, EvaluationBatches
+from device_agent.training.samples import Tensors
+from spliteasy.codecs.packer import (
+    Packed,
+    Packer,
+    bytes_expected,
+    bytes_of,
+    expected_like,
+    expected_of,
+    unpack,
+)
+from spliteasy.errors import DataError, SplitEasyError
+from spliteasy.graph.boundary import check_gradients, check_values
+from spliteasy.graph.document import DTYPES
+from spliteasy.job import Job
+from spliteasy.job.micro_batches import split_batch
+from spliteasy.training.segment_trainer import (
+    OpenForward,
+    SegmentTrainer,
+    Values,
+    all_finite,
+    backward_from,
+    detached,
+    tensors_of,
+)
+
+HEAD, TAIL = "head/", "tail/"
+
+
+class NotFiniteOnDevice(SplitEasyError):
+    """A number of head or tail is NaN or infinite; nothing was applied on the device."""
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """Sums over the test samples so far."""
+
+    samples: int = 0
+    loss: float = 0.0
+    elements: float = 0.0
+    """What the loss's mean is over: labelled elements, or samples."""
+    correct: int = 0
+    counted: int = 0
+    """Predictions that were right or wrong; 0 where the loss does not classify, or nothing has a label."""
+    judged: bool = True
+    """Whether the predictions of every batch could be judged."""
+
+    @property
+    def mean_loss(self) -> float | None:
+        """None where no element has a label."""
+        return self.loss / self.elements if self.elements else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """None where it can't be measured."""
+        return self.correct / self.counted if self.judged and self.counted else None
+
+
+@dataclass(slots=True)
+class _Micro:
+    """A micro-batch of the step under way."""
+
+    inputs: Tensors
+    targets: Tensors
+    share: float
+    """What its loss counts for in the batch's."""
+    elements: float
+    """What the loss's mean over it is over: labelled elements, or samples."""
+    head: OpenForward | None = None
+    packed: Packed | None = None
+    """The head's wire values, where they were packed ahead."""
+    kept_gradients: tuple[Tensor | None, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        return self.inputs[0].shape[0]
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step that is under way: its micro-batches go in order through head, tail and head backward."""
+
+    micros: list[_Micro]
+    heads: int = 0
+    tails: int = 0
+    returned: int = 0
+    loss: float = 0.0
+    spoiled: str | None = None
+    """What is NaN or infinite, where the job lets the step pass without effect."""
+    nbytes: dict[Travelling, int] = field(default_factory=dict)
+    """Of the values of its first micro-batch, before they are packed."""
+
+    @property
+    def samples(self) -> int:
+        return sum(micro.samples for micro in self.micros)
+
+    @property
+    def counted(self) -> float | None:
+        """The elements that the loss's mean is over; None where none of them has a label."""
+        return sum(micro.elements for micro in self.micros) or None
+
+
+@dataclass(slots=True)
+class DeviceTrainer:
+    """Head and tail of one device, after step `head.step`, and the step under way."""
+
+    job: Job
+    batches: Batches
+    tests: EvaluationBatches | None
+    head: SegmentTrainer
+    tail: SegmentTrainer | None
+    wire: DeviceWire
+    loss: float | None = None
+    """Training loss of the last step; None where it was not measured: nothing had a label."""
+    samples: int = 0
+    """Samples of the last step."""
+    passed: str | None = None
+    """Why the last step passed without effect."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    _step: _Step | None = None
+    _next: tuple[int, list[_Micro]] | None = None
+    """A batch that was loaded ahead, and its step; its heads have run too, where nothing changes them."""
+    _targets: tuple[Tensor, ...] = ()
+    _kept: Values = ()
+
+    @classmethod
+    def create(
+        cls, job: Job, batches: Batches, tests: EvaluationBatches | None, *, device: str, choices: StepChoices
+    ) -> DeviceTrainer:
+        """With the job's initial weights, at step 0."""
+        head = SegmentTrainer(job.head.spawn(), job.spec, device=device, role="head")
+        tail = SegmentTrainer(job.tail.spawn(), job.spec, device=device, role="tail") if job.tail else None
+        codecs = job.spec.link.codecs
+        wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
+        return cls(job, batches, tests, head, tail, wire)
+
+    @property
+    def step(self) -> int:
+        return self.head.step
+
+    @property
+    def shared_loss(self) -> float | None:
+        """The loss of the step under way, where the job lets it leave the device; None until all is added."""
+        step, _ = self._live()
+        whole = step.tails == len(step.micros)
+        told = whole and self.job.spec.share_loss and step.counted and isfinite(step.loss)
+        return step.loss if told else None
+
+    def run_head(self, step: int, micro: int = 0) -> tuple[Packed, int, Tensors, int, float | None]:
+        """The head's wire values of a micro-batch, in order; micro-batch 0 begins `step`.
+
+        Also: its samples, its targets where labels are shared, the samples of the whole batch, and with
+        shared labels the elements that the loss's mean over several micro-batches is over.
+        Raises NotFiniteOnDevice, and DataError where the batch's own values are not finite.
+        """
+        if micro == 0:
+            self._step = _Step(self._batch(step))
+        under_way, tail = self._live()
+        part = under_way.micros[micro]
+        if part.head is None:
+            part.head = self.head.forward(part.inputs, micro=micro)
+        under_way.heads = micro + 1
+        wire = detached(part.head.outputs[: self.head.segment.n_wire])
+        self._look(self.head, wire, micro)
+        if under_way.spoiled:
+            wire, part.packed = tuple(map(_spoilt, wire)), None
+        if micro == 0:
+            kept = len(part.head.outputs) - len(wire)
+            under_way.nbytes = self._bytes_of_step(wire, part.samples, kept=kept)
+        packed = self.wire.pack(
+            "activations",
+            wire,
+            step=step,
+            micro=micro,
+            answer="activations" if tail else "gradients",
+            nbytes=under_way.nbytes,
+            ahead=part.packed,
+        )
+        part.packed = None
+        counted = under_way.counted if len(under_way.micros) > 1 and tail is None else None
+        return packed, part.samples, () if tail else part.targets, under_way.samples, counted
+
+    def _batch(self, step: int) -> list[_Micro]:
+        ahead, self._next = self._next, None
+        return ahead[1] if ahead is not None and ahead[0] == step else self._load(step)
+
+    def _load(self, step: int) -> list[_Micro]:
+        inputs, targets = self.batches.batch(step)
+        count, measure = self.job.spec.micro_batches, self.job.measure
+        parts, wanted = split_batch(inputs, count), split_batch(targets, count)
+        shares = measure.shares(wanted)
+        elements = [measure.elements(part) for part in wanted]
+        return [_Micro(*micro) for micro in zip(parts, wanted, shares, elements, strict=True)]
+
+    @property
+    def ahead(self) -> int | None:
+        """The step whose heads have run ahead of their turn."""
+        return self._next[0] if self._next and all(micro.head for micro in self._next[1]) else None
+
+    def work_ahead(self) -> None:
+        """Once all of the step under way was sent, load the batch after it; a head that training does not
+        change runs on it.
+
+        What goes wrong shows when its turn comes.
+        """
+        under_way, step = self._step, self.step + 2
+        if under_way is None or step > self.batches.total_steps or self._next is not None:
+            return
+        if (under_way.tails if self.tail else under_way.heads) == len(under_way.micros):
+            with suppress(Exception):
+                micros = self._load(step)
+                self._next = step, micros
+                if self.head.fixed:
+                    self._run_heads(step, micros)
+
+    def _run_heads(self, step: int, micros: list[_Micro]) -> None:
+        for number, micro in enumerate(micros):
+            opened = self.head.forward_ahead(micro.inputs, step=step, micro=number)
+            wire = detached(opened.outputs[: self.head.segment.n_wire])
+            micro.packed = self.wire.pack_ahead("activations", wire, step=step, micro=number)
+            micro.head = opened
+
+    def run_tail(self, packed: Packed, micro: int = 0) -> Packed:
+        """Tail, loss and tail backward of a micro-batch, in order: the gradients of the body's outputs."""
+        step, tail = self._live()
+        part = step.micros[micro]
+        assert tail is not None
+        assert part.head is not None
+        kept = part.head.outputs[self.head.segment.n_wire :]
+        inputs = tail.segment.input_values
+        specs = inputs[: len(inputs) - len(kept)]
+        values = self.wire.unpack("activations", packed, expected_of(specs, part.samples))
+        down = check_values(values, specs, samples=part.samples)
+        opened = tail.forward((*down, *kept), micro=micro)
+        self._look(tail, opened.outputs, micro)
+        loss = self.job.loss(tensors_of(opened.outputs), part.targets)
+        if part.share and part.elements:
+            step.loss += float(loss.detach()) * part.share
+            self._refuse_unless(isfinite(step.loss), "the loss")
+        backward_from(loss, part.share)
+        gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
+        self._refuse_unless(all_finite(tensors_of(gradients)), "a gradient of the tail's inputs")
+        if step.spoiled:
+            gradients = tuple(None if g is None else _spoilt(g) for g in gradients)
+        part.kept_gradients = gradients[len(specs) :]
+        step.tails = micro + 1
+        return self.wire.pack(
+            "gradients",
+            gradients[: len(specs)],
+            step=self.step + 1,
+            micro=micro,
+            answer="gradients",
+            nbytes=step.nbytes,
+        )
+
+    def run_head_backward(self, packed: Packed, loss: float | None) -> None:
+        """Head backward of the next micro-batch. `loss` is the worker's, if it has it."""
+        step, _ = self._live()
+        part = step.micros[step.returned]
+        assert part.head is not None
+        wire = self.head.segment.n_wire
+        outputs, kept = part.head.outputs[:wire], part.head.outputs[wire:]
+        gradients = self.wire.unpack("gradients", packed, expected_like(outputs))
+        checked = check_gradients(gradients, outputs)
+        self.head.backward(part.head, (*checked, *(part.kept_gradients or (None,) * len(kept))))
+        part.head = None
+        step.returned += 1
+        if loss is not None:
+            step.loss += loss * part.share
+
+    def apply(self, packed: Packed, loss: float | None) -> None:
+        """Head backward of the last micro-batch, then head and tail step together."""
+        self.run_head_backward(packed, loss)
+        step, tail = self._live()
+        trainers = [self.head] if tail is None else [self.head, tail]
+        for trainer in trainers:
+            what = trainer.not_finite()
+            if what is not None:
+                raise self._not_finite(what)
+        for trainer in trainers:
+            trainer.apply()
+        self.wire.packer.apply()
+        self.loss, self.samples = step.loss if step.counted else None, step.samples
+        self._step = None
+
+    def skip(self) -> None:
+        """Let the step under way pass without effect; `passed` says why."""
+        problem = self.data_problem()
+        spoiled = self._step.spoiled if self._step is not None else None
+        self.passed = problem.message if problem is not None else spoiled or "a gradient of the body"
+        self._step = None
+        self.wire.packer.abort()
+        self.head.skip()
+        if self.tail is not None:
+            self.tail.skip()
+
+    def abort(self) -> None:
+        """Forget the step under way."""
+        self._step = None
+        self.wire.packer.abort()
+        self.head.abort()
+        if self.tail is not None:
+            self.tail.abort()
+
+    def eval_head(self, index: int) -> tuple[Packed, int]:
+        """The wire values of test batch `index` in evaluation mode, and its size."""
+        assert self.tests is not None
+        if index == 0:
+            self.evaluation = Evaluation()
+        inputs, self._targets = self.tests.batch(index)
+        outputs = self.head.evaluate(inputs)
+        wire = self.head.eval_wire
+        self._kept = outputs[wire:]
+        return self.wire.pack_evaluation(outputs[:wire]), inputs[0].shape[0]
+
+    def eval_tail(self, index: int, packed: Packed) -> bool:
+        """Add test batch `index` to `evaluation`; whether another batch follows."""
+        assert self.tests is not None
+        samples = self._targets[0].shape[0]
+        self._count(evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples), index)
+        return index + 1 < len(self.tests)
+
+    def _count(self, outputs: tuple[Value, ...], index: int) -> None:
+        tensors, measure, result = tensors_of(outputs), self.job.measure, self.evaluation
+        elements = measure.elements(self._targets)
+        result.samples += self._targets[0].shape[0]
+        if elements:
+            loss = float(self.job.loss(tensors, self._targets))
+            if not isfinite(loss) and self.job.spec.durability.on_non_finite == "stop":
+                self._check_test_batch(index)
+            result.elements += elements
+            result.loss += loss * elements
+        right = measure.right(tensors, self._targets) if all(map(has_no_nan, tensors)) else None
+        result.judged = result.judged and right is not None
+        if right is not None:
+            result.correct += right[0]
+            result.counted += right[1]
+
+    def _check_test_batch(self, index: int) -> None:
+        """Raise DataError where the test batch itself is not finite: the model is not to blame then."""
+        assert self.tests is not None
+        inputs, targets = self.tests.batch(index)
+        problem = self.tests.problem(inputs, targets, self.tests.indices(index))
+        if problem is not None:
+            raise problem
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of head, tail and their optimizers after `step`."""
+        state = {HEAD + name: tensor for name, tensor in self.head.snapshot().items()}
+        state.update(self.wire.packer.state())
+        if self.tail is not None:
+            state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
+        """Take over what `state` gave; raises ValueError where it does not fit."""
+        self.abort()
+        self._next = None
+        self.head.load_state(_under(HEAD, state), step=step)
+        self.wire.packer.load_state(state)
+        if self.tail is not None:
+            self.tail.load_state(_under(TAIL, state), step=step)
+
+    def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
+        """Of what `up` and its answers have before packing; gradients are as large as their values."""
+        nbytes = bytes_of(up)
+        if self.tail is None:
+            return {("up", "activations"): nbytes, ("down", "gradients"): nbytes}
+        inputs = self.tail.segment.input_values
+        down = bytes_expected(expected_of(inputs[: len(inputs) - kept], samples))
+        return {
+            ("up", "activations"): nbytes,
+            ("down", "activations"): down,
+            ("up", "gradients"): down,
+            ("down", "gradients"): nbytes,
+        }
+
+    def _live(self) -> tuple[_Step, SegmentTrainer | None]:
+        assert self._step is not None, "no step is under way"
+        return self._step, self.tail
+
+    def data_problem(self) -> DataError | None:
+        """What is NaN or infinite in the data of the step under way, by sample; None where all is finite."""
+        if self._step is None:
+            return None
+        number = self.step + 1
+        inputs, targets = self.batches.batch(number)
+        return self.batches.problem(inputs, targets, self.batches.indices(number))
+
+    def _look(self, trainer: SegmentTrainer, outputs: Values, micro: int) -> None:
+        """Refuse what a forward made: NaN among its outputs, or running statistics that are no numbers.
+
+        Infinite outputs pass: masks and impossible classes are made of them.
+        """
+        role = trainer.segment.name
+        self._refuse_unless(all(map(has_no_nan, tensors_of(outputs))), f"an output of the {role}")
+        what = trainer.spoiled_buffer()
+        self._refuse_unless(what is None, what or "")
+
+    def _refuse_unless(self, finite: bool, what: str) -> None:
+        """Stop where something is not finite; where the job lets such a step pass, mark it."""
+        if finite:
+            return
+        if self.job.spec.durability.on_non_finite == "stop":
+            raise self._not_finite(what)
+        step, _ = self._live()
+        step.spoiled = step.spoiled or what
+
+    def _not_finite(self, what: str) -> SplitEasyError:
+        """The error for it: the data is to blame where it is not finite itself."""
+        problem = self.data_problem()
+        self.abort()
+        return problem or NotFiniteOnDevice(
+            f"{what} is NaN or infinite in step {self.step + 1} on the device; nothing was applied",
+            hint="the data is finite: lower the learning rate, or clip the gradients ([clip] max_norm)",
+        )
+
+
+def evaluation_outputs(
+    job: Job, tail: SegmentTrainer | None, packed: Packed, kept: Values, *, samples: int
+) -> tuple[Value, ...]:
+    """The model's outputs from the body's, in evaluation mode. Raises DataError."""
+    codecs = job.spec.link.codecs["activations"]
+    if tail is None:
+        expected = [((samples, *spec.shape), DTYPES[spec.dtype]) for spec in job.signature.outputs]
+        return unpack(packed, expected, codecs=codecs)
+    specs = tail.eval_inputs[: len(tail.eval_inputs) - len(kept)]
+    values = unpack(packed, expected_of(specs, samples), codecs=codecs)
+    return tail.evaluate((*check_values(values, specs, samples=samples), *kept))
+
+
+def has_no_nan(tensor: Tensor) -> bool:
+    """Whether no element is NaN."""
+    return not tensor.is_floating_point() or all_finite([tensor]) or not bool(tensor.isnan().any())
+
+
+_AnyValue = TypeVar("_AnyValue", Tensor, Tensor | int)
+
+
+def _spoilt(value: _AnyValue) -> _AnyValue:
+    """NaN in place of every number, which tells the worker that the step is to pass without effect."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return torch.full_like(value, float("nan"))
+    return value
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}

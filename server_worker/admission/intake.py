@@ -1,0 +1,179 @@
+"""From deliveries to authenticated requests. Whatever a device sends is checked here first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from broker import decode
+from broker.protocol import messages as m
+from broker.protocol.assembler import Assembled, Assembler, OverBudget, Partial
+from broker.protocol.frames import Chunk, parse_frame, to_ranges
+from broker.transport.base import Delivery
+from broker.transport.topology import (
+    FRONT_SHARD,
+    REPLY_TO,
+    device_of_key,
+    device_of_reply_queue,
+    shard_label,
+    shard_of,
+)
+from server_worker.admission.quotas import Quotas
+from server_worker.config import Trust
+from spliteasy.errors import WireError
+
+_REQUESTS = get_args(m.AnyRequest)
+LEAST_RANGES, RANGE_BYTES = 4, 16
+"""What a HAVE tells in any case, and what each range of frames takes in it at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A whole request from the device it names."""
+
+    request: m.AnyRequest
+    raw: memoryview
+    reply_to: str
+    chunk_bytes: int
+    """As the request was cut: the device chose it by its link, so its replies are cut no coarser."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A part of a request."""
+
+    outcome: Partial | OverBudget
+    device: str
+    reply_to: str
+
+
+class Intake:
+    """Authenticates deliveries and puts requests together from their frames."""
+
+    def __init__(self, assembler: Assembler, *, trust: Trust, shards: int, quotas: Quotas) -> None:
+        self._assembler = assembler
+        self._quotas = quotas
+        self._trust = trust
+        self._shards = shards
+
+    def take(self, delivery: Delivery) -> Accepted | Waiting:
+        """Raises WireError for what must not be served: it goes to the dead queue with that reason.
+
+        Whatever it is, it is counted first; beyond the quota what can't be read is dropped without a trace.
+        """
+        within = self._quotas.frame(self._charged(delivery), len(delivery.body))
+        try:
+            device, reply_to = self._sender(delivery)
+            if not within:
+                return self._over_quota(device, reply_to, parse_frame(delivery.body))
+        except WireError:
+            if within:
+                raise
+            return Waiting(outcome=OverBudget(message_id="", last=False), device="", reply_to="")
+        outcome = self._assembler.add(device, delivery.body)
+        if not isinstance(outcome, Assembled):
+            if isinstance(outcome, Partial) and outcome.last:
+                # Whatever makes a request whole is acknowledged after the reply, and wakes the successor of
+                # a worker that died before. That must be its last frame: no other makes one ask for more.
+                self._assembler.forget_last(device, outcome.message_id)
+            return Waiting(outcome=outcome, device=device, reply_to=reply_to)
+        if not self._quotas.message(device):
+            return self._over_quota(device, reply_to, outcome)
+        request = decode(outcome.body)
+        if not isinstance(request, _REQUESTS):
+            raise WireError(f"a device may not send {request.kind}")
+        if request.device != device:
+            raise WireError(f"device {device} sent a request of session {request.session}")
+        expected = (
+            FRONT_SHARD
+            if isinstance(request, m.GetJob)
+            else shard_label(shard_of(request.session, self._shards))
+        )
+        if delivery.routing_key.rpartition(".")[2] != expected:
+            raise WireError(f"{request.kind} of {request.session} came by {delivery.routing_key}")
+        within = (
+            self._quotas.job(device)
+            if isinstance(request, m.GetJob)
+            else self._quotas.session(device, request.session)
+        )
+        if not within:
+            return self._over_quota(device, reply_to, outcome)
+        return Accepted(request=request, raw=outcome.body, reply_to=reply_to, chunk_bytes=outcome.chunk_bytes)
+
+    def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> Waiting:
+        """What it sent is dropped; it is told so by BUSY, at the end of its message and not too often."""
+        last = not isinstance(dropped, Chunk) or dropped.last
+        outcome = OverBudget(message_id=dropped.message_id, last=last and self._quotas.answer(device))
+        return Waiting(outcome=outcome, device=device, reply_to=reply_to)
+
+    def may_bury(self, delivery: Delivery) -> bool:
+        """Whether a delivery that must not be served is kept as a dead letter, or dropped."""
+        return self._quotas.dead_letter(self._charged(delivery), len(delivery.body))
+
+    def affords(self, reply_to: str, nbytes: int) -> bool:
+        """Whether a small answer of that size may be sent there: it costs no more than what was received."""
+        device = device_of_reply_queue(reply_to)
+        return device is not None and self._quotas.afford(device, nbytes)
+
+    def held(self, device: str, message_id: str) -> m.FrameRanges:
+        """Which frames of an unfinished request are here, as far as a HAVE can tell them, and is paid for.
+
+        What it does not tell is sent again.
+        """
+        paid = int(self._quotas.credit(device) / 2 / RANGE_BYTES)
+        return to_ranges(self._assembler.held(device, message_id))[
+            : min(m.MAX_RANGES, max(LEAST_RANGES, paid))
+        ]
+
+    def asked(self, ask: m.Ask, chunk_bytes: int) -> m.FrameRanges:
+        """Which frames of the asked request are here, in chunks as the device cuts it now."""
+        device = ask.device
+        if not self._assembler.cut_as(device, ask.about, chunk_bytes):
+            if not self._quotas.work(device, self._assembler.bytes_of(device)):
+                return ()
+            self._assembler.recut(device, ask.about, chunk_bytes)
+        return self.held(device, ask.about) or self._adopt(ask)
+
+    def _adopt(self, ask: m.Ask) -> m.FrameRanges:
+        """Which frames of it are here under another id: an agent was restarted since.
+
+        Looking for them costs the device as much as sending them.
+        """
+        device = ask.device
+        if ask.total is None or ask.chunk_bytes is None or not ask.digests:
+            return ()
+        if not self._quotas.work(device, self._assembler.bytes_of(device)):
+            return ()
+        self._assembler.adopt(
+            device, ask.about, chunk_bytes=ask.chunk_bytes, total=ask.total, digests=ask.digests
+        )
+        return self.held(device, ask.about)
+
+    @property
+    def uploads(self) -> int:
+        """Unfinished requests."""
+        return self._assembler.messages_held
+
+    @property
+    def upload_bytes(self) -> int:
+        """Reserved for unfinished requests."""
+        return self._assembler.bytes_held
+
+    def _charged(self, delivery: Delivery) -> str:
+        """On whose account a delivery goes: who sent it, as far as the broker knows that."""
+        named = device_of_key(delivery.routing_key) or ""
+        return named if self._trust is Trust.OPEN else delivery.principal or named
+
+    def _sender(self, delivery: Delivery) -> tuple[str, str]:
+        """The device that sent it and where it listens."""
+        if delivery.copied:
+            raise WireError("CC and BCC are refused: they can bypass the broker's topic permissions")
+        device = device_of_key(delivery.routing_key)
+        if device is None:
+            raise WireError(f"routing key {delivery.routing_key!r} names no device")
+        if self._trust is Trust.ENROLLED and delivery.principal != device:
+            raise WireError(f"account {delivery.principal!r} spoke for device {device}")
+        reply_to = delivery.headers.get(REPLY_TO, "")
+        if device_of_reply_queue(reply_to) != device:
+            raise WireError(f"reply queue {reply_to!r} is not one of device {device}")
+        return device, reply_to

@@ -1,0 +1,78 @@
+"""What a machine computes: the digest of one step of a job's body on fixed inputs, at the job's batch sizes.
+
+Two machines whose kernels, threads or libraries differ may give other bits for the same step. Names and
+versions do not tell (the same capability has several kernels), so the step itself is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from server_worker.config import environment
+from spliteasy.graph.document import Value, ValueSpec
+from spliteasy.job import Job
+from spliteasy.job.micro_batches import micro_sizes
+from spliteasy.runtime.torch_thread import NO_MEMORY
+from spliteasy.training.digest import digest_of
+from spliteasy.training.segment_trainer import SegmentTrainer
+
+KEPT = 256
+"""Jobs whose digest is remembered."""
+
+_PROBED = re.compile(r", probe ([0-9a-f]{32})$")
+_known: OrderedDict[str, str] = OrderedDict()
+"""By the job's digest; in the thread that computes."""
+
+
+def environment_of(job: Job) -> str:
+    """What decides the bits of this job here, on one line; the digest of the probe at its end."""
+    if job.digest not in _known:
+        _known[job.digest] = f"{environment()}, probe {_probe(job)}"
+        while len(_known) > KEPT:
+            _known.popitem(last=False)
+    return _known[job.digest]
+
+
+def alike(stored: str, own: str) -> bool:
+    """Whether both name the same probe, or one of them none: an earlier version's."""
+    one, other = _PROBED.search(stored), _PROBED.search(own)
+    return one is None or other is None or one[1] == other[1]
+
+
+def _probe(job: Job) -> str:
+    trainer = SegmentTrainer(job.body.spawn(), job.spec, device="probe", role="body")
+    generator = torch.Generator().manual_seed(0)
+    seen: list[Tensor | int | None] = []
+    try:
+        for micro, samples in enumerate(
+            sorted(set(micro_sizes(job.spec.batch_size, job.spec.micro_batches)))
+        ):
+            specs = trainer.segment.input_values
+            opened = trainer.forward([_value(spec, samples, generator) for spec in specs], micro=micro)
+            gradients = [
+                torch.randn(output.shape, generator=generator).to(output.dtype)
+                if isinstance(output, Tensor) and output.requires_grad
+                else None
+                for output in opened.outputs
+            ]
+            seen += [*opened.outputs, *trainer.backward(opened, gradients)]
+        trainer.apply()
+        return digest_of([*seen, *trainer.moving()])
+    except RuntimeError as error:
+        if NO_MEMORY in str(error):
+            raise
+        return digest_of([len(seen)])  # a body that can't take these inputs can't on a machine like this one
+
+
+def _value(spec: ValueSpec, samples: int, generator: torch.Generator) -> Value:
+    """A value of the cut: normal numbers, or zeros, which are an index of everything."""
+    if spec.is_int:
+        return spec.value_for(samples)
+    shape = spec.shape_for(samples)
+    if spec.torch_dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(spec.torch_dtype)
+    return torch.zeros(shape, dtype=spec.torch_dtype)

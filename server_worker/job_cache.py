@@ -1,0 +1,139 @@
+"""Job programs in a worker: loaded from the store once, kept while they are used; and the JOB reply."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
+
+import torch
+
+from broker.protocol import messages as m
+from broker.transport.topology import shard_of
+from server_worker.admission.authorization import may_train
+from server_worker.session.refusals import error_reply, not_allowed_reply
+from server_worker.store import Store, StoredJob, no_parts
+from spliteasy.errors import NeedsNewer
+from spliteasy.job import Job, device_parts
+from spliteasy.runtime.torch_thread import Compute
+
+CACHED_BYTES = 256 << 20
+"""Of the devices' parts of jobs. The largest is kept whatever its size."""
+
+
+class JobCache:
+    """Programs by digest, the least recently used dropped beyond `limit`."""
+
+    def __init__(self, store: Store, compute: Compute, *, limit: int) -> None:
+        self._store = store
+        self._compute = compute
+        self.limit = limit
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._loading: dict[str, asyncio.Lock] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    async def get(self, name: str, digest: str) -> Job | None:
+        """The program of that version; None where the store has none.
+
+        Raises StoreError, PortableError, NeedsNewer.
+        """
+        lock = self._loading.setdefault(digest, asyncio.Lock())
+        try:
+            async with lock:
+                job = self._jobs.get(digest)
+                if job is None:
+                    stored = await self._store.get_job(name, digest)
+                    if stored is None:
+                        return None
+                    job = await self._compute(lambda: Job.from_parts(stored.manifest, stored.parts))
+                    self._jobs[digest] = job
+                    while len(self._jobs) > self.limit:
+                        self._jobs.popitem(last=False)
+                self._jobs.move_to_end(digest)
+                return job
+        finally:
+            self._loading.pop(digest, None)  # digests come from devices: nothing stays of made up ones
+
+    async def load_ahead(self, jobs: Iterable[str]) -> list[str]:
+        """Load what is not here yet of `name@digest`s that may be needed; never in another's place.
+
+        Returns what was loaded, without what needs a newer version. Raises StoreError, PortableError.
+        """
+        loaded = []
+        for job in jobs:
+            name, _, digest = job.partition("@")
+            wanted = digest not in self._jobs and len(self._jobs) < self.limit
+            with suppress(NeedsNewer):
+                if wanted and await self.get(name, digest) is not None:
+                    loaded.append(job)
+        return loaded
+
+
+class DeviceJobs:
+    """Answers GET_JOB. The devices' parts of jobs are read once, and kept up to `limit_bytes`, the least
+    recently used dropped first: what an answer costs the store is about what the question costs the device.
+    """
+
+    def __init__(self, store: Store, *, shards: int, limit_bytes: int = CACHED_BYTES) -> None:
+        self._store = store
+        self._shards = shards
+        self._limit_bytes = limit_bytes
+        self._parts: OrderedDict[tuple[str, str], dict[str, torch.Tensor]] = OrderedDict()
+        self._reading = asyncio.Lock()
+
+    async def answer(self, request: m.GetJob) -> m.Job | m.Error:
+        """The device's parts of the version asked for, and the shard that serves the session.
+
+        Raises StoreError.
+        """
+        store = self._store
+        allowed = (await store.allowed([request.device])).get(request.device)
+        if not may_train(allowed, request.job):
+            return not_allowed_reply(request)
+        stored = await store.get_job(request.job, request.digest, wanted=no_parts)
+        if stored is None:
+            return await self._unknown(request)
+        if not may_train(allowed, request.job, stored.digest):
+            return not_allowed_reply(request, stored.digest)
+        async with self._reading:  # many devices ask at once for one new job
+            parts = await self._parts_of(stored)
+        return m.Job(
+            session=request.session,
+            answers=request.request,
+            digest=stored.digest,
+            shard=shard_of(request.session, self._shards),
+            manifest=stored.manifest.decode(),
+            parts=tuple(parts),
+            signature=stored.signature,
+            values=tuple(parts.values()),
+        )
+
+    async def _parts_of(self, stored: StoredJob) -> dict[str, torch.Tensor]:
+        key = (stored.name, stored.digest)
+        parts = self._parts.get(key)
+        if parts is None:
+            found = await self._store.get_job(stored.name, stored.digest, wanted=device_parts)
+            read = {} if found is None else found.parts
+            parts = {
+                name: torch.frombuffer(bytearray(read[name]), dtype=torch.uint8) for name in sorted(read)
+            }
+            self._parts[key] = parts
+        self._parts.move_to_end(key)
+        while len(self._parts) > 1 and sum(map(_nbytes, self._parts.values())) > self._limit_bytes:
+            self._parts.popitem(last=False)
+        return parts
+
+    async def _unknown(self, request: m.GetJob) -> m.Error:
+        known = sorted(await self._store.job_versions())
+        version = f"{request.job}@{request.digest[:12]}" if request.digest else request.job
+        listed = f"submitted are: {', '.join(known[:20])}" if known else "no job has been submitted"
+        return error_reply(
+            request, "unknown-job", f"there is no job {version}", f"{listed}; see `spliteasy submit`"
+        )
+
+
+def _nbytes(parts: dict[str, torch.Tensor]) -> int:
+    return sum(part.nbytes for part in parts.values())

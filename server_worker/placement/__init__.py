@@ -1,0 +1,1 @@
+"""Which worker serves which shard, and what a worker does beside serving."""

@@ -1,0 +1,60 @@
+"""Removal of sessions that nobody has touched for as long as their job says.
+
+Ages are by the store's own clock, and it looks again in the script that deletes: a worker whose clock is
+wrong deletes nothing that others would not. What a worker that is alive owns is left to that worker, which
+knows whether it was asked for anything lately.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import structlog
+
+from server_worker.job_cache import JobCache
+from server_worker.store import SessionMeta, Store
+from spliteasy.errors import SplitEasyError
+
+log = structlog.get_logger(__name__)
+
+FRESH_S = 60.0
+"""A session touched so lately is not looked at any closer."""
+
+
+async def forget_abandoned(
+    store: Store, jobs: JobCache, *, own: str = "", idle_here_s: Callable[[str], float] = lambda _: math.inf
+) -> list[str]:
+    """Delete the sessions whose last change is older than their job's `durability.retention_s`.
+
+    `own` is the owner nonce of this worker, and `idle_here_s` says how long it was not asked about a session
+    (by a clock that nobody sets). Returns the names of what was deleted. Raises StoreError; what was deleted
+    by then stays deleted.
+    """
+    owners = {worker.owner for worker in await store.workers()} - {own}
+    if "" in owners:
+        return []  # an older version does not say what it owns: once it has been upgraded
+    now, forgotten = await store.now(), []
+    for meta in await store.sessions():
+        idle_s = now - meta.updated_at
+        if idle_s < FRESH_S or meta.owner.nonce in owners:
+            continue
+        retention_s = await _retention_s(jobs, meta)
+        if (
+            retention_s is not None
+            and min(idle_s, idle_here_s(meta.session)) > retention_s
+            and await store.forget_abandoned(meta.session, owner=meta.owner, idle_s=retention_s)
+        ):
+            log.info("abandoned session deleted", session=meta.session, idle_s=round(idle_s))
+            forgotten.append(meta.session)
+    return forgotten
+
+
+async def _retention_s(jobs: JobCache, meta: SessionMeta) -> float | None:
+    """How long the session's job keeps it; None where that can't be known."""
+    try:
+        job = await jobs.get(meta.session.partition(".")[0], meta.job_digest)
+    except SplitEasyError as error:
+        log.warning("no retention known", session=meta.session, error=error.message)
+        return None
+    return None if job is None else job.spec.durability.retention_s

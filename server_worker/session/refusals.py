@@ -1,0 +1,159 @@
+"""Replies that say no, in words that tell a person what to do. Those that say yes: `answers.py`."""
+
+from __future__ import annotations
+
+from broker.protocol import messages as m
+from server_worker.store import Attempt, NoCommonStep, OtherJob, StaleAttempt
+from spliteasy.errors import DataError, OutOfMemory, ReplayMismatch, StoreError, StoreFull
+from spliteasy.training.segment_trainer import NotFinite
+
+NOT_DURABLE = "waiting until the last step is durable"
+NO_ROOM = "too many requests wait for others that come before them"
+NO_MEMORY = "the steps of other sessions take the worker's memory"
+MEMORY_RETRY_S = 1.0
+PAUSED = "paused by the operator"
+PAUSE_RETRY_S = 2.0
+
+
+def paused_reply(request: m.SessionRequest) -> m.Busy:
+    """No step begins until the operator lets the session go on; the device keeps what it has sent."""
+    return m.Busy(answers=request.request, retry_after_s=PAUSE_RETRY_S, reason=PAUSED)
+
+
+def no_memory_reply(request: m.SessionRequest) -> m.Busy:
+    """Others take the memory that the request would need; the device keeps what it has sent."""
+    return m.Busy(answers=request.request, retry_after_s=MEMORY_RETRY_S, reason=NO_MEMORY)
+
+
+def error_reply(
+    request: m.Request, code: m.ErrorCode, message: str, hint: str | None = None, *, retriable: bool = False
+) -> m.Error:
+    """A typed ERROR that answers the request; long texts are cut."""
+    return m.Error(
+        session=request.session,
+        answers=request.request,
+        code=code,
+        message=message[:1500],
+        hint=hint[:400] if hint else None,
+        retriable=retriable,
+    )
+
+
+def deadly_reply(request: m.Request) -> m.Error:
+    """The request was begun again and again, and no worker that began it got to its end."""
+    return error_reply(
+        request,
+        "computation-failed",
+        "every worker that began this request ended before it was done",
+        "it may need more memory than workers have: use a smaller batch, or more micro_batches; the operator "
+        "finds the request in the dead queue",
+    )
+
+
+def failure_reply(request: m.Request, error: Exception, *, again: bool = False) -> m.Error:
+    """Why a request could not be served. `again`: whether what found no memory may be tried once more."""
+    match error:
+        case DataError():
+            return error_reply(request, "bad-tensor", error.message, error.hint)
+        case NotFinite():
+            return error_reply(
+                request,
+                "not-finite",
+                "a gradient of the body is NaN or infinite",
+                "lower the learning rate, or clip the gradients ([clip] max_norm)",
+            )
+        case ReplayMismatch():
+            return error_reply(request, "replay-mismatch", error.message, error.hint)
+        case StoreError():
+            code: m.ErrorCode = "store-full" if isinstance(error, StoreFull) else "unavailable"
+            return error_reply(request, code, error.message, error.hint, retriable=True)
+        case OutOfMemory():
+            code = "unavailable" if again else "computation-failed"
+            text = f"the worker has {error.message}"
+            return error_reply(request, code, text, error.hint, retriable=again)
+    return error_reply(request, "computation-failed", f"{type(error).__name__}: {error}")
+
+
+def unknown_job_reply(request: m.Open) -> m.Error:
+    """The store has no such version of a job."""
+    return error_reply(
+        request,
+        "unknown-job",
+        f"there is no job {request.job}@{request.digest[:12]}",
+        "submit it with `spliteasy submit`",
+    )
+
+
+def log_full_reply(request: m.Forward, log_bytes: int) -> m.Error:
+    """The log may not grow, and the device keeps it from being cut."""
+    return error_reply(
+        request,
+        "log-full",
+        f"the log holds {log_bytes} bytes, since the device's oldest checkpoint is step "
+        f"{request.oldest_checkpoint}",
+        "submit the job with a larger durability.log_max_bytes, or with fewer checkpoints kept",
+    )
+
+
+def body_not_shared_reply(request: m.GetBody) -> m.Error:
+    """The job keeps the body from the devices."""
+    return error_reply(
+        request,
+        "not-allowed",
+        f"job {request.job} does not let devices fetch the body",
+        "submit it with `share_body = true`",
+    )
+
+
+def not_allowed_reply(request: m.Request, digest: str = "") -> m.Error:
+    """The operator lets the device train other jobs, or another version of this one."""
+    version = f"version {digest[:12]} of job {request.job}" if digest else f"job {request.job}"
+    return error_reply(
+        request,
+        "not-allowed",
+        f"device {request.device} may not train {version}",
+        f"the operator can allow it: spliteasy allow {request.device} {request.job}",
+    )
+
+
+def stale_reply(request: m.Open | m.SessionRequest, stored: Attempt) -> m.Superseded | m.Reopen:
+    """The request's attempt is not the stored one: a newer one is, or the store went back to an older."""
+    if stored.number < request.attempt.number:
+        return reopen_reply(request, f"the store knows only attempt {stored.number}")
+    return m.Superseded(
+        session=request.session, answers=request.request, attempt=request.attempt, newest=stored.number
+    )
+
+
+def reopen_reply(request: m.Open | m.SessionRequest, reason: str) -> m.Reopen:
+    """The session can't go on from the request's step."""
+    return m.Reopen(session=request.session, answers=request.request, attempt=request.attempt, reason=reason)
+
+
+def open_refused(request: m.Open, refusal: StaleAttempt | OtherJob | NoCommonStep) -> m.Reply:
+    """Why an attempt can't begin."""
+    match refusal:
+        case StaleAttempt(stored=stored):
+            return stale_reply(request, stored)
+        case OtherJob(job_digest=digest):
+            return error_reply(
+                request,
+                "other-job",
+                f"session {request.session} trains {request.job}@{digest[:12]}, "
+                f"the device asks for {request.job}@{request.digest[:12]}",
+                "go on with the state folder of that version, or delete the session with "
+                f"`spliteasy forget {request.session}`",
+            )
+        case NoCommonStep(oldest=oldest, committed=committed):
+            server = "nothing" if oldest is None else f"steps {oldest} to {committed}"
+            return error_reply(
+                request,
+                "no-common-step",
+                f"no step that both sides can restore: the device holds {_told(request.held)}, "
+                f"the store can restore {server}",
+                "begin anew with `spliteasy agent --restart`",
+            )
+
+
+def _told(steps: tuple[int, ...]) -> str:
+    return "checkpoints of steps " + ", ".join(str(step) for step in sorted(steps))

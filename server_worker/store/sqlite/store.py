@@ -1,0 +1,417 @@
+"""The embedded store: one SQLite file, for a single machine and for simulations.
+
+The tables follow the session's meta record: `rules.py` decides, then entries that the new record no
+longer reaches are deleted, all in one transaction a call. Requests that no commit has named yet wait in
+memory, so a commit is one durable write; a process that dies takes them along, as it may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from server_worker.store import rules
+from server_worker.store.base import (
+    DELIVERIES_TTL_S,
+    PUT_TTL_S,
+    Attempt,
+    Blob,
+    ClaimOutcome,
+    CommitOutcome,
+    Done,
+    LogEntry,
+    OpenOutcome,
+    Owner,
+    SessionMeta,
+    StoredJob,
+    WantedParts,
+    WorkerInfo,
+    all_parts,
+)
+from server_worker.store.records import decode_worker, encode_worker, pieces
+from server_worker.store.sqlite.file import Database
+from server_worker.store.staging import Waiting
+from spliteasy.errors import StoreUnavailable
+
+_T = TypeVar("_T")
+
+
+class SqliteStore:
+    """The store on a SQLite file (`path`), or in memory (`path` None).
+
+    Calls run in order in a thread of the store's own; `inline` runs them in the caller instead, without
+    giving way to other tasks, so that a simulation stays deterministic. A call that is cancelled still
+    takes place. Two processes may share the file. `clock` gives Unix time in seconds. A file loses nothing
+    once a call has returned; `loss_window_s` is for a simulation that goes back to an earlier image.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        inline: bool = False,
+        clock: Callable[[], float] | None = None,
+        put_ttl_s: float = PUT_TTL_S,
+        loss_window_s: float | None = None,
+    ) -> None:
+        self.loss_window_s: float = (0.0 if path else math.inf) if loss_window_s is None else loss_window_s
+        self._clock = clock or time.time
+        self._put_ttl_s, self._ticks = put_ttl_s, clock or time.monotonic
+        self._waiting: Waiting[bytes] = Waiting(ttl_s=put_ttl_s, clock=self._ticks)
+        self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
+        self._closed = False
+        self._database = self._submit(lambda: Database(path))
+
+    # simulation
+
+    def image(self) -> bytes:
+        """All that is durable now."""
+        return self._submit(lambda: self._database.image())
+
+    def restore(self, image: bytes) -> None:
+        """Go back to an earlier `image`: a store that lost what came after it, and all waiting requests."""
+        self._waiting = Waiting(ttl_s=self._put_ttl_s, clock=self._ticks)
+        self._submit(lambda: self._database.restore(image))
+
+    async def now(self) -> float:
+        return self._clock()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of requests that wait in this process for their commits."""
+        return self._waiting.nbytes
+
+    # jobs
+
+    async def put_job(self, job: StoredJob) -> None:
+        def put(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM jobs WHERE name = ? AND digest = ?", (job.name, job.digest))
+            db.execute(
+                "INSERT INTO jobs (name, digest, manifest) VALUES (?, ?, ?)",
+                (job.name, job.digest, job.manifest),
+            )
+            db.execute("DELETE FROM parts WHERE name = ? AND digest = ?", (job.name, job.digest))
+            db.executemany(
+                "INSERT INTO parts (name, digest, part, body) VALUES (?, ?, ?, ?)",
+                (
+                    (job.name, job.digest, part, piece)
+                    for part, body in job.parts.items()
+                    for piece in pieces(body)
+                ),
+            )
+            if job.signature is not None:
+                db.execute(
+                    "REPLACE INTO signatures (name, digest, signature) VALUES (?, ?, ?)",
+                    (job.name, job.digest, job.signature),
+                )
+
+        await self._write(put)
+
+    async def get_job(
+        self, name: str, digest: str | None = None, *, wanted: WantedParts = all_parts
+    ) -> StoredJob | None:
+        def get(db: sqlite3.Connection) -> StoredJob | None:
+            row = db.execute(
+                "SELECT digest, manifest, signature FROM jobs LEFT JOIN signatures USING (name, digest)"
+                " WHERE name = ? AND digest = coalesce(?, digest) ORDER BY submission DESC LIMIT 1",
+                (name, digest),
+            ).fetchone()
+            if row is None:
+                return None
+            version = (name, row[0])
+            there = db.execute("SELECT DISTINCT part FROM parts WHERE name = ? AND digest = ?", version)
+            parts: dict[str, bytes] = {}
+            for part in wanted([found for (found,) in there]):
+                rows = db.execute(
+                    "SELECT part, body FROM parts WHERE name = ? AND digest = ? AND part = ? ORDER BY rowid",
+                    (*version, part),
+                )
+                parts |= _joined(rows)
+            return StoredJob(name=name, digest=row[0], manifest=row[1], parts=parts, signature=row[2])
+
+        return await self._read(get)
+
+    async def job_versions(self) -> Mapping[str, Sequence[str]]:
+        def versions(db: sqlite3.Connection) -> dict[str, list[str]]:
+            found: dict[str, list[str]] = {}
+            for name, digest in db.execute("SELECT name, digest FROM jobs ORDER BY name, submission DESC"):
+                found.setdefault(name, []).append(digest)
+            return found
+
+        return await self._read(versions)
+
+    # sessions
+
+    async def open_session(
+        self,
+        session: str,
+        *,
+        job_digest: str,
+        attempt: Attempt,
+        held: Sequence[int],
+        worker: str,
+        environment: str,
+        agent: str = "",
+        total_steps: int = 0,
+        restart: bool = False,
+    ) -> OpenOutcome:
+        def opened(db: sqlite3.Connection) -> OpenOutcome:
+            outcome = rules.opened(
+                self._database.meta(session),
+                session,
+                job_digest=job_digest,
+                attempt=attempt,
+                held=held,
+                worker=worker,
+                environment=environment,
+                agent=agent,
+                total_steps=total_steps,
+                restart=restart,
+            )
+            return self._stored(outcome) if isinstance(outcome, Done) else outcome
+
+        return await self._write(opened)
+
+    async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
+        def claimed(db: sqlite3.Connection) -> ClaimOutcome:
+            outcome = rules.claimed(self._database.meta(session), attempt=attempt, step=step, worker=worker)
+            return self._stored(outcome) if isinstance(outcome, Done) else outcome
+
+        return await self._write(claimed)
+
+    async def session(self, session: str) -> SessionMeta | None:
+        return await self._read(lambda db: self._database.meta(session))
+
+    async def put_request(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
+    ) -> None:
+        nbytes = memoryview(body).nbytes
+        self._waiting.check_room(session, step=step, attempt=attempt, owner=owner, index=index, nbytes=nbytes)
+        self._waiting.put(
+            session, step=step, attempt=attempt, owner=owner, index=index, value=bytes(body), nbytes=nbytes
+        )
+
+    async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
+        self._waiting.keep(session, attempt=attempt, owner=owner)
+
+    async def commit(
+        self,
+        session: str,
+        *,
+        attempt: Attempt,
+        owner: Owner,
+        step: int,
+        requests: int,
+        gradient_digest: str,
+        oldest_checkpoint: int,
+    ) -> CommitOutcome:
+        bodies = self._waiting.get(session, step=step, attempt=attempt, owner=owner, count=requests)
+
+        def committed(db: sqlite3.Connection) -> CommitOutcome:
+            meta = self._database.meta(session)
+            outcome = rules.committed(
+                meta,
+                attempt=attempt,
+                owner=owner,
+                step=step,
+                repeat=self._database.logged_digest(session, step) == gradient_digest,
+                oldest_checkpoint=oldest_checkpoint,
+            )
+            if not isinstance(outcome, Done):
+                return outcome
+            if outcome.meta != meta:
+                self._database.append_log(session, step, gradient_digest, bodies)
+            return self._stored(outcome)
+
+        outcome = await self._write(committed)
+        self._waiting.drop(session, step=step, owner=owner)
+        return outcome
+
+    async def put_snapshot(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
+    ) -> CommitOutcome:
+        def put(db: sqlite3.Connection) -> CommitOutcome:
+            meta = self._database.meta(session)
+            outcome = rules.snapshotted(meta, attempt=attempt, owner=owner, step=step)
+            if not isinstance(outcome, Done):
+                return outcome
+            assert meta is not None
+            if step in outcome.meta.snapshots and step not in meta.snapshots:
+                self._database.add_snapshot(session, step, tensors)
+            return self._stored(outcome)
+
+        return await self._write(put)
+
+    async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
+        def read(db: sqlite3.Connection) -> dict[str, bytes]:
+            meta = self._database.meta(session)
+            if meta is None or step not in meta.snapshots:
+                raise KeyError(f"session {session} has no snapshot of step {step}")
+            return _joined(
+                db.execute(
+                    "SELECT name, body FROM tensors WHERE session = ? AND step = ? ORDER BY rowid",
+                    (session, step),
+                )
+            )
+
+        return await self._read(read)
+
+    async def read_log(self, session: str, *, after: int, upto: int) -> AsyncIterator[LogEntry]:
+        for step in range(after + 1, upto + 1):
+            yield await self._read(partial(self._log_entry, session, step))
+
+    def _log_entry(self, session: str, step: int, db: sqlite3.Connection) -> LogEntry:
+        return self._database.log_entry(session, step)
+
+    async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
+        def closed(db: sqlite3.Connection) -> CommitOutcome:
+            outcome = rules.closed(self._database.meta(session), attempt=attempt, owner=owner)
+            return self._stored(outcome) if isinstance(outcome, Done) else outcome
+
+        return await self._write(closed)
+
+    async def pause(self, session: str, paused: bool) -> bool:
+        def pause(db: sqlite3.Connection) -> bool:
+            statement = "UPDATE sessions SET paused = ? WHERE session = ?"
+            return db.execute(statement, (paused, session)).rowcount > 0
+
+        return await self._write(pause)
+
+    async def add_losses(self, session: str, losses: Mapping[int, float]) -> None:
+        await self._write(lambda db: self._database.add_losses(session, losses))
+
+    async def losses(self, session: str) -> Mapping[int, float]:
+        return await self._read(lambda db: self._database.losses(session))
+
+    async def sessions(self) -> Sequence[SessionMeta]:
+        return await self._read(lambda db: self._database.metas())
+
+    async def forget(self, session: str) -> bool:
+        self._waiting.drop_session(session)
+        return await self._write(lambda db: self._database.delete(session))
+
+    async def forget_abandoned(self, session: str, *, owner: Owner, idle_s: float) -> bool:
+        def forget(db: sqlite3.Connection) -> bool:
+            meta = self._database.meta(session)
+            return rules.abandoned(
+                meta, owner=owner, idle_s=idle_s, now=self._clock()
+            ) and self._database.delete(session)
+
+        return await self._write(forget)
+
+    # requests that end their worker
+
+    async def begin_delivery(self, session: str, request: str) -> int:
+        def begin(db: sqlite3.Connection) -> int:
+            if self._database.meta(session) is None:
+                return 0
+            now = self._clock()
+            db.execute("DELETE FROM deliveries WHERE begun_at <= ?", (now - DELIVERIES_TTL_S,))
+            (count,) = db.execute(
+                "INSERT INTO deliveries VALUES (?, ?, 1, ?) ON CONFLICT (session, request)"
+                " DO UPDATE SET count = count + 1, begun_at = excluded.begun_at RETURNING count",
+                (session, request, now),
+            ).fetchone()
+            return int(count)
+
+        return await self._write(begin)
+
+    async def end_delivery(self, session: str, request: str) -> None:
+        statement = "DELETE FROM deliveries WHERE session = ? AND request = ?"
+        await self._write(lambda db: db.execute(statement, (session, request)))
+
+    # devices
+
+    async def allow(self, device: str, jobs: Sequence[str] | None) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            if jobs is None:
+                db.execute("DELETE FROM allowed WHERE device = ?", (device,))
+            else:
+                db.execute("REPLACE INTO allowed (device, jobs) VALUES (?, ?)", (device, " ".join(jobs)))
+
+        await self._write(write)
+
+    async def allowed(self, devices: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        def read(db: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
+            found = {}
+            for device in devices:
+                row = db.execute("SELECT jobs FROM allowed WHERE device = ?", (device,)).fetchone()
+                if row is not None:
+                    found[device] = tuple(row[0].split())
+            return found
+
+        return await self._read(read)
+
+    # workers
+
+    async def heartbeat(self, info: WorkerInfo, *, ttl_s: float) -> None:
+        def beat(db: sqlite3.Connection) -> None:
+            now = self._clock()
+            db.execute("DELETE FROM workers WHERE expires_at <= ?", (now,))
+            db.execute(
+                "REPLACE INTO workers (worker, info, expires_at) VALUES (?, ?, ?)",
+                (info.worker, encode_worker(info), now + ttl_s),
+            )
+
+        await self._write(beat)
+
+    async def leave(self, worker: str) -> None:
+        await self._write(lambda db: db.execute("DELETE FROM workers WHERE worker = ?", (worker,)))
+
+    async def workers(self) -> Sequence[WorkerInfo]:
+        return await self._read(
+            lambda db: [
+                decode_worker(line)
+                for (line,) in db.execute(
+                    "SELECT info FROM workers WHERE expires_at > ? ORDER BY worker", (self._clock(),)
+                )
+            ]
+        )
+
+    async def close(self) -> None:
+        """Let calls in flight finish, then close the file. Twice is harmless; other calls fail then."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._executor is None:
+            self._database.close()
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._database.close)
+            self._executor.shutdown(wait=False)
+
+    # plumbing
+
+    def _stored(self, outcome: Done) -> Done:
+        """Write the record and drop what it no longer reaches; within a transaction."""
+        return Done(meta=self._database.put_meta(outcome.meta, updated_at=self._clock()))
+
+    async def _write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        return await self._run(lambda: self._database.transaction(work))
+
+    async def _read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        return await self._run(lambda: self._database.query(work))
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        if self._executor is None:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _submit(self, work: Callable[[], _T]) -> _T:
+        return work() if self._executor is None else self._executor.submit(work).result()
+
+
+def _joined(rows: sqlite3.Cursor) -> dict[str, bytes]:
+    """Values by name, from rows of (name, piece) in order."""
+    found: dict[str, list[bytes]] = {}
+    for name, piece in rows:
+        found.setdefault(name, []).append(piece)
+    return {name: b"".join(parts) for name, parts in found.items()}

@@ -1,0 +1,199 @@
+"""What a portable graph is: tensors, inputs, a straight line of operators, outputs.
+
+Values are numbered: the tensors of the table first, then the inputs, then one per node; a reference
+names a smaller number, so a graph has no cycles. A shape's dimension is a number, or grows with the
+batch: `batch * B + plus`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from spliteasy.graph import limits
+
+FORMAT: Literal["spliteasy-graph"] = "spliteasy-graph"
+VERSION: Literal[1] = 1
+
+Value: TypeAlias = Tensor | int
+"""What crosses a cut: a tensor, or an integer such as a batch size that a later view needs."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+DtypeName = Literal[
+    "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"
+]
+Name = Annotated[str, Field(min_length=1, max_length=limits.TEXT)]
+Size = Annotated[int, Field(ge=0, le=limits.ELEMENTS)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class BatchDim(_Record):
+    """A dimension of `batch * B + plus` at a batch of B samples."""
+
+    batch: Annotated[int, Field(ge=1, le=limits.ELEMENTS)]
+    plus: Annotated[int, Field(ge=-limits.ELEMENTS, le=limits.ELEMENTS)] = 0
+
+    def at(self, batch: int) -> int:
+        return self.batch * batch + self.plus
+
+
+Dim: TypeAlias = Size | BatchDim
+
+
+class TensorSpec(_Record):
+    """A tensor that a segment owns. `names`: all names the original model has for it, first the main one."""
+
+    names: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
+    kind: Literal["parameter", "buffer", "constant"]
+    dtype: DtypeName
+    shape: Annotated[tuple[Size, ...], Field(max_length=limits.DIMENSIONS)]
+    requires_grad: bool = False
+    persistent: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+class ValueSpec(_Record):
+    """A value that enters or leaves a graph: a tensor of `dtype` and `shape`, or an integer.
+
+    An integer has no dtype, and its value is the one entry of `shape`.
+    """
+
+    name: Name
+    dtype: DtypeName | None
+    shape: Annotated[tuple[Dim, ...], Field(max_length=limits.DIMENSIONS)] = ()
+    needs_grad: bool = False
+
+    @property
+    def is_int(self) -> bool:
+        return self.dtype is None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        assert self.dtype is not None, "an integer has no dtype"
+        return DTYPES[self.dtype]
+
+    @property
+    def per_batch(self) -> bool:
+        """Whether the value grows with the batch."""
+        return any(isinstance(dim, BatchDim) for dim in self.shape)
+
+    def shape_for(self, batch: int) -> tuple[int, ...]:
+        """The shape at a batch of so many samples."""
+        return tuple(dim.at(batch) if isinstance(dim, BatchDim) else dim for dim in self.shape)
+
+    def value_for(self, batch: int) -> int:
+        """The value of an integer at a batch of so many samples."""
+        assert self.is_int, "a tensor has no single value"
+        return self.shape_for(batch)[0] if self.shape else 0
+
+    def bytes_for(self, batch: int) -> int:
+        """Bytes at a batch of so many samples, nothing compressed."""
+        if self.is_int:
+            return 8
+        size = self.torch_dtype.itemsize
+        for dim in self.shape_for(batch):
+            size *= dim
+        return size
+
+    def problem_with(self, value: object, batch: int) -> str | None:
+        """What is wrong with `value` in this place, in one line; None if it fits."""
+        if self.is_int:
+            expected = self.value_for(batch)
+            fits = type(value) is int and value == expected
+            return None if fits else f"{self.name}: expected the integer {expected}, got {value!s:.40}"
+        if not isinstance(value, Tensor):
+            return f"{self.name}: expected a tensor, got {type(value).__name__}"
+        if value.dtype != self.torch_dtype:
+            return f"{self.name}: expected {self.dtype}, got {str(value.dtype).removeprefix('torch.')}"
+        if tuple(value.shape) != self.shape_for(batch):
+            return f"{self.name}: expected shape {self.shape_for(batch)}, got {tuple(value.shape)}"
+        return None
+
+
+class Node(_Record):
+    """One call. `args` hold numbers, texts, lists and tagged objects (`{"ref": 7}`, see `codec`)."""
+
+    op: Name
+    args: Annotated[tuple[Any, ...], Field(max_length=64)] = ()
+    kwargs: Annotated[dict[Name, Any], Field(max_length=64)] = {}
+    grad: bool = True
+
+
+class Graph(_Record):
+    """Inputs and outputs with what they are, and the nodes between. `results`: the outputs' numbers."""
+
+    inputs: Annotated[tuple[ValueSpec, ...], Field(max_length=limits.VALUES)]
+    nodes: Annotated[tuple[Node, ...], Field(max_length=limits.NODES)]
+    results: Annotated[tuple[Size, ...], Field(max_length=limits.VALUES)]
+    outputs: Annotated[tuple[ValueSpec, ...], Field(max_length=limits.VALUES)]
+    wire: Size
+    """How many outputs, from the first, go over the wire; the others stay where they are."""
+
+
+class Document(_Record):
+    """The JSON of one segment: the table of its tensors and a graph for each mode."""
+
+    format: Literal["spliteasy-graph"] = FORMAT
+    version: Literal[1] = VERSION
+    name: Name
+    tensors: Annotated[tuple[TensorSpec, ...], Field(max_length=limits.TENSORS)]
+    train: Graph
+    eval: Graph
+
+    def graph(self, training: bool) -> Graph:
+        return self.train if training else self.eval
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A reference to the value of that number."""
+
+    slot: int
+
+
+def misfit(specs: Sequence[ValueSpec], values: Sequence[Value]) -> str | None:
+    """What is wrong with the first value that does not fit its place at any batch size; None if all fit."""
+    batch = batch_of(specs, values)
+    for spec, value in zip(specs, values, strict=False):
+        if batch is not None or not spec.per_batch:
+            problem = spec.problem_with(value, batch or 1)
+            if problem is not None:
+                return problem
+    return None
+
+
+def batch_of(specs: Sequence[ValueSpec], values: Sequence[Value]) -> int | None:
+    """The batch size that the first value with a plain batch dimension shows; None if none does."""
+    for spec, value in zip(specs, values, strict=False):
+        if not isinstance(value, Tensor):
+            continue
+        for place, dim in enumerate(spec.shape):
+            if isinstance(dim, BatchDim) and value.dim() == len(spec.shape):
+                size = value.shape[place] - dim.plus
+                if size % dim.batch == 0:
+                    return size // dim.batch
+    return None

@@ -1,0 +1,208 @@
+"""A segment: a program, shared and stateless, with tensors of its own, as an `nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spliteasy.errors import DataError, PortableError
+from spliteasy.graph.checker import check_program
+from spliteasy.graph.document import DTYPES, TensorSpec, Value, ValueSpec, misfit
+from spliteasy.graph.encoding import document_from_json, document_to_json
+from spliteasy.graph.program import Batches, Program
+from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
+
+
+class Segment(nn.Module):
+    """A part of a model: takes and returns flat tuples of tensors and integers.
+
+    Parameters and buffers carry the original model's dotted names, so `state_dict()` keys are its
+    keys. `.train()` and `.eval()` choose between the two graphs. Running statistics change in place
+    on the segment's own buffers. Whoever calls chooses gradients on or off (`torch.no_grad`). A backward
+    puts the gradient of an input that is a leaf into its `.grad`, with the strides it had in the flow.
+    """
+
+    def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
+        """`tensors`: by main name, one for each in the program's table; taken over, not copied.
+
+        Raises `PortableError` if one is missing, unknown, or of another shape or dtype.
+        """
+        super().__init__()
+        self._program = program
+        table = program.document.tensors
+        unknown = tensors.keys() - {spec.name for spec in table}
+        if unknown:
+            raise PortableError(f"segment {self.name!r} has no tensor named {min(unknown)[:80]!r}")
+        self._slots: list[tuple[dict[str, Any], str]] = []
+        for spec in table:
+            if spec.name not in tensors:
+                raise PortableError(f"tensor {spec.name!r} of segment {self.name!r} is missing")
+            self._adopt(spec, _fitting(spec, tensors[spec.name]))
+
+    def _adopt(self, spec: TensorSpec, tensor: Tensor) -> None:
+        """Register under all names, straight into the dictionaries: a user's module may be called `name`."""
+        parameter = (
+            nn.Parameter(tensor, requires_grad=spec.requires_grad) if spec.kind == "parameter" else None
+        )
+        for place, name in enumerate(spec.names):
+            *path, leaf = name.split(".")
+            owner: nn.Module = self
+            for part in path:
+                owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+            if parameter is not None:
+                slot: tuple[dict[str, Any], str] = (owner._parameters, leaf)
+                owner._parameters[leaf] = parameter
+            else:
+                slot = (owner._buffers, leaf)
+                owner._buffers[leaf] = tensor
+                if not spec.persistent:
+                    owner._non_persistent_buffers_set.add(leaf)
+            if place == 0:
+                self._slots.append(slot)
+
+    def forward(self, *inputs: Value) -> tuple[Value, ...]:
+        """Run the graph of the present mode: first the `n_wire` values for the wire, then those that stay.
+
+        Raises `DataError` for inputs of other dtypes or sizes than were traced; only the batch is free.
+        """
+        problem = misfit(self.input_values, inputs)
+        if problem is not None:
+            raise DataError(
+                f"{self.name}: {problem}",
+                hint="only the batch size is free: bring samples to the sizes that the model was traced with",
+            )
+        tensors = [owner[leaf] for owner, leaf in self._slots]
+        return self._program(tensors, [_delivering(value) for value in inputs], training=self.training)
+
+    @property
+    def program(self) -> Program:
+        return self._program
+
+    @property
+    def name(self) -> str:
+        return self._program.document.name
+
+    @property
+    def input_values(self) -> tuple[ValueSpec, ...]:
+        """What `forward` takes in the present mode."""
+        return self._program.document.graph(self.training).inputs
+
+    @property
+    def output_values(self) -> tuple[ValueSpec, ...]:
+        """What `forward` returns in the present mode."""
+        return self._program.document.graph(self.training).outputs
+
+    @property
+    def n_wire(self) -> int:
+        """How many outputs, from the first, go over the wire in the present mode."""
+        return self._program.document.graph(self.training).wire
+
+    @property
+    def has_random(self) -> bool:
+        """Whether the training graph draws random numbers."""
+        return self._program.train.random
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the training graph may change the segment's own tensors, as running statistics do."""
+        return self._program.train.stateful
+
+    @property
+    def has_random_eval(self) -> bool:
+        """Whether the evaluation graph draws random numbers."""
+        return self._program.eval.random
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by main name, also those that a state dict leaves out. Not copies."""
+        table = self._program.document.tensors
+        return {spec.name: owner[leaf] for spec, (owner, leaf) in zip(table, self._slots, strict=True)}
+
+    def spawn(self, tensors: Mapping[str, Tensor] | None = None) -> Segment:
+        """An independent segment on the same program, in the same mode.
+
+        Its tensors are copies of `tensors` where given (by main name), else of this segment's.
+        Frozen parameters stay frozen. Raises `PortableError` for unknown names, shapes and dtypes.
+        """
+        chosen = {**self.tensors(), **(tensors or {})}
+        copies = {name: _copy(tensor) for name, tensor in chosen.items()}
+        return Segment(self._program, copies).train(self.training)
+
+    def graph_json(self) -> bytes:
+        """Both graphs, canonical: the same segment gives the same bytes."""
+        return document_to_json(self._program.document)
+
+    def tensors_bytes(self) -> bytes:
+        """All tensors as safetensors."""
+        return segment_tensors_bytes(self)
+
+    def extra_repr(self) -> str:
+        graph = self._program.document.graph(self.training)
+        return f"{self.name}: {len(graph.nodes)} operators, {len(graph.inputs)} in, {len(graph.outputs)} out"
+
+
+class _Deliver(torch.autograd.Function):
+    """Puts a gradient into its leaf's `.grad` as it comes.
+
+    Autograd's own accumulation copies it to the leaf's strides; what the plain model sums next (a
+    bias gradient, say) would then add in another order, and differ in the last bits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:
+        ctx.leaf = leaf
+        return leaf.view_as(leaf)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        (gradient,) = gradients
+        leaf = ctx.leaf
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+def _delivering(value: Value) -> Value:
+    if isinstance(value, Tensor) and value.is_leaf and value.requires_grad and torch.is_grad_enabled():
+        delivered: Tensor = _Deliver.apply(value)  # type: ignore[no-untyped-call]
+        return delivered
+    return value
+
+
+def load_segment(
+    graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu", *, batches: Batches | None = None
+) -> Segment:
+    """Build a segment from what travelled; the tensors are copied to `device`.
+
+    It is checked at the `batches` that it will be run at, and what that takes is in `program.costs`.
+
+    Raises `PortableError` for a graph that is malformed, too large, or calls what is not allowed, and
+    for tensors that do not fit it. Nothing of the graph runs on data.
+    """
+    program = Program(document_from_json(graph), device)
+    program.costs = check_program(program, batches)
+    copies = {name: _copy(tensor).to(device) for name, tensor in tensors.items()}
+    return Segment(program, copies)
+
+
+def segment_tensors_bytes(segment: Segment) -> bytes:
+    """All tensors of a segment as safetensors bytes, dimension order kept."""
+    return tensors_to_bytes(segment.tensors())
+
+
+def load_segment_tensors(data: bytes) -> dict[str, Tensor]:
+    """The reverse. Raises `PortableError` for bytes that are not safetensors."""
+    return tensors_from_bytes(data)
+
+
+def _fitting(spec: TensorSpec, tensor: Tensor) -> Tensor:
+    if tensor.dtype != DTYPES[spec.dtype] or tuple(tensor.shape) != spec.shape:
+        raise PortableError(
+            f"tensor {spec.name!r} is {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)},"
+            f" the graph says {spec.dtype} {spec.shape}"
+        )
+    return tensor
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.preserve_format)

@@ -1,0 +1,49 @@
+"""URLs with passwords in them, taken apart so that no error repeats a piece of one."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+QUOTE_HINT: Final = (
+    "quote what is special in user and password: %40 for @, %2F for /, %3F for ?, %23 for #, %25 for %"
+)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
+
+
+def scheme_of(url: str) -> str:
+    """What stands before `://`; empty where nothing does that is a scheme, which may be a password then."""
+    scheme, separator, _ = url.partition("://")
+    return scheme.lower() if separator and _SCHEME.fullmatch(scheme) else ""
+
+
+def split_url(url: str) -> SplitResult:
+    """As `urlsplit`, with host and port checked.
+
+    Raises ValueError with a reason that repeats nothing of the URL. An `@` behind the host is refused: the
+    password has a `/`, `?` or `#` then that is not quoted, and what looks like the host is a piece of it.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("a port or host that is none") from None
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("an @ behind its host, as where a password is not quoted")
+    if re.search(r"\s", url):
+        raise ValueError("a space in it")
+    return parts
+
+
+def shown(url: str) -> str:
+    """The URL for a person: without password and query; of one that is malformed, the scheme only."""
+    try:
+        parts = split_url(url)
+        if not (scheme_of(url) and parts.netloc):
+            return "a malformed URL"
+    except ValueError:
+        return f"{scheme_of(url)}://…" if scheme_of(url) else "a malformed URL"
+    account, at, place = parts.netloc.rpartition("@")
+    user, colon, _ = account.partition(":")
+    return urlunsplit((parts.scheme, f"{user}{':***' if colon else ''}{at}{place}", parts.path, "", ""))

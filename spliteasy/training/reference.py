@@ -1,0 +1,129 @@
+"""The training that split training has to equal: the whole model, in one process, by plain PyTorch.
+
+`PlainTraining` uses the user's own model, as its factory makes it, and what a PyTorch user would write
+around it. Where layers draw random numbers it draws those that the segments draw (`masks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_leaves
+
+from spliteasy.job import Job
+from spliteasy.job.micro_batches import split_batch
+from spliteasy.runtime.generators import states_kept
+from spliteasy.splitting.proof.model_state import left_as_it_was
+from spliteasy.training import schedule
+from spliteasy.training.losses import LossFunction, UsersLoss
+from spliteasy.training.masks import SegmentMasks
+from spliteasy.training.measures import Measure
+from spliteasy.training.optim import build_optimizer
+from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, generator_state
+
+State = dict[str, Tensor]
+"""`model/<name>` and `optimizer/<name>/<key>`, under the original model's names."""
+
+
+class PlainTraining:
+    """The user's model, one optimizer over all of it, autograd from the loss to the inputs."""
+
+    def __init__(self, job: Job, model: nn.Module, loss: LossFunction, *, device: str) -> None:
+        """`model` as its factory left it, training mode of each submodule included.
+
+        It trains as a split one on `device` does.
+        """
+        self._model = model
+        self._taken = 0
+        segments = [("head", job.head), ("body", job.body), ("tail", job.tail)]
+        present = [(role, segment) for role, segment in segments if segment is not None]
+        random = any(segment.has_random for _, segment in present)
+        self._masks = SegmentMasks(model, job.spec.model.cuts) if random else None
+        self._states = [partial(generator_state, job.spec, device, role) for role, _ in present]
+        self._loss = loss
+        self._clip = job.spec.clip
+        self._micro_batches = job.spec.micro_batches
+        own = loss.named_parameters() if isinstance(loss, UsersLoss) else []
+        self._named = dict((*model.named_parameters(), *own))
+        self._measure = job.measure
+        self._optimizer = build_optimizer(job.spec.optimizer, self._named.items())
+        self._scheduler = (
+            LambdaLR(self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + 1))
+            if self._optimizer is not None
+            else None
+        )
+        self._segments = [
+            [self._named[name] for name, _ in segment.named_parameters() if name in self._named]
+            for _, segment in present
+        ]
+
+    def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
+        """Take one optimizer step on a batch, one micro-batch after the other; returns the batch's loss."""
+        parts = _micro_batches(inputs, targets, self._micro_batches, self._measure)
+        if self._masks is not None and not self._taken:
+            with states_kept(), left_as_it_was(self._model):
+                self._masks.count_calls(parts[0][0])
+        self._taken += 1
+        total = 0.0
+        for micro, (part, wanted, share) in enumerate(parts):
+            with self._drawn(micro):
+                outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
+                loss = self._loss(outputs, wanted)
+                if share:  # else no element has a label, and the loss is no number
+                    (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+                    total += float(loss.detach()) * share
+        if self._clip is not None:
+            for parameters in self._segments:
+                nn.utils.clip_grad_norm_(parameters, self._clip.max_norm, foreach=False)
+        if self._optimizer is not None and self._scheduler is not None:
+            self._optimizer.step()
+            self._scheduler.step()
+            self._optimizer.zero_grad()
+        return total
+
+    def _drawn(self, micro: int) -> AbstractContextManager[None]:
+        """The random numbers of the step's micro-batch."""
+        if self._masks is None:
+            return nullcontext()
+        return self._masks.drawn([state(self._taken, micro) for state in self._states])
+
+    def state(self) -> State:
+        """Weights, buffers and optimizer state after the last step: live tensors, not copies."""
+        state = {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._model.state_dict().items()}
+        state |= {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._named.items()}
+        if self._optimizer is not None:
+            for name, parameter in self._named.items():
+                for key, value in self._optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor):
+                        state[f"{OPTIMIZER_PREFIX}{name}/{key}"] = value
+        return state
+
+
+def _micro_batches(
+    inputs: Sequence[Tensor], targets: Sequence[Tensor], count: int, measure: Measure
+) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...], float]]:
+    """Inputs and targets of each micro-batch, and what its loss counts for."""
+    parts, wanted = split_batch(inputs, count), split_batch(targets, count)
+    return list(zip(parts, wanted, measure.shares(wanted), strict=True))
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest absolute difference; infinity where shape, dtype or a NaN's place differ.
+
+    0.0 means the same bits, but for the sign of a zero and the payload of a NaN.
+    """
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return float("inf")
+    if ours.numel() == 0 or torch.equal(ours, theirs):
+        return 0.0
+    if not ours.is_floating_point():
+        return float((ours.to(torch.float64) - theirs.to(torch.float64)).abs().max())
+    a, b = ours.to(torch.float64), theirs.to(torch.float64)
+    same = (a == b) | (a.isnan() & b.isnan())
+    worst = torch.where(same, torch.zeros_like(a), (a - b).abs()).max()
+    return float("inf") if worst.isnan() else float(worst)

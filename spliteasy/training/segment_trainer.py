@@ -1,0 +1,273 @@
+"""A segment in training: forward, backward, one optimizer step, and its whole state as named tensors.
+
+Device and worker run the same code, and so does the check against plain PyTorch. Nothing here knows of
+messages or stores. A trainer belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spliteasy.errors import JobError
+from spliteasy.graph.document import ValueSpec
+from spliteasy.graph.segment import Segment
+from spliteasy.job.spec import JobSpec
+from spliteasy.runtime.randomness import drawing, seed_of, state_of
+from spliteasy.training.optim import build_optimizer, clip_gradients, set_learning_rate
+
+Values = tuple[Tensor | int, ...]
+Gradients = tuple[Tensor | None, ...]
+STEP_KEY = "trainer/step"
+OPTIMIZER_PREFIX = "optimizer/"
+MODEL_PREFIX = "model/"
+
+
+class NotFinite(ArithmeticError):
+    """A gradient of the step is NaN or infinite; nothing was applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenForward:
+    """A forward whose backward has not run: its leaves, outputs, and the buffers as they were before."""
+
+    inputs: Values
+    outputs: Values
+
+
+def generator_state(spec: JobSpec, device: str, role: str, step: int, micro: int) -> Tensor:
+    """The state of torch's generator with which a segment begins the forward of a micro-batch.
+
+    The one place that says where random layers get their numbers: for training, and for the plain program
+    that it is compared with.
+    """
+    return state_of(seed_of(spec.seed, device, role, step, micro))
+
+
+class SegmentTrainer:
+    """One segment's weights, buffers and optimizer at a step.
+
+    `step` counts the optimizer steps taken. A step is one forward and one backward for each micro-batch,
+    both in order, and `apply`. From the first forward to `apply` (or `abort`) the batch-norm buffers are
+    ahead of `step`; a first forward computed again, or `abort`, puts them back.
+    """
+
+    def __init__(self, segment: Segment, spec: JobSpec, *, device: str, role: str) -> None:
+        self.segment = segment
+        self.step = 0
+        self._spec = spec
+        self._state_at = partial(generator_state, spec, device, role)
+        self._parameters = dict(segment.named_parameters())
+        self._optimizer = build_optimizer(spec.optimizer, self._parameters.items())
+        self._trainable = [p for p in self._parameters.values() if p.requires_grad]
+        self._buffers = dict(segment.named_buffers())
+        self._buffers_before: dict[str, Tensor] | None = None
+        segment.train()
+
+    @property
+    def trainable(self) -> bool:
+        return bool(self._trainable)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether training changes nothing in the segment: any step can be computed at any time."""
+        return not self.trainable and not self.segment.stateful
+
+    @property
+    def eval_inputs(self) -> tuple[ValueSpec, ...]:
+        """What `evaluate` takes."""
+        return self.segment.program.document.eval.inputs
+
+    @property
+    def eval_wire(self) -> int:
+        """How many values of `evaluate`, from the first, go over the wire."""
+        return self.segment.program.document.eval.wire
+
+    def forward(self, values: Sequence[Tensor | int], *, micro: int = 0) -> OpenForward:
+        """Run the training graph for step + 1. Floating tensors that can carry a gradient become leaves.
+
+        The forward of micro-batch 0 begins the step anew; the others need those before them.
+        """
+        if micro == 0:
+            self.abort()
+            self._buffers_before = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        return self._forward(values, self.step + 1, micro)
+
+    def forward_ahead(self, values: Sequence[Tensor | int], *, step: int, micro: int) -> OpenForward:
+        """What `forward` will give at `step`, of a `fixed` segment; the open step is not touched."""
+        assert self.fixed
+        return self._forward(values, step, micro)
+
+    def _forward(self, values: Sequence[Tensor | int], step: int, micro: int) -> OpenForward:
+        inputs = tuple(
+            value.detach().requires_grad_(spec.needs_grad) if isinstance(value, Tensor) else value
+            for value, spec in zip(values, self.segment.input_values, strict=True)
+        )
+        with drawing(self._state_at(step, micro)) if self.segment.has_random else nullcontext():
+            outputs = self.segment.forward(*inputs)
+        return OpenForward(inputs, outputs)
+
+    def backward(self, opened: OpenForward, gradients: Sequence[Tensor | None]) -> Gradients:
+        """Accumulate the weights' gradients; returns those of the inputs (None where there is none).
+
+        `gradients` belong to the outputs, None where an output has none.
+        """
+        pairs = [
+            (output, gradient)
+            for output, gradient in zip(opened.outputs, gradients, strict=True)
+            if gradient is not None and isinstance(output, Tensor) and output.requires_grad
+        ]
+        if pairs:
+            torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
+        return tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
+
+    def finite(self) -> bool:
+        """Whether every gradient that `apply` would use is a number, and every buffer that it would keep."""
+        return self.not_finite() is None
+
+    def not_finite(self) -> str | None:
+        """What of the open step is NaN or infinite, for a person; None where all is finite."""
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None and not all_finite([parameter.grad]):
+                return f"the gradient of {name}"
+        return self.spoiled_buffer()
+
+    def spoiled_buffer(self) -> str | None:
+        """A buffer that the open step's forwards made NaN or infinite, for a person; None: there is none.
+
+        Buffers that were so before, such as a causal mask, are as the model wants them.
+        """
+        for name, before in (self._buffers_before or {}).items():
+            now = self._buffers[name]
+            if now.is_floating_point() and not all_finite([now]) and all_finite([before]):
+                return f"the buffer {name} (running statistics)"
+        return None
+
+    def apply(self) -> None:
+        """Take the optimizer step. The caller has looked whether the gradients are `finite`."""
+        if self._optimizer is not None:
+            clip_gradients(self._trainable, self._spec.clip)
+            set_learning_rate(self._optimizer, self._spec, self.step + 1)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._buffers_before = None
+
+    def skip(self) -> None:
+        """Let a step pass without effect: weights, optimizer and buffers stay as they are."""
+        self.abort()
+        self.step += 1
+
+    def abort(self) -> None:
+        """Forget an open forward: gradients go, buffers are what they were before it."""
+        for parameter in self._trainable:
+            parameter.grad = None
+        if self._buffers_before is not None:
+            with torch.no_grad():
+                for name, buffer in self._buffers.items():
+                    buffer.copy_(self._buffers_before[name])
+            self._buffers_before = None
+
+    @torch.no_grad()
+    def evaluate(self, values: Sequence[Tensor | int]) -> Values:
+        """Run the evaluation graph on the state after `step`; an open forward is neither seen nor touched."""
+        if self._buffers_before is not None:
+            return self.segment.spawn(self._buffers_before).eval().forward(*values)
+        self.segment.eval()
+        try:
+            return self.segment.forward(*values)
+        finally:
+            self.segment.train()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, buffers and optimizer state after `step`, by name: live tensors, not copies."""
+        state = {MODEL_PREFIX + name: tensor.detach() for name, tensor in self.segment.state_dict().items()}
+        for name, parameter in self._parameters.items():
+            for key, value in self._optimizer_state(parameter).items():
+                if isinstance(value, Tensor):
+                    state[f"{OPTIMIZER_PREFIX}{name}/{key}"] = value
+                elif value is not None:
+                    raise JobError(
+                        f"the optimizer keeps {key} of {name} as a {type(value).__name__}, which a snapshot "
+                        "can't hold",
+                        hint="use an optimizer whose state is tensors: sgd, adam or adamw",
+                    )
+        state[STEP_KEY] = torch.tensor(self.step, dtype=torch.int64)
+        return state
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of `state`, as it is between steps: an open forward's buffers are not in it."""
+        copy = {name: tensor.clone() for name, tensor in self.state().items()}
+        for name, buffer in (self._buffers_before or {}).items():
+            copy[MODEL_PREFIX + name] = buffer.clone()
+        return copy
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
+        """Take over a state written by `snapshot`; raises ValueError where it is not this segment's."""
+        self.abort()
+        if int(state[STEP_KEY]) != step:
+            raise ValueError(f"the state is of step {int(state[STEP_KEY])}, not of step {step}")
+        own = self.segment.state_dict()
+        names = {name for name in state if name.startswith(MODEL_PREFIX)}
+        if names != {MODEL_PREFIX + name for name in own}:
+            raise ValueError("the state names other tensors than the segment")
+        for name, tensor in own.items():
+            tensor.copy_(state[MODEL_PREFIX + name])
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+            for key, value in state.items():
+                if key.startswith(OPTIMIZER_PREFIX):
+                    name, _, field = key[len(OPTIMIZER_PREFIX) :].rpartition("/")
+                    self._optimizer.state[self._parameters[name]][field] = value.clone()
+        self.step = step
+        self._check_step_count()
+
+    def moving(self) -> list[Tensor]:
+        """What a step may change of the model: trainable weights and buffers, live tensors, in order."""
+        return [*self._trainable, *self._buffers.values()]
+
+    def nbytes(self) -> int:
+        """Bytes of the state's tensors."""
+        return sum(tensor.nbytes for tensor in self.state().values())
+
+    def _optimizer_state(self, parameter: Tensor) -> dict[str, Any]:
+        return self._optimizer.state.get(parameter, {}) if self._optimizer is not None else {}
+
+    def _check_step_count(self) -> None:
+        for name, parameter in self._parameters.items():
+            count = self._optimizer_state(parameter).get("step")
+            if count is not None and int(count) > self.step:
+                raise ValueError(f"the optimizer took {int(count)} steps on {name}, the session {self.step}")
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no element is NaN or infinite. A sum decides in one pass, if it can."""
+    dense = (t.coalesce().values() if t.is_sparse else t for t in tensors)
+    return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in dense)
+
+
+def tensors_of(values: Sequence[Tensor | int | None]) -> tuple[Tensor, ...]:
+    """The tensors among the values."""
+    return tuple(value for value in values if isinstance(value, Tensor))
+
+
+def backward_from(loss: Tensor, share: float = 1.0) -> None:
+    """Backward from a scalar, times what its micro-batch counts for in the batch.
+
+    Nothing where no weight or input behind it takes a gradient, and where the micro-batch counts for
+    nothing, since it has no labelled element and its loss is no number.
+    """
+    if share and loss.requires_grad:
+        torch.autograd.backward(loss if share == 1 else loss * share)
+
+
+def detached(values: Values) -> Values:
+    """The same values without their graph."""
+    return tuple(value.detach() if isinstance(value, Tensor) else value for value in values)

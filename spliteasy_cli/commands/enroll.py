@@ -1,0 +1,303 @@
+"""`spliteasy enroll`, `revoke` and `devices`: the accounts that devices and workers have on the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
+
+import typer
+from pydantic import SecretStr
+
+from spliteasy.errors import UserError
+from spliteasy.runtime.readable import span
+from spliteasy_cli.commands.keys import OperatorKeyOption, operator_key
+from spliteasy_cli.commands.status import show_table
+from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, store_at
+from spliteasy_cli.support.enrolment import Enrolment, certificates, read_enrolment
+from spliteasy_cli.support.identifiers import check_identifier, check_job
+from spliteasy_cli.support.log_setup import set_up_logging
+
+if TYPE_CHECKING:
+    from deploy.accounts import Account, Accounts, Role
+    from server_worker.store import SessionMeta
+
+ManagementOption = Annotated[
+    str | None,
+    typer.Option(
+        "--management",
+        envvar="SPLITEASY_MANAGEMENT",
+        metavar="URL",
+        help="https://operator:password@host:15671 of the broker's management API (?cafile=PATH for an "
+        "authority of your own); by default the local stack's.",
+        show_default=False,
+    ),
+]
+
+
+JobsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--job",
+        metavar="JOB",
+        help="The job that it may train: NAME or NAME@DIGEST. Again for more; its agent takes the first "
+        "unless told otherwise.",
+        show_default="any",
+    ),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The file to write.", show_default="NAME.enrol")
+]
+AuthorityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        help="Certificates (PEM) of the broker's authority.",
+        show_default="cafile of the broker's URL",
+    ),
+]
+
+
+def enroll(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The device's id: a-z, 0-9 and -, at most 63.")],
+    job: JobsOption = None,
+    out: OutOption = None,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="An account for workers instead of one for a device.")
+    ] = False,
+    ca: AuthorityOption = None,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Only a new password, into the file that is there.")
+    ] = False,
+    operator_key_file: OperatorKeyOption = None,
+    broker: BrokerOption = None,
+    store: StoreOption = None,
+    management: ManagementOption = None,
+) -> None:
+    """Make the account of a device on the broker, and write the one file that its agent needs.
+
+    Again (or --rotate, which keeps all else in the file) for the same device: a new password. Connections
+    that are open stay, so that a running agent loses no step; put the new file in the old one's place before
+    the agent has to connect again.
+    """
+    set_up_logging(context, "warning")
+    check_identifier("NAME", name)
+    jobs = job or []
+    for each in jobs:
+        check_job("--job", each)
+    from deploy.accounts import Role
+
+    url = find_url("broker", broker)
+    role = Role.WORKER if worker else Role.DEVICE
+    accounts = accounts_at(management, url)
+    file = out or Path(f"{name}.enrol")
+    password = SecretStr(secrets.token_urlsafe(32))
+    if rotate and jobs:
+        raise UserError("--rotate changes the password only", hint=f"spliteasy allow {name} JOB...")
+    if rotate:
+        enrolment = _enrolled(file, name, role, accounts).model_copy(update={"password": password})
+    else:
+        enrolment = Enrolment(
+            role="worker" if worker else "device",
+            account=name,
+            password=password,
+            broker=_without_account(url),
+            ca=_authority(url, ca),
+            job=jobs[0] if jobs else None,
+            operator_key=None if worker else operator_key(operator_key_file, url),
+        )
+    if jobs and not worker:  # first: no account is there that may do more
+        asyncio.run(_allow(store, name, jobs))
+    made: list[bool] = []
+    enrolment.write(
+        file, before=lambda: made.append(accounts.enroll(name, role, enrolment.password.get_secret_value()))
+    )
+    typer.echo(f"{name}: {'enrolled' if made[0] else 'has a new password'}; the account is in {file}")
+    _tell_next(file, enrolment, rotated=rotate, with_job=bool(jobs))
+
+
+def _tell_next(file: Path, enrolment: Enrolment, *, rotated: bool, with_job: bool) -> None:
+    """What to do with the file."""
+    if rotated:
+        where = f"where {enrolment.account} runs; it reads it when it connects"
+        typer.echo(f"next: put {file} in the old one's place {where}")
+    elif enrolment.role == "worker":
+        typer.echo(f"next: spliteasy worker --enrolment {file}")
+    else:
+        if enrolment.operator_key is None:
+            typer.echo("its agent loads any job: see `spliteasy keygen` and --operator-key", err=True)
+        job_option = "" if with_job else " --job JOB"
+        typer.echo(f"next, on the device: spliteasy agent --enrolment {file}{job_option} --data DATA")
+
+
+def revoke(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The device, or the workers' account.")],
+    broker: BrokerOption = None,
+    management: ManagementOption = None,
+) -> None:
+    """End an account at once: its connections are closed, its queues deleted, and it can't come back.
+
+    What the server keeps of its sessions stays (`spliteasy forget` deletes it), and so do its limits.
+    """
+    set_up_logging(context, "warning")
+    check_identifier("NAME", name)
+    if not accounts_at(management, find_url("broker", broker)).revoke(name):
+        raise UserError(f"nobody is enrolled as {name}", hint="see `spliteasy devices`")
+    typer.echo(f"{name}: revoked; its connections are closed, and its queues are gone")
+
+
+def allow(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The device.")],
+    jobs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="JOB...", help="What it may train: NAME or NAME@DIGEST, and nothing else."),
+    ] = None,
+    any_job: Annotated[bool, typer.Option("--any", help="It may train any job.")] = False,
+    no_job: Annotated[bool, typer.Option("--none", help="It may train nothing.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Say which jobs a device may train. Takes effect at once, on what it trains now too.
+
+    A training that is not allowed any more stops after the step at hand, and can go on from there later.
+    """
+    set_up_logging(context, "warning")
+    check_identifier("NAME", name)
+    if (bool(jobs), any_job, no_job).count(True) != 1:
+        raise UserError("which jobs?", hint="name them, or give --any or --none")
+    for each in jobs or []:
+        check_job("JOB", each)
+    asyncio.run(_allow(store, name, None if any_job else jobs or []))
+    typer.echo(f"{name}: may train {'any job' if any_job else ', '.join(jobs or []) or 'nothing'}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One line of the list. `seen_at` is in Unix seconds; None where nothing was ever trained."""
+
+    device: str
+    connected: bool
+    seen_at: float | None
+    version: str | None
+    """Of its agent, as it says."""
+    job: str | None
+    step: int | None
+    allowed: tuple[str, ...] | None
+    """The jobs that it may train; None: any."""
+
+
+def devices(
+    context: typer.Context,
+    broker: BrokerOption = None,
+    store: StoreOption = None,
+    management: ManagementOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+) -> None:
+    """List the enrolled devices: connected or not, last seen, its agent's version, job and step."""
+    set_up_logging(context, "warning")
+    accounts = accounts_at(management, find_url("broker", broker)).list()
+    found = as_devices(accounts, *asyncio.run(_stored(store, [account.name for account in accounts])))
+    if as_json:
+        import orjson
+
+        typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        return
+    from rich.console import Console
+
+    now = time.time()
+    show_table(
+        Console(),
+        ("device", "connected", "last seen", "version", "job", "step", "may train"),
+        [
+            (
+                each.device,
+                "yes" if each.connected else "no",
+                "never" if each.seen_at is None else f"{span(now - each.seen_at)} ago",
+                each.version or "–",
+                each.job or "–",
+                "–" if each.step is None else each.step,
+                "any job" if each.allowed is None else ", ".join(map(_shortened, each.allowed)) or "nothing",
+            )
+            for each in found
+        ],
+        "no devices: spliteasy enroll NAME",
+    )
+
+
+def _enrolled(file: Path, name: str, role: Role, accounts: Accounts) -> Enrolment:
+    """What the file says of an account that is there. Raises UserError where one of them is not."""
+    if not any(account.name == name and account.role is role for account in accounts.list()):
+        raise UserError(f"nobody is enrolled as {name}", hint="leave --rotate out")
+    enrolment = read_enrolment(file, role="worker" if role.name == "WORKER" else "device")
+    if enrolment.account != name:
+        raise UserError(f"{file} is the enrolment of {enrolment.account}, not of {name}")
+    return enrolment
+
+
+async def _allow(store: str | None, device: str, jobs: Sequence[str] | None) -> None:
+    async with store_at(store) as open_store:
+        await open_store.allow(device, jobs)
+
+
+async def _stored(
+    store: str | None, devices: Sequence[str]
+) -> tuple[Sequence[SessionMeta], Mapping[str, tuple[str, ...]]]:
+    async with store_at(store) as open_store:
+        return await open_store.sessions(), await open_store.allowed(devices)
+
+
+def as_devices(
+    accounts: Sequence[Account], sessions: Sequence[SessionMeta], allowed: Mapping[str, tuple[str, ...]]
+) -> list[Device]:
+    """Every enrolled device with the session of it that changed last."""
+    from deploy.accounts import Role
+
+    newest: dict[str, SessionMeta] = {}
+    for meta in sorted(sessions, key=lambda meta: meta.updated_at):
+        newest[meta.session.partition(".")[2]] = meta
+    return [
+        Device(
+            device=account.name,
+            connected=account.connections > 0,
+            seen_at=meta.updated_at if meta else None,
+            version=meta.agent or None if meta else None,
+            job=meta.session.partition(".")[0] if meta else None,
+            step=meta.committed if meta else None,
+            allowed=allowed.get(account.name),
+        )
+        for account in accounts
+        if account.role is Role.DEVICE
+        for meta in [newest.get(account.name)]
+    ]
+
+
+def _shortened(job: str) -> str:
+    """A version by the beginning of its digest."""
+    name, at, digest = job.partition("@")
+    return name + at + digest[:12]
+
+
+def accounts_at(management: str | None, broker: str) -> Accounts:
+    """Of the virtual host that the broker's URL names."""
+    from deploy.accounts import Accounts
+
+    return Accounts(find_url("management", management), vhost=unquote(urlsplit(broker).path[1:]) or "/")
+
+
+def _without_account(url: str) -> str:
+    """The broker's URL for others: neither our account nor paths of this machine."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+
+
+def _authority(url: str, ca: Path | None) -> str | None:
+    cafile = parse_qs(urlsplit(url).query).get("cafile", [None])[0]
+    file = ca or (Path(cafile) if cafile else None)
+    return certificates(file) if file else None

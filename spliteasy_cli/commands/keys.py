@@ -1,0 +1,94 @@
+"""`spliteasy keygen`, and which operator's key other commands use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spliteasy.errors import UserError
+from spliteasy_cli.support.endpoints import LOCAL_STACK, local_stack_is
+from spliteasy_cli.support.log_setup import set_up_logging
+
+LOCAL_KEY = LOCAL_STACK.with_name("operator.key")
+"""Of the local stack, which makes one itself."""
+
+SignOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign",
+        envvar="SPLITEASY_SIGN",
+        metavar="KEY",
+        help="Sign the job with this operator's key (see `spliteasy keygen`); by default the local stack's.",
+        show_default=False,
+    ),
+]
+OperatorKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--operator-key",
+        envvar="SPLITEASY_OPERATOR_KEY",
+        metavar="KEY.pub",
+        help="The device loads jobs only that this key has signed; by default the local stack's.",
+        show_default=False,
+    ),
+]
+
+
+def keygen(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the private key goes.")] = Path(
+        "operator.key"
+    ),
+) -> None:
+    """Make an operator's key (Ed25519): who has the file can sign jobs that your devices load.
+
+    Keep it off the workers. Devices get the public half, FILE.pub, by `spliteasy enroll --operator-key`.
+    """
+    set_up_logging(context, "warning")
+    public = write_key(file)
+    typer.echo(f"{file}: keep it where nobody else reads it; sign with `spliteasy submit JOB --sign {file}`")
+    typer.echo(f"{public}: for devices, with `spliteasy enroll NAME --operator-key {public}`")
+
+
+def write_key(file: Path) -> Path:
+    """Write a new private key (mode 0600) and its public half beside it, whose name is returned.
+
+    Raises UserError where there is one already: devices would take nothing that a new one signs.
+    """
+    from spliteasy.job.signing import new_key
+
+    private, public = new_key()
+    beside = public_half(file)
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(private)
+        beside.write_bytes(public)
+    except FileExistsError:
+        raise UserError(f"{file} exists already", hint="name another file") from None
+    except OSError as error:
+        raise UserError(f"{file} can't be written: {os.strerror(error.errno or 0).lower()}") from None
+    return beside
+
+
+def public_half(file: Path) -> Path:
+    """Where the public key lies that belongs to the private one in `file`."""
+    return file.with_name(f"{file.name}.pub")
+
+
+def signing_key(option: Path | None, store: str) -> Path | None:
+    """The private key to sign with; None where nobody named one, and the store is not the local stack's."""
+    return option or (LOCAL_KEY if local_stack_is(store, "store") and LOCAL_KEY.exists() else None)
+
+
+def operator_key(option: Path | None, broker: str) -> str | None:
+    """The public key that a device of that broker is to trust; None where there is none. Raises UserError."""
+    public = public_half(LOCAL_KEY)
+    file = option or (public if local_stack_is(broker) and public.exists() else None)
+    if file is None:
+        return None
+    from spliteasy.job.signing import read_public_key
+
+    return read_public_key(file)

@@ -1,0 +1,87 @@
+"""`spliteasy parity`: is split training the same training, to the last bit?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spliteasy.errors import UserError
+from spliteasy_cli.commands.submit import JobFile
+from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url
+from spliteasy_cli.support.log_setup import set_up_logging
+from spliteasy_cli.support.runner import run
+from spliteasy_cli.support.threads import ThreadsOption, torch_threads
+
+if TYPE_CHECKING:
+    from spliteasy_cli.support.comparison import Comparison
+
+EXIT_DIFFERENT = 1
+SHOWN = 12
+
+
+def parity(
+    context: typer.Context,
+    job_file: JobFile,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that each device trains.")] = 30,
+    devices: Annotated[int, typer.Option(min=1, max=64, help="Devices, named phone-1 and on.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Workers of this process beside those that serve the broker.",
+            show_default="2 embedded, 0 on a broker",
+        ),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="As for `train`.", show_default="as for `train`")] = None,
+    broker: BrokerOption = None,
+    store: StoreOption = None,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="On the local stack's broker, store and workers.")
+    ] = False,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Train through broker and store, and by plain PyTorch in one process; compare every tensor.
+
+    Without --broker and --store (or --stack) it uses embedded ones. The last line is `max_abs_diff=0`;
+    exits with 1 on any difference.
+    """
+    set_up_logging(context, "warning")
+    if stack:
+        broker, store = find_url("broker", broker), find_url("store", store)
+    elif (broker is None) != (store is None):
+        raise UserError("parity needs both --broker and --store, or neither", hint="neither: embedded ones")
+    from spliteasy_cli.support.comparison import compare, prepare
+
+    with torch_threads(threads), TemporaryDirectory(prefix="spliteasy-parity-") as folder:
+        plan = prepare(job_file, steps, devices, data, Path(folder))
+        comparisons = run(
+            lambda stop: compare(plan, broker, store, workers, stop), on_stop="stopping: nothing is compared"
+        )
+    show(comparisons)
+    worst = max((max(c.differences.values()) for c in comparisons), default=float("inf"))
+    same = worst == 0 and all(c.step == steps and not c.unequal_bits for c in comparisons)
+    typer.echo(f"max_abs_diff={worst:g}")
+    if not same:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def show(comparisons: Sequence[Comparison]) -> None:
+    """Print the largest difference of every tensor."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    grid = Table(title="Largest absolute difference to plain PyTorch", title_justify="left")
+    grid.add_column("tensor", overflow="fold")
+    for comparison in comparisons:
+        grid.add_column(f"{comparison.device}, step {comparison.step}", justify="right")
+    for name in sorted({name for comparison in comparisons for name in comparison.differences}):
+        grid.add_row(name, *(f"{comparison.differences[name]:g}" for comparison in comparisons))
+    console.print(grid)
+    for comparison in comparisons:
+        for name in comparison.unequal_bits:
+            typer.echo(f"{comparison.device}: the bits of {name} differ")

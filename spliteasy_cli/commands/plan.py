@@ -1,0 +1,288 @@
+"""`spliteasy plan`: where to cut a job's model, by measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spliteasy.runtime.readable import size
+from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
+from spliteasy_cli.commands.submit import JobFile
+from spliteasy_cli.support.log_setup import set_up_logging
+from spliteasy_cli.support.threads import ThreadsOption, torch_threads
+
+if TYPE_CHECKING:
+    from spliteasy.job import JobSpec
+    from spliteasy.planning.choice import Cut
+    from spliteasy.planning.planner import Plan
+
+SHOWN = 12
+WIDTH = 150
+"""Of the table, where no terminal says."""
+
+_COLUMN = {
+    "device_memory": "memory",
+    "min_head_layers": "layers",
+    "min_tail_layers": "limits of labels",
+    "max_input_correlation": "correlation",
+}
+"""Of the table, for each constraint."""
+AS_IN_PLAN = "by [plan], or"
+
+
+UplinkOption = Annotated[
+    str | None, typer.Option("--uplink", help="Rate from the device.", show_default=f"{AS_IN_PLAN} 20mbit")
+]
+DownlinkOption = Annotated[
+    str | None, typer.Option("--downlink", help="Rate to the device.", show_default=f"{AS_IN_PLAN} 50mbit")
+]
+RttOption = Annotated[
+    str | None, typer.Option("--rtt", help="Round trip of the link.", show_default=f"{AS_IN_PLAN} 50ms")
+]
+DeviceSpeedOption = Annotated[
+    float | None,
+    typer.Option(
+        "--device-speed",
+        min=1e-6,
+        help="How fast the device trains beside this machine.",
+        show_default=f"{AS_IN_PLAN} 1",
+    ),
+]
+ServerSpeedOption = Annotated[
+    float | None,
+    typer.Option("--server-speed", min=1e-6, help="The same of a worker.", show_default=f"{AS_IN_PLAN} 1"),
+]
+DeviceMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device-memory", help="What a step may take on the device, as in 512mb.", show_default="by [plan]"
+    ),
+]
+CodecOption = Annotated[
+    str | None, typer.Option("--codec", help="How tensors are packed.", show_default="by the job's [link]")
+]
+MinHeadLayersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--min-head-layers",
+        min=0,
+        help="Modules with weights that stay on the device, at least.",
+        show_default="by [plan]",
+    ),
+]
+MaxCorrelationOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-input-correlation",
+        min=0.0,
+        max=1.0,
+        help="Distance correlation between inputs and what the head sends, at most.",
+        show_default="by [plan]",
+    ),
+]
+SampleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sample",
+        metavar="MODULE:FUNCTION",
+        help="Returns (inputs, targets) as devices have them.",
+        show_default="model.example",
+    ),
+]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        help="What `spliteasy profile` wrote on the device: stands where no option does.",
+        show_default=False,
+    ),
+]
+
+
+def plan(
+    context: typer.Context,
+    job_file: JobFile,
+    uplink: UplinkOption = None,
+    downlink: DownlinkOption = None,
+    rtt: RttOption = None,
+    device_speed: DeviceSpeedOption = None,
+    server_speed: ServerSpeedOption = None,
+    device_memory: DeviceMemoryOption = None,
+    codec: CodecOption = None,
+    min_head_layers: MinHeadLayersOption = None,
+    max_input_correlation: MaxCorrelationOption = None,
+    sample: SampleOption = None,
+    profile: ProfileOption = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture.")] = Path("plan.png"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    every: Annotated[bool, typer.Option("--all", help=f"Show every place, not the best {SHOWN}.")] = False,
+    threads: ThreadsOption = 1,
+) -> None:
+    """List the legal cuts with what they cost, and mark the best for a device and its link.
+
+    The model's operators are timed here; the cuts' bytes, parameters and memory are counted. With two
+    cuts each line is the best second cut for its first one. Imports your model's code.
+    """
+    set_up_logging(context, "warning")
+    given = {
+        "uplink": uplink,
+        "downlink": downlink,
+        "rtt": rtt,
+        "device_speed": device_speed,
+        "server_speed": server_speed,
+        "device_memory": device_memory,
+        "min_head_layers": min_head_layers,
+        "max_input_correlation": max_input_correlation,
+        "sample": sample,
+    }
+    check_units(uplink, downlink, rtt, device_memory)
+    from spliteasy.job import load_job_file
+    from spliteasy.planning.planner import plan_job
+    from spliteasy.planning.profile import read_profile
+    from spliteasy.runtime.user_code import project_root
+
+    spec = with_settings(load_job_file(job_file), given, codec)
+    device = read_profile(profile) if profile is not None else None
+    with torch_threads(threads):
+        found = plan_job(spec, project_root(job_file), profile=device)
+    if as_json:
+        typer.echo(json.dumps(as_document(found), indent=1))
+    else:
+        show(found, every=every)
+    _draw(found, output)
+
+
+def check_units(uplink: str | None, downlink: str | None, rtt: str | None, memory: str | None) -> None:
+    """Raises JobError that names the option, before anything takes time."""
+    for option, rate in (("--uplink", uplink), ("--downlink", downlink)):
+        if rate is not None:
+            parse_rate(rate, option)
+    if rtt is not None:
+        parse_duration(rtt, "--rtt")
+    if memory is not None:
+        parse_size(memory, "--device-memory")
+
+
+def with_settings(spec: JobSpec, given: dict[str, Any], codec: str | None) -> JobSpec:
+    """The job with the options in place of what its `[plan]` and `[link]` say. Raises JobError."""
+    from spliteasy.job import parse_job
+
+    data = spec.model_dump(exclude_unset=True)
+    data["plan"] = {**data.get("plan", {}), **{key: v for key, v in given.items() if v is not None}}
+    if spec.model.auto:
+        data["model"]["cuts"] = "auto"
+    if codec is not None:
+        chunk = {key: value for key, value in data.get("link", {}).items() if key != "allow"}
+        data["link"] = {**chunk, "activations": codec, "gradients": codec}
+    return parse_job(data, source="the options")
+
+
+def as_document(found: Plan) -> dict[str, Any]:
+    """Everything of the plan that is a number, for programs."""
+
+    def cut(row: Cut | None) -> dict[str, Any] | None:
+        return dataclasses.asdict(row) if row is not None else None
+
+    return {
+        "job": found.spec.name,
+        "batch": found.costs.batch,
+        "measured_batch": found.costs.measured_batch,
+        "unsplit_step_s": found.costs.step_s,
+        "codecs": [found.spec.link.activations, found.spec.link.gradients],
+        "conditions": dataclasses.asdict(found.conditions),
+        "constraints": dataclasses.asdict(found.constraints),
+        "best": cut(found.best),
+        "own": cut(found.own),
+        "cuts": [cut(row) for row in found.rows],
+        "notes": list(found.notes),
+    }
+
+
+def show(found: Plan, *, every: bool) -> None:
+    """Print the table, along the depth, and what to write into the job file."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from spliteasy.planning.planner import names_of
+
+    rows = list(found.rows)
+    if not every:
+        best = sorted(rows, key=lambda row: (bool(row.violates), row.step_s))[:SHOWN]
+        rows = [row for row in rows if row in best]
+    if found.own is not None and found.own.cuts not in [row.cuts for row in rows]:
+        rows.append(found.own)
+    grid = Table(title=_title(found), title_justify="left", caption_justify="left")
+    grid.add_column("cut after", overflow="fold")
+    numbers = ("layers", "up", "down", "parameters", "memory", "correlation")
+    for column in (*numbers, "device", "server", "link", "step"):
+        grid.add_column(column, justify="right", no_wrap=True)
+    grid.add_column("", overflow="fold")
+    for row in rows:
+        grid.add_row(*_cells(row), _mark(found, row), style="bold" if row.cuts == found.best.cuts else None)
+    if len(rows) < len(found.rows):
+        grid.caption = f"the best of {len(found.rows)} places; --all shows them all"
+    console = Console()
+    Console(width=console.width if console.is_terminal else WIDTH).print(grid)
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"cuts = {names_of(found.best.cuts)}   predicted {_ms(found.best.step_s)} a step")
+    if found.own is not None and found.own.cuts != found.best.cuts:
+        times = found.own.step_s / found.best.step_s
+        typer.echo(f"the job's own cuts take {_ms(found.own.step_s)}, {times:.2f} times as long")
+
+
+def _title(found: Plan) -> str:
+    conditions, costs = found.conditions, found.costs
+    speeds = {f"{speed:.3g}" for speed in conditions.device_speed}
+    scaled = "" if costs.measured_batch == costs.batch else f", timed with {costs.measured_batch}"
+    return (
+        f"{found.spec.name}: {costs.batch} samples a step{scaled}; up {conditions.up_bytes_s * 8 / 1e6:g}"
+        f" and down {conditions.down_bytes_s * 8 / 1e6:g} Mbit/s, round trip {_ms(conditions.rtt_s)};"
+        f" device {' / '.join(sorted(speeds))} of this machine; unsplit {_ms(costs.step_s)} here"
+    )
+
+
+def _cells(row: Cut) -> tuple[str, ...]:
+    return (
+        " | ".join(row.cuts),
+        str(row.head_layers),
+        size(row.bytes_up),
+        size(row.bytes_down),
+        " | ".join(map(_count, row.parameters)),
+        size(row.memory_bytes),
+        "–" if row.correlation is None else f"{row.correlation:.3f}",
+        *(_ms(seconds) for seconds in (row.device_s, row.server_s, row.link_s, row.step_s)),
+    )
+
+
+def _count(number: int) -> str:
+    """`23.5M`, `9.4k`, `516`."""
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.1f}{name}"
+    return str(number)
+
+
+def _mark(found: Plan, row: Cut) -> str:
+    if row.cuts == found.best.cuts:
+        return "best"
+    own = ["yours"] if found.own is not None and row.cuts == found.own.cuts else []
+    return ", ".join([*own, *(f"breaks {_COLUMN[name]}" for name in row.violates)])
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 10 else f"{seconds * 1e3:.{1 if seconds < 1 else 0}f} ms"
+
+
+def _draw(found: Plan, output: Path) -> None:
+    from spliteasy.planning import picture
+
+    try:
+        picture.draw(output, found)
+        typer.echo(f"picture: {output}", err=True)
+    except ModuleNotFoundError as missing:
+        typer.echo(f"no picture: {missing.name} is not installed (pip install 'spliteasy[demo]')", err=True)

@@ -1,0 +1,100 @@
+"""`spliteasy submit`: export a job's model once and store it under name@digest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spliteasy.runtime.readable import size
+from spliteasy_cli.commands.keys import SignOption, signing_key
+from spliteasy_cli.support.endpoints import StoreOption, find_url, store_at
+from spliteasy_cli.support.log_setup import set_up_logging
+from spliteasy_cli.support.threads import ThreadsOption, torch_threads
+
+if TYPE_CHECKING:
+    from server_worker.store import Store
+    from spliteasy.job import Job
+    from spliteasy.job.spec import LimitsSpec
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
+
+
+def submit(
+    context: typer.Context,
+    job_file: JobFile,
+    sign: SignOption = None,
+    store: StoreOption = None,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Export the job's model, cut it, and store spec, segments and initial weights as name@digest.
+
+    The only command that imports your model's code. Submitting a change makes a new version; sessions
+    keep theirs. The same again with --sign signs a version that is there.
+    """
+    set_up_logging(context, "warning")
+    key_file = signing_key(
+        sign, find_url("store", store)
+    )  # what is missing shows before the model is exported
+    sign_job = _signer(key_file)
+    with torch_threads(threads):
+        job = create_job(job_file)
+        asyncio.run(_submit(job, store, sign_job(job.digest) if sign_job else None))
+    parts = sum(len(part) for part in job.parts.values())
+    cuts = " | ".join(job.spec.model.cuts)
+    typer.echo(f"submitted {job.name}@{job.digest} ({len(job.parts)} parts, {size(parts)}; cut: {cuts})")
+    if key_file is not None:
+        typer.echo(f"signed with {key_file}")
+    typer.echo(f"next: spliteasy agent --job {job.name} --device phone-1 --data MODULE:FUNCTION", err=True)
+
+
+def create_job(job_file: Path) -> Job:
+    """Read the job file, build and cut its model. Raises JobError."""
+    from spliteasy.job import Job, load_job_file
+    from spliteasy.runtime.user_code import project_root
+
+    spec = load_job_file(job_file)
+    job = Job.create(spec, project_root(job_file))
+    _warn_of_limits(job, spec.privacy.limits)
+    return job
+
+
+def _warn_of_limits(job: Job, limits: LimitsSpec) -> None:
+    """The limits are the job file's: a package has none."""
+    import structlog
+
+    from spliteasy.privacy.advice import advice
+
+    for each in advice(job, limits):
+        structlog.get_logger(__name__).warning(each.why, hint=each.hint)
+
+
+async def store_job(store: Store, job: Job, signature: str | None = None) -> None:
+    """Store the package; where that version is there, only its signature changes."""
+    from server_worker.store import StoredJob
+
+    await store.put_job(
+        StoredJob(
+            name=job.name,
+            digest=job.digest,
+            manifest=job.manifest,
+            parts=dict(job.parts),
+            signature=signature,
+        )
+    )
+
+
+def _signer(file: Path | None) -> Callable[[str], str] | None:
+    if file is None:
+        return None
+    from spliteasy.job.signing import read_signer
+
+    return read_signer(file)
+
+
+async def _submit(job: Job, store: str | None, signature: str | None) -> None:
+    async with store_at(store) as open_store:
+        await store_job(open_store, job, signature)

@@ -1,0 +1,239 @@
+"""`spliteasy train`: devices, workers, broker and store, all in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spliteasy.errors import JobError, UserError
+from spliteasy_cli.commands.agent import EpochsOption, NewDataOption
+from spliteasy_cli.commands.submit import JobFile, create_job, store_job
+from spliteasy_cli.history.mlflow_history import MlflowHistory, MlflowOption
+from spliteasy_cli.history.run_history import HISTORY_FOLDER, History, Kept, TensorboardOption
+from spliteasy_cli.support.log_setup import set_up_logging
+from spliteasy_cli.support.runner import run
+from spliteasy_cli.support.threads import ThreadsOption, torch_threads
+
+if TYPE_CHECKING:
+    from device_agent.agent import AgentResult
+    from device_agent.config import AgentConfig
+    from device_agent.observations import Observe
+    from spliteasy.job import Job, JobSpec
+    from spliteasy_cli.history.report import DeviceRun
+
+MAX_DEVICES = 1000
+MAX_WORKERS = 64
+STORE_FILE = "store.sqlite"
+DEVICES_FOLDER = "devices"
+DATA_FUNCTION = "device_data"
+
+
+def train(
+    context: typer.Context,
+    job_file: JobFile,
+    devices: Annotated[int, typer.Option(min=1, max=MAX_DEVICES, help="Devices, named phone-1 and on.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Workers.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Where report and state go.", show_default="runs/JOB")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="As for `agent`.", show_default="device_data in the module of the model's factory"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in --out instead of beginning anew.")
+    ] = False,
+    epochs: EpochsOption = None,
+    new_data: NewDataOption = False,
+    tensorboard: TensorboardOption = False,
+    mlflow: MlflowOption = None,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Train a job with everything in this process: no broker or store to install.
+
+    The same agents, workers and messages as on a real broker. Ends with a table, and writes report.json,
+    report.png and history/DEVICE.jsonl.
+    """
+    set_up_logging(context, "warning")
+    with torch_threads(threads):
+        job = create_job(job_file)
+        folder = out or Path("runs") / job.name
+        configs = [
+            replace(config, epochs=epochs, new_data=new_data)
+            for config in agent_configs(job, job_file, folder, devices, data)
+        ]
+        prepare_folder(folder, resume=resume)
+        kept: list[Kept] = [History(folder / HISTORY_FOLDER, tensorboard=tensorboard)]
+        if mlflow is not None:
+            kept.append(MlflowHistory(mlflow, job.name, job.digest, anew=not resume))
+        runs, seconds, done = _train(job, configs, workers, folder, kept)
+        write_report(job, runs, folder, workers=workers, seconds=seconds, threads=threads)
+    if not done:
+        typer.echo("stopped before the end; the same command with --resume goes on from there")
+
+
+def agent_configs(
+    job: Job, job_file: Path, folder: Path, devices: int, data: str | None
+) -> list[AgentConfig]:
+    """One agent a device, with its state under `folder`."""
+    from device_agent.config import AgentConfig
+    from spliteasy.runtime.user_code import project_root
+
+    root = project_root(job_file)
+    names = [f"phone-{number + 1}" for number in range(devices)]
+    return [
+        AgentConfig(
+            job=f"{job.name}@{job.digest}",
+            device=name,
+            data=data or default_data(job.spec, root),
+            state=folder / DEVICES_FOLDER / name,
+            root=root,
+        )
+        for name in names
+    ]
+
+
+def default_data(spec: JobSpec, root: Path) -> str:
+    """`device_data` in the module of the model's factory, or in a package around it. Raises UserError."""
+    from spliteasy.runtime.user_code import resolve
+
+    module = spec.model.factory.partition(":")[0]
+    while module:
+        reference = f"{module}:{DATA_FUNCTION}"
+        try:
+            resolve(reference, root=root)
+        except JobError:
+            module = module.rpartition(".")[0]
+        else:
+            return reference
+    raise UserError(
+        f"no function {DATA_FUNCTION} beside the model of job {spec.name}",
+        hint="name the data with --data module:function",
+    )
+
+
+def prepare_folder(folder: Path, *, resume: bool) -> None:
+    """Make the folder; unless resuming, an earlier training's state in it goes. Raises UserError."""
+    store, devices = folder / STORE_FILE, folder / DEVICES_FOLDER
+    if resume:
+        if not store.exists():
+            raise UserError(f"{folder} holds no training to resume", hint="leave --resume out")
+        return
+    if devices.exists():
+        if not store.exists():
+            raise UserError(f"{devices} is not ours to replace", hint="name another folder with --out DIR")
+        shutil.rmtree(devices)
+        shutil.rmtree(folder / HISTORY_FOLDER, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob(f"{STORE_FILE}*"):
+        file.unlink()
+
+
+def _train(
+    job: Job, configs: Sequence[AgentConfig], workers: int, folder: Path, kept: Sequence[Kept]
+) -> tuple[list[DeviceRun], float, bool]:
+    """Train with live progress: the runs, the seconds it took, whether all reached the last step."""
+    from spliteasy_cli.history.run_history import tell_all
+    from spliteasy_cli.watch.progress import Board
+    from spliteasy_cli.watch.run_recorder import Watcher
+
+    watcher = Watcher([config.device for config in configs], lambda run, now: board.tell(run, now=now))
+    runs = list(watcher.runs.values())
+    title = (
+        f"{job.name}@{job.digest[:12]}: {len(configs)} devices, {workers} workers, embedded broker and store"
+    )
+    board = Board(runs, title=title)
+    with ExitStack() as entered:
+        for history in kept:
+            entered.enter_context(history)
+        entered.enter_context(board)
+        began = time.monotonic()
+        observe = tell_all(watcher, *kept)
+        results = run(
+            lambda stop: train_embedded(job, configs, workers, folder / STORE_FILE, observe, stop),
+            on_stop="stopping after the steps at hand",
+        )
+        seconds = time.monotonic() - began
+    return runs, seconds, all(result.done for result in results)
+
+
+async def train_embedded(
+    job: Job,
+    configs: Sequence[AgentConfig],
+    workers: int,
+    store_file: Path,
+    observe: Observe,
+    stop: asyncio.Event,
+) -> list[AgentResult]:
+    """Train all devices over a broker in this process and a store in `store_file`.
+
+    Stopping leaves a checkpoint of every device; what one device raises ends all.
+    """
+    from broker.transport.in_process import MemoryBroker
+    from device_agent.agent import Agent
+    from server_worker.config import Trust
+    from server_worker.store import open_store
+    from spliteasy.runtime.torch_thread import TorchThread
+    from spliteasy_cli.support.embedded import async_connect, workers_running
+
+    broker = MemoryBroker()
+    store = await open_store(f"sqlite:///{store_file}")
+    computes = [TorchThread(config.device) for config in configs]
+    try:
+        await store_job(store, job)
+        async with workers_running(workers, store, async_connect(broker), trust=Trust.ENROLLED):
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(
+                        Agent(
+                            config,
+                            connect=partial(async_connect(broker), config.device),
+                            compute=compute,
+                            observe=observe,
+                        ).run(stop)
+                    )
+                    for config, compute in zip(configs, computes, strict=True)
+                ]
+            return [task.result() for task in tasks]
+    finally:
+        for compute in computes:
+            compute.close()
+        await store.close()
+
+
+def write_report(
+    job: Job, runs: Sequence[DeviceRun], folder: Path, *, workers: int, seconds: float, threads: int
+) -> None:
+    """Print the table, write report.json and report.png."""
+    import torch
+    from rich.console import Console
+
+    from spliteasy_cli.history import report
+
+    about = {
+        "job": job.name,
+        "digest": job.digest,
+        "workers": workers,
+        "seconds": round(seconds, 3),
+        "seed": job.spec.seed,
+        "torch": torch.__version__,
+        "threads": threads,
+    }
+    report.write_json(folder / "report.json", runs, about)
+    Console().print(report.table(runs))
+    written = str(folder / "report.json")
+    try:
+        report.draw(folder / "report.png", runs, f"{job.name}: {len(runs)} devices, {workers} workers")
+        written += f" and {folder / 'report.png'}"
+    except ModuleNotFoundError as missing:
+        typer.echo(f"no picture: {missing.name} is not installed (pip install 'spliteasy[demo]')", err=True)
+    typer.echo(f"trained in {seconds:.1f} s; see {written}")

@@ -1,0 +1,1 @@
+"""What remains of a run: JSON lines, TensorBoard, MLflow, report and picture."""

@@ -1,0 +1,202 @@
+"""What a training run came to: numbers per device, `report.json`, `report.png` and a closing table."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LOSS_STEPS = 20
+"""The reported training loss is the mean of this many last steps: a single batch says little."""
+
+RECENT_STEPS = 50
+"""What remains is estimated by this many last steps."""
+
+NOT_MEASURED, NOT_FINITE = "not measured", "not finite"
+"""What stands in place of a number that nobody measured, and of one that is NaN or infinite."""
+
+SMOOTHING = 0.9
+"""How much of the running mean stays at each step in the picture of the loss."""
+
+
+@dataclass(slots=True)
+class DeviceRun:
+    """One device's training as its agent told it, step by step."""
+
+    device: str
+    step: int = 0
+    """The last committed step."""
+    total_steps: int = 0
+    steps: int = 0
+    """Steps taken in this run (a resumed run counts only its own)."""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """(step, training loss of the batch), where it was measured"""
+    evaluations: list[tuple[int, float | None, float | None]] = field(default_factory=list)
+    """(step, mean loss, accuracy) on the held-out data; None where it was not measured"""
+    samples: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    step_bytes: list[int] = field(default_factory=list)
+    """Bytes both ways between a step and the next, where nothing but steps happened in between."""
+    lately: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+    """Seconds of the last steps."""
+    step_seconds: float = 0.0
+    """Wall time of the counted steps: reconnects within them are in it, evaluations are not."""
+    state: str = "connecting"
+
+    @property
+    def train_loss(self) -> float | None:
+        last = [loss for _, loss in self.losses[-LOSS_STEPS:]]
+        return sum(last) / len(last) if last else None
+
+    @property
+    def test_accuracy(self) -> float | None:
+        return self.evaluations[-1][2] if self.evaluations else None
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.samples / self.step_seconds if self.step_seconds else 0.0
+
+    @property
+    def ms_per_step(self) -> float | None:
+        return 1000 * self.step_seconds / self.steps if self.steps else None
+
+    @property
+    def bytes_per_step(self) -> float | None:
+        """Median over the steps: neither the job's download nor evaluations are in it."""
+        return statistics.median(self.step_bytes) if self.step_bytes else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What the remaining steps would take at the pace of the last; pauses and evaluations not counted."""
+        steps = self.total_steps - self.step
+        return steps * statistics.mean(self.lately) if self.lately and steps > 0 else None
+
+    @property
+    def bytes_left(self) -> float | None:
+        """What the remaining steps would send and receive, if they were as the last ones."""
+        steps, lately = self.total_steps - self.step, self.step_bytes[-RECENT_STEPS:]
+        return steps * statistics.mean(lately) if lately and steps > 0 else None
+
+    def summary(self) -> dict[str, Any]:
+        """The device's entry in report.json.
+
+        Bytes are totals up to the last step, with the job's download and the evaluations before it.
+        """
+        return {
+            "device": self.device,
+            "steps": self.steps,
+            "train_loss": as_json(self.train_loss),
+            "test_accuracy": as_json(self.test_accuracy),
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "ms_per_step": self.ms_per_step,
+        }
+
+
+def write_json(path: Path, runs: Sequence[DeviceRun], about: Mapping[str, Any]) -> None:
+    """Write report.json: `about` at the top level, one entry a device, and the curves."""
+    report = {
+        **about,
+        "devices": [run.summary() for run in runs],
+        "curves": {
+            run.device: {
+                "train_loss": [(step, as_json(loss)) for step, loss in run.losses],
+                "evaluations": [
+                    {"step": step, "loss": as_json(loss), "accuracy": as_json(accuracy)}
+                    for step, loss, accuracy in run.evaluations
+                ],
+            }
+            for run in runs
+        },
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    os.replace(temporary, path)
+
+
+def table(runs: Sequence[DeviceRun]) -> Table:
+    """The closing table."""
+    from rich.table import Table
+
+    grid = Table(title="Result", title_justify="left")
+    grid.add_column("device")
+    for column in ("steps", "train loss", "test accuracy", "bytes/step", "ms/step"):
+        grid.add_column(column, justify="right")
+    for run in runs:
+        grid.add_row(
+            run.device,
+            str(run.steps),
+            number(run.train_loss, ".4f", absent=NOT_MEASURED),
+            number(run.test_accuracy, ".4f", absent=NOT_MEASURED),
+            number(run.bytes_per_step, ",.0f"),
+            number(run.ms_per_step, ".1f"),
+        )
+    return grid
+
+
+def number(value: float | None, form: str, *, absent: str = "–") -> str:
+    """A number for a person; `absent` where it was not measured."""
+    if value is None:
+        return absent
+    return format(value, form) if isfinite(value) else NOT_FINITE
+
+
+def as_json(value: float | None) -> float | str | None:
+    """A number in JSON, which has no NaN: null where it was not measured, a text if not finite."""
+    return value if value is None or isfinite(value) else NOT_FINITE
+
+
+def draw(path: Path, runs: Sequence[DeviceRun], title: str) -> None:
+    """Draw report.png: training loss (faint: each batch; bold: running mean) and accuracy over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), dpi=120, layout="constrained")
+    for index, run in enumerate(runs):
+        color = f"C{index % 10}"
+        steps = [step for step, _ in run.losses]
+        losses = [loss for _, loss in run.losses]
+        left.plot(steps, losses, color=color, alpha=0.18, linewidth=0.8)
+        left.plot(steps, _smooth(losses), color=color, linewidth=1.6, label=run.device)
+        points = [(step, accuracy) for step, _, accuracy in run.evaluations if accuracy is not None]
+        right.plot(*zip(*points, strict=True) if points else ([], []), color=color, marker="o", markersize=3)
+    if any(loss > 0 for run in runs for _, loss in run.losses):
+        left.set_yscale("log")
+    measured = any(run.test_accuracy is not None for run in runs)
+    left.set(xlabel="step", ylabel="training loss", title="Loss")
+    right.set(
+        xlabel="step",
+        ylabel="accuracy on held-out data",
+        title="Accuracy" if measured else f"Accuracy: {NOT_MEASURED}",
+    )
+    left.legend(loc="best", fontsize="small", frameon=False, ncols=1 + len(runs) // 9)
+    for axes in (left, right):
+        axes.grid(visible=True, alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Exponential running mean, without the bias of its start."""
+    out: list[float] = []
+    mean = weight = 0.0
+    for value in values:
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        out.append(mean / weight)
+    return out

@@ -1,0 +1,1 @@
+"""The leakage gate: a training whose wire is recorded, and the attacks on it."""

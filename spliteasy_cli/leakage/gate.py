@@ -1,0 +1,190 @@
+"""The gate: record a training of a job, play attacks on the record, hold the scores against the limits.
+
+`measure` is what `spliteasy leakage` runs; tests and benchmarks call it on variants of a job:
+
+    spec = load_job_file("job.toml")
+    rows = await measure(spec, root, data, attacks=["tail-tracking"])
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from device_agent.training.data import DeviceData
+from spliteasy.errors import UserError
+from spliteasy.job import Job, JobSpec
+from spliteasy.job.spec import LimitsSpec
+from spliteasy.privacy.attacks import ATTACKS, FSHA, Attack
+from spliteasy.privacy.guesses import InputGuess, Score
+from spliteasy.privacy.limits import passes
+from spliteasy.privacy.record import Adversary, Hijacker
+from spliteasy_cli.leakage.recorder import STEPS, Recording, draw_sample, record, view_of
+
+NAME_ROOM = 55
+"""Characters of the job's name that its copy for the recording keeps."""
+
+Verdict = Literal["ok", "violation", "no limit", "not tried"]
+Tell = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One attack by one adversary at one pair of cuts, and one of its scores."""
+
+    cuts: tuple[str, ...]
+    adversary: Adversary
+    attack: str
+    score: Score | None
+    """None where the attack can't be tried."""
+    limit: float | None = None
+    why_not: str | None = None
+    reconstruction: InputGuess | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.score is None:
+            return "not tried"
+        if self.limit is None:
+            return "no limit"
+        return "ok" if passes(self.score.limit, self.score.value, self.limit) else "violation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Measured:
+    """What `measure` found at one pair of cuts."""
+
+    rows: tuple[Row, ...]
+    recording: Recording
+    complete: bool
+    """False where it was stopped before the last attack."""
+
+    @property
+    def violations(self) -> int:
+        return sum(row.verdict == "violation" for row in self.rows)
+
+
+def attacks_named(names: Sequence[str]) -> tuple[Attack, ...]:
+    """The attacks of these names, all where there are none. Raises UserError."""
+    known = {attack.name: attack for attack in ATTACKS}
+    for name in names:
+        if name not in known:
+            raise UserError(f"there is no attack {name!r}", hint=f"known are {', '.join(known)}")
+    return tuple(attack for attack in ATTACKS if not names or attack.name in names)
+
+
+async def measure(
+    spec: JobSpec,
+    root: Path | None,
+    data: str | DeviceData,
+    *,
+    adversaries: Sequence[Adversary] = (Adversary.WORKER,),
+    attacks: Sequence[str] = (),
+    steps: int = STEPS,
+    seed: int = 0,
+    limits: LimitsSpec | None = None,
+    stop: asyncio.Event | None = None,
+    tell: Tell = lambda _what, _done, _all: None,
+) -> Measured:
+    """Record `steps` steps of the job on `data`, and play the attacks.
+
+    `limits`: in place of the job's own. Setting `stop` ends the recording after its step at hand, and the
+    attacks after the one at hand. Runs the user's model code. Raises SplitEasyError.
+    """
+    copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage"})
+    job = await asyncio.to_thread(Job.create, copy, root)
+    bounds = limits or spec.privacy.limits
+    chosen = attacks_named(attacks)
+    sample = draw_sample(job, data, root, seed=seed)
+
+    async def recorded(what: str, hijacker: Hijacker | None = None) -> Recording:
+        with TemporaryDirectory(prefix="spliteasy-leakage-") as folder:
+            return await record(
+                job,
+                sample,
+                Path(folder),
+                steps=steps,
+                hijacker=hijacker,
+                stop=stop,
+                tell=lambda step, last: tell(what, step, last),
+            )
+
+    recording = await recorded("recording a training")
+    hijacked: Recording | None = None
+    games = [(who, attack) for who in adversaries for attack in chosen if who in attack.adversaries]
+    rows: list[Row] = []
+    for number, (who, attack) in enumerate(games):
+        if stop is not None and stop.is_set():
+            return Measured(rows=tuple(rows), recording=recording, complete=False)
+        tell(attack.name, number, len(games))
+        played: Recording = recording
+        if who is Adversary.ACTIVE:
+            if hijacked is None and FSHA.refuses(view := view_of(recording, who)) is None:
+                hijacker = await asyncio.to_thread(FSHA.hijacker, replace(view, steps=()))
+                hijacked = await recorded("recording a hijacked training", hijacker)
+            if hijacked is None:
+                rows.append(_not_tried(recording, who, attack, FSHA.refuses(view) or ""))
+                continue
+            played = hijacked
+        rows += await asyncio.to_thread(_play, played, who, attack, bounds)
+    return Measured(rows=tuple(rows), recording=recording, complete=True)
+
+
+def _not_tried(recording: Recording, who: Adversary, attack: Attack, why_not: str) -> Row:
+    cuts = recording.job.spec.model.cuts
+    return Row(cuts=cuts, adversary=who, attack=attack.name, score=None, why_not=why_not)
+
+
+def _play(recording: Recording, who: Adversary, attack: Attack, limits: LimitsSpec) -> list[Row]:
+    cuts, view = recording.job.spec.model.cuts, view_of(recording, who)
+    nothing = None if view.steps else "it sees nothing of this training"
+    why_not = nothing or attack.refuses(view)
+    if why_not is not None:
+        return [_not_tried(recording, who, attack, why_not)]
+    guess = attack.run(view)
+    return [
+        Row(
+            cuts=cuts,
+            adversary=who,
+            attack=attack.name,
+            score=score,
+            limit=getattr(limits, score.limit),
+            reconstruction=guess if isinstance(guess, InputGuess) else None,
+        )
+        for score in guess.scores(recording.truth)
+    ]
+
+
+TRACKING = ("tail-tracking", "head-tracking")
+SHORT_STEPS = 24
+
+
+async def short_gate(
+    spec: JobSpec, root: Path | None, data: str | DeviceData, *, stop: asyncio.Event | None = None
+) -> Measured:
+    """What a worker recovers of labels and inputs by following the ends of the first steps: some seconds."""
+    return await measure(spec, root, data, attacks=TRACKING, steps=SHORT_STEPS, stop=stop)
+
+
+def told(rows: Sequence[Row]) -> list[str]:
+    """One line for labels and one for inputs, of what `short_gate` found."""
+    lines = []
+    for row in rows:
+        if row.score is None:
+            lines.append(f"{row.attack}: not tried: {row.why_not}")
+        elif row.score.limit == "label_recovery":
+            lines.append(
+                f"labels: a worker that follows the tail recovers {row.score.value:.4f} of them "
+                f"(guessing: {row.score.chance:.4f})"
+            )
+        elif row.score.limit == "input_mse":
+            lines.append(
+                f"inputs: a worker that follows the head computes them with a mean squared error of "
+                f"{row.score.value:.4f} (guessing the mean: {row.score.chance:.4f})"
+            )
+    return lines

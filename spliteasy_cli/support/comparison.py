@@ -1,0 +1,218 @@
+"""What `parity` does: the same steps split and in one process, then every tensor side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from broker import Transport, connect
+from broker.transport.in_process import MemoryBroker
+from device_agent.agent import Agent
+from device_agent.config import AgentConfig
+from device_agent.link.link import Connect
+from device_agent.observations import Observation, StepTaken
+from device_agent.training.data import Batches, load_dataset
+from device_agent.training.trainer import HEAD, TAIL
+from server_worker.config import Trust
+from server_worker.engine.local import SessionMemory
+from server_worker.store import Store, open_store
+from spliteasy.errors import DataError, SplitEasyError, UserError
+from spliteasy.job import Job, load_job_file
+from spliteasy.job.source import build_model, users_loss
+from spliteasy.runtime import user_code
+from spliteasy.runtime.torch_thread import TorchThread
+from spliteasy.training.losses import LOSSES
+from spliteasy.training.reference import PlainTraining, State, difference
+from spliteasy.training.segment_trainer import STEP_KEY
+from spliteasy_cli.commands.submit import store_job
+from spliteasy_cli.commands.train import STORE_FILE, agent_configs
+from spliteasy_cli.support.embedded import ConnectAs, async_connect, workers_running
+
+EMBEDDED_WORKERS = 2
+NAME_ROOM = 55
+"""Characters of the job's name that its copy for the comparison keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is compared. The job is a copy under a name of its own, so that nobody's session is touched."""
+
+    job: Job
+    root: Path
+    folder: Path
+    steps: int
+    configs: Sequence[AgentConfig]
+    batches: Sequence[Batches]
+    """Each device's data once more, for the training in one process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One device's split training beside the one in one process, after `step`."""
+
+    device: str
+    step: int
+    differences: dict[str, float]
+    """The largest absolute difference of each tensor; infinite where one side lacks it."""
+    unequal_bits: tuple[str, ...]
+    """Tensors that are equal as numbers but not in their bits."""
+
+
+def prepare(job_file: Path, steps: int, devices: int, data: str | None, folder: Path) -> Plan:
+    """Export the job and load the data; state and store go to `folder`. Raises UserError."""
+    spec, root = load_job_file(job_file), user_code.project_root(job_file)
+    copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-parity"})
+    job = Job.create(copy, root)
+    configs = agent_configs(job, job_file, folder, devices, data)
+    batches = []
+    for config in configs:
+        once, again = (
+            Batches(
+                load_dataset(config.data, config.device, job.signature, root=root, recipe=copy.data).train,
+                copy,
+                job.signature,
+                device=config.device,
+            )
+            for _ in range(2)
+        )
+        if once.fingerprint != again.fingerprint:
+            raise DataError(
+                f"{config.data} gives {config.device} other data at each call",
+                hint="seed what is random in it by the device's id",
+            )
+        if once.total_steps < steps:
+            raise UserError(
+                f"{config.device} has only {once.total_steps} steps in {spec.epochs} epochs",
+                hint=f"--steps {once.total_steps}, or more epochs",
+            )
+        batches.append(once)
+    return Plan(job, root, folder, steps, configs, batches)
+
+
+async def compare(
+    plan: Plan, broker: str | None, store: str | None, workers: int | None, stop: asyncio.Event
+) -> list[Comparison]:
+    """Train split, then in one process. Raises UserError, LinkError, StoreError."""
+    split = await train_split(plan, broker, store, workers, stop)
+    return [
+        await asyncio.to_thread(compare_one, plan, config.device, batches, step, state)
+        for config, batches, (step, state) in zip(plan.configs, plan.batches, split, strict=True)
+    ]
+
+
+async def train_split(
+    plan: Plan, broker: str | None, store: str | None, workers: int | None, stop: asyncio.Event
+) -> list[tuple[int, State]]:
+    """Each device's last step, and the whole model's state after it.
+
+    The device's part is what its agent ends with, the body's what the store restores.
+    """
+    connect_as = async_connect(MemoryBroker()) if broker is None else _anyhow(partial(connect, broker))
+    sessions = [f"{plan.job.name}.{config.device}" for config in plan.configs]
+    opened = await open_store(store or f"sqlite:///{plan.folder / STORE_FILE}")
+    try:
+        count = workers if workers is not None else 0 if broker else EMBEDDED_WORKERS
+        if count == 0 and not await opened.workers():
+            raise UserError("no worker serves this store", hint="start one, or give --workers 2")
+        await _forget(opened, sessions)
+        await store_job(opened, plan.job)
+        trust = Trust.OPEN if broker else Trust.ENROLLED
+        async with workers_running(count, opened, connect_as, trust=trust), asyncio.TaskGroup() as group:
+            devices = [
+                group.create_task(_train_device(plan, config, partial(connect_as, config.device), stop))
+                for config in plan.configs
+            ]
+        halves = [device.result() for device in devices]
+        wholes = [
+            await with_body(opened, plan.job, session, step, half)
+            for session, (step, half) in zip(sessions, halves, strict=True)
+        ]
+        await _forget(opened, sessions)
+    finally:
+        await opened.close()
+    return wholes
+
+
+async def _train_device(
+    plan: Plan, config: AgentConfig, connect: Connect, stop: asyncio.Event
+) -> tuple[int, State]:
+    """Train `plan.steps` steps (fewer if `stop` is set): the last step, head and tail after it."""
+    enough = asyncio.Event()
+    compute = TorchThread(config.device)
+
+    def observe(observation: Observation) -> None:
+        if stop.is_set() or (isinstance(observation, StepTaken) and observation.step >= plan.steps):
+            enough.set()
+
+    try:
+        agent = Agent(config, connect=connect, compute=compute, observe=observe)
+        result = await agent.run(enough)
+    finally:
+        compute.close()
+    assert agent.trainer is not None
+    state = {
+        name.removeprefix(HEAD).removeprefix(TAIL): tensor for name, tensor in agent.trainer.state().items()
+    }
+    return result.step, state
+
+
+async def with_body(store: Store, job: Job, session: str, step: int, half: State) -> tuple[int, State]:
+    """`half` and the body, as a worker that takes over would restore it. Raises SplitEasyError."""
+    meta = await store.session(session)
+    if meta is None or meta.committed != step:
+        raise SplitEasyError(f"{session}: the device ended at step {step}, the store did not")
+    base = max(kept for kept in meta.snapshots if kept <= step)
+    memory = SessionMemory(job, session)
+    memory.restore(await store.read_snapshot(session, base), base)
+    async for entry in store.read_log(session, after=base, upto=step):
+        await asyncio.to_thread(memory.replay, entry)
+    whole = {**half, **memory.snapshot()}
+    whole.pop(STEP_KEY)
+    return step, whole
+
+
+async def _forget(store: Store, sessions: Sequence[str]) -> None:
+    for session in sessions:
+        await store.forget(session)
+
+
+def _anyhow(connect: Connect) -> ConnectAs:
+    """One account for all: who connects makes no difference."""
+
+    async def connect_as(_principal: str) -> Transport:
+        return await connect()
+
+    return connect_as
+
+
+def compare_one(plan: Plan, device: str, batches: Batches, step: int, split: State) -> Comparison:
+    """Train the same steps in one process and compare. Runs the user's model code."""
+    spec = plan.job.spec
+    model, _, _ = build_model(spec, plan.root)
+    loss = LOSSES[spec.loss.name] if spec.loss.name is not None else users_loss(spec, plan.root)
+    reference = PlainTraining(plan.job, model, loss, device=device)
+    for number in range(1, step + 1):
+        reference.step(*batches.batch(number))
+    plain = reference.state()
+    differences = {
+        name: difference(split[name], plain[name]) if name in split and name in plain else float("inf")
+        for name in {*split, *plain}
+    }
+    unequal = tuple(
+        name
+        for name, worst in sorted(differences.items())
+        if worst == 0 and not same_bits(split[name], plain[name])
+    )
+    return Comparison(device, step, differences, unequal)
+
+
+def same_bits(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether both hold the same bytes, dimension order aside."""
+    a, b = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (ours, theirs))
+    return torch.equal(a, b)

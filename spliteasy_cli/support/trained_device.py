@@ -1,0 +1,111 @@
+"""A trained device's half, read from its state folder, and where the other half can be asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from broker import connect
+from broker.protocol import messages as m
+from broker.transport.in_process import MemoryBroker
+from device_agent.state_folder import StateFolder
+from device_agent.training.trainer import HEAD, TAIL, evaluation_outputs
+from server_worker.config import Trust
+from server_worker.store import open_store
+from spliteasy.errors import StateError
+from spliteasy.job import Job
+from spliteasy.training.segment_trainer import MODEL_PREFIX, SegmentTrainer, tensors_of
+from spliteasy_cli.commands.train import STORE_FILE
+from spliteasy_cli.support.embedded import async_connect, workers_running
+from spliteasy_cli.support.endpoints import find_url
+from spliteasy_cli.support.session_client import Caller, calling
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedHalf:
+    """Head and tail after `step`, on the device."""
+
+    job: Job
+    session: str
+    attempt: m.AttemptRef
+    step: int
+    head: SegmentTrainer
+    tail: SegmentTrainer | None
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights and buffers of head and tail, under the original model's names."""
+        trainers = [self.head] if self.tail is None else [self.head, self.tail]
+        return {
+            name.removeprefix(MODEL_PREFIX): tensor
+            for trainer in trainers
+            for name, tensor in trainer.state().items()
+            if name.startswith(MODEL_PREFIX)
+        }
+
+    async def predict(self, inputs: tuple[Tensor, ...], caller: Caller) -> tuple[Tensor, ...]:
+        """The whole model's outputs in evaluation mode; the body's part is asked for."""
+        outputs = await asyncio.to_thread(self.head.evaluate, inputs)
+        wire, samples = self.head.eval_wire, inputs[0].shape[0]
+        request = m.Eval(
+            session=self.session, attempt=self.attempt, step=self.step, samples=samples, values=outputs[:wire]
+        )
+        reply = await caller.ask(request, m.Evaluated)
+        finish = partial(evaluation_outputs, self.job, self.tail, samples=samples)
+        made = tensors_of(await asyncio.to_thread(finish, m.packed_in(reply), outputs[wire:]))
+        return made[: len(self.job.signature.outputs)]  # behind them come the loss's own parameters
+
+
+def read_half(state: StateFolder) -> TrainedHalf:
+    """What the folder's newest checkpoint holds. Raises StateError, PortableError."""
+    stored, binding, attempt, held = state.job_parts(), state.binding, state.attempt, state.held()
+    if stored is None or binding is None or attempt is None or not held:
+        raise StateError(
+            f"{state.path} holds no training", hint="give the --state folder of an agent that has trained"
+        )
+    job = Job.from_parts(*stored)
+    step = held[-1]
+    tensors = state.load_checkpoint(step)
+    trainers = []
+    for segment, role, prefix in ((job.head, "head", HEAD), (job.tail, "tail", TAIL)):
+        if segment is not None:
+            trainer = SegmentTrainer(segment.spawn(), job.spec, device=binding.device, role=role)
+            own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+            trainer.load_state(own, step=step)
+            trainers.append(trainer)
+    return TrainedHalf(
+        job=job,
+        session=f"{job.name}.{binding.device}",
+        attempt=attempt,
+        step=step,
+        head=trainers[0],
+        tail=trainers[1] if len(trainers) > 1 else None,
+    )
+
+
+def other_half(half: TrainedHalf, state: Path, broker: str | None) -> AbstractAsyncContextManager[Caller]:
+    """Somebody to ask for the body: workers on the broker, or one of this process for a folder of `train`."""
+    store_file = state.absolute().parent.parent / STORE_FILE
+    if broker is None and store_file.exists():
+        return _calling_embedded(half, f"sqlite:///{store_file}")
+    return calling(partial(connect, find_url("broker", broker)), half.session)
+
+
+@asynccontextmanager
+async def _calling_embedded(half: TrainedHalf, store_url: str) -> AsyncIterator[Caller]:
+    connect_as = async_connect(MemoryBroker())
+    store = await open_store(store_url)
+    device = half.session.partition(".")[2]
+    try:
+        async with (
+            workers_running(1, store, connect_as, trust=Trust.ENROLLED),
+            calling(partial(connect_as, device), half.session) as caller,
+        ):
+            yield caller
+    finally:
+        await store.close()

@@ -1,0 +1,1 @@
+"""Following a running training on a terminal."""
