@@ -101,7 +101,12 @@ async def _train(
             tasks = []
             for device in devices:
                 config = AgentConfig(
-                    job=job.name, device=device, data=DATA[task], state=folder / device, root=ROOT
+                    job=job.name,
+                    device=device,
+                    data=DATA[task],
+                    state=folder / device,
+                    root=ROOT,
+                    secret=bytes([job.spec.seed % 256]) * 32,
                 )
                 tasks.append(group.create_task(_agent(config, partial(connect, device))))
         return [one.result() for one in tasks]

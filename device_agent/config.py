@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker.transport.patience import UNREACHABLE_S
@@ -21,6 +21,10 @@ class AgentConfig:
     """Where the data's module is looked up; None: the current folder."""
     operator_key: str | None = None
     """Public key (64 hexadecimal digits) that must have signed the job; None: it is taken as it comes."""
+    refuse_public_ends: bool = False
+    """Don't train where initial weights of head or tail are in the job, for the worker to read."""
+    secret: bytes | None = field(default=None, repr=False)
+    """32 bytes in place of a secret of the device's own, so that a run can be repeated."""
     takeover: bool = False
     restart: bool = False
     epochs: int | None = None

@@ -10,6 +10,7 @@ from device_agent.session.plan import Plan
 from device_agent.state_folder import StateFolder
 from device_agent.training.codec_policy import MakeChooser, StepChoices
 from device_agent.training.data import Batches, DeviceData, EvaluationBatches, load_dataset
+from device_agent.training.ends import initial_ends, job_key
 from device_agent.training.trainer import DeviceTrainer
 from spliteasy.job import Job
 from spliteasy.runtime.version import version
@@ -20,20 +21,22 @@ log = structlog.get_logger(__name__)
 def prepare(
     config: AgentConfig, job: Job, state: StateFolder, *, session: str, link: Link, make_chooser: MakeChooser
 ) -> tuple[DeviceTrainer, Plan]:
-    """Load the data, check it, bind the state folder to it; a new one gets its checkpoint 0."""
+    """Load the data, check it, bind the state folder to it; a new one gets its ends and checkpoint 0."""
     spec = job.spec
+    key = job_key(state.secret(config.secret), device=config.device, job=job.digest)
     data: DeviceData = load_dataset(
         config.data, config.device, job.signature, root=config.root, recipe=spec.data
     )
     for note in data.notes:
         log.warning(note, device=config.device)
     lasting = spec if config.epochs is None else spec.model_copy(update={"epochs": config.epochs})
-    batches = Batches(data.train, lasting, job.signature, device=config.device)
+    batches = Batches(data.train, lasting, job.signature, device=config.device, key=key)
     tests = (
-        EvaluationBatches(data.test, spec, job.signature, device=config.device)
+        EvaluationBatches(data.test, spec, job.signature, device=config.device, key=key)
         if data.test is not None
         else None
     )
+    ends = initial_ends(job, state, key, refuse_public=config.refuse_public_ends)
     choices = StepChoices(
         spec.link,
         make_chooser(spec.link, link.speed),
@@ -41,7 +44,9 @@ def prepare(
         saved=state.codecs,
         save=state.save_codecs,
     )
-    trainer = DeviceTrainer.create(job, batches, tests, device=config.device, choices=choices)
+    trainer = DeviceTrainer.create(
+        job, batches, tests, device=config.device, key=key, ends=ends, choices=choices
+    )
     state.bind(
         job=job.digest, device=config.device, fingerprint=batches.fingerprint, new_data=config.new_data
     )

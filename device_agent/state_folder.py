@@ -2,14 +2,17 @@
 
     lock                       held while an agent (or merge, or predict) uses the folder
     binding                    which job version, device and data set the folder is of
+    secret                     what only this device knows: its ends, order and masks come from it
+    ends                       the initial weights of head and tail that were drawn from the secret
     attempt                    the newest attempt, raised before it is used
     traffic                    bytes used by day, where the link is metered
     codecs                     which steps use which codecs, where the job lets the device choose
     job/                       the device's parts of the job
     checkpoints/000000000042   weights, buffers and optimizers of head and tail
 
-Every file is written beside its place, synced and renamed, and carries a checksum, so that it is whole
-or as good as absent. Methods raise StateError, and then nothing has changed.
+Every file is written beside its place, synced and renamed, readable by its owner alone, and carries a
+checksum, so that it is whole or as good as absent. A backup is of the whole folder, the secret included.
+Methods raise StateError, and then nothing has changed.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,6 +36,7 @@ from spliteasy.errors import JobError, PortableError, StateError, StateUnwritabl
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.job.package import job_digest, read_package, write_package
 from spliteasy.runtime.durable_files import remove_temporaries, sync_folder, write_file
+from spliteasy.runtime.randomness import KEY_BYTES
 
 MAGIC = b"spliteasy-state-1\n"
 _CHECKSUM_BYTES = 32
@@ -111,6 +116,44 @@ class StateFolder:
             )
         self._write("binding", orjson.dumps(wanted.model_dump()))
         self.binding = wanted
+
+    def secret(self, given: bytes | None = None) -> bytes:
+        """The 32 bytes that only this device knows, made by the operating system at the first call.
+
+        `given`: take these instead, which is for tests and for runs that have to be repeated.
+        """
+        path = self.path / "secret"
+        kept = self._read(path)
+        if kept is None and (self.binding is not None or path.exists()):
+            why = "is damaged" if path.exists() else "has gone, or an older version began this training"
+            raise StateError(
+                f"{path} {why}: weights and order of this training can't be told without it",
+                hint=f"bring back a copy of the whole folder, or delete {self.path} to begin anew",
+            )
+        if kept is None:
+            kept = given or os.urandom(KEY_BYTES)
+            self._write("secret", kept)
+        if given is not None and kept != given:
+            raise StateError(
+                f"state folder {self.path} has another secret", hint="give another --state folder"
+            )
+        return kept
+
+    @property
+    def ends(self) -> dict[str, Tensor] | None:
+        """What `save_ends` was given; None before. Raises StateError where the file is damaged."""
+        path = self.path / "ends"
+        raw = self._read(path)
+        if raw is None and (path.exists() or self._held):
+            raise StateError(
+                f"{path} is damaged or has gone, and weights are drawn once",
+                hint=f"bring back a copy of the whole folder, or delete {self.path} to begin anew",
+            )
+        return None if raw is None else tensors_from_bytes(raw)
+
+    def save_ends(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the initial weights that were drawn; durable on return."""
+        self._write("ends", tensors_to_bytes(tensors))
 
     def save_job(self, manifest: bytes, parts: Mapping[str, bytes]) -> None:
         """Keep the device's parts of the job, in place of what is there. A bound folder keeps its own."""
@@ -285,7 +328,7 @@ class StateFolder:
         for chunk in chunks:
             hasher.update(chunk)
         with self._problems_told("written"):
-            write_file(self.path / name, MAGIC, hasher.digest(), *chunks)
+            write_file(self.path / name, MAGIC, hasher.digest(), *chunks, private=True)
 
     def _read(self, path: Path) -> bytes | None:
         """What was written to `path`; None where it is absent or not what was written."""

@@ -91,6 +91,10 @@ class NeedsNewer(JobError):
         self.job, self.needs = job, needs
 
 
+class PublicEnds(JobError):
+    """A job whose head and tail don't begin with weights that only the device knows."""
+
+
 class DataError(UserError):
     """Data that does not fit the job."""
 

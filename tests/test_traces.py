@@ -27,6 +27,7 @@ from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.observability.traces import Context, Span, Tracer, parse_traceparent, step_context
 from spliteasy.runtime.torch_thread import TorchThread
+from tests.drawn import SECRET
 from tests.simulation import toy
 
 PHASES = {"head", "forwarding", "tail", "backwarding", "applying"}
@@ -94,7 +95,7 @@ async def train(
         tracer=worker_tracer,
     )
     agent = Agent(
-        AgentConfig(job="toy", device="phone-1", data=toy.DATA, state=state),
+        AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=state),
         connect=lambda: connect("phone-1"),
         compute=computes[1],
         tracer=agent_tracer,

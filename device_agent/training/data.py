@@ -1,7 +1,7 @@
 """The device's data: where it comes from, and in which order it is used.
 
-A batch is a pure function of (job seed, device, step): a restarted agent, and the check against plain
-PyTorch, see the same samples with the same augmentation.
+A batch is a pure function of (the device's key for the job, step): a restarted agent, and the check against
+plain PyTorch, see the same samples with the same augmentation, and nobody else can tell which.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from spliteasy.job import JobSpec
 from spliteasy.job.io_schema import Signature, dtype_name, told
 from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import DataSpec
+from spliteasy.privacy.numbers import permutation
 from spliteasy.runtime import user_code
-from spliteasy.runtime.randomness import seed_of
+from spliteasy.runtime.randomness import Key
 
 FINGERPRINT_ITEMS = 512
 FINGERPRINT_BYTES = 32 << 20
@@ -97,10 +98,13 @@ def _from_folder(folder: Path, signature: Signature, recipe: DataSpec | None) ->
 class Batches:
     """The training batches of a device: step 1 is the first of epoch 0."""
 
-    def __init__(self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str) -> None:
-        self._samples = Samples(dataset, spec, signature, device=device, name="training")
-        self._spec = spec
+    def __init__(
+        self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, key: Key
+    ) -> None:
+        self._samples = Samples(dataset, spec, signature, device=device, key=key, name="training")
         self._device = device
+        self._spec = spec
+        self._key = key.at("order")
         whole, rest = divmod(len(self._samples), spec.batch_size)
         self.steps_per_epoch = whole if spec.drop_last or not rest else whole + 1
         if self.steps_per_epoch == 0:
@@ -150,8 +154,7 @@ class Batches:
 
     def _permutation(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(seed_of("order", self._spec.seed, self._device, epoch))
-            self._order = (epoch, torch.randperm(len(self._samples), generator=generator).tolist())
+            self._order = (epoch, permutation(len(self._samples), self._key.at(epoch)).tolist())
         return self._order[1]
 
     @cached_property
@@ -175,10 +178,17 @@ class Batches:
 
 
 class EvaluationBatches:
-    """The test data in order, in batches of `evaluation.batch_size`."""
+    """The test data in batches of `evaluation.batch_size`, in another order at each evaluation.
 
-    def __init__(self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str) -> None:
-        self._samples = Samples(dataset, spec, signature, device=device, name="test")
+    In one order, what crosses would tell how each sample's activations change with the head.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, key: Key
+    ) -> None:
+        self._samples = Samples(dataset, spec, signature, device=device, key=key, name="test")
+        self._key = key.at("evaluation")
+        self._order: tuple[int, list[int]] = (-1, [])
         self._size = spec.evaluation.batch_size
         self.samples = len(self._samples)
 
@@ -186,14 +196,16 @@ class EvaluationBatches:
         """Batches."""
         return -(-self.samples // self._size)
 
-    def batch(self, index: int) -> tuple[Tensors, Tensors]:
-        """(inputs, targets) of batch `index`, 0 to len - 1. Raises DataError."""
-        return self._samples.gather(self.indices(index), "evaluation")
+    def batch(self, index: int, step: int) -> tuple[Tensors, Tensors]:
+        """(inputs, targets) of batch `index`, 0 to len - 1, after `step`. Raises DataError."""
+        return self._samples.gather(self.indices(index, step), "evaluation")
 
-    def indices(self, index: int) -> range:
-        """The samples of batch `index`, by their places in the data set."""
+    def indices(self, index: int, step: int) -> list[int]:
+        """The samples of batch `index` after `step`, by their places in the data set."""
+        if self._order[0] != step:
+            self._order = (step, permutation(self.samples, self._key.at(step)).tolist())
         start = index * self._size
-        return range(start, min(start + self._size, self.samples))
+        return self._order[1][start : start + self._size]
 
     def problem(self, inputs: Tensors, targets: Tensors, indices: Sequence[int]) -> DataError | None:
         """The first value that is NaN or infinite in a batch; None where all are finite."""

@@ -16,7 +16,7 @@ from spliteasy.job import JobSpec
 from spliteasy.job.io_schema import SampleSpec, Signature, dtype_name, told
 from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import seed_all, states_kept
-from spliteasy.runtime.randomness import seed_of
+from spliteasy.runtime.randomness import Key
 from spliteasy.training.losses import CLASS_LOSSES, IGNORED_CLASS
 
 Tensors = tuple[Tensor, ...]
@@ -32,13 +32,13 @@ class Samples:
     """A data set whose items are checked against the job, and made under seeds of their own."""
 
     def __init__(
-        self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, name: str
+        self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, key: Key, name: str
     ) -> None:
         """`name` says which data it is, such as "training", for errors."""
         self._dataset = dataset
         self._whose = f"the {name} data of {device}"
         self._signature = signature
-        self._seed_parts = (spec.seed, device)
+        self._key = key.at("item")
         self._classes: int | None = None
         if spec.loss.name in CLASS_LOSSES and signature.targets[0].dtype == "int64":
             self._classes = signature.outputs[0].shape[0]
@@ -50,16 +50,16 @@ class Samples:
     def __len__(self) -> int:
         return self._length
 
-    def gather(self, indices: Sequence[int], *seed_parts: str | int) -> tuple[Tensors, Tensors]:
+    def gather(self, indices: Sequence[int], *place: str | int) -> tuple[Tensors, Tensors]:
         """Stack the items at `indices` into (inputs, targets), batch first.
 
-        Before each item torch, numpy and random are seeded by (job seed, device, `seed_parts`, index);
-        their states are put back afterwards. Raises DataError, naming the sample.
+        Before each item torch, numpy and random begin where (key, `place`, index) says; their states are
+        put back afterwards. Raises DataError, naming the sample.
         """
         rows = []
         with states_kept():
             for index in indices:
-                seed_all(seed_of("item", *self._seed_parts, *seed_parts, index))
+                seed_all(self._key.at(*place, index))
                 rows.append(self._item(index))
         columns = tuple(torch.stack(column) for column in zip(*rows, strict=True))
         count = len(self._signature.inputs)

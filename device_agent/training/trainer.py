@@ -29,8 +29,11 @@ from spliteasy.codecs.packer import (
 from spliteasy.errors import DataError, SplitEasyError
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.document import DTYPES
+from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import split_batch
+from spliteasy.privacy.ends import Drawn
+from spliteasy.runtime.randomness import Key
 from spliteasy.training.segment_trainer import (
     OpenForward,
     SegmentTrainer,
@@ -142,11 +145,18 @@ class DeviceTrainer:
 
     @classmethod
     def create(
-        cls, job: Job, batches: Batches, tests: EvaluationBatches | None, *, device: str, choices: StepChoices
+        cls,
+        job: Job,
+        batches: Batches,
+        tests: EvaluationBatches | None,
+        *,
+        device: str,
+        key: Key,
+        ends: Drawn,
+        choices: StepChoices,
     ) -> DeviceTrainer:
-        """With the job's initial weights, at step 0."""
-        head = SegmentTrainer(job.head.spawn(), job.spec, device=device, role="head")
-        tail = SegmentTrainer(job.tail.spawn(), job.spec, device=device, role="tail") if job.tail else None
+        """With the job's initial weights and the device's own (`ends`), at step 0."""
+        head, tail = end_trainers(job, device=device, key=key, ends=ends)
         codecs = job.spec.link.codecs
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
         return cls(job, batches, tests, head, tail, wire)
@@ -324,7 +334,7 @@ class DeviceTrainer:
         assert self.tests is not None
         if index == 0:
             self.evaluation = Evaluation()
-        inputs, self._targets = self.tests.batch(index)
+        inputs, self._targets = self.tests.batch(index, self.step)
         outputs = self.head.evaluate(inputs)
         wire = self.head.eval_wire
         self._kept = outputs[wire:]
@@ -356,8 +366,8 @@ class DeviceTrainer:
     def _check_test_batch(self, index: int) -> None:
         """Raise DataError where the test batch itself is not finite: the model is not to blame then."""
         assert self.tests is not None
-        inputs, targets = self.tests.batch(index)
-        problem = self.tests.problem(inputs, targets, self.tests.indices(index))
+        inputs, targets = self.tests.batch(index, self.step)
+        problem = self.tests.problem(inputs, targets, self.tests.indices(index, self.step))
         if problem is not None:
             raise problem
 
@@ -431,6 +441,17 @@ class DeviceTrainer:
             f"{what} is NaN or infinite in step {self.step + 1} on the device; nothing was applied",
             hint="the data is finite: lower the learning rate, or clip the gradients ([clip] max_norm)",
         )
+
+
+def end_trainers(
+    job: Job, *, device: str, key: Key, ends: Drawn
+) -> tuple[SegmentTrainer, SegmentTrainer | None]:
+    """Head and tail at step 0."""
+
+    def trainer(segment: Segment, role: str) -> SegmentTrainer:
+        return SegmentTrainer(segment.spawn(ends.get(role)), job.spec, device=device, role=role, key=key)
+
+    return trainer(job.head, "head"), trainer(job.tail, "tail") if job.tail else None
 
 
 def evaluation_outputs(

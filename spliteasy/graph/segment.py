@@ -175,13 +175,14 @@ def load_segment(
     """Build a segment from what travelled; the tensors are copied to `device`.
 
     It is checked at the `batches` that it will be run at, and what that takes is in `program.costs`.
+    A tensor on the meta device is a shape without values, which `spawn` is given later.
 
     Raises `PortableError` for a graph that is malformed, too large, or calls what is not allowed, and
     for tensors that do not fit it. Nothing of the graph runs on data.
     """
     program = Program(document_from_json(graph), device)
     program.costs = check_program(program, batches)
-    copies = {name: _copy(tensor).to(device) for name, tensor in tensors.items()}
+    copies = {name: t if t.is_meta else _copy(t).to(device) for name, t in tensors.items()}
     return Segment(program, copies)
 
 

@@ -16,13 +16,16 @@ from spliteasy.graph.tensors import tensors_to_bytes
 from spliteasy.job.io_schema import SampleSpec, Signature
 from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.recipe import check_recipe
-from spliteasy.job.source import Tensors, load_source, make_loss
+from spliteasy.job.source import Source, Tensors, load_source, make_loss
 from spliteasy.job.sparse import check_sparse
 from spliteasy.job.spec import JobSpec
 from spliteasy.planning.planner import plan_source
+from spliteasy.privacy.ends import Ends, Role
+from spliteasy.privacy.made import make_ends
 from spliteasy.runtime.generators import states_kept
 from spliteasy.splitting.losses import PortableLoss
 from spliteasy.splitting.split import Split, split_traced
+from spliteasy.splitting.trace import TensorInfo
 
 
 def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
@@ -41,7 +44,7 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     for note in split.notes:
         structlog.get_logger(__name__).warning(note)
     outputs = _outputs(split, inputs)
-    loss = make_loss(spec, root, outputs, targets)
+    loss = make_loss(spec, source.loss, outputs, targets)
     if isinstance(loss, PortableLoss) and loss.own:
         split = split_traced(
             source.traced, spec.model.cuts, share_inputs=source.shared_inputs, loss_parameters=loss.own
@@ -57,13 +60,28 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     if spec.data is not None:
         check_recipe(spec.data, signature)
     parts = {"spec.json": spec.to_json(), "signature.json": signature.to_json()}
+    ends = _ends_of(source, split, loss.own if isinstance(loss, PortableLoss) else ())
+    parts["ends.json"] = ends.to_json()
     for segment in split.segments:
+        drawn = ends.of(segment.name)
+        kept = {name: tensor for name, tensor in segment.tensors().items() if name not in drawn}
         parts[f"{segment.name}.json"] = segment.graph_json()
-        parts[f"{segment.name}.safetensors"] = segment.tensors_bytes()
+        parts[f"{segment.name}.safetensors"] = tensors_to_bytes(kept)
     if isinstance(loss, PortableLoss):
         parts["loss.json"] = loss.graph_json()
         parts["loss.safetensors"] = tensors_to_bytes(loss.tensors())
     return parts
+
+
+def _ends_of(source: Source, split: Split, loss_parameters: Sequence[TensorInfo]) -> Ends:
+    """What of head and tail devices draw themselves."""
+    segments: dict[Role, Segment] = {"head": split.head}
+    if split.tail is not None:
+        segments["tail"] = split.tail
+    traces = (source.traced.eval, source.traced.train)
+    originals = {info.names[0]: info.tensor for trace in traces for info in trace.tensors.values()}
+    originals |= {info.names[0]: info.tensor for info in loss_parameters}
+    return make_ends(source.recording, segments, originals, public=source.spec.privacy.ends == "public")
 
 
 def _outputs(split: Split, inputs: Tensors) -> Tensors:

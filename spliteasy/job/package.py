@@ -4,6 +4,8 @@ The manifest lists each part's SHA-256 and size; the digest is the SHA-256 of th
 
     spec.json, signature.json                  what to do, and what goes in and out
     head.json, head.safetensors                a segment's graph and initial weights; body and tail too
+    ends.json                                  the law by which devices draw initial weights of head and tail:
+                                               of these the package has no values
     loss.json, loss.safetensors                a traced loss; none where the loss is a name
 
 A device gets all parts but the body's. Loading runs no code of the user's.
@@ -25,12 +27,14 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from spliteasy.errors import JobError, NeedsNewer, PortableError
+from spliteasy.graph.encoding import document_from_json
 from spliteasy.graph.program import Batches
 from spliteasy.graph.segment import Segment, load_segment, load_segment_tensors
 from spliteasy.job.io_schema import Signature
 from spliteasy.job.measure import measure_of
 from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import Identifier, JobSpec
+from spliteasy.privacy.ends import Ends, ends_from_json, placeholders
 from spliteasy.runtime.durable_files import write_folder
 from spliteasy.training.losses import LOSSES, LossFunction
 from spliteasy.training.measures import Measure
@@ -41,13 +45,15 @@ MANIFEST = "manifest.json"
 BODY = "body."
 
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
-FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE})
+DRAWN_ENDS = "secret-ends"
+FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS})
 """What packages may need that this version knows, beyond what version 1 always had: batches of one sample
-are refused; micro-batches count for their labelled elements; the job says how data is read."""
+are refused; micro-batches count for their labelled elements; the job says how data is read; devices draw
+the first weights of head and tail."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
-    str, StringConstraints(pattern=r"^(spec|signature|head|body|tail|loss)\.(json|safetensors)$")
+    str, StringConstraints(pattern=r"^((spec|signature|head|body|tail|loss)\.(json|safetensors)|ends\.json)$")
 ]
 
 
@@ -139,6 +145,8 @@ class Job:
     head: Segment
     tail: Segment | None
     """None for one cut."""
+    ends: Ends
+    """Which tensors of head and tail are without values until a device draws them."""
     loss: LossFunction
     """(outputs, targets) -> scalar, tuples of tensors in."""
     measure: Measure
@@ -173,7 +181,8 @@ class Job:
         if spec.name != listed.name:
             raise PortableError(f"the manifest is of job {listed.name}, its spec of job {spec.name}")
         batches = batches_of(spec)
-        head, tail = _segment(found, "head", batches), _segment(found, "tail", batches)
+        ends = ends_from_json(found["ends.json"]) if "ends.json" in found else Ends()
+        head, tail = (_segment(found, role, batches, ends) for role in ("head", "tail"))
         loss = _loss(spec, found)
         if head is None or (tail is None) != spec.single:
             raise PortableError(f"job {spec.name}: the package lacks a segment, or has one too many")
@@ -185,9 +194,10 @@ class Job:
             digest=job_digest(manifest),
             head=head,
             tail=tail,
+            ends=ends,
             loss=loss,
             measure=measure_of(spec, loss),
-            body_or_none=_segment(found, "body", batches),
+            body_or_none=_segment(found, "body", batches, Ends()),
         )
 
     @classmethod
@@ -219,6 +229,8 @@ class Job:
             found.add(LABELLED_SHARES)
         if self.spec.data is not None:
             found.add(DATA_RECIPE)
+        if "ends.json" in self.parts:
+            found.add(DRAWN_ENDS)
         return found
 
     def device_parts(self) -> dict[str, bytes]:
@@ -289,13 +301,16 @@ def batches_of(spec: JobSpec) -> Batches:
     return Batches(train=micro_sizes(spec.batch_size, spec.micro_batches), eval=(spec.evaluation.batch_size,))
 
 
-def _segment(parts: Mapping[str, bytes], role: str, batches: Batches) -> Segment | None:
+def _segment(parts: Mapping[str, bytes], role: str, batches: Batches, ends: Ends) -> Segment | None:
     graph, tensors = parts.get(f"{role}.json"), parts.get(f"{role}.safetensors")
     if graph is None and tensors is None:
         return None
     if graph is None or tensors is None:
         raise PortableError(f"the package has half a {role}: graph and tensors belong together")
-    return load_segment(graph, load_segment_tensors(tensors), batches=batches)
+    values = load_segment_tensors(tensors)
+    if ends.of(role):
+        values |= placeholders(ends, role, document_from_json(graph).tensors)
+    return load_segment(graph, values, batches=batches)
 
 
 def _loss(spec: JobSpec, parts: Mapping[str, bytes]) -> LossFunction:

@@ -22,6 +22,7 @@ from spliteasy.job.io_schema import dtype_name, told
 from spliteasy.job.measure import measure_of
 from spliteasy.job.micro_batch_check import check_micro_batches
 from spliteasy.job.spec import JobSpec, OptimizerSpec
+from spliteasy.privacy.recording import Recording, recorded
 from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import seed_all, states_kept
 from spliteasy.splitting.export import TracedModel, trace_model
@@ -41,6 +42,10 @@ class Source:
     traced: TracedModel
     inputs: Tensors
     targets: Tensors
+    recording: Recording
+    """How the initial tensors of the model and the loss were made."""
+    loss: UsersLoss | None
+    """The user's own loss; None for a loss by name."""
 
     @property
     def shared_inputs(self) -> tuple[str, ...]:
@@ -51,8 +56,10 @@ class Source:
 
 def load_source(spec: JobSpec, root: Path | None) -> Source:
     """Build and trace the user's model. Raises JobError."""
-    model, inputs, targets = build_model(spec, root)
-    return Source(spec, root, trace_model(model, inputs), inputs, targets)
+    with recorded() as recording:
+        model, inputs, targets = build_model(spec, root)
+        loss = users_loss(spec, root) if spec.loss.function is not None else None
+    return Source(spec, root, trace_model(model, inputs), inputs, targets, recording, loss)
 
 
 def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Tensors, Tensors]:
@@ -141,15 +148,15 @@ def users_loss(spec: JobSpec, root: Path | None) -> UsersLoss:
     return loss
 
 
-def make_loss(spec: JobSpec, root: Path | None, outputs: Tensors, targets: Tensors) -> LossFunction:
-    """The loss, tried on the example's outputs and targets. Raises JobError."""
+def make_loss(spec: JobSpec, own: UsersLoss | None, outputs: Tensors, targets: Tensors) -> LossFunction:
+    """The loss, tried on the example's outputs and targets; `own`: the user's. Raises JobError."""
     matching = tuple(torch.cat((y, y)) if y.shape[0] == 1 else y for y in targets)
     outputs = tuple(y.detach().requires_grad_(y.is_floating_point()) for y in outputs)
-    if spec.loss.function is not None:
-        traced = trace_function(users_loss(spec, root).function, outputs, matching)
+    if own is not None:
+        traced = trace_function(own.function, outputs, matching)
         loss: LossFunction = traced
         of_model: LossFunction = traced.of_model
-        what = spec.loss.function
+        what = spec.loss.function or ""
     else:
         loss = of_model = LOSSES[spec.loss.name or ""]
         what = spec.loss.name or ""
@@ -165,7 +172,7 @@ def make_loss(spec: JobSpec, root: Path | None, outputs: Tensors, targets: Tenso
         ) from error
     if value.dtype != torch.float32 or value.dim() or not value.requires_grad:
         raise JobError(f"loss {what} gives {_told(value)}, not a float32 number that depends on the outputs")
-    if spec.loss.function is not None and spec.micro_batches > 1:
+    if own is not None and spec.micro_batches > 1:
         check_micro_batches(spec, measure_of(spec, loss), of_model, outputs, matching)
     return loss
 

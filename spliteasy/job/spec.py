@@ -417,9 +417,22 @@ class LimitsSpec(Section):
 
 
 class PrivacySpec(Section):
-    """What the other side may learn."""
+    """What the other side may learn (docs/privacy.md)."""
 
+    ends: Annotated[str, _only("secret", "perturb", "public")] = "secret"
+    """Where the initial weights of head and tail come from. "secret": each device draws its own, by the law
+    of the model's initialization; what has no such law is public, and `submit` names it. "perturb": public
+    weights are multiplied by 1 + σ·ξ on the device, too. "public": all are in the package, so that a worker
+    can follow the training of head and tail to the last bit, and knows labels and inputs."""
+    perturb: Annotated[float, Field(ge=0.01, le=1)] = 0.1
+    """σ of `ends = "perturb"`, beside each weight's own size."""
     limits: LimitsSpec = LimitsSpec()
+
+    @model_validator(mode="after")
+    def _perturb_is_used(self) -> Self:
+        if self.ends != "perturb" and self.perturb != type(self).model_fields["perturb"].default:
+            raise _refuse('perturb belongs to ends = "perturb"')
+        return self
 
 
 class FleetSpec(Section):
@@ -499,5 +512,7 @@ class JobSpec(Section):
         `plan` and `privacy.limits` are left out: a training depends on its cuts, not on what they were
         chosen for, nor on what is measured of it. So is an absent `data`, which older versions do not know.
         """
-        left_out = {"plan", "privacy"} if self.data is not None else {"plan", "privacy", "data"}
+        left_out: dict[str, Any] = {"plan": True, "privacy": {"limits"}}
+        if self.data is None:
+            left_out["data"] = True
         return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)

@@ -178,7 +178,7 @@ def _loss(source: Source) -> LossFunction:
     inputs, targets = resized(source.inputs, source.targets, max(2, len(source.inputs[0])))
     with states_kept(), torch.no_grad():
         outputs = tensors_of(segment(*inputs))
-    loss = make_loss(source.spec, source.root, outputs, targets)
+    loss = make_loss(source.spec, source.loss, outputs, targets)
     return loss.of_model if isinstance(loss, PortableLoss) else loss
 
 

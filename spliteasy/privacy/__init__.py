@@ -1,1 +1,3 @@
-"""What can be computed from what crosses the cut: records of a training, attacks on them, and limits."""
+"""What can be computed from what crosses the cut: secret initial weights, records of a training, attacks on
+them, and limits.
+"""

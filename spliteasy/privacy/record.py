@@ -91,7 +91,7 @@ class View:
 
     adversary: Adversary
     job: Job
-    """The job package, as any worker gets it."""
+    """The job package, as any worker gets it. Where devices draw weights, the adversary has drawn its own."""
     device: str
     """The device's name, which stands in every message."""
     steps: tuple[Step, ...]

@@ -12,14 +12,16 @@ TEMPORARY = ".tmp-"
 """What is being written begins so: whoever finds one that nobody writes may delete it."""
 
 
-def write_file(path: Path, *chunks: bytes) -> None:
+def write_file(path: Path, *chunks: bytes, private: bool = False) -> None:
     """Write `chunks` to `path` and make it durable: temporary file, fsync, rename, fsync of the folder.
+
+    `private`: nobody but the owner reads it (mode 0600), from its first byte on.
 
     OSError (disk full, no permission) leaves what was at `path` before, and no temporary file.
     """
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}")
     try:
-        _write(temporary, *chunks)
+        _write(temporary, *chunks, private=private)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -63,9 +65,13 @@ def remove_temporaries(folder: Path) -> None:
             path.unlink()
 
 
-def _write(path: Path, *chunks: bytes) -> None:
-    with path.open("wb") as file:
+def _write(path: Path, *chunks: bytes, private: bool = False) -> None:
+    with open(path, "wb", opener=_private if private else None) as file:
         for chunk in chunks:
             file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

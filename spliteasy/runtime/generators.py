@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from spliteasy.runtime.randomness import drawing, state_of
+from spliteasy.runtime.randomness import MT_WORDS, Key, Seed, drawing, state_of, torch_state
 
 
 @contextmanager
@@ -24,8 +24,17 @@ def states_kept() -> Iterator[None]:
             random.setstate(random_state)
 
 
-def seed_all(seed: int) -> None:
-    """Seed the three generators; call it within `states_kept`."""
+def seed_all(seed: Seed) -> None:
+    """Put the three generators where `seed` says; call it within `states_kept`.
+
+    A key gives each of them 256 bits or more of its own: their seeds by number have 32.
+    """
+    if isinstance(seed, Key):
+        stream = seed.stream(4 * MT_WORDS + 64)
+        torch.default_generator.set_state(torch_state(stream[: 4 * MT_WORDS]))
+        np.random.seed(np.frombuffer(stream[-64:-32], "<u4"))
+        random.seed(int.from_bytes(stream[-32:], "big"))
+        return
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)

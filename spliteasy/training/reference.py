@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import split_batch
+from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.generators import states_kept
+from spliteasy.runtime.randomness import Key
 from spliteasy.splitting.proof.model_state import left_as_it_was
 from spliteasy.training import schedule
 from spliteasy.training.losses import LossFunction, UsersLoss
@@ -30,21 +32,37 @@ State = dict[str, Tensor]
 """`model/<name>` and `optimizer/<name>/<key>`, under the original model's names."""
 
 
+@torch.no_grad()
+def begin_with(model: nn.Module, ends: Drawn, loss: LossFunction | None = None) -> None:
+    """Put a device's initial tensors into the whole model, and into the loss's own parameters."""
+    own = loss.named_parameters() if isinstance(loss, UsersLoss) else []
+    named: dict[str, Tensor] = dict((*model.named_parameters(), *model.named_buffers(), *own))
+    for table in ends.values():
+        for name, tensor in table.items():
+            named[name].copy_(tensor)
+
+
 class PlainTraining:
     """The user's model, one optimizer over all of it, autograd from the loss to the inputs."""
 
-    def __init__(self, job: Job, model: nn.Module, loss: LossFunction, *, device: str) -> None:
+    def __init__(
+        self, job: Job, model: nn.Module, loss: LossFunction, *, device: str, key: Key, ends: Drawn
+    ) -> None:
         """`model` as its factory left it, training mode of each submodule included.
 
-        It trains as a split one on `device` does.
+        It trains as a split one on `device` does, whose key for the job and initial weights these are.
         """
+        begin_with(model, ends, loss)
         self._model = model
         self._taken = 0
         segments = [("head", job.head), ("body", job.body), ("tail", job.tail)]
         present = [(role, segment) for role, segment in segments if segment is not None]
         random = any(segment.has_random for _, segment in present)
         self._masks = SegmentMasks(model, job.spec.model.cuts) if random else None
-        self._states = [partial(generator_state, job.spec, device, role) for role, _ in present]
+        keys = {"head": key, "tail": key}
+        self._states = [
+            partial(generator_state, job.spec, device, role, key=keys.get(role)) for role, _ in present
+        ]
         self._loss = loss
         self._clip = job.spec.clip
         self._micro_batches = job.spec.micro_batches

@@ -19,7 +19,7 @@ from spliteasy.errors import JobError
 from spliteasy.graph.document import ValueSpec
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import JobSpec
-from spliteasy.runtime.randomness import drawing, seed_of, state_of
+from spliteasy.runtime.randomness import Key, drawing, seed_of, state_of
 from spliteasy.training.optim import build_optimizer, clip_gradients, set_learning_rate
 
 Values = tuple[Tensor | int, ...]
@@ -41,12 +41,17 @@ class OpenForward:
     outputs: Values
 
 
-def generator_state(spec: JobSpec, device: str, role: str, step: int, micro: int) -> Tensor:
+def generator_state(
+    spec: JobSpec, device: str, role: str, step: int, micro: int, *, key: Key | None
+) -> Tensor:
     """The state of torch's generator with which a segment begins the forward of a micro-batch.
 
-    The one place that says where random layers get their numbers: for training, and for the plain program
-    that it is compared with.
+    It follows from the device's `key` for head and tail, and from the job's seed for the body. The one place
+    that says where random layers get their numbers: for training, and for the plain program that it is
+    compared with.
     """
+    if key is not None:
+        return state_of(key.at("mask", role, step, micro))
     return state_of(seed_of(spec.seed, device, role, step, micro))
 
 
@@ -58,11 +63,14 @@ class SegmentTrainer:
     ahead of `step`; a first forward computed again, or `abort`, puts them back.
     """
 
-    def __init__(self, segment: Segment, spec: JobSpec, *, device: str, role: str) -> None:
+    def __init__(
+        self, segment: Segment, spec: JobSpec, *, device: str, role: str, key: Key | None = None
+    ) -> None:
+        """`key`: where random operators begin, on a device; a body's begin where the job's seed says."""
         self.segment = segment
         self.step = 0
         self._spec = spec
-        self._state_at = partial(generator_state, spec, device, role)
+        self._state_at = partial(generator_state, spec, device, role, key=key)
         self._parameters = dict(segment.named_parameters())
         self._optimizer = build_optimizer(spec.optimizer, self._parameters.items())
         self._trainable = [p for p in self._parameters.values() if p.requires_grad]

@@ -98,6 +98,14 @@ MeteredOption = Annotated[
 TakeoverOption = Annotated[
     bool, typer.Option("--takeover", help="Go on from this state folder even if the store knows a newer run.")
 ]
+RefusePublicEndsOption = Annotated[
+    bool,
+    typer.Option(
+        "--refuse-public-ends",
+        help="Don't train a job that has initial weights of head or tail, from which a worker can compute "
+        "labels and inputs.",
+    ),
+]
 RestartOption = Annotated[
     bool, typer.Option("--restart", help="Begin at step 0 again, whatever the store has.")
 ]
@@ -135,6 +143,7 @@ def agent(
     metered: MeteredOption = None,
     takeover: TakeoverOption = False,
     restart: RestartOption = False,
+    refuse_public_ends: RefusePublicEndsOption = False,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
     give_up_after: GiveUpOption = None,
@@ -179,6 +188,7 @@ def agent(
         operator_key=operator_key,
         takeover=takeover,
         restart=restart,
+        refuse_public_ends=refuse_public_ends,
         epochs=epochs,
         new_data=new_data,
         give_up_s=seconds(give_up_after),

@@ -12,6 +12,7 @@ import typer
 from spliteasy.errors import UserError
 from spliteasy_cli.commands.submit import JobFile
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url
+from spliteasy_cli.support.fixed_secret import SecretOption, fixed_secret
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
 from spliteasy_cli.support.threads import ThreadsOption, torch_threads
@@ -42,6 +43,7 @@ def parity(
     stack: Annotated[
         bool, typer.Option("--stack", help="On the local stack's broker, store and workers.")
     ] = False,
+    secret: SecretOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """Train through broker and store, and by plain PyTorch in one process; compare every tensor.
@@ -56,8 +58,9 @@ def parity(
         raise UserError("parity needs both --broker and --store, or neither", hint="neither: embedded ones")
     from spliteasy_cli.support.comparison import compare, prepare
 
+    fixed = fixed_secret(secret)
     with torch_threads(threads), TemporaryDirectory(prefix="spliteasy-parity-") as folder:
-        plan = prepare(job_file, steps, devices, data, Path(folder))
+        plan = prepare(job_file, steps, devices, data, Path(folder), fixed)
         comparisons = run(
             lambda stop: compare(plan, broker, store, workers, stop), on_stop="stopping: nothing is compared"
         )

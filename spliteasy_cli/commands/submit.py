@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from spliteasy.job import Job
     from spliteasy.job.spec import LimitsSpec
 
+NAMED = 8
+"""Public weights that are named one by one."""
+
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
 
 
@@ -58,8 +61,30 @@ def create_job(job_file: Path) -> Job:
 
     spec = load_job_file(job_file)
     job = Job.create(spec, project_root(job_file))
+    _warn_of_public_ends(job)
     _warn_of_limits(job, spec.privacy.limits)
     return job
+
+
+def _warn_of_public_ends(job: Job) -> None:
+    """Name the weights that begin as the package says, and say what a worker makes of that."""
+    import structlog
+
+    from device_agent.training.ends import public_weights
+
+    public = public_weights(job)
+    if not public:
+        return
+    reasons = dict(job.ends.named_public())
+    named = [f"{name} ({reasons[name]})" for name in public[:NAMED]]
+    if len(public) > NAMED:
+        named.append(f"and {len(public) - NAMED} more")
+    structlog.get_logger(__name__).warning(
+        "initial weights of head and tail are public: whoever has the job can follow their training from "
+        "what crosses the cuts, and compute labels and inputs",
+        weights="; ".join(named),
+        hint='[privacy] ends = "perturb" moves them on the device; docs/privacy.md says how far that helps',
+    )
 
 
 def _warn_of_limits(job: Job, limits: LimitsSpec) -> None:

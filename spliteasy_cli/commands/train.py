@@ -19,6 +19,7 @@ from spliteasy_cli.commands.agent import EpochsOption, NewDataOption
 from spliteasy_cli.commands.submit import JobFile, create_job, store_job
 from spliteasy_cli.history.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy_cli.history.run_history import HISTORY_FOLDER, History, Kept, TensorboardOption
+from spliteasy_cli.support.fixed_secret import SecretOption, fixed_secret
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
 from spliteasy_cli.support.threads import ThreadsOption, torch_threads
@@ -56,6 +57,7 @@ def train(
     new_data: NewDataOption = False,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
+    secret: SecretOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """Train a job with everything in this process: no broker or store to install.
@@ -69,7 +71,7 @@ def train(
         folder = out or Path("runs") / job.name
         configs = [
             replace(config, epochs=epochs, new_data=new_data)
-            for config in agent_configs(job, job_file, folder, devices, data)
+            for config in agent_configs(job, job_file, folder, devices, data, fixed_secret(secret))
         ]
         prepare_folder(folder, resume=resume)
         kept: list[Kept] = [History(folder / HISTORY_FOLDER, tensorboard=tensorboard)]
@@ -82,7 +84,7 @@ def train(
 
 
 def agent_configs(
-    job: Job, job_file: Path, folder: Path, devices: int, data: str | None
+    job: Job, job_file: Path, folder: Path, devices: int, data: str | None, secret: bytes | None = None
 ) -> list[AgentConfig]:
     """One agent a device, with its state under `folder`."""
     from device_agent.config import AgentConfig
@@ -97,6 +99,7 @@ def agent_configs(
             data=data or default_data(job.spec, root),
             state=folder / DEVICES_FOLDER / name,
             root=root,
+            secret=secret,
         )
         for name in names
     ]

@@ -8,6 +8,7 @@ for scoring. `view_of` cuts from it what one adversary has.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.observations import Observation, StepTaken
 from device_agent.training.data import DeviceData, load_dataset
+from device_agent.training.ends import with_ends
 from device_agent.training.samples import Samples
 from device_agent.training.trainer import HEAD, TAIL, DeviceTrainer
 from server_worker.config import Trust
@@ -33,6 +35,7 @@ from spliteasy.errors import DataError, WireError
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import share_of
+from spliteasy.privacy.ends import draw
 from spliteasy.privacy.record import (
     Adversary,
     Evaluated,
@@ -45,6 +48,7 @@ from spliteasy.privacy.record import (
     View,
     classes_of,
 )
+from spliteasy.runtime.randomness import Key
 from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy.training.reference import State
 from spliteasy.training.segment_trainer import MODEL_PREFIX, Values
@@ -54,6 +58,12 @@ from spliteasy_cli.support.comparison import with_body
 from spliteasy_cli.support.embedded import async_connect, workers_running
 
 DEVICE = "phone-1"
+SECRET = hashlib.blake2b(b"a secret of a recorded training", digest_size=32).digest()
+"""The device's, so that the same job is measured alike each time; nothing but the device uses it."""
+
+OTHER = Key(bytes(32))
+"""What everybody else draws from: an adversary that has the law of the ends begins with ends of its own."""
+
 SAMPLE = 512
 """Training samples that are used at most."""
 
@@ -123,7 +133,7 @@ def draw_sample(job: Job, data: str | DeviceData, root: Path | None, *, seed: in
             labels[place] = int(torch.randint(classes, (), generator=generator))
     half = len(others) // 2
     public, strangers = others[:half][:SAMPLE], others[half:][:SAMPLE]
-    gathered = Samples(rest, job.spec, job.signature, device=DEVICE, name="held-out")
+    gathered = Samples(rest, job.spec, job.signature, device=DEVICE, key=OTHER, name="held-out")
     return Sample(
         train=_Part(loaded.train, chosen, labels),
         test=loaded.test,
@@ -179,7 +189,9 @@ async def record(
                 enough.set()
 
     data = DeviceData(sample.train, sample.test)
-    config = AgentConfig(job=f"{job.name}@{job.digest}", device=DEVICE, data=data, state=folder / DEVICE)
+    config = AgentConfig(
+        job=f"{job.name}@{job.digest}", device=DEVICE, data=data, state=folder / DEVICE, secret=SECRET
+    )
     connect_as = async_connect(broker)
     try:
         await store_job(store, job)
@@ -222,9 +234,9 @@ def _recording(
     steps = _steps(job, messages)
     batches = trainer.batches
     loaded = [batches.batch(number) for number in range(1, len(steps) + 1)]
-    members = Samples(sample.train, job.spec, job.signature, device=DEVICE, name="training").gather(
-        range(len(sample.train)), "members"
-    )
+    members = Samples(
+        sample.train, job.spec, job.signature, device=DEVICE, key=OTHER, name="training"
+    ).gather(range(len(sample.train)), "members")
     truth = Truth(
         inputs=tuple(inputs for inputs, _ in loaded),
         targets=tuple(targets for _, targets in loaded),
@@ -350,7 +362,7 @@ def view_of(recording: Recording, adversary: Adversary) -> View:
     strangers = sample.strangers or ((), ())
     view = View(
         adversary=adversary,
-        job=recording.job,
+        job=with_ends(recording.job, draw(recording.job.ends, OTHER)),
         device=DEVICE,
         steps=recording.steps if sees else (),
         evaluations=recording.evaluations if sees and adversary is not Adversary.STORE else (),

@@ -17,7 +17,9 @@ from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.link.link import Connect
 from device_agent.observations import Observation, StepTaken
+from device_agent.state_folder import StateFolder
 from device_agent.training.data import Batches, load_dataset
+from device_agent.training.ends import initial_ends, job_key
 from device_agent.training.trainer import HEAD, TAIL
 from server_worker.config import Trust
 from server_worker.engine.local import SessionMemory
@@ -26,6 +28,7 @@ from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
 from spliteasy.job.source import build_model, users_loss
 from spliteasy.runtime import user_code
+from spliteasy.runtime.randomness import Key
 from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy.training.losses import LOSSES
 from spliteasy.training.reference import PlainTraining, State, difference
@@ -64,20 +67,24 @@ class Comparison:
     """Tensors that are equal as numbers but not in their bits."""
 
 
-def prepare(job_file: Path, steps: int, devices: int, data: str | None, folder: Path) -> Plan:
+def prepare(
+    job_file: Path, steps: int, devices: int, data: str | None, folder: Path, secret: bytes | None = None
+) -> Plan:
     """Export the job and load the data; state and store go to `folder`. Raises UserError."""
     spec, root = load_job_file(job_file), user_code.project_root(job_file)
     copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-parity"})
     job = Job.create(copy, root)
-    configs = agent_configs(job, job_file, folder, devices, data)
+    configs = agent_configs(job, job_file, folder, devices, data, secret)
     batches = []
     for config in configs:
+        key = key_of(config, job)
         once, again = (
             Batches(
                 load_dataset(config.data, config.device, job.signature, root=root, recipe=copy.data).train,
                 copy,
                 job.signature,
                 device=config.device,
+                key=key,
             )
             for _ in range(2)
         )
@@ -101,7 +108,7 @@ async def compare(
     """Train split, then in one process. Raises UserError, LinkError, StoreError."""
     split = await train_split(plan, broker, store, workers, stop)
     return [
-        await asyncio.to_thread(compare_one, plan, config.device, batches, step, state)
+        await asyncio.to_thread(compare_one, plan, config, batches, step, state)
         for config, batches, (step, state) in zip(plan.configs, plan.batches, split, strict=True)
     ]
 
@@ -191,12 +198,24 @@ def _anyhow(connect: Connect) -> ConnectAs:
     return connect_as
 
 
-def compare_one(plan: Plan, device: str, batches: Batches, step: int, split: State) -> Comparison:
-    """Train the same steps in one process and compare. Runs the user's model code."""
+def key_of(config: AgentConfig, job: Job) -> Key:
+    """The key of a device of this process, whose secret is made where its state folder has none yet."""
+    with StateFolder(config.state) as state:
+        return job_key(state.secret(config.secret), device=config.device, job=job.digest)
+
+
+def compare_one(plan: Plan, config: AgentConfig, batches: Batches, step: int, split: State) -> Comparison:
+    """Train the same steps in one process, from the device's own ends and in its order, and compare.
+
+    Runs the user's model code.
+    """
+    device, key = config.device, key_of(config, plan.job)
+    with StateFolder(config.state) as state:
+        ends = initial_ends(plan.job, state, key, refuse_public=False)
     spec = plan.job.spec
     model, _, _ = build_model(spec, plan.root)
     loss = LOSSES[spec.loss.name] if spec.loss.name is not None else users_loss(spec, plan.root)
-    reference = PlainTraining(plan.job, model, loss, device=device)
+    reference = PlainTraining(plan.job, model, loss, device=device, key=key, ends=ends)
     for number in range(1, step + 1):
         reference.step(*batches.batch(number))
     plain = reference.state()

@@ -15,7 +15,8 @@ from broker import connect
 from broker.protocol import messages as m
 from broker.transport.in_process import MemoryBroker
 from device_agent.state_folder import StateFolder
-from device_agent.training.trainer import HEAD, TAIL, evaluation_outputs
+from device_agent.training.ends import initial_ends, job_key
+from device_agent.training.trainer import HEAD, TAIL, end_trainers, evaluation_outputs
 from server_worker.config import Trust
 from server_worker.store import open_store
 from spliteasy.errors import StateError
@@ -71,20 +72,15 @@ def read_half(state: StateFolder) -> TrainedHalf:
     job = Job.from_parts(*stored)
     step = held[-1]
     tensors = state.load_checkpoint(step)
-    trainers = []
-    for segment, role, prefix in ((job.head, "head", HEAD), (job.tail, "tail", TAIL)):
-        if segment is not None:
-            trainer = SegmentTrainer(segment.spawn(), job.spec, device=binding.device, role=role)
+    key = job_key(state.secret(), device=binding.device, job=job.digest)
+    ends = initial_ends(job, state, key, refuse_public=False)
+    head, tail = end_trainers(job, device=binding.device, key=key, ends=ends)
+    for trainer, prefix in ((head, HEAD), (tail, TAIL)):
+        if trainer is not None:
             own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
             trainer.load_state(own, step=step)
-            trainers.append(trainer)
     return TrainedHalf(
-        job=job,
-        session=f"{job.name}.{binding.device}",
-        attempt=attempt,
-        step=step,
-        head=trainers[0],
-        tail=trainers[1] if len(trainers) > 1 else None,
+        job=job, session=f"{job.name}.{binding.device}", attempt=attempt, step=step, head=head, tail=tail
     )
 
 

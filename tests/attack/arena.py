@@ -28,6 +28,7 @@ from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy_cli.support.enrolment import Enrolment, certificates, connect_enrolled, read_enrolment
+from tests.drawn import SECRET
 from tests.simulation import toy
 
 PATIENCE_S = 0.2
@@ -86,7 +87,9 @@ class Arena:
         """
         compute = TorchThread()
         agent = Agent(
-            AgentConfig(job="toy", device=device, data=toy.DATA, state=self.folder / f"{device}-state"),
+            AgentConfig(
+                job="toy", device=device, data=toy.DATA, secret=SECRET, state=self.folder / f"{device}-state"
+            ),
             connect=lambda: connect_enrolled(self.file(device), patience_s=PATIENCE_S),
             compute=compute,
             observe=observe,

@@ -22,6 +22,7 @@ from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy_cli.support.enrolment import certificates, read_enrolment
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
 from tests.attack.hostile_worker import ANSWERS, storm
+from tests.drawn import SECRET
 from tests.simulation import toy
 
 
@@ -140,7 +141,9 @@ async def _refused(attacker: Hostile, job: str, key: str) -> str:
     """What an agent says that gets that job, and takes what the key signed."""
     arena, compute = attacker.arena, TorchThread()
     state = arena.folder / f"{attacker.name}-{job}"
-    config = AgentConfig(job=job, device=attacker.name, data=toy.DATA, state=state, operator_key=key)
+    config = AgentConfig(
+        job=job, device=attacker.name, data=toy.DATA, secret=SECRET, state=state, operator_key=key
+    )
     agent = Agent(config, connect=lambda: connect(arena.url(attacker.name)), compute=compute)
     try:
         await agent.run(asyncio.Event())

@@ -38,7 +38,7 @@ async def _worst(store: Store, training: Training, folder: Path) -> float:
 def undisturbed(training: Training, folder: Path) -> toy.Undisturbed:
     """What it would have come to without a fault, under the codecs that its device chose."""
     with StateFolder(folder) as state:
-        return toy.undisturbed(training.device, training.job, state.codecs)
+        return toy.undisturbed(training.device, training.job, state.secret(), state.codecs)
 
 
 async def restored_body(store: Store, training: Training) -> tuple[State, int]:

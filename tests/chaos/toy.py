@@ -100,13 +100,13 @@ class Undisturbed:
 
 
 @cache
-def undisturbed(device: str, name: str, chosen: bytes | None) -> Undisturbed:
-    """`chosen`: what the device has written down of its choice of codecs."""
+def undisturbed(device: str, name: str, secret: bytes, chosen: bytes | None) -> Undisturbed:
+    """`secret`: the device's own. `chosen`: what it has written down of its choice of codecs."""
     sizes: list[int] = []
 
     def count(request: m.Request) -> None:
         frames = to_frames(encode_parts(request), message_id=request.request, chunk_bytes=CHUNK_BYTES)
         sizes.extend(len(frame) for frame in frames)
 
-    own, body, _ = train_alone(job(name), DATA, device, sent=count, chosen=chosen)
+    own, body, _ = train_alone(job(name), DATA, device, secret=secret, sent=count, chosen=chosen)
     return Undisturbed(own, body, sum(sizes))

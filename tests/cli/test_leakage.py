@@ -16,7 +16,9 @@ def last_line(ran: Ran) -> str:
 def test_scores_beyond_a_limit_are_violations(
     new_project: Callable[..., Project], spliteasy: Callable[..., Ran]
 ) -> None:
-    project = new_project(more="[privacy.limits]\nlabel_recovery = 0.5\ncanary_recovery = 1.0\n")
+    project = new_project(
+        more='[privacy]\nends = "public"\n[privacy.limits]\nlabel_recovery = 0.5\ncanary_recovery = 1.0\n'
+    )
     options = ["--attack", "tail-tracking", "--steps", "10", "--out", project.folder / "out"]
     ran = spliteasy("leakage", project.job_file, *options)
     assert ran.code == 1, ran.err

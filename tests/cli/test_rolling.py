@@ -97,8 +97,8 @@ class Fleet:
         taken = [entry["step"] for entry in map(json.loads, lines) if entry["event"] == "step"]
         assert taken == list(range(1, STEPS[variant] + 1))
         with StateFolder(self.folder / f"state-{device}") as state:
-            found = state.load_checkpoint(STEPS[variant])
-        expected = toy.undisturbed(device, variant)[0]
+            found, secret = state.load_checkpoint(STEPS[variant]), state.secret()
+        expected = toy.undisturbed(device, variant, secret)[0]
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 

@@ -241,8 +241,8 @@ def steps_held(folder: Path) -> list[int]:
 def assert_bits(folder: Path, device: str) -> None:
     """The state after the last step is that of a training without a wire."""
     with StateFolder(folder) as state:
-        found = state.load_checkpoint(STEPS)
-    expected = toy.undisturbed(device, LONG)[0]
+        found, secret = state.load_checkpoint(STEPS), state.secret()
+    expected = toy.undisturbed(device, LONG, secret)[0]
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 

@@ -21,6 +21,7 @@ from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.job import Job
 from spliteasy.observability.traces import Tracer
+from tests.drawn import SECRET
 from tests.simulation import toy
 from tests.simulation.parts import VirtualCompute
 
@@ -71,7 +72,7 @@ async def live(
         return transports[-1]
 
     agent = Agent(
-        AgentConfig(job=job.name, device="phone-1", data=toy.DATA, state=state, **config),
+        AgentConfig(job=job.name, device="phone-1", data=toy.DATA, secret=SECRET, state=state, **config),
         connect=connect,
         compute=VirtualCompute(random.Random(2)),
         observe=lambda observation: observe(agent, observation),

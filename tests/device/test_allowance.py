@@ -19,6 +19,7 @@ from device_agent.policy.run_conditions import Gate
 from device_agent.session.states import State
 from spliteasy.runtime.torch_thread import TorchThread
 from tests.device.served import served, toy_job
+from tests.drawn import SECRET
 from tests.simulation import toy
 
 MONDAY, TUESDAY = date(2026, 11, 23), date(2026, 11, 24)
@@ -95,7 +96,14 @@ class Phone:
     async def train(self) -> AgentResult:
         compute = TorchThread()
         agent = self.agent = Agent(
-            AgentConfig(job="toy", device="phone-1", data=toy.DATA, state=self.state, metered=self.metered),
+            AgentConfig(
+                job="toy",
+                device="phone-1",
+                data=toy.DATA,
+                secret=SECRET,
+                state=self.state,
+                metered=self.metered,
+            ),
             connect=self.connect,
             compute=compute,
             observe=self.observe,

@@ -18,6 +18,7 @@ from spliteasy.errors import DataError
 from spliteasy.graph.document import DtypeName
 from spliteasy.job import JobSpec, parse_job
 from spliteasy.job.io_schema import SampleSpec, Signature
+from tests.drawn import SECRET, key_of
 
 
 def spec_with(**keys: Any) -> JobSpec:
@@ -66,7 +67,13 @@ def noisy(index: int) -> Any:
 
 
 def batches(dataset: Any, device: str = "phone-1", **keys: Any) -> Batches:
-    return Batches(dataset, spec_with(**keys), signature(), device=device)
+    return Batches(dataset, spec_with(**keys), signature(), device=device, key=key_of(device))
+
+
+def order_of(loader: Batches) -> list[int]:
+    """The samples of the first epoch, by their number."""
+    steps = range(1, loader.steps_per_epoch + 1)
+    return torch.cat([loader.batch(step)[0][0][:, 0] for step in steps]).int().tolist()
 
 
 def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own() -> None:
@@ -98,7 +105,7 @@ def test_steps_outside_the_plan_are_a_mistake_of_the_caller(step: int) -> None:
         batches(plain(10)).batch(step)
 
 
-def test_a_batch_is_a_pure_function_of_seed_device_and_step() -> None:
+def test_a_batch_is_a_pure_function_of_secret_device_and_step() -> None:
     dataset = Items(10, noisy)
     forward = batches(dataset)
     first = {step: forward.batch(step)[0][0] for step in range(1, 10)}
@@ -107,7 +114,12 @@ def test_a_batch_is_a_pure_function_of_seed_device_and_step() -> None:
     backward = {step: again.batch(step)[0][0] for step in range(9, 0, -1)}
     assert all(torch.equal(first[step], backward[step]) for step in first)
     assert not torch.equal(first[1], batches(dataset, device="phone-2").batch(1)[0][0])
-    assert not torch.equal(first[1], batches(dataset, seed=6).batch(1)[0][0])
+    for at in (0, 15, 31):  # any byte of the secret counts
+        other = bytes(byte ^ (place == at) for place, byte in enumerate(SECRET))
+        key = key_of(secret=other)
+        changed = Batches(dataset, spec_with(), signature(), device="phone-1", key=key)
+        assert not torch.equal(first[1], changed.batch(1)[0][0])
+        assert order_of(changed) != order_of(forward)
 
 
 def test_the_same_sample_is_augmented_anew_in_every_epoch() -> None:
@@ -129,18 +141,22 @@ def test_random_states_of_the_process_are_put_back() -> None:
     assert drawn(lambda: loader.batch(1)) == drawn(lambda: None)
 
 
-def test_evaluation_goes_through_the_data_in_order() -> None:
+def test_evaluation_goes_through_the_data_in_another_order_each_time() -> None:
     spec = spec_with(evaluation={"batch_size": 4})
-    loader = EvaluationBatches(plain(10), spec, signature(), device="phone-1")
+    loader = EvaluationBatches(plain(10), spec, signature(), device="phone-1", key=key_of())
     assert (len(loader), loader.samples) == (3, 10)
-    order = torch.cat([loader.batch(i)[0][0][:, 0] for i in range(3)]).int().tolist()
-    assert order == list(range(10))
+
+    def order(step: int) -> list[int]:
+        return torch.cat([loader.batch(i, step)[0][0][:, 0] for i in range(3)]).int().tolist()
+
+    assert sorted(order(3)) == list(range(10))
+    assert order(3) == order(3) != order(6)
 
 
 def test_several_inputs_arrays_and_numbers_are_taken() -> None:
     two = signature((("float32", (2,)), ("int32", ())))
     items = Items(4, lambda i: ((np.ones(2, dtype=np.float32)[::-1], np.int32(i)), (np.int64(1),)))
-    inputs, targets = Batches(items, spec_with(), two, device="d").batch(1)
+    inputs, targets = Batches(items, spec_with(), two, device="d", key=key_of()).batch(1)
     assert (inputs[0].dtype, inputs[1].dtype, targets[0].dtype) == (torch.float32, torch.int32, torch.int64)
     assert sorted(inputs[1].tolist()) == [0, 1, 2, 3]
 

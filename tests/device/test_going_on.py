@@ -18,6 +18,7 @@ from server_worker.store import StoredJob
 from spliteasy.errors import StateError
 from spliteasy.runtime.torch_thread import TorchThread
 from tests.device.served import served, toy_job
+from tests.drawn import SECRET
 from tests.simulation import toy
 
 GROWN = "tests.device.test_going_on:grown_data"
@@ -56,7 +57,7 @@ async def live(
 
 
 def config_of(state: Path) -> AgentConfig:
-    return AgentConfig(job="toy", device="phone-1", data=toy.DATA, state=state)
+    return AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=state)
 
 
 async def test_more_epochs_go_on_as_if_the_job_had_had_them(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ async def test_more_epochs_go_on_as_if_the_job_had_had_them(tmp_path: Path) -> N
     assert (first.step, first.taken, first.done) == (8, 8, True)
     assert (again.step, again.taken) == (8, 0)
     assert (more.step, more.taken, more.done) == (12, 4, True)
-    expected, _, _ = toy.undisturbed("phone-1", toy.Variant(epochs=3))
+    expected, _, _ = toy.train_alone(toy.job(toy.Variant(epochs=2)), toy.DATA, "phone-1", epochs=3)
     assert agent.trainer is not None
     found = agent.trainer.state()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []

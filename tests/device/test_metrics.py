@@ -14,6 +14,7 @@ from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.observability.prometheus import PrometheusMeter
 from spliteasy.runtime.torch_thread import TorchThread
+from tests.drawn import SECRET
 from tests.recorded import Recorded
 from tests.simulation import toy
 
@@ -40,7 +41,7 @@ async def trained(folder: Path, *, lose_link_after: int | None = None) -> tuple[
     config = WorkerConfig(name="worker", trust=Trust.ENROLLED)
     worker = Worker(config, connect=connect_worker, store=store, compute=threads[0])
     agent = Agent(
-        AgentConfig(job="toy", device="phone-1", data=toy.DATA, state=folder / "state"),
+        AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=folder / "state"),
         connect=connect_device,
         compute=threads[1],
         observe=lose_link,
@@ -101,7 +102,7 @@ async def test_before_the_job_is_there_only_the_link_is_told(tmp_path: Path) -> 
         raise AssertionError("never run")
 
     agent = Agent(
-        AgentConfig(job="toy", device="phone-1", data=toy.DATA, state=tmp_path),
+        AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=tmp_path),
         connect=connect,
         compute=TorchThread(),
         meter=meter,

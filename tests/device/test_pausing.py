@@ -17,6 +17,7 @@ from device_agent.policy.run_conditions import Gate
 from device_agent.session.states import State
 from spliteasy.runtime.torch_thread import TorchThread
 from tests.device.served import served, toy_job
+from tests.drawn import SECRET
 from tests.simulation import toy
 
 NIGHT_AFTER = 3
@@ -43,7 +44,7 @@ class Phone:
     async def train(self) -> AgentResult:
         compute = TorchThread()
         agent = self.agent = Agent(
-            AgentConfig(job="toy", device="phone-1", data=toy.DATA, state=self.state),
+            AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=self.state),
             connect=self.connect,
             compute=compute,
             observe=self.observe,

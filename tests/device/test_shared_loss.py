@@ -18,6 +18,7 @@ from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from spliteasy.runtime.torch_thread import TorchThread
 from tests.device.served import served, toy_job
+from tests.drawn import SECRET
 from tests.simulation import toy
 
 
@@ -40,7 +41,7 @@ class Listening(Faultless):
 async def test_each_step_tells_its_loss_once_or_never(share_loss: bool, tmp_path: Path) -> None:
     variant = toy.Variant(batch=7, micro_batches=2, epochs=2, share_loss=share_loss)
     compute, heard = TorchThread(), Listening()
-    config = AgentConfig(job="toy", device="phone-1", data=toy.DATA, state=tmp_path)
+    config = AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=tmp_path)
     async with served(toy_job(variant)) as (broker, _):
         broker.policy = heard
 

@@ -18,6 +18,7 @@ from spliteasy.job.package import job_digest, manifest_of
 from spliteasy.job.signing import read_public_key, read_signer
 from spliteasy.runtime.torch_thread import TorchThread
 from tests.device.served import served, toy_job
+from tests.drawn import SECRET
 from tests.job.test_signing import write_keys
 from tests.simulation import toy
 
@@ -27,7 +28,9 @@ async def train(broker: MemoryBroker, state: Path, key: str | None) -> AgentResu
         return broker.connect("phone-1")
 
     compute = TorchThread()
-    config = AgentConfig(job="toy", device="phone-1", data=toy.DATA, state=state, operator_key=key)
+    config = AgentConfig(
+        job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=state, operator_key=key
+    )
     try:
         async with asyncio.timeout(60):
             return await Agent(config, connect=connect, compute=compute).run(asyncio.Event())

@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_everything_as_it_was(
     def full(*_: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def half_then_full(path: Path, *chunks: bytes) -> None:
+    def half_then_full(path: Path, *chunks: bytes, private: bool = False) -> None:
         path.write_bytes(chunks[0][:3])
         full()
 
@@ -253,6 +253,7 @@ def test_a_full_disk_leaves_everything_as_it_was(
             state.raise_attempt,
             lambda: state.bind(**BOUND),
             lambda: state.save_job(b"{}", {}),
+            lambda: state.save_ends(tensors(2)),
         ):
             with pytest.raises(StateError, match="No space left") as caught:
                 act()

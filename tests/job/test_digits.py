@@ -14,6 +14,7 @@ from spliteasy.job.source import build_model
 from spliteasy.runtime.user_code import project_root
 from spliteasy.training.losses import LOSSES
 from spliteasy.training.optim import build_optimizer, set_learning_rate
+from tests.drawn import key_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "examples" / "digits" / "job.toml"
@@ -54,7 +55,7 @@ def test_other_names_have_a_quarter_by_their_hash() -> None:
 
 def test_the_schedule_ends_with_the_training(spec: JobSpec, job: Job) -> None:
     data = load_dataset("examples.digits:device_data", "phone-3", job.signature, root=ROOT)
-    batches = Batches(data.train, spec, job.signature, device="phone-3")
+    batches = Batches(data.train, spec, job.signature, device="phone-3", key=key_of("phone-3"))
     assert spec.schedule.name == "cosine"
     assert batches.total_steps == spec.schedule.steps
     assert job.head.output_values[0].shape_for(30) == (30, 16, 8, 8)
@@ -63,7 +64,7 @@ def test_the_schedule_ends_with_the_training(spec: JobSpec, job: Job) -> None:
 def test_plain_pytorch_learns_it_from_one_phones_quarter(spec: JobSpec, job: Job) -> None:
     model, _, _ = build_model(spec, ROOT)
     data = load_dataset("examples.digits:device_data", "phone-1", job.signature, root=ROOT)
-    batches = Batches(data.train, spec, job.signature, device="phone-1")
+    batches = Batches(data.train, spec, job.signature, device="phone-1", key=key_of())
     optimizer = build_optimizer(spec.optimizer, model.named_parameters())
     assert optimizer is not None
     for step in range(1, batches.total_steps + 1):
@@ -73,11 +74,11 @@ def test_plain_pytorch_learns_it_from_one_phones_quarter(spec: JobSpec, job: Job
         set_learning_rate(optimizer, spec, step)
         optimizer.step()
     assert data.test is not None
-    tests = EvaluationBatches(data.test, spec, job.signature, device="phone-1")
+    tests = EvaluationBatches(data.test, spec, job.signature, device="phone-1", key=key_of())
     model.eval()
     right = 0
     with torch.no_grad():
         for index in range(len(tests)):
-            inputs, targets = tests.batch(index)
+            inputs, targets = tests.batch(index, 0)
             right += int((model(*inputs).argmax(dim=1) == targets[0]).sum())
     assert right / tests.samples >= 0.97

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from spliteasy.errors import JobError
 from spliteasy.job import Job, parse_job
 from spliteasy.job.source import build_model, users_loss
+from spliteasy.privacy.ends import draw
+from spliteasy.runtime.randomness import Key
 from spliteasy.training.reference import PlainTraining
 from spliteasy.training.segment_trainer import STEP_KEY, SegmentTrainer, backward_from, detached, tensors_of
 from tests.job.test_spec import small
@@ -124,11 +126,21 @@ def test_it_is_trained_as_plain_pytorch_trains_it(loss: str, optimizer: dict[str
     assert job.tail is not None
     assert {"loss.log_vars", "loss.centres"} <= set(job.tail.state_dict())
     assert len(job.signature.outputs) == 2
+    key = Key(bytes(32))
+    ends = draw(job.ends, key)
     trainers = [
-        SegmentTrainer(segment.spawn(), spec, device="phone-1", role=role)
-        for role, segment in (("head", job.head), ("body", job.body), ("tail", job.tail))
+        SegmentTrainer(
+            segment.spawn(ends.get(role)),
+            spec,
+            device="phone-1",
+            role=role,
+            key=key if role != "body" else None,
+        )
+        for role, segment, own in (("head", job.head, key), ("body", job.body, None), ("tail", job.tail, key))
     ]
-    plain = PlainTraining(job, build_model(spec, ROOT)[0], users_loss(spec, ROOT), device="phone-1")
+    plain = PlainTraining(
+        job, build_model(spec, ROOT)[0], users_loss(spec, ROOT), device="phone-1", key=key, ends=ends
+    )
     for size in (4, 5, 3):
         assert step(job, trainers, *batch(size)) == plain.step(*batch(size))
     ours = {name: tensor for trainer in trainers for name, tensor in trainer.state().items()}
@@ -137,7 +149,9 @@ def test_it_is_trained_as_plain_pytorch_trains_it(loss: str, optimizer: dict[str
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     frozen = optimizer.get("groups", [{}])[0].get("frozen", False)
-    assert torch.equal(ours["model/loss.centres"], job.tail.state_dict()["loss.centres"]) == frozen
+    first = {**job.tail.tensors(), **ends["tail"]}["loss.centres"]
+    assert torch.equal(ours["model/loss.centres"], first) == frozen
+    assert ("loss.centres" in ends["tail"]) == (loss == "Weighed")  # drawn by the device, as weights are
 
 
 def test_the_same_job_is_made_each_time() -> None:

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from device_agent.training.ends import draw_ends
 from spliteasy.errors import CutError, JobError, NeedsNewer, PortableError
 from spliteasy.job import Job, device_parts, parse_job
 from spliteasy.job.package import job_digest, manifest_of
 from spliteasy.job.source import build_model
+from spliteasy.training.reference import begin_with
+from tests.drawn import drawn, key_of
 from tests.job.test_spec import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +119,10 @@ def test_weights_are_those_of_the_seed_and_nothing_else_is_moved(job: Job) -> No
     expected = Net().state_dict()
     state = {k: v for s in (job.head, job.body, job.tail) if s is not None for k, v in s.state_dict().items()}
     assert state.keys() == expected.keys()
-    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    values = {name for name, tensor in state.items() if not tensor.is_meta}
+    assert all(torch.equal(state[name], expected[name]) for name in values)
+    assert values >= set(job.body.state_dict())
+    assert expected.keys() - values == {*job.ends.of("head"), *job.ends.of("tail")} != set()
     torch.manual_seed(9)
     before = torch.get_rng_state()
     assert Job.create(spec_of(), ROOT).digest == job.digest
@@ -138,6 +144,10 @@ def test_another_process_makes_the_same_digest(job: Job) -> None:
 def test_the_segments_chain_to_the_model(job: Job) -> None:
     model, (x,), (labels,) = build_model(spec_of(), ROOT)
     model.eval()
+    assert job.tail is not None
+    key = key_of()
+    begin_with(model, draw_ends(job, key))
+    job = drawn(job, key)
     assert job.tail is not None
     for segment in (job.head, job.body, job.tail):
         segment.eval()
@@ -229,7 +239,10 @@ def test_a_package_that_is_consistent_but_wrong_is_refused(job: Job) -> None:
         ("job", {**parts, "spec.json": b"\xff["}, "spec.json: "),
         ("job", {**parts, "signature.json": b"{}"}, "signature.json: inputs: "),
         ("job", {**parts, "head.json": b"{}"}, "graph"),
-        ("job", {**parts, "head.safetensors": parts["tail.safetensors"]}, "segment 'head' has no tensor"),
+        ("job", {**parts, "head.safetensors": parts["body.safetensors"]}, "segment 'head' has no tensor"),
+        ("job", without(parts, "ends.json"), "tensor 'stem.0.weight' of segment 'head' is missing"),
+        ("job", {**parts, "ends.json": b"{}"}, "tensor 'stem.0.weight' of segment 'head' is missing"),
+        ("job", {**parts, "ends.json": b'{"law":1}'}, "ends.json is malformed at law"),
         ("job", {**parts, "loss.json": parts["head.json"]}, "the package's loss is not what its spec says"),
     ]
     for name, changed, told in cases:
@@ -273,7 +286,7 @@ def test_one_cut_has_no_tail_and_keeps_labels_shared() -> None:
     assert job.tail is None
     assert "tail.json" not in job.parts
     x = torch.randn(5, 6)
-    assert job.body.eval()(*job.head.eval()(x))[0].shape == (5, 3)
+    assert job.body.eval()(*drawn(job).head.eval()(x))[0].shape == (5, 3)
 
 
 def test_several_inputs_and_outputs_and_a_shared_input() -> None:
@@ -330,8 +343,8 @@ def test_a_model_that_does_not_fit_gets_one_line(changes: dict[str, Any], told: 
 
 
 def test_what_a_newer_version_needs_is_said_before_anything_else(job: Job) -> None:
-    assert orjson.loads(job.manifest)["needs"] == ["least-samples"], "its batch norm wants two"
-    assert b"needs" not in manifest_of(job.name, job.parts)  # as ever, so that digests stay
+    assert orjson.loads(job.manifest)["needs"] == ["least-samples", "secret-ends"], "its batch norm wants two"
+    assert b"needs" not in manifest_of(job.name, job.parts)
     newer = orjson.loads(manifest_of(job.name, job.parts, needs=["rounds", "averaging"]))
     newer |= {"version": 2, "of_then": []}
     with pytest.raises(NeedsNewer) as raised:

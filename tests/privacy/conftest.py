@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from spliteasy.job import Job, JobSpec, load_job_file, parse_job
+from spliteasy.job.spec import PrivacySpec
 from spliteasy.privacy.guesses import Guess, Score
 from spliteasy.privacy.record import Adversary
 from spliteasy_cli.leakage.gate import attacks_named
@@ -23,7 +24,8 @@ STEPS = 36
 
 @pytest.fixture(scope="session")
 def digits_spec() -> JobSpec:
-    return load_job_file(DIGITS)
+    spec = load_job_file(DIGITS)
+    return spec.model_copy(update={"privacy": PrivacySpec(ends="public")})
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +39,7 @@ def digits(digits_spec: JobSpec, tmp_path_factory: pytest.TempPathFactory) -> Re
 def small_job(
     factory: str, example: str, cuts: list[str], *, batch: int, epochs: int, loss: str = "cross_entropy"
 ) -> Job:
-    """A job of `tests.privacy.models`."""
+    """A job of `tests.privacy.models`, without any defence."""
     spec = parse_job(
         {
             "name": factory,
@@ -50,6 +52,7 @@ def small_job(
             },
             "loss": {"name": loss},
             "optimizer": {"name": "adam", "lr": 0.01},
+            "privacy": {"ends": "public"},
         }
     )
     return Job.create(spec, ROOT)
@@ -65,10 +68,18 @@ def memorized(tmp_path_factory: pytest.TempPathFactory) -> Recording:
 
 @pytest.fixture(scope="session")
 def weightless(tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    """A job whose tail has no weights, and one class of four that stands for a tenth of the samples."""
+    """A job whose tail has no weights."""
     job = small_job("weightless", "noise_classes", ["head", "tail"], batch=16, epochs=2)
     sample = draw_sample(job, "tests.privacy.models:rare_data", ROOT)
     return asyncio.run(record(job, sample, tmp_path_factory.mktemp("weightless"), steps=16))
+
+
+@pytest.fixture(scope="session")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """Two classes, one of which is rare: what the length of gradients tells best."""
+    job = small_job("rare", "noise_classes", ["head", "body"], batch=16, epochs=2)
+    sample = draw_sample(job, "tests.privacy.models:rare_data", ROOT)
+    return asyncio.run(record(job, sample, tmp_path_factory.mktemp("rare"), steps=30))
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,13 @@ from unittest import mock
 from torch.utils.data import Dataset
 
 from device_agent import agent, setup
+from device_agent.training import ends
 from device_agent.training.data import DeviceData
 from device_agent.training.samples import Samples, Tensors
 from spliteasy.job import Job
 from spliteasy.job.io_schema import Signature
+from spliteasy.privacy.ends import Drawn
+from spliteasy.runtime.randomness import Key
 from tests.simulation import toy
 
 SHARDS = 4
@@ -36,6 +39,7 @@ def quick() -> Iterator[None]:
             (setup, "load_dataset", _load_dataset),
             (agent, "SHARDS", SHARDS),
             (Samples, "gather", _gather),
+            (ends, "draw_ends", _draw_ends),
         ):
             patches.enter_context(mock.patch.object(owner, name, replacement))
         yield
@@ -44,6 +48,8 @@ def quick() -> Iterator[None]:
 _load_job: Callable[..., Job] = Job.from_parts
 _make_batch = Samples.gather
 _JOBS: dict[tuple[bytes, tuple[str, ...]], Job] = {}
+_make_ends = ends.draw_ends
+_ENDS: dict[tuple[str, bytes], Drawn] = {}
 _BATCHES: dict[tuple[Any, ...], tuple[Tensors, Tensors]] = {}
 
 
@@ -65,9 +71,16 @@ def _load_dataset(reference: str, device: str, signature: Signature, **_: Any) -
     return _data_of(device)
 
 
-def _gather(self: Samples, indices: Sequence[int], *seed_parts: str | int) -> tuple[Tensors, Tensors]:
+def _gather(self: Samples, indices: Sequence[int], *place: str | int) -> tuple[Tensors, Tensors]:
     data: Dataset[Any] = self._dataset  # kept by `_data_of`, so that its id is nobody else's
-    key = id(data), self._seed_parts, tuple(indices), seed_parts
+    key = id(data), self._key.stream(16), tuple(indices), place
     if key not in _BATCHES:
-        _BATCHES[key] = _make_batch(self, indices, *seed_parts)
+        _BATCHES[key] = _make_batch(self, indices, *place)
     return _BATCHES[key]
+
+
+def _draw_ends(job: Job, key: Key) -> Drawn:
+    known = job.digest, key.stream(16)
+    if known not in _ENDS:
+        _ENDS[known] = _make_ends(job, key)
+    return _ENDS[known]

@@ -16,12 +16,14 @@ from broker.protocol import messages as m
 from device_agent.link.speed import LinkSpeed
 from device_agent.training.codec_policy import BySpeed, CodecChooser, StepChoices, Values
 from device_agent.training.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.ends import draw_ends, job_key
 from device_agent.training.trainer import DeviceTrainer, NotFiniteOnDevice
 from server_worker.engine.local import SessionMemory
 from spliteasy.errors import DataError
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import LinkSpec
 from spliteasy.training.segment_trainer import NotFinite
+from tests.drawn import SECRET
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,9 @@ State = dict[str, Tensor]
 
 
 @cache
-def undisturbed(device: str, variant: Variant) -> tuple[State, State, dict[int, str]]:
+def undisturbed(device: str, variant: Variant, secret: bytes = SECRET) -> tuple[State, State, dict[int, str]]:
     """The device's state and the body's after the last step, and each GRADIENT's digest, without a wire."""
-    return train_alone(job(variant), DATA, device)
+    return train_alone(job(variant), DATA, device, secret=secret)
 
 
 def as_logged(device: str, variant: Variant, codecs: Iterator[str]) -> tuple[State, State]:
@@ -184,22 +186,29 @@ def train_alone(
     data: str,
     device: str,
     *,
+    secret: bytes = SECRET,
+    epochs: int | None = None,
     sent: Sent = lambda _: None,
     chooser: CodecChooser | None = None,
     chosen: bytes | None = None,
 ) -> tuple[State, State, dict[int, str]]:
     """`undisturbed` of any job. `sent` gets each FORWARD and BACKWARD as a device would send it.
 
-    A job that says `auto` needs a `chooser`, or what a device has written down of its choices.
+    `epochs`: as many instead of the job's. A job that says `auto` needs a `chooser`, or what a device has
+    written down of its choices.
     """
     found = load_dataset(data, device, job.signature)
     assert found.test is not None
-    batches = Batches(found.train, job.spec, job.signature, device=device)
-    tests = EvaluationBatches(found.test, job.spec, job.signature, device=device)
+    key = job_key(secret, device=device, job=job.digest)
+    lasting = job.spec if epochs is None else job.spec.model_copy(update={"epochs": epochs})
+    batches = Batches(found.train, lasting, job.signature, device=device, key=key)
+    tests = EvaluationBatches(found.test, job.spec, job.signature, device=device, key=key)
     choices = StepChoices(
         job.spec.link, chooser or BySpeed(job.spec.link, LinkSpeed()), ahead=1, saved=chosen
     )
-    trainer = DeviceTrainer.create(job, batches, tests, device=device, choices=choices)
+    trainer = DeviceTrainer.create(
+        job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
+    )
     body = SessionMemory(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice, DataError):

@@ -25,6 +25,7 @@ from server_worker.engine.local import SessionMemory
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.errors import StateError
+from tests.drawn import SECRET
 from tests.simulation import toy
 from tests.simulation.faults import Faults, Rates, drawn_rates
 from tests.simulation.parts import FaultyStore, Invariants, VirtualCompute
@@ -287,6 +288,7 @@ class World:
             job="toy",
             device=device,
             data=toy.DATA,
+            secret=SECRET,
             state=state,
             takeover=takeover,
             restart=restart,

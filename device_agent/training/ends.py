@@ -1,0 +1,104 @@
+"""The initial weights of a device's head and tail: drawn once from its secret, by the job's law."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import structlog
+from torch import Tensor
+
+from device_agent.state_folder import StateFolder
+from spliteasy.errors import PublicEnds
+from spliteasy.graph.segment import Segment
+from spliteasy.job import Job
+from spliteasy.privacy.ends import Drawn, draw, perturb
+from spliteasy.privacy.entropy import check_entropy, weights_of
+from spliteasy.runtime.randomness import Key
+
+log = structlog.get_logger(__name__)
+
+
+def job_key(secret: bytes, *, device: str, job: str) -> Key:
+    """The key of a device for the job version of that digest: everything secret of a training begins here.
+
+    The device's name counts, so that two devices that were copied from one image differ.
+    """
+    return Key(secret).at("device", device, "job", job)
+
+
+def initial_ends(job: Job, state: StateFolder, key: Key, *, refuse_public: bool) -> Drawn:
+    """The device's own initial tensors: drawn at its first start and kept, since another machine or another
+    version of numpy may round otherwise.
+
+    Raises PublicEnds where the job's law leaves nothing to guess, or `refuse_public` and some are public.
+    """
+    public = public_weights(job)
+    if public:
+        names = ", ".join(public[:5]) + (" and more" if len(public) > 5 else "")
+        if refuse_public:
+            raise PublicEnds(
+                f"initial weights of {names} are in job {job}, where the worker can read them",
+                hint='submit it with [privacy] ends = "secret" or "perturb" (docs/privacy.md)',
+            )
+        log.warning(
+            "initial weights are in the job: the worker can compute labels and inputs from what it sees",
+            job=str(job),
+            weights=names,
+        )
+    kept = state.ends
+    if kept is not None:
+        return _by_role(kept)
+    ends = draw_ends(job, key)
+    state.save_ends({f"{role}/{name}": x for role, table in ends.items() for name, x in table.items()})
+    return ends
+
+
+def draw_ends(job: Job, key: Key) -> Drawn:
+    """The initial tensors of head and tail that differ from the job's. Raises PublicEnds, PortableError."""
+    weights = [w for role, s in _segments(job) for w in weights_of(role, s.program.document.tensors)]
+    check_entropy(job.ends, weights)
+    ends = draw(job.ends, key.at("ends"))
+    if job.spec.privacy.ends == "perturb":
+        for role, name, value in _perturbed(job):
+            moved = perturb(value, job.spec.privacy.perturb, key.at("perturb", name))
+            ends.setdefault(role, {})[name] = moved
+    return ends
+
+
+def with_ends(job: Job, ends: Drawn) -> Job:
+    """The job whose head and tail begin with these tensors."""
+    tail = job.tail and job.tail.spawn(ends.get("tail"))
+    return replace(job, head=job.head.spawn(ends.get("head")), tail=tail)
+
+
+def public_weights(job: Job) -> list[str]:
+    """The weights of head and tail that begin as they are in the job."""
+    moved = set()
+    if job.spec.privacy.ends == "perturb":
+        moved = {(role, name) for role, name, value in _perturbed(job) if bool(value.any())}
+    return [
+        name for role, _ in _segments(job) for name in job.ends.public_of(role) if (role, name) not in moved
+    ]
+
+
+def _perturbed(job: Job) -> Iterator[tuple[str, str, Tensor]]:
+    """Role, name and the job's value of each public weight that trains."""
+    for role, segment in _segments(job):
+        values = segment.tensors()
+        for spec in segment.program.document.tensors:
+            if spec.requires_grad and spec.name in job.ends.public_of(role):
+                yield role, spec.name, values[spec.name]
+
+
+def _segments(job: Job) -> list[tuple[str, Segment]]:
+    return [("head", job.head)] if job.tail is None else [("head", job.head), ("tail", job.tail)]
+
+
+def _by_role(tensors: Mapping[str, Tensor]) -> Drawn:
+    """What a state folder keeps as `role/name`."""
+    ends: Drawn = {}
+    for path, tensor in tensors.items():
+        role, _, name = path.partition("/")
+        ends.setdefault(role, {})[name] = tensor
+    return ends
