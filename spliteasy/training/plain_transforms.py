@@ -39,6 +39,9 @@ class PlainTransforms:
     def at(self, step: int) -> AfterCall:
         """What happens after the calls that are cuts, in the forward of `step`."""
 
+        def noisy(gradient: Tensor) -> Tensor | None:
+            return self._transforms.gradients((gradient,), step=step)[0]
+
         def transform(place: int, output: Any) -> Any:
             if not isinstance(output, Tensor):
                 raise JobError(
@@ -47,7 +50,7 @@ class PlainTransforms:
             if place == 0:
                 return self._transforms.activations((output,), purpose="activations", step=step)[0]
             if output.requires_grad:
-                output.register_hook(lambda gradient: self._transforms.gradients((gradient,), step=step)[0])
+                output.register_hook(noisy)  # type: ignore[no-untyped-call]
             return None
 
         return transform
