@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spliteasy.errors import JobError
-from spliteasy.graph.document import Value
+from spliteasy.graph.document import BatchDim, Value
 from spliteasy.graph.segment import Segment
 from spliteasy.graph.tensors import tensors_to_bytes
 from spliteasy.job.io_schema import SampleSpec, Signature
@@ -25,6 +25,7 @@ from spliteasy.privacy.made import make_ends
 from spliteasy.runtime.generators import states_kept
 from spliteasy.splitting.losses import PortableLoss
 from spliteasy.splitting.split import Split, split_traced
+from spliteasy.splitting.trace import TensorInfo
 
 
 def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
@@ -43,7 +44,11 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     for note in split.notes:
         structlog.get_logger(__name__).warning(note)
     outputs = _outputs(split, inputs)
-    loss = make_loss(spec, root, outputs, targets)
+    loss = make_loss(spec, source.loss, outputs, targets)
+    if isinstance(loss, PortableLoss) and loss.own:
+        split = split_traced(
+            source.traced, spec.model.cuts, share_inputs=source.shared_inputs, loss_parameters=loss.own
+        )
     least = least_samples(split, inputs)
     _check_parts_of_batches(spec, least)
     signature = Signature(
@@ -55,7 +60,7 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     if spec.data is not None:
         check_recipe(spec.data, signature)
     parts = {"spec.json": spec.to_json(), "signature.json": signature.to_json()}
-    ends = _ends_of(source, split)
+    ends = _ends_of(source, split, loss.own if isinstance(loss, PortableLoss) else ())
     parts["ends.json"] = ends.to_json()
     for segment in split.segments:
         drawn = ends.of(segment.name)
@@ -68,13 +73,14 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     return parts
 
 
-def _ends_of(source: Source, split: Split) -> Ends:
+def _ends_of(source: Source, split: Split, loss_parameters: Sequence[TensorInfo]) -> Ends:
     """What of head and tail devices draw themselves."""
     segments: dict[Role, Segment] = {"head": split.head}
     if split.tail is not None:
         segments["tail"] = split.tail
     traces = (source.traced.eval, source.traced.train)
     originals = {info.names[0]: info.tensor for trace in traces for info in trace.tensors.values()}
+    originals |= {info.names[0]: info.tensor for info in loss_parameters}
     return make_ends(source.recording, segments, originals, public=source.spec.privacy.ends == "public")
 
 
@@ -82,6 +88,7 @@ def _outputs(split: Split, inputs: Tensors) -> Tensors:
     """What the segments give for the example, in training; evaluation must give the like."""
     in_training = _run(split, inputs, training=True)
     in_evaluation = _run(split, inputs, training=False)
+    _check_batches(split)
     shapes = [[(value.dtype, value.shape) for value in values] for values in (in_training, in_evaluation)]
     if shapes[0] != shapes[1]:
         raise JobError(
@@ -89,6 +96,17 @@ def _outputs(split: Split, inputs: Tensors) -> Tensors:
             hint="let its forward return the same outputs in both modes",
         )
     return in_training
+
+
+def _check_batches(split: Split) -> None:
+    """Every output is a batch of samples. Raises JobError."""
+    for place, spec in enumerate(split.segments[-1].output_values):
+        if spec.shape[:1] != (BatchDim(batch=1),):
+            raise JobError(
+                f"output {place} of the model, {spec.name}, has no batch as its first dimension",
+                hint="return tensors with the batch first; a parameter that the loss needs belongs to the"
+                " loss, as an nn.Module named in loss.function",
+            )
 
 
 def least_samples(split: Split, inputs: Tensors) -> int:

@@ -7,12 +7,13 @@ from spliteasy.training.losses import LossFunction
 from spliteasy.training.measures import Measure, named_measure
 
 
-def measure_of(spec: JobSpec, loss: LossFunction, outputs: int) -> Measure:
-    """What can be counted for the job's loss, whose model has so many outputs."""
+def measure_of(spec: JobSpec, loss: LossFunction) -> Measure:
+    """What can be counted for the job's loss."""
     if spec.loss.name is not None:
         return named_measure(spec.loss.name)
     from spliteasy.splitting.losses import PortableLoss
     from spliteasy.training.traced_measure import traced_measure
 
     assert isinstance(loss, PortableLoss), "a loss without a name is traced"
+    outputs = max(0, len(loss.input_values) - len(spec.model.targets))  # the loss's own parameters among them
     return traced_measure(loss.document, tuple(loss.tensors().values()), outputs)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from spliteasy.errors import DataError, JobError
-from spliteasy.job.measure import measure_of
 from spliteasy.job.micro_batches import split_batch
 from spliteasy.job.spec import JobSpec
 from spliteasy.training.losses import IGNORED_CLASS, LossFunction
@@ -18,12 +17,13 @@ from spliteasy.training.measures import Measure
 Tensors = tuple[Tensor, ...]
 
 
-def check_micro_batches(spec: JobSpec, loss: LossFunction, outputs: Tensors, targets: Tensors) -> None:
+def check_micro_batches(
+    spec: JobSpec, measure: Measure, loss: LossFunction, outputs: Tensors, targets: Tensors
+) -> None:
     """Refuse micro-batches whose losses do not add up to the loss of the batch. Raises JobError.
 
     Tried on random outputs with the example's targets, with targets of 0 and 1, and with ignored ones.
     """
-    measure = measure_of(spec, loss, len(outputs))
     what = f"loss {spec.loss.function} with micro_batches = {spec.micro_batches}"
     if measure.opaque:
         raise JobError(

@@ -196,7 +196,7 @@ class Job:
             tail=tail,
             ends=ends,
             loss=loss,
-            measure=measure_of(spec, loss, len(signature.outputs)),
+            measure=measure_of(spec, loss),
             body_or_none=_segment(found, "body", batches, Ends()),
         )
 

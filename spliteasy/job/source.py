@@ -5,7 +5,9 @@ This is the only part of a job's life that runs the user's code, on the user's o
 
 from __future__ import annotations
 
+import copy
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from spliteasy.errors import JobError
 from spliteasy.graph.document import DTYPE_NAMES
 from spliteasy.job.io_schema import dtype_name, told
+from spliteasy.job.measure import measure_of
 from spliteasy.job.micro_batch_check import check_micro_batches
 from spliteasy.job.spec import JobSpec, OptimizerSpec
 from spliteasy.privacy.recording import Recording, recorded
@@ -24,7 +27,7 @@ from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import seed_all, states_kept
 from spliteasy.splitting.export import TracedModel, trace_model
 from spliteasy.splitting.losses import trace_function
-from spliteasy.training.losses import LOSSES, LossFunction
+from spliteasy.training.losses import LOSSES, LossFunction, UsersLoss
 from spliteasy.training.optim import freeze
 
 Tensors = tuple[Tensor, ...]
@@ -40,7 +43,9 @@ class Source:
     inputs: Tensors
     targets: Tensors
     recording: Recording
-    """How the model's initial tensors were made."""
+    """How the initial tensors of the model and the loss were made."""
+    loss: UsersLoss | None
+    """The user's own loss; None for a loss by name."""
 
     @property
     def shared_inputs(self) -> tuple[str, ...]:
@@ -53,7 +58,8 @@ def load_source(spec: JobSpec, root: Path | None) -> Source:
     """Build and trace the user's model. Raises JobError."""
     with recorded() as recording:
         model, inputs, targets = build_model(spec, root)
-    return Source(spec, root, trace_model(model, inputs), inputs, targets, recording)
+        loss = users_loss(spec, root) if spec.loss.function is not None else None
+    return Source(spec, root, trace_model(model, inputs), inputs, targets, recording, loss)
 
 
 def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Tensors, Tensors]:
@@ -73,7 +79,8 @@ def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Ten
             f"model.factory = {spec.model.factory!r} returned a {type(model).__name__}, not a module"
         )
     inputs, targets = example_of(spec, given)
-    _check_parameters(model, spec.optimizer)
+    own = users_loss(spec, root).named_parameters() if spec.loss.function is not None else []
+    _check_parameters([*model.named_parameters(), *own], spec.optimizer)
     freeze(spec.optimizer, model.named_parameters())
     return model, inputs, targets
 
@@ -107,8 +114,8 @@ def _tensors(given: Any, names: tuple[str, ...], kind: str, what: str) -> Tensor
     return values
 
 
-def _check_parameters(model: nn.Module, optimizer: OptimizerSpec) -> None:
-    names = [name for name, _ in model.named_parameters()]
+def _check_parameters(named: Sequence[tuple[str, nn.Parameter]], optimizer: OptimizerSpec) -> None:
+    names = [name for name, _ in named]
     for place, group in enumerate(optimizer.groups):
         if not any(fnmatchcase(name, group.pattern) for name in names):
             near = difflib.get_close_matches(group.pattern, names, n=3, cutoff=0.3) or names[:3]
@@ -116,7 +123,7 @@ def _check_parameters(model: nn.Module, optimizer: OptimizerSpec) -> None:
                 f"optimizer.groups[{place}].pattern: {group.pattern!r} matches no parameter",
                 hint=f"parameters are such as {', '.join(near)}" if near else "the model has no parameters",
             )
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if parameter.dtype != torch.float32:
             raise JobError(
                 f"parameter {name} is {dtype_name(parameter.dtype)}, and precision is fp32",
@@ -124,18 +131,37 @@ def _check_parameters(model: nn.Module, optimizer: OptimizerSpec) -> None:
             )
 
 
-def make_loss(spec: JobSpec, root: Path | None, outputs: Tensors, targets: Tensors) -> LossFunction:
-    """The loss, tried on the example's outputs and targets. Raises JobError."""
+def users_loss(spec: JobSpec, root: Path | None) -> UsersLoss:
+    """The function, module or class of a module that `loss.function` names. Raises JobError.
+
+    A module is copied, and a class called under the job's seed, so that each call gives the same parameters.
+    Frozen groups take no gradient.
+    """
+    reference = spec.loss.function or ""
+    with states_kept():
+        seed_all(spec.seed)
+        function = user_code.resolve(reference, root=root, what="loss.function")
+        if isinstance(function, type) and issubclass(function, nn.Module):
+            function = user_code.call(function, reference=reference, what="loss.function")
+    loss = UsersLoss(copy.deepcopy(function) if isinstance(function, nn.Module) else function)
+    freeze(spec.optimizer, loss.named_parameters())
+    return loss
+
+
+def make_loss(spec: JobSpec, own: UsersLoss | None, outputs: Tensors, targets: Tensors) -> LossFunction:
+    """The loss, tried on the example's outputs and targets; `own`: the user's. Raises JobError."""
     matching = tuple(torch.cat((y, y)) if y.shape[0] == 1 else y for y in targets)
     outputs = tuple(y.detach().requires_grad_(y.is_floating_point()) for y in outputs)
-    if spec.loss.function is not None:
-        function = user_code.resolve(spec.loss.function, root=root, what="loss.function")
-        loss: LossFunction = trace_function(function, outputs, matching)
-        what = spec.loss.function
+    if own is not None:
+        traced = trace_function(own.function, outputs, matching)
+        loss: LossFunction = traced
+        of_model: LossFunction = traced.of_model
+        what = spec.loss.function or ""
     else:
-        loss, what = LOSSES[spec.loss.name or ""], spec.loss.name or ""
+        loss = of_model = LOSSES[spec.loss.name or ""]
+        what = spec.loss.name or ""
     try:
-        value = loss(outputs, matching)
+        value = of_model(outputs, matching)
     except JobError:
         raise
     except Exception as error:
@@ -146,8 +172,8 @@ def make_loss(spec: JobSpec, root: Path | None, outputs: Tensors, targets: Tenso
         ) from error
     if value.dtype != torch.float32 or value.dim() or not value.requires_grad:
         raise JobError(f"loss {what} gives {_told(value)}, not a float32 number that depends on the outputs")
-    if spec.loss.function is not None and spec.micro_batches > 1:
-        check_micro_batches(spec, loss, outputs, matching)
+    if own is not None and spec.micro_batches > 1:
+        check_micro_batches(spec, measure_of(spec, loss), of_model, outputs, matching)
     return loss
 
 

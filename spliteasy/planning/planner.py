@@ -25,6 +25,7 @@ from spliteasy.privacy.advice import bounds_inputs, bounds_labels
 from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import states_kept
 from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
+from spliteasy.splitting.losses import PortableLoss
 from spliteasy.training.losses import LossFunction
 from spliteasy.training.segment_trainer import tensors_of
 
@@ -177,7 +178,8 @@ def _loss(source: Source) -> LossFunction:
     inputs, targets = resized(source.inputs, source.targets, max(2, len(source.inputs[0])))
     with states_kept(), torch.no_grad():
         outputs = tensors_of(segment(*inputs))
-    return make_loss(source.spec, source.root, outputs, targets)
+    loss = make_loss(source.spec, source.loss, outputs, targets)
+    return loss.of_model if isinstance(loss, PortableLoss) else loss
 
 
 def _made_up(inputs: Tensors, targets: Tensors) -> tuple[Tensors, Tensors]:

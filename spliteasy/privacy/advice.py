@@ -100,4 +100,12 @@ def matrices(segment: Segment) -> int:
 
 def is_public(job: Job, segment: Segment) -> bool:
     """Whether every weight matrix of the segment has its initial values in the job package."""
-    return bool(matrices(segment))
+    if job.spec.privacy.ends == "perturb":
+        return False
+    drawn = job.ends.of(segment.name)
+    names = [
+        spec.name
+        for spec in segment.program.document.tensors
+        if spec.kind == "parameter" and len(spec.shape) > 1
+    ]
+    return bool(names) and not any(name in drawn for name in names)

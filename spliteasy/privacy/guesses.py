@@ -156,7 +156,7 @@ class MembershipGuess:
         return (
             Score(
                 limit="membership_advantage",
-                value=float(found.mean()) - rate,
+                value=max(-rate, float(found.mean()) - rate),
                 chance=0.0,
                 low=low - rate,
                 high=high - rate,

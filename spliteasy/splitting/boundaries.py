@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -36,10 +36,13 @@ class Partition:
     Values flow forward only. A value of the first part that the last one needs is kept, not sent
     (three parts); everything that a later part needs crosses, but for what it can work out again:
     sizes, and tensors made from nothing but sizes and constants.
+
+    `tied`: names of tensors that the first part owns and the last one uses as well. The first part keeps
+    each for it as it keeps a value, so that its gradient comes back to the one parameter.
     """
 
-    def __init__(self, trace: Trace, ends: Sequence[int]) -> None:
-        self.trace, self.ends = trace, tuple(ends)
+    def __init__(self, trace: Trace, ends: Sequence[int], tied: Collection[str] = ()) -> None:
+        self.trace, self.ends, self._tied = trace, tuple(ends), frozenset(tied)
         self.count = len(ends) + 1
         self._moved: dict[Op, int] = {}
         self._move()
@@ -91,7 +94,10 @@ class Partition:
             self._need(output, self.count - 1)
 
     def _need(self, op: Op, side: int) -> None:
-        if op.target == TENSOR:
+        if op.target == TENSOR and side == 2 and op.name in self._tied:
+            self.parts[0].tensors.add(op)
+            self._foreign[2].add(op)
+        elif op.target == TENSOR:
             self.parts[side].tensors.add(op)
         elif self.side(op) == side:
             return
@@ -150,8 +156,9 @@ class Partition:
         return [number]
 
     def _ordered(self, ops: Iterable[Op]) -> list[Op]:
-        inputs = self.trace.inputs
-        return sorted(ops, key=lambda op: inputs.index(op) - len(inputs) if op.target == INPUT else op.index)
+        """Inputs first, then tensors, then what is computed."""
+        ranks = {op: rank for rank, op in enumerate((*self.trace.inputs, *self.trace.tensors))}
+        return sorted(ops, key=lambda op: (op.index, ranks.get(op, 0)))
 
 
 def _shown_in(number: Op, given: Sequence[Op]) -> tuple[Op, int] | None:

@@ -11,12 +11,15 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.parameter import is_lazy
 
 from spliteasy.errors import JobError, PortableError
 from spliteasy.runtime.generators import states_kept
@@ -25,6 +28,7 @@ from spliteasy.splitting.proof.model_state import left_as_it_was
 from spliteasy.splitting.proof.plain_modes import fused_attention, inference_mode_as_no_grad
 from spliteasy.splitting.proof.proof import prove
 from spliteasy.splitting.proof.steadiness import refuse_unsteady
+from spliteasy.splitting.remedies import tracing_error, users_line, with_place
 from spliteasy.splitting.substitutes import substituted
 from spliteasy.splitting.trace import (
     INPUT,
@@ -67,6 +71,7 @@ def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -
     than its traces.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    _refuse_lazy(model)
     with left_as_it_was(model, tensors=False):
         train = trace_inputs(model, inputs, "train")
         evaluation = trace_inputs(model.eval(), inputs, "eval")
@@ -74,6 +79,15 @@ def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -
     for trace in (train, evaluation):
         trace.settle(changing)
     return TracedModel(train, evaluation, tuple(name for name, _ in model.named_modules() if name))
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise JobError(
+                f"{name} of the model has no shape yet: lazy layers take theirs from a first batch",
+                hint="call the model once in its factory, before it is returned",
+            )
 
 
 def trace_inputs(
@@ -85,24 +99,21 @@ def trace_inputs(
     if len({value.shape[0] for value in inputs}) > 1:
         raise JobError("example inputs differ in batch size")
     inputs = tuple(torch.cat((value, value)) if value.shape[0] == 1 else value for value in inputs)
+    pinned: list[str] = []
     training = mode == "train"
     refuse_unsteady(model, inputs, training=training, what=what)
     try:
-        with _plainly(model), substituted(model, inputs):
+        with _plainly(model), _watching_sizes(pinned), substituted(model, inputs):
             exported = torch.export.export(
                 model, inputs, dynamic_shapes=_batch_first(model, len(inputs)), strict=False
             )
             trace = _Reader(model, exported, mode).read()
     except PortableError as error:
-        raise JobError(f"the model can't be made portable: {error.message}", hint=error.hint) from None
+        raise JobError(f"the {what} can't be made portable: {error.message}", hint=error.hint) from None
     except JobError:
         raise
     except Exception as error:  # torch.export raises many types; for the user they mean one thing
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise JobError(
-            f"torch.export can't trace the model in {mode} mode: {reason[0][:300]}",
-            hint="the batch size must be free to vary, and control flow must not depend on values",
-        ) from error
+        raise tracing_error(f"the {what}", mode, model, error, pinned[0] if pinned else None) from error
     trace.notes = prove(model, trace, inputs, training=training, what=what)
     return trace
 
@@ -116,6 +127,28 @@ def _batch_first(model: nn.Module, count: int) -> tuple[Any, ...]:
             return (*(shape for _ in range(plain)), tuple(shape for _ in range(count - plain)))
         plain += plain < count
     return tuple(shape for _ in range(count))
+
+
+@contextmanager
+def _watching_sizes(lines: list[str]) -> Iterator[None]:
+    """Note the user's line where torch fixes a free size, or asks how it divides: its error comes later."""
+    replace, guard = ShapeEnv._set_replacement, ShapeEnv._log_guard
+
+    def noted(shapes: ShapeEnv, symbol: Any, value: Any, *args: Any) -> None:
+        if value.is_number and (line := users_line()) is not None:
+            lines.append(line)
+        replace(shapes, symbol, value, *args)
+
+    def divided(shapes: ShapeEnv, prefix: str, asked: Any, *args: Any, **kwargs: Any) -> None:
+        if "//" in str(asked) and (line := users_line()) is not None:
+            lines.append(line)
+        guard(shapes, prefix, asked, *args, **kwargs)
+
+    with (
+        mock.patch.object(ShapeEnv, "_set_replacement", noted),
+        mock.patch.object(ShapeEnv, "_log_guard", divided),
+    ):
+        yield
 
 
 @contextmanager
@@ -217,7 +250,10 @@ class _Reader:
             elif node.target is operator.getitem and node.args[0] in picked:
                 self._recorder.alias(node, picked[node.args[0]][node.args[1]])  # type: ignore[index]
             else:
-                self._recorder.record(node, grad, module_calls(node))
+                try:
+                    self._recorder.record(node, grad, module_calls(node))
+                except (PortableError, JobError) as error:
+                    raise with_place(error, node) from None
 
     def _inline(self, owner: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
         """A region under `no_grad` or `enable_grad` is a graph of its own: its ops carry the flag instead."""

@@ -1,4 +1,8 @@
-"""Trace a user's loss into the same portable form: a graph of (outputs, targets) that gives one number."""
+"""Trace a user's loss into the same portable form: a graph of (outputs, targets) that gives one number.
+
+A loss that is a module may have parameters of its own. They are trained in the tail, which gives them to
+the loss behind the model's outputs, under names that begin with `loss.`.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,31 @@ from spliteasy.graph.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.export import trace_inputs
 from spliteasy.splitting.split import assemble
+from spliteasy.splitting.trace import TensorInfo
 
 
 class PortableLoss:
-    """A loss that travels: `loss(outputs, targets)` gives a scalar tensor. Stateless, shared by threads."""
+    """A loss that travels: `loss(outputs, targets)` gives a scalar tensor. Stateless, shared by threads.
 
-    def __init__(self, segment: Segment) -> None:
+    `own`: the parameters of the loss as it was traced. A call takes them behind the outputs.
+    """
+
+    def __init__(self, segment: Segment, own: Sequence[TensorInfo] = ()) -> None:
         """Raises `PortableError` if the graph does not give one number of a floating dtype."""
         outputs = segment.output_values
         if len(outputs) != 1 or outputs[0].dtype is None or outputs[0].shape:
             raise PortableError("a loss must give one scalar tensor")
         if any(True for _ in segment.parameters()):
             raise PortableError("a loss has no parameters")
+        if segment.stateful:
+            raise PortableError("a loss must not change its own tensors")
+        self.own = tuple(own)
         self._segment = segment
         self._tensors = tuple(segment.tensors().values())
 
     @property
     def input_values(self) -> tuple[ValueSpec, ...]:
-        """The model's outputs, then the targets."""
+        """The model's outputs, then the loss's own parameters, then the targets."""
         return self._segment.input_values
 
     def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
@@ -43,6 +54,10 @@ class PortableLoss:
         (loss,) = self._segment.program(self._tensors, values, training=True)
         assert isinstance(loss, Tensor), "checked when loaded"
         return loss
+
+    def of_model(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """The loss of the model's outputs, with its own parameters as they were traced."""
+        return self((*outputs, *(info.tensor for info in self.own)), targets)
 
     @property
     def document(self) -> Document:
@@ -67,13 +82,22 @@ def trace_function(
     form, or does not give one scalar.
     """
     wrapped = _Wrapped(fn, len(example_outputs)).train()
-    trace = trace_inputs(wrapped, (*example_outputs, *example_targets), "train", "loss")
+    given = (*example_outputs, *example_targets)
+    trace = trace_inputs(wrapped, given, "train", "loss")
     if len(trace.outputs) != 1 or trace.outputs[0].value.dim():
         raise JobError("a loss must give one scalar tensor", hint="reduce it over the batch, by mean or sum")
     if any(op.random for op in trace.ops):
         raise JobError("the loss draws random numbers", hint="draw them in the model, which returns them")
-    whole = Partition(trace, ())
-    return PortableLoss(assemble("loss", whole.parts[0], whole.parts[0], list(trace.tensors.values())))
+    own = {op: info for op, info in trace.tensors.items() if info.kind == "parameter"}
+    part = Partition(trace, ()).parts[0]
+    count = len(example_outputs)
+    part.inputs = [*part.inputs[:count], *own, *part.inputs[count:]]
+    part.tensors -= own.keys()
+    try:
+        segment = assemble("loss", part, part, [info for op, info in trace.tensors.items() if op not in own])
+        return PortableLoss(segment, list(own.values()))
+    except PortableError as error:
+        raise JobError(error.message, hint=error.hint) from None
 
 
 def load_function(graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu") -> PortableLoss:
@@ -84,11 +108,11 @@ def load_function(graph: bytes, tensors: Mapping[str, Tensor], device: str = "cp
 class _Wrapped(nn.Module):
     def __init__(self, fn: Callable[..., Tensor], outputs: int) -> None:
         super().__init__()
-        self._fn, self._count = fn, outputs
+        self.loss, self._count = fn, outputs  # a module gives its parameters the names loss.<name>
 
     def forward(self, *values: Tensor) -> Any:
         outputs, targets = values[: self._count], values[self._count :]
-        result = self._fn(*(group[0] if len(group) == 1 else group for group in (outputs, targets)))
+        result = self.loss(*(group[0] if len(group) == 1 else group for group in (outputs, targets)))
         if not isinstance(result, torch.Tensor):
             raise JobError(f"the loss gives a {type(result).__name__}, not a tensor")
         return result

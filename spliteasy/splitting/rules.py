@@ -68,11 +68,7 @@ def weights_of(op: Op) -> set[str]:
 
 
 def _check_tensors(partition: Partition, names: Sequence[str], owners: Partition | None) -> None:
-    sides: dict[str, set[int]] = {}
-    for each in (partition, *((owners,) if owners else ())):
-        for side, part in enumerate(each.parts):
-            for op in part.tensors:
-                sides.setdefault(op.name, set()).add(side)
+    sides = _sides(partition, *((owners,) if owners else ()))
     written = {op.name for op in partition.trace.written}
     for op, info in partition.trace.tensors.items():
         where = sorted(sides.get(op.name, ()))
@@ -81,8 +77,36 @@ def _check_tensors(partition: Partition, names: Sequence[str], owners: Partition
             raise CutError(
                 f"cut after {', '.join(map(repr, names))}:"
                 f" {info.kind} {' = '.join(info.names)} is used by {both}",
-                hint="what training changes belongs to one segment: move the cuts so that its uses meet",
+                hint=_way_together(op.name, partition.trace),
             )
+
+
+def _way_together(tensor: str, trace: Trace) -> str:
+    """How the uses of a tensor come into one segment."""
+    called = [path for path, number in trace.ends if number == 2 and tensor.startswith(f"{path}.")]
+    if called:
+        return (
+            f"module {called[0]} is called several times: call it once, on its inputs joined by torch.cat,"
+            " and cut the result by slices"
+        )
+    return "what training changes belongs to one segment: move the cuts so that its uses meet"
+
+
+def tied_ends(train: Partition, evaluation: Partition) -> set[str]:
+    """Parameters that head and tail use and the body does not, in some mode: both ends are on the device."""
+    sides = _sides(train, evaluation)
+    kinds = {op.name: info.kind for each in (train, evaluation) for op, info in each.trace.tensors.items()}
+    return {name for name, used in sides.items() if used == {0, 2} and kinds[name] == "parameter"}
+
+
+def _sides(*partitions: Partition) -> dict[str, set[int]]:
+    """The parts that hold each tensor."""
+    sides: dict[str, set[int]] = {}
+    for each in partitions:
+        for side, part in enumerate(each.parts):
+            for op in part.tensors:
+                sides.setdefault(op.name, set()).add(side)
+    return sides
 
 
 def raw_crossing(partition: Partition) -> list[Op]:

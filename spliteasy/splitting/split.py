@@ -18,8 +18,8 @@ from spliteasy.splitting.boundaries import Part, Partition
 from spliteasy.splitting.export import TracedModel, trace_model
 from spliteasy.splitting.lowering import lower, tensor_spec, value_spec
 from spliteasy.splitting.places import find_call
-from spliteasy.splitting.rules import check_partition, regrouped_sums
-from spliteasy.splitting.trace import TensorInfo, Trace
+from spliteasy.splitting.rules import check_partition, regrouped_sums, tied_ends
+from spliteasy.splitting.trace import TENSOR, Op, TensorInfo, Trace
 
 NAMES = ("head", "body", "tail")
 
@@ -119,11 +119,48 @@ def split(
 
 
 def split_traced(
-    traced: TracedModel, cuts: str | Sequence[str], *, share_inputs: Iterable[str] = ()
+    traced: TracedModel,
+    cuts: str | Sequence[str],
+    *,
+    share_inputs: Iterable[str] = (),
+    loss_parameters: Sequence[TensorInfo] = (),
 ) -> Split:
-    """`split` for a model that is traced already."""
+    """`split` for a model that is traced already.
+
+    `loss_parameters` belong to the tail, which returns them behind the model's outputs.
+    Raises `JobError` if there is no tail for them, or one has a name of the model's.
+    """
     names, train, evaluation = partitions(traced, cuts, share_inputs)
-    return _assemble(traced, names, train, evaluation)
+    if loss_parameters:
+        _check_loss_parameters(traced, names, loss_parameters)
+        for partition in (train, evaluation):
+            _return_tensors(partition.parts[-1], loss_parameters)
+    return _assemble(traced, names, train, evaluation, loss_parameters)
+
+
+def _check_loss_parameters(
+    traced: TracedModel, names: Sequence[str], loss_parameters: Sequence[TensorInfo]
+) -> None:
+    if len(names) == 1:
+        raise JobError(
+            "a loss with parameters of its own needs a tail to live in",
+            hint='name a second cut, as in cuts = ["first", "second"]',
+        )
+    taken = {name for op, info in traced.train.tensors.items() for name in info.names}
+    both = sorted(name for info in loss_parameters for name in info.names if name in taken)
+    if both:
+        raise JobError(
+            f"the model and the loss both have a parameter {both[0]}",
+            hint="rename the model's attribute `loss`: that name is for the loss's own parameters",
+        )
+
+
+def _return_tensors(part: Part, infos: Sequence[TensorInfo]) -> None:
+    """Let the part own the tensors and return them as they are."""
+    ops = [Op(info.names[0], TENSOR, info.tensor) for info in infos]
+    part.tensors |= set(ops)
+    part.outputs = [*part.outputs, *ops]
+    part.wire = len(part.outputs)
 
 
 def partitions(
@@ -141,8 +178,11 @@ def partitions(
             hint="its inputs are " + ", ".join(op.name for op in traced.train.inputs),
         )
     train = cut_trace(traced.train, names, traced.paths)
-    check_partition(train, names, shared)
     evaluation = cut_trace(traced.eval, names, traced.paths)
+    tied = tied_ends(train, evaluation)
+    if tied:
+        train, evaluation = (Partition(each.trace, each.ends, tied) for each in (train, evaluation))
+    check_partition(train, names, shared)
     check_partition(evaluation, names, shared, owners=train)
     return names, train, evaluation
 
@@ -158,8 +198,15 @@ def cut_trace(trace: Trace, names: Sequence[str], paths: Sequence[str]) -> Parti
     return Partition(trace, ends)
 
 
-def _assemble(traced: TracedModel, names: Sequence[str], train: Partition, evaluation: Partition) -> Split:
+def _assemble(
+    traced: TracedModel,
+    names: Sequence[str],
+    train: Partition,
+    evaluation: Partition,
+    loss_parameters: Sequence[TensorInfo],
+) -> Split:
     owned = _ownership(traced, train, evaluation)
+    owned[-1] += loss_parameters
     segments = [
         assemble(NAMES[side], train.parts[side], evaluation.parts[side], infos)
         for side, infos in enumerate(owned)
@@ -191,7 +238,8 @@ def assemble(name: str, train: Part, evaluation: Part, infos: Sequence[TensorInf
         program = Program(document)
         check_program(program)
     except PortableError as error:
-        raise JobError(f"the model can't be made portable: {error.message}", hint=error.hint) from None
+        owner = "loss" if name == "loss" else "model"
+        raise JobError(f"the {owner} can't be made portable: {error.message}", hint=error.hint) from None
     copies = {
         info.names[0]: info.tensor.detach().clone(memory_format=torch.preserve_format) for info in infos
     }

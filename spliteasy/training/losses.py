@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spliteasy.errors import JobError
 
 LossFunction = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
 """(outputs, targets) -> the mean loss of the batch, shape []."""
+
+
+class UsersLoss:
+    """A loss of the user's own, as plain PyTorch calls it: a single output or target is the tensor itself."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        value: Tensor = self.function(
+            *(group[0] if len(group) == 1 else group for group in (outputs, targets))
+        )
+        return value
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Its own parameters, by the names that they have in the tail: they begin with `loss.`."""
+        if not isinstance(self.function, nn.Module):
+            return []
+        return [(f"loss.{name}", parameter) for name, parameter in self.function.named_parameters()]
 
 
 def _on_one(function: Callable[[Tensor, Tensor], Tensor], name: str) -> LossFunction:

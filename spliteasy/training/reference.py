@@ -22,7 +22,7 @@ from spliteasy.runtime.generators import states_kept
 from spliteasy.runtime.randomness import Key
 from spliteasy.splitting.proof.model_state import left_as_it_was
 from spliteasy.training import schedule
-from spliteasy.training.losses import LossFunction
+from spliteasy.training.losses import LossFunction, UsersLoss
 from spliteasy.training.masks import SegmentMasks
 from spliteasy.training.measures import Measure
 from spliteasy.training.optim import build_optimizer
@@ -33,9 +33,10 @@ State = dict[str, Tensor]
 
 
 @torch.no_grad()
-def begin_with(model: nn.Module, ends: Drawn) -> None:
-    """Put a device's initial tensors into the whole model."""
-    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def begin_with(model: nn.Module, ends: Drawn, loss: LossFunction | None = None) -> None:
+    """Put a device's initial tensors into the whole model, and into the loss's own parameters."""
+    own = loss.named_parameters() if isinstance(loss, UsersLoss) else []
+    named: dict[str, Tensor] = dict((*model.named_parameters(), *model.named_buffers(), *own))
     for table in ends.values():
         for name, tensor in table.items():
             named[name].copy_(tensor)
@@ -51,7 +52,7 @@ class PlainTraining:
 
         It trains as a split one on `device` does, whose key for the job and initial weights these are.
         """
-        begin_with(model, ends)
+        begin_with(model, ends, loss)
         self._model = model
         self._taken = 0
         segments = [("head", job.head), ("body", job.body), ("tail", job.tail)]
@@ -65,16 +66,18 @@ class PlainTraining:
         self._loss = loss
         self._clip = job.spec.clip
         self._micro_batches = job.spec.micro_batches
+        own = loss.named_parameters() if isinstance(loss, UsersLoss) else []
+        self._named = dict((*model.named_parameters(), *own))
         self._measure = job.measure
-        self._optimizer = build_optimizer(job.spec.optimizer, model.named_parameters())
+        self._optimizer = build_optimizer(job.spec.optimizer, self._named.items())
         self._scheduler = (
             LambdaLR(self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + 1))
             if self._optimizer is not None
             else None
         )
-        named = dict(model.named_parameters())
         self._segments = [
-            [named[name] for name, _ in segment.named_parameters() if name in named] for _, segment in present
+            [self._named[name] for name, _ in segment.named_parameters() if name in self._named]
+            for _, segment in present
         ]
 
     def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
@@ -110,8 +113,9 @@ class PlainTraining:
     def state(self) -> State:
         """Weights, buffers and optimizer state after the last step: live tensors, not copies."""
         state = {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._model.state_dict().items()}
+        state |= {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._named.items()}
         if self._optimizer is not None:
-            for name, parameter in self._model.named_parameters():
+            for name, parameter in self._named.items():
                 for key, value in self._optimizer.state.get(parameter, {}).items():
                     if isinstance(value, Tensor):
                         state[f"{OPTIMIZER_PREFIX}{name}/{key}"] = value

@@ -179,7 +179,7 @@ def show(rows: Sequence[Row]) -> None:
         grid.add_row(
             *names,
             score.limit,
-            f"{score.value:.4f}",
+            f"{score.value:z.4f}",
             f"{score.chance:.4f}",
             f"{score.low:.4f} – {score.high:.4f}",
             "" if row.limit is None else f"{sign} {row.limit:g}",

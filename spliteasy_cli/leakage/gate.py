@@ -117,7 +117,7 @@ async def measure(
     recording = await recorded("recording a training")
     hijacked: Recording | None = None
     games = [(who, attack) for who in adversaries for attack in chosen if who in attack.adversaries]
-    rows: list[Row] = []
+    rows = [_blind(job, who) for who in adversaries if who not in {player for player, _ in games}]
     for number, (who, attack) in enumerate(games):
         if stop is not None and stop.is_set():
             return Measured(rows=tuple(rows), recording=recording, complete=False)
@@ -133,6 +133,14 @@ async def measure(
             played = hijacked
         rows += await asyncio.to_thread(_play, played, who, attack, bounds)
     return Measured(rows=tuple(rows), recording=recording, complete=True)
+
+
+def _blind(job: Job, who: Adversary) -> Row:
+    """An adversary whom none of the attacks is for."""
+    why = (
+        "no message of this device reaches it" if who is Adversary.MEMBER else "none of these attacks is its"
+    )
+    return Row(cuts=job.spec.model.cuts, adversary=who, attack="none", score=None, why_not=why)
 
 
 def _not_tried(recording: Recording, who: Adversary, attack: Attack, why_not: str) -> Row:

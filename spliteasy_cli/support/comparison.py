@@ -26,11 +26,11 @@ from server_worker.engine.local import SessionMemory
 from server_worker.store import Store, StoreKeys, open_store
 from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
-from spliteasy.job.source import build_model
+from spliteasy.job.source import build_model, users_loss
 from spliteasy.runtime import user_code
 from spliteasy.runtime.randomness import Key
 from spliteasy.runtime.torch_thread import TorchThread
-from spliteasy.training.losses import LOSSES, LossFunction
+from spliteasy.training.losses import LOSSES
 from spliteasy.training.reference import PlainTraining, State, difference
 from spliteasy.training.segment_trainer import STEP_KEY
 from spliteasy_cli.commands.submit import store_job
@@ -222,8 +222,10 @@ def compare_one(plan: Plan, config: AgentConfig, batches: Batches, step: int, sp
     device, key = config.device, key_of(config, plan.job)
     with StateFolder(config.state) as state:
         ends = initial_ends(plan.job, state, key, refuse_public=False)
-    model, _, _ = build_model(plan.job.spec, plan.root)
-    reference = PlainTraining(plan.job, model, users_loss(plan), device=device, key=key, ends=ends)
+    spec = plan.job.spec
+    model, _, _ = build_model(spec, plan.root)
+    loss = LOSSES[spec.loss.name] if spec.loss.name is not None else users_loss(spec, plan.root)
+    reference = PlainTraining(plan.job, model, loss, device=device, key=key, ends=ends)
     for number in range(1, step + 1):
         reference.step(*batches.batch(number))
     plain = reference.state()
@@ -237,20 +239,6 @@ def compare_one(plan: Plan, config: AgentConfig, batches: Batches, step: int, sp
         if worst == 0 and not same_bits(split[name], plain[name])
     )
     return Comparison(device, step, differences, unequal)
-
-
-def users_loss(plan: Plan) -> LossFunction:
-    """The loss as plain PyTorch would use it: the user's own function, or the one of that name."""
-    loss = plan.job.spec.loss
-    if loss.name is not None:
-        return LOSSES[loss.name]
-    function = user_code.resolve(loss.function or "", root=plan.root, what="loss.function")
-
-    def call(outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        value: Tensor = function(*(group[0] if len(group) == 1 else group for group in (outputs, targets)))
-        return value
-
-    return call
 
 
 def same_bits(ours: Tensor, theirs: Tensor) -> bool:

@@ -58,7 +58,8 @@ class TrainedHalf:
         )
         reply = await caller.ask(request, m.Evaluated)
         finish = partial(evaluation_outputs, self.job, self.tail, samples=samples)
-        return tensors_of(await asyncio.to_thread(finish, m.packed_in(reply), outputs[wire:]))
+        made = tensors_of(await asyncio.to_thread(finish, m.packed_in(reply), outputs[wire:]))
+        return made[: len(self.job.signature.outputs)]  # behind them come the loss's own parameters
 
 
 def read_half(state: StateFolder) -> TrainedHalf:

@@ -68,10 +68,18 @@ def memorized(tmp_path_factory: pytest.TempPathFactory) -> Recording:
 
 @pytest.fixture(scope="session")
 def weightless(tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    """A job whose tail has no weights, and one class of four that stands for a tenth of the samples."""
+    """A job whose tail has no weights."""
     job = small_job("weightless", "noise_classes", ["head", "tail"], batch=16, epochs=2)
     sample = draw_sample(job, "tests.privacy.models:rare_data", ROOT)
     return asyncio.run(record(job, sample, tmp_path_factory.mktemp("weightless"), steps=16))
+
+
+@pytest.fixture(scope="session")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """Two classes, one of which is rare: what the length of gradients tells best."""
+    job = small_job("rare", "noise_classes", ["head", "body"], batch=16, epochs=2)
+    sample = draw_sample(job, "tests.privacy.models:rare_data", ROOT)
+    return asyncio.run(record(job, sample, tmp_path_factory.mktemp("rare"), steps=30))
 
 
 @pytest.fixture(scope="session")

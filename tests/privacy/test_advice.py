@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from spliteasy.job import Job, parse_job
-from spliteasy.job.spec import LimitsSpec, PlanSpec
+from spliteasy.job import Job, load_job_file, parse_job
+from spliteasy.job.spec import LimitsSpec, PlanSpec, PrivacySpec
 from spliteasy.planning.planner import constraints_of
 from spliteasy.privacy.advice import advice
 from tests.cli.conftest import Project, Ran, _no_stack, new_project, spliteasy  # noqa: F401
-from tests.privacy.conftest import ROOT, small_job
+from tests.privacy.conftest import DIGITS, ROOT, small_job
 
 LABELS = LimitsSpec(canary_recovery=0.2)
 INPUTS = LimitsSpec(input_mse=0.05)
@@ -61,6 +61,13 @@ def test_plan_keeps_a_layer_in_the_tail_where_labels_are_bounded() -> None:
     assert constraints_of(PlanSpec(), LABELS).min_tail_layers == 1
     assert constraints_of(PlanSpec(), INPUTS).min_head_layers == 1
     assert constraints_of(PlanSpec(min_head_layers=3), INPUTS).min_head_layers == 3
+
+
+def test_ends_that_are_secret_are_not_called_public() -> None:
+    spec = load_job_file(DIGITS)
+    public = spec.model_copy(update={"privacy": PrivacySpec(ends="public")})
+    assert "a worker can follow it" in whys(Job.create(public, ROOT), LABELS)
+    assert "a worker can follow it" not in whys(Job.create(spec, ROOT), LABELS)
 
 
 def test_submit_warns_of_a_limit_that_can_not_be_kept(

@@ -50,6 +50,8 @@ def test_a_tail_without_weights_leaks_every_canary(weightless: Recording, play: 
     assert scores["canary_recovery"].value == 1.0
 
 
-def test_the_length_of_gradients_tells_a_rare_class(weightless: Recording, play: Play) -> None:
-    _, scores = play(weightless, "norm")
+def test_the_length_of_gradients_tells_a_rare_class(rare: Recording, play: Play) -> None:
+    _, scores = play(rare, "norm")
+    assert scores["label_recovery"].low > 0.9
     assert scores["label_recovery"].low > scores["label_recovery"].chance
+    assert scores["canary_recovery"].value > 0.9

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from spliteasy import split
 from spliteasy.errors import CutError
+from tests.models.sequences import GPT
 from tests.splitting.parity import compare
 
 
@@ -60,3 +61,63 @@ def test_running_statistics_without_weights_are_not_public() -> None:
 
     with pytest.raises(CutError, match=r"norm\..* is used by head and body"):
         split(Twice().train(), torch.randn(4, 8), ("norm#1", "norm"))
+
+
+class Tied(nn.Module):
+    """One weight at both ends; `how` says in which form the tail uses it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.enter, self.how = nn.Embedding(20, 8), how
+        self.middle = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.out = nn.Linear(8, 20)
+        self.out.weight = self.enter.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.enter(ids)
+        if self.how == "twice":
+            x = x + self.enter(ids.flip(1))
+        x = self.middle(x)
+        if self.how == "scaled":
+            return nn.functional.linear(x, self.out.weight * 0.5, self.out.bias)
+        if self.how == "twice":
+            x = x + 0.01 * (x @ self.out.weight.mT @ self.out.weight)
+        if self.how == "evaluation" and not self.training:
+            return x @ self.enter.weight.mT
+        return self.out(x)
+
+
+@pytest.mark.parametrize("how", ["plain", "twice", "scaled", "evaluation", "frozen"])
+def test_both_ends_share_one_parameter(how: str) -> None:
+    model = Tied(how).train()
+    if how == "frozen":
+        model.enter.weight.requires_grad_(False)
+    parts = split(model, torch.randint(20, (2, 6)), ("enter", "middle"))
+    assert parts.tail is not None
+    assert [name for name, _ in parts.head.named_parameters()] == ["enter.weight"]
+    assert [name for name, _ in parts.tail.named_parameters()] == ["out.bias"]
+    assert [value.name for value in parts.skips] == ["enter.weight"]
+    assert set(parts.head.state_dict()) == {"enter.weight", "out.weight"}
+    batches = [(torch.randint(20, (size, 6)),) for size in (2, 4, 3)]
+    assert compare(model, parts, batches) == {}
+
+
+def test_a_language_model_with_tied_ends() -> None:
+    model = GPT(tied=True).train()
+    parts = split(model, torch.randint(0, 20, (2, 12)), ("blocks.0", "norm"))
+    assert compare(model, parts, [(torch.randint(0, 20, (2, 12)),) for _ in range(3)]) == {}
+
+
+def test_weights_tied_within_the_body() -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.first, self.second, self.out = (nn.Linear(8, 8) for _ in range(4))
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.second(torch.tanh(self.first(self.enter(x))))))
+
+    model = Inside().train()
+    parts = split(model, torch.randn(2, 8), ("enter", "second"))
+    assert compare(model, parts, [(torch.randn(3, 8),) for _ in range(3)]) == {}

@@ -64,7 +64,7 @@ class Norm(_Clusters):
 
     def group(self, view: View, steps: range, classes: int) -> Tensor:
         lengths = view.output_gradients(steps).norm(dim=1, keepdim=True)
-        return k_means(lengths.clamp_min(1e-12).log(), classes)
+        return k_means(lengths, classes)
 
 
 class Cosine(_Clusters):

@@ -42,9 +42,10 @@ class Membership:
             tail = job.tail.spawn().eval()
             tail.load_state_dict(released.tail)
             outputs = tail(*outputs, *kept)
+        made, count = tensors_of(outputs), len(job.signature.outputs)
         losses = [
             job.loss(
-                tuple(y[i : i + 1] for y in tensors_of(outputs)),
+                (*(y[i : i + 1] for y in made[:count]), *made[count:]),  # the loss's own parameters last
                 tuple(y[i : i + 1] for y in view.candidate_targets),
             )
             for i in range(len(view.candidates[0]))
