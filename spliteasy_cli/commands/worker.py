@@ -125,10 +125,10 @@ def worker(
     set_up_logging(context, "info")
     url = read_enrolment(enrolment, role="worker").url if enrolment else find_url("broker", broker)
     trusted = _trust(trust, url)
-    store = find_url("store", store)
-    keys = store_keys(store_key, store)
     if name is not None:
         check_identifier("--name", name)
+    store = find_url("store", store)
+    keys = store_keys(store_key, store)
 
     async def main(stop: asyncio.Event) -> None:
         import structlog
