@@ -42,8 +42,8 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """One step of a session within an attempt, and the key that its values are sealed with."""
+class Place:
+    """Where values lie: a step of a session within an attempt; and the key that they are sealed with."""
 
     key: StoreKey
     session: str
@@ -172,11 +172,11 @@ class SealedStore:
             at = self._of(entry.gradient_digest, session, entry.step)
             yield entry if at is None else await _run(sum(map(len, entry.requests)), _opening(at, entry))
 
-    def _sealing(self, session: str, step: int, attempt: Attempt) -> _Step | None:
+    def _sealing(self, session: str, step: int, attempt: Attempt) -> Place | None:
         """What seals values of the step; None where nothing is sealed."""
-        return _Step(self._keys.keys[0], session, step, attempt) if self._keys.keys else None
+        return Place(self._keys.keys[0], session, step, attempt) if self._keys.keys else None
 
-    def _of(self, label: str, session: str, step: int) -> _Step | None:
+    def _of(self, label: str, session: str, step: int) -> Place | None:
         """What opens the values beside that label; None for values that were never sealed.
 
         Raises KeyMissing where the keys can't or may not, SealBroken where the label is none.
@@ -202,7 +202,7 @@ class SealedStore:
                 if self._keys.keys
                 else "name the workers' key file: --store-key FILE, or SPLITEASY_STORE_KEY=FILE",
             )
-        return _Step(key, session, step, attempt)
+        return Place(key, session, step, attempt)
 
 
 def sealed(store: Store, keys: StoreKeys) -> Store:
@@ -229,7 +229,7 @@ async def check_keys(store: Store) -> None:
             continue  # it has just gone, or is told when its device comes
 
 
-def _opening(at: _Step, entry: LogEntry) -> Callable[[], LogEntry]:
+def _opening(at: Place, entry: LogEntry) -> Callable[[], LogEntry]:
     def opened() -> LogEntry:
         digest = at.label_text(_sealed_text(entry.gradient_digest))
         requests = tuple(at.open(body, "request", index) for index, body in enumerate(entry.requests))
