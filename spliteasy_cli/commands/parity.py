@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import UserError
+from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.commands.submit import JobFile
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url
 from spliteasy_cli.support.fixed_secret import SecretOption, fixed_secret
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
-from spliteasy_cli.support.store_key import StoreKeyOption, store_keys
 from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 
 if TYPE_CHECKING:

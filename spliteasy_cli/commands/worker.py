@@ -14,6 +14,7 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime.urls import shown
+from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, local_stack_is, store_at
 from spliteasy_cli.support.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
 from spliteasy_cli.support.identifiers import check_identifier
@@ -21,7 +22,6 @@ from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.metrics_endpoint import MetricsHostOption, MetricsPortOption, Monitoring
 from spliteasy_cli.support.patience import GiveUpOption, seconds
 from spliteasy_cli.support.runner import run
-from spliteasy_cli.support.store_key import StoreKeyOption, store_keys
 from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 from spliteasy_cli.support.trace_export import TracesOption, tracing
 

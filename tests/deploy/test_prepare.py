@@ -21,7 +21,7 @@ from deploy.nodes.redis_server import find_binary
 from deploy.prepare import main
 from deploy.stack.daemons import Daemon
 from server_worker.store import open_store
-from spliteasy_cli.support.store_key import store_keys
+from spliteasy_cli.commands.keys import store_keys
 from tests.fixtures_rabbitmq import free_ports, new_node
 
 ROOT = Path(__file__).resolve().parents[2]
