@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import codecs, flaky, healthy, idle, links, many, scale
+from benchmarks import codecs, flaky, healthy, idle, links, many, scale, sealing
 from benchmarks.accuracy import train
 from benchmarks.harness.services import Services
 from benchmarks.harness.workloads import WORKLOADS, Setting
@@ -25,6 +25,10 @@ def running(rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, tmp_path: Path) 
         yield Services(folder=tmp_path, rabbitmq=rabbitmq_broker.node, redis=redis, vhost=rabbitmq_vhost)
     finally:
         redis.stop()
+
+
+def test_sealing_is_measured_beside_a_copy() -> None:
+    assert len(sealing.measure(1000, 1)) == 3
 
 
 @pytest.mark.rabbitmq
