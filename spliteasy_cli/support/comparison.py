@@ -19,7 +19,7 @@ from device_agent.link.link import Connect
 from device_agent.observations import Observation, StepTaken
 from device_agent.state_folder import StateFolder
 from device_agent.training.data import Batches, load_dataset
-from device_agent.training.ends import initial_ends, job_key
+from device_agent.training.ends import initial_ends, job_key, label_key
 from device_agent.training.trainer import HEAD, TAIL
 from server_worker.config import Trust
 from server_worker.engine.local import SessionMemory
@@ -77,7 +77,7 @@ def prepare(
     configs = agent_configs(job, job_file, folder, devices, data, secret)
     batches = []
     for config in configs:
-        key = key_of(config, job)
+        key, labels = key_of(config, job), labels_of(config)
         once, again = (
             Batches(
                 load_dataset(config.data, config.device, job.signature, root=root, recipe=copy.data).train,
@@ -85,6 +85,7 @@ def prepare(
                 job.signature,
                 device=config.device,
                 key=key,
+                labels=labels,
             )
             for _ in range(2)
         )
@@ -212,6 +213,12 @@ def key_of(config: AgentConfig, job: Job) -> Key:
     """The key of a device of this process, whose secret is made where its state folder has none yet."""
     with StateFolder(config.state) as state:
         return job_key(state.secret(config.secret), device=config.device, job=job.digest)
+
+
+def labels_of(config: AgentConfig) -> Key:
+    """What a device of this process draws its answers for labels from."""
+    with StateFolder(config.state) as state:
+        return label_key(state.secret(config.secret))
 
 
 def compare_one(plan: Plan, config: AgentConfig, batches: Batches, step: int, split: State) -> Comparison:
