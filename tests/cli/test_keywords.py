@@ -13,7 +13,7 @@ from spliteasy import split
 from spliteasy.errors import JobError
 from spliteasy.job import load_job_file
 from spliteasy.job.source import build_model
-from tests.cli.conftest import Ran
+from tests.cli.conftest import ROOT, Ran
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 
@@ -94,6 +94,13 @@ def test_a_language_model_trains_as_it_is(job_file: Path, spliteasy: Callable[..
         JobError, match=r"gives the inputs attention_mask, input_ids, .* names input_ids, mask"
     ):
         build_model(load_job_file(job_file), job_file.parent)
+
+
+def test_adapters_in_frozen_blocks_train_as_they_are(spliteasy: Callable[..., Ran]) -> None:
+    job, data = ROOT / "examples/text/job.toml", "examples.text.data:device_data"
+    ran = spliteasy("parity", job, "--steps", 2, "--data", data)
+    assert ran.code == 0, ran.out + ran.err
+    assert ran.out.splitlines()[-1] == "max_abs_diff=0"
 
 
 class Named(nn.Module):

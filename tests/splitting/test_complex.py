@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from spliteasy import split
-from spliteasy.errors import CutError
+from spliteasy.errors import CutError, PortableError
+from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from tests.splitting.parity import compare
 
 
@@ -56,3 +58,19 @@ def test_same_bits(cuts: str | tuple[str, str]) -> None:
 def test_they_do_not_cross() -> None:
     with pytest.raises(CutError, match=r"would cross as torch\.complex64"):
         split(Rotating(), BATCHES[0], ("enter", "spectrum"))
+
+
+def test_they_are_stored_as_pairs() -> None:
+    turns = torch.polar(torch.ones(3, 2), torch.randn(3, 2))
+    given = {"a": turns, "b": turns.to(torch.complex128).T, "c": turns.conj(), "d": torch.randn(2)}
+    read = tensors_from_bytes(tensors_to_bytes(given))
+    assert all(
+        torch.equal(read[name], given[name]) and read[name].dtype == given[name].dtype for name in given
+    )
+    assert read["b"].stride() == given["b"].stride()
+
+
+@pytest.mark.parametrize("told", ['["a"]', '["z"]', "3", "[[]]"])
+def test_pairs_that_are_none_are_refused(told: str) -> None:
+    with pytest.raises(PortableError, match=r"complex"):
+        tensors_from_bytes(save({"a": torch.ones(3)}, {"complex": told}))
