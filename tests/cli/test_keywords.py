@@ -15,7 +15,8 @@ from spliteasy.job import load_job_file
 from spliteasy.job.source import build_model
 from tests.cli.conftest import ROOT, Ran
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore")
+"""What the library warns of is its own."""
 
 MODEL = """
 import torch
