@@ -107,7 +107,8 @@ class Segment(nn.Module):
 
     @property
     def stateful(self) -> bool:
-        """Return whether the training graph may change the segment's own tensors, as running statistics do."""
+        """Return whether the training graph may change the segment's own tensors, as running
+        statistics do."""
         return self._program.train.stateful
 
     @property

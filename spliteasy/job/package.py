@@ -264,7 +264,8 @@ def _parse_manifest(manifest: bytes, digest: str | None) -> Manifest:
 
 
 def _check_needs(manifest: bytes) -> None:
-    """Check the package's needs before anything else is read: what is unknown here may be of a newer version."""
+    """Check the package's needs before anything else is read: what is unknown here may be of a
+    newer version."""
     try:
         said = _Needs.model_validate_json(manifest[:MAX_MANIFEST_BYTES])
     except ValidationError:

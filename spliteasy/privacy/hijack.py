@@ -53,7 +53,8 @@ class HijackGuard:
 
 
 def _apart(gradients: Tensor, same: Tensor, other: Tensor) -> float:
-    """Return how much more alike the rows of one class are than those of two: a difference of mean cosines."""
+    """Return how much more alike the rows of one class are than those of two: a difference of mean
+    cosines."""
     rows = normalized(gradients - gradients.mean(0))
     alike = rows @ rows.T
     return float(alike[same].mean() - alike[other].mean())

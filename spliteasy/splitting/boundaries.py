@@ -74,7 +74,8 @@ class Partition:
         return 0 if op.target == INPUT else bisect_left(self.ends, op.index)
 
     def _move(self) -> None:
-        """Move what depends on weights alone to the first part that needs it, because weights do not travel."""
+        """Move what depends on weights alone to the first part that needs it, because weights do
+        not travel."""
         for op in reversed(self.trace.users):
             sides = [self.side(user) for user in self.trace.users[op] if user in self.trace.live]
             if op in self.trace.outputs:

@@ -160,7 +160,8 @@ def _asked(answer: Callable[[CodeType, Tensor], bool]) -> Iterator[None]:
 
 
 def _causal_masks(model: nn.Module, inputs: Sequence[Tensor]) -> list[bool]:
-    """Return what `nn.TransformerEncoder` and `nn.TransformerDecoder` find about their masks, call by call."""
+    """Return what `nn.TransformerEncoder` and `nn.TransformerDecoder` find about their masks, call
+    by call."""
     stacks = (nn.TransformerEncoder, nn.TransformerDecoder)
     if not any(isinstance(module, stacks) for module in model.modules()):
         return []

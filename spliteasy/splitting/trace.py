@@ -132,7 +132,8 @@ class Trace:
         return op.is_number or op.constant or op.movable or (op in self.tensors and op not in self.written)
 
     def has_effect(self, op: Op) -> bool:
-        """Return whether the op must run even if nobody uses its value: it writes a buffer, or draws numbers."""
+        """Return whether the op must run even if nobody uses its value: it writes a buffer, or
+        draws numbers."""
         return (
             bool(running_statistics(op))
             or op.random

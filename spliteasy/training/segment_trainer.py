@@ -240,7 +240,8 @@ class SegmentTrainer:
         self._check_step_count()
 
     def moving(self) -> list[Tensor]:
-        """Return what a step may change of the model: trainable weights and buffers, live tensors, in order."""
+        """Return what a step may change of the model: trainable weights and buffers, live tensors,
+        in order."""
         return [*self._trainable, *self._buffers.values()]
 
     def nbytes(self) -> int:

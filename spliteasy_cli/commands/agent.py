@@ -138,7 +138,7 @@ NewDataOption = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Who trains what, and over which broker, as the options and the enrolment say."""
+    """The device and its job, and the broker, as the options and the enrolment name them."""
 
     job: str
     device: str
@@ -151,14 +151,15 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What runs beside the training: histories, metrics, traces and the conditions for training at all."""
+    """Parts that run beside the training: histories, metrics, traces and the conditions for
+    training at all."""
 
     kept: Sequence[Kept]
     monitoring: Monitoring
     gate: Gate | None
     tracer: Tracer | None
     live: bool
-    """Whether standard output is a terminal that shows a table."""
+    """Standard output is a terminal that shows a table."""
 
 
 def agent(

@@ -65,7 +65,7 @@ HELD_BYTES = 256 << 10
 """A request up to here goes to Redis with the commit that names it: one round trip instead of two."""
 
 HELD_BYTES_TOTAL = 64 << 20
-"""Of all requests that wait for their commits; beyond it they are written at once."""
+"""All requests that wait for their commits may take this many bytes; beyond it they are written at once."""
 
 READ_STEPS = 64
 """Log entries looked up in one round trip; their blobs come in groups of some MiB."""

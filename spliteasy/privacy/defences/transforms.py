@@ -39,7 +39,8 @@ class CutTransforms:
         self._key = key.at("noise")
 
     def activations(self, values: Sequence[Value], *, purpose: Purpose, step: int) -> tuple[Value, ...]:
-        """Return the head's values as they cross the cut. A backward from them passes through the clipping."""
+        """Return the head's values as they cross the cut. A backward from them passes through the
+        clipping."""
         return tuple(
             self._activation(v, purpose, step) if isinstance(v, Tensor) and v.is_floating_point() else v
             for v in values

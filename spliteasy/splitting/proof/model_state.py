@@ -34,7 +34,8 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
-    """A holder of numbers by name, with a copy: a module, its class, or a dictionary or object that it has."""
+    """A holder of numbers by name, with a copy: a module, its class, or a dictionary or object
+    that it has."""
 
     path: str
     prefix: str
