@@ -128,6 +128,14 @@ NewDataOption = Annotated[
     ),
 ]
 
+NewVersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--new-version",
+        help="Go on from the trained weights with the newest version of the job, or the one that is named.",
+    ),
+]
+
 
 def agent(
     context: typer.Context,
@@ -146,6 +154,7 @@ def agent(
     refuse_public_ends: RefusePublicEndsOption = False,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
+    new_version: NewVersionOption = False,
     give_up_after: GiveUpOption = None,
     history: HistoryOption = None,
     tensorboard: TensorboardOption = False,
@@ -164,6 +173,8 @@ def agent(
         check_identifier("--job", job.partition("@")[0])
     if device is not None:
         check_identifier("--device", device)
+    if restart and new_version:
+        raise UserError("--new-version goes on from trained weights, --restart begins anew", hint="give one")
     job, device, title, connect, operator_key = _whom_and_where(job, device, enrolment, broker)
     live = sys.stdout.isatty()
     set_up_logging(context, "warning" if live else "info")
@@ -191,6 +202,7 @@ def agent(
         refuse_public_ends=refuse_public_ends,
         epochs=epochs,
         new_data=new_data,
+        new_version=new_version,
         give_up_s=seconds(give_up_after),
         max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
         metered=None if metered is None else _budget(metered),
@@ -219,8 +231,8 @@ def _tell_end(result: AgentResult, config: AgentConfig) -> None:
     if result.newest is not None:
         typer.echo(
             f"{result.device}: a newer version of job {name} was submitted ({result.newest[:12]}); this "
-            f"state folder keeps to {result.job[:12]}. To go on from its trained weights for more epochs: "
-            "--epochs N. To train the newer version from its beginning: --restart with another --state folder"
+            f"state folder keeps to {result.job[:12]}. To go on with the newer one from the trained weights: "
+            "--new-version. To train it from its beginning: --restart with another --state folder"
         )
     if result.done:
         typer.echo(f"{result.device}: done, {result.step} steps; the state is in {config.state}")
