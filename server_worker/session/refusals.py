@@ -1,4 +1,4 @@
-"""Replies that say no, in words that tell a person what to do. Those that say yes: `answers.py`."""
+"""Replies that say no, in words that tell a person what to do. `replies.py` has those that say yes."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def not_allowed_reply(request: m.Request, digest: str = "") -> m.Error:
         request,
         "not-allowed",
         f"device {request.device} may not train {version}",
-        f"the operator can allow it: spliteasy allow {request.device} {request.job}",
+        f"the operator can allow it: spliteasy device allow {request.device} {request.job}",
     )
 
 
