@@ -29,7 +29,7 @@ TRIES = 24
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """What crosses one cut, in training."""
+    """The values that cross one cut, in training."""
 
     cut: str
     values: tuple[ValueSpec, ...]
@@ -64,7 +64,7 @@ class Split:
     With n terms, each is off by at most 2 (n - 1) units in the last place of the sum of magnitudes.
     """
     notes: tuple[str, ...] = ()
-    """What is right and may surprise, in whole sentences."""
+    """Notes, in whole sentences, on what is right and may surprise."""
 
     @property
     def segments(self) -> tuple[Segment, ...]:
