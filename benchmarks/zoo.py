@@ -112,7 +112,7 @@ def _at_random_cuts(
             return
         at = " | ".join(pair)
         try:
-            split = split_traced(traced, pair)
+            split = split_traced(traced, pair, share_inputs=model.shared)
         except CutError as error:
             outcome.refused.append(str(error))
             continue

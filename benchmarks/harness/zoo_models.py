@@ -38,6 +38,8 @@ class ZooModel:
     batch: Callable[[int], Inputs]
     blocks: str
     """A regular expression of the module paths between which it is cut."""
+    shared: tuple[str, ...] = ()
+    """Inputs that may leave the device: masks of models that read them again behind their embeddings."""
     lr: float = 0.05
 
 
@@ -218,6 +220,8 @@ _TRANSFORMERS: dict[str, tuple[str, str, Mapping[str, Any], Callable[[int], Inpu
 }  # fmt: skip
 """By name: class, configuration and its options, a batch, and the blocks."""
 
+_SHARING = {"DeBERTa v2": ("attention_mask",), "ALBERT": ("attention_mask",)}
+
 _ONLY_EAGER = ("DeBERTa v2", "Mamba", "Swin v2")
 """Models that have no other attention."""
 
@@ -233,7 +237,7 @@ def zoo() -> dict[str, ZooModel]:
     for name, (model, config, options, batch, blocks) in _TRANSFORMERS.items():
         for attention in ("eager",) if name in _ONLY_EAGER else ("eager", "sdpa"):
             make = partial(_transformer, model, config, options, attention)
-            models[f"{name}, {attention}"] = ZooModel(make, batch, blocks)
+            models[f"{name}, {attention}"] = ZooModel(make, batch, blocks, _SHARING.get(name, ()))
     for name, targets in (("Llama", ["q_proj", "v_proj"]), ("BERT", ["query", "value"])):
         base = models[f"{name}, sdpa"]
         for kind, dora in (("LoRA", False), ("DoRA", True)):

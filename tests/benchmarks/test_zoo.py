@@ -11,7 +11,7 @@ from benchmarks.zoo import try_model
 pytestmark = pytest.mark.filterwarnings("ignore")
 """What the libraries warn of is theirs."""
 
-QUICK = ("GPT-2, sdpa", "Llama with LoRA", "T5, eager", "DeBERTa v2, eager")
+QUICK = ("GPT-2, sdpa", "Llama with LoRA", "T5, eager")
 
 
 @pytest.fixture(autouse=True)
