@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import JobError, UserError
-from spliteasy_cli.commands.agent import EpochsOption, NewDataOption
+from spliteasy_cli.commands.agent import EpochsOption, NewDataOption, NewVersionOption
 from spliteasy_cli.commands.submit import JobFile, create_job, store_job
 from spliteasy_cli.options.fixed_secret import SecretOption, fixed_secret
 from spliteasy_cli.options.histories import MlflowOption, TensorboardOption, histories
@@ -53,10 +53,11 @@ def train(
         typer.Option(help="As for `agent`.", show_default="device_data in the module of the model's factory"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the training in --out instead of beginning anew.")
+        bool, typer.Option("--resume", help="Go on with the training in --out instead of starting over.")
     ] = False,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
+    new_version: NewVersionOption = False,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
     secret: SecretOption = None,
@@ -72,7 +73,7 @@ def train(
         job = create_job(job_file)
         folder = out or Path("runs") / job.name
         configs = [
-            replace(config, epochs=epochs, new_data=new_data)
+            replace(config, epochs=epochs, new_data=new_data, new_version=new_version)
             for config in agent_configs(job, job_file, folder, devices, data, fixed_secret(secret))
         ]
         prepare_folder(folder, resume=resume)
@@ -165,7 +166,7 @@ def _train(
         observe = tell_all(watcher, *kept)
         results = run(
             lambda stop: train_embedded(job, configs, workers, folder / STORE_FILE, observe, stop),
-            on_stop="stopping after the steps at hand",
+            on_stop="stopping after the current steps",
         )
         seconds = time.monotonic() - began
     return runs, seconds, all(result.done for result in results)
