@@ -95,7 +95,7 @@ class AmqpSubscription:
         if self._closing is not None:
             await asyncio.shield(self._closing)
 
-    # What the transport calls -----------------------------------------------------------------------
+    # The transport calls these -----------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:

@@ -227,7 +227,7 @@ class Link:
             except WireError as error:
                 self._unreadable += 1
                 if self._unreadable <= MAX_TOLD:  # a worker must not fill this disk with them
-                    log.warning("unreadable reply", device=self._device, error=error.message)
+                    log.warning("a reply can't be read", device=self._device, error=error.message)
             await subscription.ack(delivery)
         raise LinkError("the reply queue was closed")
 
