@@ -1,4 +1,4 @@
-"""What the history of a run holds: JSON lines, and TensorBoard's events read back by TensorBoard itself."""
+"""The history of a run holds JSON lines, and TensorBoard's events read back by TensorBoard itself."""
 
 from __future__ import annotations
 
