@@ -157,7 +157,7 @@ class StateFolder:
         if kept is None and (self.binding is not None or path.exists()):
             why = "is damaged" if path.exists() else "has gone, or an older version began this training"
             raise StateError(
-                f"{path} {why}: weights and order of this training can't be told without it",
+                f"{path} {why}: weights and order of this training can't be found without it",
                 hint=f"bring back a copy of the whole folder, or delete {self.path} to start over",
             )
         if kept is None:

@@ -1,4 +1,4 @@
-"""The worker: connects, takes requests from the queues, runs sessions, drains when told to.
+"""The worker: connects, takes requests from the queues, runs sessions, drains on request.
 
     run ── _serve (one life of a connection) ── Queues.read per queue ── Intake ── SessionActor
      │                                                                └─ front queue: GET_JOB

@@ -75,7 +75,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """These options may stand before or behind every command."""
+    """These options may come before or behind every command."""
     if log_level is not None:
         from spliteasy.observability.logs import LEVELS
 

@@ -95,7 +95,7 @@ class Link:
         self._meter = meter
         self._pace = pace
         self.metered: Metered | None = None
-        """Asked before each frame is sent, and told of each that has come."""
+        """A limit that is asked before each frame is sent, and informed of each that has come."""
         self._repeats = Repeats(clock)
         self._unreadable = 0
         """Replies that were not of this protocol."""

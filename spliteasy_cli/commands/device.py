@@ -43,7 +43,7 @@ JobsOption = Annotated[
         "--job",
         metavar="JOB",
         help="The job that it may train: NAME or NAME@DIGEST. Again for more; its agent takes the first "
-        "unless told otherwise.",
+        "unless --job names another.",
         show_default="any",
     ),
 ]

@@ -97,7 +97,7 @@ ProfileOption = Annotated[
     Path | None,
     typer.Option(
         "--profile",
-        help="What `spliteasy profile` wrote on the device: stands where no option does.",
+        help="The file that `spliteasy profile` wrote on the device. Options win over it.",
         show_default=False,
     ),
 ]

@@ -27,7 +27,7 @@ BATCH = 50
 
 
 class MlflowHistory:
-    """Tells MLflow what it is told while it is entered. Raises UserError where it can't be reached then."""
+    """Reports observations to MLflow while it is entered. Raises UserError where it can't be reached then."""
 
     def __init__(
         self,
