@@ -74,7 +74,7 @@ app = typer.Typer(no_args_is_help=True)
 @app.command()
 def enroll(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="The device's id: a-z, 0-9 and -, at most 63.")],
+    name: Annotated[str, typer.Argument(help="The device's id, of at most 63 characters a-z, 0-9 and -.")],
     job: JobsOption = None,
     out: OutOption = None,
     worker: WorkerOption = False,
@@ -170,7 +170,9 @@ def allow(
     name: Annotated[str, typer.Argument(help="The device.")],
     jobs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="JOB...", help="What it may train: NAME or NAME@DIGEST, and nothing else."),
+        typer.Argument(
+            metavar="JOB...", help="The jobs that it may train, and no others: NAME or NAME@DIGEST."
+        ),
     ] = None,
     any_job: Annotated[bool, typer.Option("--any", help="It may train any job.")] = False,
     no_job: Annotated[bool, typer.Option("--none", help="It may train nothing.")] = False,
@@ -199,7 +201,7 @@ def list_devices(
     broker: BrokerOption = None,
     store: StoreOption = None,
     management: ManagementOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list, for programs.")] = False,
 ) -> None:
     """List the enrolled devices: connected or not, last seen, the agent's version, the job and its step."""
     import asyncio

@@ -27,7 +27,7 @@ app = typer.Typer(no_args_is_help=True)
 def list_sessions(
     context: typer.Context,
     store: StoreOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list, for programs.")] = False,
 ) -> None:
     """List what the server keeps of each session: the steps it can restore, its log, its last change.
 
