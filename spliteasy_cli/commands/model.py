@@ -71,8 +71,7 @@ def predict(
     inputs: Annotated[
         Path,
         typer.Option(
-            help="The inputs, batch first: .npy for one input, .safetensors with a tensor for each of several.",
-            show_default=False,
+            help="The inputs, batch first: .npy for one input, .safetensors for several.", show_default=False
         ),
     ],
     output: Annotated[
