@@ -18,6 +18,7 @@ from spliteasy_cli.commands.status import show_table
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, store_at
 from spliteasy_cli.support.identifiers import check_identifier, check_job
 from spliteasy_cli.support.log_setup import set_up_logging
+from spliteasy_cli.support.sectioned_group import SectionedGroup
 
 if TYPE_CHECKING:
     from deploy.accounts import Accounts, Role
@@ -67,7 +68,7 @@ RotateOption = Annotated[
     bool, typer.Option("--rotate", help="Change the password only, in the file that there is.")
 ]
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(cls=SectionedGroup, no_args_is_help=True, rich_markup_mode=None)
 """`spliteasy device VERB`."""
 
 
