@@ -1,4 +1,4 @@
-"""The plain `--help` of a group of commands. It needs no rich, which takes longer to load than all of this."""
+"""The plain `--help` of a group of commands, which needs no rich: that takes longer to load than the rest."""
 
 from __future__ import annotations
 
