@@ -366,7 +366,8 @@ def is_random(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
 
 
 def uses_statistics(name: str, args: tuple[Any, ...]) -> bool:
-    """Return whether this call normalises by the statistics of what it is given, and so keeps running ones."""
+    """Return whether this call normalises by the statistics of what it is given, and so keeps
+    running ones."""
     place = _STATISTICS_FLAG.get(name)
     return place is not None and (place >= len(args) or args[place] is not False)
 
