@@ -15,6 +15,11 @@ from torch import fx, nn
 from spliteasy.errors import JobError, PortableError
 
 REMEDIES: tuple[tuple[str, str], ...] = (
+    (
+        r"parametrizations\..*aten\.(mH|linalg_)",
+        "LAPACK makes weights orthogonal, and its results differ between machines: use spectral_norm or"
+        " weight_norm, or let the loss push W.T @ W towards the identity",
+    ),
     (r"data-dependent.*batchnorm\.py", "give batch norm a momentum: with momentum=None it counts in Python"),
     (
         r"pack_padded_sequence|PackedSequence|nn/utils/rnn\.py|argument 'size' failed.*nn/modules/rnn\.py",
@@ -98,9 +103,8 @@ def with_place(error: PortableError | JobError, node: fx.Node) -> PortableError 
     modules = [
         path.partition("@")[0] for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path
     ]
-    where = _where(modules[-1] if modules else None, places[-1] if places else None)
-    hint = error.hint if isinstance(error, JobError) else remedy(error.message) or error.hint
-    return type(error)(f"{where}{error.message}", hint=hint)
+    text = _where(modules[-1] if modules else None, places[-1] if places else None) + error.message
+    return type(error)(text, hint=error.hint if isinstance(error, JobError) else remedy(text) or error.hint)
 
 
 def remedy(text: str) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from spliteasy import split, trace_function
@@ -97,6 +98,9 @@ def halves(x: Tensor) -> Tensor:
         (Does(lambda x: x[x > 0].sum() * x), ["must not depend on values"]),
         (Does(lambda x: torch.fft.fft(x).abs()), ["module middle", "fft", "complex numbers"]),
         (Does(lambda x: x @ torch.linalg.inv(x.mT @ x)), ["linalg_inv", "matrix_power"]),
+        (orthogonal(nn.Linear(8, 8)), ["module middle.parametrizations.weight.0", "spectral_norm"]),
+        (orthogonal(nn.Linear(8, 8), orthogonal_map="cayley"), ["LAPACK", "weight_norm"]),
+        (orthogonal(nn.Linear(8, 8), orthogonal_map="householder"), ["LAPACK", "weight_norm"]),
         (nn.BatchNorm1d(8, momentum=None), ["module middle", "momentum"]),
         (Does(differentiates), ["torch.autograd.grad in the forward can't be traced"]),
         (SetsData(), ["module middle", "not by .data"]),
