@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from broker import connect
+from broker.amqp.connection import connect
 from device_agent.state_folder import StateFolder
 from server_worker.store import open_store
+from server_worker.store.redis import link
 from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, StateError, StoreUnavailable, is_final
 from tests.fixtures_redis import free_port
 
@@ -53,7 +54,7 @@ async def test_the_broker_cannot_be_connected_to() -> None:
 async def test_redis_cannot_be_connected_to() -> None:
     url = f"redis://127.0.0.1:{free_port()}/0"
     with no_descriptor_left(), pytest.raises(StoreUnavailable, match=LACK) as caught:
-        await open_store(url)
+        await link.connect(url)
     check(caught.value)
 
 

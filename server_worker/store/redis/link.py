@@ -156,21 +156,22 @@ async def connect(url: str) -> RedisLink:
     declared = _seconds(query, "loss_window_s")
     timeout_s = _seconds(query, "timeout_s") or TIMEOUT_S
     where = f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
-    try:
-        pool = BlockingConnectionPool.from_url(
-            urlunsplit(parts._replace(query=urlencode(query))),
-            max_connections=CONNECTIONS,
-            timeout=timeout_s,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            retry=Retry(ConstantBackoff(RETRY_AFTER_S), 1),
-            protocol=2,
-        )
-        pool.connection_class(**pool.connection_kwargs)  # raises now for a name that it does not know
-    except (ValueError, TypeError):
-        raise UserError(
-            "the store URL is wrong: it has an option behind the ? that is none of Redis's", hint=hint
-        ) from None
+    with _errors(where):  # the library reads files of its own here
+        try:
+            pool = BlockingConnectionPool.from_url(
+                urlunsplit(parts._replace(query=urlencode(query))),
+                max_connections=CONNECTIONS,
+                timeout=timeout_s,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=CONNECT_TIMEOUT_S,
+                retry=Retry(ConstantBackoff(RETRY_AFTER_S), 1),
+                protocol=2,
+            )
+            pool.connection_class(**pool.connection_kwargs)  # raises now for a name that it does not know
+        except (ValueError, TypeError):
+            raise UserError(
+                "the store URL is wrong: it has an option behind the ? that is none of Redis's", hint=hint
+            ) from None
     client = Redis.from_pool(pool)
     try:
         with _errors(where, tls=parts.scheme == "rediss"):
