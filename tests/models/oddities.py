@@ -284,13 +284,19 @@ class Mix(nn.Module):
         return self.layer(x - self.mean) * scale
 
 
+ORTHOGONAL = ("matrix_exp", "cayley", "householder")
+
+
 class PowerIterations(nn.Module):
-    """Spectral norms old and new, whose buffers move by `out=` in every forward of training."""
+    """Spectral norms old and new, whose buffers move by `out=` in training; other weights that are computed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a = parametrizations.spectral_norm(nn.Linear(6, 6))
-        self.b = parametrizations.spectral_norm(nn.Linear(6, 6), n_power_iterations=3)
+        self.b = nn.Sequential(
+            parametrizations.spectral_norm(nn.Linear(6, 6), n_power_iterations=3),
+            *(parametrizations.orthogonal(nn.Linear(6, 6), orthogonal_map=each) for each in ORTHOGONAL),
+        )
         self.c = nn.utils.spectral_norm(nn.Linear(6, 6))
         self.mix = Mix()
         self.d = parametrizations.weight_norm(nn.Linear(6, 3))
