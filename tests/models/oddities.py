@@ -288,7 +288,7 @@ ORTHOGONAL = ("matrix_exp", "cayley", "householder")
 
 
 class PowerIterations(nn.Module):
-    """Spectral norms old and new, whose buffers move by `out=` in training; other weights that are computed."""
+    """Spectral norms, whose buffers move by `out=` in training, and other weights that are computed."""
 
     def __init__(self) -> None:
         super().__init__()
