@@ -94,8 +94,8 @@ def _refuse_forgetting(trace: Trace) -> None:
         info = trace.tensors.get(op)
         if info is not None and info.kind == "buffer" and not info.persistent:
             raise JobError(
-                f"the model writes into its buffer {info.names[0]}, which has persistent=False: no checkpoint "
-                "holds it, and a training that goes on would begin it anew",
+                f"the model writes into its buffer {info.names[0]}, which has persistent=False: no "
+                "checkpoint holds it, and a training that goes on would begin it anew",
                 hint="register it without persistent=False",
             )
 
