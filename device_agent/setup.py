@@ -10,6 +10,7 @@ from device_agent.session.plan import Plan
 from device_agent.state_folder import StateFolder
 from device_agent.training.codec_policy import MakeChooser, StepChoices
 from device_agent.training.data import Batches, DeviceData, EvaluationBatches, load_dataset
+from device_agent.training.disguise import refuse_disguised
 from device_agent.training.ends import initial_ends, job_key
 from device_agent.training.trainer import DeviceTrainer
 from spliteasy.job import Job
@@ -52,6 +53,8 @@ def prepare(
     )
     if config.restart:
         state.drop_after(-1)
+    if config.new_data or not state.held():
+        refuse_disguised(job, trainer.head.segment, batches.batch(1)[0])
     if not state.held():
         state.save_checkpoint(0, trainer.state())
     plan = Plan(

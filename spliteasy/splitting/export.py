@@ -57,6 +57,8 @@ class TracedModel:
     eval: Trace
     paths: tuple[str, ...]
     """All module paths of the model."""
+    example: tuple[Tensor, ...]
+    """What the model was traced with."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -78,7 +80,8 @@ def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -
     changing = {op.name for trace in (train, evaluation) for op in trace.written}
     for trace in (train, evaluation):
         trace.settle(changing)
-    return TracedModel(train, evaluation, tuple(name for name, _ in model.named_modules() if name))
+    paths = tuple(name for name, _ in model.named_modules() if name)
+    return TracedModel(train, evaluation, paths, inputs)
 
 
 def _refuse_lazy(model: nn.Module) -> None:
