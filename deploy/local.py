@@ -27,6 +27,7 @@ from deploy.stack.layout import (
     WORKERS,
     Stack,
     check_same,
+    make_store_key,
     running_stack,
     wanted_stack,
 )
@@ -55,7 +56,9 @@ def up(workers: int, tls: bool = False) -> None:
 
     With `tls`, workers have an account of their own and believe enrolled devices only.
     """
+    is_new = not FOLDER.exists()
     FOLDER.mkdir(mode=0o700, exist_ok=True)
+    make_store_key(open_too=not is_new)
     running = running_stack()
     if running is not None:
         check_same(running.access, tls=tls)

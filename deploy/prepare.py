@@ -11,6 +11,7 @@ Writes, mode 0600 and only where it is missing, so that twice is harmless:
     secrets/users.acl         Redis's users, as hashes
     secrets/worker.env        where broker and store are, with the workers' accounts
     secrets/account.env       the workers' account alone, for a secret of Kubernetes
+    secrets/store.key         what workers seal requests and snapshots with; the store does not have it
     secrets/operator.env      the same for `spliteasy` on this machine: `set -a; . secrets/operator.env`
     data/                     where the containers keep their state
 """
@@ -39,6 +40,9 @@ OPERATOR, WORKERS = "operator", "workers"
 CA_INSIDE = "/etc/spliteasy/ca.pem"
 """Where a worker's container finds the authority's certificate."""
 
+STORE_KEY_INSIDE = "/etc/spliteasy/store.key"
+"""Where it finds the key of the store."""
+
 LOSS_WINDOW_S = 2
 """Of `appendfsync everysec`, which redis.conf says."""
 
@@ -58,7 +62,9 @@ def prepare(out: Path, *, broker: str = "rabbitmq", store: str = "redis", hosts:
     _once(out / ".env", f"SPLITEASY_USER={os.getuid()}:{os.getgid()}\n")
     _once(folder / "definitions.json", json.dumps(definitions(passwords), indent=2))
     _once(folder / "users.acl", "".join(f"user {line}\n" for line in users(passwords)))
-    _once(folder / "worker.env", _lines(urls(WORKERS, passwords, broker=broker, store=store, ca=CA_INSIDE)))
+    _once(folder / "store.key", f"{secrets.token_hex(32)}\n")
+    inside = urls(WORKERS, passwords, broker=broker, store=store, ca=CA_INSIDE)
+    _once(folder / "worker.env", _lines({**inside, "SPLITEASY_STORE_KEY": STORE_KEY_INSIDE}))
     _once(folder / "account.env", _lines({"username": WORKERS, "password": passwords["workers-broker"]}))
     own = urls(OPERATOR, passwords, broker="127.0.0.1", store="127.0.0.1", ca=str(tls.ca))
     _once(folder / "operator.env", _lines({name: f"'{url}'" for name, url in own.items()}))

@@ -11,9 +11,10 @@ from device_agent.state_folder import StateFolder
 from device_agent.training.codec_policy import MakeChooser, StepChoices
 from device_agent.training.data import Batches, DeviceData, EvaluationBatches, load_dataset
 from device_agent.training.disguise import refuse_disguised
-from device_agent.training.ends import initial_ends, job_key
+from device_agent.training.ends import initial_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer
 from spliteasy.job import Job
+from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
 from spliteasy.runtime.version import version
 
 log = structlog.get_logger(__name__)
@@ -24,19 +25,22 @@ def prepare(
 ) -> tuple[DeviceTrainer, Plan]:
     """Load the data, check it, bind the state folder to it; a new one gets its ends and checkpoint 0."""
     spec = job.spec
-    key = job_key(state.secret(config.secret), device=config.device, job=job.digest)
+    secret = state.secret(config.secret)
+    key, labels = job_key(secret, device=config.device, job=job.digest), label_key(secret)
     data: DeviceData = load_dataset(
         config.data, config.device, job.signature, root=config.root, recipe=spec.data
     )
     for note in data.notes:
         log.warning(note, device=config.device)
     lasting = spec if config.epochs is None else spec.model_copy(update={"epochs": config.epochs})
-    batches = Batches(data.train, lasting, job.signature, device=config.device, key=key)
+    batches = Batches(data.train, lasting, job.signature, device=config.device, key=key, labels=labels)
     tests = (
         EvaluationBatches(data.test, spec, job.signature, device=config.device, key=key)
         if data.test is not None
         else None
     )
+    if spec.privacy.label_dp is not None:
+        log.info(guarantee(spec.privacy.label_dp, classes_to_answer(spec, job.signature)), job=str(job))
     ends = initial_ends(job, state, key, refuse_public=config.refuse_public_ends)
     choices = StepChoices(
         spec.link,

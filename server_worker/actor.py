@@ -33,7 +33,7 @@ from server_worker.session.machine import WorkerSession
 from server_worker.session.refusals import deadly_reply, error_reply
 from server_worker.spans import RequestSpans, spans_of
 from server_worker.store import Store
-from spliteasy.errors import NeedsNewer, SplitEasyError, UnlikeWorker
+from spliteasy.errors import KeyMissing, NeedsNewer, SplitEasyError, UnlikeWorker
 from spliteasy.job.micro_batches import MAX_MICRO_BATCHES
 from spliteasy.observability.meter import Meter
 from spliteasy.observability.traces import Tracer
@@ -55,6 +55,9 @@ POISONOUS: frozenset[m.ErrorCode] = frozenset(
     {"bad-request", "bad-tensor", "computation-failed", "not-finite"}
 )
 """Errors that the same request would meet again: it is kept in the dead queue, to be looked at."""
+
+_WAITED_FOR = {NeedsNewer: "does", UnlikeWorker: "is", KeyMissing: "can open it"}
+"""A worker that serves a session which this one can't, by why it can't."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,11 +294,10 @@ class SessionActor:
                 self._begin_to_send(deadly_reply(request))
                 return
             await self._perform_all(self.session.handle(request, incoming.raw))
-        except (NeedsNewer, UnlikeWorker) as error:
+        except (NeedsNewer, UnlikeWorker, KeyMissing) as error:
             self.session.drop()
-            newer = isinstance(error, NeedsNewer)
-            text = f"{error.message}; waiting for a worker that {'does' if newer else 'is'}"
-            hint = "upgrade the workers" if newer else error.hint
+            text = f"{error.message}; waiting for a worker that {_WAITED_FOR[type(error)]}"
+            hint = "upgrade the workers" if isinstance(error, NeedsNewer) else error.hint
             self._begin_to_send(error_reply(request, "unavailable", text, hint, retriable=True))
             self._host.hand_on(request.session, error.message)
         except SplitEasyError as error:

@@ -18,7 +18,9 @@
     ├── StoreError
     │   ├── StoreUnavailable  (retriable) the store can't be reached
     │   │   └── StoreDeferred it answered: not now
-    │   └── StoreFull         (retriable) the store has no room
+    │   ├── StoreFull         (retriable) the store has no room
+    │   └── SealBroken        a sealed value was altered or moved in the store
+    ├── KeyMissing            a value in the store is not sealed with a key that this process has
     ├── OutOfMemory           (retriable) this process gets no more memory
     ├── RemoteError           the other side answered ERROR
     └── ReplayMismatch        a replayed step gave other bits than it had given before
@@ -159,6 +161,21 @@ class StoreFull(StoreError):
     """The store has no room: nothing was written."""
 
     retriable: ClassVar[bool] = True
+
+
+class SealBroken(StoreError):
+    """A sealed value does not open: it was altered or moved in the store. Nothing of it is used."""
+
+    def __init__(self, session: str, step: int, what: str) -> None:
+        super().__init__(
+            f"session {session}: {what} of step {step} does not open; it was altered or moved in the store",
+            hint=f"restore the store from a backup, or delete the session with `spliteasy forget {session}`",
+        )
+        self.session, self.step = session, step
+
+
+class KeyMissing(SplitEasyError):
+    """A value in the store is sealed with a key that this process lacks, or not sealed where it has to be."""
 
 
 class OutOfMemory(SplitEasyError):

@@ -36,7 +36,7 @@ ONLY_IN = {
     "redis": ("server_worker/store/redis/",),
     "typer": ("spliteasy_cli/",),
     "rich": ("spliteasy_cli/", "deploy/"),
-    "cryptography": ("spliteasy/job/signing",),
+    "cryptography": ("spliteasy/job/signing", "server_worker/store/keys", "server_worker/store/sealed"),
     "prometheus_client": ("spliteasy/observability/prometheus",),
     "aiohttp": ("spliteasy_cli/dashboard/",),
     "opentelemetry": ("spliteasy/observability/otel",),

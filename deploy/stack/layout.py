@@ -31,6 +31,8 @@ WORKERS = FOLDER / "workers.enrol"
 """The workers' account, where they do not share the operator's."""
 SIGNING_KEY = FOLDER / "operator.key"
 """`submit` signs with it here, and `enroll` gives devices its public half."""
+STORE_KEY = FOLDER / "store.key"
+"""What the workers seal requests and snapshots with; Redis does not have it."""
 PASSWORD, WORKER_PASSWORD = FOLDER / "password", FOLDER / "worker-password"
 """Of the operator, and of the workers' user of Redis."""
 AMQP_PORT = (PORT_VARIABLES[RABBITMQ], 5672)
@@ -136,6 +138,16 @@ def password(file: Path = PASSWORD) -> str:
     if not file.exists():
         write_private(file, secrets.token_urlsafe(24))
     return file.read_text()
+
+
+def make_store_key(*, open_too: bool) -> None:
+    """Make the key of the store where there is none, readable by this user only.
+
+    `open_too`: what lies in the store in the open from before can still be read.
+    """
+    if not STORE_KEY.exists():
+        lines = [secrets.token_hex(32), *(["open"] if open_too else [])]
+        write_private(STORE_KEY, "".join(f"{line}\n" for line in lines))
 
 
 def port(variable: str, default: int) -> int:

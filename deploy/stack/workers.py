@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from deploy.stack.daemons import Daemon
-from deploy.stack.layout import FOLDER, WORKERS, Stack, port
+from deploy.stack.layout import FOLDER, STORE_KEY, WORKERS, Stack, port
 from spliteasy.errors import SplitEasyError
 
 METRICS_PORT = "SPLITEASY_METRICS_PORT"
@@ -34,7 +34,8 @@ def start_workers(stack: Stack, count: int) -> None:
         print(f"starting {daemon.name}", flush=True)
         name = f"local-{daemon.name}"
         account = ["--trust", "open"] if stack.access.tls is None else ["--enrolment", str(WORKERS)]
-        command = [sys.executable, "-m", "spliteasy_cli", "worker", "--name", name, *account]
+        key = ["--store-key", str(STORE_KEY)]
+        command = [sys.executable, "-m", "spliteasy_cli", "worker", "--name", name, *key, *account]
         daemon.start(command, {**environment, **metrics_port(daemon)})
     if started:
         wait_for_workers(stack, started)

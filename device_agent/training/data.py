@@ -24,6 +24,7 @@ from spliteasy.job import JobSpec
 from spliteasy.job.io_schema import Signature, dtype_name, told
 from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import DataSpec
+from spliteasy.privacy.defences.label_dp import RandomizedResponse, classes_to_answer
 from spliteasy.privacy.numbers import permutation
 from spliteasy.runtime import user_code
 from spliteasy.runtime.randomness import Key
@@ -99,8 +100,16 @@ class Batches:
     """The training batches of a device: step 1 is the first of epoch 0."""
 
     def __init__(
-        self, dataset: Dataset[Any], spec: JobSpec, signature: Signature, *, device: str, key: Key
+        self,
+        dataset: Dataset[Any],
+        spec: JobSpec,
+        signature: Signature,
+        *,
+        device: str,
+        key: Key,
+        labels: Key,
     ) -> None:
+        """`key` is the device's for the job, `labels` what its answers for labels are drawn from."""
         self._samples = Samples(dataset, spec, signature, device=device, key=key, name="training")
         self._device = device
         self._spec = spec
@@ -116,6 +125,11 @@ class Batches:
         self._check_last_batch(rest, signature.least_samples)
         self.total_steps = self.steps_per_epoch * spec.epochs
         self._order: tuple[int, list[int]] = (-1, [])
+        self._answers: RandomizedResponse | None = None
+        if (epsilon := spec.privacy.label_dp) is not None:
+            classes = classes_to_answer(spec, signature)
+            own = labels.at(self.fingerprint, f"{epsilon!r}")
+            self._answers = RandomizedResponse(epsilon, classes, own)
 
     def __len__(self) -> int:
         """Samples, not batches."""
@@ -141,7 +155,11 @@ class Batches:
 
     def batch(self, step: int) -> tuple[Tensors, Tensors]:
         """(inputs, targets) of `step`, batch first. Raises DataError."""
-        return self._samples.gather(self.indices(step), self.epoch(step))
+        indices = self.indices(step)
+        inputs, targets = self._samples.gather(indices, self.epoch(step))
+        if self._answers is not None:
+            targets = (self._answers.answer(targets[0], indices),)
+        return inputs, targets
 
     def indices(self, step: int) -> list[int]:
         """The samples of `step`, by their places in the data set."""

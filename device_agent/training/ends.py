@@ -27,6 +27,13 @@ def job_key(secret: bytes, *, device: str, job: str) -> Key:
     return Key(secret).at("device", device, "job", job)
 
 
+def label_key(secret: bytes) -> Key:
+    """The key of the answers that a device gives for its labels: no job's and no name's, since each further
+    one would have further answers for the same labels.
+    """
+    return Key(secret).at("labels")
+
+
 def initial_ends(job: Job, state: StateFolder, key: Key, *, refuse_public: bool) -> Drawn:
     """The device's own initial tensors: drawn at its first start and kept, since another machine or another
     version of numpy may round otherwise.

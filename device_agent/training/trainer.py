@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ from spliteasy.graph.document import DTYPES
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import split_batch
+from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.randomness import Key
 from spliteasy.training.segment_trainer import (
@@ -130,6 +131,7 @@ class DeviceTrainer:
     head: SegmentTrainer
     tail: SegmentTrainer | None
     wire: DeviceWire
+    transforms: CutTransforms
     loss: float | None = None
     """Training loss of the last step; None where it was not measured: nothing had a label."""
     samples: int = 0
@@ -159,7 +161,8 @@ class DeviceTrainer:
         head, tail = end_trainers(job, device=device, key=key, ends=ends)
         codecs = job.spec.link.codecs
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
-        return cls(job, batches, tests, head, tail, wire)
+        transforms = CutTransforms(job.spec.privacy, key, head=job.head, tail=job.tail)
+        return cls(job, batches, tests, head, tail, wire, transforms)
 
     @property
     def step(self) -> int:
@@ -185,7 +188,7 @@ class DeviceTrainer:
         under_way, tail = self._live()
         part = under_way.micros[micro]
         if part.head is None:
-            part.head = self.head.forward(part.inputs, micro=micro)
+            part.head = self._through_cut(self.head.forward(part.inputs, micro=micro), step)
         under_way.heads = micro + 1
         wire = detached(part.head.outputs[: self.head.segment.n_wire])
         self._look(self.head, wire, micro)
@@ -243,9 +246,16 @@ class DeviceTrainer:
     def _run_heads(self, step: int, micros: list[_Micro]) -> None:
         for number, micro in enumerate(micros):
             opened = self.head.forward_ahead(micro.inputs, step=step, micro=number)
+            opened = self._through_cut(opened, step)
             wire = detached(opened.outputs[: self.head.segment.n_wire])
             micro.packed = self.wire.pack_ahead("activations", wire, step=step, micro=number)
             micro.head = opened
+
+    def _through_cut(self, opened: OpenForward, step: int) -> OpenForward:
+        """The head's forward with what crosses the cut as it is sent; its backward begins from there."""
+        wire = self.head.segment.n_wire
+        sent = self.transforms.activations(opened.outputs[:wire], purpose="activations", step=step)
+        return replace(opened, outputs=(*sent, *opened.outputs[wire:]))
 
     def run_tail(self, packed: Packed, micro: int = 0) -> Packed:
         """Tail, loss and tail backward of a micro-batch, in order: the gradients of the body's outputs."""
@@ -267,17 +277,13 @@ class DeviceTrainer:
         backward_from(loss, part.share)
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         self._refuse_unless(all_finite(tensors_of(gradients)), "a gradient of the tail's inputs")
+        sent = self.transforms.gradients(gradients[: len(specs)], step=self.step + 1)
         if step.spoiled:
-            gradients = tuple(None if g is None else _spoilt(g) for g in gradients)
+            sent = tuple(None if g is None else _spoilt(g) for g in sent)
         part.kept_gradients = gradients[len(specs) :]
         step.tails = micro + 1
         return self.wire.pack(
-            "gradients",
-            gradients[: len(specs)],
-            step=self.step + 1,
-            micro=micro,
-            answer="gradients",
-            nbytes=step.nbytes,
+            "gradients", sent, step=self.step + 1, micro=micro, answer="gradients", nbytes=step.nbytes
         )
 
     def run_head_backward(self, packed: Packed, loss: float | None) -> None:
@@ -338,7 +344,8 @@ class DeviceTrainer:
         outputs = self.head.evaluate(inputs)
         wire = self.head.eval_wire
         self._kept = outputs[wire:]
-        return self.wire.pack_evaluation(outputs[:wire]), inputs[0].shape[0]
+        sent = self.transforms.activations(outputs[:wire], purpose="evaluation", step=self.step)
+        return self.wire.pack_evaluation(sent), inputs[0].shape[0]
 
     def eval_tail(self, index: int, packed: Packed) -> bool:
         """Add test batch `index` to `evaluation`; whether another batch follows."""

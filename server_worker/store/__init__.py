@@ -26,6 +26,8 @@ from server_worker.store.base import (
     WorkerInfo,
     no_parts,
 )
+from server_worker.store.keys import StoreKeys
+from server_worker.store.sealed import check_keys, sealed
 from server_worker.store.sqlite.store import SqliteStore
 from spliteasy.errors import UserError
 from spliteasy.runtime.urls import scheme_of
@@ -47,6 +49,7 @@ __all__ = [
     "StaleOwner",
     "StepBehind",
     "Store",
+    "StoreKeys",
     "StoredJob",
     "UnknownSession",
     "WorkerInfo",
@@ -55,13 +58,29 @@ __all__ = [
 ]
 
 
-async def open_store(url: str) -> Store:
+async def open_store(url: str, keys: StoreKeys | None = None) -> Store:
     """The store at `url`: `redis://…`, `rediss://…`, `sqlite:///relative`, `sqlite:////absolute` (a file,
     made with its folder where missing), or `sqlite://` (in memory).
 
-    Raises UserError for a URL, credentials or a configuration that can't be right, StoreUnavailable if the
-    store can't be reached.
+    Whoever reads or writes values (a worker, not a command that looks at records) gives `keys`: they seal and
+    open them.
+
+    Raises UserError for a URL, credentials or a configuration that can't be right, and for keys that are not
+    those of the store; StoreUnavailable if the store can't be reached.
     """
+    store = await _open_store(url)
+    if keys is None:
+        return store
+    try:
+        store = sealed(store, keys)
+        await check_keys(store)
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+async def _open_store(url: str) -> Store:
     scheme = scheme_of(url)
     if scheme in ("redis", "rediss"):
         # Imported late: the embedded store works without the redis package.

@@ -20,6 +20,8 @@ from spliteasy.job.source import Source, Tensors, load_source, make_loss
 from spliteasy.job.sparse import check_sparse
 from spliteasy.job.spec import JobSpec
 from spliteasy.planning.planner import plan_source
+from spliteasy.privacy.defences.label_dp import classes_to_answer
+from spliteasy.privacy.defences.transforms import check_transforms
 from spliteasy.privacy.ends import Ends, Role
 from spliteasy.privacy.made import make_ends
 from spliteasy.runtime.generators import states_kept
@@ -59,6 +61,9 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     )
     if spec.data is not None:
         check_recipe(spec.data, signature)
+    if spec.privacy.label_dp is not None:
+        classes_to_answer(spec, signature)
+    check_transforms(spec.privacy, split.head, split.tail)
     parts = {"spec.json": spec.to_json(), "signature.json": signature.to_json()}
     ends = _ends_of(source, split, loss.own if isinstance(loss, PortableLoss) else ())
     parts["ends.json"] = ends.to_json()

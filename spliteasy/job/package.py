@@ -45,11 +45,11 @@ MANIFEST = "manifest.json"
 BODY = "body."
 
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
-DRAWN_ENDS = "secret-ends"
-FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS})
+DRAWN_ENDS, DEFENCES = "secret-ends", "defences"
+FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES})
 """What packages may need that this version knows, beyond what version 1 always had: batches of one sample
 are refused; micro-batches count for their labelled elements; the job says how data is read; devices draw
-the first weights of head and tail."""
+the first weights of head and tail; devices change what crosses the cuts, or the labels they train on."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -231,6 +231,8 @@ class Job:
             found.add(DATA_RECIPE)
         if "ends.json" in self.parts:
             found.add(DRAWN_ENDS)
+        if self.spec.defended:
+            found.add(DEFENCES)
         return found
 
     def device_parts(self) -> dict[str, bytes]:

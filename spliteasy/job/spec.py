@@ -416,6 +416,13 @@ class LimitsSpec(Section):
     """Share of the steps of an honest training at which it would give alarm."""
 
 
+STRICT: dict[str, Any] = {"gradient_noise": 6.0}
+"""What `preset = "strict"` sets: found by measuring (docs/privacy.md)."""
+
+DEFENCES = ("preset", "clip_activations", "noise_activations", "gradient_noise", "label_dp")
+"""The keys of `[privacy]` that change what crosses the cuts."""
+
+
 class PrivacySpec(Section):
     """What the other side may learn (docs/privacy.md)."""
 
@@ -426,7 +433,32 @@ class PrivacySpec(Section):
     can follow the training of head and tail to the last bit, and knows labels and inputs."""
     perturb: Annotated[float, Field(ge=0.01, le=1)] = 0.1
     """σ of `ends = "perturb"`, beside each weight's own size."""
+    preset: Literal["strict"] | None = None
+    """"strict": the settings of `STRICT`, where the file gives no others."""
+    clip_activations: Positive | None = None
+    """The most that a sample's activations at the first cut have as their 2-norm; scaled down to it."""
+    noise_activations: NonNegative = 0.0
+    """σ of normal noise on each element of the clipped activations, in units of the clip."""
+    gradient_noise: Literal["max_norm"] | Positive | None = None
+    """Noise on the gradients that a device sends. "max_norm": each sample's gradient is multiplied by a
+    random number, so that all have the expected norm of the largest. A number σ: normal noise in every
+    direction, whose norm is about σ times the largest sample's."""
+    label_dp: Annotated[float, Field(gt=0, le=50)] | None = None
+    """ε of randomized response on the training labels, once a sample."""
     limits: LimitsSpec = LimitsSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_in(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("preset") == "strict":
+            return {**STRICT, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _noise_has_a_clip(self) -> Self:
+        if self.noise_activations and self.clip_activations is None:
+            raise _refuse("noise_activations is in units of clip_activations: set that too")
+        return self
 
     @model_validator(mode="after")
     def _perturb_is_used(self) -> Self:
@@ -502,6 +534,11 @@ class JobSpec(Section):
         return self
 
     @property
+    def defended(self) -> bool:
+        """Whether a device changes what crosses the cuts, or the labels that it trains on."""
+        return any(getattr(self.privacy, key) for key in DEFENCES)
+
+    @property
     def single(self) -> bool:
         """One cut: head on the device, body and loss on the worker, no tail."""
         return self.share_labels if self.model.auto else len(self.model.cuts) == 1
@@ -510,9 +547,11 @@ class JobSpec(Section):
         """Canonical JSON, every default written out: equal specs give equal bytes.
 
         `plan` and `privacy.limits` are left out: a training depends on its cuts, not on what they were
-        chosen for, nor on what is measured of it. So is an absent `data`, which older versions do not know.
+        chosen for, nor on what is measured of it. So are an absent `data` and unused defences, which older
+        versions do not know.
         """
-        left_out: dict[str, Any] = {"plan": True, "privacy": {"limits"}}
+        unused = {key for key in DEFENCES if not getattr(self.privacy, key)}
+        left_out: dict[str, Any] = {"plan": True, "privacy": {"limits", *unused}}
         if self.data is None:
             left_out["data"] = True
         return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)

@@ -52,6 +52,11 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (r"aten\.(as_strided|fractional_max_pool)", "it reads memory by numbers that nothing checks: use slices"),
     (r"quantize", "train in floating point, and quantise what `spliteasy merge` gives"),
+    (
+        r"fake tensor in the exported program|_has_compatible_shallow_copy_type",
+        "assign to a buffer itself, or write into it under torch.no_grad(), not by .data; torch.autograd.grad"
+        " in the forward can't be traced",
+    ),
     (r"DynamicCache|EncoderDecoderCache", "pass use_cache=False: a cache is no output"),
     (r"data-dependent", "choose with torch.where: Python sees no values, so neither `if` nor a loop can"),
 )

@@ -2,7 +2,8 @@
 
 None of it changes what a model computes. Checks that only raise are taken as passed, a checkpointed region
 is run once (its recomputation gives the same numbers), and `nn.Transformer` decides whether a mask is the
-causal one as it does outside a trace, on real values.
+causal one as it does outside a trace, on real values. A buffer that a layer sets anew is written into, which
+torch.export sees of the outermost module alone.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def substituted(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch.autocast, "__enter__", _enter_autocast))
         stack.enter_context(mock.patch.object(torch.autocast, "__exit__", _nothing))
         stack.enter_context(_asked(answer))
+        stack.enter_context(_set_buffers_written(model))
         yield
 
 
@@ -114,6 +116,35 @@ def _ctc(*args: Any, **kwargs: Any) -> Tensor:
     if all(isinstance(value, Tensor) for value in given.args[:4]):
         return cast(Tensor, torch.ops.spliteasy.ctc_loss(*given.args))
     return _CTC(*args, **kwargs)
+
+
+@contextmanager
+def _set_buffers_written(model: nn.Module) -> Iterator[None]:
+    """Within it, `self.mean = 0.9 * self.mean + ...` in a layer also writes the value into the buffer.
+
+    The write comes at the end of the model's forward: what was read of the buffer before stays as it was.
+    """
+    layers = [layer for layer in model.modules() if layer is not model]
+    before: list[dict[str, Tensor | None]] = []
+
+    def note(*_: Any) -> None:
+        before[:] = [dict(layer._buffers) for layer in layers]
+
+    @torch.no_grad()
+    def write(*_: Any) -> None:
+        for layer, buffers in zip(layers, before, strict=True):
+            for name, old in buffers.items():
+                new = layer._buffers.get(name)
+                if old is not None and new is not None and new is not old and _shape(new) == _shape(old):
+                    old.copy_(new)
+
+    with model.register_forward_pre_hook(note, prepend=True), model.register_forward_hook(write):
+        yield
+
+
+def _shape(value: Tensor) -> list[str]:
+    """Without a guard on a free size, which a comparison of numbers would leave."""
+    return [str(size) for size in value.shape]
 
 
 @contextmanager

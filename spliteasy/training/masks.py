@@ -12,71 +12,32 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from spliteasy.errors import JobError
 from spliteasy.runtime.randomness import drawing
+from spliteasy.training.cut_calls import CutCalls
 
 
-class SegmentMasks:
-    """Changes the generator's state at the cuts of a model that runs whole."""
+@contextmanager
+def drawn(cuts: CutCalls, states: Sequence[Tensor]) -> Iterator[None]:
+    """Within, the model runs once, forward and backward, and each segment's part draws from its state.
 
-    def __init__(self, model: nn.Module, cuts: Sequence[str]) -> None:
-        self._model = model
-        self._cuts = [(path, int(call) if call else 0) for path, _, call in (c.partition("#") for c in cuts)]
+    A region that is computed again in the backward (checkpointing) begins with the state that it began
+    with before, and so comes to the same states at the cuts within it.
+    """
+    following: dict[bytes, Tensor] = {}
 
-    def count_calls(self, inputs: Sequence[Tensor]) -> None:
-        """Find by one forward which call a cut names that gives no number: a module's last one.
+    def now() -> bytes:
+        return torch.random.get_rng_state().numpy().tobytes()
 
-        Raises `JobError` if the forward does not call a module that a cut names.
-        """
-        calls = [0] * len(self._cuts)
+    def at_cut(place: int, _output: Any) -> None:
+        following[now()] = states[place + 1]
+        switch(place, None)
 
-        def count(place: int) -> None:
-            calls[place] += 1
+    def switch(_place: int, _output: Any) -> None:
+        state = now()
+        if state in following:
+            torch.random.set_rng_state(following[state])
 
-        with self._after_cuts(count):
-            self._model(*inputs)
-        for (path, wanted), found in zip(self._cuts, calls, strict=True):
-            if found < max(wanted, 1):
-                raise JobError(f"the model calls module {path!r} {found} times, fewer than a cut names")
-        paths = zip(self._cuts, calls, strict=True)
-        self._cuts = [(path, wanted or found) for (path, wanted), found in paths]
-
-    @contextmanager
-    def drawn(self, states: Sequence[Tensor]) -> Iterator[None]:
-        """Within, the model runs once, forward and backward, and each segment's part draws from its state.
-
-        A region that is computed again in the backward (checkpointing) begins with the state that it began
-        with before, and so comes to the same states at the cuts within it.
-        """
-        calls = [0] * len(self._cuts)
-        following: dict[bytes, Tensor] = {}
-
-        def switch(place: int) -> None:
-            state = torch.random.get_rng_state().numpy().tobytes()
-            calls[place] += 1
-            if calls[place] == self._cuts[place][1]:
-                following[state] = states[place + 1]
-            if state in following:
-                torch.random.set_rng_state(following[state])
-
-        with drawing(states[0]), self._after_cuts(switch):
-            yield
-
-    @contextmanager
-    def _after_cuts(self, call: Any) -> Iterator[None]:
-        """Call `call(place)` after each call of the module that the cut at `place` names."""
-
-        def hook(place: int) -> Any:
-            return lambda module, inputs, output: call(place)
-
-        handles = [
-            self._model.get_submodule(path).register_forward_hook(hook(place))
-            for place, (path, _) in enumerate(self._cuts)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    with drawing(states[0]), cuts.at_cuts(at_cut, switch):
+        yield

@@ -22,10 +22,12 @@ from spliteasy.runtime.generators import states_kept
 from spliteasy.runtime.randomness import Key
 from spliteasy.splitting.proof.model_state import left_as_it_was
 from spliteasy.training import schedule
+from spliteasy.training.cut_calls import CutCalls
 from spliteasy.training.losses import LossFunction, UsersLoss
-from spliteasy.training.masks import SegmentMasks
+from spliteasy.training.masks import drawn
 from spliteasy.training.measures import Measure
 from spliteasy.training.optim import build_optimizer
+from spliteasy.training.plain_transforms import PlainTransforms
 from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, generator_state
 
 State = dict[str, Tensor]
@@ -58,7 +60,9 @@ class PlainTraining:
         segments = [("head", job.head), ("body", job.body), ("tail", job.tail)]
         present = [(role, segment) for role, segment in segments if segment is not None]
         random = any(segment.has_random for _, segment in present)
-        self._masks = SegmentMasks(model, job.spec.model.cuts) if random else None
+        self._cuts = CutCalls(model, job.spec.model.cuts)
+        self._random = random
+        self._defences = PlainTransforms.of(job, key)
         keys = {"head": key, "tail": key}
         self._states = [
             partial(generator_state, job.spec, device, role, key=keys.get(role)) for role, _ in present
@@ -83,13 +87,13 @@ class PlainTraining:
     def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
         """Take one optimizer step on a batch, one micro-batch after the other; returns the batch's loss."""
         parts = _micro_batches(inputs, targets, self._micro_batches, self._measure)
-        if self._masks is not None and not self._taken:
+        if not self._taken:
             with states_kept(), left_as_it_was(self._model):
-                self._masks.count_calls(parts[0][0])
+                self._cuts.count_calls(parts[0][0])
         self._taken += 1
         total = 0.0
         for micro, (part, wanted, share) in enumerate(parts):
-            with self._drawn(micro):
+            with self._drawn(micro), self._defended():
                 outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
                 loss = self._loss(outputs, wanted)
                 if share:  # else no element has a label, and the loss is no number
@@ -106,9 +110,15 @@ class PlainTraining:
 
     def _drawn(self, micro: int) -> AbstractContextManager[None]:
         """The random numbers of the step's micro-batch."""
-        if self._masks is None:
+        if not self._random:
             return nullcontext()
-        return self._masks.drawn([state(self._taken, micro) for state in self._states])
+        return drawn(self._cuts, [state(self._taken, micro) for state in self._states])
+
+    def _defended(self) -> AbstractContextManager[None]:
+        """What the device does at the cuts."""
+        if self._defences is None:
+            return nullcontext()
+        return self._cuts.at_cuts(self._defences.at(self._taken))
 
     def state(self) -> State:
         """Weights, buffers and optimizer state after the last step: live tensors, not copies."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import UserError
+from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.commands.submit import JobFile
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url
 from spliteasy_cli.support.fixed_secret import SecretOption, fixed_secret
@@ -40,6 +41,7 @@ def parity(
     data: Annotated[str | None, typer.Option(help="As for `train`.", show_default="as for `train`")] = None,
     broker: BrokerOption = None,
     store: StoreOption = None,
+    store_key: StoreKeyOption = None,
     stack: Annotated[
         bool, typer.Option("--stack", help="On the local stack's broker, store and workers.")
     ] = False,
@@ -58,11 +60,13 @@ def parity(
         raise UserError("parity needs both --broker and --store, or neither", hint="neither: embedded ones")
     from spliteasy_cli.support.comparison import compare, prepare
 
+    keys = store_keys(store_key, store or "")
     fixed = fixed_secret(secret)
     with torch_threads(threads), TemporaryDirectory(prefix="spliteasy-parity-") as folder:
         plan = prepare(job_file, steps, devices, data, Path(folder), fixed)
         comparisons = run(
-            lambda stop: compare(plan, broker, store, workers, stop), on_stop="stopping: nothing is compared"
+            lambda stop: compare(plan, broker, store, keys, workers, stop),
+            on_stop="stopping: nothing is compared",
         )
     show(comparisons)
     worst = max((max(c.differences.values()) for c in comparisons), default=float("inf"))

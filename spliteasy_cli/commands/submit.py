@@ -63,6 +63,7 @@ def create_job(job_file: Path) -> Job:
     job = Job.create(spec, project_root(job_file))
     _warn_of_public_ends(job)
     _warn_of_limits(job, spec.privacy.limits)
+    _say_guarantee(job)
     return job
 
 
@@ -95,6 +96,15 @@ def _warn_of_limits(job: Job, limits: LimitsSpec) -> None:
 
     for each in advice(job, limits):
         structlog.get_logger(__name__).warning(each.why, hint=each.hint)
+
+
+def _say_guarantee(job: Job) -> None:
+    """What label_dp promises, and against whom."""
+    from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
+
+    epsilon = job.spec.privacy.label_dp
+    if epsilon is not None:
+        typer.echo(guarantee(epsilon, classes_to_answer(job.spec, job.signature)), err=True)
 
 
 async def store_job(store: Store, job: Job, signature: str | None = None) -> None:

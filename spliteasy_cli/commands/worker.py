@@ -14,6 +14,7 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime.urls import shown
+from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, local_stack_is, store_at
 from spliteasy_cli.support.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
 from spliteasy_cli.support.identifiers import check_identifier
@@ -27,6 +28,7 @@ from spliteasy_cli.support.trace_export import TracesOption, tracing
 if TYPE_CHECKING:
     from broker import Transport
     from server_worker.config import WorkerConfig
+    from server_worker.store import StoreKeys
     from server_worker.worker import Connect
     from spliteasy.observability.traces import Tracer
 
@@ -97,6 +99,7 @@ def worker(
     context: typer.Context,
     broker: BrokerOption = None,
     store: StoreOption = None,
+    store_key: StoreKeyOption = None,
     name: NameOption = None,
     trust: TrustOption = None,
     enrolment: EnrolmentOption = None,
@@ -124,6 +127,8 @@ def worker(
     trusted = _trust(trust, url)
     if name is not None:
         check_identifier("--name", name)
+    store = find_url("store", store)
+    keys = store_keys(store_key, store)
 
     async def main(stop: asyncio.Event) -> None:
         import structlog
@@ -149,10 +154,14 @@ def worker(
         structlog.get_logger(__name__).info(
             "worker starts", worker=config.name, broker=shown(url), trust=trusted, threads=threads
         )
+        if not keys.keys:
+            structlog.get_logger(__name__).warning(
+                "requests and snapshots lie in the store in the open: no --store-key was given"
+            )
         reach = partial(_reach, enrolment, url, heartbeat_s=amqp_heartbeat_s(heartbeat_s))
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         collector = tracing(traces, service="spliteasy-worker", instance=config.name)
-        await _serve(config, reach, store, monitoring, closing.enter_context(collector), stop)
+        await _serve(config, reach, store, keys, monitoring, closing.enter_context(collector), stop)
 
     with torch_threads(threads), ExitStack() as closing:
         run(main, on_stop="draining: finishing what is at hand")
@@ -178,7 +187,8 @@ async def _reach(enrolment: Path | None, url: str, *, heartbeat_s: int) -> Trans
 async def _serve(
     config: WorkerConfig,
     reach: Connect,
-    store: str | None,
+    store: str,
+    keys: StoreKeys,
     monitoring: Monitoring,
     tracer: Tracer | None,
     stop: asyncio.Event,
@@ -190,7 +200,7 @@ async def _serve(
 
     thread, meter = TorchThread(), monitoring.meter
     try:
-        async with store_at(store, unreachable_s=config.patience_s) as open_store:
+        async with store_at(store, keys=keys, unreachable_s=config.patience_s) as open_store:
             running = Worker(
                 config,
                 connect=reach,

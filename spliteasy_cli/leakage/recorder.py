@@ -233,14 +233,15 @@ def _recording(
 ) -> Recording:
     steps = _steps(job, messages)
     batches = trainer.batches
-    loaded = [batches.batch(number) for number in range(1, len(steps) + 1)]
+    loaded = [batches.batch(number)[0] for number in range(1, len(steps) + 1)]
+    places = [tuple(batches.indices(number)) for number in range(1, len(steps) + 1)]
     members = Samples(
         sample.train, job.spec, job.signature, device=DEVICE, key=OTHER, name="training"
     ).gather(range(len(sample.train)), "members")
     truth = Truth(
-        inputs=tuple(inputs for inputs, _ in loaded),
-        targets=tuple(targets for _, targets in loaded),
-        indices=tuple(tuple(batches.indices(number)) for number in range(1, len(steps) + 1)),
+        inputs=tuple(loaded),
+        targets=tuple(tuple(each[list(rows)] for each in members[1]) for rows in places),
+        indices=tuple(places),
         canaries=sample.canaries,
         members=len(sample.train),
     )

@@ -19,11 +19,11 @@ from device_agent.link.link import Connect
 from device_agent.observations import Observation, StepTaken
 from device_agent.state_folder import StateFolder
 from device_agent.training.data import Batches, load_dataset
-from device_agent.training.ends import initial_ends, job_key
+from device_agent.training.ends import initial_ends, job_key, label_key
 from device_agent.training.trainer import HEAD, TAIL
 from server_worker.config import Trust
 from server_worker.engine.local import SessionMemory
-from server_worker.store import Store, open_store
+from server_worker.store import Store, StoreKeys, open_store
 from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
 from spliteasy.job.source import build_model, users_loss
@@ -77,7 +77,7 @@ def prepare(
     configs = agent_configs(job, job_file, folder, devices, data, secret)
     batches = []
     for config in configs:
-        key = key_of(config, job)
+        key, labels = key_of(config, job), labels_of(config)
         once, again = (
             Batches(
                 load_dataset(config.data, config.device, job.signature, root=root, recipe=copy.data).train,
@@ -85,6 +85,7 @@ def prepare(
                 job.signature,
                 device=config.device,
                 key=key,
+                labels=labels,
             )
             for _ in range(2)
         )
@@ -103,10 +104,15 @@ def prepare(
 
 
 async def compare(
-    plan: Plan, broker: str | None, store: str | None, workers: int | None, stop: asyncio.Event
+    plan: Plan,
+    broker: str | None,
+    store: str | None,
+    keys: StoreKeys,
+    workers: int | None,
+    stop: asyncio.Event,
 ) -> list[Comparison]:
     """Train split, then in one process. Raises UserError, LinkError, StoreError."""
-    split = await train_split(plan, broker, store, workers, stop)
+    split = await train_split(plan, broker, store, keys, workers, stop)
     return [
         await asyncio.to_thread(compare_one, plan, config, batches, step, state)
         for config, batches, (step, state) in zip(plan.configs, plan.batches, split, strict=True)
@@ -114,7 +120,12 @@ async def compare(
 
 
 async def train_split(
-    plan: Plan, broker: str | None, store: str | None, workers: int | None, stop: asyncio.Event
+    plan: Plan,
+    broker: str | None,
+    store: str | None,
+    keys: StoreKeys,
+    workers: int | None,
+    stop: asyncio.Event,
 ) -> list[tuple[int, State]]:
     """Each device's last step, and the whole model's state after it.
 
@@ -122,7 +133,7 @@ async def train_split(
     """
     connect_as = async_connect(MemoryBroker()) if broker is None else _anyhow(partial(connect, broker))
     sessions = [f"{plan.job.name}.{config.device}" for config in plan.configs]
-    opened = await open_store(store or f"sqlite:///{plan.folder / STORE_FILE}")
+    opened = await open_store(store or f"sqlite:///{plan.folder / STORE_FILE}", keys)
     try:
         count = workers if workers is not None else 0 if broker else EMBEDDED_WORKERS
         if count == 0 and not await opened.workers():
@@ -202,6 +213,12 @@ def key_of(config: AgentConfig, job: Job) -> Key:
     """The key of a device of this process, whose secret is made where its state folder has none yet."""
     with StateFolder(config.state) as state:
         return job_key(state.secret(config.secret), device=config.device, job=job.digest)
+
+
+def labels_of(config: AgentConfig) -> Key:
+    """What a device of this process draws its answers for labels from."""
+    with StateFolder(config.state) as state:
+        return label_key(state.secret(config.secret))
 
 
 def compare_one(plan: Plan, config: AgentConfig, batches: Batches, step: int, split: State) -> Comparison:

@@ -20,7 +20,7 @@ from spliteasy.runtime.urls import QUOTE_HINT, scheme_of, split_url
 
 if TYPE_CHECKING:
     from broker import Transport
-    from server_worker.store import Store
+    from server_worker.store import Store, StoreKeys
 
 log = structlog.get_logger(__name__)
 DEFERRED_S = 60.0
@@ -89,17 +89,23 @@ async def broker_at(option: str | None, *, deferred_s: float = DEFERRED_S) -> As
 
 @asynccontextmanager
 async def store_at(
-    option: str | None, *, unreachable_s: float = 0.0, deferred_s: float = DEFERRED_S
+    option: str | None,
+    *,
+    keys: StoreKeys | None = None,
+    unreachable_s: float = 0.0,
+    deferred_s: float = DEFERRED_S,
 ) -> AsyncIterator[Store]:
     """The store, closed at the end; one that says "not now" is asked again for `deferred_s`, and one that
-    does not answer for `unreachable_s`. Raises UserError, StoreUnavailable.
+    does not answer for `unreachable_s`. Whoever reads values in it gives `keys`.
+
+    Raises UserError, StoreUnavailable.
     """
     from broker.transport.patience import tried_for_a_while
     from server_worker.store import open_store
 
     url = find_url("store", option)
     store = await tried_for_a_while(
-        lambda: open_store(url), unreachable_s=unreachable_s, deferred_s=deferred_s, tell=log.warning
+        lambda: open_store(url, keys), unreachable_s=unreachable_s, deferred_s=deferred_s, tell=log.warning
     )
     try:
         yield store

@@ -21,6 +21,7 @@ from server_worker.config import Trust
 from server_worker.store import open_store
 from spliteasy.errors import StateError
 from spliteasy.job import Job
+from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.training.segment_trainer import MODEL_PREFIX, SegmentTrainer, tensors_of
 from spliteasy_cli.commands.train import STORE_FILE
 from spliteasy_cli.support.embedded import async_connect, workers_running
@@ -38,6 +39,7 @@ class TrainedHalf:
     step: int
     head: SegmentTrainer
     tail: SegmentTrainer | None
+    transforms: CutTransforms
 
     def weights(self) -> dict[str, Tensor]:
         """Weights and buffers of head and tail, under the original model's names."""
@@ -53,8 +55,9 @@ class TrainedHalf:
         """The whole model's outputs in evaluation mode; the body's part is asked for."""
         outputs = await asyncio.to_thread(self.head.evaluate, inputs)
         wire, samples = self.head.eval_wire, inputs[0].shape[0]
+        sent = self.transforms.activations(outputs[:wire], purpose="prediction", step=self.step)
         request = m.Eval(
-            session=self.session, attempt=self.attempt, step=self.step, samples=samples, values=outputs[:wire]
+            session=self.session, attempt=self.attempt, step=self.step, samples=samples, values=sent
         )
         reply = await caller.ask(request, m.Evaluated)
         finish = partial(evaluation_outputs, self.job, self.tail, samples=samples)
@@ -80,7 +83,13 @@ def read_half(state: StateFolder) -> TrainedHalf:
             own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
             trainer.load_state(own, step=step)
     return TrainedHalf(
-        job=job, session=f"{job.name}.{binding.device}", attempt=attempt, step=step, head=head, tail=tail
+        job=job,
+        session=f"{job.name}.{binding.device}",
+        attempt=attempt,
+        step=step,
+        head=head,
+        tail=tail,
+        transforms=CutTransforms(job.spec.privacy, key, head=job.head, tail=job.tail),
     )
 
 

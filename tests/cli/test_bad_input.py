@@ -231,12 +231,12 @@ def test_parity_on_data_that_differs_at_each_call(
     assert "other data at each call" in ran.error
 
 
-def test_batch_norm_in_parts_of_one_sample_is_warned_of(
+def test_batch_norm_in_parts_of_one_sample_is_refused(
     spliteasy: Callable[..., Ran], new_project: Callable[..., Project], tmp_path: Path
 ) -> None:
-    for micro_batches, warned in ((8, True), (4, False)):
+    for micro_batches, refused in ((8, True), (4, False)):
         project = new_project(top=f"micro_batches = {micro_batches}")
         ran = spliteasy("submit", project.job_file, "--store", f"sqlite:///{tmp_path}/store.sqlite")
-        assert ran.code == 0, ran.err
-        assert ("batch norm gets parts of one sample" in ran.err) is warned, ran.err
-        assert ("micro_batches = 4 or fewer" in ran.err) is warned
+        assert ran.code == (2 if refused else 0), ran.err
+        assert ("gives the model 1 sample at a time" in ran.err) is refused, ran.err
+        assert ("micro_batches = 4 or fewer" in ran.err) is refused

@@ -12,6 +12,7 @@ from spliteasy.training.reference import difference
 from tests.cli.conftest import ROOT, Project, Ran
 
 LAST_SAME = "max_abs_diff=0"
+NOISY = "[privacy]\nclip_activations = 1.0\nnoise_activations = 0.2"
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,18 @@ LAST_SAME = "max_abs_diff=0"
             {"extra": "nn.Dropout(0.3), Twice(),", "cuts": '["stem", "middle.3.drop#1"]'}, id="first-call"
         ),
         pytest.param({"extra": "Twice(),", "cuts": '["stem", "middle.2.drop"]'}, id="last-call"),
+        pytest.param(
+            {"more": f'{NOISY}\ngradient_noise = "max_norm"\nlabel_dp = 1.0', "extra": "nn.Dropout(0.3),"},
+            id="noisy-max-norm-label-dp",
+        ),
+        pytest.param(
+            {"more": f"{NOISY}\ngradient_noise = 0.5", "top": "micro_batches = 3"}, id="noisy-parts"
+        ),
+        pytest.param({"more": '[privacy]\npreset = "strict"'}, id="strict"),
+        pytest.param(
+            {"more": f"{NOISY}\nlabel_dp = 2.0", "cuts": '["stem"]', "top": "share_labels = true"},
+            id="noisy-single-split",
+        ),
         pytest.param({"extra": "Again(),", "cuts": '["stem", "middle.2.inner.0"]'}, id="computed-again"),
     ],
 )

@@ -114,6 +114,10 @@ def test_secrets_are_for_this_user_only(place: Place) -> None:
     assert holders_of(password, folder) == {"password", "stack.json", "rabbitmq.conf", "redis.conf"}
     shown = [place.local("up"), place.local("status"), place.local("logs"), place.spliteasy("status")]
     assert not any(password in ran.stdout + ran.stderr for ran in shown)
+    key = (folder / "store.key").read_text()
+    assert len(key.strip()) == 64
+    assert holders_of(key.strip(), folder) == {"store.key"}
+    assert not any(key.strip() in ran.stdout + ran.stderr for ran in shown)
 
 
 def holders_of(secret: str, folder: Path) -> set[str]:
@@ -174,6 +178,24 @@ def test_state_survives_down_and_up(place: Place) -> None:
     assert "down" in place.local("status").stdout
     assert place.local("up").returncode == 0
     assert place.status()["sessions"] == sessions
+
+
+def test_only_the_stacks_key_opens_its_store(place: Place, tmp_path: Path) -> None:
+    """Who has the store's URL and not its key serves nothing, and sees what every command sees."""
+    there = {"SPLITEASY_STORE": place.stack["store"], "SPLITEASY_BROKER": place.stack["broker"]}
+    other = Place(tmp_path, place.amqp_port, place.redis_port)
+    key = tmp_path / "other.key"
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    for arguments, said in (((), "--store-key"), (("--store-key", key), "add that key to the key file")):
+        ran = other.spliteasy("worker", "--trust", "open", *arguments, **there)
+        assert ran.returncode == 2, ran.stderr
+        assert "is sealed with the key" in ran.stderr
+        assert said in ran.stderr
+    assert place.spliteasy("parity", DIGITS, "--stack", "--store-key", key).returncode == 2
+    assert other.spliteasy("sessions", **there).returncode == 0
+    key.chmod(0o644)
+    assert "chmod 600" in other.spliteasy("worker", "--store-key", key, **there).stderr
 
 
 def test_parity_on_the_stack(place: Place) -> None:

@@ -21,9 +21,10 @@ from typer.main import get_command
 
 from deploy.accounts import REPLY_POLICY, reply_policy, worker_permissions
 from deploy.nodes.rabbitmq import ADVANCED, LARGE_BINARIES
-from deploy.prepare import AMQPS_PORT, CA_INSIDE, MANAGEMENT_PORT, REDIS_PORT
+from deploy.prepare import AMQPS_PORT, CA_INSIDE, MANAGEMENT_PORT, REDIS_PORT, STORE_KEY_INSIDE
 from server_worker.config import WorkerConfig
 from spliteasy_cli.app import app
+from spliteasy_cli.support.enrolment import is_private
 from tests.deploy.test_watch import METRICS, wrong_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,9 +217,19 @@ def test_ports_and_pages_are_those_of_the_parts() -> None:
         f"127.0.0.1:{MANAGEMENT_PORT}:{MANAGEMENT_PORT}",
     ]
     assert f"{REDIS_PORT}:{REDIS_PORT}" in services["redis"]["ports"][0]
-    assert services["worker"]["volumes"] == [f"./secrets/tls/ca.pem:{CA_INSIDE}:ro"]
-    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "ca"]
-    assert f"{mount['mountPath']}/ca.pem" == CA_INSIDE
+    assert services["worker"]["volumes"] == [
+        f"./secrets/tls/ca.pem:{CA_INSIDE}:ro",
+        f"./secrets/store.key:{STORE_KEY_INSIDE}:ro",
+    ]
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "secrets"]
+    (volume,) = [
+        each
+        for each in one("Deployment", "worker")["spec"]["template"]["spec"]["volumes"]
+        if each["name"] == "secrets"
+    ]
+    items = [item["path"] for source in volume["projected"]["sources"] for item in source["secret"]["items"]]
+    assert [f"{mount['mountPath']}/{path}" for path in items] == [CA_INSIDE, STORE_KEY_INSIDE]
+    assert is_private(volume["projected"]["defaultMode"], owner=0)
     opened = set(values([each for each in resources() if each["kind"] == "NetworkPolicy"], "port"))
     assert {WORKER_PORT, AMQPS_PORT, REDIS_PORT, MANAGEMENT_PORT} <= opened
 
@@ -285,6 +296,7 @@ def test_pods_are_nobody_and_secrets_are_named_only() -> None:
         "spliteasy-worker",
         "spliteasy-worker-account",
         "spliteasy-ca",
+        "spliteasy-store-key",
         "spliteasy-tls",
         "spliteasy-redis",
     }

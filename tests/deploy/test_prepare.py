@@ -21,6 +21,7 @@ from deploy.nodes.redis_server import find_binary
 from deploy.prepare import main
 from deploy.stack.daemons import Daemon
 from server_worker.store import open_store
+from spliteasy_cli.commands.keys import store_keys
 from tests.fixtures_rabbitmq import free_ports, new_node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +48,7 @@ def environment(prepared: Path, who: str, ports: dict[str, int]) -> dict[str, st
     """The settings for that account, with this machine's names and ports."""
     text = (prepared / f"secrets/{who}.env").read_text().replace("'", "")
     text = text.replace("/etc/spliteasy/ca.pem", str(prepared / "secrets/tls/ca.pem"))
+    text = text.replace("/etc/spliteasy/store.key", str(prepared / "secrets/store.key"))
     text = re.sub(r"@[a-z0-9.-]+:(\d+)", lambda at: f"@{HOST}:{ports[at[1]]}", text)
     return dict(line.split("=", 1) for line in text.splitlines())  # type: ignore[arg-type]
 
@@ -77,7 +79,10 @@ async def test_workers_and_operators_come_in_with_what_was_prepared(tmp_path: Pa
         await transport.declare(*worker_queues())
         await transport.close()
         for settings in (worker, operator):
-            store = await open_store(settings["SPLITEASY_STORE"])
+            key_file = settings.get("SPLITEASY_STORE_KEY")
+            keys = store_keys(Path(key_file) if key_file else None, settings["SPLITEASY_STORE"])
+            assert (len(keys.keys), keys.open_too) == ((1, False) if settings is worker else (0, True))
+            store = await open_store(settings["SPLITEASY_STORE"], keys)
             assert store.loss_window_s == 2.0
             assert await store.sessions() == []
             await store.close()
@@ -104,7 +109,10 @@ def test_twice_changes_nothing_and_all_of_it_is_private(
     for path in files:
         if path.suffix not in (".pem", ".csr", ".cnf", ".srl"):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    key = (tmp_path / "secrets/store.key").read_text().strip()
+    assert [path.name for path, text in files.items() if key.encode() in text] == ["store.key"]
     said = capsys.readouterr()
+    assert key not in said.out + said.err
     for secret in passwords.values():
         holders = {path.name for path, text in files.items() if secret.encode() in text}
         assert holders <= {"passwords.json", "worker.env", "account.env", "operator.env"}

@@ -67,7 +67,9 @@ def noisy(index: int) -> Any:
 
 
 def batches(dataset: Any, device: str = "phone-1", **keys: Any) -> Batches:
-    return Batches(dataset, spec_with(**keys), signature(), device=device, key=key_of(device))
+    return Batches(
+        dataset, spec_with(**keys), signature(), device=device, key=key_of(device), labels=key_of()
+    )
 
 
 def order_of(loader: Batches) -> list[int]:
@@ -117,7 +119,7 @@ def test_a_batch_is_a_pure_function_of_secret_device_and_step() -> None:
     for at in (0, 15, 31):  # any byte of the secret counts
         other = bytes(byte ^ (place == at) for place, byte in enumerate(SECRET))
         key = key_of(secret=other)
-        changed = Batches(dataset, spec_with(), signature(), device="phone-1", key=key)
+        changed = Batches(dataset, spec_with(), signature(), device="phone-1", key=key, labels=key)
         assert not torch.equal(first[1], changed.batch(1)[0][0])
         assert order_of(changed) != order_of(forward)
 
@@ -156,7 +158,7 @@ def test_evaluation_goes_through_the_data_in_another_order_each_time() -> None:
 def test_several_inputs_arrays_and_numbers_are_taken() -> None:
     two = signature((("float32", (2,)), ("int32", ())))
     items = Items(4, lambda i: ((np.ones(2, dtype=np.float32)[::-1], np.int32(i)), (np.int64(1),)))
-    inputs, targets = Batches(items, spec_with(), two, device="d", key=key_of()).batch(1)
+    inputs, targets = Batches(items, spec_with(), two, device="d", key=key_of(), labels=key_of()).batch(1)
     assert (inputs[0].dtype, inputs[1].dtype, targets[0].dtype) == (torch.float32, torch.int32, torch.int64)
     assert sorted(inputs[1].tolist()) == [0, 1, 2, 3]
 

@@ -43,7 +43,7 @@ def trainer_of(job: Job, data: str = "device_data") -> tuple[DeviceTrainer, Sess
     found = load_dataset(f"tests.device.labelled:{data}", "phone-1", job.signature)
     assert found.test is not None
     key = key_of(job=job.digest)
-    batches = Batches(found.train, job.spec, job.signature, device="phone-1", key=key)
+    batches = Batches(found.train, job.spec, job.signature, device="phone-1", key=key, labels=key)
     tests = EvaluationBatches(found.test, job.spec, job.signature, device="phone-1", key=key)
     choices = StepChoices(job.spec.link, BySpeed(job.spec.link, LinkSpeed()), ahead=1)
     trainer = DeviceTrainer.create(

@@ -222,6 +222,39 @@ LOSE_GRADIENTS: dict[str, Change] = {
 """What trains another model than the one that was written, if it is traced all the same."""
 
 
+class Centred(nn.Module):
+    """Sets its buffers anew in training, one of them twice, and reads them before and after."""
+
+    centre: Tensor
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(6))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.centre
+        if self.training:
+            self.calls = self.calls + 1
+            self.centre = 0.9 * self.centre + 0.1 * x.detach().mean(0)
+            self.centre = self.centre.clamp(-1, 1)
+        return (x - self.centre + 0.1 * before) * (self.calls / 10).clamp(max=1)
+
+
+class WritesWeights(nn.Module):
+    """Clamps a weight in its forward, as a critic of a Wasserstein GAN does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.linear.weight.clamp_(-0.1, 0.1)
+        return self.linear(x)
+
+
 class CheckpointedNorm(nn.Module):
     """Batch norm runs once more when the region is computed again."""
 

@@ -16,7 +16,7 @@ from broker.protocol import messages as m
 from device_agent.link.speed import LinkSpeed
 from device_agent.training.codec_policy import BySpeed, CodecChooser, StepChoices, Values
 from device_agent.training.data import Batches, EvaluationBatches, load_dataset
-from device_agent.training.ends import draw_ends, job_key
+from device_agent.training.ends import draw_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer, NotFiniteOnDevice
 from server_worker.engine.local import SessionMemory
 from spliteasy.errors import DataError
@@ -43,12 +43,15 @@ class Variant:
     micro_batches: int = 1
     share_loss: bool = True
     exactness: str = "bits"
+    privacy: tuple[tuple[str, object], ...] = ()
 
     @property
     def auto(self) -> bool:
         """The device chooses codecs as it goes: what comes out depends on the choices."""
         return bool(self.allow)
 
+
+NOISY = (("clip_activations", 1.5), ("noise_activations", 0.1))
 
 VARIANTS = (
     Variant(),
@@ -63,6 +66,9 @@ VARIANTS = (
     Variant(activations="auto", gradients="auto", allow=("lossless", "topk:0.3", "int8", "fp32"), epochs=2),
     Variant(single=True, activations="auto", gradients="auto", allow=("topk:0.4", "bf16", "fp32"), epochs=2),
     Variant(batch=7, micro_batches=3, activations="auto", gradients="auto", allow=("topk:0.4", "int8")),
+    Variant(privacy=(*NOISY, ("gradient_noise", "max_norm"), ("label_dp", 1.0))),
+    Variant(batch=8, micro_batches=3, privacy=(*NOISY, ("gradient_noise", 0.3)), gradients="int8"),
+    Variant(single=True, privacy=(*NOISY, ("label_dp", 3.0)), activations="topk:0.5", epochs=2),
 )
 """What a sweep of seeds goes through in turn."""
 
@@ -132,6 +138,7 @@ def job(variant: Variant) -> Job:
                 "allow": variant.allow,
             },
             "evaluation": {"every_epochs": max(1, min(2, variant.epochs - 1))},
+            "privacy": dict(variant.privacy),
         }
     )
     return Job.create(spec)
@@ -201,7 +208,8 @@ def train_alone(
     assert found.test is not None
     key = job_key(secret, device=device, job=job.digest)
     lasting = job.spec if epochs is None else job.spec.model_copy(update={"epochs": epochs})
-    batches = Batches(found.train, lasting, job.signature, device=device, key=key)
+    labels = label_key(secret)
+    batches = Batches(found.train, lasting, job.signature, device=device, key=key, labels=labels)
     tests = EvaluationBatches(found.test, job.spec, job.signature, device=device, key=key)
     choices = StepChoices(
         job.spec.link, chooser or BySpeed(job.spec.link, LinkSpeed()), ahead=1, saved=chosen

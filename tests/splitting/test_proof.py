@@ -119,6 +119,18 @@ def test_kept_exactly(change: Change) -> None:
     assert compare(model, parts, [(torch.randn(size, 6),) for size in (4, 4, 3, 1)]) == {}
 
 
+def test_buffers_that_a_layer_sets_anew_are_kept() -> None:
+    model = Net(untraceable.Centred())
+    parts = split(model, torch.randn(4, 6), ("a", "mid"))
+    assert compare(model, parts, [(torch.randn(size, 6),) for size in (4, 4, 3, 1)]) == {}
+
+
+def test_a_forward_that_writes_into_a_weight_is_refused() -> None:
+    with pytest.raises(JobError, match=re.escape("into which the model writes")) as caught:
+        _parts(Net(untraceable.WritesWeights()))
+    assert "the optimizer alone changes parameters" in (caught.value.hint or "")
+
+
 def test_forward_hooks_are_kept() -> None:
     model = Net(nn.Linear(6, 6))
     model.mid.register_forward_hook(lambda module, inputs, output: output * 2)

@@ -46,6 +46,18 @@ class Packed(nn.Module):
         return self.recurrent(packed)[1][0][-1]
 
 
+class SetsData(nn.Module):
+    centre: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.centre.data = 0.9 * self.centre + 0.1 * x.detach().mean(0)
+        return x - self.centre
+
+
 def branch(x: Tensor) -> Tensor:
     if x.sum() > 0:
         return x
@@ -59,6 +71,10 @@ def checked(x: Tensor) -> Tensor:
 
 def validated(x: Tensor) -> Tensor:
     return torch.distributions.Normal(x, 1.0, validate_args=True).rsample()
+
+
+def differentiates(x: Tensor) -> Tensor:
+    return x + torch.autograd.grad(x.tanh().sum(), x, create_graph=True)[0]
 
 
 def halves(x: Tensor) -> Tensor:
@@ -82,6 +98,8 @@ def halves(x: Tensor) -> Tensor:
         (Does(lambda x: torch.fft.fft(x).abs()), ["module middle", "fft", "complex numbers"]),
         (Does(lambda x: x @ torch.linalg.inv(x.mT @ x)), ["linalg_inv", "matrix_power"]),
         (nn.BatchNorm1d(8, momentum=None), ["module middle", "momentum"]),
+        (Does(differentiates), ["torch.autograd.grad in the forward can't be traced"]),
+        (SetsData(), ["module middle", "not by .data"]),
         (Packed(), ["module middle", "padded batch"]),
         (nn.LazyLinear(8), ["middle.weight", "lazy layers", "call the model once in its factory"]),
     ],

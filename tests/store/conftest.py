@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from server_worker.store import SqliteStore, Store, open_store
+from server_worker.store.sealed import sealed
+from tests.store.steps import KEYS
 
 
 @pytest.fixture(
@@ -16,12 +18,17 @@ from server_worker.store import SqliteStore, Store, open_store
         "file",
         pytest.param("redis", marks=pytest.mark.redis),
         pytest.param("redis-cluster", marks=pytest.mark.redis),
+        "memory sealed",
+        pytest.param("redis sealed", marks=pytest.mark.redis),
     ]
 )
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    """One of the stores, empty: in memory and inline, in a file, on Redis, on a cluster of one node."""
+    """One of the stores, empty: in memory and inline, in a file, on Redis, on a cluster of one node; and two
+    of them sealed.
+    """
     opened: Store
-    match request.param:
+    kind, _, seal = request.param.partition(" ")
+    match kind:
         case "memory":
             opened = SqliteStore(inline=True)
         case "file":
@@ -30,5 +37,5 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             opened = await open_store(request.getfixturevalue("redis_url"))
         case _:
             opened = await open_store(request.getfixturevalue("redis_cluster_url"))
-    yield opened
+    yield sealed(opened, KEYS) if seal else opened
     await opened.close()

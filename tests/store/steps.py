@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server_worker.store import Attempt, CommitOutcome, Done, LogEntry, OpenOutcome, SessionMeta, Store
+from server_worker.store import (
+    Attempt,
+    CommitOutcome,
+    Done,
+    LogEntry,
+    OpenOutcome,
+    SessionMeta,
+    Store,
+    StoreKeys,
+)
+from server_worker.store.keys import StoreKey
+from server_worker.store.sealed import SEAL_BYTES, SealedStore
 
 SESSION = "digits.phone-1"
 JOB = "0" * 64
 FIRST = Attempt(number=1, nonce="aaaa")
 SECOND = Attempt(number=2, nonce="bbbb")
+OLD, NEW = StoreKey(bytes(range(32))), StoreKey(bytes(range(32, 64)))
+KEYS = StoreKeys((NEW, OLD), open_too=False)
 
 
 async def open_at(
@@ -93,3 +106,8 @@ async def logged_steps(store: Store, session: str = SESSION, upto: int = 50) -> 
         except KeyError:
             continue
     return found
+
+
+def stored_bytes(store: Store, *bodies: bytes) -> int:
+    """What these requests take in the store."""
+    return sum(map(len, bodies)) + len(bodies) * (SEAL_BYTES if isinstance(store, SealedStore) else 0)

@@ -32,6 +32,7 @@ from tests.store.steps import (
     put,
     run_steps,
     snapshot,
+    stored_bytes,
 )
 
 
@@ -39,7 +40,7 @@ async def test_a_commit_moves_the_session_and_names_its_requests(store: Store) -
     meta = await begin(store)
     await put(store, meta, 1, b"forward", b"backward")
     after = done(await commit(store, meta, 1, digest="ga"))
-    assert (after.committed, after.log_bytes) == (1, len(b"forwardbackward"))
+    assert (after.committed, after.log_bytes) == (1, stored_bytes(store, b"forward", b"backward"))
     assert (after.owner, after.attempt, after.snapshots) == (meta.owner, meta.attempt, (0,))
     assert after.updated_at >= meta.updated_at > 0
     assert await store.session(SESSION) == after
@@ -143,7 +144,7 @@ async def test_a_request_put_again_replaces_the_first(store: Store) -> None:
     await put(store, meta, 1, b"forward computed anew")
     after = done(await commit(store, meta, 1))
     assert (await log_of(store, 0, 1))[0].requests == (b"forward computed anew", b"backward")
-    assert after.log_bytes == len(b"forward computed anew" + b"backward")
+    assert after.log_bytes == stored_bytes(store, b"forward computed anew", b"backward")
 
 
 async def test_a_request_that_arrives_after_its_commit_changes_nothing(store: Store) -> None:
@@ -164,7 +165,7 @@ async def test_bodies_of_any_kind_and_size_come_back_as_they_were(store: Store) 
     (entry,) = await log_of(store, 0, 1)
     assert entry.requests == (large, b"\x00\r\n$-1\r\n", b"bcd", b"", large)
     assert all(type(body) is bytes for body in entry.requests)
-    assert after.log_bytes == 2 * len(large) + 11
+    assert after.log_bytes == stored_bytes(store, *map(bytes, bodies))
 
 
 async def test_a_large_request_that_lies_in_pieces_is_one_again_and_counts_whole(store: Store) -> None:
@@ -173,12 +174,12 @@ async def test_a_large_request_that_lies_in_pieces_is_one_again_and_counts_whole
     bodies = (mib * 3 + b"end", b"small", mib, b"begin" + mib * 8)
     await put(store, meta, 1, *bodies)
     meta = done(await commit(store, meta, 1, requests=4))
-    assert meta.log_bytes == sum(map(len, bodies))
+    assert meta.log_bytes == stored_bytes(store, *bodies)
     assert (await log_of(store, 0, 1))[0].requests == bodies
     await snapshot(store, meta, 1)
     await put(store, meta, 2, b"")
     meta = done(await commit(store, meta, 2, requests=1, oldest=1))
-    assert (meta.log_bytes, await logged_steps(store)) == (0, [2])
+    assert (meta.log_bytes, await logged_steps(store)) == (stored_bytes(store, b""), [2])
 
 
 async def test_many_requests_of_one_step_keep_their_order(store: Store) -> None:
@@ -207,7 +208,7 @@ async def test_a_commit_trims_to_the_newest_snapshot_that_the_device_can_go_back
     meta = done(await commit(store, meta, 7, oldest=5))
     assert (meta.snapshots, meta.oldest_checkpoint) == ((4, 6), 5)
     assert await logged_steps(store) == [5, 6, 7]
-    assert meta.log_bytes == 3 * len(b"f1b1")
+    assert meta.log_bytes == 3 * stored_bytes(store, b"f1", b"b1")
     with pytest.raises(KeyError):
         await store.read_snapshot(SESSION, 0)
     with pytest.raises(KeyError):

@@ -29,6 +29,7 @@ from tests.store.steps import (
     put,
     run_steps,
     snapshot,
+    stored_bytes,
 )
 
 
@@ -83,7 +84,7 @@ async def test_a_rewind_drops_log_and_snapshots_after_the_step(store: Store) -> 
     meta = await run_steps(store, await begin(store), 6)
     for step in (2, 4, 6):
         meta = done(await snapshot(store, meta, step, b"w%d" % step))
-    bytes_of_two = 2 * len(b"f1b1")
+    bytes_of_two = 2 * stored_bytes(store, b"f1", b"b1")
     meta = done(await open_at(store, attempt=SECOND, held=(0, 2)))
     assert (meta.committed, meta.resume_step, meta.snapshots) == (2, 2, (0, 2))
     assert meta.log_bytes == bytes_of_two
@@ -106,7 +107,7 @@ async def test_after_a_rewind_the_steps_are_made_anew(store: Store) -> None:
         (b"other f3", b"other b3"),
     ]
     assert entries[2].gradient_digest == "other"
-    assert meta.log_bytes == sum(len(body) for entry in entries for body in entry.requests)
+    assert meta.log_bytes == sum(stored_bytes(store, *entry.requests) for entry in entries)
 
 
 async def test_a_rewind_may_land_between_snapshots(store: Store) -> None:

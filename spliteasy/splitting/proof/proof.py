@@ -33,6 +33,10 @@ _TENSORS = (
     "a checkpointed region runs twice, so that batch norm in it moves its statistics twice, and a trace once:"
     " take it out of the region; write into buffers and parameters by torch's operators alone"
 )
+_WRITTEN_PARAMETER = (
+    "the optimizer alone changes parameters: hold what the forward writes in a buffer (register_buffer), or"
+    " compute with a changed copy, as in F.linear(x, weight.clamp(-1, 1), bias)"
+)
 _GRADIENTS = "a hook on a gradient, or a backward pass that is not torch's, can't be traced"
 
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -140,7 +144,9 @@ class _Proof:
         finally:
             written = self._state.restore()
         for name in written:
-            self._refuse(f"leaves parameter `{name}` as it was, into which the {self._what} writes", _TENSORS)
+            self._refuse(
+                f"leaves parameter `{name}` as it was, into which the {self._what} writes", _WRITTEN_PARAMETER
+            )
         return step
 
     def _by_graph(self, trial: Trial) -> _Step:

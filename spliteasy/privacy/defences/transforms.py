@@ -1,0 +1,138 @@
+"""Transforms of what crosses the cuts: clipped and noisy activations, noisy gradients.
+
+Noise is a pure function of (the device's key, purpose, step, the clean tensor): a value that is sent again
+or computed again gets the same noise, and another value of the same step gets other noise. Otherwise whoever
+makes a device take a step twice would subtract the noise out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spliteasy.errors import JobError
+from spliteasy.graph.document import BatchDim, Value, ValueSpec
+from spliteasy.graph.segment import Segment
+from spliteasy.job.spec import PrivacySpec
+from spliteasy.privacy.numbers import fill
+from spliteasy.runtime.randomness import Key
+
+Purpose = Literal["activations", "gradients", "evaluation", "prediction"]
+
+TINY = 1e-12
+"""A norm that stands for smaller ones where something is divided by it."""
+
+
+class CutTransforms:
+    """The transforms that a job's `[privacy]` asks for, with one device's noise."""
+
+    def __init__(self, settings: PrivacySpec, key: Key, *, head: Segment, tail: Segment | None) -> None:
+        """`key`: the device's for the job. Raises JobError where the transforms don't fit these segments."""
+        check_transforms(settings, head, tail)
+        self._clip = settings.clip_activations
+        self._noise = settings.noise_activations
+        self._gradient_noise = settings.gradient_noise
+        self._key = key.at("noise")
+
+    def activations(self, values: Sequence[Value], *, purpose: Purpose, step: int) -> tuple[Value, ...]:
+        """What of the head's values crosses the cut. A backward from it passes through the clipping."""
+        return tuple(
+            self._activation(v, purpose, step) if isinstance(v, Tensor) and v.is_floating_point() else v
+            for v in values
+        )
+
+    def gradients(self, gradients: Sequence[Tensor | None], *, step: int) -> tuple[Tensor | None, ...]:
+        """What crosses of the gradients of the tail's inputs."""
+        return tuple(None if g is None else self._gradient(g, step) for g in gradients)
+
+    def _activation(self, value: Tensor, purpose: Purpose, step: int) -> Tensor:
+        if self._clip is None:
+            return value
+        sent = clipped(value, self._clip)
+        if self._noise:
+            sent = sent + self._normal(value, purpose, step) * (self._noise * self._clip)
+        return sent
+
+    @torch.no_grad()
+    def _gradient(self, gradient: Tensor, step: int) -> Tensor:
+        if self._gradient_noise is None:
+            return gradient
+        squares = gradient.flatten(1).double().square().sum(1)
+        largest = squares.max() if squares.numel() else squares.sum()
+        if self._gradient_noise == "max_norm":
+            spread = torch.where(squares > 0, largest / squares - 1, 0).clamp_min(0).sqrt()
+            draws = self._normal(gradient, "gradients", step, shape=squares.shape)
+            factors = per_sample(1 + spread * draws.double(), gradient)
+            return (gradient.double() * factors).to(gradient.dtype)
+        share = float(self._gradient_noise) * (largest / max(1, gradient[0].numel())).sqrt()
+        return gradient + self._normal(gradient, "gradients", step) * share.to(gradient.dtype)
+
+    def _normal(
+        self, clean: Tensor, purpose: Purpose, step: int, *, shape: torch.Size | None = None
+    ) -> Tensor:
+        """Standard normal numbers that nobody else knows, for this clean tensor at this step."""
+        noise = torch.empty(clean.shape if shape is None else shape, dtype=clean.dtype)
+        fill(noise, "normal", (0.0, 1.0), self._key.at(purpose, step, strong_digest(clean)))
+        return noise
+
+
+def clipped(value: Tensor, most: float) -> Tensor:
+    """Each sample of `value` scaled down to a 2-norm of `most`, where it has more."""
+    norms = value.flatten(1).norm(dim=1).clamp_min(TINY)
+    return value * per_sample((most / norms).clamp(max=1.0), value)
+
+
+def per_sample(factors: Tensor, value: Tensor) -> Tensor:
+    """One factor for each sample, in a shape that multiplies `value`."""
+    return factors.reshape(-1, *[1] * (value.dim() - 1))
+
+
+def strong_digest(tensor: Tensor) -> str:
+    """A cryptographic hash over dtype, shape and bits."""
+    hasher = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=32)
+    flat = tensor.detach().contiguous().reshape(-1)
+    hasher.update(flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def check_transforms(settings: PrivacySpec, head: Segment, tail: Segment | None) -> None:
+    """Refuse cuts at which the transforms can't be applied sample by sample. Raises JobError."""
+    if settings.clip_activations is not None:
+        for graph in (head.program.document.train, head.program.document.eval):
+            for spec in graph.outputs[: graph.wire]:
+                if not spec.is_int and not (spec.torch_dtype.is_floating_point and is_batch_first(spec)):
+                    raise JobError(
+                        f"[privacy] clip_activations: {spec.name} crosses the first cut, and is no floating "
+                        "tensor with the batch first, so that it can't be clipped sample by sample",
+                        hint="cut where no such tensor crosses, or leave clip_activations out",
+                    )
+    if settings.gradient_noise is None:
+        return
+    if tail is None:
+        raise JobError(
+            "[privacy] gradient_noise is for gradients that a device sends, and with one cut it sends none",
+            hint="name two cuts, or leave gradient_noise out",
+        )
+    graph = head.program.document.train
+    kept = len(graph.outputs) - graph.wire
+    inputs = tail.program.document.train.inputs
+    for spec in inputs[: len(inputs) - kept]:
+        if spec.needs_grad and not is_batch_first(spec):
+            raise JobError(
+                f"[privacy] gradient_noise: {spec.name} crosses the second cut without the batch as its "
+                "first dimension, so that its gradient has no rows of samples",
+                hint="cut elsewhere, or leave gradient_noise out",
+            )
+
+
+def is_batch_first(spec: ValueSpec) -> bool:
+    """Whether the first dimension is the batch's samples, and no other depends on it."""
+    return (
+        bool(spec.shape)
+        and spec.shape[0] == BatchDim(batch=1)
+        and not any(isinstance(dim, BatchDim) for dim in spec.shape[1:])
+    )

@@ -1,0 +1,60 @@
+"""The transforms at the cuts, in the user's model as it runs whole: by hooks, as a PyTorch user would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from spliteasy.errors import JobError
+from spliteasy.graph.document import ValueSpec
+from spliteasy.job import Job
+from spliteasy.privacy.defences.transforms import CutTransforms
+from spliteasy.runtime.randomness import Key
+from spliteasy.training.cut_calls import AfterCall
+
+
+class PlainTransforms:
+    """What a device does at the first cut's output, and at the gradient of the second one's."""
+
+    def __init__(self, transforms: CutTransforms) -> None:
+        self._transforms = transforms
+
+    @classmethod
+    def of(cls, job: Job, key: Key) -> PlainTransforms | None:
+        """None where nothing that crosses is changed. Raises JobError where hooks can't do it."""
+        settings = job.spec.privacy
+        if settings.clip_activations is None and settings.gradient_noise is None:
+            return None
+        graph = job.body.program.document.train
+        for values in (graph.inputs, graph.outputs[: graph.wire]):
+            if len(values) != 1 or not _is_floating(values[0]):
+                raise JobError(
+                    f"job {job}: {len(values)} values cross a cut, and plain PyTorch can be given the job's "
+                    "defences only where one tensor does, the output of the module that the cut names",
+                    hint="cut where no skip connection crosses, or compare without these defences",
+                )
+        return cls(CutTransforms(settings, key, head=job.head, tail=job.tail))
+
+    def at(self, step: int) -> AfterCall:
+        """What happens after the calls that are cuts, in the forward of `step`."""
+
+        def noisy(gradient: Tensor) -> Tensor | None:
+            return self._transforms.gradients((gradient,), step=step)[0]
+
+        def transform(place: int, output: Any) -> Any:
+            if not isinstance(output, Tensor):
+                raise JobError(
+                    "the module that a cut names returns no tensor: its defences can't be compared"
+                )
+            if place == 0:
+                return self._transforms.activations((output,), purpose="activations", step=step)[0]
+            if output.requires_grad:
+                output.register_hook(noisy)  # type: ignore[no-untyped-call]
+            return None
+
+        return transform
+
+
+def _is_floating(spec: ValueSpec) -> bool:
+    return not spec.is_int and spec.torch_dtype.is_floating_point
