@@ -37,7 +37,7 @@ from spliteasy.job import Job, JobSpec, parse_job
 from spliteasy.job.source import Source, load_source
 from spliteasy.observability import logs
 from spliteasy.planning.choice import Cut
-from spliteasy.planning.planner import Plan, plan_source
+from spliteasy.planning.planner import CutPlan, plan_source
 from spliteasy.planning.profile import Overhead, Profile, measure_compute
 from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy_cli.probes.pipeline import Probed, overhead_of, probe_job, probed, step_seconds
@@ -81,7 +81,7 @@ class Bench:
     profile: Profile
     worker: subprocess.Popen[str]
 
-    def plan(self, spec: JobSpec, source: Source | None = None) -> Plan:
+    def plan(self, spec: JobSpec, source: Source | None = None) -> CutPlan:
         return plan_source(source or load_source(spec, ROOT), profile=self.profile)
 
     def measure(self, spec: JobSpec, link: str, data: str, steps: int, speed: float = 1.0) -> float:

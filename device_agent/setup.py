@@ -6,10 +6,10 @@ import structlog
 
 from device_agent.config import AgentConfig
 from device_agent.link.link import Link
-from device_agent.session.plan import Plan
+from device_agent.session.plan import SessionPlan
 from device_agent.state_folder import StateFolder
 from device_agent.training.codec_policy import MakeChooser, StepChoices
-from device_agent.training.data import Batches, DeviceData, EvaluationBatches, load_dataset
+from device_agent.training.data import BatchOrder, DeviceData, EvaluationBatches, load_dataset
 from device_agent.training.disguise import refuse_disguised
 from device_agent.training.ends import initial_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 def prepare(
     config: AgentConfig, job: Job, state: StateFolder, *, session: str, link: Link, make_chooser: MakeChooser
-) -> tuple[DeviceTrainer, Plan]:
+) -> tuple[DeviceTrainer, SessionPlan]:
     """Load the data, check it, bind the state folder to it; a new one gets its ends and checkpoint 0."""
     spec = job.spec
     secret = state.secret(config.secret)
@@ -33,7 +33,7 @@ def prepare(
     for note in data.notes:
         log.warning(note, device=config.device)
     lasting = spec if config.epochs is None else spec.model_copy(update={"epochs": config.epochs})
-    batches = Batches(data.train, lasting, job.signature, device=config.device, key=key, labels=labels)
+    batches = BatchOrder(data.train, lasting, job.signature, device=config.device, key=key, labels=labels)
     tests = (
         EvaluationBatches(data.test, spec, job.signature, device=config.device, key=key)
         if data.test is not None
@@ -61,7 +61,7 @@ def prepare(
         refuse_disguised(job, trainer.head.segment, batches.batch(1)[0])
     if not state.held():
         state.save_checkpoint(0, trainer.state())
-    plan = Plan(
+    plan = SessionPlan(
         session=session,
         digest=job.digest,
         total_steps=batches.total_steps,

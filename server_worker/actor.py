@@ -86,7 +86,7 @@ class Arrived:
     """In which they are counted; None: the worker's own size."""
 
 
-class Host(Protocol):
+class ActorHost(Protocol):
     """What an actor needs of its worker."""
 
     store: Store
@@ -120,7 +120,7 @@ class SessionActor:
     confirmed.
     """
 
-    def __init__(self, session: WorkerSession, host: Host) -> None:
+    def __init__(self, session: WorkerSession, host: ActorHost) -> None:
         self.session = session
         self._host = host
         self._mailbox: deque[Incoming] = deque()

@@ -10,14 +10,14 @@ import structlog
 
 from broker.protocol import messages as m
 from broker.transport.topology import shard_of, shard_queue
-from server_worker.actor import Host, SessionActor
+from server_worker.actor import ActorHost, SessionActor
 from server_worker.admission.authorization import forbidden
 from server_worker.admission.budget import Budget
 from server_worker.config import WorkerConfig
 from server_worker.session.durability import DurabilityClock
 from server_worker.session.machine import WorkerSession
-from server_worker.session.ownership import State, WorkerIdentity
-from server_worker.session.reorder_buffer import Room
+from server_worker.session.ownership import BodyState, WorkerIdentity
+from server_worker.session.reorder_buffer import MemoryBudget
 from server_worker.store import Store
 
 log = structlog.get_logger(__name__)
@@ -35,9 +35,9 @@ class Actors:
     """The actors of one worker, by session, the least recently used first."""
 
     def __init__(
-        self, host: Host, config: WorkerConfig, durability: DurabilityClock, clock: Callable[[], float]
+        self, host: ActorHost, config: WorkerConfig, durability: DurabilityClock, clock: Callable[[], float]
     ) -> None:
-        self.room = Room(config.waiting_bytes)
+        self.memory_budget = MemoryBudget(config.waiting_bytes)
         self.budget = Budget(config.memory_bytes)
         self._host = host
         self._config = config
@@ -66,7 +66,7 @@ class Actors:
                 session,
                 self.identity,
                 durability=self._durability,
-                room=self.room,
+                memory_budget=self.memory_budget,
                 budget=self.budget,
                 clock=self._clock,
             )
@@ -144,7 +144,7 @@ class Actors:
         horizon = self._clock() - OPEN_STEP_S
         for name, actor in list(self._actors.items()):
             own = actor.session.own
-            if own.state is not State.FORWARDED:
+            if own.state is not BodyState.FORWARDED:
                 continue
             if actor.idle and self._touched[name] < horizon:
                 self._log.info("the device of an open step was not heard of for too long", session=name)
@@ -173,7 +173,7 @@ class Actors:
             if held <= self._config.memory_bytes:
                 return
             session = self._actors[name].session
-            if session.own.state is State.FORWARDED and self._touched[name] > horizon:
+            if session.own.state is BodyState.FORWARDED and self._touched[name] > horizon:
                 continue  # two sessions that want each other's memory must not throw each other out for ever
             held -= session.memory_bytes()
             self._log.info("parking a session", session=name)

@@ -77,7 +77,9 @@ DEAD_LETTERS = Metric(
 # What is held, and its limits
 SESSIONS = Metric("spliteasy_worker_sessions", "gauge", "Sessions in memory.")
 SESSION_BYTES = Metric(
-    "spliteasy_worker_session_bytes", "gauge", "Torch memory of sessions: weights, buffers and optimizers."
+    "spliteasy_worker_session_bytes",
+    "gauge",
+    "Torch memory of sessions: weights, buffers, optimizers, and the values of open steps as the graph says.",
 )
 SESSION_LIMIT = Metric(
     "spliteasy_worker_session_limit_bytes", "gauge", "Beyond this the least recently used are parked."

@@ -36,7 +36,7 @@ from broker.transport.topology import FRONT, shard_queue, worker_queues
 from server_worker import metrics
 from server_worker.actor import BUSY_RETRY_S, Arrived, Incoming
 from server_worker.actors import Actors
-from server_worker.admission.intake import Accepted, Intake, Waiting
+from server_worker.admission.intake import Accepted, AwaitedFrames, Intake
 from server_worker.admission.quotas import OVERHEAD_BYTES, Quotas
 from server_worker.admission.reply_queues import ReplyQueues
 from server_worker.config import Trust, WorkerConfig
@@ -345,12 +345,12 @@ class Worker:
         self.meter.add(metrics.DEAD_LETTERS, 1, why)
         await subscription.dead_letter(delivery, reason)
 
-    def _receipt(self, taken: Accepted | Waiting) -> m.Receipt | None:
+    def _receipt(self, taken: Accepted | AwaitedFrames) -> m.Receipt | None:
         """What to say about a request's bytes, where not all of them are here.
 
         The last frame without the others is what a dead worker leaves: its successor asks for the rest.
         """
-        if isinstance(taken, Waiting):
+        if isinstance(taken, AwaitedFrames):
             outcome = taken.outcome
             if not outcome.last:
                 return None

@@ -28,7 +28,7 @@ from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.observations import Observation, StepTaken
 from server_worker.config import Trust, WorkerConfig
-from server_worker.engine.local import SessionMemory
+from server_worker.engine.local import BodyTrainer
 from server_worker.store import open_store
 from server_worker.worker import Worker
 from spliteasy.observability import logs
@@ -86,8 +86,8 @@ class Waits:
 async def _worker(broker: str, store: str, wait_ms: str = "0") -> None:
     compute, waits, stop = Watched(), Waits(), asyncio.Event()
     if half_s := float(wait_ms) / 2000:
-        SessionMemory.forward = waits.before(SessionMemory.forward, half_s)  # type: ignore[method-assign]
-        SessionMemory.backward = waits.before(SessionMemory.backward, half_s)  # type: ignore[method-assign]
+        BodyTrainer.forward = waits.before(BodyTrainer.forward, half_s)  # type: ignore[method-assign]
+        BodyTrainer.backward = waits.before(BodyTrainer.backward, half_s)  # type: ignore[method-assign]
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     worker = Worker(
         WorkerConfig(trust=Trust.OPEN),

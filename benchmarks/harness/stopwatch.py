@@ -27,7 +27,7 @@ from device_agent.session.machine import DeviceSession
 from device_agent.training import effects
 from device_agent.training.trainer import DeviceTrainer
 from server_worker.admission.intake import Intake
-from server_worker.engine.local import SessionMemory
+from server_worker.engine.local import BodyTrainer
 from server_worker.store.redis.store import RedisStore
 from server_worker.worker import Worker
 
@@ -129,7 +129,7 @@ def install() -> None:
     around(Intake, "take", None, lambda taken, *_: _received(getattr(taken, "request", None)))
     for name in ("forward", "backward"):
         around(
-            SessionMemory,
+            BodyTrainer,
             name,
             lambda memory, request, name=name: mark(request.step, f"body {name} begins"),
             lambda _, memory, request, name=name: mark(request.step, f"body {name} ends"),

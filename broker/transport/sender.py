@@ -9,10 +9,10 @@ from broker.protocol.envelope import encode_parts
 from broker.protocol.frames import CHUNK_BYTES, MAX_CHUNKS, to_frames
 from broker.protocol.messages import Message
 from broker.transport.base import Transport
-from broker.transport.send_window import Room
+from broker.transport.send_window import SendWindow
 
 WINDOW = 8
-"""Frames that may wait for the broker's confirm: of one message, or of all that share a `room`."""
+"""Frames that may wait for the broker's confirm: of one message, or of all that share a `window`."""
 
 
 async def send_message(
@@ -25,15 +25,17 @@ async def send_message(
     persistent: bool = True,
     headers: Mapping[str, str] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-    room: Room | None = None,
+    window: SendWindow | None = None,
     urgency: int = 0,
     admit: Callable[[int], Awaitable[None]] | None = None,
     sent: Callable[[int], None] | None = None,
     skip: Container[int] = (),
 ) -> None:
-    """Publish all frames but those in `skip`; returns once every one is confirmed. `admit` gets a frame's
-    bytes before it leaves, and may put it off; `sent` gets them once it is confirmed. Messages that share
-    `room` leave in the order of their calls, but those of a smaller `urgency` pass between frames of others.
+    """Publish all frames but those in `skip`; return once the broker has confirmed every one.
+
+    `admit` gets a frame's size in bytes before the frame is sent, and may put it off; `sent` gets the size
+    once the frame is confirmed. Messages that share `window` are sent in the order of their calls, but those
+    of a smaller `urgency` pass between the frames of others.
 
     Raises a group of LinkErrors where one is not confirmed: some may have arrived. Cancelling leaves some
     unsent.
@@ -41,8 +43,8 @@ async def send_message(
     parts = encode_parts(message)
     least = -(-sum(memoryview(part).nbytes for part in parts) // MAX_CHUNKS)
     frames = to_frames(parts, message_id=message_id, chunk_bytes=max(chunk_bytes, least), skip=skip)
-    room = room or Room(WINDOW)
-    turn = room.turn()
+    window = window or SendWindow(WINDOW)
+    ticket = window.ticket()
 
     async def publish(frame: bytes) -> None:
         try:
@@ -50,13 +52,13 @@ async def send_message(
                 routing_key, frame, to_queue=to_queue, persistent=persistent, headers=headers
             )
         finally:
-            room.leave(len(frame))
+            window.release(len(frame))
         if sent is not None:
             sent(len(frame))
 
     async with asyncio.TaskGroup() as tasks:
         for frame in frames:
-            await room.enter(len(frame), urgency=urgency, turn=turn)
+            await window.acquire(len(frame), urgency=urgency, ticket=ticket)
             if admit is not None:
                 await admit(len(frame))
             tasks.create_task(publish(frame))

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deploy.agents.inventory import Host, read_inventory
-from deploy.agents.rollout import Action, Board, Outcome, roll_out
+from deploy.agents.inventory import DeviceHost, read_inventory
+from deploy.agents.rollout import Action, Outcome, RolloutBoard, roll_out
 from deploy.agents.ssh import Ssh
 from deploy.wheel import build_wheel
 from spliteasy.errors import SplitEasyError, UserError
@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(arguments: argparse.Namespace, hosts: Sequence[Host]) -> int:
+def _run(arguments: argparse.Namespace, hosts: Sequence[DeviceHost]) -> int:
     action: Action = arguments.command
     console = Console()
-    board = Board(hosts, console)
+    board = RolloutBoard(hosts, console)
     with tempfile.TemporaryDirectory(prefix="spliteasy-wheel-") as folder:
         wheel = None
         if action == "deploy":

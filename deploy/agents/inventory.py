@@ -31,7 +31,7 @@ LISTS = ("arguments", "extras", "pip_options", "files")
 MAX_HOSTS = 1000
 
 
-class Host(BaseModel):
+class DeviceHost(BaseModel):
     """One device. The names of most fields and what they mean are those of `Settings`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,7 +105,7 @@ class _Account(BaseModel):
     job: str | None = None
 
 
-def read_inventory(words: Iterable[str], file: Path | None) -> list[Host]:
+def read_inventory(words: Iterable[str], file: Path | None) -> list[DeviceHost]:
     """The hosts of the words and of the file. Raises UserError."""
     where = Path()
     entries = _entries(words, "HOSTS")
@@ -173,7 +173,7 @@ def _from_toml(file: Path) -> list[dict[str, Any]]:
     return [{**defaults, **entry} for entry in hosts]
 
 
-def _host(entry: dict[str, Any], where: Path) -> Host:
+def _host(entry: dict[str, Any], where: Path) -> DeviceHost:
     """Paths in a file count from where the file is."""
     at = str(entry.get("at", ""))
     match = AT.match(at)
@@ -187,11 +187,11 @@ def _host(entry: dict[str, Any], where: Path) -> Host:
     files = entry.get("files", ())
     entry["files"] = [where / str(path) for path in files] if isinstance(files, list) else files
     try:
-        return Host.model_validate(entry)
+        return DeviceHost.model_validate(entry)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, fault["loc"]))
         raise UserError(
             f"{at or 'a host'}: {field}: {fault['msg'].lower()}",
-            hint=f"known are: {', '.join(Host.model_fields)}",
+            hint=f"known are: {', '.join(DeviceHost.model_fields)}",
         ) from None

@@ -17,14 +17,14 @@ from rich.text import Text
 
 from deploy.agents.host.main import ENROLMENT, FILE, WHEEL
 from deploy.agents.host.settings import MARK
-from deploy.agents.inventory import Host
+from deploy.agents.inventory import DeviceHost
 from deploy.agents.program import command, request
 from deploy.agents.ssh import Ended, Ssh
 from spliteasy.errors import LinkError, SplitEasyError, UserError
 
 Action = Literal["deploy", "undeploy", "status"]
 Said = Annotated[str, StringConstraints(max_length=4000)]
-Tell = Callable[[Host, str], None]
+Tell = Callable[[DeviceHost, str], None]
 NOT_FOUND = (126, 127)
 
 
@@ -51,13 +51,13 @@ class _Answer(BaseModel):
 class Outcome:
     """How it went at one host."""
 
-    host: Host
+    host: DeviceHost
     text: str
     failed: bool
 
 
 async def roll_out(
-    hosts: Sequence[Host],
+    hosts: Sequence[DeviceHost],
     action: Action,
     ssh: Ssh,
     *,
@@ -69,7 +69,7 @@ async def roll_out(
     """Do it at all hosts, `at_once` at a time. What fails at one stops no other."""
     places = asyncio.Semaphore(at_once)
 
-    async def one(host: Host) -> Outcome:
+    async def one(host: DeviceHost) -> Outcome:
         async with places:
             try:
                 text = await _at(host, action, ssh, wheel, delete_state, tell)
@@ -83,7 +83,7 @@ async def roll_out(
 
 
 async def _at(
-    host: Host, action: Action, ssh: Ssh, wheel: Path | None, delete_state: bool, tell: Tell
+    host: DeviceHost, action: Action, ssh: Ssh, wheel: Path | None, delete_state: bool, tell: Tell
 ) -> str:
     """What it came to. Raises SplitEasyError, OSError."""
     files = {} if wheel is None else _files(host, wheel)
@@ -113,7 +113,7 @@ async def _at(
     return _plain(_in_words(action, host, answer.done))
 
 
-def _files(host: Host, wheel: Path) -> dict[str, bytes]:
+def _files(host: DeviceHost, wheel: Path) -> dict[str, bytes]:
     """What is copied. Raises UserError where something is missing here."""
     if not host.data:
         raise UserError(
@@ -127,7 +127,7 @@ def _files(host: Host, wheel: Path) -> dict[str, bytes]:
     return files
 
 
-def _no_answer(host: Host, ended: Ended) -> SplitEasyError:
+def _no_answer(host: DeviceHost, ended: Ended) -> SplitEasyError:
     if ended.code in NOT_FOUND:
         return UserError(
             f"there is no {host.python}",
@@ -137,7 +137,7 @@ def _no_answer(host: Host, ended: Ended) -> SplitEasyError:
     return SplitEasyError(f"its side ended with code {ended.code}: {last or 'it said nothing'}")
 
 
-def _in_words(action: Action, host: Host, done: _Done) -> str:
+def _in_words(action: Action, host: DeviceHost, done: _Done) -> str:
     if action == "status":
         return f"{done.version} {done.state} ({done.service})"
     if action == "undeploy":
@@ -152,15 +152,15 @@ def _plain(text: str) -> str:
     return "".join(each if each.isprintable() else " " for each in " ".join(text.split()))
 
 
-class Board:
+class RolloutBoard:
     """How far each host is: a live table on a terminal, else a line for each change."""
 
-    def __init__(self, hosts: Sequence[Host], console: Console) -> None:
+    def __init__(self, hosts: Sequence[DeviceHost], console: Console) -> None:
         self._phases: dict[str, str] = {host.device: "waiting" for host in hosts}
-        self._hosts: Mapping[str, Host] = {host.device: host for host in hosts}
+        self._hosts: Mapping[str, DeviceHost] = {host.device: host for host in hosts}
         self._console = console
 
-    def tell(self, host: Host, phase: str) -> None:
+    def tell(self, host: DeviceHost, phase: str) -> None:
         self._phases[host.device] = phase
         if not self._console.is_terminal:
             self._console.print(Text(f"{host.device} at {host.at}: {phase}"), soft_wrap=True)

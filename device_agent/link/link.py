@@ -25,7 +25,7 @@ from broker.protocol.labels import codec_label
 from broker.transport.backoff import full_jitter
 from broker.transport.base import Transport
 from broker.transport.patience import SETTLED_S, UNREACHABLE_S, Patience
-from broker.transport.send_window import Room
+from broker.transport.send_window import SendWindow
 from broker.transport.sender import WINDOW, send_message
 from broker.transport.topology import REPLY_SLOTS, REPLY_TO, reply_slot, uplink_key
 from device_agent import metrics
@@ -236,7 +236,7 @@ class Link:
         All but FORWARDs go first: a BACKWARD lets the worker compute and send, while the FORWARDs of later
         micro-batches would only wait there for their turn.
         """
-        room, held = Room(WINDOW, self._window_bytes), dict[str, Item]()
+        window, held = SendWindow(WINDOW, self._window_bytes), dict[str, Item]()
         self._repeats.connected()
         async with asyncio.TaskGroup() as sending:
 
@@ -245,7 +245,7 @@ class Link:
                     chunk_bytes = self._cut_of(request)
                     request = self._with_partial_replies(request, chunk_bytes)
                     request = request if whole is None else _with_digests(request, whole, chunk_bytes)
-                sending.create_task(self._send(transport, queue, request, skip, room))
+                sending.create_task(self._send(transport, queue, request, skip, window))
 
             async def begin_later(key: str, wait_s: float) -> None:
                 await asyncio.sleep(wait_s)
@@ -265,7 +265,7 @@ class Link:
                     begin(*item)
 
     async def _send(
-        self, transport: Transport, queue: str, request: m.Request, skip: frozenset[int], room: Room
+        self, transport: Transport, queue: str, request: m.Request, skip: frozenset[int], window: SendWindow
     ) -> None:
         key = uplink_key(self._device, None if isinstance(request, m.GetJob) else self.shard)
         codec, began_s, first = codec_label(request), self._clock(), self._sending == 0
@@ -286,7 +286,7 @@ class Link:
                 message_id=request.request,
                 headers={REPLY_TO: queue},
                 chunk_bytes=self._cut_of(request),
-                room=room,
+                window=window,
                 admit=self._admit,
                 sent=sent,
                 urgency=isinstance(request, m.Forward),

@@ -15,7 +15,7 @@ from device_agent.session import events as e
 from device_agent.session.events import Action, Event, Timer
 from device_agent.session.open_step import Micro, OpenStep
 from device_agent.session.outbox import Outbox
-from device_agent.session.plan import Plan
+from device_agent.session.plan import SessionPlan
 from device_agent.session.states import COMPUTING, WAITING, State, moved
 from spliteasy.codecs.packer import Packed
 from spliteasy.errors import RemoteError, SplitEasyError, StateError
@@ -25,7 +25,7 @@ from spliteasy.training.digest import digest_of
 class DeviceSession:
     """The protocol of one device's training. `step` is the last step that this device has applied."""
 
-    def __init__(self, plan: Plan, *, held: tuple[int, ...]) -> None:
+    def __init__(self, plan: SessionPlan, *, held: tuple[int, ...]) -> None:
         self.plan = plan
         self.state = State.RAISING
         self.step = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from broker.protocol import messages as m
 from device_agent.session import events as e
-from device_agent.session.plan import Plan
+from device_agent.session.plan import SessionPlan
 from spliteasy.codecs.packer import Packed
 from spliteasy.job.micro_batches import micro_sizes
 
@@ -26,7 +26,7 @@ class Micro:
 class OpenStep:
     """All FORWARDs and BACKWARDs of the step: they are kept until its last GRADIENT has arrived."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SessionPlan) -> None:
         self._plan = plan
         self.micros: list[Micro] = []
         """Those whose head was computed."""

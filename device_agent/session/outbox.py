@@ -11,7 +11,7 @@ from torch import Tensor
 from broker.protocol import messages as m
 from device_agent.session import events as e
 from device_agent.session.events import Action, Timer
-from device_agent.session.plan import Plan
+from device_agent.session.plan import SessionPlan
 
 LEAST_RETRY_S = 0.25
 MAX_REASONS = 8
@@ -21,7 +21,7 @@ MAX_REASONS = 8
 class Outbox:
     """What is on its way to the worker, and what it may already have."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SessionPlan) -> None:
         self.pending: dict[str, m.AnyRequest] = {}
         """The requests that an answer is awaited to, by id."""
         self.online = False

@@ -96,7 +96,7 @@ def _from_folder(folder: Path, signature: Signature, recipe: DataSpec | None) ->
     return DeviceData(sets[0], sets[1] if divided else None, tuple(notes))
 
 
-class Batches:
+class BatchOrder:
     """The training batches of a device: step 1 is the first of epoch 0."""
 
     def __init__(
@@ -211,7 +211,7 @@ class EvaluationBatches:
         self.samples = len(self._samples)
 
     def __len__(self) -> int:
-        """Batches."""
+        """BatchOrder."""
         return -(-self.samples // self._size)
 
     def batch(self, index: int, step: int) -> tuple[Tensors, Tensors]:

@@ -15,7 +15,7 @@ from broker.protocol.messages import Value
 from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
 from device_agent.training.cut_codec import DeviceWire
-from device_agent.training.data import Batches, EvaluationBatches
+from device_agent.training.data import BatchOrder, EvaluationBatches
 from device_agent.training.samples import Tensors
 from spliteasy.codecs.packer import (
     Packed,
@@ -126,7 +126,7 @@ class DeviceTrainer:
     """Head and tail of one device, after step `head.step`, and the step under way."""
 
     job: Job
-    batches: Batches
+    batches: BatchOrder
     tests: EvaluationBatches | None
     head: SegmentTrainer
     tail: SegmentTrainer | None
@@ -149,7 +149,7 @@ class DeviceTrainer:
     def create(
         cls,
         job: Job,
-        batches: Batches,
+        batches: BatchOrder,
         tests: EvaluationBatches | None,
         *,
         device: str,

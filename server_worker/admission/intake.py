@@ -39,7 +39,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class AwaitedFrames:
     """A part of a request."""
 
     outcome: Partial | OverBudget
@@ -56,7 +56,7 @@ class Intake:
         self._trust = trust
         self._shards = shards
 
-    def take(self, delivery: Delivery) -> Accepted | Waiting:
+    def take(self, delivery: Delivery) -> Accepted | AwaitedFrames:
         """Raises WireError for what must not be served: it goes to the dead queue with that reason.
 
         Whatever it is, it is counted first; beyond the quota what can't be read is dropped without a trace.
@@ -69,14 +69,14 @@ class Intake:
         except WireError:
             if within:
                 raise
-            return Waiting(outcome=OverBudget(message_id="", last=False), device="", reply_to="")
+            return AwaitedFrames(outcome=OverBudget(message_id="", last=False), device="", reply_to="")
         outcome = self._assembler.add(device, delivery.body)
         if not isinstance(outcome, Assembled):
             if isinstance(outcome, Partial) and outcome.last:
                 # Whatever makes a request whole is acknowledged after the reply, and wakes the successor of
                 # a worker that died before. That must be its last frame: no other makes one ask for more.
                 self._assembler.forget_last(device, outcome.message_id)
-            return Waiting(outcome=outcome, device=device, reply_to=reply_to)
+            return AwaitedFrames(outcome=outcome, device=device, reply_to=reply_to)
         if not self._quotas.message(device):
             return self._over_quota(device, reply_to, outcome)
         request = decode(outcome.body)
@@ -100,11 +100,11 @@ class Intake:
             return self._over_quota(device, reply_to, outcome)
         return Accepted(request=request, raw=outcome.body, reply_to=reply_to, chunk_bytes=outcome.chunk_bytes)
 
-    def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> Waiting:
+    def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> AwaitedFrames:
         """What it sent is dropped; it is told so by BUSY, at the end of its message and not too often."""
         last = not isinstance(dropped, Chunk) or dropped.last
         outcome = OverBudget(message_id=dropped.message_id, last=last and self._quotas.answer(device))
-        return Waiting(outcome=outcome, device=device, reply_to=reply_to)
+        return AwaitedFrames(outcome=outcome, device=device, reply_to=reply_to)
 
     def may_bury(self, delivery: Delivery) -> bool:
         """Whether a delivery that must not be served is kept as a dead letter, or dropped."""

@@ -85,7 +85,7 @@ class _Open:
     reply_codec: str | None
 
 
-class SessionMemory:
+class BodyTrainer:
     """The body of one session after step `trainer.step`, and at most one open step on top.
 
     The open step's micro-batches are computed in order: `forwarded` forwards, `returned` backwards so far.

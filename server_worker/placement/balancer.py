@@ -1,4 +1,4 @@
-"""Hands shards on to workers with too few sessions, as `placement.py` plans it."""
+"""Hands shards on to workers with too few sessions, as `plan.py` plans it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from server_worker.store import WorkerInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class PlacementPlan:
     """What would even the load."""
 
     give: tuple[int, ...]
@@ -28,7 +28,7 @@ class Plan:
         return self.takers[shard % len(self.takers)] if self.takers else None
 
 
-def plan_moves(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInfo]) -> Plan:
+def plan_moves(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInfo]) -> PlacementPlan:
     """`load` counts the active sessions of each shard served here.
 
     Sessions go from whoever has most to whoever has least, until that brings no two closer together. Of
@@ -51,7 +51,7 @@ def plan_moves(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInf
         sessions[giver] -= moved
         sessions[taker] += moved
         takers.add(taker)
-    return Plan(give=tuple(given), takers=tuple(sorted(takers - {worker} if given else takers)))
+    return PlacementPlan(give=tuple(given), takers=tuple(sorted(takers - {worker} if given else takers)))
 
 
 def _counted(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInfo]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator
 from broker.protocol import messages as m
 from server_worker.admission.authorization import may_train
 from server_worker.admission.budget import Budget
-from server_worker.engine.local import SessionMemory, StepResult
+from server_worker.engine.local import BodyTrainer, StepResult
 from server_worker.engine.probe import environment_of
 from server_worker.loss_log import step_loss
 from server_worker.session import replies
@@ -38,7 +38,7 @@ from server_worker.session.refusals import (
     stale_reply,
     unknown_job_reply,
 )
-from server_worker.session.reorder_buffer import Arrivals, Place, Room
+from server_worker.session.reorder_buffer import MemoryBudget, PartKey, ReorderBuffer
 from server_worker.store import Blob, Done, SessionMeta, StaleAttempt, StepBehind, UnknownSession
 from spliteasy.errors import DataError, OutOfMemory, ReplayMismatch, StoreError
 from spliteasy.training.segment_trainer import NotFinite
@@ -59,13 +59,13 @@ class WorkerSession:
         identity: WorkerIdentity,
         *,
         durability: DurabilityClock,
-        room: Room,
+        memory_budget: MemoryBudget,
         budget: Budget,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.own = Ownership(name, identity, durability=durability, clock=clock)
-        self._arrivals = Arrivals(room)
+        self._arrivals = ReorderBuffer(memory_budget)
         self._budget = budget
         self._reserved = 0
         """Bytes of the budget that are this session's."""
@@ -212,7 +212,7 @@ class WorkerSession:
         if self._arrivals.holds(request.request):
             yield from self._ask_for(request, (request.kind, request.micro), memory, news=True)
 
-    def _compute(self, memory: SessionMemory, request: m.Forward | m.Backward, raw: Blob) -> Steps:
+    def _compute(self, memory: BodyTrainer, request: m.Forward | m.Backward, raw: Blob) -> Steps:
         """Compute the request whose turn it is; the step's last one commits it."""
         micro = request.micro
         result: StepResult | None = None
@@ -248,7 +248,7 @@ class WorkerSession:
             yield from self._ask_for(request, (request.about_kind, request.micro), memory)
 
     def _answer_again(
-        self, request: m.Forward | m.Backward | m.Ask, memory: SessionMemory
+        self, request: m.Forward | m.Backward | m.Ask, memory: BodyTrainer
     ) -> Generator[Action, Result, bool]:
         """Repeat the answer to a request (or to what an ASK is about) that was computed; whether it was."""
         micro = request.micro
@@ -271,13 +271,13 @@ class WorkerSession:
         return False
 
     def _ask_for(
-        self, request: m.SessionRequest, place: Place, memory: SessionMemory, *, news: bool = False
+        self, request: m.SessionRequest, place: PartKey, memory: BodyTrainer, *, news: bool = False
     ) -> Steps:
         """Say what is absent for `place` to be computed."""
         for kind, micro in self._arrivals.absent(place, memory.forwarded, memory.returned, news=news):
             yield Send(replies.missing(self.own, request, kind, micro))
 
-    def _begins(self, request: m.Forward | m.Backward | m.Ask, memory: SessionMemory) -> bool:
+    def _begins(self, request: m.Forward | m.Backward | m.Ask, memory: BodyTrainer) -> bool:
         """Whether the request is of a step of which nothing was computed here, or which begins anew."""
         forward = request.request if isinstance(request, m.Forward) else request.forward
         return not memory.forwarded or memory.forward_id(request.micro) not in (None, forward)
@@ -344,7 +344,7 @@ class WorkerSession:
 
     def _ready(
         self, request: m.SessionRequest, *, exact: bool = False
-    ) -> Generator[Action, Result, SessionMemory | None]:
+    ) -> Generator[Action, Result, BodyTrainer | None]:
         """Memory at the request's step or the one before, owned under its attempt.
 
         None: the request was answered, or is so old that nobody waits for an answer.
@@ -393,7 +393,7 @@ class WorkerSession:
 
     # the commit
 
-    def _commit(self, request: m.Forward | m.Backward, memory: SessionMemory, result: StepResult) -> Steps:
+    def _commit(self, request: m.Forward | m.Backward, memory: BodyTrainer, result: StepResult) -> Steps:
         """Commit the step that memory has taken, reply. Anything but Done throws the memory away."""
         requests = len(result.micros) * (1 if isinstance(request, m.Forward) else 2)
         outcome = yield from self.own.commit(request.step, result.digest, requests=requests)

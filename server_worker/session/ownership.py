@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from broker.protocol import messages as m
-from server_worker.engine.local import SessionMemory, StepResult
+from server_worker.engine.local import BodyTrainer, StepResult
 from server_worker.engine.probe import alike, environment_of
 from server_worker.session.actions import (
     Action,
@@ -37,7 +37,7 @@ from server_worker.store import Attempt, Blob, ClaimOutcome, CommitOutcome, Done
 from spliteasy.errors import StoreError, UnlikeWorker
 
 
-class State(Enum):
+class BodyState(Enum):
     """Where a session's memory is."""
 
     COLD = "cold"
@@ -46,11 +46,11 @@ class State(Enum):
 
 
 _EDGES = {
-    (State.COLD, State.READY),
-    (State.READY, State.FORWARDED),
-    (State.FORWARDED, State.FORWARDED),
-    (State.FORWARDED, State.READY),
-    *((state, State.COLD) for state in State),
+    (BodyState.COLD, BodyState.READY),
+    (BodyState.READY, BodyState.FORWARDED),
+    (BodyState.FORWARDED, BodyState.FORWARDED),
+    (BodyState.FORWARDED, BodyState.READY),
+    *((state, BodyState.COLD) for state in BodyState),
 }
 
 
@@ -74,10 +74,10 @@ class Ownership:
     ) -> None:
         self.session = session
         self.identity = identity
-        self.state = State.COLD
+        self.state = BodyState.COLD
         self.owner: Owner | None = None
         self.attempt: Attempt | None = None
-        self.memory: SessionMemory | None = None
+        self.memory: BodyTrainer | None = None
         self.snapshots = Snapshots(session, clock)
         self.paused = False
         """As the store said last: with each commit, load and open."""
@@ -176,19 +176,19 @@ class Ownership:
         unlike = yield from self.check_environment(meta)
         base = max((step for step in meta.snapshots if step <= newest), default=max(meta.snapshots))
         blobs = yield StoreCall(lambda s: read_snapshot(s, self.session, base))
-        memory: SessionMemory = yield Compute(lambda: SessionMemory(job, self.session))
+        memory: BodyTrainer = yield Compute(lambda: BodyTrainer(job, self.session))
         yield Compute(lambda: memory.restore(blobs, base))
         self.accept(meta)
         self.log_bytes, self._log_limit = meta.log_bytes, job.spec.durability.log_max_bytes
         result = yield from self._replay(memory, base, meta.committed)
         self.memory = memory
         self.snapshots.loaded(base, kept=len(meta.snapshots), logged_bytes=meta.log_bytes)
-        self._move(State.READY)
+        self._move(BodyState.READY)
         yield Loaded(self.session, meta.committed, meta.committed - base, unlike)
         return result
 
     def _replay(
-        self, memory: SessionMemory, base: int, upto: int
+        self, memory: BodyTrainer, base: int, upto: int
     ) -> Generator[Action, Result, StepResult | None]:
         """Take the logged steps after `base` again; one batch is read while the one before is computed."""
 
@@ -206,21 +206,21 @@ class Ownership:
 
     def drop(self) -> None:
         """Throw the memory away; the store has everything."""
-        self._move(State.COLD)
+        self._move(BodyState.COLD)
         self.memory, self.owner, self.attempt = None, None, None
         self.doubted = False
 
     def abort(self) -> None:
         """Forget the open step."""
-        if self.memory is not None and self.state is State.FORWARDED:
+        if self.memory is not None and self.state is BodyState.FORWARDED:
             self.memory.abort()
-            self._move(State.READY)
+            self._move(BodyState.READY)
 
     # the open step
 
     def begin(self, request: m.Forward) -> Steps:
         """The memory is about to open the request's micro-batch; the first one begins the step."""
-        self._move(State.FORWARDED)
+        self._move(BodyState.FORWARDED)
         if request.micro == 0:
             self._oldest_checkpoint, self._step_bytes = request.oldest_checkpoint, 0
             yield from self.let_go_of_writes()
@@ -263,7 +263,7 @@ class Ownership:
             )
         )
         if isinstance(outcome, Done):
-            self._move(State.READY)
+            self._move(BodyState.READY)
             self.log_bytes = outcome.meta.log_bytes
             self.snapshots.committed(self._step_bytes, kept=len(outcome.meta.snapshots))
             self.paused = outcome.meta.paused
@@ -279,7 +279,7 @@ class Ownership:
         if self.memory is not None:
             yield from self.snapshots.write(self.memory, self.live)
 
-    def _move(self, to: State) -> None:
+    def _move(self, to: BodyState) -> None:
         if (self.state, to) not in _EDGES:
             raise AssertionError(f"session {self.session}: no way from {self.state} to {to}")
         self.state = to

@@ -16,14 +16,14 @@ MOST_TOLD = 64
 """A step may have a thousand micro-batches, and one small ASK must not be answered by as many MISSING."""
 
 Kind = Literal["FORWARD", "BACKWARD"]
-Place = tuple[Kind, int]
+PartKey = tuple[Kind, int]
 """Which request of a step: its kind and micro-batch."""
 
 MAX_BYTES = 512 << 20
 """What may wait of one session."""
 
 
-class Room:
+class MemoryBudget:
     """What may wait of all sessions of a worker."""
 
     def __init__(self, limit_bytes: int) -> None:
@@ -34,14 +34,14 @@ class Room:
         return self.taken_bytes + nbytes <= self.limit_bytes
 
 
-class Arrivals:
+class ReorderBuffer:
     """The waiting requests of one session's open step. `forwarded` and `returned` count the forwards and
     backwards that were computed."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._held: dict[Place, tuple[m.Forward | m.Backward, Blob]] = {}
-        self._told: set[Place] = set()
+    def __init__(self, memory_budget: MemoryBudget) -> None:
+        self._memory_budget = memory_budget
+        self._held: dict[PartKey, tuple[m.Forward | m.Backward, Blob]] = {}
+        self._told: set[PartKey] = set()
         self.nbytes = 0
 
     def add(self, request: m.Forward | m.Backward, raw: Blob, forwarded: int, returned: int) -> bool:
@@ -50,7 +50,9 @@ class Arrivals:
         """
         self._pop((request.kind, request.micro))
         due = forwarded if request.kind == "FORWARD" else returned if returned < forwarded else None
-        if request.micro != due and (self.nbytes + len(raw) > MAX_BYTES or not self._room.has(len(raw))):
+        if request.micro != due and (
+            self.nbytes + len(raw) > MAX_BYTES or not self._memory_budget.has(len(raw))
+        ):
             return False
         self._held[request.kind, request.micro] = request, raw
         self._count(len(raw))
@@ -61,14 +63,14 @@ class Arrivals:
         backward = self._pop(("BACKWARD", returned)) if returned < forwarded else None
         return backward or self._pop(("FORWARD", forwarded))
 
-    def absent(self, place: Place, forwarded: int, returned: int, *, news: bool = False) -> list[Place]:
+    def absent(self, place: PartKey, forwarded: int, returned: int, *, news: bool = False) -> list[PartKey]:
         """What is not here and has to be computed before `place`, and `place` itself if it is not here.
 
         `news`: only what this has not said before. The first `MOST_TOLD` are named: when they have come, the
         device asks again.
         """
         kind, micro = place
-        needed: list[Place] = [("FORWARD", n) for n in range(forwarded, micro + 1)]
+        needed: list[PartKey] = [("FORWARD", n) for n in range(forwarded, micro + 1)]
         if kind == "BACKWARD":
             needed += [("BACKWARD", n) for n in range(returned, micro + 1)]
         absent = [each for each in needed if each not in self._held and not (news and each in self._told)]
@@ -86,7 +88,7 @@ class Arrivals:
         self._told.clear()
         self._count(-self.nbytes)
 
-    def _pop(self, place: Place) -> tuple[m.Forward | m.Backward, Blob] | None:
+    def _pop(self, place: PartKey) -> tuple[m.Forward | m.Backward, Blob] | None:
         found = self._held.pop(place, None)
         if found is not None:
             self._count(-len(found[1]))
@@ -94,4 +96,4 @@ class Arrivals:
 
     def _count(self, nbytes: int) -> None:
         self.nbytes += nbytes
-        self._room.taken_bytes += nbytes
+        self._memory_budget.taken_bytes += nbytes

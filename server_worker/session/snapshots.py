@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from server_worker.engine.local import SessionMemory, encode_state
+from server_worker.engine.local import BodyTrainer, encode_state
 from server_worker.session.actions import Background, Compute, Result, Steps, StoreCall
 from server_worker.store import Attempt, Done, Owner
 
@@ -45,7 +45,7 @@ class Snapshots:
         return step <= self._step
 
     def write_if_due(
-        self, memory: SessionMemory, ownership: tuple[Attempt, Owner], *, log_is_long: bool
+        self, memory: BodyTrainer, ownership: tuple[Attempt, Owner], *, log_is_long: bool
     ) -> Steps:
         """Begin to write one beside what follows, after enough steps, time or log."""
         durability = memory.job.spec.durability
@@ -69,7 +69,7 @@ class Snapshots:
             done,
         )
 
-    def write(self, memory: SessionMemory, ownership: tuple[Attempt, Owner]) -> Steps:
+    def write(self, memory: BodyTrainer, ownership: tuple[Attempt, Owner]) -> Steps:
         """Write one of the newest step, and wait for it; nothing where there is one."""
         if self.covers(memory.step):
             return

@@ -30,7 +30,7 @@ class _Tries(Generic[_T]):
     values: dict[_Place, _Value[_T]] = field(default_factory=dict)
 
 
-class Waiting(Generic[_T]):
+class StagedRequests(Generic[_T]):
     """One value a request, by place and index; each is gone `ttl_s` after it was put (by `clock`).
 
     Of a session and its owner only the newest attempt's are kept, so that tries that came to nothing do not

@@ -16,10 +16,10 @@ from spliteasy.errors import CutError, JobError
 from spliteasy.job.spec import JobSpec, SgdSpec
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import InputCorrelation
-from spliteasy.planning.costs import KINDS, Costs, Numbers
+from spliteasy.planning.costs import KINDS, Numbers, OperatorCosts
 from spliteasy.planning.flow import Flow, position_of
 from spliteasy.planning.relaxation import Relaxing
-from spliteasy.planning.wire_costs import Wire
+from spliteasy.planning.wire_costs import WireCosts
 from spliteasy.splitting.export import TracedModel
 from spliteasy.splitting.rules import regrouped_sums
 from spliteasy.splitting.split import cut_trace, partitions
@@ -88,8 +88,8 @@ class Chooser:
         traced: TracedModel,
         spec: JobSpec,
         flow: Flow,
-        costs: Costs,
-        wire: Wire,
+        costs: OperatorCosts,
+        wire: WireCosts,
         *,
         shared: Sequence[str],
         conditions: Conditions,
@@ -102,7 +102,7 @@ class Chooser:
         self._label_bytes, self._correlation = label_bytes, correlation
         self._read(costs)
 
-    def _read(self, costs: Costs) -> None:
+    def _read(self, costs: OperatorCosts) -> None:
         """Prefix sums at the places: time on the device and on the server, weights, memory."""
         flow, conditions = self._flow, self._conditions
         slow = 1.0 / np.array(conditions.device_speed)[costs.kinds]

@@ -41,7 +41,7 @@ PASSES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
+class OperatorCosts:
     """Per operator of the training trace, in its order: seconds on this machine and bytes, for one step.
 
     Scaled from `measured_batch` samples to `batch`.
@@ -77,7 +77,7 @@ def measure(
     targets: Tensors,
     *,
     budget_s: float = BUDGET_S,
-) -> Costs:
+) -> OperatorCosts:
     """Train the unsplit model for a few steps of the job, on copies of its weights, and time it.
 
     A batch too large for the budget is replaced by a smaller one, and the result scaled.
@@ -101,7 +101,7 @@ def measure(
     backward_of_loss = float(backward[-1])
     forward *= forward_s / forward.sum()
     backward *= backward_s / backward.sum()
-    return Costs(
+    return OperatorCosts(
         batch=spec.batch_size,
         measured_batch=batch,
         forward_s=forward * scale,

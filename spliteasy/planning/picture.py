@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from spliteasy.planning.choice import Cut
-from spliteasy.planning.planner import Plan
+from spliteasy.planning.planner import CutPlan
 
 _UP, _DOWN, _HEAD, _BEST, _OWN, _REFUSED = "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#555555", "#bbbbbb"
 _MB = 1e6
 
 
-def draw(path: Path, plan: Plan) -> None:
+def draw(path: Path, plan: CutPlan) -> None:
     """Write the picture. Raises ModuleNotFoundError where matplotlib is not installed."""
     import matplotlib
 

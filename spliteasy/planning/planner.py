@@ -1,4 +1,4 @@
-"""Plan a job: time its model, look at every cut, choose."""
+"""CutPlan a job: time its model, look at every cut, choose."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spliteasy.job.spec import JobSpec, LimitsSpec, LinkSpec, PlanSpec
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import MIN_SAMPLES, InputCorrelation, varies
-from spliteasy.planning.costs import BUDGET_S, Costs, Tensors, measure, resized
+from spliteasy.planning.costs import BUDGET_S, OperatorCosts, Tensors, measure, resized
 from spliteasy.planning.flow import Flow
 from spliteasy.planning.profile import USUAL, Profile, measure_compute
 from spliteasy.planning.whole_model import whole_segment
@@ -34,7 +34,7 @@ MAX_SAMPLES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class CutPlan:
     """What was found: the best cut behind each place, and the best of all."""
 
     spec: JobSpec
@@ -43,7 +43,7 @@ class Plan:
     best: Cut
     own: Cut | None
     """The cuts that the job file names; None for "auto"."""
-    costs: Costs
+    costs: OperatorCosts
     conditions: Conditions
     constraints: Constraints
     notes: tuple[str, ...] = ()
@@ -52,8 +52,8 @@ class Plan:
 
 def plan_job(
     spec: JobSpec, root: Path | None = None, *, profile: Profile | None = None, budget_s: float = BUDGET_S
-) -> Plan:
-    """Plan under the job's `[plan]`. Imports and runs the user's code, and times its model here.
+) -> CutPlan:
+    """CutPlan under the job's `[plan]`. Imports and runs the user's code, and times its model here.
 
     Raises JobError, and CutError where no cut keeps to the constraints.
     """
@@ -61,8 +61,12 @@ def plan_job(
 
 
 def plan_source(
-    source: Source, *, profile: Profile | None = None, budget_s: float = BUDGET_S, costs: Costs | None = None
-) -> Plan:
+    source: Source,
+    *,
+    profile: Profile | None = None,
+    budget_s: float = BUDGET_S,
+    costs: OperatorCosts | None = None,
+) -> CutPlan:
     """`plan_job` for a model that is built and traced already; `costs`: and timed already."""
     spec, traced = source.spec, source.traced
     settings = spec.plan
@@ -100,7 +104,7 @@ def plan_source(
             own = chooser.at(spec.model.cuts)
         except CutError as error:
             notes = (*notes, f"the job's own cuts can't be: {error}")
-    return Plan(
+    return CutPlan(
         spec=spec,
         rows=tuple(rows),
         best=best,

@@ -30,7 +30,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Compute(_Part):
+class ComputeProfile(_Part):
     """Training kernels of the usual sizes, forward and backward."""
 
     convolution_flop_s: Positive
@@ -38,7 +38,7 @@ class Compute(_Part):
     memory_bytes_s: Positive
     threads: Annotated[int, Field(ge=1)]
 
-    def speeds_beside(self, here: Compute) -> tuple[float, float, float]:
+    def speeds_beside(self, here: ComputeProfile) -> tuple[float, float, float]:
         """How fast this is beside `here`, for each of `costs.KINDS`."""
         return (
             self.convolution_flop_s / here.convolution_flop_s,
@@ -47,7 +47,7 @@ class Compute(_Part):
         )
 
 
-class Link(_Part):
+class LinkProfile(_Part):
     """To a broker: rates in bytes a second, and a round trip."""
 
     up_bytes_s: Positive
@@ -73,8 +73,8 @@ class Profile(_Part):
     version: Literal[1] = 1
     machine: Annotated[str, Field(max_length=200)] = ""
     torch: Annotated[str, Field(max_length=100)] = ""
-    compute: Compute
-    link: Link | None = None
+    compute: ComputeProfile
+    link: LinkProfile | None = None
     overhead: Overhead | None = None
 
 
@@ -103,10 +103,10 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-def measure_compute() -> Compute:
+def measure_compute() -> ComputeProfile:
     """Time three training kernels here, with torch's present number of threads. Takes about a second."""
     with states_kept():
-        return Compute(
+        return ComputeProfile(
             convolution_flop_s=_convolution(),
             matmul_flop_s=_matmul(),
             memory_bytes_s=_memory(),

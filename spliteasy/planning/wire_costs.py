@@ -24,7 +24,7 @@ PLAIN = "fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wire:
+class WireCosts:
     """Per value of a `Flow`, for a whole batch. Seconds are for packing once and unpacking once, here."""
 
     activation_bytes: list[float]
@@ -41,11 +41,11 @@ class _Packed:
     s_per_byte: float = 0.0
 
 
-def plain_wire(flow: Flow, batch: int) -> Wire:
+def plain_wire(flow: Flow, batch: int) -> WireCosts:
     """Tensors travel as they are."""
     sizes = [float(value.spec.bytes_for(batch)) for value in flow.values]
     nothing = [0.0] * len(sizes)
-    return Wire(activation_bytes=sizes, gradient_bytes=sizes, activation_s=nothing, gradient_s=nothing)
+    return WireCosts(activation_bytes=sizes, gradient_bytes=sizes, activation_s=nothing, gradient_s=nothing)
 
 
 def packed_wire(
@@ -57,7 +57,7 @@ def packed_wire(
     *,
     batch: int,
     codecs: tuple[str, str],
-) -> Wire:
+) -> WireCosts:
     """Pack the values and gradients of one step on these inputs. `codecs`: of activations and gradients.
 
     What codecs make of data depends on the data: give inputs as the devices have them.
@@ -67,7 +67,7 @@ def packed_wire(
     activations, gradients = _packed_values(traced, flow, loss, inputs, targets, codecs)
     sizes = [value.spec.bytes_for(batch) for value in flow.values]
     packs = [(activations.get(v, _Packed()), gradients.get(v, _Packed())) for v in range(len(sizes))]
-    return Wire(
+    return WireCosts(
         activation_bytes=[size * a.bytes_ratio for size, (a, _) in zip(sizes, packs, strict=True)],
         gradient_bytes=[size * g.bytes_ratio for size, (_, g) in zip(sizes, packs, strict=True)],
         activation_s=[size * a.s_per_byte for size, (a, _) in zip(sizes, packs, strict=True)],

@@ -294,13 +294,13 @@ async def _train(
     from spliteasy.runtime.torch_thread import TorchThread
     from spliteasy_cli.history.run_history import tell_all
     from spliteasy_cli.support.service_notifier import Notifier
-    from spliteasy_cli.watch.progress import Board
+    from spliteasy_cli.watch.progress import ProgressBoard
     from spliteasy_cli.watch.run_recorder import LogLines, Watcher
 
     lines = LogLines()
     watcher = Watcher([config.device], lambda run, notable: None if live else lines(run, notable))
     title = f"{config.job} on {where}"
-    board = Board(list(watcher.runs.values()), title=title) if live else nullcontext()
+    board = ProgressBoard(list(watcher.runs.values()), title=title) if live else nullcontext()
     compute = TorchThread()
     try:
         with board, ExitStack() as histories:

@@ -18,7 +18,7 @@ from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 if TYPE_CHECKING:
     from spliteasy.job import JobSpec
     from spliteasy.planning.choice import Cut
-    from spliteasy.planning.planner import Plan
+    from spliteasy.planning.planner import CutPlan
 
 SHOWN = 12
 WIDTH = 150
@@ -181,7 +181,7 @@ def with_settings(spec: JobSpec, given: dict[str, Any], codec: str | None) -> Jo
     return parse_job(data, source="the options")
 
 
-def as_document(found: Plan) -> dict[str, Any]:
+def as_document(found: CutPlan) -> dict[str, Any]:
     """Everything of the plan that is a number, for programs."""
 
     def cut(row: Cut | None) -> dict[str, Any] | None:
@@ -202,7 +202,7 @@ def as_document(found: Plan) -> dict[str, Any]:
     }
 
 
-def show(found: Plan, *, every: bool) -> None:
+def show(found: CutPlan, *, every: bool) -> None:
     """Print the table, along the depth, and what to write into the job file."""
     from rich.console import Console
     from rich.table import Table
@@ -235,7 +235,7 @@ def show(found: Plan, *, every: bool) -> None:
         typer.echo(f"the job's own cuts take {_ms(found.own.step_s)}, {times:.2f} times as long")
 
 
-def _title(found: Plan) -> str:
+def _title(found: CutPlan) -> str:
     conditions, costs = found.conditions, found.costs
     speeds = {f"{speed:.3g}" for speed in conditions.device_speed}
     scaled = "" if costs.measured_batch == costs.batch else f", timed with {costs.measured_batch}"
@@ -267,7 +267,7 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _mark(found: Plan, row: Cut) -> str:
+def _mark(found: CutPlan, row: Cut) -> str:
     if row.cuts == found.best.cuts:
         return "best"
     own = ["yours"] if found.own is not None and row.cuts == found.own.cuts else []
@@ -278,7 +278,7 @@ def _ms(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 10 else f"{seconds * 1e3:.{1 if seconds < 1 else 0}f} ms"
 
 
-def _draw(found: Plan, output: Path) -> None:
+def _draw(found: CutPlan, output: Path) -> None:
     from spliteasy.planning import picture
 
     try:

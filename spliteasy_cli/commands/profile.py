@@ -13,7 +13,7 @@ from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 
 if TYPE_CHECKING:
-    from spliteasy.planning.profile import Link, Profile
+    from spliteasy.planning.profile import LinkProfile, Profile
 
 
 def profile(
@@ -69,7 +69,7 @@ async def measure(broker: str | None) -> Profile:
     )
 
 
-async def _link(broker: str) -> Link:
+async def _link(broker: str) -> LinkProfile:
     from broker import connect
     from spliteasy_cli.probes.link import measure_link
 

@@ -146,7 +146,7 @@ def _train(
 ) -> tuple[list[DeviceRun], float, bool]:
     """Train with live progress: the runs, the seconds it took, whether all reached the last step."""
     from spliteasy_cli.history.run_history import tell_all
-    from spliteasy_cli.watch.progress import Board
+    from spliteasy_cli.watch.progress import ProgressBoard
     from spliteasy_cli.watch.run_recorder import Watcher
 
     watcher = Watcher([config.device for config in configs], lambda run, now: board.tell(run, now=now))
@@ -154,7 +154,7 @@ def _train(
     title = (
         f"{job.name}@{job.digest[:12]}: {len(configs)} devices, {workers} workers, embedded broker and store"
     )
-    board = Board(runs, title=title)
+    board = ProgressBoard(runs, title=title)
     with ExitStack() as entered:
         for history in kept:
             entered.enter_context(history)

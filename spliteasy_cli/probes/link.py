@@ -9,7 +9,7 @@ import time
 from broker import Transport
 from broker.protocol.messages import new_nonce
 from broker.transport.topology import IDENTIFIER, reply_queue
-from spliteasy.planning.profile import Link
+from spliteasy.planning.profile import LinkProfile
 
 FRAME_BYTES = 128 << 10
 IN_FLIGHT = 8
@@ -18,7 +18,7 @@ ABOUT_S = 2.0
 ROUND_TRIPS = 7
 
 
-async def measure_link(transport: Transport) -> Link:
+async def measure_link(transport: Transport) -> LinkProfile:
     """Send to the queue, then read it back. Raises LinkError, and LinkRefused where the account may not.
 
     The account must be allowed to publish straight to a queue: those of the local stack are, an
@@ -36,7 +36,7 @@ async def measure_link(transport: Transport) -> Link:
         down_s, read = await _read(transport, queue.name, FIRST_BYTES, count)
     finally:
         await transport.delete(queue.name)
-    return Link(
+    return LinkProfile(
         up_bytes_s=count / max(up_s - rtt_s, 1e-6), down_bytes_s=read / max(down_s, 1e-6), rtt_s=rtt_s
     )
 

@@ -23,7 +23,7 @@ from device_agent.observations import Observation, StepTaken
 from server_worker.config import Trust
 from server_worker.store import open_store
 from spliteasy.job import Job, parse_job
-from spliteasy.planning.planner import Plan, plan_job
+from spliteasy.planning.planner import CutPlan, plan_job
 from spliteasy.planning.profile import Overhead
 from spliteasy.runtime.torch_thread import Compute, TorchThread
 from spliteasy_cli.commands.submit import store_job
@@ -106,7 +106,7 @@ def overhead_of(small: Probed, large: Probed) -> Overhead:
     return Overhead(round_trip_s=max(0.0, rest_s / 2), byte_s=max(0.0, byte_s))
 
 
-def probed(plan: Plan, seconds: Sequence[float]) -> Probed:
+def probed(plan: CutPlan, seconds: Sequence[float]) -> Probed:
     """What the measured steps took beside what the plan says of computing."""
     assert plan.own is not None, "probes name their cuts"
     computing_s = plan.own.device_s + plan.own.server_s

@@ -18,11 +18,11 @@ from device_agent.config import AgentConfig
 from device_agent.link.link import Connect
 from device_agent.observations import Observation, StepTaken
 from device_agent.state_folder import StateFolder
-from device_agent.training.data import Batches, load_dataset
+from device_agent.training.data import BatchOrder, load_dataset
 from device_agent.training.ends import initial_ends, job_key, label_key
 from device_agent.training.trainer import HEAD, TAIL
 from server_worker.config import Trust
-from server_worker.engine.local import SessionMemory
+from server_worker.engine.local import BodyTrainer
 from server_worker.store import Store, StoreKeys, open_store
 from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
@@ -43,7 +43,7 @@ NAME_ROOM = 55
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ParityPlan:
     """What is compared. The job is a copy under a name of its own, so that nobody's session is touched."""
 
     job: Job
@@ -51,7 +51,7 @@ class Plan:
     folder: Path
     steps: int
     configs: Sequence[AgentConfig]
-    batches: Sequence[Batches]
+    batches: Sequence[BatchOrder]
     """Each device's data once more, for the training in one process."""
 
 
@@ -69,7 +69,7 @@ class Comparison:
 
 def prepare(
     job_file: Path, steps: int, devices: int, data: str | None, folder: Path, secret: bytes | None = None
-) -> Plan:
+) -> ParityPlan:
     """Export the job and load the data; state and store go to `folder`. Raises UserError."""
     spec, root = load_job_file(job_file), user_code.project_root(job_file)
     copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-parity"})
@@ -79,7 +79,7 @@ def prepare(
     for config in configs:
         key, labels = key_of(config, job), labels_of(config)
         once, again = (
-            Batches(
+            BatchOrder(
                 load_dataset(config.data, config.device, job.signature, root=root, recipe=copy.data).train,
                 copy,
                 job.signature,
@@ -100,11 +100,11 @@ def prepare(
                 hint=f"--steps {once.total_steps}, or more epochs",
             )
         batches.append(once)
-    return Plan(job, root, folder, steps, configs, batches)
+    return ParityPlan(job, root, folder, steps, configs, batches)
 
 
 async def compare(
-    plan: Plan,
+    plan: ParityPlan,
     broker: str | None,
     store: str | None,
     keys: StoreKeys,
@@ -120,7 +120,7 @@ async def compare(
 
 
 async def train_split(
-    plan: Plan,
+    plan: ParityPlan,
     broker: str | None,
     store: str | None,
     keys: StoreKeys,
@@ -158,7 +158,7 @@ async def train_split(
 
 
 async def _train_device(
-    plan: Plan, config: AgentConfig, connect: Connect, stop: asyncio.Event
+    plan: ParityPlan, config: AgentConfig, connect: Connect, stop: asyncio.Event
 ) -> tuple[int, State]:
     """Train `plan.steps` steps (fewer if `stop` is set): the last step, head and tail after it."""
     enough = asyncio.Event()
@@ -186,7 +186,7 @@ async def with_body(store: Store, job: Job, session: str, step: int, half: State
     if meta is None or meta.committed != step:
         raise SplitEasyError(f"{session}: the device ended at step {step}, the store did not")
     base = max(kept for kept in meta.snapshots if kept <= step)
-    memory = SessionMemory(job, session)
+    memory = BodyTrainer(job, session)
     memory.restore(await store.read_snapshot(session, base), base)
     async for entry in store.read_log(session, after=base, upto=step):
         await asyncio.to_thread(memory.replay, entry)
@@ -221,7 +221,9 @@ def labels_of(config: AgentConfig) -> Key:
         return label_key(state.secret(config.secret))
 
 
-def compare_one(plan: Plan, config: AgentConfig, batches: Batches, step: int, split: State) -> Comparison:
+def compare_one(
+    plan: ParityPlan, config: AgentConfig, batches: BatchOrder, step: int, split: State
+) -> Comparison:
     """Train the same steps in one process, from the device's own ends and in its order, and compare.
 
     Runs the user's model code.

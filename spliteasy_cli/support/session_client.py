@@ -22,7 +22,7 @@ ASK_AGAIN_S = 10.0
 R = TypeVar("R", bound=m.Reply)
 
 
-class Caller:
+class SessionClient:
     """Sends one request of a session at a time, and waits for its reply."""
 
     def __init__(self, link: Link, events: asyncio.Queue[e.Event]) -> None:
@@ -84,7 +84,7 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(connect: Connect, session: str) -> AsyncIterator[Caller]:
+async def calling(connect: Connect, session: str) -> AsyncIterator[SessionClient]:
     """A link of the session's device while it is entered. Raises LinkError, LinkRefused."""
     events: asyncio.Queue[e.Event] = asyncio.Queue()
     link = Link(connect, session.partition(".")[2], emit=events.put_nowait)
@@ -95,7 +95,7 @@ async def calling(connect: Connect, session: str) -> AsyncIterator[Caller]:
         await asyncio.wait({running, first}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             running.result()
-        yield Caller(link, events)
+        yield SessionClient(link, events)
     finally:
         for task in (running, first):
             task.cancel()

@@ -26,7 +26,7 @@ from spliteasy.training.segment_trainer import MODEL_PREFIX, SegmentTrainer, ten
 from spliteasy_cli.commands.train import STORE_FILE
 from spliteasy_cli.support.embedded import async_connect, workers_running
 from spliteasy_cli.support.endpoints import find_url
-from spliteasy_cli.support.session_client import Caller, calling
+from spliteasy_cli.support.session_client import SessionClient, calling
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class TrainedHalf:
             if name.startswith(MODEL_PREFIX)
         }
 
-    async def predict(self, inputs: tuple[Tensor, ...], caller: Caller) -> tuple[Tensor, ...]:
+    async def predict(self, inputs: tuple[Tensor, ...], caller: SessionClient) -> tuple[Tensor, ...]:
         """The whole model's outputs in evaluation mode; the body's part is asked for."""
         outputs = await asyncio.to_thread(self.head.evaluate, inputs)
         wire, samples = self.head.eval_wire, inputs[0].shape[0]
@@ -93,7 +93,9 @@ def read_half(state: StateFolder) -> TrainedHalf:
     )
 
 
-def other_half(half: TrainedHalf, state: Path, broker: str | None) -> AbstractAsyncContextManager[Caller]:
+def other_half(
+    half: TrainedHalf, state: Path, broker: str | None
+) -> AbstractAsyncContextManager[SessionClient]:
     """Somebody to ask for the body: workers on the broker, or one of this process for a folder of `train`."""
     store_file = state.absolute().parent.parent / STORE_FILE
     if broker is None and store_file.exists():
@@ -102,7 +104,7 @@ def other_half(half: TrainedHalf, state: Path, broker: str | None) -> AbstractAs
 
 
 @asynccontextmanager
-async def _calling_embedded(half: TrainedHalf, store_url: str) -> AsyncIterator[Caller]:
+async def _calling_embedded(half: TrainedHalf, store_url: str) -> AsyncIterator[SessionClient]:
     connect_as = async_connect(MemoryBroker())
     store = await open_store(store_url)
     device = half.session.partition(".")[2]

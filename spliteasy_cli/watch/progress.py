@@ -17,7 +17,7 @@ REFRESH_PER_S = 6
 LINE_EVERY_S = 2.0
 
 
-class Board:
+class ProgressBoard:
     """Shows the runs while it is entered. `DeviceRun`s are changed by others; `tell` marks a moment."""
 
     def __init__(self, runs: Sequence[DeviceRun], *, title: str, console: Console | None = None) -> None:
@@ -27,7 +27,7 @@ class Board:
         self._live: Live | None = None
         self._told_at: dict[str, float] = {}
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> ProgressBoard:
         if self._console.is_terminal:
             self._live = Live(
                 get_renderable=self._table,

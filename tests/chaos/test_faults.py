@@ -110,7 +110,7 @@ async def test_a_disk_without_room_for_a_checkpoint(train: NewTraining) -> None:
     resource.prlimit(trained.device.agent.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
     assert await until(trained.task.done, SOON_S)
     (violation,) = trained.stack.record.violations
-    assert "ended with 2: error: state folder" in violation
+    assert "ended with 1: error: state folder" in violation
     assert "can't be written: File too large" in violation
     trained.stack.record.violations.clear()
     await trained.start_again()

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from broker.transport.in_process import MemoryBroker
-from spliteasy.planning.profile import Compute, Link, Overhead, Profile
+from spliteasy.planning.profile import ComputeProfile, LinkProfile, Overhead, Profile
 from spliteasy_cli.probes.link import FRAME_BYTES, measure_link
 from spliteasy_cli.probes.pipeline import Probed, overhead_of
 from tests.cli.conftest import Project, Ran
 
 PNG = b"\x89PNG\r\n\x1a\n"
-COMPUTE = Compute(convolution_flop_s=1e9, matmul_flop_s=1e9, memory_bytes_s=1e9, threads=1)
+COMPUTE = ComputeProfile(convolution_flop_s=1e9, matmul_flop_s=1e9, memory_bytes_s=1e9, threads=1)
 PHONE = Profile(
     compute=COMPUTE,
-    link=Link(up_bytes_s=1000, down_bytes_s=2000, rtt_s=0.5),
+    link=LinkProfile(up_bytes_s=1000, down_bytes_s=2000, rtt_s=0.5),
     overhead=Overhead(round_trip_s=0.25, byte_s=0),
 )
 

@@ -13,7 +13,7 @@ from device_agent.observations import Evaluated, StateChanged, StepTaken
 from spliteasy.runtime.readable import size
 from spliteasy_cli.history import report
 from spliteasy_cli.history.report import DeviceRun
-from spliteasy_cli.watch.progress import Board, line
+from spliteasy_cli.watch.progress import ProgressBoard, line
 from spliteasy_cli.watch.run_recorder import Watcher
 
 
@@ -141,7 +141,7 @@ def board_output(*, terminal: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120)
     run = watched()
-    with Board([run], title="tiny", console=console) as board:
+    with ProgressBoard([run], title="tiny", console=console) as board:
         board.tell(run)
         board.tell(run)
         board.tell(run, now=True)

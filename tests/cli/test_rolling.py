@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import torch
 
 from device_agent.state_folder import StateFolder
 from server_worker.store import StoredJob, open_store
+from spliteasy.job import Job
 from spliteasy.job.package import job_digest, manifest_of
 from tests.cli.conftest import ROOT, finish, read_until
 from tests.next_version import FEATURE
@@ -91,14 +92,14 @@ class Fleet:
         """Let the devices pass where they wait."""
         (self.folder / f"go-{number}").touch()
 
-    def check(self, device: str, variant: toy.Variant) -> None:
+    def check(self, device: str, job: Job, steps: int) -> None:
         """Each step was taken once, and the bits are those of a training without a wire."""
         lines = (self.folder / f"history/{device}.jsonl").read_text().splitlines()
         taken = [entry["step"] for entry in map(json.loads, lines) if entry["event"] == "step"]
-        assert taken == list(range(1, STEPS[variant] + 1))
+        assert taken == list(range(1, steps + 1))
         with StateFolder(self.folder / f"state-{device}") as state:
-            found, secret = state.load_checkpoint(STEPS[variant]), state.secret()
-        expected = toy.undisturbed(device, variant, secret)[0]
+            found, secret = state.load_checkpoint(steps), state.secret()
+        expected = toy.train_alone(job, toy.DATA, device, secret=secret)[0]
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
@@ -122,23 +123,26 @@ def fleet(rabbitmq_url: str, redis_url: str, tmp_path: Path) -> Iterator[Fleet]:
         yield fleet
 
 
-def put_job(url: str, variant: toy.Variant, *needs: str) -> None:
+def put_job(url: str, variant: toy.Variant, *more_needs: str) -> Job:
+    """Store the job, which needs these features too; returns it as it is stored."""
     job = toy.job(variant)
-    manifest = manifest_of("toy", job.parts, needs=needs)
+    manifest = manifest_of("toy", job.parts, needs=(*json.loads(job.manifest)["needs"], *more_needs))
+    job = replace(job, manifest=manifest, digest=job_digest(manifest))
 
     async def put() -> None:
         store = await open_store(url)
         try:
-            digest = job_digest(manifest)
-            await store.put_job(StoredJob(name="toy", digest=digest, manifest=manifest, parts=job.parts))
+            stored = StoredJob(name="toy", digest=job.digest, manifest=manifest, parts=job.parts)
+            await store.put_job(stored)
         finally:
             await store.close()
 
     asyncio.run(put())
+    return job
 
 
 def test_workers_then_agents_are_replaced_under_a_running_training(fleet: Fleet, redis_url: str) -> None:
-    put_job(redis_url, LONG)
+    job = put_job(redis_url, LONG)
     old = [fleet.worker(OLD, f"old-{number}") for number in (1, 2)]
     first = fleet.agent(OLD, "phone-1")
     second = fleet.agent(NEXT, "phone-2")  # a newer agent before the workers are: that goes too
@@ -158,11 +162,11 @@ def test_workers_then_agents_are_replaced_under_a_running_training(fleet: Fleet,
     assert "phone-1: done, 96 steps" in said
     assert "phone-2: done, 96 steps" in finish(second)
     for device in ("phone-1", "phone-2"):
-        fleet.check(device, LONG)
+        fleet.check(device, job, STEPS[LONG])
 
 
 def test_a_job_that_needs_the_next_version_waits_for_it(fleet: Fleet, redis_url: str) -> None:
-    put_job(redis_url, toy.Variant(), FEATURE)
+    job = put_job(redis_url, toy.Variant(), FEATURE)
     for number in range(1, 5):
         fleet.go(number)
     old = fleet.worker(OLD, "old")
@@ -175,4 +179,4 @@ def test_a_job_that_needs_the_next_version_waits_for_it(fleet: Fleet, redis_url:
     fleet.worker(NEXT, "next")
     assert "phone-1: done, 12 steps" in finish(agent)
     assert "leaving a shard to other workers" in stop(old)
-    fleet.check("phone-1", toy.Variant())
+    fleet.check("phone-1", job, STEPS[toy.Variant()])

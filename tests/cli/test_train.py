@@ -19,6 +19,8 @@ from spliteasy_cli import main
 from tests.cli.conftest import ROOT, Project, Ran, finish, read_until, started
 
 DIGITS = ROOT / "examples/digits/job.toml"
+SECRET = "5e" * 32
+"""The secret of every device here, so that a test gives the same numbers each time."""
 
 
 def report_of(out: Path) -> dict[str, Any]:
@@ -132,7 +134,16 @@ def test_a_body_that_is_not_shared_stays_on_the_server(
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    arguments = ["train", DIGITS, "--devices", "1", "--data", "examples.digits:device_data"]
+    arguments = [
+        "train",
+        DIGITS,
+        "--devices",
+        "1",
+        "--data",
+        "examples.digits:device_data",
+        "--secret",
+        SECRET,
+    ]
     with started([*arguments, "--out", "whole"], tmp_path) as whole:
         finish(whole)
     with started([*arguments, "--out", "halves"], tmp_path) as half:
@@ -151,7 +162,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_the_digits_are_learned(tmp_path: Path) -> None:
-    arguments = ["train", DIGITS, "--devices", "4", "--workers", "2", "--out", "demo"]
+    arguments = ["train", DIGITS, "--devices", "4", "--workers", "2", "--out", "demo", "--secret", SECRET]
     with started(arguments, tmp_path) as training:
         finish(training)
     devices = report_of(tmp_path / "demo")["devices"]

@@ -23,9 +23,9 @@ from deploy.agents.host.main import _roll_back
 from deploy.agents.host.service import StartFailed, Supervised, unit
 from deploy.agents.host.settings import Settings
 from deploy.agents.host.supervisor import Supervisor
-from deploy.agents.inventory import Host, read_inventory
+from deploy.agents.inventory import DeviceHost, read_inventory
 from deploy.agents.program import command, request
-from deploy.agents.rollout import Board
+from deploy.agents.rollout import RolloutBoard
 from spliteasy.errors import UserError
 
 READY = (
@@ -167,7 +167,7 @@ def test_the_program_needs_the_standard_library_only(tmp_path: Path) -> None:
 # Inventories ----------------------------------------------------------------------------------------
 
 
-def read(*words: str, file: Path | None = None) -> list[Host]:
+def read(*words: str, file: Path | None = None) -> list[DeviceHost]:
     return read_inventory(words, file)
 
 
@@ -262,7 +262,7 @@ def test_an_enrolment_that_does_not_fit_is_refused_here(tmp_path: Path) -> None:
         ("head -c 200000 /dev/zero", "a line that is too long"),
         ("echo hello; echo oops >&2; exit 3", "its side ended with code 3: oops"),
         ("exit 127", "there is no python3"),
-        ("echo Host key verification failed. >&2; exit 255", "the host's key is not known here"),
+        ("echo DeviceHost key verification failed. >&2; exit 255", "the host's key is not known here"),
     ],
 )
 def test_whatever_a_host_answers_is_one_plain_line(
@@ -287,7 +287,7 @@ def test_whatever_a_host_answers_is_one_plain_line(
 def test_on_a_terminal_there_is_a_table() -> None:
     said = StringIO()
     hosts = read("pi@phone-1", "pi@phone-2")
-    board = Board(hosts, Console(file=said, force_terminal=True, width=80))
+    board = RolloutBoard(hosts, Console(file=said, force_terminal=True, width=80))
     with board.shown():
         board.tell(hosts[1], "installing")
     assert "waiting" in said.getvalue()

@@ -16,7 +16,7 @@ from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.observations import Observation
 from server_worker.config import Trust, WorkerConfig
-from server_worker.engine.local import SessionMemory
+from server_worker.engine.local import BodyTrainer
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.job import Job
@@ -97,7 +97,7 @@ async def body_of(store: SqliteStore, job: Job) -> toy.State:
     session = f"{job.name}.phone-1"
     meta = await store.session(session)
     assert meta is not None
-    body = SessionMemory(job, session)
+    body = BodyTrainer(job, session)
     body.restore(await store.read_snapshot(session, meta.snapshots[-1]), meta.snapshots[-1])
     async for entry in store.read_log(session, after=meta.snapshots[-1], upto=meta.committed):
         body.replay(entry)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from device_agent.training.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.data import BatchOrder, EvaluationBatches, load_dataset
 from spliteasy.errors import DataError
 from spliteasy.graph.document import DtypeName
 from spliteasy.job import JobSpec, parse_job
@@ -66,13 +66,13 @@ def noisy(index: int) -> Any:
     return x + index, index % 3
 
 
-def batches(dataset: Any, device: str = "phone-1", **keys: Any) -> Batches:
-    return Batches(
+def batches(dataset: Any, device: str = "phone-1", **keys: Any) -> BatchOrder:
+    return BatchOrder(
         dataset, spec_with(**keys), signature(), device=device, key=key_of(device), labels=key_of()
     )
 
 
-def order_of(loader: Batches) -> list[int]:
+def order_of(loader: BatchOrder) -> list[int]:
     """The samples of the first epoch, by their number."""
     steps = range(1, loader.steps_per_epoch + 1)
     return torch.cat([loader.batch(step)[0][0][:, 0] for step in steps]).int().tolist()
@@ -119,7 +119,7 @@ def test_a_batch_is_a_pure_function_of_secret_device_and_step() -> None:
     for at in (0, 15, 31):  # any byte of the secret counts
         other = bytes(byte ^ (place == at) for place, byte in enumerate(SECRET))
         key = key_of(secret=other)
-        changed = Batches(dataset, spec_with(), signature(), device="phone-1", key=key, labels=key)
+        changed = BatchOrder(dataset, spec_with(), signature(), device="phone-1", key=key, labels=key)
         assert not torch.equal(first[1], changed.batch(1)[0][0])
         assert order_of(changed) != order_of(forward)
 
@@ -158,7 +158,7 @@ def test_evaluation_goes_through_the_data_in_another_order_each_time() -> None:
 def test_several_inputs_arrays_and_numbers_are_taken() -> None:
     two = signature((("float32", (2,)), ("int32", ())))
     items = Items(4, lambda i: ((np.ones(2, dtype=np.float32)[::-1], np.int32(i)), (np.int64(1),)))
-    inputs, targets = Batches(items, spec_with(), two, device="d", key=key_of(), labels=key_of()).batch(1)
+    inputs, targets = BatchOrder(items, spec_with(), two, device="d", key=key_of(), labels=key_of()).batch(1)
     assert (inputs[0].dtype, inputs[1].dtype, targets[0].dtype) == (torch.float32, torch.int32, torch.int64)
     assert sorted(inputs[1].tolist()) == [0, 1, 2, 3]
 

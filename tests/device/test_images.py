@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from device_agent.training.data import Batches, DeviceData, load_dataset
+from device_agent.training.data import BatchOrder, DeviceData, load_dataset
 from spliteasy.errors import DataError, JobError
 from spliteasy.graph.document import DtypeName
 from spliteasy.job.io_schema import SampleSpec, Signature
@@ -116,7 +116,7 @@ def test_yes_or_no_is_a_number_with_fractions(tmp_path: Path) -> None:
     asked = pictures(1, 2, 2, target="float32")
     data = loaded(tmp_path, asked, recipe(classes=("no", "yes")))
     spec = spec_with(loss={"name": "bce_with_logits"})
-    _, targets = Batches(data.train, spec, asked, device="phone-1", key=key_of(), labels=key_of()).batch(1)
+    _, targets = BatchOrder(data.train, spec, asked, device="phone-1", key=key_of(), labels=key_of()).batch(1)
     assert sorted(targets[0].tolist()) == [0.0, 1.0]
 
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from device_agent.link.speed import LinkSpeed
 from device_agent.training.codec_policy import BySpeed, StepChoices
-from device_agent.training.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.data import BatchOrder, EvaluationBatches, load_dataset
 from device_agent.training.ends import draw_ends
 from device_agent.training.trainer import DeviceTrainer
-from server_worker.engine.local import SessionMemory
+from server_worker.engine.local import BodyTrainer
 from spliteasy.errors import DataError, JobError
 from spliteasy.job import Job
 from spliteasy.job.source import build_model
@@ -39,20 +39,20 @@ def loss_of(loss: dict[str, Any]) -> LossFunction:
     return lambda outputs, targets: function(outputs[0], targets[0])
 
 
-def trainer_of(job: Job, data: str = "device_data") -> tuple[DeviceTrainer, SessionMemory]:
+def trainer_of(job: Job, data: str = "device_data") -> tuple[DeviceTrainer, BodyTrainer]:
     found = load_dataset(f"tests.device.labelled:{data}", "phone-1", job.signature)
     assert found.test is not None
     key = key_of(job=job.digest)
-    batches = Batches(found.train, job.spec, job.signature, device="phone-1", key=key, labels=key)
+    batches = BatchOrder(found.train, job.spec, job.signature, device="phone-1", key=key, labels=key)
     tests = EvaluationBatches(found.test, job.spec, job.signature, device="phone-1", key=key)
     choices = StepChoices(job.spec.link, BySpeed(job.spec.link, LinkSpeed()), ahead=1)
     trainer = DeviceTrainer.create(
         job, batches, tests, device="phone-1", key=key, ends=draw_ends(job, key), choices=choices
     )
-    return trainer, SessionMemory(job, f"{job.name}.phone-1")
+    return trainer, BodyTrainer(job, f"{job.name}.phone-1")
 
 
-def evaluated(trainer: DeviceTrainer, body: SessionMemory) -> None:
+def evaluated(trainer: DeviceTrainer, body: BodyTrainer) -> None:
     for index in range(len(trainer.tests or ())):
         packed, samples = trainer.eval_head(index)
         request = toy.m.Eval(

@@ -16,7 +16,7 @@ from broker.amqp.connection import AmqpTransport, connect
 from broker.amqp.options import AmqpOptions
 from broker.protocol import messages as m
 from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
-from broker.transport.send_window import Room
+from broker.transport.send_window import SendWindow
 from broker.transport.topology import dead_queue, reply_queue, shard_queue
 from deploy.nodes.native import HOST
 from device_agent.link.link import CHUNK_S, FIRST_CHUNK_BYTES, WORKERS, Link
@@ -107,12 +107,12 @@ async def test_what_came_of_a_reply_is_told_in_chunks_as_they_are_cut_now() -> N
 
 
 async def test_an_urgent_frame_passes_those_that_wait_and_others_keep_their_order() -> None:
-    room, left = Room(8, lambda: 250.0), list[str]()
+    window, left = SendWindow(8, lambda: 250.0), list[str]()
 
     async def send(name: str, urgency: int, frames: int, nbytes: int) -> None:
-        turn = room.turn()
+        ticket = window.ticket()
         for _ in range(frames):
-            await room.enter(nbytes, urgency=urgency, turn=turn)
+            await window.acquire(nbytes, urgency=urgency, ticket=ticket)
             left.append(name)
 
     async with asyncio.TaskGroup() as tasks:
@@ -123,7 +123,7 @@ async def test_an_urgent_frame_passes_those_that_wait_and_others_keep_their_orde
         for sent in range(2, 8):
             await settled()
             assert len(left) == sent, "as many bytes wait for confirms as may"
-            room.leave(100)
+            window.release(100)
     assert left == ["first"] * 2 + ["urgent", "first"] + ["second"] * 3
 
 

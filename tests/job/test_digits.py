@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from device_agent.training.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.data import BatchOrder, EvaluationBatches, load_dataset
 from examples.digits.data import device_data, quarter
 from spliteasy.job import Job, JobSpec, load_job_file
 from spliteasy.job.source import build_model
@@ -55,7 +55,7 @@ def test_other_names_have_a_quarter_by_their_hash() -> None:
 
 def test_the_schedule_ends_with_the_training(spec: JobSpec, job: Job) -> None:
     data = load_dataset("examples.digits:device_data", "phone-3", job.signature, root=ROOT)
-    batches = Batches(
+    batches = BatchOrder(
         data.train, spec, job.signature, device="phone-3", key=key_of("phone-3"), labels=key_of()
     )
     assert spec.schedule.name == "cosine"
@@ -66,7 +66,7 @@ def test_the_schedule_ends_with_the_training(spec: JobSpec, job: Job) -> None:
 def test_plain_pytorch_learns_it_from_one_phones_quarter(spec: JobSpec, job: Job) -> None:
     model, _, _ = build_model(spec, ROOT)
     data = load_dataset("examples.digits:device_data", "phone-1", job.signature, root=ROOT)
-    batches = Batches(data.train, spec, job.signature, device="phone-1", key=key_of(), labels=key_of())
+    batches = BatchOrder(data.train, spec, job.signature, device="phone-1", key=key_of(), labels=key_of())
     optimizer = build_optimizer(spec.optimizer, model.named_parameters())
     assert optimizer is not None
     for step in range(1, batches.total_steps + 1):

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from spliteasy.graph.segment import Segment
 from spliteasy.job import JobSpec
 from spliteasy.job.source import Source, load_source
-from spliteasy.planning.costs import KINDS, Costs, measure
+from spliteasy.planning.costs import KINDS, OperatorCosts, measure
 from spliteasy.planning.flow import Flow
 from spliteasy.splitting.split import split_traced
 from spliteasy.training.losses import LOSSES
@@ -27,7 +27,7 @@ def source(new_spec: NewSpec, tmp_path: Path) -> Source:
     return load_source(new_spec(), tmp_path)
 
 
-def measured(source: Source, budget_s: float = 5.0) -> Costs:
+def measured(source: Source, budget_s: float = 5.0) -> OperatorCosts:
     loss = LOSSES["cross_entropy"]
     return measure(source.traced, source.spec, loss, source.inputs, source.targets, budget_s=budget_s)
 

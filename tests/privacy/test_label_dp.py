@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from device_agent.training.data import Batches
+from device_agent.training.data import BatchOrder
 from device_agent.training.ends import label_key
 from spliteasy.errors import DataError, JobError
 from spliteasy.job import Job, JobSpec, load_job_file
@@ -44,14 +44,14 @@ def test_answers_come_with_the_probabilities_of_the_theorem(epsilon: float, clas
     assert (moves / count - q).abs().max() < 5 * math.sqrt(q * (1 - q) / count)
 
 
-def batches(spec: JobSpec, labels: Key, *, key: Key | None = None, moved: float = 0.0) -> Batches:
+def batches(spec: JobSpec, labels: Key, *, key: Key | None = None, moved: float = 0.0) -> BatchOrder:
     inputs = torch.arange(240.0).reshape(40, 6) + moved
     data = TensorDataset(inputs, torch.arange(40) % 3)
     signature = toy.job(toy.Variant()).signature
-    return Batches(data, spec, signature, device="phone-1", key=key or key_of(), labels=labels)
+    return BatchOrder(data, spec, signature, device="phone-1", key=key or key_of(), labels=labels)
 
 
-def answered(given: Batches) -> dict[int, int]:
+def answered(given: BatchOrder) -> dict[int, int]:
     """The label of each sample, which must be the same in every epoch."""
     found: dict[int, int] = {}
     for step in range(1, given.total_steps + 1):

@@ -15,10 +15,10 @@ from torch.utils.data import Dataset, TensorDataset
 from broker.protocol import messages as m
 from device_agent.link.speed import LinkSpeed
 from device_agent.training.codec_policy import BySpeed, CodecChooser, StepChoices, Values
-from device_agent.training.data import Batches, EvaluationBatches, load_dataset
+from device_agent.training.data import BatchOrder, EvaluationBatches, load_dataset
 from device_agent.training.ends import draw_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer, NotFiniteOnDevice
-from server_worker.engine.local import SessionMemory
+from server_worker.engine.local import BodyTrainer
 from spliteasy.errors import DataError
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import LinkSpec
@@ -209,7 +209,7 @@ def train_alone(
     key = job_key(secret, device=device, job=job.digest)
     lasting = job.spec if epochs is None else job.spec.model_copy(update={"epochs": epochs})
     labels = label_key(secret)
-    batches = Batches(found.train, lasting, job.signature, device=device, key=key, labels=labels)
+    batches = BatchOrder(found.train, lasting, job.signature, device=device, key=key, labels=labels)
     tests = EvaluationBatches(found.test, job.spec, job.signature, device=device, key=key)
     choices = StepChoices(
         job.spec.link, chooser or BySpeed(job.spec.link, LinkSpeed()), ahead=1, saved=chosen
@@ -217,7 +217,7 @@ def train_alone(
     trainer = DeviceTrainer.create(
         job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
     )
-    body = SessionMemory(job, f"{job.name}.{device}")
+    body = BodyTrainer(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
@@ -225,7 +225,7 @@ def train_alone(
     return trainer.state(), body.snapshot(), digests
 
 
-def _step(trainer: DeviceTrainer, body: SessionMemory, step: int, sent: Sent) -> str:
+def _step(trainer: DeviceTrainer, body: BodyTrainer, step: int, sent: Sent) -> str:
     """Take one step on both sides, one micro-batch after the other; the digest of its gradients."""
     attempt = m.AttemptRef(number=1, nonce="0" * 16)
     result, micro = None, 0

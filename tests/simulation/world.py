@@ -21,7 +21,7 @@ from device_agent.agent import Agent, AgentResult
 from device_agent.config import AgentConfig
 from device_agent.policy.run_conditions import Gate
 from server_worker.config import Trust, WorkerConfig
-from server_worker.engine.local import SessionMemory
+from server_worker.engine.local import BodyTrainer
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.errors import StateError
@@ -337,7 +337,7 @@ class World:
         """The body as a worker would load it now: the newest snapshot, and the log after it."""
         meta = await self._store.session(session)
         assert meta is not None
-        memory = SessionMemory(toy.job(self.variant), session)
+        memory = BodyTrainer(toy.job(self.variant), session)
         memory.restore(await self._store.read_snapshot(session, meta.snapshots[-1]), meta.snapshots[-1])
         async for entry in self._store.read_log(session, after=meta.snapshots[-1], upto=meta.committed):
             memory.replay(entry)

@@ -190,7 +190,8 @@ async def test_too_many_clients_are_waited_out(start_redis: StartRedis) -> None:
     server = start_redis()
     with closing(socket.create_connection(("127.0.0.1", server.port))) as other:
         ask_redis(server, "CONFIG", "SET", "maxclients", "1")
-        with pytest.raises(StoreDeferred, match="no more clients"):
+        # Redis says so and hangs up: where we write first, all that is left is a lost connection.
+        with pytest.raises(StoreUnavailable, match=r"no more clients|can't be reached"):
             await open_store(server.url)
         other.close()
     async with asyncio.timeout(20):

@@ -8,7 +8,7 @@ import pytest
 
 from server_worker.store import Owner
 from server_worker.store import staging as module
-from server_worker.store.staging import Waiting
+from server_worker.store.staging import StagedRequests
 from spliteasy.errors import StoreFull
 from tests.store.steps import FIRST, SECOND, SESSION
 
@@ -16,7 +16,7 @@ OWNER = Owner(fence=1, nonce="w1")
 
 
 def put(
-    waiting: Waiting[bytes], step: int, *, session: str = SESSION, nbytes: int = 2, index: int = 0
+    waiting: StagedRequests[bytes], step: int, *, session: str = SESSION, nbytes: int = 2, index: int = 0
 ) -> None:
     waiting.check_room(session, step=step, attempt=FIRST, owner=OWNER, index=index, nbytes=nbytes)
     waiting.put(
@@ -26,7 +26,7 @@ def put(
 
 def test_what_no_commit_came_for_is_let_go() -> None:
     now = 0.0
-    waiting: Waiting[bytes] = Waiting(ttl_s=10, clock=lambda: now)
+    waiting: StagedRequests[bytes] = StagedRequests(ttl_s=10, clock=lambda: now)
     for step in range(1, 5):
         put(waiting, step)
         now += 4
@@ -39,7 +39,7 @@ def test_what_no_commit_came_for_is_let_go() -> None:
 
 def test_what_is_kept_lives_on_and_what_has_run_out_does_not() -> None:
     now = 0.0
-    waiting: Waiting[bytes] = Waiting(ttl_s=10, clock=lambda: now)
+    waiting: StagedRequests[bytes] = StagedRequests(ttl_s=10, clock=lambda: now)
     put(waiting, 1)
     for _ in range(3):
         now += 9
@@ -52,7 +52,7 @@ def test_what_is_kept_lives_on_and_what_has_run_out_does_not() -> None:
 
 
 def test_the_next_attempt_takes_the_place_of_the_last() -> None:
-    waiting: Waiting[bytes] = Waiting(ttl_s=10, clock=lambda: 0.0)
+    waiting: StagedRequests[bytes] = StagedRequests(ttl_s=10, clock=lambda: 0.0)
     put(waiting, 1)
     waiting.put(SESSION, step=1, attempt=SECOND, owner=OWNER, index=0, value=b"new", nbytes=2)
     assert waiting.get(SESSION, step=1, attempt=FIRST, owner=OWNER, count=1) == [None]
@@ -64,7 +64,7 @@ def test_the_next_attempt_takes_the_place_of_the_last() -> None:
 def test_a_session_and_all_of_them_have_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAITING_BYTES", 100)
     monkeypatch.setattr(module, "WAITING_BYTES_TOTAL", 150)
-    waiting: Waiting[bytes] = Waiting(ttl_s=10, clock=lambda: 0.0)
+    waiting: StagedRequests[bytes] = StagedRequests(ttl_s=10, clock=lambda: 0.0)
     put(waiting, 1, nbytes=90)
     put(waiting, 1, nbytes=95)  # in its own place
     with pytest.raises(StoreFull, match=f"session {SESSION} has 95 bytes"):

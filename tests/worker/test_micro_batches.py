@@ -207,7 +207,7 @@ async def test_with_no_room_to_wait_requests_come_again_in_their_order(
             assert isinstance(await device.ask(early), m.Busy)
         for request in requests:
             assert isinstance(await device.ask(request), m.Forwarded | m.Gradient)
-    assert server.worker.actors.room.taken_bytes == 0
+    assert server.worker.actors.memory_budget.taken_bytes == 0
     assert (await logged(server))[1] == digest
 
 

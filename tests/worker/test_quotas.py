@@ -20,7 +20,7 @@ from server_worker.admission.quotas import (
     DeviceQuota,
     Quotas,
 )
-from server_worker.session.reorder_buffer import MOST_TOLD, Arrivals, Place, Room
+from server_worker.session.reorder_buffer import MOST_TOLD, MemoryBudget, PartKey, ReorderBuffer
 from server_worker.store import StoredJob
 from server_worker.store.base import WantedParts
 from spliteasy.job.package import device_parts
@@ -200,8 +200,8 @@ async def test_junk_beyond_the_quota_is_dropped_and_leaves_no_dead_letters(serve
 
 
 def test_a_high_micro_batch_is_not_answered_by_a_message_for_each_below() -> None:
-    arrivals = Arrivals(Room(1 << 20))
-    told: set[Place] = set()
+    arrivals = ReorderBuffer(MemoryBudget(1 << 20))
+    told: set[PartKey] = set()
     for _ in range(100):
         absent = arrivals.absent(("BACKWARD", 1023), len(told), 0)
         assert len(absent) <= MOST_TOLD

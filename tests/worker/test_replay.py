@@ -7,7 +7,7 @@ import torch
 
 from broker.protocol import messages as m
 from server_worker.engine import local
-from server_worker.engine.local import SessionMemory, StepResult
+from server_worker.engine.local import BodyTrainer, StepResult
 from spliteasy.training.digest import digest_of
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION, Server
@@ -35,7 +35,7 @@ async def test_a_step_that_replays_to_other_bits_is_refused_with_both_digests(
     assert entry.gradient_digest in answer.message
 
 
-def step_of(body: SessionMemory, step: int) -> StepResult:
+def step_of(body: BodyTrainer, step: int) -> StepResult:
     """One step without any gradient: what goes back to the device is the same each time."""
     request = forward(step)
     body.forward(request)
@@ -50,7 +50,7 @@ def step_of(body: SessionMemory, step: int) -> StepResult:
 
 def test_the_digest_of_a_step_is_of_the_state_too() -> None:
     """Gradients alone may be one constant: all of these are zero."""
-    first, same, other = (SessionMemory(toy.job(JOB), SESSION) for _ in range(3))
+    first, same, other = (BodyTrainer(toy.job(JOB), SESSION) for _ in range(3))
     digests = [step_of(first, step).digest for step in (1, 2, 3)]
     assert [step_of(same, step).digest for step in (1, 2, 3)] == digests
     assert len(set(digests)) == 3
@@ -63,7 +63,7 @@ def test_the_digest_of_a_step_is_of_the_state_too() -> None:
 
 def test_the_digest_is_of_what_codecs_held_back() -> None:
     variant = toy.Variant(activations="topk:0.5", gradients="topk:0.3")
-    one, two = (SessionMemory(toy.job(variant), SESSION) for _ in range(2))
+    one, two = (BodyTrainer(toy.job(variant), SESSION) for _ in range(2))
     key = next(iter([*one._packer.state(), "feedback/gradients/0/0/4x5"])).partition("/")[2]
     two._packer._memory[key] = torch.full((4, 5), 0.5)
     assert one._digest(()) != two._digest(())

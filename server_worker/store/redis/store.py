@@ -58,7 +58,7 @@ from server_worker.store.redis import scripts
 from server_worker.store.redis.link import Command, RedisLink
 from server_worker.store.redis.outcomes import Outcome, outcome_of
 from server_worker.store.redis.values import PIECE_BYTES, get_values, joined, put_values, write_pieces
-from server_worker.store.staging import Waiting
+from server_worker.store.staging import StagedRequests
 from spliteasy.errors import StoreError, StoreFull
 
 HELD_BYTES = 256 << 10
@@ -99,7 +99,7 @@ class RedisStore:
         self._put_ttl_ms = round(put_ttl_s * 1000)
         self._instance = secrets.token_hex(8)
         self._count = itertools.count()
-        self._requests: Waiting[_Request] = Waiting(ttl_s=put_ttl_s, clock=time.monotonic)
+        self._requests: StagedRequests[_Request] = StagedRequests(ttl_s=put_ttl_s, clock=time.monotonic)
 
     @property
     def loss_window_s(self) -> float:

@@ -37,7 +37,7 @@ from server_worker.store.base import (
 )
 from server_worker.store.records import decode_worker, encode_worker, pieces
 from server_worker.store.sqlite.file import Database
-from server_worker.store.staging import Waiting
+from server_worker.store.staging import StagedRequests
 from spliteasy.errors import StoreUnavailable
 
 _T = TypeVar("_T")
@@ -64,7 +64,7 @@ class SqliteStore:
         self.loss_window_s: float = (0.0 if path else math.inf) if loss_window_s is None else loss_window_s
         self._clock = clock or time.time
         self._put_ttl_s, self._ticks = put_ttl_s, clock or time.monotonic
-        self._waiting: Waiting[bytes] = Waiting(ttl_s=put_ttl_s, clock=self._ticks)
+        self._waiting: StagedRequests[bytes] = StagedRequests(ttl_s=put_ttl_s, clock=self._ticks)
         self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
         self._closed = False
         self._database = self._submit(lambda: Database(path))
@@ -77,7 +77,7 @@ class SqliteStore:
 
     def restore(self, image: bytes) -> None:
         """Go back to an earlier `image`: a store that lost what came after it, and all waiting requests."""
-        self._waiting = Waiting(ttl_s=self._put_ttl_s, clock=self._ticks)
+        self._waiting = StagedRequests(ttl_s=self._put_ttl_s, clock=self._ticks)
         self._submit(lambda: self._database.restore(image))
 
     async def now(self) -> float:

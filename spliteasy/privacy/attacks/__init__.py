@@ -6,7 +6,7 @@ from spliteasy.privacy.attacks.base import Attack
 from spliteasy.privacy.attacks.clusters import ClusterGradients, ClusterOutputs, Cosine, Norm, Spectral
 from spliteasy.privacy.attacks.decoders import ConvolutionalDecoder, LinearDecoder
 from spliteasy.privacy.attacks.few_labels import FewLabels
-from spliteasy.privacy.attacks.guarding import Guard
+from spliteasy.privacy.attacks.guarding import HijackGuard
 from spliteasy.privacy.attacks.head_tracking import HeadTracking
 from spliteasy.privacy.attacks.hijacking import Fsha
 from spliteasy.privacy.attacks.inversion import Inversion
@@ -39,7 +39,7 @@ ATTACKS: tuple[Attack, ...] = (
     Membership(),
     Match(),
     FSHA,
-    Guard(),
+    HijackGuard(),
 )
 """In the order of the table."""
 

@@ -13,7 +13,7 @@ from spliteasy.privacy.guesses import AlarmGuess
 from spliteasy.privacy.record import Adversary, View
 
 
-class Guard:
+class HijackGuard:
     name = "hijack-guard"
     adversaries = frozenset({Adversary.ACTIVE, Adversary.WORKER})
     source = "Fu et al. (NDSS 2023); Erdoğan et al., SplitOut (arXiv 2302.08618)"
