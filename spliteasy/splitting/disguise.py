@@ -1,4 +1,4 @@
-"""Inputs in disguise: elements of what crosses that are, each, a function of one element of an input.
+"""Inputs in disguise: what crosses tells them to somebody who knows none of the device's weights.
 
 A head of `x * 1`, of a ReLU on images from 0 to 1, or of a permutation sends its input under another name.
 Names of operators do not tell, so it is measured. Every input is filled with its lowest and its highest
@@ -7,6 +7,13 @@ values in the very pattern of one element is a function of this element alone; o
 more values, or another pattern. Runs with many values in between tell then which kind of function it is.
 In every run each row of numbers has the same values in another order, so that normalisations by mean and
 variance stand still.
+
+Such a function is a disguise of one element already where it is the same under other weights, because then
+it is known. Where weights make it, it is a disguise where it covers a good part of the input: a scale for
+each channel hides no picture, while the first step of a recurrent layer, and the corner of a padded
+convolution, are few numbers under weights of their own. A linear layer mixes elements by weights that nobody
+else has, and is no disguise however wide it is. What mixes elements without any weight (differences, running
+sums, sorting) is judged by `spliteasy.splitting.weightless`.
 """
 
 from __future__ import annotations
@@ -22,8 +29,9 @@ from spliteasy.graph.document import Graph, Ref
 from spliteasy.graph.encoding import decode_argument
 from spliteasy.graph.segment import Segment
 from spliteasy.runtime.generators import seed_all, states_kept
+from spliteasy.splitting.weightless import share_without_weights, with_other_weights
 
-Kind = Literal["equal", "affine", "monotone", "function", "lookup"]
+Kind = Literal["equal", "affine", "monotone", "function", "lookup", "mixed"]
 
 _GROUP = 16
 """Elements in a row, at the least, whose values are only put in another order from run to run."""
@@ -32,6 +40,16 @@ _SWEEPS = 24
 _JUDGED = 4096
 """Elements of one value that are looked at in these."""
 _SAME, _STEP, _HUGE = 1e-3, 1e-5, 1e30
+_FLIPPED = 16
+"""Runs after which an element that has always had one value is given up."""
+_MOST, _MANY, _PART = 0.5, 8, 0.125
+"""Functions that weights make are a disguise of more than this share of an input; or of so many elements of a
+sample that are this share or more."""
+_OFTEN = 0.01
+"""The share of one value's elements that must be such functions: among very many that mix a few numbers by
+weights, some do it like one of a single number."""
+_MIXED = 0.6
+"""The share of an input that what crosses must determine without weights, where it mixes elements."""
 _SEED = 20261
 _INDEXED = {
     "aten.embedding.default": 1,
@@ -66,26 +84,32 @@ class Disguise:
             "monotone": "through a monotone function only",
             "function": "through a function of its own only",
             "lookup": "through a table",
+            "mixed": "mixed with others without any weight, which anybody can undo",
         }[self.kind]
 
 
 def find_disguises(
     segment: Segment, inputs: Sequence[Tensor], *, training: bool, shared: Collection[int] = ()
 ) -> list[Disguise]:
-    """What the segment, in that mode, sends of `inputs` element by element; inputs in `shared` may cross.
+    """What the segment, in that mode, sends of `inputs` in disguise; inputs in `shared` may cross.
 
     `inputs` is a batch that the segment can be run on: it gives ranges of values and sizes. A segment that
     can't be run on other values of these ranges is measured on none, and nothing is found.
     """
     spy = segment.spawn().train(training)
+    other = with_other_weights(spy)
     filler = _Filler(inputs, shared)
     found: dict[tuple[int, int], Disguise] = {}
 
-    def run(values: Sequence[Tensor]) -> list[Tensor]:
-        seed_all(_SEED)
-        outputs = spy.spawn()(*values)[: spy.n_wire]
-        return [_numbers(value) for value in outputs if isinstance(value, Tensor)]
+    def running(segment: Segment) -> Run:
+        def run(values: Sequence[Tensor]) -> list[Tensor]:
+            seed_all(_SEED)
+            outputs = segment.spawn()(*values)[: segment.n_wire]
+            return [_numbers(value) for value in outputs if isinstance(value, Tensor)]
 
+        return run
+
+    run = running(spy)
     with torch.no_grad(), states_kept():
         wire = spy.output_values[: spy.n_wire]
         places = [place for place, value in enumerate(wire) if not value.is_int]
@@ -95,10 +119,15 @@ def find_disguises(
             try:
                 pairs = _pairs(run, filler, low)
                 if pairs is not None:
-                    for each in _judge(run, filler, *pairs, places, direct):
+                    for each in _judge((run, running(other)), filler, *pairs, places, direct):
                         found.setdefault((each.place, each.source), each)
             except (RuntimeError, ValueError, IndexError):
                 continue
+        for source in {*filler.watched} - {source for _, source in found}:
+            share = share_without_weights(spy, filler.fill(_GROUP, 0.0), source)
+            if share > _MIXED:
+                place = next(place for place in places if source in direct[place])
+                found[place, source] = Disguise(place, source, "mixed", share)
     return [each for _, each in sorted(found.items())]
 
 
@@ -108,6 +137,7 @@ class _Filler:
     def __init__(self, inputs: Sequence[Tensor], shared: Collection[int]) -> None:
         elements = max(tensor[0].numel() for tensor in inputs)
         rows = 2 if elements >= 1024 else 4
+        self.rows = rows
         self._inputs = [torch.cat([x] * -(-rows // len(x)))[:rows] for x in inputs]
         self._ranges = [_range_of(x) for x in inputs]
         self._random = torch.Generator().manual_seed(_SEED)
@@ -226,7 +256,7 @@ def _pairs(run: Run, filler: _Filler, least: float) -> tuple[Tensor, Tensor, lis
         seen = seen | ~old
         new = ~old & ((now - second).abs() <= _SAME * (second - first).abs())
         pattern |= new.long() << number
-        stay = old | new
+        stay = (old | new) & (seen | (number < _FLIPPED))
         index, first, second, seen, pattern = (t[stay] for t in (index, first, second, seen, pattern))
         if not len(index):
             return None
@@ -238,7 +268,7 @@ def _pairs(run: Run, filler: _Filler, least: float) -> tuple[Tensor, Tensor, lis
 
 
 def _judge(
-    run: Run,
+    runs: tuple[Run, Run],
     filler: _Filler,
     outputs: Tensor,
     elements: Tensor,
@@ -246,22 +276,28 @@ def _judge(
     places: Sequence[int],
     direct: Sequence[set[int]],
 ) -> list[Disguise]:
-    """Which kind of function each pair of output and input is."""
-    given, made = [], []
+    """Which kind of function each pair of output and input is; pairs that are no disguise are left out.
+
+    `runs`: the segment with its weights, and with others.
+    """
+    given, made, otherwise = [], [], []
     for _ in range(_SWEEPS):
         values = filler.fill(_GROUP, 0.0)
         given.append(filler.watched_values(values)[elements])
-        made.append(torch.cat(run(values))[outputs])
-    x, y = torch.stack(given), torch.stack(made)
+        made.append(torch.cat(runs[0](values))[outputs])
+        otherwise.append(torch.cat(runs[1](values))[outputs])
+    x, y, z = torch.stack(given), torch.stack(made), torch.stack(otherwise)
+    known = ((y - z).abs() <= _SAME * (y.amax(0) - y.amin(0)) + 1e-9).all(0)
     found, begin = [], 0
     for place, size in zip(places, sizes, strict=True):
         for number, source in enumerate(filler.watched):
             ours = (outputs >= begin) & (outputs < begin + size)
             ours &= (elements >= filler.starts[number]) & (elements < filler.starts[number + 1])
-            if not bool(ours.any()):
+            if bool((ours & known).any()):
+                ours &= known
+            elif not _covers(filler, number, elements[ours], size):
                 continue
-            count = filler.starts[number + 1] - filler.starts[number]
-            share = len(torch.unique(elements[ours])) / count
+            share = len(torch.unique(elements[ours])) / (filler.starts[number + 1] - filler.starts[number])
             kind = _kind(x[:, ours], y[:, ours]) if source in direct[place] else "lookup"
             if filler.whole(source):
                 whole = _kind_of_whole(
@@ -273,6 +309,14 @@ def _judge(
             found.append(Disguise(place, source, kind, share))
         begin += size
     return found
+
+
+def _covers(filler: _Filler, number: int, elements: Tensor, outputs: int) -> bool:
+    """Whether functions that weights make, one for each of `elements`, tell a good part of the input."""
+    count = filler.starts[number + 1] - filler.starts[number]
+    told = len(torch.unique(elements))
+    many = told >= _MANY * filler.rows and told >= _PART * count
+    return (many or told > _MOST * count) and len(elements) >= _OFTEN * outputs
 
 
 def _kind(x: Tensor, y: Tensor) -> Kind | None:

@@ -30,6 +30,9 @@ class Head(nn.Module):
         self.drop, self.linear, self.mix = nn.Dropout(0.4), nn.Linear(72, 9), nn.Conv2d(2, 5, 1)
         self.scale, self.down = nn.Parameter(torch.rand(2, 6, 6) + 0.5), nn.Conv2d(2, 8, 2, stride=2)
         self.behind = nn.BatchNorm2d(6)
+        self.tiny = nn.Parameter(torch.randn(4, 1, 2, 2))
+        self.single = nn.Conv2d(2, 2, 1, groups=2)
+        self.register_buffer("turn", torch.linalg.qr(torch.randn(72, 72))[0])
         self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,6 +100,13 @@ DISGUISES: dict[str, Forward] = {
     "distance": lambda head, x: (x - 0.5).abs(),
     "noise": lambda head, x: x + 0.1 * torch.randn_like(x),
     "nothing added": lambda head, x: x + 0 * head.conv(x)[:, :2],
+    "differences": lambda head, x: x.diff(dim=-1),
+    "running sums": lambda head, x: x.cumsum(-1)[..., 1:],
+    "sorted": lambda head, x: x.flatten(1).sort(1).values,
+    "turned by a known matrix": lambda head, x: x.flatten(1) @ head.turn,
+    "residual without weights": lambda head, x: x + 0.3 * x.roll(1, -1),
+    "every second pixel": lambda head, x: head.single(x)[:, :, ::2],
+    "one pixel beside features": lambda head, x: torch.cat((head.conv(x).flatten(1), x[:, 0, 0, :1]), 1),
     "there and back": lambda head, x: (x + head.conv(x).mean()) - head.conv(x).mean(),
 }
 
@@ -144,17 +154,17 @@ HONEST: dict[str, Forward] = {
     "sum of all": lambda head, x: x.sum((1, 2, 3))[:, None],
     "residual": lambda head, x: x + head.conv(x)[:, :2],
     "gated": lambda head, x: x * head.conv(x)[:, :2].sigmoid(),
-    "differences": lambda head, x: x.diff(dim=-1),
-    "running sums": lambda head, x: x.cumsum(-1)[..., 1:],
     "attention": _attention,
     "gram": lambda head, x: x.flatten(2) @ x.flatten(2).transpose(1, 2),
-    "sorted": lambda head, x: x.flatten(1).sort(1).values,
     "norms": lambda head, x: x.norm(dim=(2, 3)),
     "products": lambda head, x: x[:, :1] * x[:, 1:],
     "blurred": lambda head, x: nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear")[..., 3:9:2],
     "convolution to nothing": lambda head, x: (head.conv(x) - 100).relu() + head.linear.weight.sum(),
     "many layers": lambda head, x: head.linear(head.mix(x)[:, :2].tanh().flatten(1)).sigmoid(),
     "sign of features": lambda head, x: (head.conv(x) > 0).float(),
+    "normalised and convolved": lambda head, x: head.conv(head.norm(x)),
+    "pooled and convolved": lambda head, x: head.conv(nn.functional.max_pool2d(x, 2)),
+    "corners of a padded convolution": lambda head, x: nn.functional.conv2d(x[:, :1], head.tiny, padding=1),
 }
 
 
@@ -162,6 +172,54 @@ HONEST: dict[str, Forward] = {
 def test_a_head_that_mixes_elements_may_send(name: str) -> None:
     example = picture()
     assert split(Cut(HONEST[name], example), example, "head").lookups == ()
+
+
+class Rows(nn.Module):
+    """A first layer on few numbers, and a body."""
+
+    def __init__(self, first: nn.Module, example: Tensor) -> None:
+        super().__init__()
+        self.head = first
+        with torch.no_grad():
+            self.body = nn.Linear(self.head(example).flatten(1).shape[1], 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.body(self.head(x).flatten(1))
+        return made
+
+
+class Recurrent(nn.Module):
+    """All hidden states of an LSTM."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(features, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: Tensor = self.lstm(x)[0]
+        return states
+
+
+FEW: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "two numbers": (lambda: nn.Linear(2, 64), (2,)),
+    "four numbers, very wide": (lambda: nn.Linear(4, 1 << 16), (4,)),
+    "four numbers, wide, relu": (lambda: nn.Sequential(nn.Linear(4, 4096), nn.ReLU()), (4,)),
+    "three numbers, two layers": (lambda: nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 8)), (3,)),
+    "table of features": (lambda: nn.Sequential(nn.BatchNorm1d(7), nn.Linear(7, 16)), (7,)),
+    "a series": (lambda: Recurrent(1), (12, 1)),
+    "several series": (lambda: Recurrent(3), (12, 3)),
+    "beats": (lambda: nn.Sequential(nn.Conv1d(1, 8, 7, 2, 3), nn.BatchNorm1d(8), nn.ReLU()), (1, 64)),
+    "patches": (lambda: nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.Flatten(2)), (3, 16, 16)),
+    "causal": (lambda: nn.Sequential(nn.ConstantPad1d((1, 0), 0.0), nn.Conv1d(1, 8, 2)), (1, 20)),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_first_layers_on_few_numbers_may_send(name: str) -> None:
+    make, shape = FEW[name]
+    torch.manual_seed(6)
+    example = torch.randn(4, *shape)
+    split(Rows(make(), example), example, "head")
 
 
 class Words(nn.Module):
