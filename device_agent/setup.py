@@ -10,7 +10,7 @@ from device_agent.session.plan import SessionPlan
 from device_agent.state_folder import StateFolder
 from device_agent.training.codec_policy import MakeChooser, StepChoices
 from device_agent.training.data import BatchOrder, DeviceData, EvaluationBatches, load_dataset
-from device_agent.training.disguise import refuse_disguised
+from device_agent.training.disguise import refuse_disguised, warn_of_labels
 from device_agent.training.ends import initial_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer
 from spliteasy.job import Job
@@ -59,6 +59,7 @@ def prepare(
         state.drop_after(-1)
     if config.new_data or not state.held():
         refuse_disguised(job, trainer.head.segment, batches.batch(1)[0])
+        warn_of_labels(job)
     if not state.held():
         state.save_checkpoint(0, trainer.state())
     plan = SessionPlan(

@@ -1,4 +1,4 @@
-"""Before the first step: the head, with this device's weights, must not send its own data in disguise."""
+"""Before the first step: what this device would send, by its own weights and data, is neither in disguise."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from torch import Tensor
 from spliteasy.errors import JobError
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
+from spliteasy.privacy.plain_labels import HINT, plain_labels
 from spliteasy.splitting.disguise import find_disguises
 
 log = structlog.get_logger(__name__)
+
+
+def warn_of_labels(job: Job) -> None:
+    """Say in the log where the gradients that the device sends would be its labels under another name."""
+    why = plain_labels(job)
+    if why is not None:
+        log.warning(why, job=str(job), hint=HINT)
 
 
 def refuse_disguised(job: Job, head: Segment, inputs: Sequence[Tensor]) -> None:
