@@ -1,9 +1,9 @@
 """Labels in disguise: tails whose gradients tell the labels to somebody who knows none of their weights.
 
-The gradients of the body's outputs, gb, are made of the tail's weights and the labels. Where they are the same
-under other weights (a tail without any, most of all), whoever knows b and the loss tries the labels out. Where
-each class has an element of gb that lies apart for its samples, as the sign of a logit's gradient does, the labels
-can be read off as they pass.
+The gradients of the body's outputs, gb, are made of the tail's weights and the labels. Where they are the
+same under other weights (a tail without any, most of all), whoever knows b and the loss tries the labels out.
+Where each class has an element of gb that lies apart for its samples, as the sign of a logit's gradient does,
+the labels can be read off as they pass.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def plain_labels(job: Job) -> str | None:
     classes = classes_of(job)
     if classes is not None and _elements_tell(gradients, labels[0], classes):
         return (
-            "labels cross the second cut in disguise: for each class one element of the gradients that go back "
-            "to the body lies apart for the samples of that class"
+            "labels cross the second cut in disguise: for each class one element of the gradients that go "
+            "back to the body lies apart for the samples of that class"
         )
     return None
 
@@ -120,5 +120,5 @@ def _elements_tell(gradients: Sequence[Tensor | None], labels: Tensor, classes: 
         return False
     return all(
         bool(((rows[own].amax(0) < rows[~own].amin(0)) | (rows[own].amin(0) > rows[~own].amax(0))).any())
-        for own in (labels == each for each in labels.unique())
+        for own in (labels == each for each in torch.unique(labels))
     )

@@ -3,7 +3,7 @@
 The weights are changed at random. Elements of what crosses that stay the same don't depend on them. How much
 of an input such elements determine is read off their Jacobian J: a random direction v of the input is
 looked for again from J v by the method of conjugate gradients. What is found of it is its part in the row
-space of J, and so, in the mean, the share of the input's dimensions that somebody without weights can solve for.
+space of J, and so, in the mean, the share of the input's dimensions that can be solved for without weights.
 """
 
 from __future__ import annotations

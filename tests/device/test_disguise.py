@@ -1,4 +1,4 @@
-"""An agent looks at its own data before anything leaves: a job that would send them in disguise is refused."""
+"""An agent looks at its own data first, and trains no job that would send them in disguise."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ async def train(job: Job, state: Path, data: TensorDataset) -> int:
         async def connect() -> MemoryTransport:
             return broker.connect("phone-1")
 
-        config = AgentConfig(job=job.name, device="phone-1", data=DeviceData(data, None), secret=SECRET, state=state)
+        config = AgentConfig(
+            job=job.name, device="phone-1", data=DeviceData(data, None), secret=SECRET, state=state
+        )
         try:
             async with asyncio.timeout(60):
                 return (await Agent(config, connect=connect, compute=compute).run(asyncio.Event())).step
@@ -96,7 +98,7 @@ async def test_data_that_would_cross_in_disguise_stay(tmp_path: Path) -> None:
     """The example did not show it at submit: it had other values than this device."""
     made = job("above")
     assert await train(made, tmp_path / "other", data(0.0)) == 2
-    with pytest.raises(JobError, match=r"100% of this device's input 'x' to the worker: in training, .* is the input"):
+    with pytest.raises(JobError, match=r"100% of this device's input 'x' to the worker: in training, "):
         await train(made, tmp_path / "state", data(10.0))
     await train(job("above", share_inputs=["x"]), tmp_path / "shared", data(10.0))
 

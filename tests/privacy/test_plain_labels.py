@@ -53,8 +53,6 @@ TAILS: dict[str, Callable[[], Ends]] = {
 TELLING = {"nothing", "softplus", "dropout", "means", "scales", "norm"}
 
 
-
-
 def example() -> tuple[Tensor, Tensor]:
     return torch.randn(4, 6), torch.zeros(4, dtype=torch.int64)
 
