@@ -73,7 +73,14 @@ def prepare(
         save=state.save_codecs,
     )
     trainer = DeviceTrainer.create(
-        job, batches, tests, device=config.device, key=key, ends=ends, choices=choices
+        job,
+        batches,
+        tests,
+        device=config.device,
+        key=key,
+        ends=ends,
+        choices=choices,
+        stop_if_hijacked=config.stop_if_hijacked,
     )
     if handing_over or config.new_data or not state.held():
         refuse_disguised(job, trainer.head.segment, batches.batch(1)[0])
