@@ -50,10 +50,16 @@ class HijackWatch:
 
     def judge(self, step: int) -> None:
         """A step's gradients are complete. Raises Hijacked where the agent is to stop."""
-        labels = torch.cat(self._labels)
-        known = labels >= 0
-        self._guard.saw(torch.cat(self._returned)[known], torch.cat(self._sent)[known], labels[known])
+        micros = [
+            each
+            for each in zip(self._returned, self._sent, self._labels, strict=True)
+            if each[0].shape[1] and each[1].shape[1]  # a micro-batch without labels has no gradient
+        ]
         self.forget()
+        if micros:
+            returned, sent, labels = (torch.cat(each) for each in zip(*micros, strict=True))
+            known = labels >= 0
+            self._guard.saw(returned[known], sent[known], labels[known])
         if not self._guard.alarm:
             return
         what = (

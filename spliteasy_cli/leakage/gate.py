@@ -98,7 +98,8 @@ async def measure(
     ends the recording after its current step, and the attacks after the current one. Runs the user's model
     code. Raises SplitEasyError.
     """
-    copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage"})
+    often = spec.evaluation.model_copy(update={"every_epochs": 1})
+    copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage", "evaluation": often})
     job = await asyncio.to_thread(Job.create, copy, root)
     bounds = limits or spec.privacy.limits
     chosen = attacks_named(attacks)

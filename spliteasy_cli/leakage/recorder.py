@@ -254,6 +254,7 @@ def _recording(
         indices=tuple(places),
         canaries=sample.canaries,
         members=len(sample.train),
+        evaluated=_truth_of_evaluations(trainer, messages),
     )
     return Recording(
         job=job,
@@ -338,6 +339,25 @@ def _evaluations(job: Job, messages: Sequence[m.AnyMessage]) -> tuple[Evaluated,
         )
         for asked in messages
         if isinstance(asked, m.Eval) and asked.request in replies
+    )
+
+
+def _truth_of_evaluations(trainer: DeviceTrainer, messages: Sequence[m.AnyMessage]) -> Truth | None:
+    """Return the test samples of each evaluation that `_evaluations` gives, in its order."""
+    answered = {x.answers for x in messages if isinstance(x, m.Evaluated)}
+    asked = [x for x in messages if isinstance(x, m.Eval) and x.request in answered]
+    if trainer.tests is None or not asked:
+        return None
+    places: list[tuple[int, int]] = []
+    for each in asked:  # a device asks for its batches in order
+        places.append((sum(step == each.step for _, step in places), each.step))
+    batches = [trainer.tests.batch(*place) for place in places]
+    return Truth(
+        inputs=tuple(inputs for inputs, _ in batches),
+        targets=tuple(targets for _, targets in batches),
+        indices=tuple(tuple(trainer.tests.indices(*place)) for place in places),
+        canaries=frozenset(),
+        members=0,
     )
 
 
