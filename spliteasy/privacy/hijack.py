@@ -25,7 +25,7 @@ TOLD = 0.1
 """The classes' difference that what was sent must have for a judgement: noise on gradients hides it."""
 
 LEAST = 0.25
-"""What comes back must keep this share of the classes' difference in what was sent."""
+"""The gradients that come back must keep this share of the classes' difference in what was sent."""
 
 
 class HijackGuard:

@@ -357,10 +357,10 @@ def _kind_of_whole(x: Tensor, y: Tensor, elements: Tensor, distinct: float, dire
         told = max(told, len(torch.unique(y[:, elements == element][:, :_JUDGED], dim=0)))
     if told < tells:
         return None
-    if direct:
+    if direct and distinct > 2:  # a mask of two values is told, not refused: most models of text read one
         if bool(equal.any()):
             return "equal"
-        if bool(affine.any()) and distinct > 2:
+        if bool(affine.any()):
             return "affine"
         if bool(monotone.any()) and (distinct >= 6 or float(monotone.double().mean()) > 0.5):
             return "monotone"
