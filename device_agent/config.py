@@ -18,11 +18,13 @@ class AgentConfig:
     data: str | DeviceData
     state: Path
     root: Path | None = None
-    """Where the data's module is looked up; None: the current folder."""
+    """The data's module is looked up in this folder; None is the current one."""
     operator_key: str | None = None
     """Public key (64 hexadecimal digits) that must have signed the job; None: it is taken as it comes."""
     refuse_public_ends: bool = False
     """Don't train where initial weights of head or tail are in the job, for the worker to read."""
+    stop_if_hijacked: bool = False
+    """End the training where a worker seems to train the head for itself; else this is said in the log."""
     secret: bytes | None = field(default=None, repr=False)
     """32 bytes in place of a secret of the device's own, so that a run can be repeated."""
     takeover: bool = False
@@ -31,6 +33,8 @@ class AgentConfig:
     """Epochs to train in place of the job's; None: as the job says."""
     new_data: bool = False
     """Go on from the trained weights, although the data is not what the state folder was trained on."""
+    new_version: bool = False
+    """Go on from the trained weights with the version of the job that `job` names."""
     reply_timeout_s: float = 10.0
     chunk_bytes: int | None = None
     """Payload of one frame; None: as the job says."""
@@ -39,6 +43,6 @@ class AgentConfig:
     metered: int | None = None
     """Bytes a day that may be sent and received together; no step begins beyond them."""
     patience_s: float = UNREACHABLE_S
-    """How long the first connection may take."""
+    """The first connection may take this long."""
     give_up_s: float | None = None
-    """How long each later one may take; None: it is waited for without end."""
+    """Each later connection may take this long; None waits without end."""

@@ -1,4 +1,4 @@
-"""What goes wrong with a RabbitMQ connection, in one line for a person. Never shows the password."""
+"""Errors of a RabbitMQ connection, each in one line for a person. They never show the password."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spliteasy.runtime.urls import QUOTE_HINT, split_url
 _FINAL_TLS = re.compile("WRONG_VERSION|HTTP_REQUEST|UNKNOWN_CA|BAD_CERTIFICATE|CERTIFICATE_REQUIRED|PROTOCOL")
 """Reasons of a failed handshake that stay until somebody mends the URL or the certificates."""
 _LIMIT = re.compile(r"\b(limit|maximum)\b", re.IGNORECASE)
-"""Of connections, channels or queues: it is not reached any more when others have gone."""
+"""A limit of connections, channels or queues, which is not reached any more when others have gone."""
 _NOT_ALLOWED = 530
 _DATES = {9, 10}
 """OpenSSL's codes for a certificate that is not valid yet, or not any more."""
@@ -104,6 +104,11 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
             f"{said}",
             hint="check the URL's path, that the virtual host runs, and the account's permissions and limits",
         )
+    if urlsplit(address.text).scheme == "amqps" and _broke_off(cause):
+        return LinkDeferred(
+            f"what answers at {address} broke the connection off, in its TLS handshake or after",
+            hint="a broker that is starting or ending does; else check that the port is its TLS port",
+        )
     if isinstance(cause, OSError) and cause.errno:
         return LinkError(
             f"the broker at {address} can't be reached: {os.strerror(cause.errno).lower()}",
@@ -113,6 +118,11 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
         f"what answers at {address} closed the connection or is no AMQP broker",
         hint="check the port: TLS ports want amqps://",
     )
+
+
+def _broke_off(cause: BaseException) -> bool:
+    """Return whether the other side hung up on a connection that it had taken."""
+    return not isinstance(cause, OSError) or isinstance(cause, ConnectionResetError | ConnectionAbortedError)
 
 
 def _tls_error(error: ssl.SSLError, address: Address) -> LinkError:
@@ -143,7 +153,7 @@ def lost_error(error: BaseException | None, address: Address) -> LinkError:
 
 
 def link_error(error: BaseException) -> LinkError:
-    """What an error of an open connection means for the caller."""
+    """Return the error that a caller gets for an error of an open connection."""
     text = str(error)
     if isinstance(error, amqp.PublishError) and error.message is not None:
         return Unroutable(f"no queue took the frame for {error.message.routing_key}")

@@ -52,7 +52,7 @@ class AmqpSubscription:
         self._channel = channel
         self._queue = queue
         self._bindings = bindings
-        """Of the queue on the uplink exchange; None where this transport did not declare it."""
+        """The queue's bindings on the uplink exchange, or None where this transport did not declare it."""
         self._inbox = Inbox()
         self._acks = Acks(channel, delay_s=transport.options.ack_delay_s)
         self._consumer_tag = ""
@@ -95,7 +95,7 @@ class AmqpSubscription:
         if self._closing is not None:
             await asyncio.shield(self._closing)
 
-    # What the transport calls -----------------------------------------------------------------------
+    # The transport calls these -----------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
@@ -116,7 +116,7 @@ class AmqpSubscription:
             self.end(LinkError(f"the consumer of {self._queue} is gone"))
 
     async def settle(self) -> None:
-        """Return once the broker was told of all that was acknowledged. Never raises."""
+        """Return once the broker knows of all that was acknowledged. Never raises."""
         await self._acks.settle(self._transport.options.close_timeout_s)
 
     def end(self, error: LinkError | None) -> None:
@@ -153,7 +153,7 @@ class AmqpSubscription:
         )
 
     def _is_elsewhere(self, message: DeliveredMessage) -> bool:
-        """Whether the routing key would not have led here: the broker hides BCC, but not the key."""
+        """Return whether the routing key would not have led here: the broker hides BCC, but not the key."""
         key = message.routing_key or ""
         if message.exchange == "":
             return key != self._queue

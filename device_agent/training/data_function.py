@@ -15,7 +15,7 @@ TRAIN, TEST = "train", "test"
 VALIDATION = ("validation", "valid", "val", "dev")
 _SHAPES = 'a data set, (train, test), (train, validation, test), or a dictionary with "train" and "test"'
 _UNUSED = (
-    "the validation data is not used: nothing is chosen by it, and the accuracy told is that of the test data"
+    "the validation data is not used: nothing is chosen by it, and the accuracy is that of the test data"
 )
 
 DataSets = tuple[Dataset[Any], Dataset[Any] | None, tuple[str, ...]]
@@ -88,7 +88,7 @@ def _sorted(found: Any, reference: str) -> tuple[Any, Any, Any]:
 
 
 def _all_data_sets(found: list[Any]) -> bool:
-    """Whether a list holds data sets, rather than being one."""
+    """Return whether a list holds data sets, rather than being one."""
     return 2 <= len(found) <= 3 and all(isinstance(each, Dataset | DataLoader) for each in found)
 
 

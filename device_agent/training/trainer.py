@@ -16,6 +16,7 @@ from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
 from device_agent.training.cut_codec import DeviceWire
 from device_agent.training.data import BatchOrder, EvaluationBatches
+from device_agent.training.hijack_watch import HijackWatch, may_watch
 from device_agent.training.samples import Tensors
 from spliteasy.codecs.packer import (
     Packed,
@@ -42,6 +43,8 @@ from spliteasy.training.segment_trainer import (
     all_finite,
     backward_from,
     detached,
+    misfit,
+    model_tensors,
     tensors_of,
 )
 
@@ -59,12 +62,12 @@ class Evaluation:
     samples: int = 0
     loss: float = 0.0
     elements: float = 0.0
-    """What the loss's mean is over: labelled elements, or samples."""
+    """The elements that the loss's mean is over: labelled ones, or samples."""
     correct: int = 0
     counted: int = 0
     """Predictions that were right or wrong; 0 where the loss does not classify, or nothing has a label."""
     judged: bool = True
-    """Whether the predictions of every batch could be judged."""
+    """The predictions of every batch could be judged."""
 
     @property
     def mean_loss(self) -> float | None:
@@ -79,14 +82,14 @@ class Evaluation:
 
 @dataclass(slots=True)
 class _Micro:
-    """A micro-batch of the step under way."""
+    """A micro-batch of the open step."""
 
     inputs: Tensors
     targets: Tensors
     share: float
-    """What its loss counts for in the batch's."""
+    """The weight of its loss in the batch's."""
     elements: float
-    """What the loss's mean over it is over: labelled elements, or samples."""
+    """The elements that the loss's mean over it is over: labelled ones, or samples."""
     head: OpenForward | None = None
     packed: Packed | None = None
     """The head's wire values, where they were packed ahead."""
@@ -99,7 +102,7 @@ class _Micro:
 
 @dataclass(slots=True)
 class _Step:
-    """A step that is under way: its micro-batches go in order through head, tail and head backward."""
+    """An open step: its micro-batches go in order through head, tail and head backward."""
 
     micros: list[_Micro]
     heads: int = 0
@@ -107,9 +110,9 @@ class _Step:
     returned: int = 0
     loss: float = 0.0
     spoiled: str | None = None
-    """What is NaN or infinite, where the job lets the step pass without effect."""
+    """The name of what is NaN or infinite, where the job lets the step pass without effect."""
     nbytes: dict[Travelling, int] = field(default_factory=dict)
-    """Of the values of its first micro-batch, before they are packed."""
+    """The bytes of its first micro-batch's values, before they are packed."""
 
     @property
     def samples(self) -> int:
@@ -123,7 +126,7 @@ class _Step:
 
 @dataclass(slots=True)
 class DeviceTrainer:
-    """Head and tail of one device, after step `head.step`, and the step under way."""
+    """Head and tail of one device, after step `head.step`, and the open step."""
 
     job: Job
     batches: BatchOrder
@@ -132,6 +135,8 @@ class DeviceTrainer:
     tail: SegmentTrainer | None
     wire: DeviceWire
     transforms: CutTransforms
+    watch: HijackWatch | None = None
+    """Judges what comes back; None where the job has nothing to judge it by."""
     loss: float | None = None
     """Training loss of the last step; None where it was not measured: nothing had a label."""
     samples: int = 0
@@ -156,13 +161,15 @@ class DeviceTrainer:
         key: Key,
         ends: Drawn,
         choices: StepChoices,
+        stop_if_hijacked: bool = False,
     ) -> DeviceTrainer:
-        """With the job's initial weights and the device's own (`ends`), at step 0."""
+        """Make a trainer with the job's initial weights and the device's own (`ends`), at step 0."""
         head, tail = end_trainers(job, device=device, key=key, ends=ends)
         codecs = job.spec.link.codecs
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
         transforms = CutTransforms(job.spec.privacy, key, head=job.head, tail=job.tail)
-        return cls(job, batches, tests, head, tail, wire, transforms)
+        watch = HijackWatch(job, stop=stop_if_hijacked) if may_watch(job) else None
+        return cls(job, batches, tests, head, tail, wire, transforms, watch)
 
     @property
     def step(self) -> int:
@@ -170,7 +177,7 @@ class DeviceTrainer:
 
     @property
     def shared_loss(self) -> float | None:
-        """The loss of the step under way, where the job lets it leave the device; None until all is added."""
+        """The loss of the open step, where the job lets it leave the device; None until all is added."""
         step, _ = self._live()
         whole = step.tails == len(step.micros)
         told = whole and self.job.spec.share_loss and step.counted and isfinite(step.loss)
@@ -228,8 +235,8 @@ class DeviceTrainer:
         return self._next[0] if self._next and all(micro.head for micro in self._next[1]) else None
 
     def work_ahead(self) -> None:
-        """Once all of the step under way was sent, load the batch after it; a head that training does not
-        change runs on it.
+        """Load the batch after the open step once all of that was sent, and run the head on it if training
+        does not change the head.
 
         What goes wrong shows when its turn comes.
         """
@@ -280,6 +287,8 @@ class DeviceTrainer:
         sent = self.transforms.gradients(gradients[: len(specs)], step=self.step + 1)
         if step.spoiled:
             sent = tuple(None if g is None else _spoilt(g) for g in sent)
+        if self.watch is not None:
+            self.watch.sends(sent, part.targets[0])
         part.kept_gradients = gradients[len(specs) :]
         step.tails = micro + 1
         return self.wire.pack(
@@ -295,6 +304,8 @@ class DeviceTrainer:
         outputs, kept = part.head.outputs[:wire], part.head.outputs[wire:]
         gradients = self.wire.unpack("gradients", packed, expected_like(outputs))
         checked = check_gradients(gradients, outputs)
+        if self.watch is not None:
+            self.watch.gets(checked, part.samples)
         self.head.backward(part.head, (*checked, *(part.kept_gradients or (None,) * len(kept))))
         part.head = None
         step.returned += 1
@@ -310,6 +321,8 @@ class DeviceTrainer:
             what = trainer.not_finite()
             if what is not None:
                 raise self._not_finite(what)
+        if self.watch is not None:
+            self.watch.judge(self.step + 1)
         for trainer in trainers:
             trainer.apply()
         self.wire.packer.apply()
@@ -317,19 +330,23 @@ class DeviceTrainer:
         self._step = None
 
     def skip(self) -> None:
-        """Let the step under way pass without effect; `passed` says why."""
+        """Let the open step pass without effect; `passed` says why."""
         problem = self.data_problem()
         spoiled = self._step.spoiled if self._step is not None else None
         self.passed = problem.message if problem is not None else spoiled or "a gradient of the body"
         self._step = None
+        if self.watch is not None:
+            self.watch.forget()
         self.wire.packer.abort()
         self.head.skip()
         if self.tail is not None:
             self.tail.skip()
 
     def abort(self) -> None:
-        """Forget the step under way."""
+        """Forget the open step."""
         self._step = None
+        if self.watch is not None:
+            self.watch.forget()
         self.wire.packer.abort()
         self.head.abort()
         if self.tail is not None:
@@ -386,6 +403,15 @@ class DeviceTrainer:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
         return state
 
+    def misfit(self, state: Mapping[str, Tensor]) -> str | None:
+        """Why head or tail can't take the weights of `state`, for a person; None where they can."""
+        for prefix, trainer in ((HEAD, self.head), (TAIL, self.tail)):
+            given = model_tensors(_under(prefix, state))
+            why = misfit({} if trainer is None else trainer.segment.state_dict(), given)
+            if why is not None:
+                return why
+        return None
+
     def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
         """Take over what `state` gave; raises ValueError where it does not fit."""
         self.abort()
@@ -396,7 +422,7 @@ class DeviceTrainer:
             self.tail.load_state(_under(TAIL, state), step=step)
 
     def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
-        """Of what `up` and its answers have before packing; gradients are as large as their values."""
+        """Return the bytes of `up` and its answers before packing; gradients are as large as their values."""
         nbytes = bytes_of(up)
         if self.tail is None:
             return {("up", "activations"): nbytes, ("down", "gradients"): nbytes}
@@ -410,11 +436,12 @@ class DeviceTrainer:
         }
 
     def _live(self) -> tuple[_Step, SegmentTrainer | None]:
-        assert self._step is not None, "no step is under way"
+        assert self._step is not None, "no step is open"
         return self._step, self.tail
 
     def data_problem(self) -> DataError | None:
-        """What is NaN or infinite in the data of the step under way, by sample; None where all is finite."""
+        """Say what is NaN or infinite in the data of the open step, by sample, or None where all
+        is finite."""
         if self._step is None:
             return None
         number = self.step + 1
@@ -475,7 +502,7 @@ def evaluation_outputs(
 
 
 def has_no_nan(tensor: Tensor) -> bool:
-    """Whether no element is NaN."""
+    """Return whether no element is NaN."""
     return not tensor.is_floating_point() or all_finite([tensor]) or not bool(tensor.isnan().any())
 
 

@@ -1,4 +1,4 @@
-"""From deliveries to authenticated requests. Whatever a device sends is checked here first."""
+"""The intake turns deliveries into authenticated requests. It is the first to check what a device sends."""
 
 from __future__ import annotations
 
@@ -101,17 +101,19 @@ class Intake:
         return Accepted(request=request, raw=outcome.body, reply_to=reply_to, chunk_bytes=outcome.chunk_bytes)
 
     def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> AwaitedFrames:
-        """What it sent is dropped; it is told so by BUSY, at the end of its message and not too often."""
+        """Drop what a device sent beyond its quota. BUSY tells it so at the end of its message, and not too
+        often."""
         last = not isinstance(dropped, Chunk) or dropped.last
         outcome = OverBudget(message_id=dropped.message_id, last=last and self._quotas.answer(device))
         return AwaitedFrames(outcome=outcome, device=device, reply_to=reply_to)
 
     def may_bury(self, delivery: Delivery) -> bool:
-        """Whether a delivery that must not be served is kept as a dead letter, or dropped."""
+        """Return whether a delivery that must not be served is kept as a dead letter; else it is dropped."""
         return self._quotas.dead_letter(self._charged(delivery), len(delivery.body))
 
     def affords(self, reply_to: str, nbytes: int) -> bool:
-        """Whether a small answer of that size may be sent there: it costs no more than what was received."""
+        """Return whether a small answer of that size may be sent there: it costs no more than what was
+        received."""
         device = device_of_reply_queue(reply_to)
         return device is not None and self._quotas.afford(device, nbytes)
 
@@ -151,7 +153,7 @@ class Intake:
         return self._assembler.bytes_held
 
     def _charged(self, delivery: Delivery) -> str:
-        """On whose account a delivery goes: who sent it, as far as the broker knows that."""
+        """Return the account that a delivery is charged to: its sender, as far as the broker knows that."""
         named = device_of_key(delivery.routing_key) or ""
         return named if self._trust is Trust.OPEN else delivery.principal or named
 

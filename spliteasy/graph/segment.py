@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spliteasy.errors import DataError, PortableError
 from spliteasy.graph.checker import check_program
-from spliteasy.graph.document import DTYPES, TensorSpec, Value, ValueSpec, misfit
+from spliteasy.graph.document import INNER_DTYPES, TensorSpec, Value, ValueSpec, misfit
 from spliteasy.graph.encoding import document_from_json, document_to_json
 from spliteasy.graph.program import Batches, Program
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
@@ -21,7 +21,7 @@ class Segment(nn.Module):
 
     Parameters and buffers carry the original model's dotted names, so `state_dict()` keys are its
     keys. `.train()` and `.eval()` choose between the two graphs. Running statistics change in place
-    on the segment's own buffers. Whoever calls chooses gradients on or off (`torch.no_grad`). A backward
+    on the segment's own buffers. The caller chooses gradients on or off (`torch.no_grad`). A backward
     puts the gradient of an input that is a leaf into its `.grad`, with the strides it had in the flow.
     """
 
@@ -87,32 +87,33 @@ class Segment(nn.Module):
 
     @property
     def input_values(self) -> tuple[ValueSpec, ...]:
-        """What `forward` takes in the present mode."""
+        """The values that `forward` takes in the present mode."""
         return self._program.document.graph(self.training).inputs
 
     @property
     def output_values(self) -> tuple[ValueSpec, ...]:
-        """What `forward` returns in the present mode."""
+        """The values that `forward` returns in the present mode."""
         return self._program.document.graph(self.training).outputs
 
     @property
     def n_wire(self) -> int:
-        """How many outputs, from the first, go over the wire in the present mode."""
+        """The number of outputs, counted from the first, that go over the wire in the present mode."""
         return self._program.document.graph(self.training).wire
 
     @property
     def has_random(self) -> bool:
-        """Whether the training graph draws random numbers."""
+        """Return whether the training graph draws random numbers."""
         return self._program.train.random
 
     @property
     def stateful(self) -> bool:
-        """Whether the training graph may change the segment's own tensors, as running statistics do."""
+        """Return whether the training graph may change the segment's own tensors, as running
+        statistics do."""
         return self._program.train.stateful
 
     @property
     def has_random_eval(self) -> bool:
-        """Whether the evaluation graph draws random numbers."""
+        """Return whether the evaluation graph draws random numbers."""
         return self._program.eval.random
 
     def tensors(self) -> dict[str, Tensor]:
@@ -197,7 +198,7 @@ def load_segment_tensors(data: bytes) -> dict[str, Tensor]:
 
 
 def _fitting(spec: TensorSpec, tensor: Tensor) -> Tensor:
-    if tensor.dtype != DTYPES[spec.dtype] or tuple(tensor.shape) != spec.shape:
+    if tensor.dtype != INNER_DTYPES[spec.dtype] or tuple(tensor.shape) != spec.shape:
         raise PortableError(
             f"tensor {spec.name!r} is {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)},"
             f" the graph says {spec.dtype} {spec.shape}"

@@ -12,7 +12,7 @@ from spliteasy.codecs import choose_codec
 from spliteasy.codecs.packer import PLACES
 from spliteasy.errors import CutError, JobError
 from spliteasy.job.source import Source, example_of, load_source, make_loss
-from spliteasy.job.spec import JobSpec, LimitsSpec, LinkSpec, PlanSpec
+from spliteasy.job.spec import JobSpec, LinkSpec, PlanSpec
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import MIN_SAMPLES, InputCorrelation, varies
@@ -26,20 +26,21 @@ from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import states_kept
 from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
 from spliteasy.splitting.losses import PortableLoss
+from spliteasy.splitting.split import regrouped_note
 from spliteasy.training.losses import LossFunction
 from spliteasy.training.segment_trainer import tensors_of
 
 MAX_SAMPLES = 64
-"""For the correlation and for what codecs make of the data."""
+"""The correlation and the codecs are measured on at most this many samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutPlan:
-    """What was found: the best cut behind each place, and the best of all."""
+    """The result of planning: the best cut behind each place, and the best of all."""
 
     spec: JobSpec
     rows: tuple[Cut, ...]
-    """In order of the first cut."""
+    """The cuts, ordered by the first one."""
     best: Cut
     own: Cut | None
     """The cuts that the job file names; None for "auto"."""
@@ -47,7 +48,7 @@ class CutPlan:
     conditions: Conditions
     constraints: Constraints
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers has to know."""
+    """Notes that a reader of the numbers has to know."""
 
 
 def plan_job(
@@ -93,7 +94,7 @@ def plan_source(
         packed_wire(traced, flow, loss, *_made_up(inputs, targets), batch=batch, codecs=codecs),
         shared=shared,
         conditions=conditions,
-        constraints=(constraints := constraints_of(settings, spec.privacy.limits)),
+        constraints=(constraints := constraints_of(spec)),
         label_bytes=sum(y.nbytes // len(y) for y in targets) * batch,
         correlation=correlation,
     )
@@ -102,6 +103,8 @@ def plan_source(
     if not spec.model.auto:
         try:
             own = chooser.at(spec.model.cuts)
+            note = regrouped_note(traced, spec.model.cuts, shared)
+            notes = (*notes, note) if note else notes
         except CutError as error:
             notes = (*notes, f"the job's own cuts can't be: {error}")
     return CutPlan(
@@ -142,19 +145,25 @@ def conditions_of(settings: PlanSpec, profile: Profile | None = None) -> Conditi
 
 
 def planned_codecs(link: LinkSpec, conditions: Conditions) -> tuple[str, str]:
-    """Of activations and gradients; what "auto" would use for a megabyte on the slower direction."""
+    """Return the codecs of activations and gradients. For "auto" they are those for a megabyte on the slower
+    direction."""
     rate = min(conditions.up_bytes_s, conditions.down_bytes_s)
     activations, gradients = (choose_codec(link.codecs[place], nbytes=1 << 20, rate=rate) for place in PLACES)
     return activations, gradients
 
 
-def constraints_of(settings: PlanSpec, limits: LimitsSpec) -> Constraints:
-    """What `[plan]` asks for, and what `[privacy.limits]` need at the least."""
+def constraints_of(spec: JobSpec) -> Constraints:
+    """Return the constraints that `[plan]` asks for and that keep labels and inputs from being told.
+
+    A tail without a layer tells labels by its gradients, unless `[privacy]` changes either.
+    """
+    settings, privacy = spec.plan, spec.privacy
     memory = settings.device_memory
+    plain = not spec.single and privacy.label_dp is None and privacy.gradient_noise is None
     return Constraints(
         device_memory=parse_size(memory, "device_memory") if memory is not None else None,
-        min_head_layers=max(settings.min_head_layers, int(bounds_inputs(limits))),
-        min_tail_layers=int(bounds_labels(limits)),
+        min_head_layers=max(settings.min_head_layers, int(bounds_inputs(privacy.limits))),
+        min_tail_layers=int(plain or bounds_labels(privacy.limits)),
         max_input_correlation=settings.max_input_correlation,
     )
 
@@ -199,5 +208,5 @@ def _made_up(inputs: Tensors, targets: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def names_of(cuts: Sequence[str]) -> str:
-    """As it stands in a job file."""
+    """Return the cuts as they are written in a job file."""
     return "[" + ", ".join(f'"{cut}"' for cut in cuts) + "]"

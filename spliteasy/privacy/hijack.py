@@ -21,8 +21,11 @@ from spliteasy.privacy.statistics import normalized
 WINDOW = 12
 """Steps that are judged together."""
 
+TOLD = 0.1
+"""The classes' difference that what was sent must have for a judgement: noise on gradients hides it."""
+
 LEAST = 0.25
-"""What must be left, in what comes back, of the classes' difference in what was sent."""
+"""The gradients that come back must keep this share of the classes' difference in what was sent."""
 
 
 class HijackGuard:
@@ -49,11 +52,12 @@ class HijackGuard:
             return False
         returned = sum(pair[0] for pair in self._seen)
         sent = sum(pair[1] for pair in self._seen)
-        return returned < self._least * sent
+        return sent > TOLD * self._window and returned < self._least * sent
 
 
 def _apart(gradients: Tensor, same: Tensor, other: Tensor) -> float:
-    """How much more alike the rows of one class are than those of two: a difference of mean cosines."""
+    """Return how much more alike the rows of one class are than those of two: a difference of mean
+    cosines."""
     rows = normalized(gradients - gradients.mean(0))
     alike = rows @ rows.T
     return float(alike[same].mean() - alike[other].mean())

@@ -1,4 +1,4 @@
-"""This installation's version, as it is told to others."""
+"""This installation's version, as others see it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _TOLD = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 
 @cache
 def version() -> str:
-    """Of the installed package; `unknown` where it runs from a folder, or calls itself oddly."""
+    """Return the version of the installed package, or `unknown` where it runs from a folder or its version is
+    malformed."""
     try:
         found = metadata.version("spliteasy")
     except metadata.PackageNotFoundError:

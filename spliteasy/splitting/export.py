@@ -6,7 +6,7 @@ import inspect
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from spliteasy.errors import JobError, PortableError
 from spliteasy.runtime.generators import states_kept
+from spliteasy.splitting.calling import adapted
 from spliteasy.splitting.functional import Recorder
 from spliteasy.splitting.proof.model_state import left_as_it_was
 from spliteasy.splitting.proof.plain_modes import fused_attention, inference_mode_as_no_grad
@@ -57,28 +58,49 @@ class TracedModel:
     eval: Trace
     paths: tuple[str, ...]
     """All module paths of the model."""
+    example: tuple[Tensor, ...]
+    """What the model was traced with."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is right and may surprise the user, in whole sentences."""
+        """Notes, in whole sentences, on what is right and may surprise the user."""
         return (*self.train.notes, *self.eval.notes)
 
 
-def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> TracedModel:
+def trace_model(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+) -> TracedModel:
     """Trace with a batch (first) dimension that may vary, and prove the traces. The model is left as it was.
 
+    A mapping of inputs is passed by keyword, and their order is that of the trace's inputs.
     Raises `JobError` if the model can't be traced, uses what has no portable form, or gives something else
     than its traces.
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    names = tuple(example_inputs) if isinstance(example_inputs, Mapping) else None
+    given = tuple(example_inputs.values()) if isinstance(example_inputs, Mapping) else example_inputs
+    inputs = given if isinstance(given, tuple) else (given,)
     _refuse_lazy(model)
-    with left_as_it_was(model, tensors=False):
+    with adapted(model, names), left_as_it_was(model, tensors=False):
         train = trace_inputs(model, inputs, "train")
         evaluation = trace_inputs(model.eval(), inputs, "eval")
     changing = {op.name for trace in (train, evaluation) for op in trace.written}
     for trace in (train, evaluation):
+        _refuse_forgetting(trace)
         trace.settle(changing)
-    return TracedModel(train, evaluation, tuple(name for name, _ in model.named_modules() if name))
+    paths = tuple(name for name, _ in model.named_modules() if name)
+    return TracedModel(train, evaluation, paths, inputs)
+
+
+def _refuse_forgetting(trace: Trace) -> None:
+    """Refuse a buffer that moves and that no checkpoint would hold: a training that goes on would lose it."""
+    for op in trace.written:
+        info = trace.tensors.get(op)
+        if info is not None and info.kind == "buffer" and not info.persistent:
+            raise JobError(
+                f"the model writes into its buffer {info.names[0]}, which has persistent=False: no "
+                "checkpoint holds it, and a training that goes on would start it over",
+                hint="register it without persistent=False",
+            )
 
 
 def _refuse_lazy(model: nn.Module) -> None:
@@ -93,7 +115,8 @@ def _refuse_lazy(model: nn.Module) -> None:
 def trace_inputs(
     model: nn.Module, inputs: tuple[Tensor, ...], mode: Literal["train", "eval"], what: str = "model"
 ) -> Trace:
-    """Trace the model as its modules' modes stand, and prove the trace. `what` is traced, for errors."""
+    """Trace the model in the present modes of its modules, and prove the trace. `what` is traced,
+    for errors."""
     if not inputs or not all(isinstance(value, Tensor) and value.dim() for value in inputs):
         raise JobError("example inputs must be tensors with the batch first")
     if len({value.shape[0] for value in inputs}) > 1:

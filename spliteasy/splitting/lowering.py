@@ -8,7 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from spliteasy.errors import JobError
-from spliteasy.graph.document import DTYPE_NAMES, Dim, Graph, Node, Ref, TensorSpec, ValueSpec
+from spliteasy.graph.document import (
+    DTYPE_NAMES,
+    INNER_DTYPE_NAMES,
+    Dim,
+    Graph,
+    Node,
+    Ref,
+    TensorSpec,
+    ValueSpec,
+)
 from spliteasy.graph.encoding import encode_argument
 from spliteasy.splitting.boundaries import Part
 from spliteasy.splitting.trace import Op, TensorInfo, dim_of, replaced
@@ -41,7 +50,8 @@ def _node(op: Op, slots: Mapping[Op, int]) -> Node:
 
 
 def value_spec(op: Op) -> ValueSpec:
-    """What a value is. Raises `JobError` if it does not grow evenly with the batch."""
+    """Return the specification of a value. Raises `JobError` if the value does not grow evenly with the
+    batch."""
     value = op.value
     sizes: Sequence[Any] = value.shape if isinstance(value, Tensor) else (value,)
     dims: list[Dim] = []
@@ -59,9 +69,9 @@ def value_spec(op: Op) -> ValueSpec:
 
 
 def tensor_spec(info: TensorInfo) -> TensorSpec:
-    """How a tensor of the model is written in the table."""
+    """Return a tensor of the model as it is written in the table."""
     kind: Any = info.kind
-    dtype: Any = DTYPE_NAMES.get(info.tensor.dtype)
+    dtype: Any = INNER_DTYPE_NAMES.get(info.tensor.dtype)
     if dtype is None:
         raise JobError(f"tensor {info.names[0]} is {info.tensor.dtype}, which can't travel")
     return TensorSpec(

@@ -45,12 +45,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         r"aten\.(nonzero|masked_select|_unique|unique|argwhere|bincount|repeat_interleave)|built-in function",
         "a shape must not depend on values: use torch.where, or multiply by the mask",
     ),
-    (r"aten\.(fft_|_fft|stft|istft|view_as_complex|complex|polar|real|imag)", "complex numbers can't travel"),
-    (
-        r"aten\._?(linalg_|cholesky|inverse|det|slogdet|logdet|svd|qr|pinverse|lu_|matrix_exp|geqrf|ormqr)",
-        "LAPACK's results differ between machines: use products, such as matrix_power or multi_dot",
-    ),
-    (r"aten\.(as_strided|fractional_max_pool)", "it reads memory by numbers that nothing checks: use slices"),
+    (r"aten\.linalg_lstsq", "its rank is a number that depends on values: use torch.linalg.pinv(a) @ b"),
     (r"quantize", "train in floating point, and quantise what `spliteasy merge` gives"),
     (
         r"fake tensor in the exported program|_has_compatible_shallow_copy_type",
@@ -81,7 +76,8 @@ Frame = tuple[traceback.FrameSummary, nn.Module | None]
 
 
 def tracing_error(what: str, mode: str, model: nn.Module, error: Exception, pinned: str | None) -> JobError:
-    """What to tell the person. `pinned`: the user's line that fixed the batch size."""
+    """Return the error that tells a person why tracing failed. `pinned` is the user's line that fixed the
+    batch size."""
     frames = list(_frames(error.__traceback__))
     said, place, module = one_sentence(error), _users_line(frames) or pinned, _module(frames, model)
     way = " ".join(frame.filename for frame, _ in frames[-20:])
@@ -98,9 +94,8 @@ def with_place(error: PortableError | JobError, node: fx.Node) -> PortableError 
     modules = [
         path.partition("@")[0] for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path
     ]
-    where = _where(modules[-1] if modules else None, places[-1] if places else None)
-    hint = error.hint if isinstance(error, JobError) else remedy(error.message) or error.hint
-    return type(error)(f"{where}{error.message}", hint=hint)
+    text = _where(modules[-1] if modules else None, places[-1] if places else None) + error.message
+    return type(error)(text, hint=error.hint if isinstance(error, JobError) else remedy(text) or error.hint)
 
 
 def remedy(text: str) -> str | None:

@@ -1,4 +1,5 @@
-"""Which cuts can't be right, and what to do instead; and which gradients a split adds in another order."""
+"""The rules by which a cut can't be right, with what to do instead, and the gradients that a split adds in
+another order."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from spliteasy.errors import CutError
+from spliteasy.graph.document import DTYPE_NAMES
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.places import name_of_call
 from spliteasy.splitting.trace import INPUT, TENSOR, Op, Trace
@@ -28,6 +30,7 @@ def check_partition(
     _check_not_empty(partition, names)
     _check_tensors(partition, names, owners)
     _check_weights(partition, names)
+    _check_kinds(partition, names)
     crossing = [op for op in raw_crossing(partition) if not origins(op) <= set(shared)]
     if crossing:
         which = ", ".join(sorted(set().union(*(origins(op) for op in crossing))))
@@ -60,6 +63,17 @@ def _check_weights(partition: Partition, names: Sequence[str]) -> None:
             )
 
 
+def _check_kinds(partition: Partition, names: Sequence[str]) -> None:
+    for op in (*partition.up, *partition.down, *partition.kept):
+        if isinstance(op.value, Tensor) and op.value.dtype not in DTYPE_NAMES:
+            raise CutError(
+                f"cut after {', '.join(map(repr, names))}: {op.name} would cross as {op.value.dtype},"
+                " which has no form on the wire",
+                hint="move the cuts so that complex numbers stay within a segment, or let them cross as"
+                " torch.view_as_real",
+            )
+
+
 def weights_of(op: Op) -> set[str]:
     """The parameters and buffers that a value is computed from."""
     if op.target == TENSOR:
@@ -82,7 +96,7 @@ def _check_tensors(partition: Partition, names: Sequence[str], owners: Partition
 
 
 def _way_together(tensor: str, trace: Trace) -> str:
-    """How the uses of a tensor come into one segment."""
+    """Say how the uses of a tensor come into one segment."""
     called = [path for path, number in trace.ends if number == 2 and tensor.startswith(f"{path}.")]
     if called:
         return (
@@ -159,5 +173,5 @@ def regrouped_sums(partition: Partition) -> tuple[str, ...]:
 
 
 def _terms(partition: Partition, value: Op, side: int) -> int:
-    """How many gradient terms the part gives the value."""
+    """Return how many gradient terms the part gives the value."""
     return sum(used is value for op in partition.parts[side].ops if op.grad for used in op.uses)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +16,21 @@ from spliteasy.graph.document import Document, ValueSpec
 from spliteasy.graph.program import Program
 from spliteasy.graph.segment import Segment
 from spliteasy.splitting.boundaries import Part, Partition
+from spliteasy.splitting.disguise import Disguise, find_disguises
 from spliteasy.splitting.export import TracedModel, trace_model
 from spliteasy.splitting.lowering import lower, tensor_spec, value_spec
-from spliteasy.splitting.places import find_call
+from spliteasy.splitting.places import find_call, name_of_call
 from spliteasy.splitting.rules import check_partition, regrouped_sums, tied_ends
 from spliteasy.splitting.trace import TENSOR, Op, TensorInfo, Trace
 
 NAMES = ("head", "body", "tail")
+TRIES = 24
+"""Cuts near by that are looked at, for one that is exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """What crosses one cut, in training."""
+    """The values that cross one cut, in training."""
 
     cut: str
     values: tuple[ValueSpec, ...]
@@ -61,7 +65,9 @@ class Split:
     With n terms, each is off by at most 2 (n - 1) units in the last place of the sum of magnitudes.
     """
     notes: tuple[str, ...] = ()
-    """What is right and may surprise, in whole sentences."""
+    """Notes, in whole sentences, on what is right and may surprise."""
+    lookups: tuple[str, ...] = ()
+    """Notes, in whole sentences, on inputs of whole numbers that cross through a table."""
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -95,14 +101,15 @@ class Split:
 
 def split(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
     cuts: str | Sequence[str] = ("stem", "pool"),
     *,
     share_inputs: Iterable[str] = (),
 ) -> Split:
     """Split `model` after the named modules.
 
-    `example_inputs`: one tensor or a tuple, batch first; the batch size stays free.
+    `example_inputs`: one tensor, a tuple, or a mapping whose tensors are passed by keyword; batch first. The
+    batch size stays free. The head takes the tensors in this order.
     `cuts`: one module path (head on the device, the rest on the server), or two (head, body, tail);
     `"relu#2"` means after the second call of `relu`, a plain path after the last.
     `share_inputs`: names of model inputs that may leave the device.
@@ -130,12 +137,82 @@ def split_traced(
     `loss_parameters` belong to the tail, which returns them behind the model's outputs.
     Raises `JobError` if there is no tail for them, or one has a name of the model's.
     """
-    names, train, evaluation = partitions(traced, cuts, share_inputs)
+    shared = frozenset(share_inputs)
+    names, train, evaluation = partitions(traced, cuts, shared)
     if loss_parameters:
         _check_loss_parameters(traced, names, loss_parameters)
         for partition in (train, evaluation):
             _return_tensors(partition.parts[-1], loss_parameters)
-    return _assemble(traced, names, train, evaluation, loss_parameters)
+    parts = _assemble(traced, names, train, evaluation, loss_parameters)
+    in_training = _disguised(traced, parts, names[0], shared, train.up, training=True)
+    in_evaluation = _disguised(traced, parts, names[0], shared, evaluation.up, training=False)
+    note = regrouped_note(traced, names, shared)
+    notes = (*parts.notes, note) if note else parts.notes
+    return replace(parts, notes=notes, lookups=tuple(dict.fromkeys((*in_training, *in_evaluation))))
+
+
+def _disguised(
+    traced: TracedModel, parts: Split, cut: str, shared: Collection[str], up: Sequence[Op], *, training: bool
+) -> list[str]:
+    """Inputs that cross through a table. Raises `CutError` for an input that crosses in disguise."""
+    inputs = [op.name for op in traced.train.inputs]
+    allowed = [place for place, name in enumerate(inputs) if name in shared]
+    found = find_disguises(parts.head, traced.example, training=training, shared=allowed)
+    told = []
+    for each in found:
+        name, op = inputs[each.source], up[each.place]
+        if each.kind != "lookup":
+            raise _refusal(each, cut, name, op, "training" if training else "evaluation")
+        told.append(
+            f"each whole number of the input {name!r} crosses the cut through a table, as {op.name}: whoever "
+            "knows the table reads the input, and who does not can count how often each number comes"
+        )
+    return told
+
+
+def _refusal(found: Disguise, cut: str, name: str, op: Op, mode: str) -> CutError:
+    module = f" in module {op.calls[-1][0]!r}" if op.calls else ""
+    return CutError(
+        f"cut after {cut!r}: in {mode}, {op.name} ({op.target}{module}) would carry {found.share:.0%} of the "
+        f"model's input {name} out of the device, each element {found.words}",
+        hint=f"cut behind layers that mix elements of the input, or share_inputs=({name!r},) allows it",
+    )
+
+
+def regrouped_note(
+    traced: TracedModel, cuts: str | Sequence[str], share_inputs: Iterable[str] = ()
+) -> str | None:
+    """Say at which cuts some gradient is added in another order, or None where all are exact.
+
+    Raises `CutError` for cuts that can't be.
+    """
+    names, train, _ = partitions(traced, cuts, share_inputs)
+    values = regrouped_sums(train)
+    if not values:
+        return None
+    near = exact_cuts_near(traced, names, share_inputs)
+    instead = f"; cuts = [{', '.join(map(repr, near))}] gives the same bits" if near else ""
+    return (
+        f"after {' and '.join(map(repr, names))} the gradient of {', '.join(values)} is added in another"
+        " order than by plain PyTorch, so that the last bits differ: the head keeps it for the tail, and the"
+        f" body uses it several times{instead}"
+    )
+
+
+def exact_cuts_near(
+    traced: TracedModel, cuts: Sequence[str], share_inputs: Iterable[str] = ()
+) -> tuple[str, ...] | None:
+    """The next legal cuts where every gradient is added as plain PyTorch does, if a few tries show some."""
+    ends = traced.train.ends
+    places = [(name_of_call(call, ends), end) for call, end in ends.items()]
+    first, second = (ends[find_call(cut, traced.train, traced.paths)] for cut in cuts)
+    pairs = [((name, cuts[1]), abs(end - first)) for name, end in places if end < second and end != first]
+    pairs += [((cuts[0], name), abs(end - second)) for name, end in places if end > first and end != second]
+    for pair, _ in sorted(pairs, key=lambda each: each[1])[:TRIES]:
+        with suppress(CutError):
+            if not regrouped_sums(partitions(traced, pair, share_inputs)[1]):
+                return pair
+    return None
 
 
 def _check_loss_parameters(

@@ -28,8 +28,10 @@ SHOWN = 12
 def parity(
     context: typer.Context,
     job_file: JobFile,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that each device trains.")] = 30,
-    devices: Annotated[int, typer.Option(min=1, max=64, help="Devices, named phone-1 and on.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="The number of steps that each device trains.")] = 30,
+    devices: Annotated[
+        int, typer.Option(min=1, max=64, help="The number of devices; they are named phone-1 and on.")
+    ] = 1,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -38,12 +40,15 @@ def parity(
             show_default="2 embedded, 0 on a broker",
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="As for `train`.", show_default="as for `train`")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="The devices' data, as `train` takes it.", show_default="as for `train`"),
+    ] = None,
     broker: BrokerOption = None,
     store: StoreOption = None,
     store_key: StoreKeyOption = None,
     stack: Annotated[
-        bool, typer.Option("--stack", help="On the local stack's broker, store and workers.")
+        bool, typer.Option("--stack", help="Train on the local stack's broker, store and workers.")
     ] = False,
     secret: SecretOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
@@ -58,7 +63,7 @@ def parity(
         broker, store = find_url("broker", broker), find_url("store", store)
     elif (broker is None) != (store is None):
         raise UserError("parity needs both --broker and --store, or neither", hint="neither: embedded ones")
-    from spliteasy_cli.support.comparison import compare, prepare
+    from spliteasy_cli.support.comparison import compare, prepare, why_different
 
     keys = store_keys(store_key, store or "")
     fixed = fixed_secret(secret)
@@ -71,6 +76,8 @@ def parity(
     show(comparisons)
     worst = max((max(c.differences.values()) for c in comparisons), default=float("inf"))
     same = worst == 0 and all(c.step == steps and not c.unequal_bits for c in comparisons)
+    if not same and (why := why_different(plan)) is not None:
+        typer.echo(f"expected here: {why}")
     typer.echo(f"max_abs_diff={worst:g}")
     if not same:
         raise typer.Exit(EXIT_DIFFERENT)

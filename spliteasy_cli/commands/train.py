@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import JobError, UserError
-from spliteasy_cli.commands.agent import EpochsOption, NewDataOption
+from spliteasy_cli.commands.agent import EpochsOption, NewDataOption, NewVersionOption
 from spliteasy_cli.commands.submit import JobFile, create_job, store_job
 from spliteasy_cli.options.fixed_secret import SecretOption, fixed_secret
 from spliteasy_cli.options.histories import MlflowOption, TensorboardOption, histories
@@ -43,20 +43,27 @@ DATA_FUNCTION = "device_data"
 def train(
     context: typer.Context,
     job_file: JobFile,
-    devices: Annotated[int, typer.Option(min=1, max=MAX_DEVICES, help="Devices, named phone-1 and on.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Workers.")] = 1,
+    devices: Annotated[
+        int,
+        typer.Option(min=1, max=MAX_DEVICES, help="The number of devices; they are named phone-1 and on."),
+    ] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="The number of workers.")] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Where report and state go.", show_default="runs/JOB")
+        Path | None, typer.Option(help="The folder for report and state.", show_default="runs/JOB")
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="As for `agent`.", show_default="device_data in the module of the model's factory"),
+        typer.Option(
+            help="The devices' data, as `agent` takes it.",
+            show_default="device_data in the module of the model's factory",
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the training in --out instead of beginning anew.")
+        bool, typer.Option("--resume", help="Go on with the training in --out instead of starting over.")
     ] = False,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
+    new_version: NewVersionOption = False,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
     secret: SecretOption = None,
@@ -72,7 +79,7 @@ def train(
         job = create_job(job_file)
         folder = out or Path("runs") / job.name
         configs = [
-            replace(config, epochs=epochs, new_data=new_data)
+            replace(config, epochs=epochs, new_data=new_data, new_version=new_version)
             for config in agent_configs(job, job_file, folder, devices, data, fixed_secret(secret))
         ]
         prepare_folder(folder, resume=resume)
@@ -165,7 +172,7 @@ def _train(
         observe = tell_all(watcher, *kept)
         results = run(
             lambda stop: train_embedded(job, configs, workers, folder / STORE_FILE, observe, stop),
-            on_stop="stopping after the steps at hand",
+            on_stop="stopping after the current steps",
         )
         seconds = time.monotonic() - began
     return runs, seconds, all(result.done for result in results)

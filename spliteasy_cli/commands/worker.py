@@ -120,7 +120,7 @@ OldHeartbeatOption = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the sessions and devices of a worker may use of it, as the options say."""
+    """Limits on what sessions and devices may use of a worker, as the options say."""
 
     memory_mib: int
     waiting_mib: int
@@ -219,7 +219,7 @@ def _log_start(config: WorkerConfig, broker: str, trust: str, threads: int, *, s
     import structlog
 
     log = structlog.get_logger(__name__)
-    log.info("worker starts", worker=config.name, broker=shown(broker), trust=trust, threads=threads)
+    log.info("the worker starts", worker=config.name, broker=shown(broker), trust=trust, threads=threads)
     if not sealed:
         log.warning("requests and snapshots lie in the store in the open: no --store-key was given")
 

@@ -30,7 +30,7 @@ NAME_ROOM = 55
 
 Verdict = Literal["ok", "violation", "no limit", "not tried"]
 Tell = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
+"""A function that is told what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Measured:
-    """What `measure` found at one pair of cuts."""
+    """The result of `measure` at one pair of cuts."""
 
     rows: tuple[Row, ...]
     recording: Recording
@@ -88,15 +88,18 @@ async def measure(
     steps: int = STEPS,
     seed: int = 0,
     limits: LimitsSpec | None = None,
+    sealed: bool = False,
     stop: asyncio.Event | None = None,
     tell: Tell = lambda _what, _done, _all: None,
 ) -> Measured:
     """Record `steps` steps of the job on `data`, and play the attacks.
 
-    `limits`: in place of the job's own. Setting `stop` ends the recording after its step at hand, and the
-    attacks after the one at hand. Runs the user's model code. Raises SplitEasyError.
+    `limits`: in place of the job's own. `sealed`: seal the store, as the local stack does. Setting `stop`
+    ends the recording after its current step, and the attacks after the current one. Runs the user's model
+    code. Raises SplitEasyError.
     """
-    copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage"})
+    often = spec.evaluation.model_copy(update={"every_epochs": 1})
+    copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage", "evaluation": often})
     job = await asyncio.to_thread(Job.create, copy, root)
     bounds = limits or spec.privacy.limits
     chosen = attacks_named(attacks)
@@ -110,6 +113,7 @@ async def measure(
                 Path(folder),
                 steps=steps,
                 hijacker=hijacker,
+                sealed=sealed,
                 stop=stop,
                 tell=lambda step, last: tell(what, step, last),
             )
@@ -175,7 +179,8 @@ SHORT_STEPS = 24
 async def short_gate(
     spec: JobSpec, root: Path | None, data: str | DeviceData, *, stop: asyncio.Event | None = None
 ) -> Measured:
-    """What a worker recovers of labels and inputs by following the ends of the first steps: some seconds."""
+    """Return what a worker recovers of labels and inputs by following the ends of the first steps. It takes
+    some seconds."""
     return await measure(spec, root, data, attacks=TRACKING, steps=SHORT_STEPS, stop=stop)
 
 

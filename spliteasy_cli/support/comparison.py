@@ -1,4 +1,4 @@
-"""What `parity` does: the same steps split and in one process, then every tensor side by side."""
+"""The comparison behind `parity`: the same steps split and in one process, then every tensor side by side."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from server_worker.engine.local import BodyTrainer
 from server_worker.store import Store, StoreKeys, open_store
 from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
-from spliteasy.job.source import build_model, users_loss
+from spliteasy.job.source import build_model, load_source, users_loss
 from spliteasy.runtime import user_code
 from spliteasy.runtime.randomness import Key
 from spliteasy.runtime.torch_thread import TorchThread
+from spliteasy.splitting.split import regrouped_note
 from spliteasy.training.losses import LOSSES
 from spliteasy.training.reference import PlainTraining, State, difference
 from spliteasy.training.segment_trainer import STEP_KEY
@@ -44,7 +45,7 @@ NAME_ROOM = 55
 
 @dataclass(frozen=True, slots=True)
 class ParityPlan:
-    """What is compared. The job is a copy under a name of its own, so that nobody's session is touched."""
+    """The plan of a comparison. Its job is a copy with another name, so that nobody's session is touched."""
 
     job: Job
     root: Path
@@ -216,7 +217,7 @@ def key_of(config: AgentConfig, job: Job) -> Key:
 
 
 def labels_of(config: AgentConfig) -> Key:
-    """What a device of this process draws its answers for labels from."""
+    """Return the key that a device of this process draws its answers for labels from."""
     with StateFolder(config.state) as state:
         return label_key(state.secret(config.secret))
 
@@ -250,7 +251,13 @@ def compare_one(
     return Comparison(device, step, differences, unequal)
 
 
+def why_different(plan: ParityPlan) -> str | None:
+    """Say what is known of the job's cuts that lets the last bits differ. Runs the user's model code."""
+    source = load_source(plan.job.spec, plan.root)
+    return regrouped_note(source.traced, plan.job.spec.model.cuts, source.shared_inputs)
+
+
 def same_bits(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether both hold the same bytes, dimension order aside."""
+    """Return whether both hold the same bytes, dimension order aside."""
     a, b = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (ours, theirs))
     return torch.equal(a, b)

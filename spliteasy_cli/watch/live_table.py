@@ -18,7 +18,7 @@ from spliteasy_cli.watch.cluster import ClusterSnapshot
 
 
 def unknown_loss(session: str) -> float | None:
-    """What is known of losses that stay on their devices."""
+    """Return no loss, because losses stay on their devices."""
     return None
 
 
@@ -39,7 +39,7 @@ async def watch(
     tracker = Tracker()
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     if live is None:
-        console.print("what happens is told line by line; a terminal shows the sessions too", style="dim")
+        console.print("what happens is shown line by line; a terminal shows the sessions too", style="dim")
     else:
         live.start()
     try:

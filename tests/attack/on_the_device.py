@@ -138,7 +138,7 @@ async def use_up_a_metered_link(attacker: Hostile) -> str:
 
 
 async def _refused(attacker: Hostile, job: str, key: str) -> str:
-    """What an agent says that gets that job, and takes what the key signed."""
+    """Return what an agent says that gets that job, and takes what the key signed."""
     arena, compute = attacker.arena, TorchThread()
     state = arena.folder / f"{attacker.name}-{job}"
     config = AgentConfig(
@@ -175,7 +175,7 @@ async def intercept(attacker: Hostile, shown: TlsFiles | None) -> str:
         except LinkError as error:
             return f"device: {error.message}"
         await transport.close()
-    raise Undefended("the device gave its password to whoever stood in the middle")
+    raise Undefended("the device gave its password to anybody who stood in the middle")
 
 
 def certificate(attacker: Hostile, name: str, **changes: object) -> TlsFiles:

@@ -28,7 +28,7 @@ from tests.drawn import SECRET
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Which toy job: one cut or two, the codecs, what a gradient that is not finite does, how long.
+    """A toy job: one cut or two, the codecs, what a gradient that is not finite does, how long.
 
     No micro-batch has one sample: batch norm makes no variance of it.
     """
@@ -44,6 +44,8 @@ class Variant:
     share_loss: bool = True
     exactness: str = "bits"
     privacy: tuple[tuple[str, object], ...] = ()
+    factory: str = "tests.simulation.toy:build"
+    optimizer: tuple[tuple[str, object], ...] = (("name", "sgd"), ("lr", 0.1), ("momentum", 0.9))
 
     @property
     def auto(self) -> bool:
@@ -70,7 +72,7 @@ VARIANTS = (
     Variant(batch=8, micro_batches=3, privacy=(*NOISY, ("gradient_noise", 0.3)), gradients="int8"),
     Variant(single=True, privacy=(*NOISY, ("label_dp", 3.0)), activations="topk:0.5", epochs=2),
 )
-"""What a sweep of seeds goes through in turn."""
+"""The variants that a sweep of seeds goes through in turn."""
 
 SAMPLES, BATCH = 14, 4
 DATA = "tests.simulation.toy:device_data"
@@ -119,12 +121,12 @@ def job(variant: Variant) -> Job:
             "share_labels": single,
             "share_loss": variant.share_loss,
             "model": {
-                "factory": "tests.simulation.toy:build",
+                "factory": variant.factory,
                 "example": "tests.simulation.toy:example",
                 "cuts": ("2",) if single else ("2", "5"),
             },
             "loss": {"name": "cross_entropy"},
-            "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+            "optimizer": dict(variant.optimizer),
             "durability": {
                 "checkpoint_every": 2,
                 "snapshot_every_steps": 3,

@@ -102,7 +102,7 @@ class StoresAgree(RuleBasedStateMachine):
         )
 
     def caller(self, wrong: int) -> SessionMeta:
-        """As whom to call: 0-5 the right one; else another owner, fence or attempt."""
+        """Return whom to call as: 0-5 the right one; else another owner, fence or attempt."""
         meta = self.meta
         if wrong == 6:
             return replace(meta, owner=replace(meta.owner, nonce="w1"))
@@ -148,6 +148,18 @@ class StoresAgree(RuleBasedStateMachine):
             assert outcome.meta.owner.nonce == worker
             if attempt != before.attempt:
                 assert outcome.meta.committed in ([0] if restart else steps)
+
+    @rule(job=st.sampled_from([JOB, "1" * 64]), worker=WORKERS, wrong=st.integers(0, 8))
+    def hand_over(self, job: str, worker: str, wrong: int) -> None:
+        meta = self.caller(wrong)
+        outcome = self.both(
+            lambda store: store.hand_over(
+                SESSION, attempt=meta.attempt, owner=meta.owner, job_digest=job, environment=worker
+            )
+        )
+        if isinstance(outcome, Done):
+            assert outcome.meta.snapshots == (outcome.meta.committed,)
+            assert outcome.meta.log_bytes == 0
 
     @rule(offset=STEPS, worker=WORKERS, wrong=st.integers(0, 8))
     def claim(self, offset: int, worker: str, wrong: int) -> None:
@@ -284,7 +296,7 @@ class _Missing(Exception):
 
 
 def _comparable(answer: Any) -> Any:
-    """Without the time, which each store takes from its own clock."""
+    """Return the answer without the time, which each store takes from its own clock."""
     if isinstance(answer, Done):
         return Done(meta=replace(answer.meta, updated_at=0))
     if isinstance(answer, SessionMeta):

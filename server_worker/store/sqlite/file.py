@@ -13,10 +13,11 @@ from server_worker.store.base import Attempt, Blob, LogEntry, Owner, SessionMeta
 from server_worker.store.records import pieces
 from server_worker.store.rules import thinned
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
+from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
 
 FORMAT = 3
 BUSY_TIMEOUT_S = 5.0
-"""How long to wait for another process that writes to the same file."""
+"""A write waits this long for another process that writes to the same file."""
 
 WAL_PAGES = 16384
 """Pages in the write-ahead file before they are moved to the database: 64 MiB, some large steps."""
@@ -53,7 +54,7 @@ CREATE TABLE losses (session TEXT, step INTEGER, loss REAL, PRIMARY KEY (session
 """,
     2: "ALTER TABLE sessions ADD COLUMN total_steps INTEGER NOT NULL DEFAULT 0",
 }
-"""What brings a file of each older format to the next."""
+"""The statements that bring a file of each older format to the next."""
 
 _LATER = """
 CREATE TABLE IF NOT EXISTS signatures (name TEXT, digest TEXT, signature TEXT, PRIMARY KEY (name, digest));
@@ -106,7 +107,7 @@ class Database:
         if found != FORMAT:
             raise UserError(
                 f"the store {self._path} has format {found}, this version reads {FORMAT}",
-                hint="name another file, or delete this one to begin anew",
+                hint="name another file, or delete this one to start over",
             )
 
     def _create(self, db: sqlite3.Connection) -> int:
@@ -293,6 +294,7 @@ def _errors(path: Path | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        _refuse_without_descriptors(where, error)
         raise StoreUnavailable(f"{where} can't be opened: {error.strerror}") from error
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
@@ -300,6 +302,8 @@ def _errors(path: Path | None) -> Iterator[None]:
             raise StoreFull(f"{where} has no room", hint="free disk space") from error
         if code == sqlite3.SQLITE_NOTADB:
             raise UserError(f"{path} is not a store", hint="it is some other file: name another") from error
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+            _refuse_without_descriptors(where, error)
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             raise StoreUnavailable(
                 f"{where} can't be opened: {error}", hint="check its permissions"
@@ -307,3 +311,11 @@ def _errors(path: Path | None) -> Iterator[None]:
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR):
             raise StoreUnavailable(f"{where} failed: {error}") from error
         raise StoreError(f"{where} failed: {error}") from error
+
+
+def _refuse_without_descriptors(where: str, error: Exception) -> None:
+    """SQLite says of a lack of file descriptors only that it can't open a file."""
+    if lack_of_descriptors(error):
+        raise StoreUnavailable(
+            f"{where} can't be opened: this process has used up its file descriptors", hint=LACK_HINT
+        ) from error

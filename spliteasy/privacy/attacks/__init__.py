@@ -5,6 +5,7 @@ from __future__ import annotations
 from spliteasy.privacy.attacks.base import Attack
 from spliteasy.privacy.attacks.clusters import ClusterGradients, ClusterOutputs, Cosine, Norm, Spectral
 from spliteasy.privacy.attacks.decoders import ConvolutionalDecoder, LinearDecoder
+from spliteasy.privacy.attacks.evaluations import EvaluationInversion, EvaluationLabels, EvaluationLinkage
 from spliteasy.privacy.attacks.few_labels import FewLabels
 from spliteasy.privacy.attacks.guarding import HijackGuard
 from spliteasy.privacy.attacks.head_tracking import HeadTracking
@@ -36,11 +37,14 @@ ATTACKS: tuple[Attack, ...] = (
     Tokens(),
     PropertyInference(),
     Linkage(),
+    EvaluationLabels(),
+    EvaluationInversion(),
+    EvaluationLinkage(),
     Membership(),
     Match(),
     FSHA,
     HijackGuard(),
 )
-"""In the order of the table."""
+"""The attacks, in the order of the table."""
 
 __all__ = ["ATTACKS", "FSHA", "Attack"]

@@ -29,13 +29,13 @@ from spliteasy.privacy.record import Tensors, View
 from spliteasy.training.segment_trainer import SegmentTrainer, Values
 
 STEPS = 6
-"""How many steps are followed."""
+"""The number of steps that are followed."""
 
 ADAM_ROUNDS = 60
 RATE = 0.05
 LBFGS_ROUNDS = 60
 PRIOR = 0.01
-"""What mean and spread of public data count for."""
+"""The weight of mean and spread of public data."""
 
 
 class HeadTracking:
@@ -65,7 +65,7 @@ class HeadTracking:
 
 
 def _invert(view: View, spy: SegmentTrainer, wanted: Values, samples: int, micro: int) -> Tensors:
-    """The inputs that the head, as it stands, would send these activations for."""
+    """The inputs for which the head, as it is now, would send these activations."""
 
     copy = spy.segment.spawn().requires_grad_(False)
 
