@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from device_agent.training.data_function import data_sets_of
@@ -25,11 +26,15 @@ from spliteasy.job.io_schema import Signature, dtype_name, told
 from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import DataSpec
 from spliteasy.privacy.defences.label_dp import RandomizedResponse, classes_to_answer
+from spliteasy.privacy.defences.peer_labels import features_of, peer_labels
 from spliteasy.privacy.numbers import permutation
 from spliteasy.runtime import user_code
 from spliteasy.runtime.randomness import Key
 
 FINGERPRINT_ITEMS = 512
+GATHERED = 64
+"""Samples that are loaded at a time to compare them."""
+
 FINGERPRINT_BYTES = 32 << 20
 """The fingerprint reads about so much of a data set, spread evenly over it; all of a small one."""
 
@@ -125,11 +130,14 @@ class BatchOrder:
         self._check_last_batch(rest, signature.least_samples)
         self.total_steps = self.steps_per_epoch * spec.epochs
         self._order: tuple[int, list[int]] = (-1, [])
+        self._classes = 0
         self._answers: RandomizedResponse | None = None
-        if (epsilon := spec.privacy.label_dp) is not None:
-            classes = classes_to_answer(spec, signature)
+        epsilon = spec.privacy.label_dp
+        if epsilon is not None or spec.privacy.peer_labels:
+            self._classes = classes_to_answer(spec, signature)
+        if epsilon is not None:
             own = labels.at(self.fingerprint, f"{epsilon!r}")
-            self._answers = RandomizedResponse(epsilon, classes, own)
+            self._answers = RandomizedResponse(epsilon, self._classes, own)
 
     def __len__(self) -> int:
         """Samples, not batches."""
@@ -157,7 +165,9 @@ class BatchOrder:
         """(inputs, targets) of `step`, batch first. Raises DataError."""
         indices = self.indices(step)
         inputs, targets = self._samples.gather(indices, self.epoch(step))
-        if self._answers is not None:
+        if self._spec.privacy.peer_labels:
+            targets = (self._peer_labels[indices],)
+        elif self._answers is not None:
             targets = (self._answers.answer(targets[0], indices),)
         return inputs, targets
 
@@ -174,6 +184,17 @@ class BatchOrder:
         if self._order[0] != epoch:
             self._order = (epoch, permutation(len(self._samples), self._key.at(epoch)).tolist())
         return self._order[1]
+
+    @cached_property
+    def _peer_labels(self) -> Tensor:
+        """The label of each sample by the others; where there is label_dp, by their answers."""
+        features, labels = [], []
+        for start in range(0, len(self), GATHERED):
+            indices = range(start, min(start + GATHERED, len(self)))
+            inputs, targets = self._samples.gather(indices, "peers")
+            features.append(features_of(inputs, self._key))
+            labels.append(targets[0] if self._answers is None else self._answers.answer(targets[0], indices))
+        return peer_labels(torch.cat(features), torch.cat(labels), self._classes, self._key.at("peers"))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -416,10 +416,10 @@ class LimitsSpec(Section):
     """Share of the steps of an honest training at which it would give alarm."""
 
 
-STRICT: dict[str, Any] = {"gradient_noise": 6.0}
+STRICT: dict[str, Any] = {"peer_labels": True}
 """What `preset = "strict"` sets: found by measuring (docs/privacy.md)."""
 
-DEFENCES = ("preset", "clip_activations", "noise_activations", "gradient_noise", "label_dp")
+DEFENCES = ("preset", "clip_activations", "noise_activations", "gradient_noise", "label_dp", "peer_labels")
 """The keys of `[privacy]` that change what crosses the cuts."""
 
 
@@ -445,6 +445,9 @@ class PrivacySpec(Section):
     direction, whose norm is about σ times the largest sample's."""
     label_dp: Annotated[float, Field(gt=0, le=50)] | None = None
     """ε of randomized response on the training labels, once a sample."""
+    peer_labels: bool = False
+    """Each sample trains on the label that the device's other samples give it, not on its own: a label that
+    nothing else tells leaves no trace. With `label_dp` the peers see the answers only, and its ε holds."""
     limits: LimitsSpec = LimitsSpec()
 
     @model_validator(mode="before")
