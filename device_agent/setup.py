@@ -8,10 +8,12 @@ from device_agent.config import AgentConfig
 from device_agent.link.link import Link
 from device_agent.session.plan import SessionPlan
 from device_agent.state_folder import StateFolder
+from device_agent.training.budget import Budget
 from device_agent.training.codec_policy import MakeChooser, StepChoices
 from device_agent.training.data import BatchOrder, DeviceData, EvaluationBatches, load_dataset
 from device_agent.training.ends import initial_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer
+from spliteasy.errors import UserError
 from spliteasy.job import Job
 from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
 from spliteasy.runtime.version import version
@@ -33,6 +35,9 @@ def prepare(
         log.warning(note, device=config.device)
     lasting = spec if config.epochs is None else spec.model_copy(update={"epochs": config.epochs})
     batches = BatchOrder(data.train, lasting, job.signature, device=config.device, key=key, labels=labels)
+    if batches.poisson is not None:
+        _check_unchanged(config)
+        log.info(batches.poisson.guarantee(), job=str(job))
     tests = (
         EvaluationBatches(data.test, spec, job.signature, device=config.device, key=key)
         if data.test is not None
@@ -56,6 +61,8 @@ def prepare(
     )
     if config.restart:
         state.drop_after(-1)
+    if batches.poisson is not None:
+        trainer.budget = Budget(state, batches.poisson)
     if not state.held():
         state.save_checkpoint(0, trainer.state())
     plan = SessionPlan(
@@ -74,3 +81,13 @@ def prepare(
         agent=version(),
     )
     return trainer, plan
+
+
+def _check_unchanged(config: AgentConfig) -> None:
+    """Refuse what would change the noise of a private training. Raises UserError."""
+    for option, given in (("--epochs", config.epochs is not None), ("--new-data", config.new_data)):
+        if given:
+            raise UserError(
+                f"{option} changes how much noise a training under [privacy.dp] needs",
+                hint="submit a job with other settings, and train it from the start",
+            )

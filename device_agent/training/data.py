@@ -25,8 +25,9 @@ from spliteasy.job import JobSpec
 from spliteasy.job.io_schema import Signature, dtype_name, told
 from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import DataSpec
+from spliteasy.privacy.defences.dp import PoissonBatches
 from spliteasy.privacy.defences.label_dp import RandomizedResponse, classes_to_answer
-from spliteasy.privacy.defences.peer_labels import features_of, peer_labels
+from spliteasy.privacy.defences.peer_labels import LOOKS, features_of, peer_labels
 from spliteasy.privacy.numbers import permutation
 from spliteasy.runtime import user_code
 from spliteasy.runtime.randomness import Key
@@ -119,8 +120,12 @@ class BatchOrder:
         self._device = device
         self._spec = spec
         self._key = key.at("order")
+        self.poisson: PoissonBatches | None = None
         whole, rest = divmod(len(self._samples), spec.batch_size)
         self.steps_per_epoch = whole if spec.drop_last or not rest else whole + 1
+        if spec.privacy.dp is not None:
+            self.poisson = PoissonBatches(spec, len(self._samples), self._key, device=device)
+            self.steps_per_epoch, rest = self.poisson.steps_per_epoch, 0
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"device {device} has {len(self._samples)} samples, and drop_last leaves none:"
@@ -171,8 +176,14 @@ class BatchOrder:
             targets = (self._answers.answer(targets[0], indices),)
         return inputs, targets
 
+    def is_empty(self, step: int) -> bool:
+        """Whether no sample was drawn for `step`: its batch has one that counts for nothing."""
+        return self.poisson is not None and not self.poisson.draw(step)
+
     def indices(self, step: int) -> list[int]:
         """The samples of `step`, by their places in the data set."""
+        if self.poisson is not None:
+            return self.poisson.draw(step) or [0]
         start = (step - 1) % self.steps_per_epoch * self._spec.batch_size
         return self._permutation(self.epoch(step))[start : start + self._spec.batch_size]
 
@@ -188,13 +199,21 @@ class BatchOrder:
     @cached_property
     def _peer_labels(self) -> Tensor:
         """The label of each sample by the others; where there is label_dp, by their answers."""
-        features, labels = [], []
-        for start in range(0, len(self), GATHERED):
-            indices = range(start, min(start + GATHERED, len(self)))
-            inputs, targets = self._samples.gather(indices, "peers")
-            features.append(features_of(inputs, self._key))
-            labels.append(targets[0] if self._answers is None else self._answers.answer(targets[0], indices))
-        return peer_labels(torch.cat(features), torch.cat(labels), self._classes, self._key.at("peers"))
+        looks, targets = [self._look(0)], []
+        while len(looks) < LOOKS and not torch.equal(looks[0], again := self._look(len(looks))):
+            looks.append(again)
+        for indices in self._chunks():
+            (given,) = self._samples.gather(indices, "peers", 0)[1]
+            targets.append(given if self._answers is None else self._answers.answer(given, indices))
+        return peer_labels(looks, torch.cat(targets), self._classes, self._key.at("peers"))
+
+    def _look(self, number: int) -> Tensor:
+        """What all samples are compared by, under one draw of their augmentation."""
+        parts = [self._samples.gather(indices, "peers", number)[0] for indices in self._chunks()]
+        return torch.cat([features_of(inputs, self._key) for inputs in parts])
+
+    def _chunks(self) -> list[range]:
+        return [range(at, min(at + GATHERED, len(self))) for at in range(0, len(self), GATHERED)]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -33,26 +33,43 @@ def groups(samples: int = 60, width: int = 6) -> tuple[Tensor, Tensor]:
 
 def test_a_label_does_not_depend_on_itself() -> None:
     features, labels = groups()
-    before = peer_labels(features, labels, 3, key_of())
+    before = peer_labels([features], labels, 3, key_of())
     for index in range(0, 60, 7):
         for label in range(3):
             changed = labels.clone()
             changed[index] = label
-            assert peer_labels(features, changed, 3, key_of())[index] == before[index]
+            assert peer_labels([features], changed, 3, key_of())[index] == before[index]
 
 
 def test_similar_samples_agree_on_a_label_and_overrule_one_that_differs() -> None:
     features, labels = groups()
-    assert torch.equal(peer_labels(features, labels, 3, key_of()), labels)
+    assert torch.equal(peer_labels([features], labels, 3, key_of()), labels)
     wrong = labels.clone()
     wrong[::10] = (wrong[::10] + 1) % 3
-    assert torch.equal(peer_labels(features, wrong, 3, key_of()), labels)
+    assert torch.equal(peer_labels([features], wrong, 3, key_of()), labels)
 
 
 def test_a_large_data_set_is_answered_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = groups()
     monkeypatch.setattr(defence, "BLOCK", 25)
-    assert float((peer_labels(features, labels, 3, key_of()) == labels).double().mean()) > 0.9
+    assert float((peer_labels([features], labels, 3, key_of()) == labels).double().mean()) > 0.9
+
+
+def test_several_looks_find_what_is_alike_in_some_of_them() -> None:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(60) % 3
+    looks = []
+    for _ in range(8):
+        place = torch.randint(3, (60,), generator=generator)
+        look = torch.randn(60, 3, 3, generator=generator).double() * 0.1
+        look[torch.arange(60), place, labels] += 1  # the class shows in one of three places
+        looks.append(look.flatten(1))
+    right = [
+        float((peer_labels(some, labels, 3, key_of()) == labels).double().mean())
+        for some in (looks[:1], looks)
+    ]
+    assert right[1] > 0.95
+    assert right[0] < right[1]
 
 
 def test_long_inputs_are_folded_and_keep_their_distances(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +90,7 @@ def test_long_inputs_are_folded_and_keep_their_distances(monkeypatch: pytest.Mon
 )
 def test_samples_that_have_no_answer_are_refused(features: Any, labels: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        peer_labels(torch.tensor(features).double(), torch.tensor(labels), 3, key_of())
+        peer_labels([torch.tensor(features).double()], torch.tensor(labels), 3, key_of())
 
 
 def test_inputs_without_distances_are_refused() -> None:

@@ -23,16 +23,19 @@ from spliteasy.job.io_schema import Signature
 from spliteasy.privacy.numbers import fill, permutation
 from spliteasy.runtime.randomness import Key
 
-BLOCK = 2048
+BLOCK = 1024
 """Peers at most: a larger data set is divided at random into blocks, since time grows with the cube."""
+
+LOOKS = 8
+"""How often a sample that is augmented is looked at: two that were moved apart are alike in some looks."""
 
 FEATURES = 4096
 """Numbers of a sample that are compared; longer inputs are folded to so many by random signs."""
 
 RIDGE = 0.3
-WIDTH = 2.0
-"""The kernel is exp(−WIDTH · distance² / median distance²). Both are fixed: chosen by the labels they would
-tell of them."""
+WIDTH = 4.0
+"""The kernel is the mean over pairs of looks of exp(−WIDTH · distance² / median distance²). Both are fixed:
+chosen by the labels they would tell of them."""
 
 
 def check_peer_labels(signature: Signature) -> None:
@@ -56,8 +59,11 @@ def features_of(inputs: Sequence[Tensor], key: Key) -> Tensor:
     return signed.reshape(len(rows), -1, FEATURES).sum(1)
 
 
-def peer_labels(features: Tensor, labels: Tensor, classes: int, key: Key) -> Tensor:
-    """The label that the others give each sample, int64 [samples]. Raises DataError for one of no class."""
+def peer_labels(looks: Sequence[Tensor], labels: Tensor, classes: int, key: Key) -> Tensor:
+    """The label that the others give each sample, int64 [samples]. Raises DataError for one of no class.
+
+    `looks`: the samples' features, once or several times.
+    """
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         index = int(wrong[0])
@@ -66,8 +72,9 @@ def peer_labels(features: Tensor, labels: Tensor, classes: int, key: Key) -> Ten
             "has no answer for it",
             hint="leave the sample out where the data set makes it",
         )
-    if not bool(features.isfinite().all()):
-        index = int((~features.isfinite()).any(1).nonzero()[0])
+    spoiled = torch.stack([~features.isfinite().all(1) for features in looks]).any(0)
+    if bool(spoiled.any()):
+        index = int(spoiled.nonzero()[0])
         raise DataError(
             f"sample {index}: an input is NaN or infinite, so that peer_labels can't compare it",
             hint="mend the sample, or leave it out, where the data set makes it",
@@ -75,17 +82,21 @@ def peer_labels(features: Tensor, labels: Tensor, classes: int, key: Key) -> Ten
     order = torch.from_numpy(permutation(len(labels), key.at("blocks")))
     found = torch.empty_like(labels)
     for block in torch.tensor_split(order, -(-len(order) // BLOCK)):
-        found[block] = _left_out(features[block], labels[block], classes)
+        found[block] = _left_out([features[block] for features in looks], labels[block], classes)
     return found
 
 
-def _left_out(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+def _left_out(looks: Sequence[Tensor], labels: Tensor, classes: int) -> Tensor:
     """The class of each sample by the regression that was fitted without it."""
-    squares = torch.cdist(features, features).square()
+    squares = torch.cdist(looks[0], looks[0]).square()
     apart = squares[squares > 0]
     middle = apart.median() if apart.numel() else torch.ones((), dtype=torch.float64)
-    kernel = (-WIDTH * squares / middle).exp()
-    inverse = torch.linalg.inv(kernel + RIDGE * torch.eye(len(labels), dtype=torch.float64))
+    kernel = torch.zeros_like(squares)
+    for one in looks:
+        for other in looks:
+            kernel += (-WIDTH / middle * torch.cdist(one, other).square()).exp()
+    ridge = RIDGE * kernel.diagonal().mean()
+    inverse = torch.linalg.inv(kernel + ridge * torch.eye(len(labels), dtype=torch.float64))
     wanted = F.one_hot(labels, classes).double() - 1 / classes
     # A sample's own target cancels out; without the diagonal it does so to the last bit.
     strength = inverse.diagonal().clone()

@@ -7,7 +7,6 @@ makes a device take a step twice would subtract the noise out.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,6 +19,7 @@ from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import PrivacySpec
 from spliteasy.privacy.numbers import fill
 from spliteasy.runtime.randomness import Key
+from spliteasy.training.digest import strong_digest
 
 Purpose = Literal["activations", "gradients", "evaluation", "prediction"]
 
@@ -89,14 +89,6 @@ def clipped(value: Tensor, most: float) -> Tensor:
 def per_sample(factors: Tensor, value: Tensor) -> Tensor:
     """One factor for each sample, in a shape that multiplies `value`."""
     return factors.reshape(-1, *[1] * (value.dim() - 1))
-
-
-def strong_digest(tensor: Tensor) -> str:
-    """A cryptographic hash over dtype, shape and bits."""
-    hasher = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=32)
-    flat = tensor.detach().contiguous().reshape(-1)
-    hasher.update(flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
 
 
 def check_transforms(settings: PrivacySpec, head: Segment, tail: Segment | None) -> None:
