@@ -1,10 +1,10 @@
-"""How soon training moves again after a fault: seconds to each session's next step.
+"""The time until training moves again after a fault: seconds to each session's next step.
 
     python -m benchmarks.recovery [--faults killed paused …] [--times 20] [--sessions 4]
 
 Two workers as processes, RabbitMQ and Redis as they are used, devices in this process; one fault at a time,
 and the next one when all has come to rest. Goals: a killed worker's sessions move within 1 s at p95, where
-the other worker has the program; a paused worker's within two heartbeats (`--heartbeat-s`, 2) and a second.
+the other worker has the program; a paused worker's within `--takeover-s`, 5 s by default.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def killed(arena: Arena, place: WorkerPlace) -> list[float]:
 
 
 async def paused(arena: Arena, place: WorkerPlace) -> list[float]:
-    """And resumed when others have its sessions."""
+    """Pause a worker, and resume it when others have its sessions."""
     arena.strike(arena.sessions_of(place))
     place.signal(signal.SIGSTOP)
     seconds = await arena.moved()
@@ -87,7 +87,7 @@ async def device_cut(arena: Arena, place: WorkerPlace) -> list[float]:
 
 
 async def rabbitmq_restarted(arena: Arena, place: WorkerPlace) -> list[float]:
-    """From when it serves again."""
+    """Restart RabbitMQ, and measure from when it serves again."""
     rabbitmq = arena.services.rabbitmq
     await asyncio.to_thread(rabbitmq.sync_queues)
     await asyncio.to_thread(rabbitmq.kill)
@@ -97,7 +97,7 @@ async def rabbitmq_restarted(arena: Arena, place: WorkerPlace) -> list[float]:
 
 
 async def redis_restarted(arena: Arena, place: WorkerPlace) -> list[float]:
-    """From when it serves again."""
+    """Restart Redis, and measure from when it serves again."""
     redis = arena.services.redis
     await asyncio.to_thread(redis.kill)
     await asyncio.to_thread(redis.start)

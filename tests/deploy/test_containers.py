@@ -76,9 +76,13 @@ def values(tree: Any, name: str) -> Iterator[Any]:
 
 def check_command(words: list[str]) -> None:
     """Raises AssertionError where `spliteasy` knows no such command or option."""
-    command = get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    command: Any = get_command(app)
+    rest = iter(words)
+    while hasattr(command, "commands"):
+        command = command.commands[next(rest)]
+    assert not command.hidden, "an earlier spelling"
     known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words[1:] if word.startswith("-")} <= known | {"--help"}
+    assert {word for word in rest if word.startswith("-")} <= known | {"--help"}
 
 
 # Schemas and a linter
@@ -324,7 +328,7 @@ def test_what_is_listed_is_there() -> None:
 
 
 def test_redis_refuses_writes_before_the_cluster_kills_it() -> None:
-    """It writes its file anew beside what it holds: a third of the container's memory stays free for that."""
+    """It writes its file again beside what it holds: a third of the memory stays free for that."""
     lines = (DEPLOY / "containers/redis.conf").read_text().splitlines()
     settings = dict(line.split(" ", 1) for line in lines)
     (container,) = one("StatefulSet", "redis")["spec"]["template"]["spec"]["containers"]
