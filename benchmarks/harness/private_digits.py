@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from examples.digits.data import device_data as quarter
+from spliteasy.job import JobSpec
+from spliteasy.privacy.defences.dp import PoissonBatches
+from spliteasy.runtime.randomness import Key
 
 IMAGES = 1440
 
@@ -59,3 +62,8 @@ def job_of(*, epsilon: float, epochs: int, lr: float, seed: int = 1) -> dict[str
         "evaluation": {"every_epochs": 0},
         "privacy": {"dp": {"epsilon": epsilon, "delta": 1e-5, "max_grad_norm": 1.0, "expected_batch": 256}},
     }
+
+
+def poisson_of(spec: JobSpec) -> PoissonBatches:
+    """The batches of a training on all images; who is in them does not matter."""
+    return PoissonBatches(spec, IMAGES, Key(bytes(32)), device="phone-1")

@@ -511,6 +511,8 @@ class PrivacySpec(Section):
                 "dp clips each sample's gradients and adds its own noise: leave clip_activations and "
                 "gradient_noise out"
             )
+        if self.dp and self.peer_labels:
+            raise _refuse("with peer_labels one sample moves the labels of others, which dp does not count")
         return self
 
     @model_validator(mode="after")
