@@ -336,7 +336,8 @@ class DeviceTrainer:
         outputs, kept = part.head.outputs[:wire], part.head.outputs[wire:]
         gradients = self.wire.unpack("gradients", packed, expected_like(outputs))
         checked = check_gradients(gradients, outputs)
-        self.head.backward(part.head, (*checked, *(part.kept_gradients or (None,) * len(kept))))
+        returned = self.transforms.returned(part.inputs, detached(outputs), checked, share=part.share)
+        self.head.backward(part.head, (*returned, *(part.kept_gradients or (None,) * len(kept))))
         part.head = None
         step.returned += 1
         if loss is not None:

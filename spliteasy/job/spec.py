@@ -456,6 +456,7 @@ DEFENCES = (
     "clip_activations",
     "noise_activations",
     "gradient_noise",
+    "nopeek",
     "label_dp",
     "peer_labels",
     "dp",
@@ -483,6 +484,8 @@ class PrivacySpec(Section):
     """Noise on the gradients that a device sends. "max_norm": each sample's gradient is multiplied by a
     random number, so that all have the expected norm of the largest. A number σ: normal noise in every
     direction, whose norm is about σ times the largest sample's."""
+    nopeek: Positive | None = None
+    """λ: the head's loss gains λ times the distance correlation of inputs and what crosses the first cut."""
     label_dp: Annotated[float, Field(gt=0, le=50)] | None = None
     """ε of randomized response on the training labels, once a sample."""
     peer_labels: bool = False
@@ -506,10 +509,10 @@ class PrivacySpec(Section):
 
     @model_validator(mode="after")
     def _dp_stands_alone(self) -> Self:
-        if self.dp and (self.clip_activations is not None or self.gradient_noise is not None):
+        if self.dp and (self.clip_activations is not None or self.gradient_noise or self.nopeek):
             raise _refuse(
-                "dp clips each sample's gradients and adds its own noise: leave clip_activations and "
-                "gradient_noise out"
+                "dp clips each sample's gradients and adds its own noise: leave clip_activations, "
+                "gradient_noise and nopeek out"
             )
         if self.dp and self.peer_labels:
             raise _refuse("with peer_labels one sample moves the labels of others, which dp does not count")

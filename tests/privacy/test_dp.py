@@ -184,7 +184,7 @@ PRIVACY = job_of(epsilon=8.0, epochs=1, lr=0.1)["privacy"]
     ("changed", "says"),
     [
         ({"privacy": PRIVACY | {"preset": "strict"}}, "moves the labels of others"),
-        ({"privacy": PRIVACY | {"gradient_noise": 1.0}}, "gradient_noise out"),
+        ({"privacy": PRIVACY | {"gradient_noise": 1.0}}, "and nopeek out"),
         ({"clip": {"max_norm": 1.0}}, "leave \\[clip\\] out"),
         ({"micro_batches": 2}, "leave micro_batches out"),
         ({"durability": {"on_non_finite": "skip"}}, "leave on_non_finite out"),

@@ -101,4 +101,5 @@ def _left_out(looks: Sequence[Tensor], labels: Tensor, classes: int) -> Tensor:
     # A sample's own target cancels out; without the diagonal it does so to the last bit.
     strength = inverse.diagonal().clone()
     others = inverse - torch.diag(strength)
-    return (-(others @ wanted) / strength[:, None]).argmax(1)
+    found: Tensor = (-(others @ wanted) / strength[:, None]).argmax(1)
+    return found
