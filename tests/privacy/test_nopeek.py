@@ -1,4 +1,4 @@
-"""NoPeek: the correlation is what it says, the head gets its gradient, and the plain program the same bits."""
+"""NoPeek: the correlation is what it says, the head gets its gradient, plain PyTorch gives the same bits."""
 
 from __future__ import annotations
 
