@@ -2,13 +2,14 @@
 
     python -m benchmarks.defences [--only strict label_dp] [--seeds 2]
     python -m benchmarks.defences --label-dp [--seeds 5]
+    python -m benchmarks.defences --inputs [--seeds 2]
 
 Every row is a pair of cuts under some settings. Attacks are those of `spliteasy leakage` on what one device
 of 360 images sends, 36 of them canaries, in 48 steps; "worst" is the best attack's mean share. Accuracy is
 that of whole trainings through agent and worker, without canaries; bytes and seconds are theirs. With
 `--label-dp`: canaries under randomized response, by attacks on public ends that read every label that is
-trained on, beside the theorem's bound. The tables go to docs/privacy.md by
-`python -m benchmarks.harness.document`.
+trained on, beside the theorem's bound. With `--inputs`: the error of reconstructed inputs. The tables go to
+docs/privacy.md by `python -m benchmarks.harness.document`.
 """
 
 from __future__ import annotations
@@ -159,6 +160,35 @@ def table_of(figures: Sequence[Figure], seeds: int) -> Table:
     return Table(f"Canaries recovered, and what it costs ({seeds} seeds)", head, rows)
 
 
+INPUT_ATTACKS = ("linear-decoder", "convolutional-decoder", "unsplit")
+INPUT_ROWS = tuple(
+    Row(name, cuts, privacy)
+    for cuts in (SHIPPED, ("blocks.0", "pool"))
+    for name, privacy in (("none", {}), ("nopeek 0.5", {"nopeek": 0.5}), ("nopeek 5", {"nopeek": 5.0}))
+)
+
+
+def inputs_table(seeds: int, epochs: int | None) -> tuple[list[dict[str, Any]], Table]:
+    """Mean squared error of inputs that a worker with public data, or with no data, reconstructs."""
+    figures, rows = [], []
+    for row in INPUT_ROWS:
+        errors, ends = [], []
+        for seed in range(seeds):
+            spec = spec_of(row, seed, epochs)
+            measured = asyncio.run(measure(spec, ROOT, DATA["digits"], attacks=INPUT_ATTACKS, seed=seed))
+            errors.append({each.attack: each.score.value for each in measured.rows if each.score})
+            with TemporaryDirectory(prefix="spliteasy-defences-") as folder:
+                job = Job.create(spec, ROOT)
+                ends += asyncio.run(train_devices(job, "digits", ["phone-1"], Path(folder)))
+        means = {name: statistics.mean(error[name] for error in errors) for name in errors[0]}
+        accuracy = statistics.mean(end[0] for end in ends)
+        figures.append({"name": row.name, "cuts": row.cuts, "errors": means, "accuracy": accuracy})
+        shown = [f"{means[name]:.4f}" if name in means else "" for name in INPUT_ATTACKS]
+        rows.append([f"`{row.cuts[0]}`", row.name, *shown, f"{accuracy:.1f}"])
+    head = ["first cut", "defence", *INPUT_ATTACKS, "accuracy %"]
+    return figures, Table(f"Mean squared error of reconstructed inputs ({seeds} seeds)", head, rows)
+
+
 def label_dp_table(seeds: int) -> tuple[list[dict[str, float]], Table]:
     """Canaries recovered under randomized response beside the bound of its theorem."""
     figures, rows = [], []
@@ -186,6 +216,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=48, help="steps that are recorded")
     parser.add_argument("--epochs", type=int, help="of the trainings; default: the job's")
     parser.add_argument("--label-dp", action="store_true", help="only the bound of label_dp")
+    parser.add_argument("--inputs", action="store_true", help="only the attacks on inputs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logs.configure("error")
@@ -194,6 +225,11 @@ def main() -> None:
         found, table = label_dp_table(options.seeds)
         table.show()
         save("label_dp", found, [table], began)
+        return
+    if options.inputs:
+        shown, table = inputs_table(options.seeds, options.epochs)
+        table.show()
+        save("inputs", shown, [table], began)
         return
     chosen = [row for row in ROWS if not options.only or row.name in options.only]
     figures = [figure_of(row, options.seeds, options.steps, options.epochs) for row in chosen]
