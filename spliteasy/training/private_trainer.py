@@ -123,8 +123,9 @@ def add_clipped(trainable: Sequence[Tensor], gradients: Gradients, dp: DpSpec) -
     """Add one sample's gradients of a segment, scaled to the segment's clip, to what the weights have."""
     gradients = tuple(g.to_dense() if g is not None and g.is_sparse else g for g in gradients)
     squares = sum(float(g.double().square().sum()) for g in gradients if g is not None)
-    most = dp.max_grad_norm / math.sqrt(SEGMENTS)
-    factor = min(1.0, most / math.sqrt(squares)) if squares > 0 else 1.0
+    if squares == 0:  # as if it were not there: the noise follows from the sums, and from their absence
+        return
+    factor = min(1.0, dp.max_grad_norm / math.sqrt(SEGMENTS) / math.sqrt(squares))
     for weight, gradient in zip(trainable, gradients, strict=True):
         if gradient is not None:
             clipped = gradient * factor
