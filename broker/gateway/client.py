@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from base64 import b64decode
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import parse_qs, unquote, urlunsplit
@@ -88,6 +89,7 @@ def _tls_context(query: str, server: Server) -> ssl.SSLContext:
     try:
         der = b64decode(said["cadata"]) if "cadata" in said else None
         context = ssl.create_default_context(cafile=said.get("cafile"), cadata=der)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         if "certfile" in said:
             context.load_cert_chain(said["certfile"], said.get("keyfile"))
     except (OSError, ValueError) as error:
@@ -100,6 +102,7 @@ async def connect(url: str) -> GatewayTransport:
     """Connect and authenticate. Raises what connecting to the broker itself raises."""
     address = parse_address(url)
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=address.tls or True))
+    socket: aiohttp.ClientWebSocketResponse | None = None
     try:
         async with asyncio.timeout(CONNECT_S):
             socket = await session.ws_connect(
@@ -115,12 +118,20 @@ async def connect(url: str) -> GatewayTransport:
                 )
             welcome = await _authenticate(socket, address)
     except (Exception, asyncio.CancelledError) as error:
-        await session.close()
+        await _close(session, socket)
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
         raise _connect_error(error, address.server) from None
     return GatewayTransport(session, socket, address, welcome)
+
+
+async def _close(session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse | None) -> None:
+    """Close what there is; how, is of no interest any more."""
+    if socket is not None:
+        with suppress(ConnectionError):
+            await socket.close()  # within CLOSE_S
+    await session.close()
 
 
 async def _authenticate(socket: aiohttp.ClientWebSocketResponse, address: GatewayAddress) -> Packet:
@@ -391,9 +402,4 @@ class GatewayTransport:
             if task is not current:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await self._socket.close()
-        except (TimeoutError, ConnectionError):
-            pass
-        await self._session.close()
+        await _close(self._session, self._socket)

@@ -59,15 +59,20 @@ class Gateway:
         self._all_gone = asyncio.Event()
 
     @property
+    def connections(self) -> frozenset[DeviceConnection]:
+        """Of devices that are served now."""
+        return frozenset(self._connections)
+
+    @property
     def devices(self) -> int:
-        """Connections of devices that are served now."""
+        """How many connections of devices are served now."""
         return len(self._connections)
 
     async def watch(self) -> None:
         """Look after all connections until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
-            for connection in list(self._connections):
+            for connection in self.connections:
                 await connection.look(LOOK_S)
 
     async def stop(self) -> None:
@@ -117,7 +122,7 @@ class Gateway:
             return web.Response(status=404, text=f"devices connect to {wire.PATH}\n")
         if self.stopping:
             return web.Response(status=503, text="this gateway stops\n")
-        if not web.WebSocketResponse().can_prepare(request):
+        if not web.WebSocketResponse(protocols=(wire.PROTOCOL,)).can_prepare(request):
             return web.Response(status=426, text="a WebSocket is wanted\n", headers={"Upgrade": "websocket"})
         return None
 

@@ -72,8 +72,8 @@ class Kind(IntEnum):
     DONE = 17
     """Number: of a request that was carried out; of a PUBLISH, that the broker confirmed it."""
     FAILED = 18
-    """Number: of a request that failed, or 0 where the connection ends. Argument: `Failure`. Text and body: why,
-    and what to do."""
+    """Number: of the request that failed, or 0 where the connection ends. Argument: `Failure`. Text: why.
+    Body: what to do."""
     DELIVERY = 19
     """Number: of the subscription. Argument: the tag. Text: routing key and sender. Body: the frame."""
     ENDED = 20

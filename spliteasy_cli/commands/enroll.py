@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from spliteasy.errors import UserError
 from spliteasy.runtime.readable import span
+from spliteasy.runtime.urls import split_url
 from spliteasy_cli.commands.keys import OperatorKeyOption, operator_key
 from spliteasy_cli.commands.status import show_table
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, store_at
@@ -63,6 +64,17 @@ AuthorityOption = Annotated[
 ]
 
 
+GatewayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gateway",
+        metavar="URL",
+        help="wss://host:port of the gateway that the device connects to, in place of the broker.",
+        show_default="none",
+    ),
+]
+
+
 def enroll(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The device's id: a-z, 0-9 and -, at most 63.")],
@@ -76,6 +88,7 @@ def enroll(
         bool, typer.Option("--rotate", help="Only a new password, into the file that is there.")
     ] = False,
     operator_key_file: OperatorKeyOption = None,
+    gateway: GatewayOption = None,
     broker: BrokerOption = None,
     store: StoreOption = None,
     management: ManagementOption = None,
@@ -98,6 +111,10 @@ def enroll(
     accounts = accounts_at(management, url)
     file = out or Path(f"{name}.enrol")
     password = SecretStr(secrets.token_urlsafe(32))
+    if gateway is not None and (worker or rotate):
+        raise UserError(
+            "--gateway is for a device that is enrolled anew", hint="workers connect to the broker itself"
+        )
     if rotate and jobs:
         raise UserError("--rotate changes the password only", hint=f"spliteasy allow {name} JOB...")
     if rotate:
@@ -107,7 +124,7 @@ def enroll(
             role="worker" if worker else "device",
             account=name,
             password=password,
-            broker=_without_account(url),
+            broker=_without_account(url) if gateway is None else _gateway_url(gateway),
             ca=_authority(url, ca),
             job=jobs[0] if jobs else None,
             operator_key=None if worker else operator_key(operator_key_file, url),
@@ -289,6 +306,17 @@ def accounts_at(management: str | None, broker: str) -> Accounts:
     from deploy.accounts import Accounts
 
     return Accounts(find_url("management", management), vhost=unquote(urlsplit(broker).path[1:]) or "/")
+
+
+def _gateway_url(url: str) -> str:
+    """Raises UserError where it is none, or names an account: that is the device's."""
+    try:
+        parts = split_url(url)
+    except ValueError as error:
+        raise UserError(f"the gateway's URL has {error}", hint="wss://host:port") from None
+    if parts.scheme not in ("ws", "wss") or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise UserError("--gateway is not the URL of one", hint="wss://host:port, without an account")
+    return url
 
 
 def _without_account(url: str) -> str:
