@@ -93,14 +93,18 @@ def gateway(
 ) -> None:
     """Let devices reach the broker by a WebSocket: pages of a browser, and agents behind proxies.
 
-    A device connects with its own account (`spliteasy enroll NAME --gateway wss://host:port`), and the
-    gateway opens the broker with it: it has no account of its own, and keeps nothing. Start as many side by
-    side as you like, behind any balancer of TCP; a device may come back to another one.
+    A device connects with its own account, and the gateway opens the broker
+    with it: it has no account of its own, and keeps nothing. Start as many
+    side by side as you like, behind any balancer of TCP. Ctrl-C or SIGTERM:
+    what has come is confirmed, and devices are told to connect again.
 
-    Try it:  spliteasy enroll phone-7 --job digits --gateway ws://127.0.0.1:8443;  spliteasy gateway;
+    Try it, each in a terminal of its own:
+
+    spliteasy gateway
+
+    spliteasy enroll phone-7 --job JOB --gateway ws://127.0.0.1:8443
+
     spliteasy agent --enrolment phone-7.enrol --data DATA
-
-    Stops on Ctrl-C or SIGTERM: what has come is confirmed, and devices are told to connect again.
     """
     set_up_logging(context, "info")
     try:
