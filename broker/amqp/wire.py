@@ -60,7 +60,7 @@ class Wire(TransportFactory):
 
     def __init__(self, connect_s: float) -> None:
         self.silent_s = 0.0
-        """For how long nothing came, by looks."""
+        """Nothing has come for this long, as of the last look."""
         self._connect_s = connect_s
         self._reader: _Reader | None = None
         self._transport: asyncio.WriteTransport | None = None

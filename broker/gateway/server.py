@@ -136,7 +136,7 @@ class Gateway:
             hello.text,
             AccountRefused(
                 "the gateway refused the account",
-                hint="check the device's name and password; enroll it again",
+                hint="check the device's name and password, or enroll it again",
             ),
         )
         if not IDENTIFIER.fullmatch(account) or account in NOT_FOR_DEVICES:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
@@ -13,12 +11,20 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime.urls import shown
+from spliteasy_cli.options.metrics_endpoint import (
+    METRICS_HOST,
+    MetricsHostOption,
+    MetricsPortOption,
+    Monitoring,
+)
 from spliteasy_cli.support.endpoints import BrokerOption, find_url
 from spliteasy_cli.support.log_setup import set_up_logging
-from spliteasy_cli.support.metrics_endpoint import MetricsHostOption, MetricsPortOption, Monitoring
 from spliteasy_cli.support.runner import run
 
 if TYPE_CHECKING:
+    import asyncio
+    import ssl
+
     from broker.gateway.server import Gateway
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -89,7 +95,7 @@ def gateway(
     memory_mib: MemoryOption = 256,
     drain_s: DrainOption = 5.0,
     metrics_port: MetricsPortOption = None,
-    metrics_host: MetricsHostOption = "127.0.0.1",
+    metrics_host: MetricsHostOption = METRICS_HOST,
 ) -> None:
     """Let devices reach the broker by a WebSocket: pages of a browser, and agents behind proxies.
 
@@ -102,7 +108,7 @@ def gateway(
 
     spliteasy gateway
 
-    spliteasy enroll phone-7 --job JOB --gateway ws://127.0.0.1:8443
+    spliteasy device enroll phone-7 --job JOB --gateway ws://127.0.0.1:8443
 
     spliteasy agent --enrolment phone-7.enrol --data DATA
     """
@@ -163,6 +169,8 @@ async def _why_not_ready(gateway: Gateway, url: str) -> str | None:
         return "stopping"
     if gateway.admission.full:
         return "full"
+    import asyncio
+
     parts = urlsplit(url)
     port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
     try:
@@ -195,6 +203,8 @@ def _tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
         return None
     if cert is None or key is None:
         raise UserError("--cert and --key go together")
+    import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

@@ -12,8 +12,8 @@ import typer
 from spliteasy.runtime.readable import size
 from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
 from spliteasy_cli.commands.submit import JobFile
+from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.log_setup import set_up_logging
-from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 
 if TYPE_CHECKING:
     from spliteasy.job import JobSpec
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 WIDTH = 150
-"""Of the table, where no terminal says."""
+"""Columns of the table where no terminal says its width."""
 
 _COLUMN = {
     "device_memory": "memory",
@@ -30,7 +30,7 @@ _COLUMN = {
     "min_tail_layers": "limits of labels",
     "max_input_correlation": "correlation",
 }
-"""Of the table, for each constraint."""
+"""The column of the table for each constraint."""
 AS_IN_PLAN = "by [plan], or"
 
 
@@ -120,7 +120,7 @@ def plan(
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture.")] = Path("plan.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     every: Annotated[bool, typer.Option("--all", help=f"Show every place, not the best {SHOWN}.")] = False,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """List the legal cuts with what they cost, and mark the best for a device and its link.
 
@@ -182,7 +182,7 @@ def with_settings(spec: JobSpec, given: dict[str, Any], codec: str | None) -> Jo
 
 
 def as_document(found: CutPlan) -> dict[str, Any]:
-    """Everything of the plan that is a number, for programs."""
+    """Return all numbers of the plan, for programs."""
 
     def cut(row: Cut | None) -> dict[str, Any] | None:
         return dataclasses.asdict(row) if row is not None else None

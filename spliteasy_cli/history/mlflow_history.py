@@ -10,10 +10,9 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import structlog
-import typer
 
 from device_agent.observations import Evaluated, Observation, StateChanged, StepTaken
 from spliteasy.errors import UserError
@@ -25,17 +24,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 BATCH = 50
 """Metrics sent at a time: each call is a round trip."""
-
-MlflowOption = Annotated[
-    str | None,
-    typer.Option(
-        "--mlflow",
-        envvar="SPLITEASY_MLFLOW",
-        metavar="URI",
-        help="Keep the run's history in MLflow too: http://server:5000; sqlite:///x.db needs all of mlflow.",
-        show_default=False,
-    ),
-]
 
 
 class MlflowHistory:
@@ -135,7 +123,7 @@ class MlflowHistory:
 
 
 def metrics_of(observation: StepTaken | Evaluated) -> dict[str, float]:
-    """What MLflow keeps of it, under the names of the TensorBoard events: what was measured."""
+    """Return the measured values for MLflow, under the names of the TensorBoard events."""
     match observation:
         case StepTaken() as taken:
             found = {

@@ -1,4 +1,5 @@
-"""How many threads torch computes with: part of what makes a run bit-identical, so always explicit."""
+"""The number of threads that torch computes with. It is part of what makes a run bit-identical, so it is
+always explicit."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ ThreadsOption = Annotated[
     ),
 ]
 
+DEFAULT_THREADS = 1
+
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Compute with so many threads while it is entered."""
+    """Let torch compute with `count` threads while it is entered."""
     import torch
 
     before = torch.get_num_threads()
