@@ -6,96 +6,33 @@ What only workers do with a broker (other queues, dead letters, counting) a gate
 from __future__ import annotations
 
 import asyncio
-import ssl
-from base64 import b64decode
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NoReturn
-from urllib.parse import parse_qs, unquote, urlunsplit
 
 import aiohttp
 from aiohttp import WSMsgType
 
 from broker.gateway import wire
+from broker.gateway.address import GatewayAddress, connect_error, parse_address
 from broker.gateway.client_subscription import ClientSubscription
 from broker.gateway.wire import FROM_GATEWAY, Kind, Packet
 from broker.transport.base import Depth, Frame, Queue
-from broker.transport.reachability import Server, unreachable
-from broker.transport.socket_progress import tcp_bytes
+from broker.transport.socket_progress import LEAST_BYTES_S, tcp_bytes
 from broker.transport.topology import REPLY_TO, is_reply_slot, reply_queue
-from spliteasy.errors import LinkDeferred, LinkError, LinkRefused, WireError
-from spliteasy.runtime.urls import QUOTE_HINT, split_url
+from spliteasy.errors import LinkError, LinkRefused, WireError
 
 CONNECT_S = 15.0
 REQUEST_S = 30.0
 PUBLISH_S = 90.0
-"""A gateway waits for the broker's confirm for as long as its own connection does, and a little longer."""
+"""A little longer than a gateway waits for the broker's confirm. It runs from when the last bytes got through:
+on a slow link a frame takes as long as it takes."""
 CLOSE_S = 2.0
 LOOK_S = 1.0
 LEAST_SILENCE_S = 5.0
 MAX_MESSAGE_BYTES = (16 << 20) + wire.OVERHEAD_BYTES
 """Of one packet of a gateway, whatever it says of itself."""
 MAX_NUMBER = (1 << 32) - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayAddress:
-    """A gateway's URL, taken apart."""
-
-    endpoint: str
-    """The URL of its socket, without the account."""
-    server: Server
-    account: str
-    password: str
-    tls: ssl.SSLContext | None
-
-    def __repr__(self) -> str:
-        return f"GatewayAddress({self.server})"
-
-
-def parse_address(url: str) -> GatewayAddress:
-    """Raises `LinkRefused` for what is not a gateway's URL."""
-    hint = "use wss://account:password@host:port"
-    try:
-        parts = split_url(url)
-    except ValueError as error:
-        raise LinkRefused(f"the gateway's URL has {error}", hint=f"{hint}; {QUOTE_HINT}") from None
-    if parts.scheme not in ("ws", "wss") or not parts.hostname:
-        raise LinkRefused("the gateway's URL is not one of a WebSocket", hint=hint)
-    if not parts.username or not parts.password:
-        raise LinkRefused("the gateway's URL names no account and password", hint=hint)
-    server = Server(
-        name="gateway",
-        host=parts.hostname,
-        port=parts.port or (443 if parts.scheme == "wss" else 80),
-        schemes=("ws", "wss"),
-        start_hint="is it running, and is the URL right? `spliteasy gateway` starts one",
-    )
-    place = parts.netloc.rpartition("@")[2]
-    path = wire.PATH if parts.path in ("", "/") else parts.path
-    return GatewayAddress(
-        endpoint=urlunsplit((parts.scheme, place, path, "", "")),
-        server=server,
-        account=unquote(parts.username),
-        password=unquote(parts.password),
-        tls=_tls_context(parts.query, server) if parts.scheme == "wss" else None,
-    )
-
-
-def _tls_context(query: str, server: Server) -> ssl.SSLContext:
-    """As the URL's cafile or cadata (base64 of DER) say, else the system's authorities."""
-    said = {name: values[0] for name, values in parse_qs(query).items()}
-    try:
-        der = b64decode(said["cadata"]) if "cadata" in said else None
-        context = ssl.create_default_context(cafile=said.get("cafile"), cadata=der)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if "certfile" in said:
-            context.load_cert_chain(said["certfile"], said.get("keyfile"))
-    except (OSError, ValueError) as error:
-        refused = LinkRefused("the certificates in the gateway's URL can't be used")
-        raise (unreachable(error, server) or refused) from None
-    return context
 
 
 async def connect(url: str) -> GatewayTransport:
@@ -122,7 +59,7 @@ async def connect(url: str) -> GatewayTransport:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        raise _connect_error(error, address.server) from None
+        raise connect_error(error, address.server) from None
     return GatewayTransport(session, socket, address, welcome)
 
 
@@ -146,26 +83,6 @@ async def _authenticate(socket: aiohttp.ClientWebSocketResponse, address: Gatewa
     return packet
 
 
-def _connect_error(error: BaseException, server: Server) -> LinkError:
-    if isinstance(error, LinkError):
-        return error
-    if isinstance(error, aiohttp.WSServerHandshakeError):
-        kind = LinkDeferred if error.status >= 500 else LinkRefused
-        return kind(
-            f"what answers at {server} gave no WebSocket: HTTP status {error.status}",
-            hint="check host, port and path of the gateway's URL",
-        )
-    for cause in (getattr(error, "os_error", None), error.__cause__, error):
-        if isinstance(cause, OSError | TimeoutError):
-            found = unreachable(cause, server)
-            if found is not None:
-                return found
-    return LinkError(
-        f"what answers at {server} closed the connection or is no gateway",
-        hint="it may have too many connections; TLS ports want wss://",
-    )
-
-
 class GatewayTransport:
     """One life of one WebSocket; see `broker.transport.Transport`. Made by `connect`."""
 
@@ -185,6 +102,8 @@ class GatewayTransport:
         self._last_number = 0
         self._requests: dict[int, asyncio.Future[None]] = {}
         self._subscriptions: dict[int, ClientSubscription] = {}
+        self._publishing_until: set[asyncio.Timeout] = set()
+        """The deadlines of the frames that are being published."""
         self._heard = 0
         self._error: LinkError | None = None
         self._lost = asyncio.Event()
@@ -225,7 +144,12 @@ class GatewayTransport:
             text=f"{routing_key}\n{reply_to}" if reply_to else routing_key,
             body=frame,
         )
-        await self._request(packet, timeout_s=PUBLISH_S)
+        limit = asyncio.timeout(PUBLISH_S)
+        self._publishing_until.add(limit)
+        try:
+            await self._request(packet, limit)
+        finally:
+            self._publishing_until.discard(limit)
 
     async def subscribe(self, queue: str, *, prefetch: int, exclusive: bool = False) -> ClientSubscription:
         if prefetch < 1:
@@ -278,13 +202,13 @@ class GatewayTransport:
 
     # Requests -----------------------------------------------------------------------------------------
 
-    async def _request(self, packet: Packet, *, timeout_s: float = REQUEST_S) -> None:
+    async def _request(self, packet: Packet, limit: asyncio.Timeout | None = None) -> None:
         """Send a request; return once it was carried out. Raises what the gateway says of it."""
         self._check()
         number = packet.number or self._next_number()
         answered = self._requests[number] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with limit or asyncio.timeout(REQUEST_S):
                 await self._send(
                     Packet(
                         kind=packet.kind,
@@ -370,15 +294,24 @@ class GatewayTransport:
     # Loss -----------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Give the link up when nothing has come for a while: the gateway sends something several times."""
+        """Give the link up when nothing has come for longer than a gateway is silent; put off the deadlines of
+        an upload that goes on.
+        """
         found = self._socket.get_extra_info("socket")
-        silent_s, last = 0.0, (0, 0)
+        silent_s, last, acked = 0.0, (0, 0), 0
         while True:
             await asyncio.sleep(LOOK_S)
             counted = tcp_bytes(found)
             now = (counted.received if counted else 0, self._heard)
             silent_s = 0.0 if now != last else silent_s + LOOK_S
             last = now
+            if counted is not None:
+                if counted.acked >= acked + LEAST_BYTES_S * LOOK_S:
+                    until_s = asyncio.get_running_loop().time() + PUBLISH_S
+                    for limit in self._publishing_until:
+                        if not limit.expired():
+                            limit.reschedule(until_s)
+                acked = counted.acked
             if silent_s >= self._silence_s:
                 self._lose(LinkError(f"nothing came from {self._server} for {silent_s:.0f} s"))
 
