@@ -25,8 +25,8 @@ from spliteasy.errors import LinkError, LinkRefused, WireError
 CONNECT_S = 15.0
 REQUEST_S = 30.0
 PUBLISH_S = 90.0
-"""A little longer than a gateway waits for the broker's confirm. It runs from when the last bytes got through:
-on a slow link a frame takes as long as it takes."""
+"""A little longer than a gateway waits for the broker's confirm. It runs from when the last bytes got
+through: on a slow link a frame takes as long as it takes."""
 CLOSE_S = 2.0
 LOOK_S = 1.0
 LEAST_SILENCE_S = 5.0
@@ -294,8 +294,8 @@ class GatewayTransport:
     # Loss -----------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Give the link up when nothing has come for longer than a gateway is silent; put off the deadlines of
-        an upload that goes on.
+        """Give the link up when nothing has come for longer than a gateway is silent; put off the deadlines
+        of an upload that goes on.
         """
         found = self._socket.get_extra_info("socket")
         silent_s, last, acked = 0.0, (0, 0), 0
