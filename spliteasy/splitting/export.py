@@ -99,7 +99,8 @@ def _refuse_lazy(model: nn.Module) -> None:
 def trace_inputs(
     model: nn.Module, inputs: tuple[Tensor, ...], mode: Literal["train", "eval"], what: str = "model"
 ) -> Trace:
-    """Trace the model as its modules' modes stand, and prove the trace. `what` is traced, for errors."""
+    """Trace the model in the present modes of its modules, and prove the trace. `what` is traced,
+    for errors."""
     if not inputs or not all(isinstance(value, Tensor) and value.dim() for value in inputs):
         raise JobError("example inputs must be tensors with the batch first")
     if len({value.shape[0] for value in inputs}) > 1:

@@ -84,7 +84,7 @@ class Recorder:
         self._now[node] = (self._age.get(self._root(node), 0), made)
 
     def _call(self, node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-        """Name and arguments, as they stand now."""
+        """The name and the arguments, as they are now."""
         target, args, kwargs = portable_call(node)
         held_args, held_kwargs = fx.node.map_arg((args, kwargs), self.current)
         name = str(target) if _functional_name(str(target)) in ATEN else name_of(target)

@@ -1,4 +1,4 @@
-"""What only RabbitMQ has: URLs, TLS, accounts and permissions, CC and BCC, operators, alarms."""
+"""RabbitMQ's own features: URLs, TLS, accounts and permissions, CC and BCC, operators, alarms."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ async def test_plain_amqp_to_a_tls_port(tls_port: int) -> None:
 
 
 async def raw_publish(url: str, routing_key: str, body: bytes, **properties: Any) -> None:
-    """What a client of another make can send."""
+    """Publish what a client of another make can send."""
     connection = await aiormq.connect(url)
     channel = await connection.channel()
     await channel.basic_publish(

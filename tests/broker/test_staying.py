@@ -51,7 +51,7 @@ class Scene:
     limits: list[str] = field(default_factory=list)
 
     def reach(self, name: str) -> Reach:
-        """How that account connects, with the password that it was given at first."""
+        """Return how that account connects, with the password that it was given at first."""
         return Reach(replace(self.broker.node, user=name, password=PASSWORD).url(self.vhost))
 
     def connections_closed(self) -> None:
@@ -124,7 +124,7 @@ class Scene:
 
 
 class Reach:
-    """How one of them connects: each attempt is counted."""
+    """The way by which one of them connects: each attempt is counted."""
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -48,7 +48,8 @@ async def worker(hub: Hub, *queues: Queue, name: str = "worker-1") -> Transport:
 
 
 async def ready(transport: Transport, queue: str = SHARD.name) -> int:
-    """How many frames wait there. (How soon a consumer that left is no longer counted is the broker's.)"""
+    """Return how many frames wait there. (The broker decides how soon a consumer that left is no longer
+    counted.)"""
     depth = await transport.depth(queue)
     assert depth is not None
     return depth.messages

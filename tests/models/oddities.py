@@ -170,7 +170,8 @@ class OnlyANumber(nn.Module):
 
 
 class EarlyWeights(nn.Module):
-    """What depends on weights alone is computed first, and used late: by the body, by the tail, by both."""
+    """A model that computes first what depends on weights alone, and uses it late: by the body, by the tail,
+    by both."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ CONNECTIONS: Final = 32
 RETRY_AFTER_S: Final = 0.05
 
 EVERYSEC_WINDOW_S: Final = 2.0
-"""`appendfsync everysec` syncs once a second, and puts it off for another while a sync is under way."""
+"""`appendfsync everysec` syncs once a second, and puts it off for another while a sync runs."""
 
 _ROOM_CODES = {"OOM", "MISCONF"}
 _TRANSIENT_CODES = {
@@ -102,7 +102,7 @@ class RedisLink:
             return await asyncio.shield(task)
 
     async def look_after(self) -> None:
-        """Say it loudly where the server was told meanwhile to evict keys, and when that has ended."""
+        """Log loudly where somebody made the server evict keys meanwhile, and when that has ended."""
         policy = str((await self.call("INFO", "memory")).get("maxmemory_policy", NO_EVICTION))
         if policy == self._policy:
             return
