@@ -1,4 +1,4 @@
-"""What pages that wait cost a gateway: `python -m benchmarks.gateway [--pages 1000]`.
+"""The cost of pages that wait at a gateway: `python -m benchmarks.gateway [--pages 1000]`.
 
 A gateway and a RabbitMQ, and so many devices with accounts of their own, connected as pages are and reading
 their reply queues. Memory is that of the gateway's process and of the broker's, before and after, a page.
@@ -23,19 +23,19 @@ from deploy.accounts import Accounts, Role
 from deploy.nodes.native import HOST
 
 GOAL_KB, GOAL_CPU = 200, 25.0
-"""Of the gateway, for each idle page; and percent of one core for a thousand of them."""
+"""The gateway's memory for each idle page, and percent of one core for a thousand of them."""
 AT_ONCE = 16
 """Pages that connect at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """What so many idle pages took."""
+    """The cost of so many idle pages."""
 
     pages: int
     connect_s: float
     gateway_bytes: int
-    """Of the gateway's process, above what it had without pages."""
+    """Memory of the gateway's process, above what it had without pages."""
     broker_bytes: int
     gateway_cpu: float
     """Processor seconds a second, while nothing happens."""

@@ -60,7 +60,7 @@ def parse_address(url: str) -> GatewayAddress:
 
 
 def _tls_context(query: str, server: Server) -> ssl.SSLContext:
-    """As the URL's cafile or cadata (base64 of DER) say, else the system's authorities."""
+    """Make the context that the URL's cafile or cadata (base64 of DER) ask for, or the system's."""
     said = {name: values[0] for name, values in parse_qs(query).items()}
     try:
         der = b64decode(said["cadata"]) if "cadata" in said else None

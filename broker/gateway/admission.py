@@ -1,4 +1,4 @@
-"""Who may be connected to a gateway: in all, from one address, and how long without an account."""
+"""Admission bounds who is connected to a gateway: in all, from one address, and without an account."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        """Whether nobody more is let in."""
+        """True where nobody more is let in."""
         return len(self._visits) >= self._limits.connections
 
     def enter(self, address: str) -> Visit | None:

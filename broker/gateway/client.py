@@ -31,7 +31,7 @@ CLOSE_S = 2.0
 LOOK_S = 1.0
 LEAST_SILENCE_S = 5.0
 MAX_MESSAGE_BYTES = (16 << 20) + wire.OVERHEAD_BYTES
-"""Of one packet of a gateway, whatever it says of itself."""
+"""The largest packet that is taken from a gateway, whatever it says of itself."""
 MAX_NUMBER = (1 << 32) - 1
 
 

@@ -25,7 +25,7 @@ from spliteasy.observability.meter import Meter
 log = structlog.get_logger(__name__)
 
 FAREWELL_S = 2.0
-"""How long a device has to take the reason why its connection ends."""
+"""Seconds that a device has to take the reason why its connection ends."""
 _REQUESTS = {Kind.DECLARE, Kind.SUBSCRIBE, Kind.PUBLISH, Kind.END}
 
 
@@ -60,7 +60,7 @@ class DeviceConnection:
         self._sending = 0
         """Messages that wait for the socket to take them."""
         self._holding_back = False
-        """Whether nothing is read from the device, since too much of it is in flight."""
+        """True while nothing is read from the device, since too much of it is in flight."""
         self._last_look = (TcpBytes(), 0, 0)
         self._silent_s = self._stuck_s = self._since_ping_s = 0.0
 

@@ -1,4 +1,4 @@
-"""What one gateway takes: of a device, of an address, and in all."""
+"""The bounds of one gateway: for a device, for an address, and in all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class GatewayLimits:
     strangers: int = 512
     """Connections that have not named an account yet; beyond it, the one that has taken longest is closed."""
     authenticate_s: float = 10.0
-    """From the first packet of TCP to an account that the broker has accepted."""
+    """Seconds from the first packet of TCP to an account that the broker has accepted."""
     frame_bytes: int = FRAME_BYTES
-    """Of one frame: agents cut their messages into smaller ones."""
+    """The largest frame: agents cut their messages into such and smaller ones."""
     frames_in_flight: int = 16
     in_flight_bytes: int = 8 << 20
     """Frames of one device that wait for the broker's confirm; then nothing more is read from it."""
@@ -28,14 +28,14 @@ class GatewayLimits:
     prefetch: int = 16
     """Deliveries that one subscription may have unacknowledged, whatever it asks for."""
     subscriptions: int = 4
-    """Of one connection."""
+    """Queues that one connection may read."""
     held_bytes: int = 256 << 20
     """Deliveries that wait for their readers, of all devices; beyond it, the one with most has to go."""
     ping_s: float = 5.0
-    """How often something is sent, so that a device knows that its link lives."""
+    """Seconds between signs of life, by which a device knows that its link lives."""
     silence_s: float = 30.0
     """A device from which nothing came for so long is disconnected."""
     slow_reader_s: float = 30.0
     """A device that takes nothing of what waits for it for so long is disconnected."""
     drain_s: float = 5.0
-    """How long a gateway that stops waits for confirms."""
+    """Seconds that a stopping gateway waits for confirms."""

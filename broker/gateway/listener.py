@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 BACKLOG = 1024
 LACK_PAUSE_S = 0.5
-"""How long nothing is accepted where this process has no file descriptor for it."""
+"""Seconds without accepting, after this process had no file descriptor for a connection."""
 
 
 class CountedServer(web.Server):

@@ -1,4 +1,4 @@
-"""What a gateway measures."""
+"""The metrics of a gateway."""
 
 from __future__ import annotations
 

@@ -60,12 +60,12 @@ class Gateway:
 
     @property
     def connections(self) -> frozenset[DeviceConnection]:
-        """Of devices that are served now."""
+        """The connections of devices that are served now."""
         return frozenset(self._connections)
 
     @property
     def devices(self) -> int:
-        """How many connections of devices are served now."""
+        """The number of connections of devices that are served now."""
         return len(self._connections)
 
     async def watch(self) -> None:

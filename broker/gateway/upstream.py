@@ -1,4 +1,4 @@
-"""How a gateway reaches the broker: with the account of each device, so that it has no right of its own."""
+"""A gateway reaches the broker with the account of each device, so that it has no right itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device and a gateway say to each other: one packet in each binary message of a WebSocket.
+"""The packets between a device and a gateway: one in each binary message of a WebSocket.
 
 A packet is a header of 16 bytes, a text and a body. All numbers are little-endian and unsigned:
 
@@ -39,21 +39,21 @@ PROTOCOL: Final = "spliteasy.1"
 """The WebSocket subprotocol: another version of these packets has another name."""
 
 PATH: Final = "/link"
-"""Where a gateway has its socket, unless something before it maps another path there."""
+"""The path of a gateway's socket, unless something before it maps another path there."""
 
 HEADER_BYTES: Final = 16
 MAX_TEXT_BYTES: Final = 1024
 MAX_HINT_BYTES: Final = 1024
 MAX_PASSWORD_BYTES: Final = 1024
 OVERHEAD_BYTES: Final = HEADER_BYTES + MAX_TEXT_BYTES
-"""What a packet has at most beside its body."""
+"""The most bytes that a packet has beside its body."""
 
 _HEADER = struct.Struct("<BBHIII")
 _ALIGNMENT = 8
 
 
 class Kind(IntEnum):
-    """What a packet is: up to 15 from a device, from 16 on from a gateway."""
+    """The kinds of packets: up to 15 from a device, from 16 on from a gateway."""
 
     HELLO = 1
     """Text: the account. Body: its password in UTF-8. The first packet, once."""

@@ -19,16 +19,16 @@ _DATES = {9, 10}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """Whom a client tried to reach, in the words of its errors."""
+    """The server that a client tried to reach, in the words of its errors."""
 
     name: str
     """"broker", or "gateway"."""
     host: str
     port: int
     schemes: tuple[str, str]
-    """Of its URLs: plain, and with TLS."""
+    """The schemes of its URLs: plain, and with TLS."""
     start_hint: str
-    """What to do where nothing listens there."""
+    """Advice where nothing listens there."""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"

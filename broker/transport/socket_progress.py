@@ -1,4 +1,4 @@
-"""How many bytes went through a TCP socket, as the kernel counts them: the sign of life of a slow link.
+"""The bytes that went through a TCP socket, as the kernel counts them: the sign of life of a slow link.
 
 A frame may take longer on a slow link than any deadline. Bytes that the other end has acknowledged, or that
 came from it, tell sooner whether the link still works.
@@ -19,7 +19,7 @@ _TCP_INFO_BYTES, _BYTES_ACKED = 136, 120
 
 @dataclass(frozen=True, slots=True)
 class TcpBytes:
-    """What the other end's kernel has acknowledged, and what has come from it, since the connection began."""
+    """Bytes that the other end has acknowledged, and that have come from it, since the connection began."""
 
     acked: int = 0
     received: int = 0

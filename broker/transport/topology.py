@@ -61,7 +61,7 @@ def reply_slot(device: str, slot: int) -> Queue:
 
 
 def is_reply_slot(name: str, device: str) -> bool:
-    """Whether it is one of the names that `reply_slot` gives the device's queues."""
+    """Return True where it is one of the names that `reply_slot` gives the device's queues."""
     return any(name == reply_slot(device, slot).name for slot in range(REPLY_SLOTS))
 
 

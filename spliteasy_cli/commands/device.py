@@ -122,7 +122,8 @@ def enroll(
     password = SecretStr(secrets.token_urlsafe(32))
     if gateway is not None and (worker or rotate):
         raise UserError(
-            "--gateway is for a device that is enrolled anew", hint="workers connect to the broker itself"
+            "--gateway goes neither with --worker nor with --rotate",
+            hint="workers connect to the broker itself",
         )
     if rotate and jobs:
         raise UserError("--rotate changes the password only", hint=f"spliteasy device allow {name} JOB...")
