@@ -35,6 +35,7 @@ from broker.protocol.messages import MAX_ATTEMPT, AttemptRef, Digest, Identifier
 from spliteasy.errors import JobError, PortableError, StateError, StateUnwritable, is_final
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.job.package import job_digest, read_package, write_package
+from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
 from spliteasy.runtime.durable_files import remove_temporaries, sync_folder, write_file
 from spliteasy.runtime.randomness import KEY_BYTES
 
@@ -380,5 +381,9 @@ class StateFolder:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise (StateError if is_final(error) else StateUnwritable)(
                 f"state folder {self.path} can't be {done}: {error.strerror or error}",
-                hint="free some space on the disk, then start again; nothing is lost" if full else None,
+                hint="free some space on the disk, then start again; nothing is lost"
+                if full
+                else LACK_HINT
+                if lack_of_descriptors(error)
+                else None,
             ) from error

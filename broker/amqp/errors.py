@@ -21,6 +21,7 @@ from spliteasy.errors import (
     SplitEasyError,
     Unroutable,
 )
+from spliteasy.runtime.descriptors import lack_of_descriptors
 from spliteasy.runtime.urls import QUOTE_HINT, split_url
 
 _LIMIT = re.compile(r"\b(limit|maximum)\b", re.IGNORECASE)
@@ -99,10 +100,20 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
         )
     # aiormq wraps what the system said, and repeats only its arguments.
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if urlsplit(address.text).scheme == "amqps" and _broke_off(cause) and not lack_of_descriptors(cause):
+        return LinkDeferred(
+            f"what answers at {address} broke the connection off, in its TLS handshake or after",
+            hint="a broker that is starting or ending does; else check that the port is its TLS port",
+        )
     return unreachable(cause, address.server) or LinkError(
         f"what answers at {address} closed the connection or is no AMQP broker",
         hint="check the port: TLS ports want amqps://",
     )
+
+
+def _broke_off(cause: BaseException) -> bool:
+    """Return whether the other side hung up on a connection that it had taken."""
+    return not isinstance(cause, OSError) or isinstance(cause, ConnectionResetError | ConnectionAbortedError)
 
 
 def lost_error(error: BaseException | None, address: Address) -> LinkError:
