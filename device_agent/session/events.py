@@ -177,8 +177,8 @@ class Send:
     """Send to the session's shard; gives Sent, NotSent, or nothing where the link goes down first."""
 
     message: m.Request
-    skip: frozenset[int] = frozenset()
-    """Frames of it that the worker has."""
+    skip: m.Ranges = ()
+    """The bytes of it that the worker has."""
     whole: m.Forward | m.Backward | None = None
     """The request that an ASK is about, where the worker may have a part of the same values under another id.
     """
