@@ -24,7 +24,8 @@ FEATURES = 1 << 14
 
 
 def may_watch(job: Job) -> bool:
-    """Return whether the job has what the guard compares: classes, a tail on the device, a head that trains."""
+    """Return whether the job has what the guard compares: classes, a tail on the device, a head
+    that trains."""
     trains = any(spec.requires_grad for spec in job.head.program.document.tensors)
     return job.tail is not None and classes_of(job) is not None and trains
 

@@ -1,7 +1,7 @@
 """Labels in disguise: tails whose gradients tell the labels to somebody who knows none of their weights.
 
 The gradients of the body's outputs, gb, are made of the tail's weights and the labels. Where they are the
-same under other weights (a tail without any, most of all), anybody who knows b and the loss can try the labels out.
+same under other weights (a tail without any, most of all), anybody with b and the loss can try labels out.
 Where each class has an element of gb that lies apart for its samples, as the sign of a logit's gradient does,
 the labels can be read off as they pass.
 """

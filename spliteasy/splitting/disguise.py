@@ -312,7 +312,8 @@ def _judge(
 
 
 def _covers(filler: _Filler, number: int, elements: Tensor, outputs: int) -> bool:
-    """Return whether functions that weights make, one for each of `elements`, tell a good part of the input."""
+    """Return whether functions that weights make, one for each of `elements`, tell a good part of
+    the input."""
     count = filler.starts[number + 1] - filler.starts[number]
     told = len(torch.unique(elements))
     many = told >= _MANY * filler.rows and told >= _PART * count
@@ -349,7 +350,7 @@ def _kinds(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _kind_of_whole(x: Tensor, y: Tensor, elements: Tensor, distinct: float, direct: bool) -> Kind | None:
-    """Return what becomes of whole numbers. A mask computed from them tells two kinds apart: that is nothing."""
+    """Return what becomes of whole numbers. A mask of them tells two kinds apart, which is nothing."""
     equal, affine, monotone = _kinds(x, y)
     tells = max(2.0, min(3.0, distinct))
     told = 0
