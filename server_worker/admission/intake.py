@@ -127,8 +127,8 @@ class Intake:
         return self._assembler.held(device, message_id)[: min(m.MAX_RANGES, max(LEAST_RANGES, paid))]
 
     def asked(self, ask: m.Ask) -> m.Ranges:
-        """Return which bytes of the asked request are here, also where they came under another id: an agent that
-        was restarted encodes the request again.
+        """Return which bytes of the asked request are here, also under another id: an agent that was
+        restarted encodes the request again.
 
         Looking for those costs the device as much as sending them.
         """
