@@ -196,6 +196,12 @@ class Backward(SessionRequest, Carrier):
     outputs: Nonce | None = None
     """The digest (`spliteasy.training.digest`) of the FORWARDED that these gradients belong to: a worker with
     another forward of its own stops."""
+    noise: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, repr=False
+    )
+    """The source of the noise on the body's gradients, where the job trains by DP-SGD."""
+    noise_multiplier: Annotated[float, Field(ge=0.1, le=1e6)] | None = None
+    """The size of that noise, in units of the job's clip."""
 
 
 class Eval(SessionRequest, Carrier):

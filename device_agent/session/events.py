@@ -11,6 +11,7 @@ from torch import Tensor
 from broker.protocol import messages as m
 from spliteasy.codecs.packer import Packed
 from spliteasy.errors import SplitEasyError
+from spliteasy.training.private_trainer import BodyNoise
 
 
 class Timer(Enum):
@@ -114,6 +115,8 @@ class TailDone:
 
     gradients: Packed
     loss: float | None = None
+    noise: BodyNoise | None = None
+    """The noise that the worker adds under DP-SGD."""
 
 
 @dataclass(frozen=True, slots=True)

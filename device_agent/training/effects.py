@@ -6,6 +6,8 @@ from broker.protocol import messages as m
 from device_agent.session import events as e
 from device_agent.state_folder import StateFolder
 from device_agent.training.trainer import DeviceTrainer
+from spliteasy.training.digest import strong_digest
+from spliteasy.training.segment_trainer import tensors_of
 
 ASKED_HISTORY = 2
 """Checkpoints kept, at most, where the server asks for them: each older one holds its log back."""
@@ -25,9 +27,16 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             state.drop_after(step)
             return e.Restored(tuple(state.held()))
         case e.RunHead(step=step, micro=micro):
-            return e.HeadDone(*trainer.run_head(step, micro))
+            done = e.HeadDone(*trainer.run_head(step, micro))
+            if trainer.budget is not None:
+                sent = " ".join(map(strong_digest, tensors_of(done.values.values)))
+                trainer.budget.count(step, "head", sent)
+            return done
         case e.RunTail(values=values, micro=micro):
-            return e.TailDone(trainer.run_tail(values, micro), trainer.shared_loss)
+            gradients, noise = trainer.run_tail(values, micro), trainer.body_noise
+            if trainer.budget is not None and noise is not None:
+                trainer.budget.count(trainer.step + 1, "tail", noise.fingerprint)
+            return e.TailDone(gradients, trainer.shared_loss, noise)
         case e.RunHeadBackward(gradients=gradients, loss=loss):
             trainer.run_head_backward(gradients, loss)
             return e.HeadBackwardDone()

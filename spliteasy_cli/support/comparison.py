@@ -235,9 +235,12 @@ def compare_one(
     spec = plan.job.spec
     model, _, _ = build_model(spec, plan.root)
     loss = LOSSES[spec.loss.name] if spec.loss.name is not None else users_loss(spec, plan.root)
-    reference = PlainTraining(plan.job, model, loss, device=device, key=key, ends=ends)
+    sigma = batches.poisson.noise_multiplier if batches.poisson is not None else None
+    reference = PlainTraining(
+        plan.job, model, loss, device=device, key=key, ends=ends, noise_multiplier=sigma
+    )
     for number in range(1, step + 1):
-        reference.step(*batches.batch(number))
+        reference.step(*batches.batch(number), empty=batches.is_empty(number))
     plain = reference.state()
     differences = {
         name: difference(split[name], plain[name]) if name in split and name in plain else float("inf")
