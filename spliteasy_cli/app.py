@@ -16,6 +16,7 @@ from spliteasy_cli.commands import (
     agent,
     dashboard,
     device,
+    gateway,
     keys,
     leakage,
     model,
@@ -94,6 +95,7 @@ app.command("leakage", rich_help_panel="Choose the cut")(leakage.leakage)
 app.command("keygen", rich_help_panel="On a broker and a store")(keys.keygen)
 app.command("submit", rich_help_panel="On a broker and a store")(submit.submit)
 app.command("worker", rich_help_panel="On a broker and a store")(worker.worker)
+app.command("gateway", rich_help_panel="On a broker and a store")(gateway.gateway)
 app.command("agent", rich_help_panel="On a broker and a store")(agent.agent)
 app.command("status", rich_help_panel="On a broker and a store")(status.status)
 app.command("dashboard", rich_help_panel="On a broker and a store")(dashboard.dashboard)

@@ -426,13 +426,13 @@ class LimitsSpec(Section):
 
 
 class DpSpec(Section):
-    """DP-SGD: how little the trained model tells of one sample, against whoever has the model.
+    """DP-SGD bounds how little the trained model tells of one sample, against anybody who has the model.
 
     A worker sees each sample's activations and gradients; this protects nothing from it.
     """
 
     epsilon: Positive | None = None
-    """What the whole training spends at most; the noise follows from it."""
+    """The ε that the whole training spends at most; the noise follows from it."""
     noise_multiplier: Annotated[float, Field(ge=0.1, le=1e6)] | None = None
     """Or the noise itself: σ in units of `max_grad_norm`; ε follows from it."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
