@@ -105,7 +105,7 @@ class BodyTrainer:
         self._batch = 0
         self._codecs = job.spec.link.codecs
         self._packer = Packer(self._codecs, job.spec.seed, device, "down")
-        self.state_bytes = self.trainer.nbytes()
+        self.state_bytes = self.trainer.nbytes() + self._feedback_bytes()
         self._tolerant = job.spec.durability.exactness == "tolerance"
 
     @property
@@ -152,6 +152,17 @@ class BodyTrainer:
         """A copy of the state after `step`."""
         return {**self.trainer.snapshot(), **self._packer.state()}
 
+    def _feedback_bytes(self) -> int:
+        """The most that error feedback holds back, which the job's shapes bound. It counts from the start: no
+        request can make the state larger."""
+        spec, body, packer = self.job.spec, self.job.body, self._packer
+        down = () if spec.single else body.output_values[: body.n_wire]
+        total = 0
+        for samples in micro_sizes(spec.batch_size, spec.micro_batches):
+            total += packer.feedback_bytes("activations", expected_of(down, samples))
+            total += packer.feedback_bytes("gradients", expected_of(body.input_values, samples))
+        return total
+
     @property
     def open_bytes(self) -> int:
         """Bytes that the open step takes; it is counted whole from its first micro-batch on."""
@@ -160,7 +171,10 @@ class BodyTrainer:
     @property
     def step_bytes(self) -> int:
         """Bytes that a step takes beside the state, until its last backward."""
-        return self.job.body.program.costs.train_bytes * self.job.spec.micro_batches
+        costs = self.job.body.program.costs.train_bytes
+        if self.job.spec.single:
+            costs += self.job.loss_costs.train_bytes  # labels are shared, and the loss is computed here
+        return costs * self.job.spec.micro_batches
 
     @property
     def eval_bytes(self) -> int:
