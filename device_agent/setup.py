@@ -10,9 +10,10 @@ from device_agent.session.plan import SessionPlan
 from device_agent.state_folder import StateFolder
 from device_agent.training.codec_policy import MakeChooser, StepChoices
 from device_agent.training.data import BatchOrder, DeviceData, EvaluationBatches, load_dataset
-from device_agent.training.ends import initial_ends, job_key, label_key
+from device_agent.training.ends import ends_key, initial_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer
 from spliteasy.job import Job
+from spliteasy.job.spec import FleetSpec
 from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
 from spliteasy.runtime.version import version
 
@@ -40,7 +41,8 @@ def prepare(
     )
     if spec.privacy.label_dp is not None:
         log.info(guarantee(spec.privacy.label_dp, classes_to_answer(spec, job.signature)), job=str(job))
-    ends = initial_ends(job, state, key, refuse_public=config.refuse_public_ends)
+    drawn_from, fleet_key = ends_key(config.fleet_key, key, job)
+    ends = initial_ends(job, state, drawn_from, refuse_public=config.refuse_public_ends)
     choices = StepChoices(
         spec.link,
         make_chooser(spec.link, link.speed),
@@ -51,6 +53,7 @@ def prepare(
     trainer = DeviceTrainer.create(
         job, batches, tests, device=config.device, key=key, ends=ends, choices=choices
     )
+    trainer.fleet_key = fleet_key
     state.bind(
         job=job.digest, device=config.device, fingerprint=batches.fingerprint, new_data=config.new_data
     )
@@ -58,10 +61,14 @@ def prepare(
         state.drop_after(-1)
     if not state.held():
         state.save_checkpoint(0, trainer.state())
+    round_steps = round_length(spec.fleet, batches)
+    rounds = batches.total_steps // round_steps if round_steps else 0
     plan = SessionPlan(
         session=session,
         digest=job.digest,
-        total_steps=batches.total_steps,
+        # Rounds are whole, and each ends with a step that goes on from the mean; so the first one begins.
+        total_steps=rounds * (round_steps + 1) + 1 if round_steps else batches.total_steps,
+        round_steps=round_steps,
         checkpoint_every=spec.durability.checkpoint_every,
         eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
         eval_batches=len(tests) if tests is not None else 0,
@@ -74,3 +81,13 @@ def prepare(
         agent=version(),
     )
     return trainer, plan
+
+
+def round_length(fleet: FleetSpec, batches: BatchOrder) -> int:
+    """Steps of this device between two means, at most all that it takes; 0: there are no rounds."""
+    if not fleet.averages:
+        return 0
+    epochs = fleet.epochs_per_round
+    steps = fleet.round_steps if epochs is None else epochs * batches.steps_per_epoch
+    assert steps is not None
+    return min(steps, batches.total_steps)

@@ -35,6 +35,7 @@ class RedisRole(Enum):
         "%R~spliteasy:allowed",
         "%R~spliteasy:jobs",
         "%R~spliteasy:{*@*}:*",
+        "~spliteasy:fleet:{*@*}:*",
         "~spliteasy:{*.*}:*",
         "~spliteasy:sessions",
         "~spliteasy:workers",

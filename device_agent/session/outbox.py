@@ -113,7 +113,7 @@ class Outbox:
 
     def _question(self, request: m.AnyRequest) -> m.AnyRequest:
         """What to send about a pending request: an ASK, or itself."""
-        if not isinstance(request, m.Forward | m.Backward):
+        if not isinstance(request, m.Forward | m.Backward | m.Ready):
             return request
         if request.request not in self._reached and not self._may_be_there_in_part(request):
             return request
@@ -123,15 +123,17 @@ class Outbox:
             step=request.step,
             about=request.request,
             about_kind=request.kind,
-            micro=request.micro,
-            forward=request.request if isinstance(request, m.Forward) else request.forward,
+            micro=0 if isinstance(request, m.Ready) else request.micro,
+            forward=request.forward if isinstance(request, m.Backward) else request.request,
         )
         self._asks.add(ask.request)
         self._reached[request.request] = self.fence
         return ask
 
-    def _may_be_there_in_part(self, request: m.Forward | m.Backward) -> bool:
+    def _may_be_there_in_part(self, request: m.Forward | m.Backward | m.Ready) -> bool:
         """Whether an agent before this one may have sent the same values, and they are worth asking for."""
+        if isinstance(request, m.Ready):
+            return False
         nbytes = sum(value.nbytes for value in request.values if isinstance(value, Tensor))
         return self.begun_before and nbytes > self._plan.ask_above_bytes
 

@@ -6,6 +6,7 @@ from broker.protocol import messages as m
 from device_agent.session import events as e
 from device_agent.state_folder import StateFolder
 from device_agent.training.trainer import DeviceTrainer
+from spliteasy.training.segment_trainer import tensors_of
 
 ASKED_HISTORY = 2
 """Checkpoints kept, at most, where the server asks for them: each older one holds its log back."""
@@ -36,6 +37,12 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             return e.Applied()
         case e.Apply(gradients=gradients, loss=loss):
             trainer.apply(gradients, loss)
+            return e.Applied()
+        case e.HandIn():
+            return e.HandInDone(trainer.round, trainer.hand_in(), trainer.fleet_key)
+        case e.TakeMean(mean=mean):
+            sent = dict(zip(mean.names, tensors_of(mean.values), strict=False))
+            trainer.take_mean(None if mean.initial else sent, round_=mean.round)
             return e.Applied()
         case e.Save(step=step, durable_step=durable_step, asked=asked):
             trainer.abort()

@@ -27,6 +27,7 @@ from spliteasy.codecs.packer import (
     unpack,
 )
 from spliteasy.errors import DataError, SplitEasyError
+from spliteasy.fleet.parts import averaged_part, rebased
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.document import DTYPES
 from spliteasy.graph.segment import Segment
@@ -36,6 +37,7 @@ from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.randomness import Key
 from spliteasy.training.segment_trainer import (
+    MODEL_PREFIX,
     OpenForward,
     SegmentTrainer,
     Values,
@@ -46,6 +48,7 @@ from spliteasy.training.segment_trainer import (
 )
 
 HEAD, TAIL = "head/", "tail/"
+ROUND_KEY = "fleet/round"
 
 
 class NotFiniteOnDevice(SplitEasyError):
@@ -139,6 +142,12 @@ class DeviceTrainer:
     passed: str | None = None
     """Why the last step passed without effect."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    round: int = 0
+    """The round of the fleet that is trained for; 0: none has begun."""
+    fleet_key: str | None = None
+    """The name of the key that the initial ends were drawn from, where devices share one."""
+    _initial: dict[str, Tensor] = field(default_factory=dict)
+    """The averaged part of the ends as they began."""
     _step: _Step | None = None
     _next: tuple[int, list[_Micro]] | None = None
     """A batch that was loaded ahead, and its step; its heads have run too, where nothing changes them."""
@@ -162,11 +171,18 @@ class DeviceTrainer:
         codecs = job.spec.link.codecs
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
         transforms = CutTransforms(job.spec.privacy, key, head=job.head, tail=job.tail)
-        return cls(job, batches, tests, head, tail, wire, transforms)
+        trainer = cls(job, batches, tests, head, tail, wire, transforms)
+        trainer._initial = trainer.averaged_ends()
+        return trainer
 
     @property
     def step(self) -> int:
         return self.head.step
+
+    @property
+    def taken(self) -> int:
+        """Steps that trained, of all steps: what batches, schedule and random layers follow."""
+        return self.head.taken
 
     @property
     def shared_loss(self) -> float | None:
@@ -183,6 +199,7 @@ class DeviceTrainer:
         shared labels the elements that the loss's mean over several micro-batches is over.
         Raises NotFiniteOnDevice, and DataError where the batch's own values are not finite.
         """
+        step -= self.head.rebases
         if micro == 0:
             self._step = _Step(self._batch(step))
         under_way, tail = self._live()
@@ -233,7 +250,7 @@ class DeviceTrainer:
 
         What goes wrong shows when its turn comes.
         """
-        under_way, step = self._step, self.step + 2
+        under_way, step = self._step, self.taken + 2
         if under_way is None or step > self.batches.total_steps or self._next is not None:
             return
         if (under_way.tails if self.tail else under_way.heads) == len(under_way.micros):
@@ -277,13 +294,13 @@ class DeviceTrainer:
         backward_from(loss, part.share)
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         self._refuse_unless(all_finite(tensors_of(gradients)), "a gradient of the tail's inputs")
-        sent = self.transforms.gradients(gradients[: len(specs)], step=self.step + 1)
+        sent = self.transforms.gradients(gradients[: len(specs)], step=self.taken + 1)
         if step.spoiled:
             sent = tuple(None if g is None else _spoilt(g) for g in sent)
         part.kept_gradients = gradients[len(specs) :]
         step.tails = micro + 1
         return self.wire.pack(
-            "gradients", sent, step=self.step + 1, micro=micro, answer="gradients", nbytes=step.nbytes
+            "gradients", sent, step=self.taken + 1, micro=micro, answer="gradients", nbytes=step.nbytes
         )
 
     def run_head_backward(self, packed: Packed, loss: float | None) -> None:
@@ -326,6 +343,53 @@ class DeviceTrainer:
         self.head.skip()
         if self.tail is not None:
             self.tail.skip()
+
+    def averaged_ends(self) -> dict[str, Tensor]:
+        """A copy of what of head and tail goes into the mean; nothing where they stay this device's own."""
+        fleet = self.job.spec.fleet
+        if not fleet.averages_ends:
+            return {}
+        return {
+            prefix + name: tensor
+            for prefix, trainer in self._ends()
+            for name, tensor in averaged_part(trainer, fleet).items()
+        }
+
+    def hand_in(self) -> dict[str, Tensor]:
+        """What the round gets of head and tail; nothing where this device comes new."""
+        self.abort()
+        return self.averaged_ends() if self.round else {}
+
+    def take_mean(self, mean: Mapping[str, Tensor] | None, *, round_: int) -> None:
+        """Go on from the mean of round `round_`; None: from the ends as they began.
+
+        Raises DataError where it is not a mean of these ends.
+        """
+        self.abort()
+        fleet = self.job.spec.fleet
+        tensors = self._initial if mean is None else mean
+        self._check_mean(tensors)
+        for prefix, trainer in self._ends():
+            own = _under(prefix, tensors)
+            state = rebased(trainer.snapshot(), own, fleet) if fleet.averages_ends else None
+            trainer.rebase(state)
+        self.round = round_ + 1
+
+    def _ends(self) -> list[tuple[str, SegmentTrainer]]:
+        return [(HEAD, self.head)] if self.tail is None else [(HEAD, self.head), (TAIL, self.tail)]
+
+    def _check_mean(self, tensors: Mapping[str, Tensor]) -> None:
+        """A worker's mean has the weights of these ends, in their shapes, and only numbers."""
+        expected = self._initial
+        weights = {name: tensor for name, tensor in tensors.items() if MODEL_PREFIX in name}
+        if weights.keys() != expected.keys():
+            raise DataError("the worker sent a mean of other tensors than this device's head and tail have")
+        for name, tensor in tensors.items():
+            like = expected.get(name)
+            if like is not None and (tensor.shape != like.shape or tensor.dtype != like.dtype):
+                raise DataError(f"the mean of {name} has another shape or type than this device's own")
+            if tensor.is_floating_point() and not all_finite([tensor]):
+                raise DataError(f"the mean of {name} has numbers that are not finite; nothing was changed")
 
     def abort(self) -> None:
         """Forget the step under way."""
@@ -384,6 +448,8 @@ class DeviceTrainer:
         state.update(self.wire.packer.state())
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
+        if self.job.spec.fleet.averages:
+            state[ROUND_KEY] = torch.tensor(self.round)
         return state
 
     def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
@@ -394,6 +460,7 @@ class DeviceTrainer:
         self.wire.packer.load_state(state)
         if self.tail is not None:
             self.tail.load_state(_under(TAIL, state), step=step)
+        self.round = int(state.get(ROUND_KEY, 0))
 
     def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
         """Of what `up` and its answers have before packing; gradients are as large as their values."""
@@ -417,7 +484,7 @@ class DeviceTrainer:
         """What is NaN or infinite in the data of the step under way, by sample; None where all is finite."""
         if self._step is None:
             return None
-        number = self.step + 1
+        number = self.taken + 1
         inputs, targets = self.batches.batch(number)
         return self.batches.problem(inputs, targets, self.batches.indices(number))
 
@@ -445,7 +512,7 @@ class DeviceTrainer:
         problem = self.data_problem()
         self.abort()
         return problem or NotFiniteOnDevice(
-            f"{what} is NaN or infinite in step {self.step + 1} on the device; nothing was applied",
+            f"{what} is NaN or infinite in step {self.taken + 1} on the device; nothing was applied",
             hint="the data is finite: lower the learning rate, or clip the gradients ([clip] max_norm)",
         )
 

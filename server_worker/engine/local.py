@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import orjson
+import torch
 from torch import Tensor
 
 from broker import decode, decode_tensor, encode_tensor
@@ -25,7 +27,9 @@ from spliteasy.codecs.packer import (
     unpack,
 )
 from spliteasy.errors import DataError, OutputsMismatch, ReplayMismatch, SplitEasyError
+from spliteasy.fleet.parts import averaged_part, rebased
 from spliteasy.graph.boundary import check_gradients, check_values
+from spliteasy.graph.tensors import tensors_from_bytes
 from spliteasy.job import Job
 from spliteasy.job.io_schema import dtype_name
 from spliteasy.job.micro_batches import micro_sizes, share_of
@@ -44,6 +48,11 @@ from spliteasy.training.segment_trainer import (
 DIGEST = "state-"
 """Before a step's digest: it is of the state too. Earlier versions wrote one of the gradients alone."""
 
+BODY = "body/"
+"""Begins the names of the body's tensors in a mean, beside those of head and tail."""
+
+ROUND_KEY = "fleet/round"
+
 HEADER_BYTES = 1 << 20
 """What a request may have beside its values, which no codec makes four times as long."""
 
@@ -61,14 +70,30 @@ class MicroResult:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundMean:
+    """The mean that a step goes on from, and the record that decided it."""
+
+    answers: str
+    """The request that its MEAN answers."""
+    round: int
+    record: str
+    ends: dict[str, Tensor]
+    """The means of head and tail; empty where these stay on the device."""
+    initial: bool
+    """No mean was taken yet: the initial model takes its place."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step of the body gave."""
+    """What one step of the body gave: an optimizer step, or one that goes on from a mean."""
 
     micros: tuple[MicroResult, ...]
     digest: str
     """Of the gradients of all of them, and of the state after the step."""
     skipped: bool = False
     """A gradient was not finite, and the job lets such a step pass without effect."""
+    mean: RoundMean | None = None
+    """There where the step goes on from a mean."""
 
 
 @dataclass(slots=True)
@@ -105,6 +130,12 @@ class BodyTrainer:
         self._batch = 0
         self._codecs = job.spec.link.codecs
         self._packer = Packer(self._codecs, job.spec.seed, device, "down")
+        self.round = 0
+        """The round that the device trains for; 0: it has not begun with the others."""
+        self.samples = 0
+        """Samples that the body was trained on in this round."""
+        self.round_began = 0
+        """Optimizer steps taken before this round."""
         self.state_bytes = self.trainer.nbytes()
         self._tolerant = job.spec.durability.exactness == "tolerance"
 
@@ -147,10 +178,35 @@ class BodyTrainer:
             state = {name: decode_tensor(blob) for name, blob in blobs.items()}
             self.trainer.load_state(state, step=step)
             self._packer.load_state(state)
+            if ROUND_KEY in state:
+                self.round, self.samples, self.round_began = state[ROUND_KEY].tolist()
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the state after `step`."""
-        return {**self.trainer.snapshot(), **self._packer.state()}
+        state = {**self.trainer.snapshot(), **self._packer.state()}
+        if self.job.spec.fleet.averages:
+            state[ROUND_KEY] = torch.tensor([self.round, self.samples, self.round_began])
+        return state
+
+    def averaged_part(self) -> dict[str, Tensor]:
+        """A copy of what the body hands in at the end of a round."""
+        part = averaged_part(self.trainer, self.job.spec.fleet)
+        return {BODY + name: tensor for name, tensor in part.items()}
+
+    def rebase(self, request: m.Ready, *, round_: int, record: str, mean: bytes) -> StepResult:
+        """Take a step that goes on from the mean of round `round_`, or from the initial model (no bytes)."""
+        self.abort()
+        fleet = self.job.spec.fleet
+        tensors = tensors_from_bytes(mean) if mean else {}
+        own = {name[len(BODY) :]: tensor for name, tensor in tensors.items() if name.startswith(BODY)}
+        if not mean:
+            own = averaged_part(BodyTrainer(self.job, self.session).trainer, fleet)
+        self.trainer.rebase(rebased(self.trainer.snapshot(), own, fleet))
+        self.round, self.samples, self.round_began = round_ + 1, 0, self.trainer.taken
+        ends = {name: tensor for name, tensor in tensors.items() if not name.startswith(BODY)}
+        result = RoundMean(request.request, round_, record, ends, initial=not mean)
+        digest = digest_of([round_, *ends.values(), self.step, *self.trainer.moving()])
+        return StepResult((), DIGEST + digest, mean=result)
 
     @property
     def open_bytes(self) -> int:
@@ -290,14 +346,17 @@ class BodyTrainer:
     def replay(self, entry: LogEntry) -> StepResult:
         """Take the step of a log entry again. Raises ReplayMismatch where it gives other bits than it had."""
         result: StepResult | None = None
-        for raw in entry.requests:
-            request = decode(raw)
-            if isinstance(request, m.Forward):
-                self.forward(request)
-                if request.targets:
-                    result = self.backward_from_loss()
-            elif isinstance(request, m.Backward):
-                result = self.backward(request)
+        first = decode(entry.requests[0])
+        if isinstance(first, m.Ready):
+            result = self._replay_rebase(first, entry.requests[1:])
+        else:
+            for request in (first, *map(decode, entry.requests[1:])):
+                if isinstance(request, m.Forward):
+                    self.forward(request)
+                    if request.targets:
+                        result = self.backward_from_loss()
+                elif isinstance(request, m.Backward):
+                    result = self.backward(request)
         if result is None:
             raise SplitEasyError(f"session {self.session}: the log entry of step {entry.step} is not whole")
         if not entry.gradient_digest.startswith(DIGEST):
@@ -312,6 +371,13 @@ class BodyTrainer:
                 self.session, entry.step, logged=entry.gradient_digest, replayed=result.digest
             )
         return result
+
+    def _replay_rebase(self, request: m.Ready, logged: Sequence[bytes]) -> StepResult:
+        """Go on from the mean that the log has beside the request."""
+        if len(logged) != 2:
+            raise SplitEasyError(f"session {self.session}: the log entry of a round's mean is not whole")
+        about = orjson.loads(logged[0])
+        return self.rebase(request, round_=about["round"], record=about["record"], mean=logged[1])
 
     def evaluate(self, request: m.Eval) -> Packed:
         """The body's outputs in evaluation mode."""
@@ -369,6 +435,7 @@ class BodyTrainer:
         else:
             self.trainer.apply()
             self._packer.apply()
+            self.samples += self._batch
         self._forget()
         return StepResult(micros, self._digest(micros), skipped)
 

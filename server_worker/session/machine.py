@@ -20,6 +20,7 @@ from server_worker.admission.budget import Budget
 from server_worker.engine.local import BodyTrainer, StepResult
 from server_worker.engine.probe import environment_of
 from server_worker.loss_log import step_loss
+from server_worker.rounds.turn import RoundTurns, Turn
 from server_worker.session import replies
 from server_worker.session.actions import Action, Committed, Compute, LoadJob, Result, Send, Steps, StoreCall
 from server_worker.session.durability import DurabilityClock
@@ -69,8 +70,9 @@ class WorkerSession:
         self._budget = budget
         self._reserved = 0
         """Bytes of the budget that are this session's."""
-        self._gradients: tuple[m.Gradient, ...] = ()
+        self._gradients: tuple[m.Gradient | m.Mean, ...] = ()
         """The replies of the committed step, by micro-batch."""
+        self._turns = RoundTurns(clock)
         self._starved = 0
         """Requests that found no memory since the last commit."""
 
@@ -84,7 +86,9 @@ class WorkerSession:
 
     def knows(self, request: str) -> bool:
         """Whether the open step was computed from that request, or the request waits for its turn in it."""
-        memory = self.own.memory
+        memory, ready = self.own.memory, self._turns.request
+        if ready is not None and ready.request == request:
+            return True
         return self._arrivals.holds(request) or (memory is not None and memory.knows(request))
 
     def drop(self) -> None:
@@ -92,6 +96,7 @@ class WorkerSession:
         self.own.drop()
         self._gradients = ()
         self._arrivals.clear()
+        self._turns.clear()
         self._settle()
 
     def doubt(self) -> None:
@@ -136,6 +141,8 @@ class WorkerSession:
                 yield from self._open(request)
             case m.Forward() | m.Backward():
                 yield from self._step(request, raw)
+            case m.Ready():
+                yield from self._round_done(request)
             case m.Ask():
                 yield from self._ask(request)
             case m.Eval():
@@ -234,9 +241,15 @@ class WorkerSession:
         if result is None:
             yield Send(replies.early_gradient(self.own, memory, micro))
         else:
-            yield from self._commit(request, memory, result)
+            requests = len(result.micros) * (1 if isinstance(request, m.Forward) else 2)
+            loss = step_loss(request, memory, result)
+            yield from self._commit(request, result, requests=requests, loss=loss)
 
     def _ask(self, request: m.Ask) -> Steps:
+        kind = request.about_kind
+        if kind == "READY":
+            yield from self._ask_for_mean(request)
+            return
         memory = yield from self._ready(request)
         if memory is None or (yield from self._answer_again(request, memory)):
             return
@@ -245,7 +258,54 @@ class WorkerSession:
         if memory.forward_id(request.micro) not in (None, request.forward):
             yield Send(replies.missing(self.own, request, "FORWARD", request.micro))
         else:
-            yield from self._ask_for(request, (request.about_kind, request.micro), memory)
+            yield from self._ask_for(request, (kind, request.micro), memory)
+
+    def _round_done(self, request: m.Ready) -> Steps:
+        """Hand in what the device has trained in its round; it goes on from the mean once that is there."""
+        memory = yield from self._ready(request)
+        if memory is None:
+            return
+        if request.step == memory.step:
+            yield Send(self._gradients[0])
+            return
+        if not memory.job.spec.fleet.averages:
+            raise DataError(f"job {request.job} has no rounds, and READY arrived")
+        self._abort()
+        self._turns.begin(request)
+        yield from self._take_turn(memory)
+
+    def _ask_for_mean(self, request: m.Ask) -> Steps:
+        memory = yield from self._ready(request)
+        if memory is None:
+            return
+        waits = self._turns.request
+        if request.step == memory.step:
+            yield Send(self._gradients[0])
+        elif waits is None or waits.request != request.about:
+            yield Send(replies.missing(self.own, request, "READY", 0))
+        else:
+            yield from self._take_turn(memory)
+
+    def _take_turn(self, memory: BodyTrainer) -> Steps:
+        """Take the step that goes on from the mean, if the round has ended; else tell the device to wait."""
+        request = self._turns.request
+        assert request is not None
+        if (yield from self._held_back(request)):
+            return
+        if self.own.log_is_full:
+            yield Send(log_full_reply(request, self.own.log_bytes))
+            return
+        turn = yield from self._turns.take(memory)
+        if not isinstance(turn, Turn):
+            yield Send(turn)
+            return
+        parts = turn.logged(request)
+        yield from self.own.begin(request)
+        for index, part in enumerate(parts):
+            yield from self.own.log(request.step, index, part)
+        number, record = turn.record.number, turn.record.digest
+        result = yield Compute(lambda: memory.rebase(request, round_=number, record=record, mean=turn.mean))
+        yield from self._commit(request, result, requests=len(parts), loss=None)
 
     def _answer_again(
         self, request: m.Forward | m.Backward | m.Ask, memory: BodyTrainer
@@ -389,13 +449,19 @@ class WorkerSession:
         self.drop()
         result = yield from self.own.load(meta, replay_last=replay_last)
         if result is not None:
-            self._gradients = replies.gradients(self.own, meta.committed, result)
+            self._gradients = replies.of_step(self.own, meta.committed, result)
 
     # the commit
 
-    def _commit(self, request: m.Forward | m.Backward, memory: BodyTrainer, result: StepResult) -> Steps:
+    def _commit(
+        self,
+        request: m.Forward | m.Backward | m.Ready,
+        result: StepResult,
+        *,
+        requests: int,
+        loss: float | None,
+    ) -> Steps:
         """Commit the step that memory has taken, reply. Anything but Done throws the memory away."""
-        requests = len(result.micros) * (1 if isinstance(request, m.Forward) else 2)
         outcome = yield from self.own.commit(request.step, result.digest, requests=requests)
         if not isinstance(outcome, Done):
             self.drop()
@@ -403,10 +469,11 @@ class WorkerSession:
                 yield Send(stale_reply(request, outcome.stored))
             return  # a rival owns the session and serves it: nothing of ours took effect
         self._arrivals.clear()
+        self._turns.clear()
         self._starved = 0
-        yield Committed(self.name, request.step, step_loss(request, memory, result))
-        self._gradients = replies.gradients(self.own, request.step, result)
-        yield Send(self._gradients[request.micro])
+        yield Committed(self.name, request.step, loss)
+        self._gradients = replies.of_step(self.own, request.step, result)
+        yield Send(self._gradients[0 if isinstance(request, m.Ready) else request.micro])
         yield from self.own.snapshot_if_due()
 
     def _reserve(self, nbytes: int) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from broker.protocol import messages as m
-from server_worker.engine.local import BodyTrainer, MicroResult, StepResult
+from server_worker.engine.local import BodyTrainer, MicroResult, RoundMean, StepResult
 from server_worker.session.ownership import Ownership
 from server_worker.session.reorder_buffer import Kind
 from server_worker.store import SessionMeta
@@ -37,14 +37,18 @@ def forwarded(own: Ownership, memory: BodyTrainer, request: m.Forward | m.Ask) -
     return m.Forwarded(**fields, step=request.step, micro=request.micro, **outputs)
 
 
-def missing(own: Ownership, request: m.SessionRequest, kind: Kind, micro: int) -> m.Missing:
+def missing(
+    own: Ownership, request: m.SessionRequest, kind: Kind | Literal["READY"], micro: int
+) -> m.Missing:
     """The step needs a request that is not here."""
     return m.Missing(**_addressed(own, request), step=request.step, micro=micro or None, missing=kind)
 
 
-def gradients(own: Ownership, step: int, result: StepResult) -> tuple[m.Gradient, ...]:
-    """The replies of a committed step, by micro-batch."""
+def of_step(own: Ownership, step: int, result: StepResult) -> tuple[m.Gradient | m.Mean, ...]:
+    """The replies of a committed step, by micro-batch; or the one with the mean that it goes on from."""
     durable_step = own.durable_step(step)
+    if result.mean is not None:
+        return (_mean(own, step, result.mean, durable_step=durable_step),)
     return tuple(
         _gradient(own, step, micro, each, durable_step=durable_step, skipped=result.skipped)
         for micro, each in enumerate(result.micros)
@@ -84,6 +88,23 @@ def _addressed(own: Ownership, request: m.SessionRequest) -> dict[str, Any]:
         "attempt": request.attempt,
         "fence": own.live[1].fence,
     }
+
+
+def _mean(own: Ownership, step: int, mean: RoundMean, *, durable_step: int) -> m.Mean:
+    attempt, owner = own.live
+    return m.Mean(
+        session=own.session,
+        answers=mean.answers,
+        attempt=m.AttemptRef(number=attempt.number, nonce=attempt.nonce),
+        fence=owner.fence,
+        step=step,
+        durable_step=durable_step,
+        round=mean.round,
+        record=mean.record,
+        initial=mean.initial,
+        names=tuple(mean.ends),
+        values=tuple(mean.ends.values()),
+    )
 
 
 def _gradient(

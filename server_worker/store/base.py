@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-Blob = bytes | bytearray | memoryview
+from server_worker.store.fleets import Blob as Blob
+from server_worker.store.fleets import Fleets
 
 WAITING_BYTES = 2 << 30
 """Of one session's requests that no commit has named, at most."""
@@ -202,6 +203,11 @@ def no_parts(names: Sequence[str]) -> Sequence[str]:
 
 class Store(Protocol):
     """Durable state. One instance per process; safe for concurrent use by asyncio tasks."""
+
+    @property
+    def fleets(self) -> Fleets:
+        """The rounds of devices that train one model."""
+        ...
 
     @property
     def loss_window_s(self) -> float:

@@ -18,6 +18,7 @@ from spliteasy_cli.history.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy_cli.history.run_history import HistoryOption, TensorboardOption
 from spliteasy_cli.support.endpoints import BrokerOption, find_url
 from spliteasy_cli.support.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
+from spliteasy_cli.support.fleet_key import FleetKeyOption, read_fleet_key
 from spliteasy_cli.support.identifiers import check_identifier
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.metrics_endpoint import MetricsHostOption, MetricsPortOption, Monitoring
@@ -144,6 +145,7 @@ def agent(
     takeover: TakeoverOption = False,
     restart: RestartOption = False,
     refuse_public_ends: RefusePublicEndsOption = False,
+    fleet_key: FleetKeyOption = None,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
     give_up_after: GiveUpOption = None,
@@ -189,6 +191,7 @@ def agent(
         takeover=takeover,
         restart=restart,
         refuse_public_ends=refuse_public_ends,
+        fleet_key=None if fleet_key is None else read_fleet_key(fleet_key),
         epochs=epochs,
         new_data=new_data,
         give_up_s=seconds(give_up_after),

@@ -45,6 +45,10 @@ def parity(
     stack: Annotated[
         bool, typer.Option("--stack", help="On the local stack's broker, store and workers.")
     ] = False,
+    fleet: Annotated[
+        bool,
+        typer.Option("--fleet", help="The job must have rounds; they are compared with federated averaging."),
+    ] = False,
     secret: SecretOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
@@ -64,13 +68,18 @@ def parity(
     fixed = fixed_secret(secret)
     with torch_threads(threads), TemporaryDirectory(prefix="spliteasy-parity-") as folder:
         plan = prepare(job_file, steps, devices, data, Path(folder), fixed)
+        if fleet and not plan.job.spec.fleet.averages:
+            raise UserError(
+                f"{job_file} has no rounds to compare", hint='set [fleet] mode = "splitfed" in it'
+            )
         comparisons = run(
             lambda stop: compare(plan, broker, store, keys, workers, stop),
             on_stop="stopping: nothing is compared",
         )
     show(comparisons)
     worst = max((max(c.differences.values()) for c in comparisons), default=float("inf"))
-    same = worst == 0 and all(c.step == steps and not c.unequal_bits for c in comparisons)
+    whole = all(c.step == steps or plan.job.spec.fleet.averages for c in comparisons)
+    same = worst == 0 and whole and not any(c.unequal_bits for c in comparisons)
     typer.echo(f"max_abs_diff={worst:g}")
     if not same:
         raise typer.Exit(EXIT_DIFFERENT)

@@ -20,6 +20,7 @@ from spliteasy_cli.commands.submit import JobFile, create_job, store_job
 from spliteasy_cli.history.mlflow_history import MlflowHistory, MlflowOption
 from spliteasy_cli.history.run_history import HISTORY_FOLDER, History, Kept, TensorboardOption
 from spliteasy_cli.support.fixed_secret import SecretOption, fixed_secret
+from spliteasy_cli.support.fleet_key import own_fleet_key
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
 from spliteasy_cli.support.threads import ThreadsOption, torch_threads
@@ -67,13 +68,16 @@ def train(
     """
     set_up_logging(context, "warning")
     with torch_threads(threads):
+        from spliteasy_cli.support.fleet import check_size
+
         job = create_job(job_file)
         folder = out or Path("runs") / job.name
+        check_size(job.spec.fleet, devices)
+        prepare_folder(folder, resume=resume)
         configs = [
             replace(config, epochs=epochs, new_data=new_data)
             for config in agent_configs(job, job_file, folder, devices, data, fixed_secret(secret))
         ]
-        prepare_folder(folder, resume=resume)
         kept: list[Kept] = [History(folder / HISTORY_FOLDER, tensorboard=tensorboard)]
         if mlflow is not None:
             kept.append(MlflowHistory(mlflow, job.name, job.digest, anew=not resume))
@@ -86,12 +90,13 @@ def train(
 def agent_configs(
     job: Job, job_file: Path, folder: Path, devices: int, data: str | None, secret: bytes | None = None
 ) -> list[AgentConfig]:
-    """One agent a device, with its state under `folder`."""
+    """One agent a device, with its state under `folder`; they share a key where their ends are averaged."""
     from device_agent.config import AgentConfig
     from spliteasy.runtime.user_code import project_root
 
     root = project_root(job_file)
     names = [f"phone-{number + 1}" for number in range(devices)]
+    fleet_key = own_fleet_key(folder, secret) if job.spec.fleet.averages_ends else None
     return [
         AgentConfig(
             job=f"{job.name}@{job.digest}",
@@ -100,6 +105,7 @@ def agent_configs(
             state=folder / DEVICES_FOLDER / name,
             root=root,
             secret=secret,
+            fleet_key=fleet_key,
         )
         for name in names
     ]
@@ -187,12 +193,14 @@ async def train_embedded(
     from server_worker.store import open_store
     from spliteasy.runtime.torch_thread import TorchThread
     from spliteasy_cli.support.embedded import async_connect, workers_running
+    from spliteasy_cli.support.fleet import begin_rounds
 
     broker = MemoryBroker()
     store = await open_store(f"sqlite:///{store_file}")
     computes = [TorchThread(config.device) for config in configs]
     try:
         await store_job(store, job)
+        await begin_rounds(store, job, configs)
         async with workers_running(workers, store, async_connect(broker), trust=Trust.ENROLLED):
             async with asyncio.TaskGroup() as group:
                 tasks = [

@@ -53,6 +53,8 @@ class DeviceRun:
     step_seconds: float = 0.0
     """Wall time of the counted steps: reconnects within them are in it, evaluations are not."""
     state: str = "connecting"
+    round: int | None = None
+    """The last round whose mean the device went on from; None: it is in no fleet."""
 
     @property
     def train_loss(self) -> float | None:
