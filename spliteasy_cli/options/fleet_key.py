@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from spliteasy.errors import UserError
-from spliteasy.runtime.randomness import KEY_BYTES, Key
-from spliteasy_cli.support.enrolment import is_private
 
+KEY_BYTES = 32
 MAKE_HINT = "`spliteasy fleet-key FILE` makes one; give every device of the fleet a copy"
 
 FleetKeyOption = Annotated[
@@ -41,6 +40,8 @@ def write_fleet_key(file: Path) -> None:
 
 def read_fleet_key(file: Path) -> bytes:
     """The key in the file. Raises UserError, which never repeats what the file says."""
+    from spliteasy_cli.support.enrolment import is_private
+
     try:
         stat, text = file.stat(), file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -60,6 +61,8 @@ def read_fleet_key(file: Path) -> bytes:
 def own_fleet_key(folder: Path, secret: bytes | None) -> bytes:
     """The key of a fleet whose devices are all in this process: of a fixed secret, or kept in `folder`."""
     if secret is not None:
+        from spliteasy.runtime.randomness import Key
+
         return Key(secret).at("fleet").stream(KEY_BYTES)
     file = folder / "fleet.key"
     if not file.exists():
