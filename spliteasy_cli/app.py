@@ -16,6 +16,7 @@ from spliteasy_cli.commands import (
     agent,
     dashboard,
     device,
+    fleet,
     keys,
     leakage,
     model,
@@ -94,6 +95,7 @@ app.command("fleet-key", rich_help_panel="On a broker and a store")(keys.fleet_k
 app.command("submit", rich_help_panel="On a broker and a store")(submit.submit)
 app.command("worker", rich_help_panel="On a broker and a store")(worker.worker)
 app.command("agent", rich_help_panel="On a broker and a store")(agent.agent)
+app.command("fleet", rich_help_panel="On a broker and a store")(fleet.fleet)
 app.command("status", rich_help_panel="On a broker and a store")(status.status)
 app.command("dashboard", rich_help_panel="On a broker and a store")(dashboard.dashboard)
 app.add_typer(

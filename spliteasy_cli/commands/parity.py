@@ -12,6 +12,7 @@ import typer
 from spliteasy.errors import UserError
 from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.commands.submit import JobFile
+from spliteasy_cli.commands.train import PartitionOption
 from spliteasy_cli.options.fixed_secret import SecretOption, fixed_secret
 from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url
@@ -49,6 +50,7 @@ def parity(
         bool,
         typer.Option("--fleet", help="The job must have rounds; they are compared with federated averaging."),
     ] = False,
+    partition: PartitionOption = None,
     secret: SecretOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
@@ -67,7 +69,7 @@ def parity(
     keys = store_keys(store_key, store or "")
     fixed = fixed_secret(secret)
     with torch_threads(threads), TemporaryDirectory(prefix="spliteasy-parity-") as folder:
-        plan = prepare(job_file, steps, devices, data, Path(folder), fixed)
+        plan = prepare(job_file, steps, devices, data, Path(folder), fixed, partition=partition)
         if fleet and not plan.job.spec.fleet.averages:
             raise UserError(
                 f"{job_file} has no rounds to compare", hint='set [fleet] mode = "splitfed" in it'

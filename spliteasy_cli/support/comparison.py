@@ -79,14 +79,21 @@ class Comparison:
 
 
 def prepare(
-    job_file: Path, steps: int, devices: int, data: str | None, folder: Path, secret: bytes | None = None
+    job_file: Path,
+    steps: int,
+    devices: int,
+    data: str | None,
+    folder: Path,
+    secret: bytes | None = None,
+    *,
+    partition: str | None = None,
 ) -> ParityPlan:
     """Export the job and load the data; state and store go to `folder`. Raises UserError."""
     spec, root = load_job_file(job_file), user_code.project_root(job_file)
     copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-parity"})
     job = Job.create(copy, root)
     check_size(spec.fleet, devices)
-    configs = agent_configs(job, job_file, folder, devices, data, secret)
+    configs = agent_configs(job, job_file, folder, devices, data, secret, partition=partition)
     batches = []
     for config in configs:
         key, labels = key_of(config, job), labels_of(config)
