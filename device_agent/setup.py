@@ -53,7 +53,7 @@ def prepare(
     trainer = DeviceTrainer.create(
         job, batches, tests, device=config.device, key=key, ends=ends, choices=choices
     )
-    trainer.fleet_key = fleet_key
+    trainer.fleet_key, trainer.fleet_secret = fleet_key, drawn_from if fleet_key is not None else None
     state.bind(
         job=job.digest, device=config.device, fingerprint=batches.fingerprint, new_data=config.new_data
     )

@@ -215,6 +215,10 @@ class Ready(SessionRequest):
     last: bool = False
     """The device has taken its last step and wants the mean only."""
     names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()
+    samples: Annotated[int, Field(ge=0, le=1 << 40)] = 0
+    """Samples that the device has trained on in the round, by its own count."""
+    nonce: Nonce | None = None
+    """Names the pad of sealed ends: then values is one tensor, which only the fleet's devices can read."""
     fleet_key: Nonce | None = None
     """Which fleet key the device drew its initial ends from, by its name."""
     oldest_checkpoint: Step
@@ -358,6 +362,23 @@ class Gradient(SessionReply, Carrier):
     """A gradient was not finite: the step passes without effect, on both sides."""
 
 
+class SealedAddend(Record):
+    """What a device has added to a sealed sum."""
+
+    device: Identifier
+    nonce: Nonce
+    weight: Annotated[int, Field(ge=0, le=1 << 40)]
+
+
+class SealedSum(Record):
+    """Of whom a sealed sum is, so that devices can open it."""
+
+    round: Step
+    drawn: Annotated[int, Field(ge=1, le=1 << 20)]
+    """How many devices were drawn for that round, which says where the point of its numbers is."""
+    addends: Annotated[tuple[SealedAddend, ...], Field(max_length=1 << 16, strict=False)]
+
+
 class Mean(SessionReply):
     """The round has ended: step `step` goes on from this mean.
 
@@ -373,6 +394,10 @@ class Mean(SessionReply):
     """Names the record that decided the round."""
     initial: bool = False
     """No mean was taken yet: the initial model takes its place."""
+    drawn: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """How many devices were drawn for the next round."""
+    sealed: SealedSum | None = None
+    """There where values is one sealed sum."""
     names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()
 
 

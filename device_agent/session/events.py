@@ -135,6 +135,10 @@ class HandInDone:
     ends: Mapping[str, Tensor]
     fleet_key: str | None
     """The name of the key that its initial ends were drawn from."""
+    samples: int = 0
+    """Samples that it has trained on in the round."""
+    nonce: str | None = None
+    """Names the pad, where the ends are sealed."""
 
 
 @dataclass(frozen=True, slots=True)

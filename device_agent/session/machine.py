@@ -164,6 +164,8 @@ class DeviceSession:
             names=tuple(done.ends),
             values=tuple(done.ends.values()),
             fleet_key=done.fleet_key,
+            samples=done.samples,
+            nonce=done.nonce,
             oldest_checkpoint=min(self.held),
         )
         return self._request(State.ROUND_END, self._ready)

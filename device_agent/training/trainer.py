@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from broker.protocol.messages import Value
+from broker.protocol.messages import SealedSum, Value
 from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
 from device_agent.training.cut_codec import DeviceWire
@@ -27,7 +27,8 @@ from spliteasy.codecs.packer import (
     unpack,
 )
 from spliteasy.errors import DataError, SplitEasyError
-from spliteasy.fleet.parts import averaged_part, rebased
+from spliteasy.fleet.parts import averaged_end, rebased
+from spliteasy.fleet.sealed import SealedPart, fraction_bits, seal, unseal
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.document import DTYPES
 from spliteasy.graph.segment import Segment
@@ -49,6 +50,8 @@ from spliteasy.training.segment_trainer import (
 
 HEAD, TAIL = "head/", "tail/"
 ROUND_KEY = "fleet/round"
+SEALED = "sealed"
+"""The name of sealed ends, and of their sum."""
 
 
 class NotFiniteOnDevice(SplitEasyError):
@@ -144,8 +147,15 @@ class DeviceTrainer:
     evaluation: Evaluation = field(default_factory=Evaluation)
     round: int = 0
     """The round of the fleet that is trained for; 0: none has begun."""
+    round_samples: int = 0
+    """Samples that were trained on in this round."""
+    round_drawn: int = 0
+    """How many devices were drawn for this round."""
     fleet_key: str | None = None
     """The name of the key that the initial ends were drawn from, where devices share one."""
+    device: str = ""
+    fleet_secret: Key | None = None
+    """That key: what is handed in is sealed with it, where the job says so."""
     _initial: dict[str, Tensor] = field(default_factory=dict)
     """The averaged part of the ends as they began."""
     _step: _Step | None = None
@@ -171,7 +181,7 @@ class DeviceTrainer:
         codecs = job.spec.link.codecs
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
         transforms = CutTransforms(job.spec.privacy, key, head=job.head, tail=job.tail)
-        trainer = cls(job, batches, tests, head, tail, wire, transforms)
+        trainer = cls(job, batches, tests, head, tail, wire, transforms, device=device)
         trainer._initial = trainer.averaged_ends()
         return trainer
 
@@ -331,6 +341,7 @@ class DeviceTrainer:
             trainer.apply()
         self.wire.packer.apply()
         self.loss, self.samples = step.loss if step.counted else None, step.samples
+        self.round_samples += step.samples
         self._step = None
 
     def skip(self) -> None:
@@ -352,15 +363,34 @@ class DeviceTrainer:
         return {
             prefix + name: tensor
             for prefix, trainer in self._ends()
-            for name, tensor in averaged_part(trainer, fleet).items()
+            for name, tensor in averaged_end(trainer, fleet).items()
         }
 
-    def hand_in(self) -> dict[str, Tensor]:
-        """What the round gets of head and tail; nothing where this device comes new."""
-        self.abort()
-        return self.averaged_ends() if self.round else {}
+    def hand_in(self, nonce: str) -> dict[str, Tensor]:
+        """What the round gets of head and tail; nothing where this device comes new.
 
-    def take_mean(self, mean: Mapping[str, Tensor] | None, *, round_: int) -> None:
+        Sealed ends are one tensor, under a pad that `nonce` names. Raises DataError for what can't be sealed.
+        """
+        self.abort()
+        ends, spec = self.averaged_ends() if self.round else {}, self.job.spec
+        if not ends or not spec.fleet.seals:
+            return ends
+        weight = self.round_samples if spec.fleet.weights == "samples" else int(self.round_samples > 0)
+        part = SealedPart(self.device, nonce, weight)
+        bits = fraction_bits(spec, self.round_drawn)
+        return {SEALED: seal(ends, part, key=self._sealing_key(), round_=self.round, bits=bits)}
+
+    def opened(self, total: Tensor, about: SealedSum) -> dict[str, Tensor]:
+        """The mean that a sealed sum stands for. Raises WrongSum."""
+        parts = [SealedPart(each.device, each.nonce, each.weight) for each in about.addends]
+        bits, key = fraction_bits(self.job.spec, about.drawn), self._sealing_key()
+        return unseal(total, parts, self._initial, key=key, round_=about.round, bits=bits)
+
+    def _sealing_key(self) -> Key:
+        assert self.fleet_secret is not None, "a device without the fleet's key does not begin"
+        return self.fleet_secret.at("seal")
+
+    def take_mean(self, mean: Mapping[str, Tensor] | None, *, round_: int, drawn: int) -> None:
         """Go on from the mean of round `round_`; None: from the ends as they began.
 
         Raises DataError where it is not a mean of these ends.
@@ -373,7 +403,7 @@ class DeviceTrainer:
             own = _under(prefix, tensors)
             state = rebased(trainer.snapshot(), own, fleet) if fleet.averages_ends else None
             trainer.rebase(state)
-        self.round = round_ + 1
+        self.round, self.round_samples, self.round_drawn = round_ + 1, 0, drawn
 
     def _ends(self) -> list[tuple[str, SegmentTrainer]]:
         return [(HEAD, self.head)] if self.tail is None else [(HEAD, self.head), (TAIL, self.tail)]
@@ -449,7 +479,7 @@ class DeviceTrainer:
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
         if self.job.spec.fleet.averages:
-            state[ROUND_KEY] = torch.tensor(self.round)
+            state[ROUND_KEY] = torch.tensor([self.round, self.round_samples, self.round_drawn])
         return state
 
     def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
@@ -460,7 +490,9 @@ class DeviceTrainer:
         self.wire.packer.load_state(state)
         if self.tail is not None:
             self.tail.load_state(_under(TAIL, state), step=step)
-        self.round = int(state.get(ROUND_KEY, 0))
+        self.round, self.round_samples, self.round_drawn = (
+            state[ROUND_KEY].tolist() if ROUND_KEY in state else (0, 0, 0)
+        )
 
     def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
         """Of what `up` and its answers have before packing; gradients are as large as their values."""

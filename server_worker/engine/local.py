@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import orjson
 import torch
@@ -81,6 +81,30 @@ class RoundMean:
     """The means of head and tail; empty where these stay on the device."""
     initial: bool
     """No mean was taken yet: the initial model takes its place."""
+    drawn: int
+    """How many devices were drawn for the next round."""
+    sealed: m.SealedSum | None
+    """Of whom the sum is, where the ends were sealed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAbout:
+    """What goes with a mean: the log keeps it beside the mean's bytes."""
+
+    round: int
+    record: str
+    drawn: int
+    sealed: m.SealedSum | None = None
+
+    def to_json(self) -> bytes:
+        sealed = None if self.sealed is None else self.sealed.model_dump(mode="json")
+        return orjson.dumps({**asdict(self), "sealed": sealed})
+
+    @classmethod
+    def from_json(cls, line: bytes) -> RoundAbout:
+        said = orjson.loads(line)
+        sealed = said.pop("sealed")
+        return cls(**said, sealed=None if sealed is None else m.SealedSum.model_validate(sealed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +217,8 @@ class BodyTrainer:
         part = averaged_part(self.trainer, self.job.spec.fleet)
         return {BODY + name: tensor for name, tensor in part.items()}
 
-    def rebase(self, request: m.Ready, *, round_: int, record: str, mean: bytes) -> StepResult:
-        """Take a step that goes on from the mean of round `round_`, or from the initial model (no bytes)."""
+    def rebase(self, request: m.Ready, about: RoundAbout, mean: bytes) -> StepResult:
+        """Take a step that goes on from the mean of a round, or from the initial model (no bytes)."""
         self.abort()
         fleet = self.job.spec.fleet
         tensors = tensors_from_bytes(mean) if mean else {}
@@ -202,10 +226,18 @@ class BodyTrainer:
         if not mean:
             own = averaged_part(BodyTrainer(self.job, self.session).trainer, fleet)
         self.trainer.rebase(rebased(self.trainer.snapshot(), own, fleet))
-        self.round, self.samples, self.round_began = round_ + 1, 0, self.trainer.taken
+        self.round, self.samples, self.round_began = about.round + 1, 0, self.trainer.taken
         ends = {name: tensor for name, tensor in tensors.items() if not name.startswith(BODY)}
-        result = RoundMean(request.request, round_, record, ends, initial=not mean)
-        digest = digest_of([round_, *ends.values(), self.step, *self.trainer.moving()])
+        result = RoundMean(
+            answers=request.request,
+            round=about.round,
+            record=about.record,
+            ends=ends,
+            initial=not mean,
+            drawn=about.drawn,
+            sealed=about.sealed if mean else None,
+        )
+        digest = digest_of([about.round, *ends.values(), self.step, *self.trainer.moving()])
         return StepResult((), DIGEST + digest, mean=result)
 
     @property
@@ -376,8 +408,7 @@ class BodyTrainer:
         """Go on from the mean that the log has beside the request."""
         if len(logged) != 2:
             raise SplitEasyError(f"session {self.session}: the log entry of a round's mean is not whole")
-        about = orjson.loads(logged[0])
-        return self.rebase(request, round_=about["round"], record=about["record"], mean=logged[1])
+        return self.rebase(request, RoundAbout.from_json(logged[0]), logged[1])
 
     def evaluate(self, request: m.Eval) -> Packed:
         """The body's outputs in evaluation mode."""

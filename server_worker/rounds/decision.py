@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from spliteasy.fleet.record import Member, RoundRecord
-from spliteasy.job.spec import FleetSpec
+from spliteasy.job.spec import LEAST_SEALED, FleetSpec
 
 Members = Mapping[str, Member]
 
@@ -51,13 +51,16 @@ def next_record(
         device: each.samples if fleet.weights == "samples" else int(each.samples > 0)
         for device, each in handed.items()
     }
-    counts = len(handed) >= least(fleet, len(newest.cohort)) and sum(weights.values()) > 0
+    counting = sum(weight > 0 for weight in weights.values())
+    enough = LEAST_SEALED if fleet.seals else 1
+    counts = len(handed) >= least(fleet, len(newest.cohort)) and counting >= enough
     return RoundRecord(
         number=number,
         previous=newest.digest,
         participants=handed if counts else {},
         weights=weights if counts else {},
         base=number if counts else newest.base,
+        drawn=len(newest.cohort),
         cohort=cohort,
         closed_at=now,
         mean_before=mean_before,
@@ -93,7 +96,8 @@ def wanted(fleet: FleetSpec) -> int:
     """How many devices have to be there before the first round begins."""
     if fleet.devices_per_round is not None:
         return fleet.devices_per_round
-    return fleet.quorum if isinstance(fleet.quorum, int) else 1
+    least_of_all = LEAST_SEALED if fleet.seals else 1
+    return max(least_of_all, fleet.quorum if isinstance(fleet.quorum, int) else 1)
 
 
 def least(fleet: FleetSpec, cohort: int) -> int:

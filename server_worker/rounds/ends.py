@@ -16,7 +16,8 @@ from torch import Tensor
 from broker.protocol import messages as m
 from server_worker.engine.local import BodyTrainer
 from spliteasy.errors import DataError
-from spliteasy.fleet.parts import averaged_part
+from spliteasy.fleet.parts import averaged_end
+from spliteasy.fleet.sealed import CHECK_WORDS
 from spliteasy.graph.tensors import tensors_to_bytes
 from spliteasy.job import Job
 from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, SegmentTrainer, all_finite
@@ -24,6 +25,8 @@ from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, S
 OPTIMIZER_TENSORS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq"})
 """What an optimizer keeps of a weight, as large as the weight itself."""
 COUNTER = "step"
+SEALED = "sealed"
+"""The name of a device's sealed ends, and of their sum."""
 
 
 def contribution(memory: BodyTrainer, request: m.Ready) -> bytes:
@@ -49,6 +52,8 @@ def checked_ends(job: Job, request: m.Ready) -> dict[str, Tensor]:
     """The ends that the request carries, by name. Raises DataError."""
     fleet = job.spec.fleet
     expected = expected_ends(job) if fleet.averages_ends else {}
+    if fleet.seals:
+        return {SEALED: _checked_sealed(request, expected)}
     sent = dict(zip(request.names, request.values, strict=False))
     if len(sent) != len(request.names) or len(request.names) != len(request.values):
         raise DataError(f"{len(request.values)} tensors arrived for {len(request.names)} names")
@@ -66,13 +71,26 @@ def checked_ends(job: Job, request: m.Ready) -> dict[str, Tensor]:
     return tensors
 
 
+def _checked_sealed(request: m.Ready, expected: Mapping[str, Tensor]) -> Tensor:
+    """Sealed ends: of the right length, which is all that can be told of them."""
+    value = request.values[0] if len(request.values) == 1 else None
+    count = sum(tensor.numel() for tensor in expected.values()) + CHECK_WORDS
+    if request.nonce is None or request.names != (SEALED,) or not isinstance(value, Tensor):
+        raise DataError("sealed ends were expected, and the device sent others")
+    if value.dtype != torch.int64 or tuple(value.shape) != (count,):
+        raise DataError(
+            f"sealed ends are {count} numbers of int64, not {tuple(value.shape)} of {value.dtype}"
+        )
+    return value
+
+
 def expected_ends(job: Job) -> dict[str, Tensor]:
     """Tensors of the shapes and types that the ends' weights have, by name; their values mean nothing."""
     segments = {"head": job.head} if job.tail is None else {"head": job.head, "tail": job.tail}
     found: dict[str, Tensor] = {}
     for role, segment in segments.items():
         trainer = SegmentTrainer(segment.spawn(), job.spec, device="", role=role)
-        part = averaged_part(trainer, job.spec.fleet)
+        part = averaged_end(trainer, job.spec.fleet)
         found |= {f"{role}/{name}": tensor for name, tensor in part.items()}
     return found
 

@@ -10,19 +10,20 @@ import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-import orjson
+from torch import Tensor
 
 from broker import encode
 from broker.protocol import messages as m
-from server_worker.engine.local import BodyTrainer
+from server_worker.engine.local import BodyTrainer, RoundAbout
 from server_worker.rounds.decision import Members, next_record, wanted
-from server_worker.rounds.ends import contribution, digest_of_contribution
+from server_worker.rounds.ends import SEALED, contribution, digest_of_contribution
 from server_worker.session.actions import Action, Compute, Result, StoreCall
 from server_worker.session.refusals import error_reply
 from server_worker.store import Blob, Store
 from spliteasy.errors import DataError, StoreError, StoreUnavailable
 from spliteasy.fleet.mean import weighted_mean
 from spliteasy.fleet.record import HandedIn, Member, RoundRecord
+from spliteasy.fleet.sealed import added_up
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 
 LEAST_WAIT_S, MOST_WAIT_S = 0.25, 5.0
@@ -40,13 +41,12 @@ SETTLING = "waiting until the end of the round is durable"
 class Turn:
     """The device may go on from this mean; empty bytes stand for the initial model."""
 
-    record: RoundRecord
+    about: RoundAbout
     mean: bytes
 
     def logged(self, request: m.Ready) -> tuple[Blob, ...]:
         """What the log keeps of the step: it does not need the ends that were handed in."""
-        about = {"round": self.record.number, "record": self.record.digest}
-        return encode(request.model_copy(update={"values": (), "names": ()})), orjson.dumps(about), self.mean
+        return encode(request.model_copy(update={"values": (), "names": ()})), self.about.to_json(), self.mean
 
 
 Outcome = Turn | m.Busy | m.Error
@@ -112,13 +112,25 @@ class RoundTurns:
         if now - newest.closed_at < window_s:
             return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=SETTLING)
         mean = yield from mean_of(newest.base, fleet)
-        return Turn(newest, mean)
+        sealed = None
+        if mean and memory.job.spec.fleet.seals:
+            sealed = sealed_sum(newest if not newest.void else (yield from record_of(newest.base, fleet)))
+        about = RoundAbout(round=newest.number, record=newest.digest, drawn=len(newest.cohort), sealed=sealed)
+        return Turn(about, mean)
 
     def _hand_in(self, memory: BodyTrainer, fleet: str) -> Generator[Action, Result, None]:
         """Put what the device has trained into the store, once. The first that is there stands."""
-        request, most = self.request, memory.job.spec.fleet.max_samples
+        request, spec = self.request, memory.job.spec
         if request is None or self._handed is not None:
             return
+        most = spec.fleet.most_weight(spec.batch_size) if spec.fleet.seals else spec.fleet.max_samples
+        if spec.fleet.weights == "equal":
+            most = spec.fleet.max_samples
+        if request.samples != memory.samples:
+            raise DataError(
+                f"the device says that it trained on {request.samples} samples in the round, and it was "
+                f"{memory.samples}"
+            )
         if most is not None and memory.samples > most:
             raise DataError(
                 f"the device trained on {memory.samples} samples in the round, and the job takes {most}",
@@ -128,7 +140,11 @@ class RoundTurns:
         digest, name = digest_of_contribution(body), weights_name(request.round, request.device)
         kept = yield StoreCall(lambda s: s.fleets.put_weights(fleet, name, body, digest=digest))
         handed = HandedIn(
-            samples=memory.samples, first=memory.round_began, last=memory.trainer.taken, digest=digest
+            samples=memory.samples,
+            first=memory.round_began,
+            last=memory.trainer.taken,
+            digest=digest,
+            nonce=request.nonce,
         )
         if kept != digest:  # of a life that the device has forgotten
             members = yield from read_members(fleet)
@@ -215,10 +231,7 @@ def mean_of(number: int, fleet: str) -> Generator[Action, Result, bytes]:
     kept = yield StoreCall(lambda s: read_weights(s, fleet, mean_name(number)))
     if kept is not None:
         return bytes(kept)
-    records = yield StoreCall(lambda s: s.fleets.rounds(fleet, after=number - 1))
-    if not records:
-        raise StoreUnavailable(f"fleet {fleet}: the record of round {number} has just gone")
-    record = RoundRecord.from_json(records[0])
+    record = yield from record_of(number, fleet)
     bodies: dict[str, bytes] = {}
     for device in record.participants:
         body = yield StoreCall(lambda s, device=device: read_weights(s, fleet, weights_name(number, device)))  # type: ignore[misc]
@@ -236,6 +249,23 @@ def mean_of(number: int, fleet: str) -> Generator[Action, Result, bytes]:
     return mean
 
 
+def record_of(number: int, fleet: str) -> Generator[Action, Result, RoundRecord]:
+    """The record of a round. Raises StoreUnavailable where the store has lost it meanwhile."""
+    records = yield StoreCall(lambda s: s.fleets.rounds(fleet, after=number - 1))
+    if not records:
+        raise StoreUnavailable(f"fleet {fleet}: the record of round {number} has just gone")
+    return RoundRecord.from_json(records[0])
+
+
+def sealed_sum(record: RoundRecord) -> m.SealedSum:
+    """Of whom the sealed sum of that round is."""
+    addends = [
+        m.SealedAddend(device=device, nonce=handed.nonce or "", weight=record.weights[device])
+        for device, handed in record.participants.items()
+    ]
+    return m.SealedSum(round=record.number, drawn=record.drawn, addends=tuple(addends))
+
+
 async def read_weights(store: Store, fleet: str, name: str) -> bytes | None:
     """The weights of that name; None where there are none."""
     try:
@@ -246,14 +276,20 @@ async def read_weights(store: Store, fleet: str, name: str) -> bytes | None:
 
 def mean_bytes(record: RoundRecord, bodies: dict[str, bytes]) -> bytes:
     """The mean of what the record's participants handed in. Raises StoreError where it is something else."""
-    parts = {}
+    parts, sealed = {}, list[Tensor]()
     for device, handed in record.participants.items():
         if digest_of_contribution(bodies[device]) != handed.digest:
             raise StoreError(
                 f"what {device} handed in for round {record.number} is not what the record names"
             )
-        parts[device] = record.weights[device], tensors_from_bytes(bodies[device])
-    return tensors_to_bytes(weighted_mean(parts))
+        tensors = tensors_from_bytes(bodies[device])
+        if SEALED in tensors:
+            sealed.append(tensors.pop(SEALED))
+        parts[device] = record.weights[device], tensors
+    mean = weighted_mean(parts)
+    if sealed:
+        mean[SEALED] = added_up(sealed)
+    return tensors_to_bytes(mean)
 
 
 def drop_older(fleet: str, number: int, base: int) -> Generator[Action, Result, None]:

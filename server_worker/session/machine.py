@@ -303,8 +303,7 @@ class WorkerSession:
         yield from self.own.begin(request)
         for index, part in enumerate(parts):
             yield from self.own.log(request.step, index, part)
-        number, record = turn.record.number, turn.record.digest
-        result = yield Compute(lambda: memory.rebase(request, round_=number, record=record, mean=turn.mean))
+        result = yield Compute(lambda: memory.rebase(request, turn.about, turn.mean))
         yield from self._commit(request, result, requests=len(parts), loss=None)
 
     def _answer_again(

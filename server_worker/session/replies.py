@@ -102,6 +102,8 @@ def _mean(own: Ownership, step: int, mean: RoundMean, *, durable_step: int) -> m
         round=mean.round,
         record=mean.record,
         initial=mean.initial,
+        drawn=mean.drawn,
+        sealed=mean.sealed,
         names=tuple(mean.ends),
         values=tuple(mean.ends.values()),
     )

@@ -41,6 +41,12 @@ def averaged_part(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor
     }
 
 
+def averaged_end(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor]:
+    """The same of a head or tail: whole numbers can't be sealed, so that these stay the device's own then."""
+    part = averaged_part(trainer, fleet)
+    return {name: x for name, x in part.items() if x.is_floating_point()} if fleet.seals else part
+
+
 def rebased(state: Mapping[str, Tensor], mean: Mapping[str, Tensor], fleet: FleetSpec) -> dict[str, Tensor]:
     """The state of a segment that goes on from the mean: what is not averaged stays, but for an optimizer's
     state that is reset, or that the mean has none of.

@@ -20,6 +20,7 @@ from spliteasy.errors import SplitEasyError
 from spliteasy.fleet.mean import weighted_mean
 from spliteasy.fleet.parts import is_averaged, norm_layers, rebased
 from spliteasy.fleet.record import RoundRecord
+from spliteasy.fleet.sealed import fixed_mean, fraction_bits
 from spliteasy.job import Job
 from spliteasy.training.reference import PlainTraining, State
 from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX
@@ -60,12 +61,14 @@ class FleetProgram:
     """The devices, by name; `run` trains them."""
 
     def __init__(self, job: Job, devices: Mapping[str, PlainDevice]) -> None:
-        self._fleet = job.spec.fleet
+        self._spec, self._fleet = job.spec, job.spec.fleet
         segments = [job.body, *((job.head, job.tail) if self._fleet.averages_ends else ())]
         self._names = set[str]()
         for segment in segments:
             if segment is not None:
                 self._names |= set(segment.state_dict())
+        ends = (job.head, job.tail) if self._fleet.averages_ends else ()
+        self._ends = {name for segment in ends if segment is not None for name in segment.state_dict()}
         self._devices = dict(sorted(devices.items()))
 
     def run(self, records: Sequence[RoundRecord]) -> dict[str, State]:
@@ -93,7 +96,19 @@ class FleetProgram:
                 )
             counts = handed.samples if self._fleet.weights == "samples" else int(handed.samples > 0)
             parts[name] = counts, self._part(device.training)
-        return weighted_mean(parts)
+        if not self._fleet.seals:
+            return weighted_mean(parts)
+        bits = fraction_bits(self._spec, record.drawn)
+        return {
+            **weighted_mean({name: (n, self._of(part, sealed=False)) for name, (n, part) in parts.items()}),
+            **fixed_mean(
+                {name: (n, self._of(part, sealed=True)) for name, (n, part) in parts.items()}, bits=bits
+            ),
+        }
+
+    def _of(self, part: Mapping[str, Tensor], *, sealed: bool) -> dict[str, Tensor]:
+        """What of a device's part is sealed, or is not."""
+        return {name: x for name, x in part.items() if (_tensor_of(name) in self._ends) is sealed}
 
     def _train(self, device: PlainDevice, round_: int, theta: Mapping[str, Tensor]) -> None:
         """Take the steps of the round that the device begins from the mean of `round_`, if it does."""
@@ -122,7 +137,9 @@ class FleetProgram:
         return {
             name: tensor.clone()
             for name, tensor in own.items()
-            if _tensor_of(name) not in fixed and is_averaged(name, self._fleet, norms)
+            if _tensor_of(name) not in fixed
+            and is_averaged(name, self._fleet, norms)
+            and (tensor.is_floating_point() or not self._fleet.seals or _tensor_of(name) not in self._ends)
         }
 
 

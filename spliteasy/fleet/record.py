@@ -34,6 +34,8 @@ class HandedIn(_Part):
     last: Count
     """Optimizer steps it had taken when it handed in."""
     digest: Hex
+    nonce: Hex | None = None
+    """Names the pad of what was sealed; None: nothing was."""
 
 
 class RoundRecord(_Part):
@@ -49,6 +51,8 @@ class RoundRecord(_Part):
     base: Count
     """The round whose mean everybody goes on from: this one or, where it is void, an earlier one. The mean of
     round 0 is the initial model."""
+    drawn: Count = 0
+    """How many devices were drawn for this round."""
     cohort: Devices
     """The devices drawn for the next round, by name."""
     closed_at: float

@@ -471,6 +471,10 @@ _SHARED_MODE_KEYS = ("window", "order", "merge")
 """Keys of `mode = "shared"`, which is not built."""
 
 MAX_ROUND_SAMPLES = 1 << 30
+ROUND_SAMPLES = 1 << 20
+"""The most samples of a device's round where sealing needs a limit and the job says none."""
+
+LEAST_SEALED = 3
 
 
 class FleetSpec(Section):
@@ -501,7 +505,8 @@ class FleetSpec(Section):
     norm: Annotated[str, _only("average", "local")] = "average"
     """"local" (FedBN): batch norm, with its weights and running statistics, stays each device's own."""
     aggregate: Annotated[str, _only("plain", "sealed")] | None = None
-    """How averaged ends leave a device: "plain", in the open (with `share_ends`), or "sealed"."""
+    """How averaged ends leave a device: "sealed", the default, so that broker, store and worker can't read
+    them, or "plain", in the open (with `share_ends`)."""
     max_samples: Annotated[int, Field(ge=1, le=MAX_ROUND_SAMPLES)] | None = None
     """The most samples that a device may have trained on in a round."""
     max_norm: Positive = 1e6
@@ -527,10 +532,16 @@ class FleetSpec(Section):
             raise _refuse("give either round_steps or round_epochs: both say when a round ends")
         if self.ends == "own" and self.aggregate is not None:
             raise _refuse('aggregate says how ends leave a device, and with ends = "own" they never do')
-        if self.averages_ends and self.aggregate != "plain":
+        if self.seals and self.optimizer == "average":
             raise _refuse(
-                'aggregate = "sealed", the default, is not built yet; use aggregate = "plain" with '
-                'share_ends = true, or ends = "own"'
+                'optimizer = "average" needs numbers of any size, and sealed ends are whole numbers within a '
+                'range: use optimizer = "reset" or "keep", or aggregate = "plain"'
+            )
+        few = self.devices_per_round
+        if self.seals and few is not None and few < LEAST_SEALED:
+            raise _refuse(
+                f"devices_per_round = {few}: a sealed mean takes {LEAST_SEALED} devices or more, since the mean "
+                "of two tells each of them what the other has"
             )
         most = self.devices_per_round
         if most is not None and not isinstance(self.quorum, float) and self.quorum > most:
@@ -555,6 +566,19 @@ class FleetSpec(Section):
     def averages_ends(self) -> bool:
         """Whether head and tail leave the devices for the mean."""
         return self.averages and self.ends == "average"
+
+    @property
+    def seals(self) -> bool:
+        """Whether head and tail leave the devices so that only devices can read them."""
+        return self.averages_ends and self.aggregate != "plain"
+
+    def most_weight(self, batch_size: int) -> int:
+        """The most that a device can count for in a mean."""
+        if self.weights == "equal":
+            return 1
+        if self.max_samples is not None:
+            return self.max_samples
+        return ROUND_SAMPLES if self.round_steps is None else self.round_steps * batch_size
 
     @property
     def deadline_s(self) -> float:

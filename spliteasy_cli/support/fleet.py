@@ -11,7 +11,7 @@ from server_worker.store import Store
 from spliteasy.errors import UserError
 from spliteasy.fleet.record import RoundRecord
 from spliteasy.job import Job
-from spliteasy.job.spec import FleetSpec
+from spliteasy.job.spec import LEAST_SEALED, FleetSpec
 from spliteasy.runtime.randomness import KEY_BYTES, Key
 
 
@@ -24,6 +24,11 @@ def check_size(fleet: FleetSpec, devices: int) -> None:
     """Refuse a fleet that is too small for its own settings. Raises UserError."""
     if not fleet.averages:
         return
+    if fleet.seals and devices < LEAST_SEALED:
+        raise UserError(
+            f"a sealed mean takes {LEAST_SEALED} devices, and there are {devices}",
+            hint=f'--devices {LEAST_SEALED}, or share_ends = true with fleet.aggregate = "plain"',
+        )
     if isinstance(fleet.quorum, int) and fleet.quorum > devices:
         raise UserError(
             f"fleet.quorum = {fleet.quorum} can never be reached by {devices} devices",

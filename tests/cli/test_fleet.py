@@ -38,6 +38,11 @@ COSINE = '\n[schedule]\nname = "cosine"\nsteps = 20\nwarmup_steps = 3'
         pytest.param(fleet('round_epochs = 1\noptimizer = "average"\nnorm = "local"'), id="fedbn"),
         pytest.param(fleet('round_steps = 2\nweights = "equal"\ndevices_per_round = 2'), id="drawn"),
         pytest.param(fleet('round_steps = 4\noptimizer = "keep"', ends="own"), id="own-ends"),
+        pytest.param({"more": '[fleet]\nmode = "splitfed"\nround_steps = 3'}, id="sealed"),
+        pytest.param(
+            {"more": '[fleet]\nmode = "splitfed"\nround_epochs = 1\noptimizer = "keep"', "optimizer": ADAMW},
+            id="sealed-adamw-keep",
+        ),
         pytest.param({**fleet("round_steps = 2" + COSINE), "cuts": '["stem"]'}, id="single-split-cosine"),
     ],
 )
@@ -124,7 +129,8 @@ def test_a_fleet_key_is_needed_where_ends_are_averaged(
     [
         ('mode = "shared"', "'shared' is not built yet"),
         ('mode = "relay"', "'relay' is not built yet"),
-        ('mode = "splitfed"', 'aggregate = "sealed", the default, is not built yet'),
+        ('mode = "splitfed"\noptimizer = "average"', "sealed ends are whole numbers"),
+        ('mode = "splitfed"\ndevices_per_round = 2', "a sealed mean takes 3 devices"),
         ('mode = "splitfed"\nends = "relay"', "'relay' is not built yet"),
         ('mode = "personal"\nround_steps = 3', 'round_steps belongs to mode = "splitfed"'),
         ('mode = "splitfed"\nends = "own"\nround_steps = 3\nround_epochs = 1', "give either"),
@@ -142,6 +148,14 @@ def test_settings_that_contradict_each_other_are_refused_with_the_reason(
     ran = spliteasy("train", project.job_file)
     assert ran.code != 0
     assert told in ran.error
+
+
+def test_a_sealed_mean_of_two_is_refused(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(more='[fleet]\nmode = "splitfed"')
+    ran = spliteasy("train", project.job_file, "--devices", 2)
+    assert "a sealed mean takes 3 devices, and there are 2" in ran.error
 
 
 def test_a_quorum_larger_than_the_fleet_is_refused(
