@@ -2,7 +2,7 @@
 
 Each device writes its weights, times what it counts for, as whole numbers (fixed point) modulo 2^64, and adds
 a pad: a stream of the fleet's key that is used once, for this device, round and hand-in. A worker adds up
-what it gets, which is exact in any order, and learns neither one device's weights nor their mean. Every device
+what it gets, which is exact in any order, and learns neither one device's weights nor their mean. Each device
 knows the key, takes the pads off the sum, and divides. Known words at the end tell a sum of other devices.
 
 What could leave the range is refused, never cut off. A member of the fleet knows the key: one that works with

@@ -540,7 +540,7 @@ class FleetSpec(Section):
         few = self.devices_per_round
         if self.seals and few is not None and few < LEAST_SEALED:
             raise _refuse(
-                f"devices_per_round = {few}: a sealed mean takes {LEAST_SEALED} devices or more, since the mean "
+                f"devices_per_round = {few}: a sealed mean takes {LEAST_SEALED} devices, since the mean "
                 "of two tells each of them what the other has"
             )
         most = self.devices_per_round

@@ -78,7 +78,7 @@ def test_the_integer_mean_is_close_to_the_mean() -> None:
 
 
 def test_what_is_handed_in_tells_nothing_without_the_key() -> None:
-    """Two hand-ins of the same weights have nothing in common, and neither is near the numbers that it hides."""
+    """Two hand-ins of the same weights are unlike, and zeros do not show as zeros."""
     _, tensors = drawn(1)["phone-0"]
     first, second = (
         seal(tensors, SealedPart("phone-0", nonce, 1), key=KEY, round_=ROUND, bits=BITS)
