@@ -109,6 +109,7 @@ class Agent:
         self._step_began = 0.0
         self._steps_in_all = 0
         """Steps that train."""
+        self._adopt: Callable[[], None] = lambda: None
         name = config.job.partition("@")[0]
         self._session_name = f"{name}.{config.device}"
         self._log = log.bind(job=name, session=self._session_name)
@@ -200,23 +201,26 @@ class Agent:
             compute=self._compute,
             tell=self._tell,
         )
-        job = await source.get(state)
-        if job is None:
+        fetched = await source.get(state)
+        if fetched is None:
             return self._not_begun(state)
+        spec = fetched.job.spec
         self.link.shard = shard_of(self._session_name, SHARDS)
-        self.link.chunk_bytes = self.config.chunk_bytes or min(job.spec.link.chunk_bytes, CHUNK_BYTES)
-        self.trainer, plan = await self._compute(
+        self.link.chunk_bytes = self.config.chunk_bytes or min(spec.link.chunk_bytes, CHUNK_BYTES)
+        prepared = await self._compute(
             lambda: prepare(
                 self.config,
-                job,
+                fetched,
                 state,
                 session=self._session_name,
                 link=self.link,
                 make_chooser=self._make_chooser,
             )
         )
+        plan = prepared.plan
+        self.trainer, self._adopt = prepared.trainer, prepared.adopt
         self._steps_in_all = plan.trained(plan.total_steps)
-        session = self.session = DeviceSession(plan, held=tuple(state.held()))
+        session = self.session = DeviceSession(plan, held=prepared.held)
         if self.link.is_up:
             session.handle(e.LinkUp())
         if self._gate is not None and self._gate.why is not None:
@@ -309,6 +313,8 @@ class Agent:
         trainer = self.trainer
         assert trainer is not None
         try:
+            if isinstance(action, e.Restore):
+                await self._compute(self._adopt)
             event: e.Event = await self._compute(lambda: effects.perform(action, trainer, state))
             self._report(action)
         except Exception as error:

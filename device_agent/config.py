@@ -33,6 +33,8 @@ class AgentConfig:
     """Epochs to train in place of the job's; None: as the job says."""
     new_data: bool = False
     """Go on from the trained weights, although the data is not what the state folder was trained on."""
+    new_version: bool = False
+    """Go on from the trained weights with the version of the job that `job` names."""
     reply_timeout_s: float = 10.0
     chunk_bytes: int | None = None
     """Payload of one frame; None: as the job says."""

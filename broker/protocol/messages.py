@@ -161,6 +161,9 @@ class Open(Request):
     """How many steps the training has in all, for people."""
     restart: bool = False
     """Forget what the store has of the session and begin at step 0."""
+    previous: Digest | None = None
+    """The version that the device's checkpoints were trained on before: where the store still has the session
+    under it, `digest` goes on from its trained weights."""
 
 
 class Forward(SessionRequest, Carrier):

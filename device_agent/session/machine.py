@@ -141,6 +141,7 @@ class DeviceSession:
             agent=self.plan.agent,
             total_steps=self.plan.total_steps,
             restart=self._restart,
+            previous=self.plan.previous,
         )
         return self._request(State.OPENING, request)
 

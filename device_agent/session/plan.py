@@ -26,6 +26,8 @@ class SessionPlan:
     """Go on even if the store knows a newer attempt of this device."""
     restart: bool = False
     """Begin at step 0, whatever the store has."""
+    previous: str | None = None
+    """The version that the checkpoints were trained on before `digest` went on from them."""
     reply_timeout_s: float = 10.0
     stop_grace_s: float = 3.0
     retry_s: float = 1.0

@@ -45,6 +45,8 @@ from spliteasy.training.segment_trainer import (
     all_finite,
     backward_from,
     detached,
+    misfit,
+    model_tensors,
     tensors_of,
 )
 
@@ -481,6 +483,15 @@ class DeviceTrainer:
         if self.job.spec.fleet.averages:
             state[ROUND_KEY] = torch.tensor([self.round, self.round_samples, self.round_drawn])
         return state
+
+    def misfit(self, state: Mapping[str, Tensor]) -> str | None:
+        """Why head or tail can't take the weights of `state`, for a person; None where they can."""
+        for prefix, trainer in ((HEAD, self.head), (TAIL, self.tail)):
+            given = model_tensors(_under(prefix, state))
+            why = misfit({} if trainer is None else trainer.segment.state_dict(), given)
+            if why is not None:
+                return why
+        return None
 
     def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
         """Take over what `state` gave; raises ValueError where it does not fit."""

@@ -18,14 +18,15 @@ from broker.protocol import messages as m
 from server_worker.admission.authorization import may_train
 from server_worker.admission.budget import Budget
 from server_worker.engine.local import BodyTrainer, StepResult
-from server_worker.engine.probe import environment_of
 from server_worker.loss_log import step_loss
 from server_worker.rounds.turn import RoundTurns, Turn
 from server_worker.session import replies
 from server_worker.session.actions import Action, Committed, Compute, LoadJob, Result, Send, Steps, StoreCall
 from server_worker.session.durability import DurabilityClock
+from server_worker.session.opening import Opening
 from server_worker.session.ownership import Ownership, WorkerIdentity, attempt_of
 from server_worker.session.refusals import (
+    CLOSE_RETRY_S,
     NO_ROOM,
     NOT_DURABLE,
     body_not_shared_reply,
@@ -33,7 +34,6 @@ from server_worker.session.refusals import (
     log_full_reply,
     no_memory_reply,
     not_allowed_reply,
-    open_refused,
     paused_reply,
     reopen_reply,
     stale_reply,
@@ -44,7 +44,6 @@ from server_worker.store import Blob, Done, SessionMeta, StaleAttempt, StepBehin
 from spliteasy.errors import DataError, OutOfMemory, ReplayMismatch, StoreError
 from spliteasy.training.segment_trainer import NotFinite
 
-CLOSE_RETRY_S = 0.5
 ROOM_RETRY_S = 1.0
 STARVED_TRIES = 60
 """So often, without a step in between, a session's requests find no memory before they are given up: a minute
@@ -66,6 +65,7 @@ class WorkerSession:
     ) -> None:
         self.name = name
         self.own = Ownership(name, identity, durability=durability, clock=clock)
+        self._opening = Opening(self.own, load=self._load, drop=self.drop)
         self._arrivals = ReorderBuffer(memory_budget)
         self._budget = budget
         self._reserved = 0
@@ -159,40 +159,9 @@ class WorkerSession:
             return
         job = yield LoadJob(request.job, request.digest)
         if job is None:
-            yield Send(unknown_job_reply(request))
+            yield Send(unknown_job_reply(request, request.digest))
             return
-        environment = yield Compute(lambda: environment_of(job))
-        stored = yield StoreCall(lambda s: s.session(self.name))
-        if stored is not None and stored.job_digest == request.digest and not request.restart:
-            yield from self.own.check_environment(stored)
-        outcome = yield StoreCall(
-            lambda s: s.open_session(
-                self.name,
-                job_digest=request.digest,
-                attempt=attempt_of(request.attempt),
-                held=request.held,
-                worker=self.own.identity.nonce,
-                environment=environment,
-                agent=request.agent or "",
-                total_steps=request.total_steps or 0,
-                restart=request.restart,
-            )
-        )
-        if not isinstance(outcome, Done):
-            yield Send(open_refused(request, outcome))
-            return
-        meta = outcome.meta
-        if not self.own.is_under(meta):
-            self.drop()
-        self.own.accept(meta)
-        # A late copy of OPEN must not make us forget the commits since.
-        durable_step = min(meta.resume_step, self.own.durable_step(meta.committed))
-        if self.own.memory is None:
-            # Before the answer: what can't be loaded is refused, not opened and then refused.
-            yield from self._load(meta, replay_last=False)
-        versions = yield StoreCall(lambda s: s.job_versions())
-        newest = next(iter(versions.get(request.job, ())), None)
-        yield Send(replies.opened(request, meta, durable_step=durable_step, newest=newest))
+        yield from self._opening.open(request, job)
 
     def _step(self, request: m.Forward | m.Backward, raw: Blob) -> Steps:
         """Compute a request of the open step and all that waited for it; or let it wait for others."""
@@ -444,7 +413,7 @@ class WorkerSession:
                 yield Send(reopen_reply(request, "the store does not know the session"))
         return None
 
-    def _load(self, meta: SessionMeta, *, replay_last: bool) -> Steps:
+    def _load(self, meta: SessionMeta, *, replay_last: bool = False) -> Steps:
         self.drop()
         result = yield from self.own.load(meta, replay_last=replay_last)
         if result is not None:

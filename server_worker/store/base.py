@@ -272,6 +272,17 @@ class Store(Protocol):
         """
         ...
 
+    async def hand_over(
+        self, session: str, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
+    ) -> CommitOutcome:
+        """Let another version of the job go on from the committed step.
+
+        Requires a snapshot of that step, which is above 0 (else StepBehind): a log can be replayed by the
+        version that wrote it only. Log entries and older snapshots go, and oldest_checkpoint and resume_step
+        are the committed step from now on. The same again is Done.
+        """
+        ...
+
     async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
         """Become the owner (fence + 1; no change if `worker` owns it already).
 

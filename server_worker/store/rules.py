@@ -78,6 +78,29 @@ def opened(
     )
 
 
+def handed_over(
+    meta: SessionMeta | None, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
+) -> CommitOutcome:
+    """Let another version of the job go on from the committed step."""
+    refusal = _refusal(meta, attempt, owner)
+    if refusal is not None:
+        return refusal
+    assert meta is not None
+    step = meta.committed
+    if not step or step not in meta.snapshots:
+        return StepBehind(committed=step)
+    return Done(
+        meta=replace(
+            meta,
+            job_digest=job_digest,
+            environment=environment,
+            resume_step=step,
+            oldest_checkpoint=step,
+            snapshots=(step,),
+        )
+    )
+
+
 def claimed(meta: SessionMeta | None, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
     """Make `worker` the owner."""
     if meta is None:

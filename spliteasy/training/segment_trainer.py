@@ -20,7 +20,7 @@ from spliteasy.graph.document import ValueSpec
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import JobSpec
 from spliteasy.runtime.randomness import Key, drawing, seed_of, state_of
-from spliteasy.training.optim import build_optimizer, clip_gradients, set_learning_rate
+from spliteasy.training.optim import build_optimizer, clip_gradients, set_learning_rate, state_fields
 
 Values = tuple[Tensor | int, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -76,6 +76,7 @@ class SegmentTrainer:
         self._state_at = partial(generator_state, spec, device, role, key=key)
         self._parameters = dict(segment.named_parameters())
         self._optimizer = build_optimizer(spec.optimizer, self._parameters.items())
+        self._optimizer_fields = state_fields(spec.optimizer)
         self._trainable = [p for p in self._parameters.values() if p.requires_grad]
         self._buffers = dict(segment.named_buffers())
         self._buffers_before: dict[str, Tensor] | None = None
@@ -246,14 +247,16 @@ class SegmentTrainer:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
-        """Take over a state written by `snapshot`; raises ValueError where it is not this segment's."""
+        """Take over a state written by `snapshot`; raises ValueError where it is not this segment's.
+
+        What another kind of optimizer kept, in another version of the job, is left out.
+        """
         self.abort()
         if int(state[STEP_KEY]) != step:
             raise ValueError(f"the state is of step {int(state[STEP_KEY])}, not of step {step}")
         own = self.segment.state_dict()
-        names = {name for name in state if name.startswith(MODEL_PREFIX)}
-        if names != {MODEL_PREFIX + name for name in own}:
-            raise ValueError("the state names other tensors than the segment")
+        if (why := misfit(own, model_tensors(state))) is not None:
+            raise ValueError(f"the state is not the segment's: {why}")
         for name, tensor in own.items():
             tensor.copy_(state[MODEL_PREFIX + name])
         if self._optimizer is not None:
@@ -261,7 +264,8 @@ class SegmentTrainer:
             for key, value in state.items():
                 if key.startswith(OPTIMIZER_PREFIX):
                     name, _, field = key[len(OPTIMIZER_PREFIX) :].rpartition("/")
-                    self._optimizer.state[self._parameters[name]][field] = value.clone()
+                    if field in self._optimizer_fields:
+                        self._optimizer.state[self._parameters[name]][field] = value.clone()
         self.step = step
         self.rebases = int(state[REBASES_KEY]) if REBASES_KEY in state else 0
         if not self.rebases:  # a mean may bring the count of a device that took more steps
@@ -283,6 +287,26 @@ class SegmentTrainer:
             count = self._optimizer_state(parameter).get("step")
             if count is not None and int(count) > self.step:
                 raise ValueError(f"the optimizer took {int(count)} steps on {name}, the session {self.step}")
+
+
+def model_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's tensors of a state, by their names in the segment."""
+    return {n.removeprefix(MODEL_PREFIX): t for n, t in state.items() if n.startswith(MODEL_PREFIX)}
+
+
+def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """Why a segment with the tensors `own` can't take those of `given`, for a person; None where it can."""
+    for name in sorted({*own, *given}):
+        here, there = own.get(name), given.get(name)
+        if here is None or there is None:
+            return f"it has no {name}" if here is None else f"{name} is new"
+        if (here.shape, here.dtype) != (there.shape, there.dtype):
+            return f"{name} was {_form(there)} and is {_form(here)}"
+    return None
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:

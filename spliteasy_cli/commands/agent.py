@@ -136,6 +136,14 @@ NewDataOption = Annotated[
     ),
 ]
 
+NewVersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--new-version",
+        help="Go on from the trained weights with the newest version of the job, or the one that is named.",
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
@@ -180,6 +188,7 @@ def agent(
     fleet_key: FleetKeyOption = None,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
+    new_version: NewVersionOption = False,
     give_up_after: GiveUpOption = None,
     history: HistoryOption = None,
     tensorboard: TensorboardOption = False,
@@ -194,6 +203,8 @@ def agent(
     The agent needs the broker only: its URL, or the file that `spliteasy device enroll` wrote. Ctrl-C stops
     it after the step that it is computing; the same command goes on from there.
     """
+    if restart and new_version:
+        raise UserError("--new-version goes on from trained weights, --restart begins anew", hint="give one")
     peer = find_peer(job, device, enrolment, broker)
     live = sys.stdout.isatty()
     set_up_logging(context, "warning" if live else "info")
@@ -213,6 +224,7 @@ def agent(
         fleet_key=None if fleet_key is None else read_fleet_key(fleet_key),
         epochs=epochs,
         new_data=new_data,
+        new_version=new_version,
         give_up_s=seconds(give_up_after),
         max_uplink=max_uplink,
         metered=metered,
@@ -264,8 +276,8 @@ def _tell_end(result: AgentResult, config: AgentConfig) -> None:
     if result.newest is not None:
         typer.echo(
             f"{result.device}: a newer version of job {name} was submitted ({result.newest[:12]}); this "
-            f"state folder keeps to {result.job[:12]}. To go on from its trained weights for more epochs: "
-            "--epochs N. To train the newer version from its beginning: --restart with another --state folder"
+            f"state folder keeps to {result.job[:12]}. To go on with the newer one from the trained weights: "
+            "--new-version. To train it from its beginning: --restart with another --state folder"
         )
     if result.done:
         typer.echo(f"{result.device}: done, {result.step} steps; the state is in {config.state}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import JobError, UserError
-from spliteasy_cli.commands.agent import EpochsOption, NewDataOption
+from spliteasy_cli.commands.agent import EpochsOption, NewDataOption, NewVersionOption
 from spliteasy_cli.commands.submit import JobFile, create_job, store_job
 from spliteasy_cli.options.fixed_secret import SecretOption, fixed_secret
 from spliteasy_cli.options.fleet_key import own_fleet_key
@@ -78,6 +78,7 @@ def train(
     ] = False,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
+    new_version: NewVersionOption = False,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
     secret: SecretOption = None,
@@ -98,7 +99,7 @@ def train(
         if alone and not job.spec.fleet.averages:
             raise UserError(f"--alone: the devices of {job.name} train alone anyway", hint="leave it out")
         configs = [
-            replace(config, epochs=epochs, new_data=new_data)
+            replace(config, epochs=epochs, new_data=new_data, new_version=new_version)
             for config in agent_configs(
                 job, job_file, folder, devices, data, fixed_secret(secret), partition=partition
             )

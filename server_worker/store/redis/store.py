@@ -184,6 +184,11 @@ class RedisStore:
             await self._link.call("SADD", _SESSIONS, session)
         return outcome
 
+    async def hand_over(
+        self, session: str, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
+    ) -> CommitOutcome:
+        return await self._move(scripts.HAND_OVER, session, attempt, owner, job_digest, environment)
+
     async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
         outcome = await self._decide(scripts.CLAIM, session, attempt.number, attempt.nonce, step, worker)
         assert not isinstance(outcome, StaleOwner | OtherJob | NoCommonStep)

@@ -181,6 +181,21 @@ class SqliteStore:
 
         return await self._write(opened)
 
+    async def hand_over(
+        self, session: str, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
+    ) -> CommitOutcome:
+        def handed_over(db: sqlite3.Connection) -> CommitOutcome:
+            outcome = rules.handed_over(
+                self._database.meta(session),
+                attempt=attempt,
+                owner=owner,
+                job_digest=job_digest,
+                environment=environment,
+            )
+            return self._stored(outcome) if isinstance(outcome, Done) else outcome
+
+        return await self._write(handed_over)
+
     async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
         def claimed(db: sqlite3.Connection) -> ClaimOutcome:
             outcome = rules.claimed(self._database.meta(session), attempt=attempt, step=step, worker=worker)
