@@ -133,8 +133,8 @@ def _check_fit(trainer: DeviceTrainer, state: StateFolder) -> None:
     weights = state.load_checkpoint(step)
     if job.spec.fleet.averages or ROUND_KEY in weights:
         raise StateError(
-            f"{job.name}@{job.digest[:12]} can't go on from the weights of {before}: a fleet's round belongs to "
-            "its version",
+            f"{job.name}@{job.digest[:12]} can't go on from the weights of {before}: the rounds of a fleet "
+            "belong to one version",
             hint="begin the new version: --restart and another --state folder",
         )
     if (why := trainer.misfit(weights)) is not None:
