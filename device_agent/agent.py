@@ -333,7 +333,9 @@ class Agent:
             case e.Restore(step=step):
                 self._tell(f"resumed after step {trainer.taken}" if step else "training")
             case e.TakeMean(mean=mean):
-                self._observe(RoundEnded(device=device, round=mean.round, step=trainer.taken))
+                self._observe(
+                    RoundEnded(device=device, round=mean.round, record=mean.record, step=trainer.taken)
+                )
             case e.Apply(skipped=True):
                 self._tell(f"step {trainer.taken} skipped, not finite: {trainer.passed}")
             case e.Apply():

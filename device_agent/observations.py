@@ -40,6 +40,8 @@ class RoundEnded:
 
     device: str
     round: int
+    record: str
+    """The record that decided the round, by its digest."""
     step: int
 
 

@@ -227,7 +227,8 @@ class BodyTrainer:
             own = averaged_part(BodyTrainer(self.job, self.session).trainer, fleet)
         self.trainer.rebase(rebased(self.trainer.snapshot(), own, fleet))
         self.round, self.samples, self.round_began = about.round + 1, 0, self.trainer.taken
-        ends = {name: tensor for name, tensor in tensors.items() if not name.startswith(BODY)}
+        # In the order of names: the reply has to be the same bytes when it is made again.
+        ends = {name: tensors[name] for name in sorted(tensors) if not name.startswith(BODY)}
         result = RoundMean(
             answers=request.request,
             round=about.round,
