@@ -28,7 +28,7 @@ PARTS = {
     "fleet": (6, "one model from ten devices, by each way to average"),
     "profile": (1, "where the time of a step goes"),
 }
-"""By name: minutes on a quiet machine, and what is measured."""
+"""The benchmarks by name: minutes on a quiet machine, and what is measured."""
 
 
 def main() -> int:

@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentResult:
-    """How an agent's run ended. Steps are those that train."""
+    """The result of an agent's run. Its steps are those that train."""
 
     device: str
     step: int
@@ -115,7 +115,7 @@ class Agent:
         self._log = log.bind(job=name, session=self._session_name)
 
     async def run(self, stop: asyncio.Event) -> AgentResult:
-        """Train until the last step, or until `stop` is set: then end the step at hand and checkpoint.
+        """Train until the last step, or until `stop` is set: then end the current step and checkpoint.
 
         Raises UserError, LinkError, RemoteError. Cancelling leaves the last checkpoint.
         """
@@ -144,7 +144,7 @@ class Agent:
         self._gate = Gate(within) if self._gate is None else self._gate.also(within)
 
     def _fail(self, error: StateError) -> None:
-        """What can't be written down ends the training, not the link."""
+        """End the training, not the link, because its state can't be written down."""
         self._failed = error
         self._events.put_nowait(e.LinkDown())  # any event wakes the loop, which then raises
 

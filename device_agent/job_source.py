@@ -149,7 +149,7 @@ class JobSource:
 
 
 def _vouched(manifest: bytes, signature: str | None, key: str) -> bool:
-    """Whether the key signed what is in the folder."""
+    """Return whether the key signed what is in the folder."""
     try:
         check_signature(manifest, signature, key)
     except JobError:

@@ -1,4 +1,4 @@
-"""What an agent does before its first step: data, trainer, state folder, plan."""
+"""An agent sets up data, trainer, state folder and plan before its first step."""
 
 from __future__ import annotations
 

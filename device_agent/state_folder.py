@@ -44,12 +44,13 @@ _STEP_DIGITS = 12
 
 
 def _prefix(step: int) -> bytes:
-    """What a checkpoint's content begins with, so that a file under another's name is noticed."""
+    """Return the bytes that a checkpoint's content begins with, so that a file under another's name is
+    noticed."""
     return step.to_bytes(8, "little")
 
 
 class Binding(BaseModel):
-    """What a state folder is of. `job` is the digest of its version."""
+    """The training that a state folder belongs to. `job` is the digest of its version."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     job: Digest
@@ -142,7 +143,7 @@ class StateFolder:
 
     @property
     def _anew(self) -> str:
-        return f"give another --state folder, or delete {self.path} to begin anew"
+        return f"give another --state folder, or delete {self.path} to start over"
 
     def secret(self, given: bytes | None = None) -> bytes:
         """The 32 bytes that only this device knows, made by the operating system at the first call.
@@ -155,7 +156,7 @@ class StateFolder:
             why = "is damaged" if path.exists() else "has gone, or an older version began this training"
             raise StateError(
                 f"{path} {why}: weights and order of this training can't be told without it",
-                hint=f"bring back a copy of the whole folder, or delete {self.path} to begin anew",
+                hint=f"bring back a copy of the whole folder, or delete {self.path} to start over",
             )
         if kept is None:
             kept = given or os.urandom(KEY_BYTES)
@@ -168,13 +169,13 @@ class StateFolder:
 
     @property
     def ends(self) -> dict[str, Tensor] | None:
-        """What `save_ends` was given; None before. Raises StateError where the file is damaged."""
+        """Return what `save_ends` was given, or None before. Raises StateError where the file is damaged."""
         path = self.path / "ends"
         raw = self._read(path)
         if raw is None and (path.exists() or self._held):
             raise StateError(
                 f"{path} is damaged or has gone, and weights are drawn once",
-                hint=f"bring back a copy of the whole folder, or delete {self.path} to begin anew",
+                hint=f"bring back a copy of the whole folder, or delete {self.path} to start over",
             )
         return None if raw is None else tensors_from_bytes(raw)
 
@@ -197,7 +198,7 @@ class StateFolder:
 
     @property
     def job_signature(self) -> str | None:
-        """What `save_signature` was given last; None before, or where the file is damaged."""
+        """Return what `save_signature` was given last, or None before it, or where the file is damaged."""
         raw = self._read(self.path / "signature")
         return None if raw is None else raw.decode()
 
@@ -246,7 +247,7 @@ class StateFolder:
 
     @property
     def codecs(self) -> bytes | None:
-        """What `save_codecs` was given last; None before, or where the file is damaged."""
+        """Return what `save_codecs` was given last, or None before it, or where the file is damaged."""
         return self._read(self.path / "codecs")
 
     def save_codecs(self, choices: bytes) -> None:
@@ -257,7 +258,7 @@ class StateFolder:
 
     @property
     def traffic(self) -> bytes | None:
-        """What `save_traffic` was given last; None before, or where the file is damaged."""
+        """Return what `save_traffic` was given last, or None before it, or where the file is damaged."""
         return self._read(self.path / "traffic")
 
     def save_traffic(self, used: bytes) -> None:
@@ -276,7 +277,8 @@ class StateFolder:
         self._held = sorted({*self._held, step})
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
-        """What `save_checkpoint` was given; StateError where there is none, or it is damaged."""
+        """Return what `save_checkpoint` was given. Raises StateError where there is none, or it is
+        damaged."""
         raw = self._read(self._checkpoint_path(step))
         if raw is None or not raw.startswith(_prefix(step)):
             raise StateError(
@@ -347,7 +349,7 @@ class StateFolder:
             return Binding.model_validate_json(raw or b"")
         except ValidationError as error:
             raise StateError(
-                f"{path} is damaged", hint=f"delete {self.path} to begin anew, or bring back a copy of it"
+                f"{path} is damaged", hint=f"delete {self.path} to start over, or bring back a copy of it"
             ) from error
 
     def _write(self, name: str, *chunks: bytes) -> None:
@@ -358,7 +360,7 @@ class StateFolder:
             write_file(self.path / name, MAGIC, hasher.digest(), *chunks, private=True)
 
     def _read(self, path: Path) -> bytes | None:
-        """What was written to `path`; None where it is absent or not what was written."""
+        """Return what was written to `path`, or None where it is absent or not what was written."""
         with self._problems_told("read"):
             try:
                 raw = memoryview(path.read_bytes())

@@ -19,7 +19,7 @@ from spliteasy.job import Job, device_parts
 from spliteasy.runtime.torch_thread import Compute
 
 CACHED_BYTES = 256 << 20
-"""Of the devices' parts of jobs. The largest is kept whatever its size."""
+"""The devices' parts of jobs may fill this many bytes. The largest job is kept whatever its size."""
 
 
 class JobCache:

@@ -163,7 +163,7 @@ class AmqpTransport:
         return subscription
 
     async def depth(self, queue: str) -> Depth | None:
-        """For RabbitMQ, asking counts as use: it puts off the queue's expiry."""
+        """Return what the queue holds. For RabbitMQ, asking counts as use: it puts off the queue's expiry."""
         async with self.call():
             try:
                 async with self._channel() as channel:
@@ -218,7 +218,7 @@ class AmqpTransport:
             )
 
     async def _publish_channel(self, exchange: str) -> Channel:
-        """The channel for that exchange: opened at first, and anew after an error closed it."""
+        """The channel for that exchange: opened at first, and again after an error closed it."""
         async with self._opening:
             channel = self._publish_channels.get(exchange)
             if channel is None or channel.is_closed:

@@ -1,4 +1,4 @@
-"""What happens to a device's session (events) and what it asks its shell to do (actions)."""
+"""Events that happen to a device's session, and actions that it asks its shell for."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Timer(Enum):
     """The timers of a session; arming one again replaces it."""
 
     REPLY = "reply"
-    """No answer came: ask what became of the request."""
+    """No answer came: the session asks what became of the request."""
     RETRY = "retry"
     """The worker was busy, or failed for now: try again."""
     STOP = "stop"
-    """The step at hand did not end soon enough after the user asked to stop."""
+    """The current step did not end soon enough after the user asked to stop."""
 
 
 # Events -------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """No queue took the request: no worker has served this broker yet."""
+    """No queue took the request, because no worker has served this broker yet."""
 
     request: str
 
@@ -68,12 +68,12 @@ class Fired:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """The user wants to stop: end the step at hand, write a checkpoint, leave."""
+    """The user wants to stop: end the current step, write a checkpoint, leave."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """No step may begin now; `why` is for a person. The one at hand goes on to its end."""
+    """No step may begin now; `why` is for a person. A step that has begun goes on to its end."""
 
     why: str
 
@@ -196,8 +196,8 @@ class Send:
     skip: frozenset[int] = frozenset()
     """Frames of it that the worker has."""
     whole: m.Forward | m.Backward | None = None
-    """Of an ASK: the request that it is about, where the worker may have a part of the same values under
-    another id."""
+    """The request that an ASK is about, where the worker may have a part of the same values under another id.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,7 @@ class DeviceSession:
     # what comes next
 
     def _next(self, *, saved: bool, evaluated: bool = False) -> list[Action]:
-        """What follows when the device's own state is that of `step`, whole."""
+        """Return the actions that follow when the device's own state is that of `step`, whole."""
         plan, step = self.plan, self.step
         last = step >= plan.total_steps
         leaving = last or self._stopping or self._hold is not None
@@ -309,7 +309,7 @@ class DeviceSession:
             case m.Busy() if self._outbox.pending:
                 return self._outbox.retry_later(message.retry_after_s, message.reason)
             case m.Reopen() if self._outbox.pending and self.state is not State.OPENING:
-                return [e.Note(f"opening anew: {message.reason}"), *self._reopen()]
+                return [e.Note(f"opening again: {message.reason}"), *self._reopen()]
             case m.Superseded():
                 return self._superseded(message)
             case m.Error():
@@ -317,7 +317,7 @@ class DeviceSession:
         return []
 
     def _is_ours(self, message: m.AnyMessage) -> bool:
-        """Whether a message is a reply to this attempt, and to what it has sent."""
+        """Return whether a message is a reply to this attempt, and to what it has sent."""
         if not isinstance(message, m.Receipt | m.Reply):
             return False
         answers_us = message.answers in self._kept() or self._outbox.asked(message.answers)
@@ -342,20 +342,20 @@ class DeviceSession:
         )
 
     def _doubt_the_store(self) -> list[Action]:
-        """A reply of an older owner: a zombie's, to be ignored; unless it answers what was asked anew.
+        """A reply of an older owner: a zombie's, to be ignored; unless it answers what was asked again.
 
-        Then the store has gone back and counts fences anew. A new attempt begins from what both have.
+        Then the store has gone back and counts fences again. A new attempt begins from what both have.
         """
         if not self._outbox.nudged or self.state is State.OPENING or not self._outbox.pending:
             return []
-        return [e.Note("opening anew: the store went back"), *self._reopen()]
+        return [e.Note("opening again: the store went back"), *self._reopen()]
 
     def _awaiting(self, message: m.Forwarded | m.Gradient) -> Micro | None:
         """The micro-batch that waits for this."""
         return self._open.answered_by(message) if message.answers in self._outbox.pending else None
 
     def _arrived(self, message: m.Forwarded | m.Gradient) -> list[Action]:
-        """What a computation needs has come: it begins now, or after the one under way."""
+        """Begin the computation whose input has come, now or after the one that is running."""
         answered = self._outbox.answered(message.answers)
         return answered if self.state in COMPUTING else [*answered, *self._go_on()]
 
@@ -376,7 +376,7 @@ class DeviceSession:
             StateError(
                 f"the store knows attempt {message.newest} of {self.plan.session}, newer than this one",
                 hint="another agent runs as this device, or this state folder is an old or a new one: stop "
-                "the other agent, go on from this folder with --takeover, or begin anew with --restart",
+                "the other agent, go on from this folder with --takeover, or start over with --restart",
             )
         )
 

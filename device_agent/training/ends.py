@@ -130,7 +130,7 @@ def _segments(job: Job) -> list[tuple[str, Segment]]:
 
 
 def _by_role(tensors: Mapping[str, Tensor]) -> Drawn:
-    """What a state folder keeps as `role/name`."""
+    """Return by role what a state folder keeps as `role/name`."""
     ends: Drawn = {}
     for path, tensor in tensors.items():
         role, _, name = path.partition("/")

@@ -21,13 +21,13 @@ from server_worker.store.fleets import Blob as Blob
 from server_worker.store.fleets import Fleets
 
 WAITING_BYTES = 2 << 30
-"""Of one session's requests that no commit has named, at most."""
+"""Requests of one session that no commit has named may take this many bytes."""
 
 WAITING_BYTES_TOTAL = 4 << 30
-"""Of all sessions' that one process serves."""
+"""Such requests of all sessions that one process serves may take this many bytes."""
 
 PUT_TTL_S = 3600.0
-"""How long a blob waits to be named; workers begin it anew while a step is open."""
+"""A blob waits this long to be named; workers begin the time again while a step is open."""
 
 DELIVERIES_TTL_S = 3600.0
 
@@ -68,8 +68,8 @@ class SessionMeta:
     """The oldest checkpoint step that the device said it holds, and that can be restored here: never
     before the oldest snapshot."""
     environment: str
-    """What the worker that opened the attempt computes with: torch, CPU capability, threads, and the digest
-    of a probe (`server_worker.engine.probe`)."""
+    """The environment that the worker which opened the attempt computes with: torch, CPU capability, threads,
+    and the digest of a probe (`server_worker.engine.probe`)."""
     log_bytes: int
     """Bytes of request blobs that committed log entries name."""
     closed: bool
@@ -78,7 +78,7 @@ class SessionMeta:
     agent: str = ""
     """Version of the agent that opened the attempt, as it says."""
     total_steps: int = 0
-    """How many steps that agent means to take, as it says; 0: it did not say."""
+    """The steps that the agent says it means to take; 0 where it did not say."""
     paused: bool = False
     """An operator wants no further step to begin. It outlives attempts, owners and `restart`."""
     waiting_bytes: int = 0
@@ -134,7 +134,7 @@ class OtherJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoCommonStep:
-    """No step that both sides can restore. `oldest`..`committed` is what the store can; None: nothing."""
+    """No step can be restored by both sides. The store has `oldest` to `committed`; None: nothing."""
 
     oldest: int | None
     committed: int | None
@@ -188,7 +188,7 @@ class WorkerInfo:
 
 
 WantedParts = Callable[[Sequence[str]], Sequence[str]]
-"""Which parts of a job to read, of those that there are."""
+"""A function that picks the parts of a job to read, from those that there are."""
 
 
 def all_parts(names: Sequence[str]) -> Sequence[str]:
@@ -261,13 +261,13 @@ class Store(Protocol):
           else NoCommonStep(oldest=None, committed=None).
         - Another job digest: OtherJob. (An attempt that is stale is answered StaleAttempt first.)
         - attempt.number < stored, or equal with another nonce: StaleAttempt(stored).
-        - Equal number and nonce (a repeat): owner is claimed anew for `worker` (fence + 1, unless
+        - Equal number and nonce (a repeat): owner is claimed again for `worker` (fence + 1, unless
           `worker` is the owner's nonce already), nothing else changes.
         - Newer: resume = the newest step in `held` that is in [oldest snapshot, committed]; none:
           NoCommonStep and nothing changes. Else committed = resume_step = resume, log entries and
           snapshots after it are dropped, oldest_checkpoint = min of `held` that is restorable, attempt
           stored, fence + 1, owner nonce = worker, closed = False, environment, agent and total_steps stored.
-        - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session begins anew
+        - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session starts over
           at step 0; only the fence goes on. A repeat of it drops nothing.
         """
         ...
@@ -311,7 +311,7 @@ class Store(Protocol):
         ...
 
     async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
-        """Begin the time to live of the session's uncommitted requests anew: their step is still open."""
+        """Begin the time to live of the session's uncommitted requests again: their step is still open."""
         ...
 
     async def commit(
@@ -388,7 +388,7 @@ class Store(Protocol):
         """Delete the session as `forget` does if nothing touched it for over `idle_s`; whether it did.
 
         The script or transaction that deletes looks again, by the store's own clock, and whether the session
-        still has that owner: whoever opened or claimed it meanwhile keeps it.
+        still has that owner: a worker that opened or claimed it meanwhile keeps it.
         """
         ...
 

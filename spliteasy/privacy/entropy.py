@@ -1,4 +1,4 @@
-"""Whether a law leaves anything to guess: what a device looks at before it trusts the law of a job.
+"""A device tests whether a law leaves anything to guess before it trusts the law of a job.
 
 A worker that is an adversary could hand out a law that gives every device the same weights, or weights that
 follow from a few numbers. Torch draws the trials here: nothing that is tried is used.
@@ -20,7 +20,7 @@ from spliteasy.privacy.law import Step, draw_by_torch, run_law
 from spliteasy.runtime.randomness import Key, drawing, state_of
 
 MIN_SPREAD = 1e-3
-"""What must differ between two draws of a weight matrix, beside the mean square of its elements."""
+"""Two draws of a weight matrix must differ by this, beside the mean square of its elements."""
 
 MIN_SIZE = 1e-3
 """Root mean square of a weight matrix times the square root of its inputs: less acts as zeros do."""
@@ -30,12 +30,12 @@ MIN_CHANGED = 1 / 16
 
 TRIALS = 8
 SMALL, TINY = 128, 16
-"""Elements below which a matrix is tried with half of all numbers drawn anew, or not at all."""
+"""Elements below which a matrix is tried with half of all numbers drawn again, or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A part of the drawn numbers is drawn anew: how often the matrix must change.
+    """A part of the drawn numbers is drawn again: how often the matrix must change.
 
     A matrix that follows from d numbers changes with probability 1 − (1 − part)^d. With these figures one
     that follows from a single number passes in 1 of 1000 cases, from 64 numbers practically always.
@@ -76,7 +76,7 @@ def check_entropy(ends: Ends, weights: Iterable[Weight]) -> None:
         raise PublicEnds(
             f"the job's law gives {weak[0][:90]!r} nearly the same initial values on every device, "
             "so that the worker can guess them",
-            hint="don't train this job; tell whoever submitted it",
+            hint="don't train this job; tell the person who submitted it",
         )
 
 

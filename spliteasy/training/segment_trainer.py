@@ -93,23 +93,24 @@ class SegmentTrainer:
 
     @property
     def fixed(self) -> bool:
-        """Whether training changes nothing in the segment: any step can be computed at any time."""
+        """Return whether training changes nothing in the segment, so that any step can be computed at any
+        time."""
         return not self.trainable and not self.segment.stateful
 
     @property
     def eval_inputs(self) -> tuple[ValueSpec, ...]:
-        """What `evaluate` takes."""
+        """The values that `evaluate` takes."""
         return self.segment.program.document.eval.inputs
 
     @property
     def eval_wire(self) -> int:
-        """How many values of `evaluate`, from the first, go over the wire."""
+        """The number of values of `evaluate`, counted from the first, that go over the wire."""
         return self.segment.program.document.eval.wire
 
     def forward(self, values: Sequence[Tensor | int], *, micro: int = 0) -> OpenForward:
         """Run the training graph for step + 1. Floating tensors that can carry a gradient become leaves.
 
-        The forward of micro-batch 0 begins the step anew; the others need those before them.
+        The forward of micro-batch 0 starts the step over; the others need those before them.
         """
         if micro == 0:
             self.abort()
@@ -117,8 +118,9 @@ class SegmentTrainer:
         return self._forward(values, self.taken + 1, micro)
 
     def forward_ahead(self, values: Sequence[Tensor | int], *, step: int, micro: int) -> OpenForward:
-        """What `forward` will give at optimizer step `step`, of a `fixed` segment; the open step is not
-        touched.
+        """Return what `forward` will give at optimizer step `step`, of a `fixed` segment.
+
+        The open step is not touched.
         """
         assert self.fixed
         return self._forward(values, step, micro)
@@ -147,11 +149,12 @@ class SegmentTrainer:
         return tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
 
     def finite(self) -> bool:
-        """Whether every gradient that `apply` would use is a number, and every buffer that it would keep."""
+        """Return whether every gradient that `apply` would use, and every buffer that it would keep, is a
+        number."""
         return self.not_finite() is None
 
     def not_finite(self) -> str | None:
-        """What of the open step is NaN or infinite, for a person; None where all is finite."""
+        """Say for a person what of the open step is NaN or infinite, or None where all is finite."""
         for name, parameter in self._parameters.items():
             if parameter.grad is not None and not all_finite([parameter.grad]):
                 return f"the gradient of {name}"
@@ -272,7 +275,8 @@ class SegmentTrainer:
             self._check_step_count()
 
     def moving(self) -> list[Tensor]:
-        """What a step may change of the model: trainable weights and buffers, live tensors, in order."""
+        """Return what a step may change of the model: trainable weights and buffers, live tensors,
+        in order."""
         return [*self._trainable, *self._buffers.values()]
 
     def nbytes(self) -> int:
@@ -310,7 +314,7 @@ def _form(tensor: Tensor) -> str:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether no element is NaN or infinite. A sum decides in one pass, if it can."""
+    """Return whether no element is NaN or infinite. A sum decides in one pass, if it can."""
     dense = (t.coalesce().values() if t.is_sparse else t for t in tensors)
     return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in dense)
 

@@ -147,7 +147,7 @@ NewVersionOption = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Who trains what, and over which broker, as the options and the enrolment say."""
+    """The device and its job, and the broker, as the options and the enrolment name them."""
 
     job: str
     device: str
@@ -160,14 +160,15 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What runs beside the training: histories, metrics, traces and the conditions for training at all."""
+    """Parts that run beside the training: histories, metrics, traces and the conditions for
+    training at all."""
 
     kept: Sequence[Kept]
     monitoring: Monitoring
     gate: Gate | None
     tracer: Tracer | None
     live: bool
-    """Whether standard output is a terminal that shows a table."""
+    """Standard output is a terminal that shows a table."""
 
 
 def agent(
@@ -204,7 +205,7 @@ def agent(
     it after the step that it is computing; the same command goes on from there.
     """
     if restart and new_version:
-        raise UserError("--new-version goes on from trained weights, --restart begins anew", hint="give one")
+        raise UserError("--new-version goes on from trained weights, --restart starts over", hint="give one")
     peer = find_peer(job, device, enrolment, broker)
     live = sys.stdout.isatty()
     set_up_logging(context, "warning" if live else "info")

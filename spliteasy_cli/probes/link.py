@@ -1,4 +1,4 @@
-"""Measure the link to a broker: round trip and rates, by frames to a reply queue of one's own."""
+"""Measure the link to a broker: round trip and rates, by frames to a reply queue that it declares."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def measure_link(transport: Transport) -> LinkProfile:
 
 
 async def _round_trip_s(transport: Transport, queue: str) -> float:
-    """From publishing next to nothing to the broker's confirm."""
+    """Return the time from publishing next to nothing to the broker's confirm."""
     taken = []
     for _ in range(ROUND_TRIPS):
         began = time.perf_counter()

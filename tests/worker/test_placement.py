@@ -95,7 +95,7 @@ def test_a_worker_that_joins_has_its_fair_share_within_five_seconds(late: tuple[
 
 
 def test_two_workers_share_four_devices() -> None:
-    """Whoever came first has every shard; the other has its share soon, and the weights are the same."""
+    """Anybody who came first has every shard; the other has its share soon, and the weights are the same."""
     devices = ("phone-1", "phone-2", "phone-3", "phone-4")
     world = World(seed=1, variant=toy.Variant(epochs=25), devices=devices, rates=CALM)
     assert run_virtually(world.run()).violations == []

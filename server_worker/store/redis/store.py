@@ -67,7 +67,7 @@ HELD_BYTES = 256 << 10
 """A request up to here goes to Redis with the commit that names it: one round trip instead of two."""
 
 HELD_BYTES_TOTAL = 64 << 20
-"""Of all requests that wait for their commits; beyond it they are written at once."""
+"""All requests that wait for their commits may take this many bytes; beyond it they are written at once."""
 
 READ_STEPS = 64
 """Log entries looked up in one round trip; their blobs come in groups of some MiB."""
@@ -270,7 +270,7 @@ class RedisStore:
     async def put_snapshot(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
     ) -> CommitOutcome:
-        # Whoever may not store it, or need not, sends no blobs; the script decides again when they are there.
+        # A caller that may not or need not store it sends no blobs; the script decides again with them.
         meta = await self.session(session)
         outcome = rules.snapshotted(meta, attempt=attempt, owner=owner, step=step)
         if not isinstance(outcome, Done) or outcome.meta == meta:
@@ -354,7 +354,7 @@ class RedisStore:
             return False  # it stays
         await self._link.call("SREM", _SESSIONS, session)
         if await self._link.call("EXISTS", _keys(session)[0]):
-            # Opened anew in between; an open after this adds itself.
+            # Opened again in between; an open after this adds itself.
             await self._link.call("SADD", _SESSIONS, session)
         return bool(found)
 

@@ -87,7 +87,7 @@ class SqliteStore:
 
     @property
     def waiting_bytes(self) -> int:
-        """Of requests that wait in this process for their commits."""
+        """Return the bytes of requests that wait in this process for their commits."""
         return self._waiting.nbytes
 
     # jobs

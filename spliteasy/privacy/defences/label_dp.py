@@ -1,7 +1,7 @@
 """Randomized response on class labels: differential privacy of each label, by a theorem.
 
 A label of K classes is kept with probability e^ε / (e^ε + K − 1), and otherwise becomes one of the other
-classes, each alike. The answer is drawn once for each sample: drawn anew in each epoch, T epochs would cost
+classes, each alike. The answer is drawn once for each sample: drawn again in each epoch, T epochs would cost
 T·ε. Whatever is computed from such labels, by whom and with whatever else, tells the true one with that
 probability at most, where nothing but the label tells it.
 """
@@ -19,7 +19,7 @@ from spliteasy.job.spec import JobSpec
 from spliteasy.runtime.randomness import Key
 from spliteasy.training.losses import CLASS_LOSSES
 
-ADVERSARY = "whoever sees what the device sends, its worker too, or has the trained model"
+ADVERSARY = "anybody who sees what the device sends, its worker too, or has the trained model"
 
 
 class RandomizedResponse:
@@ -55,7 +55,7 @@ class RandomizedResponse:
 
 
 def keep_probability(epsilon: float, classes: int) -> float:
-    """How likely a label is kept, and the bound on recovering it."""
+    """Return the probability that a label is kept, which bounds how many can be recovered."""
     return 1 / (1 + (classes - 1) * math.exp(-epsilon))
 
 
@@ -75,7 +75,7 @@ def classes_to_answer(spec: JobSpec, signature: Signature) -> int:
 
 
 def guarantee(epsilon: float, classes: int) -> str:
-    """What `label_dp` promises, against whom, for a person."""
+    """Say for a person what `label_dp` promises, and against whom."""
     return (
         f"label_dp: each training label is {epsilon:g}-differentially private (randomized response, drawn "
         f"once a sample) against {ADVERSARY}: a label that nothing else tells is recovered with probability "
