@@ -53,7 +53,7 @@ class Figure:
 
 
 def job_of(mode: dict[str, Any], epochs: int) -> Job:
-    """The digits job with rounds."""
+    """Return the digits job with rounds."""
     spec = load_job_file(JOB).model_dump(mode="json", exclude={"plan"})
     fleet = {"mode": "splitfed", "round_steps": ROUND_STEPS, **mode}
     changed = {
@@ -69,7 +69,7 @@ def job_of(mode: dict[str, Any], epochs: int) -> Job:
 
 
 async def trained(partition: str, name: str, devices: int, epochs: int) -> list[Figure]:
-    """What the fleet reaches and, with the first of the modes, each device alone."""
+    """Return what the fleet reaches and, with the first of the modes, each device alone."""
     job, root = job_of(MODES[name], epochs), project_root(JOB)
     last: dict[str, float] = {}
     bytes_of: dict[str, int] = {}

@@ -38,16 +38,18 @@ class SessionPlan:
     """This agent's version."""
 
     def is_round_end(self, step: int) -> bool:
-        """Whether `step` trains nothing, and goes on from the mean of a round instead; the first one does."""
+        """Return whether `step` trains nothing, and goes on from the mean of a round instead; the first one
+        does.
+        """
         return self.round_steps > 0 and step % (self.round_steps + 1) == 1
 
     def trained(self, step: int) -> int:
-        """How many of the steps up to `step` train."""
+        """Return how many of the steps up to `step` train."""
         period = self.round_steps + 1
         return step - (step + period - 1) // period if self.round_steps else step
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether an evaluation is due after `step`: in a fleet, of a common model only."""
+        """Return whether an evaluation is due after `step`: in a fleet, of a common model only."""
         if step >= self.total_steps:
             return True
         if not self.eval_every or not self.trained(step):

@@ -38,7 +38,9 @@ def data_sets_of(function: Callable[..., Any], device: str, reference: str) -> D
 
 
 def takes_device(function: Callable[..., Any], reference: str) -> bool:
-    """Whether the function is called with the device's id, so that each device may have data of its own."""
+    """Return whether the function is called with the device's id, so that each device may have data of its
+    own.
+    """
     arguments, named = _arguments(function, "", reference)
     return bool(arguments or named)
 

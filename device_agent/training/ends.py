@@ -28,7 +28,7 @@ def job_key(secret: bytes, *, device: str, job: str) -> Key:
 
 
 def ends_key(config_key: bytes | None, own: Key, job: Job) -> tuple[Key, str | None]:
-    """The key that the initial ends are drawn from, and its name where devices share it.
+    """Return the key that the initial ends are drawn from, and its name where devices share it.
 
     Ends that are averaged must begin alike: they come from the fleet's key. Raises StateError where there is
     none. All others are the device's own.

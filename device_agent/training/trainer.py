@@ -358,7 +358,9 @@ class DeviceTrainer:
             self.tail.skip()
 
     def averaged_ends(self) -> dict[str, Tensor]:
-        """A copy of what of head and tail goes into the mean; nothing where they stay this device's own."""
+        """Return a copy of what of head and tail goes into the mean; nothing where they stay this device's
+        own.
+        """
         fleet = self.job.spec.fleet
         if not fleet.averages_ends:
             return {}
@@ -369,7 +371,7 @@ class DeviceTrainer:
         }
 
     def hand_in(self, nonce: str) -> dict[str, Tensor]:
-        """What the round gets of head and tail; nothing where this device comes new.
+        """Return what the round gets of head and tail; nothing where this device comes new.
 
         Sealed ends are one tensor, under a pad that `nonce` names. Raises DataError for what can't be sealed.
         """
@@ -383,7 +385,7 @@ class DeviceTrainer:
         return {SEALED: seal(ends, part, key=self._sealing_key(), round_=self.round, bits=bits)}
 
     def opened(self, total: Tensor, about: SealedSum) -> dict[str, Tensor]:
-        """The mean that a sealed sum stands for. Raises WrongSum."""
+        """Return the mean that a sealed sum stands for. Raises WrongSum."""
         parts = [SealedPart(each.device, each.nonce, each.weight) for each in about.addends]
         bits, key = fraction_bits(self.job.spec, about.drawn), self._sealing_key()
         return unseal(total, parts, self._initial, key=key, round_=about.round, bits=bits)
@@ -411,7 +413,7 @@ class DeviceTrainer:
         return [(HEAD, self.head)] if self.tail is None else [(HEAD, self.head), (TAIL, self.tail)]
 
     def _check_mean(self, tensors: Mapping[str, Tensor]) -> None:
-        """A worker's mean has the weights of these ends, in their shapes, and only numbers."""
+        """Raise DataError unless the mean has the weights of these ends, in their shapes, and no NaN."""
         expected = self._initial
         weights = {name: tensor for name, tensor in tensors.items() if MODEL_PREFIX in name}
         if weights.keys() != expected.keys():

@@ -26,7 +26,9 @@ def device_data(device: str) -> tuple[Shifted, TensorDataset]:
 
 
 def number_of(device: str) -> int:
-    """Which phone a device is: phone-1 to phone-4 have other digits each, and phone-5 those of phone-1."""
+    """Return which phone a device is: phone-1 to phone-4 have other digits each, and phone-5 those of
+    phone-1.
+    """
     numbered = re.search(r"(\d+)$", device)
     return (int(numbered[1]) - 1) % len(DIGITS) if numbered else len(device) % len(DIGITS)
 

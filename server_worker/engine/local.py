@@ -213,7 +213,7 @@ class BodyTrainer:
         return state
 
     def averaged_part(self) -> dict[str, Tensor]:
-        """A copy of what the body hands in at the end of a round."""
+        """Return a copy of what the body hands in at the end of a round."""
         part = averaged_part(self.trainer, self.job.spec.fleet)
         return {BODY + name: tensor for name, tensor in part.items()}
 

@@ -27,7 +27,7 @@ def next_record(
     may_expire: bool,
     mean_before: str | None = None,
 ) -> RoundRecord | None:
-    """The record that is due, or None where the round goes on.
+    """Return the record that is due, or None where the round goes on.
 
     `may_expire`: whether the deadline counts, which it does not at once after an outage of the workers.
     `mean_before` is the digest of the mean that the round began from.
@@ -93,7 +93,7 @@ def first_record(members: Members, fleet: FleetSpec, *, seed: int, now: float) -
 
 
 def wanted(fleet: FleetSpec) -> int:
-    """How many devices have to be there before the first round begins."""
+    """Return how many devices have to be there before the first round begins."""
     if fleet.devices_per_round is not None:
         return fleet.devices_per_round
     least_of_all = LEAST_SEALED if fleet.seals else 1
@@ -101,20 +101,22 @@ def wanted(fleet: FleetSpec) -> int:
 
 
 def least(fleet: FleetSpec, cohort: int) -> int:
-    """How many of a round's devices have to hand in for their mean to count."""
+    """Return how many of a round's devices have to hand in for their mean to count."""
     if isinstance(fleet.quorum, int):
         return fleet.quorum
     return max(1, math.ceil(fleet.quorum * cohort))
 
 
 def waiting(members: Members, fleet: FleetSpec, *, now: float) -> list[str]:
-    """The devices that can be drawn for a round, by name: they were there lately and have steps to take."""
+    """Return the devices that can be drawn for a round, by name: they were there lately and have steps to
+    take.
+    """
     horizon = now - fleet.deadline_s
     return [device for device, each in sorted(members.items()) if each.seen >= horizon and not each.done]
 
 
 def drawn(devices: Iterable[str], fleet: FleetSpec, *, seed: int, number: int) -> tuple[str, ...]:
-    """The devices of round `number`, by name: a pure function of the job's seed and of who is there."""
+    """Return the devices of round `number`, by name: a pure function of the seed and of who is there."""
 
     def lot(device: str) -> bytes:
         return hashlib.sha256(f"{seed}:{number}:{device}".encode()).digest()

@@ -30,7 +30,7 @@ SEALED = "sealed"
 
 
 def contribution(memory: BodyTrainer, request: m.Ready) -> bytes:
-    """The bytes that a device's part in the mean is taken from: the same for the same tensors.
+    """Return the bytes that a device's part in the mean is taken from: the same for the same tensors.
 
     Raises DataError for ends that are not those of the job, or not finite.
     """
@@ -49,7 +49,7 @@ def digest_of_contribution(body: bytes) -> str:
 
 
 def checked_ends(job: Job, request: m.Ready) -> dict[str, Tensor]:
-    """The ends that the request carries, by name. Raises DataError."""
+    """Return the ends that the request carries, by name. Raises DataError."""
     fleet = job.spec.fleet
     expected = expected_ends(job) if fleet.averages_ends else {}
     if fleet.seals:
@@ -85,7 +85,7 @@ def _checked_sealed(request: m.Ready, expected: Mapping[str, Tensor]) -> Tensor:
 
 
 def expected_ends(job: Job) -> dict[str, Tensor]:
-    """Tensors of the shapes and types that the ends' weights have, by name; their values mean nothing."""
+    """Return tensors of the ends' shapes and types, by name; their values mean nothing."""
     segments = {"head": job.head} if job.tail is None else {"head": job.head, "tail": job.tail}
     found: dict[str, Tensor] = {}
     for role, segment in segments.items():
@@ -96,7 +96,9 @@ def expected_ends(job: Job) -> dict[str, Tensor]:
 
 
 def _like_of_optimizer(name: str, expected: Mapping[str, Tensor], policy: str) -> Tensor | None:
-    """A tensor of the shape that the optimizer's tensor `name` must have; None where there is no such one."""
+    """Return a tensor of the shape that the optimizer's tensor `name` must have; None where there is no such
+    one.
+    """
     role, _, rest = name.partition("/")
     if policy != "average" or not rest.startswith(OPTIMIZER_PREFIX):
         return None

@@ -45,7 +45,7 @@ class Turn:
     mean: bytes
 
     def logged(self, request: m.Ready) -> tuple[Blob, ...]:
-        """What the log keeps of the step: it does not need the ends that were handed in."""
+        """Return what the log keeps of the step: it does not need the ends that were handed in."""
         return encode(request.model_copy(update={"values": (), "names": ()})), self.about.to_json(), self.mean
 
 
@@ -65,7 +65,7 @@ class RoundTurns:
         """The newest record, and since when this worker knows it."""
 
     def begin(self, request: m.Ready) -> None:
-        """A device is ready. The same request again changes nothing."""
+        """Note that the device is ready. The same request again changes nothing."""
         if self.request is None or self.request.request != request.request:
             self.request, self._handed = request, None
 
@@ -73,7 +73,7 @@ class RoundTurns:
         self.request, self._handed = None, None
 
     def take(self, memory: BodyTrainer) -> Generator[Action, Result, Outcome]:
-        """What the device that waits is answered now. Raises DataError, StoreError."""
+        """Return the answer to the device that waits, as things stand now. Raises DataError, StoreError."""
         request, fleet = self.request, fleet_of(memory)
         assert request is not None
         newest = parsed((yield StoreCall(lambda s: s.fleets.newest_round(fleet))))
@@ -183,7 +183,7 @@ class RoundTurns:
         return RoundRecord.from_json(found)
 
     def _watched(self, newest: RoundRecord | None, memory: BodyTrainer) -> bool:
-        """Whether this worker knows the newest record for long enough to let its deadline pass."""
+        """Return whether this worker knows the newest record for long enough to let its deadline pass."""
         digest, now = "" if newest is None else newest.digest, self._clock()
         if self._seen[0] != digest:
             self._seen = digest, now
@@ -191,12 +191,12 @@ class RoundTurns:
 
 
 def fleet_of(memory: BodyTrainer) -> str:
-    """The name of the session's fleet in the store."""
+    """Return the name of the session's fleet in the store."""
     return f"{memory.job.name}@{memory.job.digest}"
 
 
 def weights_name(number: int, device: str) -> str:
-    """The name of what a device handed in for a round."""
+    """Return the name of what a device handed in for a round."""
     return f"{number}/{device}"
 
 
@@ -205,23 +205,23 @@ def mean_name(number: int) -> str:
 
 
 def parsed(line: bytes | None) -> RoundRecord | None:
-    """The record that the store has, if it has one."""
+    """Return the record that the store has, if it has one."""
     return None if line is None else RoundRecord.from_json(line)
 
 
 def read_members(fleet: str) -> Generator[Action, Result, Members]:
-    """What is known of the fleet's devices."""
+    """Return what is known of the fleet's devices."""
     found = yield StoreCall(lambda s: s.fleets.members(fleet))
     return {device: Member.from_json(about) for device, about in found.items()}
 
 
 async def loss_window(store: Store) -> float:
-    """How long the store may still lose what it has written; 0 where that never ends, as in memory."""
+    """Return how long the store may still lose what it has written; 0 where that never ends, as in memory."""
     return 0.0 if store.loss_window_s == math.inf else store.loss_window_s
 
 
 def mean_of(number: int, fleet: str) -> Generator[Action, Result, bytes]:
-    """The mean of a round as bytes, taken if nobody has yet; empty for round 0.
+    """Return the mean of a round as bytes, taken if nobody has yet; empty for round 0.
 
     It is a pure function of the weights that the round's record names. Raises StoreUnavailable where a
     worker that is further has dropped them meanwhile.
@@ -250,7 +250,7 @@ def mean_of(number: int, fleet: str) -> Generator[Action, Result, bytes]:
 
 
 def record_of(number: int, fleet: str) -> Generator[Action, Result, RoundRecord]:
-    """The record of a round. Raises StoreUnavailable where the store has lost it meanwhile."""
+    """Return the record of a round. Raises StoreUnavailable where the store has lost it meanwhile."""
     records = yield StoreCall(lambda s: s.fleets.rounds(fleet, after=number - 1))
     if not records:
         raise StoreUnavailable(f"fleet {fleet}: the record of round {number} has just gone")
@@ -258,7 +258,7 @@ def record_of(number: int, fleet: str) -> Generator[Action, Result, RoundRecord]
 
 
 def sealed_sum(record: RoundRecord) -> m.SealedSum:
-    """Of whom the sealed sum of that round is."""
+    """Return the devices whose sealed ends the sum of that round has."""
     addends = [
         m.SealedAddend(device=device, nonce=handed.nonce or "", weight=record.weights[device])
         for device, handed in record.participants.items()
@@ -267,7 +267,7 @@ def sealed_sum(record: RoundRecord) -> m.SealedSum:
 
 
 async def read_weights(store: Store, fleet: str, name: str) -> bytes | None:
-    """The weights of that name; None where there are none."""
+    """Return the weights of that name; None where there are none."""
     try:
         return await store.fleets.read_weights(fleet, name)
     except KeyError:
@@ -275,7 +275,9 @@ async def read_weights(store: Store, fleet: str, name: str) -> bytes | None:
 
 
 def mean_bytes(record: RoundRecord, bodies: dict[str, bytes]) -> bytes:
-    """The mean of what the record's participants handed in. Raises StoreError where it is something else."""
+    """Return the mean of what the record's participants handed in. Raises StoreError where it is something
+    else.
+    """
     parts, sealed = {}, list[Tensor]()
     for device, handed in record.participants.items():
         if digest_of_contribution(bodies[device]) != handed.digest:
@@ -305,7 +307,7 @@ def drop_older(fleet: str, number: int, base: int) -> Generator[Action, Result, 
 
 
 def wrong_key_reply(request: m.Ready) -> m.Error:
-    """The device's initial ends are not those of the others."""
+    """Refuse a device whose initial ends are not those of the others."""
     return error_reply(
         request,
         "not-allowed",

@@ -219,9 +219,7 @@ class Ownership:
     # the open step
 
     def begin(self, request: m.Forward | m.Ready) -> Steps:
-        """The memory is about to open the request's micro-batch, or to go on from a mean; the first one
-        begins the step.
-        """
+        """Prepare to open a micro-batch, or to go on from a mean; the first one begins it."""
         self._move(BodyState.FORWARDED)
         if isinstance(request, m.Ready) or request.micro == 0:
             self._oldest_checkpoint, self._step_bytes = request.oldest_checkpoint, 0

@@ -45,7 +45,7 @@ def missing(
 
 
 def of_step(own: Ownership, step: int, result: StepResult) -> tuple[m.Gradient | m.Mean, ...]:
-    """The replies of a committed step, by micro-batch; or the one with the mean that it goes on from."""
+    """Return the replies of a committed step, by micro-batch; or the one with its mean."""
     durable_step = own.durable_step(step)
     if result.mean is not None:
         return (_mean(own, step, result.mean, durable_step=durable_step),)

@@ -206,7 +206,7 @@ class Store(Protocol):
 
     @property
     def fleets(self) -> Fleets:
-        """The rounds of devices that train one model."""
+        """Return the rounds of devices that train one model."""
         ...
 
     @property

@@ -17,11 +17,11 @@ class Fleets(Protocol):
     """Durable state of the fleets in one store."""
 
     async def rounds(self, fleet: str, *, after: int = -1) -> Sequence[bytes]:
-        """The records of the rounds after number `after`, in order."""
+        """Return the records of the rounds after number `after`, in order."""
         ...
 
     async def newest_round(self, fleet: str) -> bytes | None:
-        """The record with the highest number; None before the first."""
+        """Return the record with the highest number; None before the first."""
         ...
 
     async def append_round(
@@ -39,7 +39,7 @@ class Fleets(Protocol):
         ...
 
     async def members(self, fleet: str) -> Mapping[str, bytes]:
-        """What `put_member` was given last, by device."""
+        """Return what `put_member` was given last, by device."""
         ...
 
     async def put_weights(self, fleet: str, name: str, body: Blob, *, digest: str) -> str:
@@ -47,7 +47,7 @@ class Fleets(Protocol):
         ...
 
     async def weights(self, fleet: str) -> Mapping[str, str]:
-        """The digests of all weights that are kept, by name."""
+        """Return the digests of all weights that are kept, by name."""
         ...
 
     async def read_weights(self, fleet: str, name: str) -> bytes:

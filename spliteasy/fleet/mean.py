@@ -41,7 +41,7 @@ def weighted_mean(parts: Mapping[str, Weighted]) -> dict[str, Tensor]:
 
 
 def is_counter(name: str) -> bool:
-    """Whether the tensor of that name counts the optimizer's steps."""
+    """Return whether the tensor of that name counts the optimizer's steps."""
     _, found, path = name.partition(OPTIMIZER_PREFIX)
     return bool(found) and path.rpartition("/")[2] == COUNTER
 

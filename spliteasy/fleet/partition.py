@@ -48,7 +48,7 @@ def parse_partition(text: str) -> Partition:
 def split_indices(
     labels: Sequence[int], devices: int, partition: Partition, *, seed: int, least: int = 1
 ) -> list[list[int]]:
-    """The positions that each device gets: each position once, and at least `least` for each device.
+    """Return the positions that each device gets: each position once, and at least `least` for each device.
 
     A pure function of all of these. Raises UserError where that can't be had.
     """
@@ -87,7 +87,7 @@ def _dirichlet(labels: Places, devices: int, alpha: float, generator: np.random.
 
 
 def _by_classes(labels: Places, devices: int, count: int, generator: np.random.Generator) -> list[Places]:
-    """Each device gets `count` classes in turn; devices that share a class share its samples evenly."""
+    """Give each device `count` classes in turn; devices that share a class share its samples evenly."""
     classes = generator.permutation(np.unique(labels))
     if count > len(classes) or devices * count < len(classes):
         raise UserError(

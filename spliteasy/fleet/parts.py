@@ -14,13 +14,15 @@ RUNNING = "running_mean"
 
 
 def norm_layers(names: Iterable[str]) -> frozenset[str]:
-    """The batch-norm layers that keep running statistics, by their paths, from the names of all tensors."""
+    """Return the batch-norm layers that keep running statistics, by their paths, from the names of all
+    tensors.
+    """
     split = (name.rpartition(".") for name in names)
     return frozenset(layer for layer, _, own in split if own == RUNNING)
 
 
 def is_averaged(name: str, fleet: FleetSpec, norms: frozenset[str]) -> bool:
-    """Whether the mean is taken over that entry of a state (`model/…`, `optimizer/…/…`)."""
+    """Return whether the mean is taken over that entry of a state (`model/…`, `optimizer/…/…`)."""
     if name.startswith(MODEL_PREFIX):
         tensor = name.removeprefix(MODEL_PREFIX)
     elif name.startswith(OPTIMIZER_PREFIX) and fleet.optimizer == "average":
@@ -31,7 +33,9 @@ def is_averaged(name: str, fleet: FleetSpec, norms: frozenset[str]) -> bool:
 
 
 def averaged_part(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor]:
-    """A copy of what of the segment's state goes into the mean. Weights that do not train are left out."""
+    """Return a copy of what of the segment's state goes into the mean. Weights that do not train are left
+    out.
+    """
     state, fixed = trainer.snapshot(), trainer.fixed_names()
     norms = norm_layers(name.removeprefix(MODEL_PREFIX) for name in state)
     return {
@@ -42,14 +46,16 @@ def averaged_part(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor
 
 
 def averaged_end(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor]:
-    """The same of a head or tail: whole numbers can't be sealed, so that these stay the device's own then."""
+    """Return the same of a head or tail: whole numbers can't be sealed, so that these stay the device's own
+    then.
+    """
     part = averaged_part(trainer, fleet)
     return {name: x for name, x in part.items() if x.is_floating_point()} if fleet.seals else part
 
 
 def rebased(state: Mapping[str, Tensor], mean: Mapping[str, Tensor], fleet: FleetSpec) -> dict[str, Tensor]:
-    """The state of a segment that goes on from the mean: what is not averaged stays, but for an optimizer's
-    state that is reset, or that the mean has none of.
+    """Return the state of a segment that goes on from the mean: what is not averaged stays, but for an
+    optimizer's state that is reset, or that the mean has none of.
     """
     norms = norm_layers(name.removeprefix(MODEL_PREFIX) for name in state)
 

@@ -72,7 +72,9 @@ class FleetProgram:
         self._devices = dict(sorted(devices.items()))
 
     def run(self, records: Sequence[RoundRecord]) -> dict[str, State]:
-        """Each device's whole state after its last mean. Raises SplitEasyError if the records do not fit."""
+        """Return each device's whole state after its last mean. Raises SplitEasyError if the records do not
+        fit.
+        """
         theta = self._part(next(iter(self._devices.values())).training)
         for record in records:
             if not record.void and record.number:
@@ -107,7 +109,7 @@ class FleetProgram:
         }
 
     def _of(self, part: Mapping[str, Tensor], *, sealed: bool) -> dict[str, Tensor]:
-        """What of a device's part is sealed, or is not."""
+        """Return what of a device's part is sealed, or is not."""
         return {name: x for name, x in part.items() if (_tensor_of(name) in self._ends) is sealed}
 
     def _train(self, device: PlainDevice, round_: int, theta: Mapping[str, Tensor]) -> None:
@@ -127,11 +129,11 @@ class FleetProgram:
             device.samples += inputs[0].shape[0]
 
     def _own(self, state: State) -> State:
-        """The entries of the segments that are averaged."""
+        """Return the entries of the segments that are averaged."""
         return {name: tensor for name, tensor in state.items() if _tensor_of(name) in self._names}
 
     def _part(self, training: PlainTraining) -> dict[str, Tensor]:
-        """A copy of what goes into the mean."""
+        """Return a copy of what goes into the mean."""
         own, fixed = self._own(training.state()), training.fixed_names()
         norms = norm_layers(name.removeprefix(MODEL_PREFIX) for name in own)
         return {
@@ -144,7 +146,7 @@ class FleetProgram:
 
 
 def _tensor_of(name: str) -> str:
-    """The parameter or buffer that an entry of a state belongs to."""
+    """Return the parameter or buffer that an entry of a state belongs to."""
     if name.startswith(OPTIMIZER_PREFIX):
         return name.removeprefix(OPTIMIZER_PREFIX).rpartition("/")[0]
     return name.removeprefix(MODEL_PREFIX)

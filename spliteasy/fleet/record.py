@@ -64,7 +64,7 @@ class RoundRecord(_Part):
 
     @property
     def void(self) -> bool:
-        """Whether too few devices handed in, so that nothing moves."""
+        """Return whether too few devices handed in, so that nothing moves."""
         return self.base != self.number
 
     def to_json(self) -> bytes:

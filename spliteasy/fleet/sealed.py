@@ -50,13 +50,15 @@ class SealedPart:
 
 
 def fraction_bits(spec: JobSpec, devices: int) -> int:
-    """How many bits behind the point a round of so many devices has: the same on all of them."""
+    """Return how many bits behind the point a round of so many devices has: the same on all of them."""
     most = spec.fleet.most_weight(spec.batch_size)
     return SUM_BITS - RANGE_BITS - (most - 1).bit_length() - (max(devices, 1) - 1).bit_length()
 
 
 def fixed_point(tensors: Mapping[str, Tensor], weight: int, *, bits: int) -> NDArray[np.int64]:
-    """All elements times `weight`, by the tensors' names, as whole numbers of 2^-bits. Raises DataError."""
+    """Return all elements times `weight`, by the tensors' names, as whole numbers of 2^-bits. Raises
+    DataError.
+    """
     flat = []
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().to(torch.float64).reshape(-1).numpy()
@@ -70,7 +72,7 @@ def fixed_point(tensors: Mapping[str, Tensor], weight: int, *, bits: int) -> NDA
 
 
 def seal(tensors: Mapping[str, Tensor], part: SealedPart, *, key: Key, round_: int, bits: int) -> Tensor:
-    """What the device hands in: one int64 number an element, and the known words. Raises DataError."""
+    """Return what the device hands in: one int64 number an element, and the known words. Raises DataError."""
     plain = fixed_point(tensors, part.weight, bits=bits).view(np.uint64)
     words = np.concatenate([plain, _known(key, part, round_)])
     return torch.from_numpy((words + _pad(key, part, round_, len(words))).view(np.int64))
@@ -85,7 +87,7 @@ def unseal(
     round_: int,
     bits: int,
 ) -> dict[str, Tensor]:
-    """The mean of what these devices sealed, in the shapes and types of `like`. Raises WrongSum."""
+    """Return the mean of what these devices sealed, in the shapes and types of `like`. Raises WrongSum."""
     words = total.numpy().view(np.uint64).copy()
     if len(words) != sum(tensor.numel() for tensor in like.values()) + CHECK_WORDS:
         raise WrongSum("the worker sent a sum of another length than this device's head and tail have")
@@ -106,7 +108,9 @@ def unseal(
 def mean_of_sum(
     total: NDArray[np.int64], weight: int, like: Mapping[str, Tensor], *, bits: int
 ) -> dict[str, Tensor]:
-    """The tensors that a sum of fixed-point numbers stands for: rounded to float64, divided, then cast."""
+    """Return the tensors that a sum of fixed-point numbers stands for: rounded to float64, divided, then
+    cast.
+    """
     values = total.astype(np.float64) / (weight * 2.0**bits)
     mean, start = {}, 0
     for name, tensor in sorted(like.items()):
@@ -117,7 +121,7 @@ def mean_of_sum(
 
 
 def fixed_mean(parts: Mapping[str, tuple[int, Mapping[str, Tensor]]], *, bits: int) -> dict[str, Tensor]:
-    """The plain integer program: the mean that sealing has to equal bit for bit."""
+    """Return the plain integer program: the mean that sealing has to equal bit for bit."""
     found = [parts[device] for device in sorted(parts)]
     total = sum(
         (fixed_point(x, n, bits=bits) for n, x in found[1:]), fixed_point(found[0][1], found[0][0], bits=bits)
@@ -126,7 +130,7 @@ def fixed_mean(parts: Mapping[str, tuple[int, Mapping[str, Tensor]]], *, bits: i
 
 
 def added_up(sealed: Sequence[Tensor]) -> Tensor:
-    """The sum of what devices sealed, modulo 2^64."""
+    """Return the sum of what devices sealed, modulo 2^64."""
     words = np.stack([each.numpy().view(np.uint64) for each in sealed])
     return torch.from_numpy(words.sum(axis=0, dtype=np.uint64).view(np.int64))
 

@@ -560,26 +560,26 @@ class FleetSpec(Section):
 
     @property
     def averages(self) -> bool:
-        """Whether there are rounds at all."""
+        """Return whether there are rounds at all."""
         return self.mode == "splitfed"
 
     @property
     def epochs_per_round(self) -> int | None:
-        """Passes over a device's own data between two means; None where a round is a number of steps."""
+        """Return the passes over its data that a device makes in a round; None if it counts steps."""
         return None if self.round_steps is not None else self.round_epochs or 1
 
     @property
     def averages_ends(self) -> bool:
-        """Whether head and tail leave the devices for the mean."""
+        """Return whether head and tail leave the devices for the mean."""
         return self.averages and self.ends == "average"
 
     @property
     def seals(self) -> bool:
-        """Whether head and tail leave the devices so that only devices can read them."""
+        """Return whether head and tail leave the devices so that only devices can read them."""
         return self.averages_ends and self.aggregate != "plain"
 
     def most_weight(self, batch_size: int) -> int:
-        """The most that a device can count for in a mean."""
+        """Return the most that a device can count for in a mean."""
         if self.weights == "equal":
             return 1
         if self.max_samples is not None:

@@ -132,7 +132,7 @@ class PlainTraining:
         return state
 
     def fixed_names(self) -> frozenset[str]:
-        """The weights that training does not change, under the original model's names."""
+        """Return the weights that training does not change, under the original model's names."""
         return frozenset(name for name, parameter in self._named.items() if not parameter.requires_grad)
 
     @torch.no_grad()

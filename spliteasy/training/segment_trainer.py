@@ -88,7 +88,7 @@ class SegmentTrainer:
 
     @property
     def taken(self) -> int:
-        """Optimizer steps taken: what batches, schedule and random layers follow."""
+        """Return how many optimizer steps were taken: what batches, schedule and random layers follow."""
         return self.step - self.rebases
 
     @property
@@ -199,7 +199,7 @@ class SegmentTrainer:
         self.step, self.rebases = step, rebases
 
     def fixed_names(self) -> frozenset[str]:
-        """The weights that training does not change, by their names in `state`."""
+        """Return the weights that training does not change, by their names in `state`."""
         return frozenset(MODEL_PREFIX + name for name, p in self._parameters.items() if not p.requires_grad)
 
     def abort(self) -> None:

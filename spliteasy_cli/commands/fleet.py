@@ -35,14 +35,14 @@ class FleetView:
     now: float
 
     def mean_of(self, record: RoundRecord) -> str | None:
-        """The digest of the mean that everybody goes on from after the round; None: the initial model, or it
-        was not taken yet.
+        """Return the digest of the mean that everybody goes on from after the round; None: the initial model,
+        or it was not taken yet.
         """
         later = next((each for each in self.records if each.number == record.number + 1), None)
         return later.mean_before if later is not None else self.means.get(record.base)
 
     def devices(self) -> list[dict[str, Any]]:
-        """What each device is at, in the round under way."""
+        """Return what each device is at, in the round under way."""
         newest = self.records[-1] if self.records else None
         cohort = set(newest.cohort) if newest is not None else set()
         return [
@@ -89,7 +89,9 @@ async def _view(job: str, store: str | None) -> FleetView:
 
 
 async def read_fleet(store: Store, job: str) -> FleetView:
-    """What the store has of the fleet of a job. Raises UserError where there is no such job with rounds."""
+    """Return what the store has of the fleet of a job. Raises UserError where there is no such job with
+    rounds.
+    """
     from spliteasy.fleet.record import Member, RoundRecord
     from spliteasy.job.spec import JobSpec
 
@@ -113,7 +115,7 @@ async def read_fleet(store: Store, job: str) -> FleetView:
 
 
 def as_object(view: FleetView) -> dict[str, Any]:
-    """The fleet for `--json`."""
+    """Return the fleet for `--json`."""
     return {
         "fleet": view.name,
         "round": view.records[-1].number + 1 if view.records else 0,

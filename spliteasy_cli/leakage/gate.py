@@ -136,7 +136,8 @@ async def measure(
 
 
 def _alone(spec: JobSpec) -> JobSpec:
-    """The job as one device of a fleet trains it: an adversary sees the same kinds of messages of each.
+    """Return the job as one device of a fleet trains it: an adversary sees the same kinds of messages of
+    each.
 
     Where the ends leave the devices in the open, everybody on the way has them at each round, as they have
     public ones from the beginning.

@@ -39,7 +39,7 @@ def write_fleet_key(file: Path) -> None:
 
 
 def read_fleet_key(file: Path) -> bytes:
-    """The key in the file. Raises UserError, which never repeats what the file says."""
+    """Return the key in the file. Raises UserError, which never repeats what the file says."""
     from spliteasy_cli.support.enrolment import is_private
 
     try:
@@ -59,7 +59,9 @@ def read_fleet_key(file: Path) -> bytes:
 
 
 def own_fleet_key(folder: Path, secret: bytes | None) -> bytes:
-    """The key of a fleet whose devices are all in this process: of a fixed secret, or kept in `folder`."""
+    """Return the key of a fleet whose devices are all in this process: of a fixed secret, or kept in
+    `folder`.
+    """
     if secret is not None:
         from spliteasy.runtime.randomness import Key
 

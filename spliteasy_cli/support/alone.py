@@ -32,7 +32,7 @@ EVALUATIONS = 6
 async def accuracies_alone(
     job: Job, root: Path, configs: Sequence[AgentConfig], stop: asyncio.Event
 ) -> dict[str, Points]:
-    """The accuracy of each device that trains alone, as it goes; none where that can't be measured.
+    """Return the accuracy of each device that trains alone, as it goes; none where that can't be measured.
 
     Runs the user's model code. Raises UserError where it was stopped.
     """
@@ -70,7 +70,7 @@ def _alone(job: Job, root: Path, config: AgentConfig, stopped: Callable[[], bool
 
 @torch.no_grad()
 def _accuracy(job: Job, model: torch.nn.Module, tests: EvaluationBatches, step: int) -> float | None:
-    """The share of predictions that are right; None where the job has no such thing."""
+    """Return the share of predictions that are right; None where the job has no such thing."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     right = counted = 0

@@ -206,7 +206,7 @@ async def _train_member(config: AgentConfig, connect: Connect, stop: asyncio.Eve
 def run_plain_program(
     plan: ParityPlan, members: Sequence[_TrainedMember], records: Sequence[RoundRecord]
 ) -> dict[str, State]:
-    """What the devices end with in one process. Runs the user's model code."""
+    """Return what the devices end with in one process. Runs the user's model code."""
     devices = {
         config.device: PlainDevice(plain_training(plan, config), batches, member.stints)
         for config, batches, member in zip(plan.configs, plan.batches, members, strict=True)
@@ -244,7 +244,7 @@ async def train_split(
 async def _served(
     plan: ParityPlan, broker: str | None, store: str | None, keys: StoreKeys, workers: int | None
 ) -> AsyncIterator[tuple[Store, ConnectAs]]:
-    """A store that has the job and nothing of an earlier comparison, and workers that serve it."""
+    """Return a store that has the job and nothing of an earlier comparison, and workers that serve it."""
     connect_as = async_connect(MemoryBroker()) if broker is None else _anyhow(partial(connect, broker))
     opened = await open_store(store or f"sqlite:///{plan.folder / STORE_FILE}", keys)
     try:
@@ -283,7 +283,7 @@ async def _train_device(
 
 
 def half_of(trainer: DeviceTrainer) -> State:
-    """The state of head and tail, under the original model's names."""
+    """Return the state of head and tail, under the original model's names."""
     return {name.removeprefix(HEAD).removeprefix(TAIL): tensor for name, tensor in trainer.state().items()}
 
 
@@ -342,7 +342,7 @@ def compare_one(
 
 
 def plain_training(plan: ParityPlan, config: AgentConfig) -> PlainTraining:
-    """The user's model at step 0, with the device's own ends. Runs the user's model code."""
+    """Return the user's model at step 0, with the device's own ends. Runs the user's model code."""
     device, key = config.device, key_of(config, plan.job)
     with StateFolder(config.state) as state:
         ends = initial_ends(plan.job, state, key, refuse_public=False)
@@ -353,7 +353,7 @@ def plain_training(plan: ParityPlan, config: AgentConfig) -> PlainTraining:
 
 
 def compared(device: str, step: int, split: State, plain: State) -> Comparison:
-    """How far the split training is from the plain one."""
+    """Return how far the split training is from the plain one."""
     differences = {
         name: difference(split[name], plain[name]) if name in split and name in plain else float("inf")
         for name in {*split, *plain}

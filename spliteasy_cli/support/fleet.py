@@ -16,7 +16,7 @@ from spliteasy.runtime.randomness import KEY_BYTES, Key
 
 
 def fleet_name(job: Job) -> str:
-    """How the store names the fleet of a job's version."""
+    """Return how the store names the fleet of a job's version."""
     return f"{job.name}@{job.digest}"
 
 

@@ -27,7 +27,7 @@ from spliteasy.runtime.randomness import KEY_BYTES, Key
 def partitioned(
     configs: Sequence[AgentConfig], job: Job, root: Path, partition: Partition
 ) -> list[AgentConfig]:
-    """The same devices with parts of all their data. Runs the user's data code. Raises UserError."""
+    """Return the same devices with parts of all their data. Runs the user's data code. Raises UserError."""
     loaded = [
         load_dataset(config.data, config.device, job.signature, root=root, recipe=job.spec.data)
         for config in (configs if _is_by_device(configs[0].data, root) else configs[:1])
@@ -45,7 +45,7 @@ def partitioned(
 
 
 def _is_by_device(reference: str | DeviceData, root: Path) -> bool:
-    """Whether each device has data of its own: a function that is called with the device's name."""
+    """Return whether each device has data of its own: a function that is called with the device's name."""
     if isinstance(reference, DeviceData) or ":" not in reference:
         return False
     return takes_device(user_code.resolve(reference, root=root, what="--data", error=DataError), reference)
@@ -59,7 +59,7 @@ def _fingerprint(dataset: Dataset[Any], job: Job) -> str:
 
 
 def _labels_of(whole: Dataset[Any]) -> list[int]:
-    """The class of each sample: the item's only target, a whole number. Raises DataError."""
+    """Return the class of each sample: the item's only target, a whole number. Raises DataError."""
     labels = []
     for index in range(len(whole)):  # type: ignore[arg-type]
         item = whole[index]

@@ -109,7 +109,7 @@ class SqliteFleets:
 
 
 def _newest(db: sqlite3.Connection, fleet: str) -> tuple[int, bytes | None]:
-    """The highest number and its record; (-1, None) where there is none."""
+    """Return the highest number and its record; (-1, None) where there is none."""
     query = "SELECT number, record FROM rounds WHERE fleet = ? ORDER BY number DESC LIMIT 1"
     row: tuple[Any, Any] | None = db.execute(query, (fleet,)).fetchone()
     return (-1, None) if row is None else (row[0], row[1])
