@@ -13,7 +13,7 @@ from device_agent.session import events as e
 from device_agent.session.events import Action, Timer
 from device_agent.session.plan import SessionPlan
 
-LEAST_RETRY_S = 0.25
+LEAST_RETRY_S = 0.05
 MAX_REASONS = 8
 """Different reasons to wait that are told of one request: a worker must not fill a log with them."""
 

@@ -26,7 +26,7 @@ from spliteasy.fleet.record import HandedIn, Member, RoundRecord
 from spliteasy.fleet.sealed import added_up
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 
-LEAST_WAIT_S, MOST_WAIT_S = 0.25, 5.0
+LEAST_WAIT_S, MOST_WAIT_S = 0.05, 5.0
 """A device asks again after a tenth of the time that the round has lasted, within these limits."""
 GRACE_S = 10.0
 """A worker lets no deadline pass that it has not watched for so long (or a quarter of it, if that is
