@@ -152,7 +152,7 @@ class DeviceTrainer:
     round_samples: int = 0
     """Samples that were trained on in this round."""
     round_drawn: int = 0
-    """How many devices were drawn for this round."""
+    """The number of devices drawn for this round."""
     fleet_key: str | None = None
     """The name of the key that the initial ends were drawn from, where devices share one."""
     device: str = ""
