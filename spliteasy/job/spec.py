@@ -510,8 +510,8 @@ class FleetSpec(Section):
     norm: Annotated[str, _only("average", "local")] = "average"
     """"local" (FedBN): batch norm, with its weights and running statistics, stays each device's own."""
     aggregate: Annotated[str, _only("plain", "sealed")] | None = None
-    """Averaged ends leave a device "sealed", the default, so that broker, store and worker can't read them, or
-    "plain", in the open (with `share_ends`)."""
+    """Averaged ends leave a device "sealed", the default, so that only devices can read them, or "plain", in
+    the open (with `share_ends`)."""
     max_samples: Annotated[int, Field(ge=1, le=MAX_ROUND_SAMPLES)] | None = None
     """The most samples that a device may have trained on in a round."""
     max_norm: Positive = 1e6
