@@ -7,13 +7,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, repeat
 from typing import Any, Protocol
 
 import structlog
 
 from broker.protocol import messages as m
-from broker.protocol.frames import in_ranges
 from server_worker import metrics
 from server_worker.job_cache import JobCache
 from server_worker.session.actions import (
@@ -68,7 +66,7 @@ class Incoming:
     raw: bytes | memoryview
     reply_to: str
     chunk_bytes: int
-    """The size of its chunks; the reply is cut no coarser."""
+    """The size at which the device cuts frames: its reply is cut no coarser."""
     again: bool
     """It was delivered before, to a worker that did not finish it."""
     arrived_s: float
@@ -76,15 +74,6 @@ class Incoming:
     finish: Callable[[str | None], Awaitable[None]]
     """This is called once the request was served: it acknowledges the request or, with a reason, moves it to
     the dead queue."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """The frames that the device has of a reply that was cut off."""
-
-    frames: frozenset[int]
-    chunk_bytes: int | None
-    """The chunk size in which the frames are counted; None is the worker's own."""
 
 
 class ActorHost(Protocol):
@@ -98,7 +87,12 @@ class ActorHost(Protocol):
     clock: Callable[[], float]
 
     async def send(
-        self, reply_to: str, reply: m.Message, partial: Mapping[str, Arrived] = ..., *, chunk_bytes: int = ...
+        self,
+        reply_to: str,
+        reply: m.Message,
+        partial: Mapping[str, m.Ranges] = ...,
+        *,
+        chunk_bytes: int = ...,
     ) -> None:
         """Send a reply; a lost one is asked for again, so that it never raises for the link."""
         ...
@@ -130,8 +124,8 @@ class SessionActor:
         self._chunk_bytes = 0
         """The chunk size of the request that is being served."""
         self._poison: str | None = None
-        """Why the current request can never be served."""
-        self._partial: Mapping[str, Arrived] = {}
+        """Why the request at hand can never be served."""
+        self._partial: Mapping[str, m.Ranges] = {}
         self._sends: list[asyncio.Task[None]] = []
         """The sends of the request that is being served."""
         self._spans: RequestSpans | None = None
@@ -163,9 +157,7 @@ class SessionActor:
         self._reply_to = incoming.reply_to
         request = incoming.request
         if isinstance(request, m.Ask):
-            frames = map(in_ranges, request.partial_frames)
-            arrived = map(Arrived, frames, chain(request.partial_chunks, repeat(None)))
-            self._partial = dict(zip(request.partial, arrived, strict=False))
+            self._partial = dict(zip(request.partial, request.partial_ranges, strict=False))
         if isinstance(request, m.Ask) and self._is_at(request):
             working = m.Working(
                 session=request.session, answers=request.request, attempt=request.attempt, step=request.step
@@ -274,7 +266,7 @@ class SessionActor:
         self,
         reply: m.Reply | m.Receipt,
         reply_to: str,
-        partial: Mapping[str, Arrived],
+        partial: Mapping[str, m.Ranges],
         chunk_bytes: int,
         spans: RequestSpans | None = None,
     ) -> None:

@@ -34,11 +34,11 @@ from spliteasy.job import Job
 from spliteasy.job.io_schema import dtype_name
 from spliteasy.job.micro_batches import micro_sizes, share_of
 from spliteasy.training.digest import digest_of
+from spliteasy.training.private_trainer import BodyNoise, PrivateTrainer, from_the_device, segment_trainer
 from spliteasy.training.segment_trainer import (
     Gradients,
     NotFinite,
     OpenForward,
-    SegmentTrainer,
     all_finite,
     backward_from,
     detached,
@@ -144,7 +144,7 @@ class BodyTrainer:
         device = session.partition(".")[2]
         self.job = job
         self.session = session
-        self.trainer = SegmentTrainer(job.body.spawn(), job.spec, device=device, role="body")
+        self.trainer = segment_trainer(job.body.spawn(), job.spec, device=device, role="body")
         self._forwards: list[str] = []
         """The FORWARDs of the open step, by their ids."""
         self._open: dict[int, _Open] = {}
@@ -348,6 +348,13 @@ class BodyTrainer:
                 raise OutputsMismatch(self.session, request.step, device=request.outputs, own=own)
         arrived = unpack(m.packed_in(request), expected_like(outputs), codecs=self._codecs["gradients"])
         gradients = check_gradients(arrived, outputs)
+        if isinstance(self.trainer, PrivateTrainer):
+            if request.noise is None or request.noise_multiplier is None:
+                raise DataError(
+                    f"a BACKWARD of {request.job} came without noise, and the job trains by DP-SGD"
+                )
+            noise = BodyNoise(request.noise, request.noise_multiplier)
+            self.trainer.give_noise(from_the_device(noise), noise.multiplier)
         return self._close(
             request.request, self.trainer.backward(opened.graph, gradients), None, codec=request.reply_codec
         )
