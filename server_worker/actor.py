@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, repeat
 from typing import Any, Protocol
 
@@ -15,20 +16,10 @@ import structlog
 from broker.protocol import messages as m
 from broker.protocol.frames import in_ranges
 from server_worker import metrics
+from server_worker.action import Action, Steps
+from server_worker.engine.base import Engine, EngineRequest
 from server_worker.job_cache import JobCache
-from server_worker.session.actions import (
-    Action,
-    Background,
-    Begin,
-    Committed,
-    Compute,
-    Finish,
-    Loaded,
-    LoadJob,
-    Send,
-    Steps,
-    StoreCall,
-)
+from server_worker.session.actions import Begin, Committed, Finish, Loaded, LoadJob, Send, StoreAction
 from server_worker.session.machine import WorkerSession
 from server_worker.session.refusals import deadly_reply, error_reply
 from server_worker.spans import RequestSpans, spans_of
@@ -37,7 +28,6 @@ from spliteasy.errors import KeyMissing, NeedsNewer, SplitEasyError, UnlikeWorke
 from spliteasy.job.micro_batches import MAX_MICRO_BATCHES
 from spliteasy.observability.meter import Meter
 from spliteasy.observability.traces import Tracer
-from spliteasy.runtime import torch_thread
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +80,7 @@ class ActorHost(Protocol):
     """What an actor needs of its worker."""
 
     store: Store
-    compute: torch_thread.Compute
+    engine: Engine
     jobs: JobCache
     meter: Meter
     tracer: Tracer | None
@@ -191,7 +181,7 @@ class SessionActor:
         """Save, and drop the memory."""
         await self._between_requests(self.session.park)
 
-    async def _between_requests(self, steps: Callable[[], Steps]) -> None:
+    async def _between_requests(self, steps: Callable[[], Steps[None]]) -> None:
         async with self._gate:
             try:
                 await self._perform_all(steps())
@@ -313,7 +303,7 @@ class SessionActor:
             self._poison = text
             self._begin_to_send(error_reply(request, "internal", text))
 
-    async def _perform_all(self, steps: Steps) -> None:
+    async def _perform_all(self, steps: Steps[None]) -> None:
         try:
             action = next(steps)
             while True:
@@ -331,15 +321,15 @@ class SessionActor:
         finally:
             steps.close()
 
-    async def _perform(self, action: Action) -> Any:
+    async def _perform(self, action: Action[Any]) -> Any:
         host = self._host
         match action:
-            case Compute(run):
-                return await host.compute(run)
-            case StoreCall(call):
-                return await _to_its_end(call(host.store))
+            case EngineRequest():
+                return await host.engine.perform(action)
+            case StoreAction():
+                return await asyncio.shield(self._begun(action))
             case Begin(call):
-                return _begun(call(host.store))
+                return self._begun(call)
             case Finish(handle):
                 return await asyncio.shield(handle)
             case LoadJob(name, digest):
@@ -349,8 +339,6 @@ class SessionActor:
                 if isinstance(reply, m.Error) and reply.code in POISONOUS:
                     self._poison = f"{reply.code}: {reply.message}"
                 return self._begin_to_send(reply)
-            case Background(call, done):
-                return host.background(self._in_background(call, done))
             case Committed(session, step, loss):
                 return host.committed(session, step, loss)
             case Loaded(session, step, replayed, unlike):
@@ -361,23 +349,14 @@ class SessionActor:
                 host.meter.add(metrics.REPLAYED, replayed)
                 return None
 
-    async def _in_background(self, call: Any, done: Callable[[Any], None]) -> None:
-        outcome = None
-        try:
-            outcome = await call(self._host.store)
-        except SplitEasyError as error:
-            log.warning("background write failed", session=self.session.name, error=str(error))
-        finally:
-            done(outcome)
+    def _begun(self, action: StoreAction[Any]) -> asyncio.Future[Any]:
+        """The call as a task that goes on when nobody waits for it: a commit must not stop halfway."""
+        task = asyncio.ensure_future(action.call(self._host.store))
+        task.add_done_callback(partial(_note_failure, self.session.name, action))
+        return task
 
 
-def _begun(call: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
-    """The call as a task that nobody need wait for."""
-    task = asyncio.ensure_future(call)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task
-
-
-async def _to_its_end(call: Coroutine[Any, Any, Any]) -> Any:
-    """Await a store call that goes on when the caller is cancelled: a commit must not stop halfway."""
-    return await asyncio.shield(_begun(call))
+def _note_failure(session: str, action: StoreAction[Any], done: asyncio.Future[Any]) -> None:
+    """Log why a call failed that perhaps nobody waits for any more."""
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.warning("store call failed", session=session, call=type(action).__name__, error=str(error))

@@ -40,6 +40,7 @@ from server_worker.admission.intake import Accepted, AwaitedFrames, Intake
 from server_worker.admission.quotas import OVERHEAD_BYTES, Quotas
 from server_worker.admission.reply_queues import ReplyQueues
 from server_worker.config import Trust, WorkerConfig
+from server_worker.engine.base import Engine
 from server_worker.job_cache import DeviceJobs, JobCache
 from server_worker.loss_log import Losses
 from server_worker.placement.balancer import Balancing
@@ -51,7 +52,6 @@ from server_worker.store import Store
 from spliteasy.errors import LinkError, StoreError, UserError, WireError
 from spliteasy.observability.meter import SILENT, Meter
 from spliteasy.observability.traces import Tracer
-from spliteasy.runtime.torch_thread import Compute
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class Worker:
         *,
         connect: Connect,
         store: Store,
-        compute: Compute,
+        engine: Engine,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         meter: Meter = SILENT,
@@ -83,8 +83,8 @@ class Worker:
         self.tracer = tracer
         self.clock = clock
         self.store = store
-        self.compute = compute
-        self.jobs = JobCache(store, compute, limit=config.jobs)
+        self.engine = engine
+        self.jobs = JobCache(store, engine, limit=config.jobs)
         self._device_jobs = DeviceJobs(store, shards=config.shards)
         self.steps = 0
         self.connected = asyncio.Event()

@@ -12,16 +12,26 @@ add up, and running statistics move, always the same way.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 from broker.protocol import messages as m
+from server_worker.action import Steps
 from server_worker.admission.authorization import may_train
 from server_worker.admission.budget import Budget
-from server_worker.engine.local import BodyTrainer, StepResult
-from server_worker.engine.probe import environment_of
+from server_worker.engine.base import Probe
 from server_worker.loss_log import step_loss
+from server_worker.replica.loaded_body import LoadedBody, StepResult
 from server_worker.session import replies
-from server_worker.session.actions import Action, Committed, Compute, LoadJob, Result, Send, Steps, StoreCall
+from server_worker.session.actions import (
+    CloseSession,
+    Committed,
+    LoadJob,
+    OpenSession,
+    ReadAllowed,
+    ReadNewestVersion,
+    ReadSession,
+    Send,
+)
 from server_worker.session.durability import DurabilityClock
 from server_worker.session.ownership import Ownership, WorkerIdentity, attempt_of
 from server_worker.session.refusals import (
@@ -101,28 +111,29 @@ class WorkerSession:
         """
         self.own.doubted = True
 
-    def handle(self, request: m.AnyRequest, raw: Blob) -> Steps:
+    def handle(self, request: m.AnyRequest, raw: Blob) -> Steps[None]:
         """Serve one request; `raw` is the request as received, for the log. Never raises for a bad one."""
         try:
-            yield from self._dispatch(request, raw)
-        except (DataError, NotFinite) as error:  # the request's fault: the committed step stays good
-            self._abort()
-            yield Send(failure_reply(request, error))
+            try:
+                yield from self._dispatch(request, raw)
+            except (DataError, NotFinite) as error:  # the request's fault: the committed step stays good
+                yield from self._abort()
+                yield from Send(failure_reply(request, error))
         except OutOfMemory as error:
             self.drop()
             self._starved += 1  # a job that is too large must not be tried for ever
-            yield Send(failure_reply(request, error, again=self._starved < STARVED_TRIES))
+            yield from Send(failure_reply(request, error, again=self._starved < STARVED_TRIES))
         except (ReplayMismatch, StoreError, RuntimeError, ValueError, ArithmeticError) as error:
             self.drop()
-            yield Send(failure_reply(request, error))
+            yield from Send(failure_reply(request, error))
         finally:
             self._settle()
 
-    def save(self) -> Steps:
+    def save(self) -> Steps[None]:
         """Write a snapshot of the newest step, so that whoever takes over replays only what comes after."""
         yield from self.own.save()
 
-    def park(self) -> Steps:
+    def park(self) -> Steps[None]:
         """Save, then drop."""
         yield from self.own.save()
         self.drop()
@@ -130,7 +141,7 @@ class WorkerSession:
 
     # requests
 
-    def _dispatch(self, request: m.AnyRequest, raw: Blob) -> Steps:
+    def _dispatch(self, request: m.AnyRequest, raw: Blob) -> Steps[None]:
         match request:
             case m.Open():
                 yield from self._open(request)
@@ -147,32 +158,30 @@ class WorkerSession:
             case m.GetJob():
                 raise AssertionError("GET_JOB is not a session's request")
 
-    def _open(self, request: m.Open) -> Steps:
+    def _open(self, request: m.Open) -> Steps[None]:
         if not (yield from self._allowed(request, request.digest)):
             return
-        job = yield LoadJob(request.job, request.digest)
+        job = yield from LoadJob(request.job, request.digest)
         if job is None:
-            yield Send(unknown_job_reply(request))
+            yield from Send(unknown_job_reply(request))
             return
-        environment = yield Compute(lambda: environment_of(job))
-        stored = yield StoreCall(lambda s: s.session(self.name))
+        environment = yield from Probe(job)
+        stored = yield from ReadSession(self.name)
         if stored is not None and stored.job_digest == request.digest and not request.restart:
             yield from self.own.check_environment(stored)
-        outcome = yield StoreCall(
-            lambda s: s.open_session(
-                self.name,
-                job_digest=request.digest,
-                attempt=attempt_of(request.attempt),
-                held=request.held,
-                worker=self.own.identity.nonce,
-                environment=environment,
-                agent=request.agent or "",
-                total_steps=request.total_steps or 0,
-                restart=request.restart,
-            )
+        outcome = yield from OpenSession(
+            session=self.name,
+            job_digest=request.digest,
+            attempt=attempt_of(request.attempt),
+            held=request.held,
+            worker=self.own.identity.nonce,
+            environment=environment,
+            agent=request.agent or "",
+            total_steps=request.total_steps or 0,
+            restart=request.restart,
         )
         if not isinstance(outcome, Done):
-            yield Send(open_refused(request, outcome))
+            yield from Send(open_refused(request, outcome))
             return
         meta = outcome.meta
         if not self.own.is_under(meta):
@@ -183,11 +192,10 @@ class WorkerSession:
         if self.own.memory is None:
             # Before the answer: what can't be loaded is refused, not opened and then refused.
             yield from self._load(meta, replay_last=False)
-        versions = yield StoreCall(lambda s: s.job_versions())
-        newest = next(iter(versions.get(request.job, ())), None)
-        yield Send(replies.opened(request, meta, durable_step=durable_step, newest=newest))
+        newest = yield from ReadNewestVersion(request.job)
+        yield from Send(replies.opened(request, meta, durable_step=durable_step, newest=newest))
 
-    def _step(self, request: m.Forward | m.Backward, raw: Blob) -> Steps:
+    def _step(self, request: m.Forward | m.Backward, raw: Blob) -> Steps[None]:
         """Compute a request of the open step and all that waited for it; or let it wait for others."""
         memory = yield from self._ready(request)
         if memory is None or (yield from self._answer_again(request, memory)):
@@ -197,59 +205,55 @@ class WorkerSession:
             if (yield from self._held_back(request)):
                 return
             if isinstance(request, m.Forward) and not self._reserve(memory.step_bytes):
-                yield Send(no_memory_reply(request))
+                yield from Send(no_memory_reply(request))
                 return
         if isinstance(request, m.Forward) and memory.forward_id(request.micro) is not None:
-            self._abort()  # the device computed it anew: all begins anew
+            yield from self._abort()  # the device computed it anew: all begins anew
         if isinstance(request, m.Forward) and self.own.log_is_full:
-            yield Send(log_full_reply(request, self.own.log_bytes))
+            yield from Send(log_full_reply(request, self.own.log_bytes))
             return
         if not self._arrivals.add(request, raw, memory.forwarded, memory.returned):
-            yield Send(m.Busy(answers=request.request, retry_after_s=ROOM_RETRY_S, reason=NO_ROOM))
+            yield from Send(m.Busy(answers=request.request, retry_after_s=ROOM_RETRY_S, reason=NO_ROOM))
             return
         while (turn := self._arrivals.take(memory.forwarded, memory.returned)) is not None:
             yield from self._compute(memory, *turn)
         if self._arrivals.holds(request.request):
             yield from self._ask_for(request, (request.kind, request.micro), memory, news=True)
 
-    def _compute(self, memory: BodyTrainer, request: m.Forward | m.Backward, raw: Blob) -> Steps:
+    def _compute(self, memory: LoadedBody, request: m.Forward | m.Backward, raw: Blob) -> Steps[None]:
         """Compute the request whose turn it is; the step's last one commits it."""
         micro = request.micro
-        result: StepResult | None = None
         if isinstance(request, m.Forward):
             yield from self.own.begin(request)
             yield from self.own.log(request.step, micro, raw)
-            yield Compute(lambda: memory.forward(request))
+            result = yield from memory.forward(request)
             if not request.targets:
-                yield Send(replies.forwarded(self.own, memory, request))
+                yield from Send(replies.forwarded(self.own, memory, request))
                 return
-            result = yield Compute(memory.backward_from_loss)
         elif memory.forward_id(micro) != request.forward:
-            yield Send(replies.missing(self.own, request, "FORWARD", micro))
+            yield from Send(replies.missing(self.own, request, "FORWARD", micro))
             return
         else:
             memory.check(request, memoryview(raw).nbytes)
             yield from self.own.log(request.step, memory.micros + micro, raw)
-            result = yield Compute(lambda: memory.backward(request))
+            result = yield from memory.backward(request)
         if result is None:
-            yield Send(replies.early_gradient(self.own, memory, micro))
+            yield from Send(replies.early_gradient(self.own, memory, micro))
         else:
             yield from self._commit(request, memory, result)
 
-    def _ask(self, request: m.Ask) -> Steps:
+    def _ask(self, request: m.Ask) -> Steps[None]:
         memory = yield from self._ready(request)
         if memory is None or (yield from self._answer_again(request, memory)):
             return
         if self._begins(request, memory) and (yield from self._held_back(request)):
             return
         if memory.forward_id(request.micro) not in (None, request.forward):
-            yield Send(replies.missing(self.own, request, "FORWARD", request.micro))
+            yield from Send(replies.missing(self.own, request, "FORWARD", request.micro))
         else:
             yield from self._ask_for(request, (request.about_kind, request.micro), memory)
 
-    def _answer_again(
-        self, request: m.Forward | m.Backward | m.Ask, memory: BodyTrainer
-    ) -> Generator[Action, Result, bool]:
+    def _answer_again(self, request: m.Forward | m.Backward | m.Ask, memory: LoadedBody) -> Steps[bool]:
         """Repeat the answer to a request (or to what an ASK is about) that was computed; whether it was."""
         micro = request.micro
         if micro >= memory.job.spec.micro_batches:
@@ -257,94 +261,88 @@ class WorkerSession:
         if request.step == memory.step:
             if micro >= len(self._gradients):
                 raise DataError(f"step {request.step} has no micro-batch {micro}")
-            yield Send(self._gradients[micro])
+            yield from Send(self._gradients[micro])
             return True
         forward = request.request if isinstance(request, m.Forward) else request.forward
         if memory.forward_id(micro) != forward:
             return False
         if micro < memory.returned:
-            yield Send(replies.early_gradient(self.own, memory, micro))
+            yield from Send(replies.early_gradient(self.own, memory, micro))
             return True
         if isinstance(request, m.Forward) or (isinstance(request, m.Ask) and request.about_kind == "FORWARD"):
-            yield Send(replies.forwarded(self.own, memory, request))
+            yield from Send(replies.forwarded(self.own, memory, request))
             return True
         return False
 
     def _ask_for(
-        self, request: m.SessionRequest, place: PartKey, memory: BodyTrainer, *, news: bool = False
-    ) -> Steps:
+        self, request: m.SessionRequest, place: PartKey, memory: LoadedBody, *, news: bool = False
+    ) -> Steps[None]:
         """Say what is absent for `place` to be computed."""
         for kind, micro in self._arrivals.absent(place, memory.forwarded, memory.returned, news=news):
-            yield Send(replies.missing(self.own, request, kind, micro))
+            yield from Send(replies.missing(self.own, request, kind, micro))
 
-    def _begins(self, request: m.Forward | m.Backward | m.Ask, memory: BodyTrainer) -> bool:
+    def _begins(self, request: m.Forward | m.Backward | m.Ask, memory: LoadedBody) -> bool:
         """Whether the request is of a step of which nothing was computed here, or which begins anew."""
         forward = request.request if isinstance(request, m.Forward) else request.forward
         return not memory.forwarded or memory.forward_id(request.micro) not in (None, forward)
 
-    def _held_back(self, request: m.SessionRequest) -> Generator[Action, Result, bool]:
+    def _held_back(self, request: m.SessionRequest) -> Steps[bool]:
         """Whether no step may begin now; the device was told so then."""
         own = self.own
         if own.paused:
-            meta = yield StoreCall(lambda s: s.session(self.name))
+            meta = yield from ReadSession(self.name)
             own.paused = meta is not None and meta.paused
         if own.paused:
-            yield Send(paused_reply(request))
+            yield from Send(paused_reply(request))
         return own.paused
 
-    def _eval(self, request: m.Eval) -> Steps:
+    def _eval(self, request: m.Eval) -> Steps[None]:
         memory = yield from self._ready(request, exact=True)
         if memory is not None:
             memory.check(request, 0)
             if not self._reserve(memory.open_bytes + memory.eval_bytes):
-                yield Send(no_memory_reply(request))
+                yield from Send(no_memory_reply(request))
                 return
-            outputs = yield Compute(lambda: memory.evaluate(request))
-            yield Send(replies.evaluated(self.own, memory, request, outputs))
+            outputs = yield from memory.evaluate(request)
+            yield from Send(replies.evaluated(self.own, memory, request, outputs))
 
-    def _get_body(self, request: m.GetBody) -> Steps:
+    def _get_body(self, request: m.GetBody) -> Steps[None]:
         memory = yield from self._ready(request, exact=True)
         if memory is None:
             return
         if not memory.job.spec.share_body:
-            yield Send(body_not_shared_reply(request))
+            yield from Send(body_not_shared_reply(request))
             return
-        tensors = yield Compute(
-            lambda: {name: tensor.clone() for name, tensor in memory.trainer.segment.state_dict().items()}
-        )
-        yield Send(replies.body(self.own, memory, request, tensors))
+        yield from Send(replies.body(self.own, memory, request, (yield from memory.weights())))
 
-    def _close(self, request: m.Close) -> Steps:
+    def _close(self, request: m.Close) -> Steps[None]:
         memory = yield from self._ready(request, exact=True)
         if memory is None:
             return
         yield from self.own.save()
         attempt, owner = self.own.live
-        outcome = yield StoreCall(lambda s: s.close_session(self.name, attempt=attempt, owner=owner))
+        outcome = yield from CloseSession(self.name, attempt, owner)
         if not isinstance(outcome, Done):
             self.drop()
         elif outcome.meta.committed != memory.step:
             self.drop()
-            yield Send(reopen_reply(request, f"the store went back to step {outcome.meta.committed}"))
+            yield from Send(reopen_reply(request, f"the store went back to step {outcome.meta.committed}"))
         elif self.own.durable_step(memory.step) < memory.step:
             # The device may leave for good after CLOSED: not before the store can't lose the last step.
-            yield Send(m.Busy(answers=request.request, retry_after_s=CLOSE_RETRY_S, reason=NOT_DURABLE))
+            yield from Send(m.Busy(answers=request.request, retry_after_s=CLOSE_RETRY_S, reason=NOT_DURABLE))
         else:
-            yield Send(replies.closed(self.own, memory, request))
+            yield from Send(replies.closed(self.own, memory, request))
 
     # may it, and is it here
 
-    def _allowed(self, request: m.Open | m.SessionRequest, digest: str) -> Generator[Action, Result, bool]:
+    def _allowed(self, request: m.Open | m.SessionRequest, digest: str) -> Steps[bool]:
         """Whether the device may train that version of the job; it was told so where it may not."""
-        allowed = yield StoreCall(lambda s: s.allowed([request.device]))
-        if may_train(allowed.get(request.device), request.job, digest):
+        if may_train((yield from ReadAllowed(request.device)), request.job, digest):
             return True
-        yield Send(not_allowed_reply(request, digest))
+        yield from Send(not_allowed_reply(request, digest))
         return False
 
-    def _ready(
-        self, request: m.SessionRequest, *, exact: bool = False
-    ) -> Generator[Action, Result, BodyTrainer | None]:
+    def _ready(self, request: m.SessionRequest, *, exact: bool = False) -> Steps[LoadedBody | None]:
         """Memory at the request's step or the one before, owned under its attempt.
 
         None: the request was answered, or is so old that nobody waits for an answer.
@@ -360,32 +358,32 @@ class WorkerSession:
         if fits and not own.doubted:
             return own.memory
         if not fits:
-            stored = yield StoreCall(lambda s: s.session(self.name))
-            if stored is not None and stored.attempt == attempt:
-                yield from own.check_environment(stored)  # before anything of another's is taken
+            found = yield from ReadSession(self.name)
+            if found is not None and found.attempt == attempt:
+                yield from own.check_environment(found)  # before anything of another's is taken
         outcome = yield from own.claim(attempt, request.step)
         match outcome:
             case Done(meta=meta):
                 if not (yield from self._allowed(request, meta.job_digest)):
                     return None
                 if request.step - meta.committed not in steps:
-                    yield Send(reopen_reply(request, f"the session is at step {meta.committed}"))
+                    yield from Send(reopen_reply(request, f"the session is at step {meta.committed}"))
                     return None
                 if fits and own.trusts_again(meta):
                     return own.memory
                 yield from self._load(meta, replay_last=request.step == meta.committed and not exact)
                 return own.memory
             case StaleAttempt(stored=stored):
-                yield Send(stale_reply(request, stored))
+                yield from Send(stale_reply(request, stored))
             case StepBehind(committed=committed) if committed < request.step:
-                yield Send(reopen_reply(request, f"the store is at step {committed}"))
+                yield from Send(reopen_reply(request, f"the store is at step {committed}"))
             case StepBehind():
                 pass  # a late duplicate: the device has moved on
             case UnknownSession():
-                yield Send(reopen_reply(request, "the store does not know the session"))
+                yield from Send(reopen_reply(request, "the store does not know the session"))
         return None
 
-    def _load(self, meta: SessionMeta, *, replay_last: bool) -> Steps:
+    def _load(self, meta: SessionMeta, *, replay_last: bool) -> Steps[None]:
         self.drop()
         result = yield from self.own.load(meta, replay_last=replay_last)
         if result is not None:
@@ -393,20 +391,20 @@ class WorkerSession:
 
     # the commit
 
-    def _commit(self, request: m.Forward | m.Backward, memory: BodyTrainer, result: StepResult) -> Steps:
+    def _commit(self, request: m.Forward | m.Backward, memory: LoadedBody, result: StepResult) -> Steps[None]:
         """Commit the step that memory has taken, reply. Anything but Done throws the memory away."""
         requests = len(result.micros) * (1 if isinstance(request, m.Forward) else 2)
         outcome = yield from self.own.commit(request.step, result.digest, requests=requests)
         if not isinstance(outcome, Done):
             self.drop()
             if isinstance(outcome, StaleAttempt):
-                yield Send(stale_reply(request, outcome.stored))
+                yield from Send(stale_reply(request, outcome.stored))
             return  # a rival owns the session and serves it: nothing of ours took effect
         self._arrivals.clear()
         self._starved = 0
-        yield Committed(self.name, request.step, step_loss(request, memory, result))
+        yield from Committed(self.name, request.step, step_loss(request, memory, result))
         self._gradients = replies.gradients(self.own, request.step, result)
-        yield Send(self._gradients[request.micro])
+        yield from Send(self._gradients[request.micro])
         yield from self.own.snapshot_if_due()
 
     def _reserve(self, nbytes: int) -> bool:
@@ -424,6 +422,6 @@ class WorkerSession:
         self._budget.give_back(self._reserved - used)
         self._reserved = used
 
-    def _abort(self) -> None:
+    def _abort(self) -> Steps[None]:
         self._arrivals.clear()
-        self.own.abort()
+        yield from self.own.abort()

@@ -10,28 +10,29 @@ the next request loads it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
 from broker.protocol import messages as m
-from server_worker.engine.local import BodyTrainer, StepResult
-from server_worker.engine.probe import alike, environment_of
+from server_worker.action import Steps
+from server_worker.engine.base import Probe
+from server_worker.engine.probe import alike
+from server_worker.replica.loaded_body import LoadedBody, StepResult, open_body
 from server_worker.session.actions import (
-    Action,
     Begin,
-    Compute,
+    ClaimSession,
+    CommitStep,
     Finish,
     Handle,
     Loaded,
     LoadJob,
-    Result,
-    Steps,
-    StoreCall,
+    PutRequest,
+    ReadEntries,
+    ReadSnapshot,
 )
 from server_worker.session.durability import DurabilityClock
-from server_worker.session.log_reader import read_entries, read_snapshot
 from server_worker.session.snapshots import Snapshots
 from server_worker.store import Attempt, Blob, ClaimOutcome, CommitOutcome, Done, Owner, SessionMeta
 from spliteasy.errors import StoreError, UnlikeWorker
@@ -77,7 +78,7 @@ class Ownership:
         self.state = BodyState.COLD
         self.owner: Owner | None = None
         self.attempt: Attempt | None = None
-        self.memory: BodyTrainer | None = None
+        self.memory: LoadedBody | None = None
         self.snapshots = Snapshots(session, clock)
         self.paused = False
         """As the store said last: with each commit, load and open."""
@@ -91,7 +92,7 @@ class Ownership:
         """Of the device, when the open step began."""
         self._step_bytes = 0
         """Of the open step's requests."""
-        self._writes: list[Handle] = []
+        self._writes: list[Handle[None]] = []
         """Of the open step's requests to the log; the commit waits for them."""
 
     @property
@@ -133,27 +134,24 @@ class Ownership:
         """Go on under what the store says."""
         self.attempt, self.owner, self.paused = meta.attempt, meta.owner, meta.paused
 
-    def check_environment(self, meta: SessionMeta) -> Generator[Action, Result, str | None]:
+    def check_environment(self, meta: SessionMeta) -> Steps[str | None]:
         """What computed the session's steps so far, if that was unlike this machine and the job tolerates it.
 
         Raises UnlikeWorker where the job does not.
         """
-        job = yield LoadJob(self.session.partition(".")[0], meta.job_digest)
+        job = yield from LoadJob(self.session.partition(".")[0], meta.job_digest)
         if job is None or not meta.committed:
             return None
-        own: str = yield Compute(lambda: environment_of(job))
+        own = yield from Probe(job)
         if alike(meta.environment, own):
             return None
         if job.spec.durability.exactness == "bits":
             raise UnlikeWorker(self.session, stored=meta.environment, own=own)
         return meta.environment
 
-    def claim(self, attempt: Attempt, step: int) -> Generator[Action, Result, ClaimOutcome]:
+    def claim(self, attempt: Attempt, step: int) -> Steps[ClaimOutcome]:
         """Ask the store for the session, to serve a request of `step`."""
-        outcome: ClaimOutcome = yield StoreCall(
-            lambda s: s.claim(self.session, attempt=attempt, step=step, worker=self.identity.nonce)
-        )
-        return outcome
+        return (yield from ClaimSession(self.session, attempt, step, self.identity.nonce))
 
     def trusts_again(self, meta: SessionMeta) -> bool:
         """Whether nobody else owned the session since the memory was built; then it is in doubt no more."""
@@ -163,45 +161,40 @@ class Ownership:
         self.doubted = False
         return True
 
-    def load(self, meta: SessionMeta, *, replay_last: bool) -> Generator[Action, Result, StepResult | None]:
+    def load(self, meta: SessionMeta, *, replay_last: bool) -> Steps[StepResult | None]:
         """Build the memory from the newest snapshot and the log after it; what the last replayed step gave.
 
         `replay_last`: take the committed step again even where a snapshot has it, for its GRADIENT.
         """
         self._durability.loaded(self.session, meta.committed)
-        job = yield LoadJob(self.session.partition(".")[0], meta.job_digest)
+        job = yield from LoadJob(self.session.partition(".")[0], meta.job_digest)
         if job is None:
             raise StoreError(f"the store has session {self.session} but not its job {meta.job_digest[:12]}")
         newest = meta.committed - 1 if replay_last and meta.committed else meta.committed
         unlike = yield from self.check_environment(meta)
         base = max((step for step in meta.snapshots if step <= newest), default=max(meta.snapshots))
-        blobs = yield StoreCall(lambda s: read_snapshot(s, self.session, base))
-        memory: BodyTrainer = yield Compute(lambda: BodyTrainer(job, self.session))
-        yield Compute(lambda: memory.restore(blobs, base))
+        blobs = yield from ReadSnapshot(self.session, base)
+        memory = yield from open_body(job, self.session)
+        yield from memory.restore(blobs, base)
         self.accept(meta)
         self.log_bytes, self._log_limit = meta.log_bytes, job.spec.durability.log_max_bytes
         result = yield from self._replay(memory, base, meta.committed)
         self.memory = memory
         self.snapshots.loaded(base, kept=len(meta.snapshots), logged_bytes=meta.log_bytes)
         self._move(BodyState.READY)
-        yield Loaded(self.session, meta.committed, meta.committed - base, unlike)
+        yield from Loaded(self.session, meta.committed, meta.committed - base, unlike)
         return result
 
-    def _replay(
-        self, memory: BodyTrainer, base: int, upto: int
-    ) -> Generator[Action, Result, StepResult | None]:
+    def _replay(self, memory: LoadedBody, base: int, upto: int) -> Steps[StepResult | None]:
         """Take the logged steps after `base` again; one batch is read while the one before is computed."""
-
-        def begin(after: int) -> Begin:
-            return Begin(lambda s: read_entries(s, self.session, after=after, upto=upto))
-
         result: StepResult | None = None
-        ahead = (yield begin(base)) if base < upto else None
+        ahead = (yield from Begin(ReadEntries(self.session, base, upto))) if base < upto else None
         while ahead is not None:
-            entries = yield Finish(ahead)
+            entries = yield from Finish(ahead)
             done = entries[-1].step
-            ahead = (yield begin(done)) if done < upto else None
-            result = yield Compute(lambda entries=entries: memory.replay_all(entries))  # type: ignore[misc]
+            ahead = (yield from Begin(ReadEntries(self.session, done, upto))) if done < upto else None
+            for entry in entries:
+                result = yield from memory.replay(entry)
         return result
 
     def drop(self) -> None:
@@ -210,57 +203,52 @@ class Ownership:
         self.memory, self.owner, self.attempt = None, None, None
         self.doubted = False
 
-    def abort(self) -> None:
+    def abort(self) -> Steps[None]:
         """Forget the open step."""
         if self.memory is not None and self.state is BodyState.FORWARDED:
-            self.memory.abort()
+            yield from self.memory.abort()
             self._move(BodyState.READY)
 
     # the open step
 
-    def begin(self, request: m.Forward) -> Steps:
+    def begin(self, request: m.Forward) -> Steps[None]:
         """The memory is about to open the request's micro-batch; the first one begins the step."""
         self._move(BodyState.FORWARDED)
         if request.micro == 0:
             self._oldest_checkpoint, self._step_bytes = request.oldest_checkpoint, 0
             yield from self.let_go_of_writes()
 
-    def log(self, step: int, index: int, raw: Blob) -> Steps:
+    def log(self, step: int, index: int, raw: Blob) -> Steps[None]:
         """Begin to write a request's bytes to the log, while it is computed and answered."""
         attempt, owner = self.live
         self._step_bytes += memoryview(raw).nbytes
-        write = yield Begin(
-            lambda s: s.put_request(
-                self.session, attempt=attempt, owner=owner, step=step, index=index, body=raw
-            )
-        )
-        self._writes.append(write)
+        put = PutRequest(self.session, attempt, owner, step, index, raw)
+        self._writes.append((yield from Begin(put)))
 
-    def let_go_of_writes(self) -> Steps:
+    def let_go_of_writes(self) -> Steps[None]:
         """Wait for writes of a step that was given up: none may come in between those of the next try."""
         writes, self._writes = self._writes, []
         for write in writes:
             with suppress(StoreError):
-                yield Finish(write)
+                yield from Finish(write)
 
-    def commit(self, step: int, digest: str, *, requests: int) -> Generator[Action, Result, CommitOutcome]:
+    def commit(self, step: int, digest: str, *, requests: int) -> Steps[CommitOutcome]:
         """Make the step that the memory has taken: `requests` were logged, `digest` is of its gradients.
 
         After anything but Done the memory is ahead of the store, and has to be dropped.
         """
         attempt, owner = self.live
         for write in self._writes:
-            yield Finish(write)
-        outcome: CommitOutcome = yield StoreCall(
-            lambda s: s.commit(
-                self.session,
-                attempt=attempt,
-                owner=owner,
-                step=step,
-                requests=requests,
-                gradient_digest=digest,
-                oldest_checkpoint=self._oldest_checkpoint,
-            )
+            yield from Finish(write)
+        self._writes.clear()
+        outcome = yield from CommitStep(
+            session=self.session,
+            attempt=attempt,
+            owner=owner,
+            step=step,
+            requests=requests,
+            digest=digest,
+            oldest_checkpoint=self._oldest_checkpoint,
         )
         if isinstance(outcome, Done):
             self._move(BodyState.READY)
@@ -269,12 +257,12 @@ class Ownership:
             self.paused = outcome.meta.paused
         return outcome
 
-    def snapshot_if_due(self) -> Steps:
+    def snapshot_if_due(self) -> Steps[None]:
         """Begin to write a snapshot, where it is time for one."""
         assert self.memory is not None
         yield from self.snapshots.write_if_due(self.memory, self.live, log_is_long=self.log_is_long)
 
-    def save(self) -> Steps:
+    def save(self) -> Steps[None]:
         """Write a snapshot of the newest step, unless there is one."""
         if self.memory is not None:
             yield from self.snapshots.write(self.memory, self.live)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from broker.protocol import messages as m
-from server_worker.engine.local import BodyTrainer, MicroResult, StepResult
+from server_worker.replica.loaded_body import LoadedBody, MicroResult, StepResult
 from server_worker.session.ownership import Ownership
 from server_worker.session.reorder_buffer import Kind
 from server_worker.store import SessionMeta
@@ -30,7 +30,7 @@ def opened(request: m.Open, meta: SessionMeta, *, durable_step: int, newest: str
     )
 
 
-def forwarded(own: Ownership, memory: BodyTrainer, request: m.Forward | m.Ask) -> m.Forwarded:
+def forwarded(own: Ownership, memory: LoadedBody, request: m.Forward | m.Ask) -> m.Forwarded:
     """The body's outputs of an open micro-batch."""
     fields = {**_addressed(own, request), "answers": memory.forward_id(request.micro)}
     outputs = m.carried(memory.outputs(request.micro))
@@ -51,7 +51,7 @@ def gradients(own: Ownership, step: int, result: StepResult) -> tuple[m.Gradient
     )
 
 
-def early_gradient(own: Ownership, memory: BodyTrainer, micro: int) -> m.Gradient:
+def early_gradient(own: Ownership, memory: LoadedBody, micro: int) -> m.Gradient:
     """Of a micro-batch of the open step, ahead of the commit.
 
     It promises nothing as durable: only a commit shows that the store has not gone back meanwhile.
@@ -59,19 +59,19 @@ def early_gradient(own: Ownership, memory: BodyTrainer, micro: int) -> m.Gradien
     return _gradient(own, memory.step + 1, micro, memory.result(micro), durable_step=0)
 
 
-def evaluated(own: Ownership, memory: BodyTrainer, request: m.Eval, outputs: Packed) -> m.Evaluated:
+def evaluated(own: Ownership, memory: LoadedBody, request: m.Eval, outputs: Packed) -> m.Evaluated:
     """The body's outputs in evaluation mode."""
     return m.Evaluated(**_addressed(own, request), step=memory.step, **m.carried(outputs))
 
 
-def body(own: Ownership, memory: BodyTrainer, request: m.GetBody, tensors: dict[str, Tensor]) -> m.Body:
+def body(own: Ownership, memory: LoadedBody, request: m.GetBody, tensors: dict[str, Tensor]) -> m.Body:
     """The body's weights and buffers after the last step."""
     return m.Body(
         **_addressed(own, request), step=memory.step, names=tuple(tensors), values=tuple(tensors.values())
     )
 
 
-def closed(own: Ownership, memory: BodyTrainer, request: m.Close) -> m.Closed:
+def closed(own: Ownership, memory: LoadedBody, request: m.Close) -> m.Closed:
     """The training has ended, and the store can't lose it."""
     return m.Closed(**_addressed(own, request), step=memory.step)
 

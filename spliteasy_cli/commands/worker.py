@@ -28,6 +28,7 @@ from spliteasy_cli.support.trace_export import TracesOption, tracing
 if TYPE_CHECKING:
     from broker import Transport
     from server_worker.config import WorkerConfig
+    from server_worker.engine.local import LocalEngine
     from server_worker.store import StoreKeys
     from server_worker.worker import Connect
     from spliteasy.observability.traces import Tracer
@@ -205,7 +206,7 @@ async def _serve(
                 config,
                 connect=reach,
                 store=metrics.metered_store(open_store, meter, time.monotonic),
-                compute=metrics.MeteredCompute(thread, meter, time.monotonic),
+                engine=LocalEngine(metrics.MeteredCompute(thread, meter, time.monotonic)),
                 meter=meter,
                 tracer=tracer,
             )

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from broker.transport.in_process import MemoryBroker, MemoryTransport
 from server_worker.config import Trust, WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.runtime.torch_thread import TorchThread
@@ -30,7 +31,7 @@ async def served(job: StoredJob) -> AsyncIterator[tuple[MemoryBroker, SqliteStor
         return broker.connect("worker")
 
     config = WorkerConfig(name="worker", trust=Trust.ENROLLED)
-    worker = Worker(config, connect=connect, store=store, compute=compute)
+    worker = Worker(config, connect=connect, store=store, engine=LocalEngine(compute))
     stop = asyncio.Event()
     serving = asyncio.create_task(worker.run(stop))
     try:

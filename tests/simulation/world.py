@@ -21,7 +21,8 @@ from device_agent.agent import Agent, AgentResult
 from device_agent.config import AgentConfig
 from device_agent.policy.run_conditions import Gate
 from server_worker.config import Trust, WorkerConfig
-from server_worker.engine.local import BodyTrainer
+from server_worker.engine.local import LocalEngine
+from server_worker.replica.direct_body import DirectBody
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.errors import StateError
@@ -209,7 +210,7 @@ class World:
             ),
             connect=connect,
             store=store,
-            compute=VirtualCompute(self._rng, self._faults),
+            engine=LocalEngine(VirtualCompute(self._rng, self._faults)),
             clock=asyncio.get_running_loop().time,
             rng=self._rng,
         )
@@ -337,7 +338,7 @@ class World:
         """The body as a worker would load it now: the newest snapshot, and the log after it."""
         meta = await self._store.session(session)
         assert meta is not None
-        memory = BodyTrainer(toy.job(self.variant), session)
+        memory = DirectBody(toy.job(self.variant), session)
         memory.restore(await self._store.read_snapshot(session, meta.snapshots[-1]), meta.snapshots[-1])
         async for entry in self._store.read_log(session, after=meta.snapshots[-1], upto=meta.committed):
             memory.replay(entry)

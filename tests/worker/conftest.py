@@ -19,6 +19,7 @@ from broker.transport.sender import send_message
 from broker.transport.topology import DEAD, DEAD_BYTES, REPLY_TO, reply_queue, shard_of, uplink_key
 from server_worker.admission.quotas import DeviceQuota
 from server_worker.config import WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.runtime.torch_thread import TorchThread
@@ -146,7 +147,7 @@ async def server(
     config = WorkerConfig(
         name="worker", quota=quota, waiting_bytes=waiting_bytes, uploads=uploads, dead_bytes=dead_bytes
     )
-    worker = Worker(config, connect=connect, store=store, compute=compute)
+    worker = Worker(config, connect=connect, store=store, engine=LocalEngine(compute))
     stop = asyncio.Event()
     task = asyncio.create_task(worker.run(stop))
     await worker.connected.wait()
