@@ -31,7 +31,7 @@ CODE := spliteasy spliteasy_cli broker device_agent server_worker deploy tests e
 # and the number of threads is part of what makes a run bit-identical.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup deps demo test test-long parity bench bench-plan simulate chaos attack audit lint format \
+.PHONY: help setup deps demo test test-long parity bench bench-plan simulate chaos attack audit lint docs format \
   deploy-agents undeploy-agents up down status dashboard logs scale roll clean distclean
 
 help: ## This list
@@ -105,6 +105,9 @@ lint: setup ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff check $(wildcard $(CODE))
 	$(BIN)/ruff format --check $(wildcard $(CODE))
 	$(BIN)/mypy
+
+docs: setup ## Write docs/commands.md from the parser
+	$(BIN)/python -m spliteasy_cli.command_reference > docs/commands.md
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix $(wildcard $(CODE))

@@ -4,7 +4,7 @@
 
 Two workers as processes, RabbitMQ and Redis as they are used, devices in this process; one fault at a time,
 and the next one when all has come to rest. Goals: a killed worker's sessions move within 1 s at p95, where
-the other worker has the program; a paused worker's within two heartbeats (`--heartbeat-s`, 2) and a second.
+the other worker has the program; a paused worker's within `--takeover-s`, 5 s by default.
 """
 
 from __future__ import annotations

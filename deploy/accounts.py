@@ -1,7 +1,7 @@
 """Accounts on a RabbitMQ broker, made and ended by its management HTTP API (3.10 to 4.x).
 
-What a device's and a worker's account may do is here, in one place (DESIGN: topology). Passwords reach the
-broker as salted hashes: the only copy of one is what the caller keeps.
+This file alone says what the accounts of devices and workers may do. Passwords reach the broker as salted
+hashes: only the caller keeps a copy.
 """
 
 from __future__ import annotations

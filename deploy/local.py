@@ -78,7 +78,7 @@ def _tell_next(stack: Stack) -> None:
     program = os.path.relpath(command) if command.exists() else "spliteasy"
     agent = f"{program} agent --job digits --device phone-1 --data examples.digits:device_data"
     if stack.access.tls is not None:
-        agent = f"""{program} enroll phone-1 --job digits
+        agent = f"""{program} device enroll phone-1 --job digits
   {program} agent --enrolment phone-1.enrol --data examples.digits:device_data"""
     print(f"""
 RabbitMQ   {redact(stack.access.broker)}

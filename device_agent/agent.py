@@ -1,4 +1,4 @@
-"""The agent: runs a device's session over real parts (DESIGN: device agent).
+"""The agent: runs a device's session over real parts.
 
 `Agent` performs what `DeviceSession` asks for: computations in the torch thread, checkpoints in the
 state folder, messages over the `Link`, timers on the event loop. It needs the broker only.

@@ -209,7 +209,7 @@ class StateFolder:
             raise StateError(
                 f"attempt {number - 1} is the last that there can be, and no training gets there: something "
                 "made the number up",
-                hint="have an operator `spliteasy forget` the session, and give another --state folder",
+                hint="let an operator run `spliteasy session forget`, and give another --state folder",
             )
         attempt = AttemptRef(number=number, nonce=new_nonce())
         self._write("attempt", orjson.dumps(attempt.model_dump()))

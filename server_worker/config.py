@@ -13,24 +13,27 @@ from broker.protocol.assembler import AssemblerLimits
 from broker.protocol.frames import CHUNK_BYTES
 from broker.protocol.messages import new_nonce
 from broker.transport.patience import UNREACHABLE_S
-from broker.transport.topology import DEAD_BYTES, SHARDS
+from broker.transport.topology import SHARDS
+from server_worker import defaults
 from server_worker.admission.quotas import DeviceQuota
 
-TAKEOVER_S = 0.4
-"""Seconds from when the broker gives a worker up until its sessions move on another, at p95."""
+CLAIM_S = 0.4
+"""Seconds (95th percentile) from when the broker gives a worker up until another one has its sessions."""
+
+MIB = 1 << 20
 
 
-def amqp_heartbeat_s(heartbeat_s: int) -> int:
-    """The heartbeat of a worker's connections, so that sessions move within two `heartbeat_s` and a second.
+def amqp_heartbeat_s(takeover_s: int) -> int:
+    """Return the heartbeat of a worker's connections that moves its sessions within `takeover_s` of silence.
 
-    RabbitMQ looks once a heartbeat whether anything came, and gives up who was silent at two looks after the
-    last byte: two to three heartbeats later. aiormq sends one each half heartbeat, but at most one a second,
-    so that an event loop may stand still for two heartbeats less a second without harm. A worker that is
-    taken for dead all the same connects again; what it did not commit is computed again.
+    RabbitMQ looks once a heartbeat whether anything came, and closes a connection that was silent at two
+    looks after the last byte: two to three heartbeats later. aiormq sends one each half heartbeat, but at
+    most one a second, so that an event loop may stand still for two heartbeats less a second without harm.
+    A worker that is closed by mistake connects again; the steps that it did not commit are computed again.
     """
-    if heartbeat_s < 2:
-        raise ValueError("a heartbeat under 2 s would take a worker for dead that sends one every second")
-    return int((2 * heartbeat_s + 1 - TAKEOVER_S) / 3)
+    if takeover_s < 5:
+        raise ValueError("under 5 s a worker that sends a heartbeat every second would be taken for dead")
+    return int((takeover_s - CLAIM_S) / 3)
 
 
 class Trust(Enum):
@@ -54,20 +57,21 @@ class WorkerConfig:
     prefetch: int = 64
     """Unacknowledged deliveries of one queue: at least the sessions of a shard that are served at once."""
     chunk_bytes: int = CHUNK_BYTES
-    memory_bytes: int = 4 << 30
+    memory_bytes: int = defaults.MEMORY_MIB * MIB
     """Sessions beyond this are parked, the least recently used first."""
-    waiting_bytes: int = 1 << 30
+    waiting_bytes: int = defaults.WAITING_MIB * MIB
     """Requests that came before others of their step and wait for them, of all sessions; beyond it BUSY."""
-    jobs: int = 32
+    jobs: int = defaults.JOBS
     """Job programs kept, the least recently used dropped first."""
     patience_s: float = UNREACHABLE_S
     """How long the first connection to the broker may take."""
     give_up_s: float | None = None
     """How long each later one may take; None: it is waited for without end."""
-    drain_s: float = 20.0
+    drain_s: float = defaults.DRAIN_S
     """How long a stopping worker finishes the requests at hand."""
     heartbeat_s: float = 1.0
-    dead_bytes: int = DEAD_BYTES
+    """How often the worker writes into the store that it lives, and what it serves."""
+    dead_bytes: int = defaults.DEAD_MIB * MIB
     """Kept of dead letters in the broker, the newest; the same for all workers."""
     retention_check_s: float = 600.0
     """How often sessions are looked for that were abandoned."""

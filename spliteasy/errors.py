@@ -169,7 +169,7 @@ class SealBroken(StoreError):
     def __init__(self, session: str, step: int, what: str) -> None:
         super().__init__(
             f"session {session}: {what} of step {step} does not open; it was altered or moved in the store",
-            hint=f"restore the store from a backup, or delete the session with `spliteasy forget {session}`",
+            hint=f"restore the store from a backup, or run `spliteasy session forget {session}`",
         )
         self.session, self.step = session, step
 

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from spliteasy.errors import SplitEasyError, is_final
-from spliteasy.observability.logs import redact
 from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
 
 INTERRUPTED = 130
@@ -61,7 +60,9 @@ def hoist(argv: Sequence[str]) -> list[str]:
 
 
 def _explain(error: BaseException, *, debug: bool) -> int:
-    """One line an expected error; a traceback for a bug, or where it was asked for."""
+    """Print one line for an expected error, and a traceback for a bug or where it was asked for."""
+    from spliteasy.observability.logs import redact
+
     leaves = list(_leaves(error))
     expected = all(isinstance(leaf, SplitEasyError | OSError) for leaf in leaves)
     if debug or not expected:
@@ -80,6 +81,8 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _line(error: BaseException) -> str:
+    from spliteasy.observability.logs import redact
+
     if isinstance(error, SplitEasyError):
         text = str(error)
     elif isinstance(error, OSError) and lack_of_descriptors(error):

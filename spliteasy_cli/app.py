@@ -1,17 +1,21 @@
-"""The command tree: global options, and one module a command."""
+"""The command tree: the options of every command, and where each command is.
+
+Nothing here or in `commands/` imports torch, pydantic or structlog before a command runs: `--help` is quick.
+"""
 
 from __future__ import annotations
 
-from importlib import metadata
+import shlex
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from spliteasy.observability import logs
+from spliteasy.errors import UserError
 from spliteasy_cli.commands import (
     agent,
     dashboard,
-    enroll,
+    device,
     keys,
     leakage,
     model,
@@ -24,6 +28,18 @@ from spliteasy_cli.commands import (
     train,
     worker,
 )
+
+MOVED = {
+    "sessions": "session list",
+    "pause": "session pause",
+    "resume": "session resume",
+    "forget": "session forget",
+    "devices": "device list",
+    "enroll": "device enroll",
+    "revoke": "device revoke",
+    "allow": "device allow",
+}
+"""Commands of earlier versions, and where each is now."""
 
 app = typer.Typer(
     name="spliteasy",
@@ -39,6 +55,8 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         typer.echo(f"spliteasy {metadata.version('spliteasy')}")
         raise typer.Exit
 
@@ -46,18 +64,23 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Log everything; errors with traceback.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Log everything, and show errors with a traceback.")
+    ] = False,
     log_level: Annotated[
         str | None,
-        typer.Option(help=f"One of {', '.join(logs.LEVELS)}.", show_default="by command", metavar="LEVEL"),
+        typer.Option(help="Log debug, info, warning or error.", show_default="by command", metavar="LEVEL"),
     ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """What stands before (or behind) every command."""
-    if log_level is not None and log_level not in logs.LEVELS:
-        raise typer.BadParameter(f"{log_level!r} is not one of {', '.join(logs.LEVELS)}")
+    """These options may stand before or behind every command."""
+    if log_level is not None:
+        from spliteasy.observability.logs import LEVELS
+
+        if log_level not in LEVELS:
+            raise typer.BadParameter(f"{log_level!r} is not one of {', '.join(LEVELS)}")
     context.obj = "debug" if debug and log_level is None else log_level
 
 
@@ -72,13 +95,36 @@ app.command("worker", rich_help_panel="On a broker and a store")(worker.worker)
 app.command("agent", rich_help_panel="On a broker and a store")(agent.agent)
 app.command("status", rich_help_panel="On a broker and a store")(status.status)
 app.command("dashboard", rich_help_panel="On a broker and a store")(dashboard.dashboard)
-app.command("sessions", rich_help_panel="On a broker and a store")(session.sessions)
-app.command("pause", rich_help_panel="On a broker and a store")(session.pause)
-app.command("resume", rich_help_panel="On a broker and a store")(session.resume)
-app.command("forget", rich_help_panel="On a broker and a store")(session.forget)
-app.command("enroll", rich_help_panel="Accounts on the broker")(enroll.enroll)
-app.command("revoke", rich_help_panel="Accounts on the broker")(enroll.revoke)
-app.command("allow", rich_help_panel="Accounts on the broker")(enroll.allow)
-app.command("devices", rich_help_panel="Accounts on the broker")(enroll.devices)
+app.add_typer(
+    session.app,
+    name="session",
+    help="List the sessions, pause and resume one, or forget it.",
+    rich_help_panel="On a broker and a store",
+)
+app.add_typer(
+    device.app,
+    name="device",
+    help="Give a device an account on the broker, end it, and say which jobs it may train.",
+    rich_help_panel="On a broker and a store",
+)
 app.command("merge", rich_help_panel="Use what was trained")(model.merge)
 app.command("predict", rich_help_panel="Use what was trained")(model.predict)
+
+
+def _moved(old: str, new: str) -> Callable[[typer.Context], None]:
+    """Return the command that answers for an old spelling with the new one."""
+
+    def moved(context: typer.Context) -> None:
+        command = shlex.join(["spliteasy", *new.split(), *context.args])
+        raise UserError(f"`spliteasy {old}` is `spliteasy {new}` now", hint=command)
+
+    return moved
+
+
+for _old, _new in MOVED.items():
+    app.command(
+        _old,
+        hidden=True,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_moved(_old, _new))

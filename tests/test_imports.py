@@ -1,4 +1,4 @@
-"""Who may import what (DESIGN: packages and imports), read from the sources, so that nothing has to run."""
+"""The sources import only what ARCHITECTURE.md allows. They are read, so that nothing has to run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The messages of the session protocol: one small frozen record a kind (DESIGN: messages and wire).
+"""The messages of the session protocol: one small frozen record a kind (docs/wire.md).
 
 Everything in a record but `tensors` travels in the envelope's JSON header and is validated by pydantic
 when it is decoded: all bytes from the other side are hostile. Tensors travel beside it, raw.

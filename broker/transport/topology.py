@@ -1,4 +1,4 @@
-"""Names of exchanges, queues and routing keys (DESIGN: topology)."""
+"""Names of exchanges, queues and routing keys (docs/wire.md)."""
 
 from __future__ import annotations
 

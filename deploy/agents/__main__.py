@@ -4,10 +4,10 @@
     python -m deploy.agents deploy --inventory devices.toml
     python -m deploy.agents status|undeploy --inventory devices.toml
 
-A host is user@host[:port]; settings follow it as name=value, those before the first host are for all. Its
-device is named like the host unless device=NAME says so, and its account is in DEVICE.enrol here (`spliteasy
-enroll DEVICE --job JOB`). Deploying again upgrades and keeps the state; a version that does not start makes
-way for the one before. docs/devices.md has the settings.
+A host is user@host[:port]; settings follow it as name=value, those before the first host are for all. The
+device is named like the host unless device=NAME says so, and its account is in DEVICE.enrol on this machine
+(`spliteasy device enroll DEVICE --job JOB` writes it). Deploying again upgrades and keeps the state; a
+version that does not start makes way for the one before. docs/devices.md has the settings.
 """
 
 from __future__ import annotations

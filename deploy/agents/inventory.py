@@ -39,7 +39,7 @@ class DeviceHost(BaseModel):
     at: Annotated[str, StringConstraints(pattern=AT.pattern)]
     device: Identifier
     enrolment: Path
-    """What `spliteasy enroll` wrote, here."""
+    """The file on this machine that `spliteasy device enroll` wrote."""
     data: Line = ""
     """As for `spliteasy agent`; a folder is one of the device."""
     job: Line = ""
@@ -87,7 +87,7 @@ class DeviceHost(BaseModel):
             said = _Account.model_validate_json(text)
         except ValidationError:
             raise UserError(
-                f"{self.enrolment} is not what `spliteasy enroll` writes", hint="enroll again"
+                f"{self.enrolment} is not what `spliteasy device enroll` writes", hint="enroll again"
             ) from None
         if (said.role, said.account) != ("device", self.device):
             raise UserError(f"{self.enrolment} is the enrolment of {said.account}, not of {self.device}")

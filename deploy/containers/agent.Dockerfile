@@ -1,6 +1,6 @@
-# A device's agent: docker build --file deploy/containers/agent.Dockerfile --tag spliteasy-agent:0.1.0 .
+# A device's agent: docker build --file deploy/containers/agent.Dockerfile --tag spliteasy-agent:0.2.0 .
 #   docker run --user "$(id -u):$(id -g)" --volume "$PWD/phone-1:/state" --volume "$PWD/photos:/data:ro" \
-#     spliteasy-agent:0.1.0 agent --enrolment /state/phone-1.enrol --state /state/run --data /data
+#     spliteasy-agent:0.2.0 agent --enrolment /state/phone-1.enrol --state /state/run --data /data
 # It runs as the user whose files those are: an enrolment is readable by its owner only. Data that is a
 # module of your own: build FROM this image and copy it into /opt/data, which is on Python's path.
 FROM python:3.11.13-slim-bookworm AS build

@@ -1,4 +1,4 @@
-# A worker: docker build --file deploy/containers/worker.Dockerfile --tag spliteasy-worker:0.1.0 .
+# A worker: docker build --file deploy/containers/worker.Dockerfile --tag spliteasy-worker:0.2.0 .
 # --build-arg TORCH_INDEX=URL takes PyTorch from another index, such as its own for CPU-only wheels.
 FROM python:3.11.13-slim-bookworm AS build
 ARG TORCH=torch==2.13.0

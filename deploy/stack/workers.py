@@ -99,7 +99,7 @@ def running_workers() -> list[Daemon]:
 def enroll_workers(stack: Stack) -> None:
     """Make the account that all workers use. Raises SplitEasyError."""
     environment = {**stack.environment, "SPLITEASY_MANAGEMENT": stack.access.management}
-    command = ("enroll", "workers", "--worker", "--out", str(WORKERS))
+    command = ("device", "enroll", "workers", "--worker", "--out", str(WORKERS))
     spliteasy("the workers have no account", *command, environment=environment)
 
 

@@ -1,7 +1,7 @@
-"""A device's session: the protocol as a state machine, without I/O (DESIGN: device agent).
+"""A device's session: the protocol as a state machine, without I/O.
 
-`DeviceSession.handle` takes one event and returns actions. Its states are in `session_state.py`, the step
-under way in `open_step.py`, and what is asked, sent again and waited for in `outbox.py`.
+`DeviceSession.handle` takes one event and returns actions. Its states are in `states.py`, the step
+that is open in `open_step.py`, and the requests that it asks about and sends again in `outbox.py`.
 
 A batch in micro-batches goes through the same states, each computation once for every micro-batch, in
 order, as soon as its input is there (`_go_on`): requests of several are on the way meanwhile.

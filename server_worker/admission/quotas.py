@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from server_worker import defaults
+
 MAX_DEVICES = 10_000
 OVERHEAD_BYTES = 256
 """What a frame costs its sender beside its bytes: method, properties and headers on the wire."""
@@ -31,15 +33,15 @@ writes all of them to its disk, however few it keeps in the end."""
 class DeviceQuota:
     """What one device may ask of one worker. Bursts are in seconds of the rate."""
 
-    messages_per_s: float = 2000.0
+    messages_per_s: float = defaults.DEVICE_MESSAGES_PER_S
     frames_per_s: float = 4000.0
     """Whole messages or parts of them, however small."""
-    bytes_per_s: float = 1 << 30
+    bytes_per_s: float = defaults.DEVICE_MIB_PER_S * (1 << 20)
     burst_s: float = 2.0
     jobs: float = 10.0
     """Answers to GET_JOB at once: each is a whole job. One more every `job_s`."""
     job_s: float = 5.0
-    sessions: int = 8
+    sessions: int = defaults.DEVICE_SESSIONS
     """Jobs that it trains at a time: sessions that got a request within `session_s`."""
     session_s: float = 60.0
 

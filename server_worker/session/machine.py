@@ -1,12 +1,12 @@
-"""One session on a worker: the protocol, without I/O (DESIGN: a step; session state).
+"""One session on a worker: the protocol, without I/O.
 
 `WorkerSession.handle` is a generator: it yields actions (compute, store calls, replies) and is sent
 their results, so that a shell can run them over real parts and a simulation inline. Requests are handled
 one at a time, in order. What the worker has of the session, and its relation to the store, is in
 `ownership.py`.
 
-A step's micro-batches are computed in order, whatever the order of arrival (`arrivals.py`): so gradients
-add up, and running statistics move, always the same way.
+A step's micro-batches are computed in order, whatever the order of arrival (`reorder_buffer.py`), so that
+gradients add up, and running statistics move, always the same way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Replies that say no, in words that tell a person what to do. Those that say yes: `answers.py`."""
+"""Replies that say no, in words that tell a person what to do. `replies.py` has those that say yes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def not_allowed_reply(request: m.Request, digest: str = "") -> m.Error:
         request,
         "not-allowed",
         f"device {request.device} may not train {version}",
-        f"the operator can allow it: spliteasy allow {request.device} {request.job}",
+        f"the operator can allow it: spliteasy device allow {request.device} {request.job}",
     )
 
 
@@ -142,7 +142,7 @@ def open_refused(request: m.Open, refusal: StaleAttempt | OtherJob | NoCommonSte
                 f"session {request.session} trains {request.job}@{digest[:12]}, "
                 f"the device asks for {request.job}@{request.digest[:12]}",
                 "go on with the state folder of that version, or delete the session with "
-                f"`spliteasy forget {request.session}`",
+                f"`spliteasy session forget {request.session}`",
             )
         case NoCommonStep(oldest=oldest, committed=committed):
             server = "nothing" if oldest is None else f"steps {oldest} to {committed}"

@@ -1,8 +1,8 @@
-"""The store seam: session state that outlives workers (DESIGN: session state).
+"""The store seam: session state that outlives workers (docs/store.md).
 
 A session is one device's training of one job, named `<job>.<device>`. Its state after step k is a pure
 function of its newest snapshot and the write-ahead log of each later step's requests, as received.
-Implementations: `redis.py`, `sqlite.py`; `tests/store/` is the contract that both pass.
+`redis/` and `sqlite/` implement it; `tests/store/` is the contract that both pass.
 
 Every write that moves a session is a compare-and-set against its attempt and its owner, in one atomic
 script or transaction, and is idempotent: the client library may send it twice, and the first copy may
@@ -249,7 +249,7 @@ class Store(Protocol):
         total_steps: int = 0,
         restart: bool = False,
     ) -> OpenOutcome:
-        """Begin an attempt: the one script of DESIGN §6.
+        """Begin an attempt, in one atomic script or transaction.
 
         - Unknown session: created at step 0 if the device holds checkpoint 0 (`held` contains 0),
           else NoCommonStep(oldest=None, committed=None).

@@ -188,7 +188,7 @@ class SealedStore:
                 f"session {session}: step {step} lies in the store in the open, and only sealed values are "
                 "taken here",
                 hint="add a line `open` at the end of the key file until such sessions are sealed, "
-                f"or delete the session with `spliteasy forget {session}`",
+                f"or delete the session with `spliteasy session forget {session}`",
             )
         try:
             _, name, number, nonce, _ = label.split(":")

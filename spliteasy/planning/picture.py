@@ -19,7 +19,6 @@ def draw(path: Path, plan: CutPlan) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     rows = plan.rows
     depths = [100 * row.depths[0] for row in rows]
@@ -66,17 +65,24 @@ def draw(path: Path, plan: CutPlan) -> None:
         ylabel="ms per step", title="Predicted time of a step", xlabel=f"first cut, % of operators{second}"
     )
     for axes in panels:
-        if axes.get_yscale() == "log":
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter("{x:g}")
         axes.axvline(100 * plan.best.depths[0], color=_BEST, linewidth=1, alpha=0.5)
-        axes.grid(visible=True, alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="best", fontsize="small", frameon=False)
+        _finish(axes)
     figure.suptitle(f"{plan.spec.name}: where to cut")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _finish(axes: Any) -> None:
+    """Give a panel its numbers, its grid and its legend."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(visible=True, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="best", fontsize="small", frameon=False)
 
 
 def _scale(values: Sequence[float]) -> str:

@@ -1,32 +1,37 @@
-"""`spliteasy agent`: one device's training."""
+"""`spliteasy agent`: train on one device."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime.urls import shown
-from spliteasy_cli.history.mlflow_history import MlflowHistory, MlflowOption
-from spliteasy_cli.history.run_history import HistoryOption, TensorboardOption
-from spliteasy_cli.support.endpoints import BrokerOption, find_url
-from spliteasy_cli.support.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
+from spliteasy_cli.options.histories import HistoryOption, MlflowOption, TensorboardOption, histories
+from spliteasy_cli.options.metrics_endpoint import (
+    METRICS_HOST,
+    MetricsHostOption,
+    MetricsPortOption,
+    Monitoring,
+)
+from spliteasy_cli.options.patience import GiveUpOption, seconds
+from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
+from spliteasy_cli.options.trace_export import TracesOption, tracing
+from spliteasy_cli.support.endpoints import BrokerOption, EnrolmentOption, find_url
 from spliteasy_cli.support.identifiers import check_identifier
 from spliteasy_cli.support.log_setup import set_up_logging
-from spliteasy_cli.support.metrics_endpoint import MetricsHostOption, MetricsPortOption, Monitoring
-from spliteasy_cli.support.patience import GiveUpOption, seconds
 from spliteasy_cli.support.runner import run
-from spliteasy_cli.support.threads import ThreadsOption, torch_threads
-from spliteasy_cli.support.trace_export import TracesOption, tracing
 
 if TYPE_CHECKING:
+    import asyncio
+
     from broker import Transport
     from device_agent.agent import AgentResult
     from device_agent.config import AgentConfig
@@ -58,7 +63,7 @@ DeviceOption = Annotated[
 ]
 StateOption = Annotated[
     Path | None,
-    typer.Option("--state", help="Where checkpoints are kept.", show_default="runs/agents/JOB.DEVICE"),
+    typer.Option("--state", help="The folder for checkpoints.", show_default="runs/agents/JOB.DEVICE"),
 ]
 WhenOption = Annotated[
     list[str] | None,
@@ -72,7 +77,9 @@ WhenOption = Annotated[
 ]
 WhenEveryOption = Annotated[
     float,
-    typer.Option("--when-every", min=0.05, metavar="SECONDS", help="How often the conditions are asked."),
+    typer.Option(
+        "--when-every", min=0.05, metavar="SECONDS", help="Seconds between looks at the conditions."
+    ),
 ]
 MaxUplinkOption = Annotated[
     str | None,
@@ -107,7 +114,7 @@ RefusePublicEndsOption = Annotated[
     ),
 ]
 RestartOption = Annotated[
-    bool, typer.Option("--restart", help="Begin at step 0 again, whatever the store has.")
+    bool, typer.Option("--restart", help="Begin at step 0 again, whatever the store keeps of the session.")
 ]
 EpochsOption = Annotated[
     int | None,
@@ -115,8 +122,8 @@ EpochsOption = Annotated[
         "--epochs",
         min=1,
         metavar="N",
-        help="Train so many epochs in all, in place of the job's. More than before: goes on from the trained "
-        "weights.",
+        help="Train so many epochs in all, in place of the job's. With more than before, the training goes "
+        "on from the trained weights.",
         show_default="as the job says",
     ),
 ]
@@ -127,6 +134,31 @@ NewDataOption = Annotated[
         help="Go on from the trained weights with the data as it is now, although it has changed since.",
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Who trains what, and over which broker, as the options and the enrolment say."""
+
+    job: str
+    device: str
+    broker: str
+    """The broker's URL without the password."""
+    connect: Connect
+    operator_key: str | None
+    """The public key that must have signed the job; None lets the agent load any job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What runs beside the training: histories, metrics, traces and the conditions for training at all."""
+
+    kept: Sequence[Kept]
+    monitoring: Monitoring
+    gate: Gate | None
+    tracer: Tracer | None
+    live: bool
+    """Whether standard output is a terminal that shows a table."""
 
 
 def agent(
@@ -151,67 +183,77 @@ def agent(
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
     metrics_port: MetricsPortOption = None,
-    metrics_host: MetricsHostOption = "127.0.0.1",
+    metrics_host: MetricsHostOption = METRICS_HOST,
     traces: TracesOption = None,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
-    """Train the job's head and tail on this device's data; the body's part happens on workers.
+    """Train the job's head and tail on this device's data, while a worker trains the body.
 
-    Needs the broker only: its URL, or the file that `spliteasy enroll` wrote. Ctrl-C stops after the step at
-    hand; the same command goes on from there.
+    The agent needs the broker only: its URL, or the file that `spliteasy device enroll` wrote. Ctrl-C stops
+    it after the step that it is computing; the same command goes on from there.
     """
-    if job is not None:
-        check_identifier("--job", job.partition("@")[0])
-    if device is not None:
-        check_identifier("--device", device)
-    job, device, title, connect, operator_key = _whom_and_where(job, device, enrolment, broker)
+    peer = find_peer(job, device, enrolment, broker)
     live = sys.stdout.isatty()
     set_up_logging(context, "warning" if live else "info")
-    if enrolment is not None and operator_key is None:
+    if enrolment is not None and peer.operator_key is None:
         _warn_of_unsigned_jobs(enrolment)
-    from device_agent import metrics
-    from device_agent.config import AgentConfig
-    from device_agent.policy.run_conditions import Gate, parse_conditions
-    from spliteasy.runtime.units import parse_rate
-
-    condition = parse_conditions(when or ())
-    gate = Gate(condition, every_s=when_every) if condition is not None else None
-    kept = _kept(history, tensorboard)
-    if mlflow is not None:
-        kept.append(MlflowHistory(mlflow, *job.split("@"), anew=restart))
-    monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
-    config = AgentConfig(
-        job=job,
-        device=device,
+    gate = _gate(when, when_every)
+    name, _, digest = peer.job.partition("@")
+    kept = histories(history, tensorboard, mlflow, job=name, digest=digest, fresh=restart)
+    monitoring = _monitoring(metrics_port, metrics_host)
+    config = agent_config(
+        peer,
         data=data,
-        state=state or Path("runs/agents") / f"{job.partition('@')[0]}.{device}",
-        operator_key=operator_key,
+        state=state or Path("runs/agents") / f"{name}.{peer.device}",
         takeover=takeover,
         restart=restart,
         refuse_public_ends=refuse_public_ends,
         epochs=epochs,
         new_data=new_data,
         give_up_s=seconds(give_up_after),
-        max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
-        metered=None if metered is None else _budget(metered),
+        max_uplink=max_uplink,
+        metered=metered,
     )
-    with torch_threads(threads), tracing(traces, service="spliteasy-agent", instance=device) as tracer:
+    with torch_threads(threads), tracing(traces, service="spliteasy-agent", instance=peer.device) as tracer:
+        services = Services(kept=kept, monitoring=monitoring, gate=gate, tracer=tracer, live=live)
         result = run(
-            lambda stop: _train(config, connect, title, stop, kept, monitoring, gate, tracer, live=live),
-            on_stop="stopping after the step at hand",
+            lambda stop: _train(config, peer, services, stop),
+            on_stop="stopping after the step that is being computed",
         )
     _tell_end(result, config)
 
 
-def _kept(history: Path | None, tensorboard: bool) -> list[Kept]:
-    """Where what happens is written down. Raises UserError."""
-    from spliteasy_cli.history.run_history import History
+def agent_config(
+    peer: Peer, *, data: str, state: Path, max_uplink: str | None, metered: str | None, **settings: Any
+) -> AgentConfig:
+    """Return the agent's settings. Raises UserError where a rate or a size can't be read."""
+    from device_agent.config import AgentConfig
+    from spliteasy.runtime.units import parse_rate
 
-    if history is None:
-        if tensorboard:
-            raise UserError("--tensorboard goes with a history", hint="name its folder with --history DIR")
-        return []
-    return [History(history, tensorboard=tensorboard)]
+    return AgentConfig(
+        job=peer.job,
+        device=peer.device,
+        operator_key=peer.operator_key,
+        data=data,
+        state=state,
+        max_uplink=None if max_uplink is None else parse_rate(max_uplink, "--max-uplink"),
+        metered=None if metered is None else _budget(metered),
+        **settings,
+    )
+
+
+def _gate(when: Sequence[str] | None, every_s: float) -> Gate | None:
+    """Return the gate that the conditions close, or None without conditions. Raises UserError."""
+    from device_agent.policy.run_conditions import Gate, parse_conditions
+
+    condition = parse_conditions(when or ())
+    return Gate(condition, every_s=every_s) if condition is not None else None
+
+
+def _monitoring(port: int | None, host: str) -> Monitoring:
+    from device_agent import metrics
+
+    return Monitoring(metrics.ALL, port=port, host=host)
 
 
 def _tell_end(result: AgentResult, config: AgentConfig) -> None:
@@ -242,23 +284,17 @@ def _budget(text: str) -> int:
     return nbytes
 
 
-def _whom_and_where(
-    job: str | None, device: str | None, file: Path | None, broker: str | None
-) -> tuple[str, str, str, Connect, str | None]:
-    """Job, device, the broker's URL for a person, how to connect, the operator's key. Raises UserError."""
-    if file is not None:
-        enrolment = read_enrolment(file)
-        job = job or enrolment.job
-        if device not in (None, enrolment.account):
-            raise UserError(f"{file} is the enrolment of {enrolment.account}, not of {device}")
-        if job is None:
-            raise UserError(f"--job is missing, and {file} names none", hint="--job NAME")
-        where, key = enrolment.broker, enrolment.operator_key
-        return job, enrolment.account, where, lambda: connect_enrolled(file), key
+def find_peer(job: str | None, device: str | None, enrolment: Path | None, broker: str | None) -> Peer:
+    """Return job, device and broker, as the options or the enrolment name them. Raises UserError."""
+    if job is not None:
+        check_identifier("--job", job.partition("@")[0])
+    if device is not None:
+        check_identifier("--device", device)
+    if enrolment is not None:
+        return _enrolled_peer(enrolment, job, device)
     if job is None or device is None:
         missing = "--job" if job is None else "--device"
         raise UserError(f"{missing} is missing", hint="name it, or give --enrolment FILE")
-
     url = find_url("broker", broker)
 
     async def connect_by_url() -> Transport:
@@ -266,7 +302,25 @@ def _whom_and_where(
 
         return await connect(url)
 
-    return job, device, shown(url), connect_by_url, None
+    return Peer(job=job, device=device, broker=shown(url), connect=connect_by_url, operator_key=None)
+
+
+def _enrolled_peer(file: Path, job: str | None, device: str | None) -> Peer:
+    from spliteasy_cli.support.enrolment import connect_enrolled, read_enrolment
+
+    enrolment = read_enrolment(file)
+    job = job or enrolment.job
+    if device not in (None, enrolment.account):
+        raise UserError(f"{file} is the enrolment of {enrolment.account}, not of {device}")
+    if job is None:
+        raise UserError(f"--job is missing, and {file} names none", hint="--job NAME")
+    return Peer(
+        job=job,
+        device=enrolment.account,
+        broker=enrolment.broker,
+        connect=lambda: connect_enrolled(file),
+        operator_key=enrolment.operator_key,
+    )
 
 
 def _warn_of_unsigned_jobs(file: Path) -> None:
@@ -277,18 +331,7 @@ def _warn_of_unsigned_jobs(file: Path) -> None:
     )
 
 
-async def _train(
-    config: AgentConfig,
-    connect: Connect,
-    where: str,
-    stop: asyncio.Event,
-    kept: Sequence[Kept],
-    monitoring: Monitoring,
-    gate: Gate | None,
-    tracer: Tracer | None,
-    *,
-    live: bool,
-) -> AgentResult:
+async def _train(config: AgentConfig, peer: Peer, services: Services, stop: asyncio.Event) -> AgentResult:
     from device_agent import metrics
     from device_agent.agent import Agent
     from spliteasy.runtime.torch_thread import TorchThread
@@ -297,25 +340,25 @@ async def _train(
     from spliteasy_cli.watch.progress import ProgressBoard
     from spliteasy_cli.watch.run_recorder import LogLines, Watcher
 
-    lines = LogLines()
+    lines, live = LogLines(), services.live
     watcher = Watcher([config.device], lambda run, notable: None if live else lines(run, notable))
-    title = f"{config.job} on {where}"
+    title = f"{config.job} on {peer.broker}"
     board = ProgressBoard(list(watcher.runs.values()), title=title) if live else nullcontext()
     compute = TorchThread()
     try:
         with board, ExitStack() as histories:
-            for history in kept:
+            for history in services.kept:
                 histories.enter_context(history)
             running = Agent(
                 config,
-                connect=connect,
+                connect=peer.connect,
                 compute=compute,
-                observe=tell_all(watcher, Notifier(), *kept),
-                meter=monitoring.meter,
-                gate=gate,
-                tracer=tracer,
+                observe=tell_all(watcher, Notifier(), *services.kept),
+                meter=services.monitoring.meter,
+                gate=services.gate,
+                tracer=services.tracer,
             )
-            async with monitoring.serving(
+            async with services.monitoring.serving(
                 measure=partial(metrics.measure, running),
                 why_not_ready=partial(metrics.why_not_ready, running),
             ):

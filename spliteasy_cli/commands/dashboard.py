@@ -2,64 +2,52 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import structlog
 import typer
 
-from spliteasy.errors import SplitEasyError, UserError
-from spliteasy_cli.commands.enroll import Device, ManagementOption, accounts_at, as_devices
+from spliteasy.errors import UserError
+from spliteasy_cli.commands.device import ManagementOption, accounts_at
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
-from spliteasy_cli.watch.changes import Tracker, look_once, serving
-from spliteasy_cli.watch.cluster import ClusterClient, ClusterSnapshot
-from spliteasy_cli.watch.loss_curves import Curves
 
 if TYPE_CHECKING:
+    import asyncio
+
     from deploy.accounts import Accounts
-    from server_worker.store import SessionMeta
-    from spliteasy_cli.dashboard import Feed
 
-EVENTS = 200
-SLOW_S = 5.0
-"""Seconds between looks at accounts."""
-
-RATES = 200
-"""Points of the throughput's curve."""
-
-RATE_EVERY_S = 2.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-log = structlog.get_logger(__name__)
+
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        help="A file with the token: a person who types it on the page may pause, resume and revoke.",
+        show_default="SPLITEASY_DASHBOARD_TOKEN; without a token the page is read-only",
+    ),
+]
+AllowHostOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="NAME",
+        help="A name that browsers know the page by, such as that of a proxy. May be repeated.",
+        show_default="localhost and IP addresses",
+    ),
+]
 
 
 def dashboard(
     context: typer.Context,
-    host: Annotated[str, typer.Option(help="Where to listen. Whoever reaches it may look.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8080,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Who types what is in it may pause, resume and revoke.",
-            show_default="SPLITEASY_DASHBOARD_TOKEN; without it all is read-only",
-        ),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A name that browsers know it by, such as behind a proxy.",
-            show_default="localhost and IP addresses",
-        ),
-    ] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at. Anybody who reaches it may look.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8080,
+    token_file: TokenFileOption = None,
+    allow_host: AllowHostOption = None,
     broker: BrokerOption = None,
     store: StoreOption = None,
     management: ManagementOption = None,
@@ -71,7 +59,7 @@ def dashboard(
     """
     set_up_logging(context, "warning")
     try:
-        from spliteasy_cli.dashboard import Feed, Guard, read_token, serve
+        from spliteasy_cli.dashboard import Guard, read_token
     except ModuleNotFoundError as missing:
         raise UserError(
             f"the dashboard needs the package {missing.name}", hint="pip install 'spliteasy[dashboard]'"
@@ -79,194 +67,41 @@ def dashboard(
 
     token = read_token(token_file)
     guard = Guard(token=token, hosts=allow_host or ())
-    try:
-        accounts = accounts_at(management, find_url("broker", broker))
-    except UserError:
-        if management is not None:
-            raise
-        accounts = None  # nobody named a management interface: devices are those that have trained
+    how = "read-only" if token is None else "with the token: pause, resume, revoke"
+    accounts = _accounts(management, broker)
 
     async def main(stop: asyncio.Event) -> None:
-        async with ClusterClient(broker, store) as eyes:
+        from spliteasy_cli.dashboard import Feed, serve
+        from spliteasy_cli.watch.cluster import ClusterClient
+        from spliteasy_cli.watch.dashboard_feed import ClusterFeed, ClusterOperator
+
+        async with ClusterClient(broker, store) as cluster:
             feed = Feed()
-            following = Following(eyes, accounts, feed)
-            await following.look()  # what is wrong with broker and store shows before the page is promised
-            async with serve(feed, guard, Acting(eyes, accounts), host=host, port=port) as bound:
-                shown = f"[{host}]" if ":" in host else host
-                how = "read-only" if token is None else "with the token: pause, resume, revoke"
-                typer.echo(f"dashboard at http://{shown}:{bound}/ ({how}); Ctrl-C ends it")
-                if host not in LOOPBACK:
-                    typer.echo(
-                        "whoever reaches it may look, in the clear: put a proxy with TLS before it", err=True
-                    )
-                await following.run(stop, every_s)
+            looks = ClusterFeed(cluster, accounts, feed)
+            await looks.look()  # what is wrong with broker and store shows before the page is promised
+            operator = ClusterOperator(cluster, accounts)
+            async with serve(feed, guard, operator, host=host, port=port) as bound:
+                _tell_where(host, bound, how)
+                await looks.run(stop, every_s)
 
     run(main)
 
 
-class Acting:
-    """What an operator may do, on broker and store."""
+def _accounts(management: str | None, broker: str | None) -> Accounts | None:
+    """Return the broker's accounts, or None where nobody named a management interface. Raises UserError.
 
-    def __init__(self, eyes: ClusterClient, accounts: Accounts | None) -> None:
-        self._eyes, self._accounts = eyes, accounts
-
-    async def pause(self, session: str, paused: bool) -> bool:
-        return await self._eyes.ask(lambda _, store: store.pause(session, paused))
-
-    async def revoke(self, device: str) -> bool:
-        if self._accounts is None:
-            raise UserError(
-                "the dashboard knows no management interface of the broker",
-                hint="start it with --management URL",
-            )
-        return await asyncio.to_thread(_revoke_device, self._accounts, device)
+    Without one the page shows the devices that have trained.
+    """
+    try:
+        return accounts_at(management, find_url("broker", broker))
+    except UserError:
+        if management is not None:
+            raise
+        return None
 
 
-class Following:
-    """Looks again and again, and gives what there is to the feed."""
-
-    def __init__(self, eyes: ClusterClient, accounts: Accounts | None, feed: Feed) -> None:
-        self._eyes, self._accounts, self._feed = eyes, accounts, feed
-        self._tracker = Tracker(events=deque(maxlen=EVENTS))
-        self._rates: deque[tuple[float, float]] = deque(maxlen=RATES)
-        self._curves = Curves(eyes)
-        self._devices: Sequence[Device] | None = None
-        self._slow_at = float("-inf")
-
-    async def run(self, stop: asyncio.Event, every_s: float) -> None:
-        while not stop.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(every_s):
-                    await stop.wait()
-            if not stop.is_set():
-                await self.look()
-
-    def look_at_all(self) -> None:
-        """Look at accounts too the next time."""
-        self._slow_at = float("-inf")
-
-    async def look(self) -> None:
-        """Raises LinkRefused and UserError the first time."""
-        tracker, feed = self._tracker, self._feed
-        await look_once(self._eyes.look, tracker, time.time, stays=True)
-        picture, now = tracker.picture, time.time()
-        if picture is not None and tracker.fault is None:
-            self._add_rate(picture, now)
-            await self._curves.look(picture)
-            if time.monotonic() - self._slow_at >= SLOW_S:
-                self._slow_at = time.monotonic()
-                await self._look_at_accounts(picture)
-        feed.publish("rates", [[round(at, 1), round(rate, 3)] for at, rate in self._rates])
-        feed.publish("losses", self._curves.points)
-        feed.publish("events", [_event(at, *news) for at, news in reversed(tracker.events)])
-        if picture is not None:
-            feed.publish("jobs", {name: list(digests) for name, digests in sorted(picture.jobs.items())})
-            feed.publish("workers", [_worker(each) for each in picture.workers])
-            feed.publish("shards", _shards(picture))
-            feed.publish("devices", self._all_devices(picture))
-            feed.publish("sessions", [self._session(meta) for meta in picture.sessions])
-        # Last, because it differs every time: who has it has all of this look.
-        feed.publish(
-            "now", {"at": round(now, 3), "fault": tracker.fault, "revoke": self._accounts is not None}
-        )
-
-    def _add_rate(self, picture: ClusterSnapshot, now: float) -> None:
-        if not self._rates or now - self._rates[-1][0] >= RATE_EVERY_S:
-            self._rates.append((now, sum(self._tracker.rate(meta.session) for meta in picture.sessions)))
-
-    async def _look_at_accounts(self, picture: ClusterSnapshot) -> None:
-        if self._accounts is not None:
-            try:
-                async with asyncio.timeout(SLOW_S):
-                    accounts = await asyncio.to_thread(self._accounts.list)
-                names = [account.name for account in accounts]
-                allowed = await self._eyes.ask(lambda _, store: store.allowed(names))
-                self._devices = as_devices(accounts, picture.sessions, allowed)
-            except (SplitEasyError, TimeoutError) as error:
-                log.warning("no list of devices", error=str(error) or "no answer")
-                self._devices = None
-
-    def _all_devices(self, picture: ClusterSnapshot) -> list[dict[str, Any]]:
-        """Those with an account, and those that have a session; `enrolled` is null where nobody can tell."""
-        known = {each.device: {**asdict(each), "enrolled": True} for each in self._devices or ()}
-        for meta in sorted(picture.sessions, key=lambda meta: meta.updated_at):
-            job, _, device = meta.session.partition(".")
-            before = known.get(device, {})
-            known[device] = {
-                "device": device,
-                "enrolled": None if self._devices is None else before.get("enrolled", False),
-                "connected": before.get("connected", False),
-                "seen_at": meta.updated_at,
-                "version": meta.agent or None,
-                "job": job,
-                "step": meta.committed,
-                "allowed": before.get("allowed"),
-            }
-        return [known[name] for name in sorted(known)]
-
-    def _session(self, meta: SessionMeta) -> dict[str, Any]:
-        tracker = self._tracker
-        job, _, device = meta.session.partition(".")
-        fault_at, fault = tracker.last_faults.get(meta.session, (None, None))
-        link = tracker.link(meta)
-        assert tracker.picture is not None
-        return {
-            "session": meta.session,
-            "job": job,
-            "device": device,
-            "digest": meta.job_digest[:12],
-            "step": meta.committed,
-            "total_steps": meta.total_steps or None,
-            "rate": round(tracker.rate(meta.session), 2),
-            "state": "paused" if meta.paused else link.partition(" ")[0],
-            "seen_at": meta.updated_at,
-            "loss": self._curves.last(meta.session),
-            "workers": serving(tracker.picture, meta.session),
-            "attempt": meta.attempt.number,
-            "log_bytes": meta.log_bytes,
-            "fault": fault,
-            "fault_at": fault_at,
-        }
-
-
-def _revoke_device(accounts: Accounts, device: str) -> bool:
-    """Workers' accounts are not the page's to end."""
-    from deploy.accounts import Role
-
-    enrolled = {account.name for account in accounts.list() if account.role is Role.DEVICE}
-    return device in enrolled and accounts.revoke(device)
-
-
-def _event(at: float, kind: str, subject: str, text: str) -> dict[str, Any]:
-    return {"at": round(at, 1), "kind": kind, "subject": subject, "text": text}
-
-
-def _worker(worker: Any) -> dict[str, Any]:
-    return {
-        "worker": worker.worker,
-        "state": worker.state,
-        "host": worker.host,
-        "sessions": worker.sessions,
-        "shards": list(worker.shards),
-        "steps": worker.steps,
-        "started_at": worker.started_at,
-    }
-
-
-def _shards(picture: ClusterSnapshot) -> dict[str, Any]:
-    def waiting(depth: Any) -> int | None:
-        return None if depth is None else depth.messages
-
-    return {
-        "front": waiting(picture.front),
-        "dead": waiting(picture.dead),
-        "shards": [
-            {
-                "shard": number,
-                "waiting": waiting(depth),
-                "consumers": 0 if depth is None else depth.consumers,
-                "workers": [each.worker for each in picture.workers if number in each.shards],
-            }
-            for number, depth in enumerate(picture.shards)
-        ],
-    }
+def _tell_where(host: str, port: int, how: str) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"dashboard at http://{shown}:{port}/ ({how}); Ctrl-C ends it")
+    if host not in LOOPBACK:
+        typer.echo("anybody who reaches it may look, in the clear: put a proxy with TLS before it", err=True)

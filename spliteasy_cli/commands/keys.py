@@ -10,7 +10,6 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy_cli.support.endpoints import LOCAL_STACK, local_stack_is
-from spliteasy_cli.support.enrolment import is_private
 from spliteasy_cli.support.log_setup import set_up_logging
 
 if TYPE_CHECKING:
@@ -62,14 +61,15 @@ def keygen(
         "operator.key"
     ),
 ) -> None:
-    """Make an operator's key (Ed25519): who has the file can sign jobs that your devices load.
+    """Make an operator's key (Ed25519), whose owner can sign jobs that your devices load.
 
-    Keep it off the workers. Devices get the public half, FILE.pub, by `spliteasy enroll --operator-key`.
+    Keep it off the workers. Devices get the public half, FILE.pub, by
+    `spliteasy device enroll --operator-key`.
     """
     set_up_logging(context, "warning")
     public = write_key(file)
     typer.echo(f"{file}: keep it where nobody else reads it; sign with `spliteasy submit JOB --sign {file}`")
-    typer.echo(f"{public}: for devices, with `spliteasy enroll NAME --operator-key {public}`")
+    typer.echo(f"{public}: for devices, with `spliteasy device enroll NAME --operator-key {public}`")
 
 
 def write_key(file: Path) -> Path:
@@ -120,6 +120,7 @@ def store_keys(option: Path | None, store: str) -> StoreKeys:
     """
     from server_worker.store import StoreKeys
     from server_worker.store.keys import MAKE_HINT, parse_keys
+    from spliteasy_cli.support.enrolment import is_private
 
     local = LOCAL_STORE_KEY if local_stack_is(store, "store") and LOCAL_STORE_KEY.exists() else None
     if (file := option or local) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +11,13 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy_cli.commands.submit import JobFile
+from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
-from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 
 if TYPE_CHECKING:
+    import asyncio
+
     from spliteasy.job import JobSpec
     from spliteasy.privacy.record import Adversary
     from spliteasy_cli.leakage.gate import Measured, Row, Tell
@@ -26,73 +27,83 @@ EXIT_STOPPED = 130
 WHO = ("worker", "active", "store", "member", "holder")
 PICTURE = "leakage.png"
 WIDTH = 160
-"""Of the table, where no terminal says."""
+"""Columns of the table where no terminal says its width."""
+
+
+AdversaryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adversary", help=f"Who looks: {', '.join(WHO)}, or all. May be repeated.", show_default="worker"
+    ),
+]
+CutsOption = Annotated[
+    str, typer.Option("--cuts", help='"own", or "all": other first cuts and other second cuts as well.')
+]
+AttackOption = Annotated[
+    list[str] | None,
+    typer.Option("--attack", help="Run only this attack. May be repeated.", show_default="all"),
+]
+ShortOption = Annotated[
+    bool,
+    typer.Option("--short", help="Print two lines: what following head and tail gives. Takes some seconds."),
+]
 
 
 def leakage(
     context: typer.Context,
     job_file: JobFile,
-    adversary: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Who looks: {', '.join(WHO)}, or all. May be repeated.", show_default="worker"),
-    ] = None,
-    cuts: Annotated[
-        str, typer.Option(help='"own", or "all": other first cuts and other second cuts as well.')
-    ] = "own",
-    attack: Annotated[
-        list[str] | None, typer.Option(help="Only this attack. May be repeated.", show_default="all")
-    ] = None,
+    adversary: AdversaryOption = None,
+    cuts: CutsOption = "own",
+    attack: AttackOption = None,
     data: Annotated[str | None, typer.Option(help="As for `train`.", show_default="as for `train`")] = None,
     steps: Annotated[int, typer.Option(min=1, max=100_000, help="Steps that are recorded.")] = 48,
-    short: Annotated[
-        bool, typer.Option("--short", help="Two lines: what following head and tail gives. Some seconds.")
-    ] = False,
+    short: ShortOption = False,
     out: Annotated[
-        Path | None, typer.Option(help="Where the picture goes.", show_default="runs/JOB-leakage")
+        Path | None, typer.Option(help="The folder for the picture.", show_default="runs/JOB-leakage")
     ] = None,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Train on a sample, record the wire, and let attacks compute labels and inputs from it.
 
     Nothing leaves this machine: agent, worker, broker and store are embedded. A tenth of the labels are
-    drawn at random (canaries). The last line is `violations=N`: scores beyond [privacy.limits] of the job
-    file; exits with 1 where there are any.
+    drawn at random (canaries). The last line is `violations=N`, the scores beyond [privacy.limits] of the
+    job file; the command exits with 1 where there are any.
     """
     set_up_logging(context, "warning")
     from spliteasy.job import load_job_file
     from spliteasy.privacy.record import Adversary
     from spliteasy.runtime.user_code import project_root
     from spliteasy_cli.commands.train import default_data
-    from spliteasy_cli.leakage.gate import SHORT_STEPS, TRACKING, attacks_named, told
+    from spliteasy_cli.leakage.gate import SHORT_STEPS, TRACKING, attacks_named
 
-    who = _adversaries(adversary or ["worker"])
+    who = [Adversary(each) for each in _adversaries(adversary or ["worker"])]
     if cuts not in ("own", "all"):
         raise UserError(f"--cuts {cuts!r} is not known", hint="use own or all")
     if short:
         attack, steps = attack or list(TRACKING), min(steps, SHORT_STEPS)
-    attacks_named(attack or [])
+    attacks = attack or []
+    attacks_named(attacks)
     root, spec = project_root(job_file), load_job_file(job_file)
+    source = data or default_data(spec, root)
     with torch_threads(threads):
         measured = run(
-            lambda stop: _measure(
-                spec,
-                root,
-                data or default_data(spec, root),
-                [Adversary(each) for each in who],
-                attack or [],
-                steps,
-                every=cuts == "all",
-                stop=stop,
-            ),
-            on_stop="stopping after the attack at hand",
+            lambda stop: _measure(spec, root, source, who, attacks, steps, every=cuts == "all", stop=stop),
+            on_stop="stopping after the attack that is running",
         )
+    _report(measured, None if short else (out or Path("runs") / f"{spec.name}-leakage") / PICTURE)
+
+
+def _report(measured: Sequence[Measured], picture: Path | None) -> None:
+    """Print the scores, draw the picture (without one: two lines), and end with the count of violations."""
+    from spliteasy_cli.leakage.gate import told
+
     rows = [row for one in measured for row in one.rows]
-    if short:
+    if picture is None:
         for line in told(rows):
             typer.echo(line)
     else:
         show(rows)
-        _draw((out or Path("runs") / f"{spec.name}-leakage") / PICTURE, measured)
+        _draw(picture, measured)
     if not all(one.complete for one in measured):
         typer.echo("stopped before the last attack: nothing is decided", err=True)
         raise typer.Exit(EXIT_STOPPED)
@@ -120,6 +131,8 @@ async def _measure(
     every: bool,
     stop: asyncio.Event,
 ) -> list[Measured]:
+    import asyncio
+
     from spliteasy.privacy.cuts import other_cuts
     from spliteasy_cli.leakage.gate import measure
 

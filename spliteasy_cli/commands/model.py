@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spliteasy.errors import DataError, SplitEasyError, StateError, UserError
+from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.endpoints import BrokerOption
 from spliteasy_cli.support.log_setup import set_up_logging
-from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +36,8 @@ def merge(
     Fetches the body, where the job says `share_body = true`. Load the file into your model with
     `model.load_state_dict(safetensors.torch.load_file("model.safetensors"))`.
     """
+    import asyncio
+
     set_up_logging(context, "warning")
     step, count = asyncio.run(_merge(_existing(state), output, broker))
     typer.echo(f"{output}: {count} tensors of step {step}")
@@ -81,9 +82,11 @@ def predict(
         ),
     ] = None,
     broker: BrokerOption = None,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Run inputs through the trained split: head and tail here, the body on a worker."""
+    import asyncio
+
     set_up_logging(context, "warning")
     if output is not None and output.suffix not in (".npy", ".safetensors"):
         raise UserError(f"{output} can't be written", hint="name it .npy or .safetensors")

@@ -12,11 +12,11 @@ import typer
 from spliteasy.errors import UserError
 from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.commands.submit import JobFile
+from spliteasy_cli.options.fixed_secret import SecretOption, fixed_secret
+from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url
-from spliteasy_cli.support.fixed_secret import SecretOption, fixed_secret
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
-from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 
 if TYPE_CHECKING:
     from spliteasy_cli.support.comparison import Comparison
@@ -46,7 +46,7 @@ def parity(
         bool, typer.Option("--stack", help="On the local stack's broker, store and workers.")
     ] = False,
     secret: SecretOption = None,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Train through broker and store, and by plain PyTorch in one process; compare every tensor.
 

@@ -12,8 +12,8 @@ import typer
 from spliteasy.runtime.readable import size
 from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
 from spliteasy_cli.commands.submit import JobFile
+from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.log_setup import set_up_logging
-from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 
 if TYPE_CHECKING:
     from spliteasy.job import JobSpec
@@ -120,7 +120,7 @@ def plan(
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture.")] = Path("plan.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     every: Annotated[bool, typer.Option("--all", help=f"Show every place, not the best {SHOWN}.")] = False,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """List the legal cuts with what they cost, and mark the best for a device and its link.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spliteasy.errors import LinkError, UserError
+from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.log_setup import set_up_logging
-from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 
 if TYPE_CHECKING:
     from spliteasy.planning.profile import LinkProfile, Profile
@@ -23,13 +22,15 @@ def profile(
         str | None,
         typer.Option(metavar="URL", help="Measure the link to this broker too.", show_default=False),
     ] = None,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Measure this device: convolution, matrix and memory throughput, the pipeline's overhead, the link.
 
     Run it where the agent will run, with as many threads. The link is measured by sending some seconds'
     worth of frames to a queue of one's own, which the broker's account must be allowed to.
     """
+    import asyncio
+
     set_up_logging(context, "error")
     with torch_threads(threads):
         found = asyncio.run(measure(broker))

@@ -1,8 +1,7 @@
-"""`spliteasy sessions`, `pause`, `resume` and `forget`: what the server keeps of each, and having a say."""
+"""`spliteasy session`: list what the server keeps of each session, pause and resume one, or forget it."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,15 +15,26 @@ if TYPE_CHECKING:
     from server_worker.store import SessionMeta
 
 
-def sessions(
+SessionName = Annotated[
+    str, typer.Argument(metavar="JOB.DEVICE", help="The session, named as `spliteasy status` names it.")
+]
+
+app = typer.Typer(no_args_is_help=True)
+"""`spliteasy session VERB`."""
+
+
+@app.command("list")
+def list_sessions(
     context: typer.Context,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
 ) -> None:
-    """List what the server keeps of each session: steps it can restore, log, owner, last change.
+    """List what the server keeps of each session: the steps it can restore, its log, its last change.
 
     A session that nobody touches is deleted when its job's `durability.retention_s` is over.
     """
+    import asyncio
+
     set_up_logging(context, "warning")
     found = asyncio.run(_sessions(store))
     if as_json:
@@ -42,17 +52,20 @@ async def _sessions(store: str | None) -> list[SessionMeta]:
         return sorted(await open_store.sessions(), key=lambda meta: meta.session)
 
 
+@app.command()
 def forget(
     context: typer.Context,
-    session: Annotated[str, typer.Argument(help="As `spliteasy status` lists it: JOB.DEVICE")],
+    session: SessionName,
     store: StoreOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking first.")] = False,
 ) -> None:
     """Delete what the server keeps of a session: the body's weights, optimizer and log.
 
     A device that still has its state folder can't go on with it afterwards; one with a new folder begins
     at step 0.
     """
+    import asyncio
+
     set_up_logging(context, "warning")
     if not yes:
         typer.confirm(f"Delete the body's state of {session} for good?", abort=True)
@@ -61,27 +74,26 @@ def forget(
     typer.echo(f"forgot {session}")
 
 
-def pause(
-    context: typer.Context,
-    session: Annotated[str, typer.Argument(help="As `spliteasy status` lists it: JOB.DEVICE")],
-    store: StoreOption = None,
-) -> None:
-    """Hold a session: the step at hand ends, no other begins until `spliteasy resume`. Nothing is lost."""
+@app.command()
+def pause(context: typer.Context, session: SessionName, store: StoreOption = None) -> None:
+    """Pause a session after the step that it is computing. Nothing is lost.
+
+    No other step begins until `spliteasy session resume`.
+    """
     _set_paused(context, session, store, paused=True)
-    typer.echo(f"{session}: paused; go on with: spliteasy resume {session}")
+    typer.echo(f"{session}: paused; go on with: spliteasy session resume {session}")
 
 
-def resume(
-    context: typer.Context,
-    session: Annotated[str, typer.Argument(help="As `spliteasy status` lists it: JOB.DEVICE")],
-    store: StoreOption = None,
-) -> None:
-    """Let a paused session go on: its device asks every few seconds."""
+@app.command()
+def resume(context: typer.Context, session: SessionName, store: StoreOption = None) -> None:
+    """Let a paused session go on. Its device asks every few seconds whether it may."""
     _set_paused(context, session, store, paused=False)
     typer.echo(f"{session}: may go on")
 
 
 def _set_paused(context: typer.Context, session: str, store: str | None, *, paused: bool) -> None:
+    import asyncio
+
     set_up_logging(context, "warning")
 
     async def put() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,15 +12,16 @@ from spliteasy.runtime.readable import size, span
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, broker_at, store_at
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
-from spliteasy_cli.watch.cluster import ClusterClient, ClusterSnapshot, take_snapshot
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Sequence
 
     from rich.console import Console
 
     from broker import Depth
     from server_worker.store import SessionMeta
+    from spliteasy_cli.watch.cluster import ClusterSnapshot
 
 T = TypeVar("T")
 SHORT_DIGEST = 12
@@ -38,6 +38,8 @@ def status(
     every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 1.0,
 ) -> None:
     """Show jobs, sessions and their step, workers, shards and queue depths."""
+    import asyncio
+
     set_up_logging(context, "warning")
     if watch:
         if as_json:
@@ -58,6 +60,7 @@ def status(
 async def _watch(broker: str | None, store: str | None, stop: asyncio.Event, every_s: float) -> None:
     from rich.console import Console
 
+    from spliteasy_cli.watch.cluster import ClusterClient
     from spliteasy_cli.watch.live_table import watch
     from spliteasy_cli.watch.loss_curves import Curves
 
@@ -73,6 +76,8 @@ async def _watch(broker: str | None, store: str | None, stop: asyncio.Event, eve
 
 
 async def _look(broker: str | None, store: str | None) -> ClusterSnapshot:
+    from spliteasy_cli.watch.cluster import take_snapshot
+
     async with store_at(store) as open_store, broker_at(broker) as transport:
         return await take_snapshot(transport, open_store)
 

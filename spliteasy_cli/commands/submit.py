@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +10,9 @@ import typer
 
 from spliteasy.runtime.readable import size
 from spliteasy_cli.commands.keys import SignOption, signing_key
+from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.endpoints import StoreOption, find_url, store_at
 from spliteasy_cli.support.log_setup import set_up_logging
-from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 
 if TYPE_CHECKING:
     from server_worker.store import Store
@@ -31,13 +30,15 @@ def submit(
     job_file: JobFile,
     sign: SignOption = None,
     store: StoreOption = None,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Export the job's model, cut it, and store spec, segments and initial weights as name@digest.
 
     The only command that imports your model's code. Submitting a change makes a new version; sessions
     keep theirs. The same again with --sign signs a version that is there.
     """
+    import asyncio
+
     set_up_logging(context, "warning")
     key_file = signing_key(
         sign, find_url("store", store)

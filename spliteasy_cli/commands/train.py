@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,24 +16,27 @@ import typer
 from spliteasy.errors import JobError, UserError
 from spliteasy_cli.commands.agent import EpochsOption, NewDataOption
 from spliteasy_cli.commands.submit import JobFile, create_job, store_job
-from spliteasy_cli.history.mlflow_history import MlflowHistory, MlflowOption
-from spliteasy_cli.history.run_history import HISTORY_FOLDER, History, Kept, TensorboardOption
-from spliteasy_cli.support.fixed_secret import SecretOption, fixed_secret
+from spliteasy_cli.options.fixed_secret import SecretOption, fixed_secret
+from spliteasy_cli.options.histories import MlflowOption, TensorboardOption, histories
+from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
-from spliteasy_cli.support.threads import ThreadsOption, torch_threads
 
 if TYPE_CHECKING:
+    import asyncio
+
     from device_agent.agent import AgentResult
     from device_agent.config import AgentConfig
     from device_agent.observations import Observe
     from spliteasy.job import Job, JobSpec
     from spliteasy_cli.history.report import DeviceRun
+    from spliteasy_cli.history.run_history import Kept
 
 MAX_DEVICES = 1000
 MAX_WORKERS = 64
 STORE_FILE = "store.sqlite"
 DEVICES_FOLDER = "devices"
+HISTORY_FOLDER = "history"
 DATA_FUNCTION = "device_data"
 
 
@@ -58,7 +60,7 @@ def train(
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
     secret: SecretOption = None,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Train a job with everything in this process: no broker or store to install.
 
@@ -74,9 +76,9 @@ def train(
             for config in agent_configs(job, job_file, folder, devices, data, fixed_secret(secret))
         ]
         prepare_folder(folder, resume=resume)
-        kept: list[Kept] = [History(folder / HISTORY_FOLDER, tensorboard=tensorboard)]
-        if mlflow is not None:
-            kept.append(MlflowHistory(mlflow, job.name, job.digest, anew=not resume))
+        kept = histories(
+            folder / HISTORY_FOLDER, tensorboard, mlflow, job=job.name, digest=job.digest, fresh=not resume
+        )
         runs, seconds, done = _train(job, configs, workers, folder, kept)
         write_report(job, runs, folder, workers=workers, seconds=seconds, threads=threads)
     if not done:
@@ -181,6 +183,8 @@ async def train_embedded(
 
     Stopping leaves a checkpoint of every device; what one device raises ends all.
     """
+    import asyncio
+
     from broker.transport.in_process import MemoryBroker
     from device_agent.agent import Agent
     from server_worker.config import Trust

@@ -1,31 +1,44 @@
-"""`spliteasy worker`: one more server worker."""
+"""`spliteasy worker`: start one more server worker."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server_worker import defaults
 from spliteasy.errors import UserError
 from spliteasy.runtime.urls import shown
 from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
-from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, local_stack_is, store_at
-from spliteasy_cli.support.enrolment import EnrolmentOption, connect_enrolled, read_enrolment
+from spliteasy_cli.options.config_file import ConfigOption
+from spliteasy_cli.options.metrics_endpoint import (
+    METRICS_HOST,
+    MetricsHostOption,
+    MetricsPortOption,
+    Monitoring,
+)
+from spliteasy_cli.options.patience import GiveUpOption, seconds
+from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
+from spliteasy_cli.options.trace_export import TracesOption, tracing
+from spliteasy_cli.support.endpoints import (
+    BrokerOption,
+    EnrolmentOption,
+    StoreOption,
+    find_url,
+    local_stack_is,
+    store_at,
+)
 from spliteasy_cli.support.identifiers import check_identifier
 from spliteasy_cli.support.log_setup import set_up_logging
-from spliteasy_cli.support.metrics_endpoint import MetricsHostOption, MetricsPortOption, Monitoring
-from spliteasy_cli.support.patience import GiveUpOption, seconds
 from spliteasy_cli.support.runner import run
-from spliteasy_cli.support.threads import ThreadsOption, torch_threads
-from spliteasy_cli.support.trace_export import TracesOption, tracing
 
 if TYPE_CHECKING:
+    import asyncio
+
     from broker import Transport
     from server_worker.config import WorkerConfig
     from server_worker.engine.local import LocalEngine
@@ -33,34 +46,30 @@ if TYPE_CHECKING:
     from server_worker.worker import Connect
     from spliteasy.observability.traces import Tracer
 
-MIB = 1 << 20
-
-
 NameOption = Annotated[
-    str | None, typer.Option("--name", help="Its name among the workers.", show_default="host, pid, random")
+    str | None,
+    typer.Option("--name", help="The worker's name among all workers.", show_default="host, pid, random"),
 ]
 TrustOption = Annotated[
     str | None,
     typer.Option(
         "--trust",
-        help="Whom to believe to be a device: 'enrolled' (the broker's accounts), or 'open' (one shared "
-        "account, anybody on the broker may speak for any device).",
+        help="Who counts as a device: 'enrolled' (the broker's accounts), or 'open' (one shared "
+        "account, so that anybody on the broker may speak for any device).",
         show_default="enrolled; open on the local stack",
         metavar="enrolled|open",
     ),
 ]
 MemoryOption = Annotated[
     int,
-    typer.Option(
-        "--memory-mib", min=1, help="Sessions kept in memory up to this many MiB; the rest is parked."
-    ),
+    typer.Option("--memory-mib", min=1, help="Keep sessions in memory up to this many MiB; park the others."),
 ]
 WaitingOption = Annotated[
     int,
     typer.Option(
         "--waiting-mib",
         min=1,
-        help="MiB of requests that may wait for others of their step, of all sessions together.",
+        help="MiB that requests of all sessions may take while they wait for earlier ones of their step.",
     ),
 ]
 DeadOption = Annotated[
@@ -68,8 +77,8 @@ DeadOption = Annotated[
     typer.Option(
         "--dead-mib",
         min=1,
-        help="MiB of dead letters that the broker keeps, the newest. The same for all workers; to change "
-        "it, delete the queue spliteasy.dead first.",
+        help="MiB of the newest dead letters that the broker keeps. It is the same for all workers; to "
+        "change it, delete the queue spliteasy.dead first.",
     ),
 ]
 DeviceMessagesOption = Annotated[
@@ -83,93 +92,150 @@ DeviceSessionsOption = Annotated[
 ]
 DrainOption = Annotated[
     float,
-    typer.Option("--drain-s", min=0.0, help="Seconds that a stopping worker has to finish what is at hand."),
+    typer.Option(
+        "--drain-s", min=0.0, help="Seconds that a stopping worker has to finish the steps that have begun."
+    ),
 ]
-JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Job programs kept in memory.")]
-HeartbeatOption = Annotated[
+JobsOption = Annotated[
+    int, typer.Option("--jobs", min=1, help="Keep the programs of this many jobs in memory.")
+]
+TakeoverOption = Annotated[
     int,
     typer.Option(
-        "--heartbeat-s",
-        min=2,
-        help="The sessions of a worker that falls silent move within two of these and a second.",
+        "--takeover-s",
+        min=5,
+        help="When this worker falls silent, its sessions move to another one within so many seconds.",
     ),
 ]
 
 
+def _refuse_heartbeat(value: str | None) -> None:
+    if value is not None:
+        raise UserError("--heartbeat-s is --takeover-s now", hint="two heartbeats of 2 s: --takeover-s 5")
+
+
+OldHeartbeatOption = Annotated[
+    str | None, typer.Option("--heartbeat-s", hidden=True, callback=_refuse_heartbeat)
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the sessions and devices of a worker may use of it, as the options say."""
+
+    memory_mib: int
+    waiting_mib: int
+    dead_mib: int
+    jobs: int
+    drain_s: float
+    device_messages: float
+    device_mib: float
+    device_sessions: int
+
+
 def worker(
     context: typer.Context,
+    config: ConfigOption = None,
     broker: BrokerOption = None,
     store: StoreOption = None,
     store_key: StoreKeyOption = None,
     name: NameOption = None,
     trust: TrustOption = None,
     enrolment: EnrolmentOption = None,
-    threads: ThreadsOption = 1,
-    memory_mib: MemoryOption = 4096,
-    waiting_mib: WaitingOption = 1024,
-    dead_mib: DeadOption = 256,
-    device_messages: DeviceMessagesOption = 2000.0,
-    device_mib: DeviceMibOption = 1024.0,
-    device_sessions: DeviceSessionsOption = 8,
-    drain_s: DrainOption = 20.0,
+    threads: ThreadsOption = DEFAULT_THREADS,
+    memory_mib: MemoryOption = defaults.MEMORY_MIB,
+    waiting_mib: WaitingOption = defaults.WAITING_MIB,
+    dead_mib: DeadOption = defaults.DEAD_MIB,
+    device_messages: DeviceMessagesOption = defaults.DEVICE_MESSAGES_PER_S,
+    device_mib: DeviceMibOption = defaults.DEVICE_MIB_PER_S,
+    device_sessions: DeviceSessionsOption = defaults.DEVICE_SESSIONS,
+    drain_s: DrainOption = defaults.DRAIN_S,
     give_up_after: GiveUpOption = None,
-    jobs: JobsOption = 32,
-    heartbeat_s: HeartbeatOption = 2,
+    jobs: JobsOption = defaults.JOBS,
+    takeover_s: TakeoverOption = defaults.TAKEOVER_S,
+    _heartbeat_s: OldHeartbeatOption = None,
     metrics_port: MetricsPortOption = None,
-    metrics_host: MetricsHostOption = "127.0.0.1",
+    metrics_host: MetricsHostOption = METRICS_HOST,
     traces: TracesOption = None,
 ) -> None:
-    """Serve training sessions until Ctrl-C or SIGTERM, then drain and leave.
+    """Serve training sessions until Ctrl-C or SIGTERM, then finish the steps that have begun and leave.
 
-    Takes its share of the sessions within seconds; start as many as there are cores.
+    A worker takes its share of the sessions within seconds; start as many as there are cores.
     """
     set_up_logging(context, "info")
-    url = read_enrolment(enrolment, role="worker").url if enrolment else find_url("broker", broker)
-    trusted = _trust(trust, url)
+    limits = Limits(
+        memory_mib=memory_mib,
+        waiting_mib=waiting_mib,
+        dead_mib=dead_mib,
+        jobs=jobs,
+        drain_s=drain_s,
+        device_messages=device_messages,
+        device_mib=device_mib,
+        device_sessions=device_sessions,
+    )
+    where = _broker_url(enrolment, broker)
+    trusted = _trust(trust, where)
     if name is not None:
         check_identifier("--name", name)
     store = find_url("store", store)
     keys = store_keys(store_key, store)
 
     async def main(stop: asyncio.Event) -> None:
-        import structlog
-
         from server_worker import metrics
-        from server_worker.admission.quotas import DeviceQuota
-        from server_worker.config import Trust, WorkerConfig, amqp_heartbeat_s
 
-        config = WorkerConfig(
-            trust=Trust(trusted),
-            memory_bytes=memory_mib * MIB,
-            waiting_bytes=waiting_mib * MIB,
-            dead_bytes=dead_mib * MIB,
-            jobs=jobs,
-            drain_s=drain_s,
-            give_up_s=seconds(give_up_after),
-            quota=DeviceQuota(
-                messages_per_s=device_messages, bytes_per_s=device_mib * MIB, sessions=device_sessions
-            ),
-        )
-        if name is not None:
-            config = replace(config, name=name)
-        structlog.get_logger(__name__).info(
-            "worker starts", worker=config.name, broker=shown(url), trust=trusted, threads=threads
-        )
-        if not keys.keys:
-            structlog.get_logger(__name__).warning(
-                "requests and snapshots lie in the store in the open: no --store-key was given"
-            )
-        reach = partial(_reach, enrolment, url, heartbeat_s=amqp_heartbeat_s(heartbeat_s))
+        settings = worker_config(name, trusted, limits, seconds(give_up_after))
+        _log_start(settings, where, trusted, threads, sealed=bool(keys.keys))
+        reach = partial(_reach, enrolment, where, takeover_s=takeover_s)
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
-        collector = tracing(traces, service="spliteasy-worker", instance=config.name)
-        await _serve(config, reach, store, keys, monitoring, closing.enter_context(collector), stop)
+        with tracing(traces, service="spliteasy-worker", instance=settings.name) as tracer:
+            await _serve(settings, reach, store, keys, monitoring, tracer, stop)
 
-    with torch_threads(threads), ExitStack() as closing:
-        run(main, on_stop="draining: finishing what is at hand")
+    with torch_threads(threads):
+        run(main, on_stop="draining: the worker finishes the steps that have begun")
+
+
+def worker_config(name: str | None, trust: str, limits: Limits, give_up_s: float | None) -> WorkerConfig:
+    """Return the worker's settings. Without a name it makes one."""
+    from server_worker.admission.quotas import DeviceQuota
+    from server_worker.config import MIB, Trust, WorkerConfig
+
+    config = WorkerConfig(
+        trust=Trust(trust),
+        memory_bytes=limits.memory_mib * MIB,
+        waiting_bytes=limits.waiting_mib * MIB,
+        dead_bytes=limits.dead_mib * MIB,
+        jobs=limits.jobs,
+        drain_s=limits.drain_s,
+        give_up_s=give_up_s,
+        quota=DeviceQuota(
+            messages_per_s=limits.device_messages,
+            bytes_per_s=limits.device_mib * MIB,
+            sessions=limits.device_sessions,
+        ),
+    )
+    return config if name is None else replace(config, name=name)
+
+
+def _log_start(config: WorkerConfig, broker: str, trust: str, threads: int, *, sealed: bool) -> None:
+    import structlog
+
+    log = structlog.get_logger(__name__)
+    log.info("worker starts", worker=config.name, broker=shown(broker), trust=trust, threads=threads)
+    if not sealed:
+        log.warning("requests and snapshots lie in the store in the open: no --store-key was given")
+
+
+def _broker_url(enrolment: Path | None, broker: str | None) -> str:
+    if enrolment is None:
+        return find_url("broker", broker)
+    from spliteasy_cli.support.enrolment import read_enrolment
+
+    return read_enrolment(enrolment, role="worker").url
 
 
 def _trust(option: str | None, url: str) -> str:
-    """Whom to believe: on the local stack, where all may share one account, anybody. Raises UserError."""
+    """Return whom the worker believes to be a device: anybody on the local stack, where all may share one
+    account, and else the owners of accounts. Raises UserError."""
     if option is None:
         return "open" if local_stack_is(url) else "enrolled"
     if option not in ("enrolled", "open"):
@@ -177,9 +243,12 @@ def _trust(option: str | None, url: str) -> str:
     return option
 
 
-async def _reach(enrolment: Path | None, url: str, *, heartbeat_s: int) -> Transport:
+async def _reach(enrolment: Path | None, url: str, *, takeover_s: int) -> Transport:
     from broker import connect
+    from server_worker.config import amqp_heartbeat_s
+    from spliteasy_cli.support.enrolment import connect_enrolled
 
+    heartbeat_s = amqp_heartbeat_s(takeover_s)
     if enrolment is None:
         return await connect(url, heartbeat_s=heartbeat_s)
     return await connect_enrolled(enrolment, role="worker", heartbeat_s=heartbeat_s)

@@ -10,10 +10,9 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import structlog
-import typer
 
 from device_agent.observations import Evaluated, Observation, StateChanged, StepTaken
 from spliteasy.errors import UserError
@@ -25,17 +24,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 BATCH = 50
 """Metrics sent at a time: each call is a round trip."""
-
-MlflowOption = Annotated[
-    str | None,
-    typer.Option(
-        "--mlflow",
-        envvar="SPLITEASY_MLFLOW",
-        metavar="URI",
-        help="Keep the run's history in MLflow too: http://server:5000; sqlite:///x.db needs all of mlflow.",
-        show_default=False,
-    ),
-]
 
 
 class MlflowHistory:

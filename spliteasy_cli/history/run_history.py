@@ -17,11 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import orjson
 import structlog
-import typer
 
 from device_agent.observations import Evaluated, Observation, Observe, StateChanged, StepTaken
 from spliteasy.errors import UserError
@@ -31,21 +30,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = structlog.get_logger(__name__)
-HISTORY_FOLDER = "history"
 TENSORBOARD_FOLDER = "tensorboard"
-
-HistoryOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--history",
-        metavar="DIR",
-        help="Write every step, evaluation and event here, as JSON lines.",
-        show_default=False,
-    ),
-]
-TensorboardOption = Annotated[
-    bool, typer.Option("--tensorboard", help="Write TensorBoard events beside the history's JSON lines.")
-]
 
 
 class Kept(Protocol):

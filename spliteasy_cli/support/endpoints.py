@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import structlog
 import typer
 
 from spliteasy.errors import UserError
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from broker import Transport
     from server_worker.store import Store, StoreKeys
 
-log = structlog.get_logger(__name__)
 DEFERRED_S = 60.0
 """How long a command asks again where the answer is: not now."""
 LOCAL_STACK = Path(".local/stack.json")
@@ -44,6 +42,15 @@ StoreOption = Annotated[
         envvar="SPLITEASY_STORE",
         metavar="URL",
         help="redis://, rediss:// or sqlite:///path; by default the local stack's.",
+        show_default=False,
+    ),
+]
+EnrolmentOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--enrolment",
+        metavar="FILE",
+        help="The file that `spliteasy device enroll` wrote, which names the broker and the account.",
         show_default=False,
     ),
 ]
@@ -80,7 +87,7 @@ async def broker_at(option: str | None, *, deferred_s: float = DEFERRED_S) -> As
     from broker.transport.patience import tried_for_a_while
 
     url = find_url("broker", option)
-    transport = await tried_for_a_while(lambda: connect(url), deferred_s=deferred_s, tell=log.warning)
+    transport = await tried_for_a_while(lambda: connect(url), deferred_s=deferred_s, tell=_warn)
     try:
         yield transport
     finally:
@@ -105,12 +112,18 @@ async def store_at(
 
     url = find_url("store", option)
     store = await tried_for_a_while(
-        lambda: open_store(url, keys), unreachable_s=unreachable_s, deferred_s=deferred_s, tell=log.warning
+        lambda: open_store(url, keys), unreachable_s=unreachable_s, deferred_s=deferred_s, tell=_warn
     )
     try:
         yield store
     finally:
         await store.close()
+
+
+def _warn(line: str) -> None:
+    import structlog
+
+    structlog.get_logger(__name__).warning(line)
 
 
 def _local_stack() -> dict[str, str]:

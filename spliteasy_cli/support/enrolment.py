@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
-import typer
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from spliteasy.errors import LinkRefused, UserError
@@ -32,14 +31,6 @@ PATIENCE_S = 30.0
 """How long a refused agent waits for a new file before it gives up."""
 POLL_S = 0.5
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-
-EnrolmentOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--enrolment", metavar="FILE", help="What `spliteasy enroll` wrote: broker and account.",
-        show_default=False,
-    ),
-]  # fmt: skip
 
 
 class Enrolment(BaseModel):
@@ -102,7 +93,7 @@ def read_enrolment(file: Path, *, role: Literal["device", "worker"] = "device") 
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, each["loc"])) or each["type"] for each in error.errors())
         raise UserError(
-            f"{file} is not what `spliteasy enroll` writes (see {fields})", hint="enroll again"
+            f"{file} is not what `spliteasy device enroll` writes (see {fields})", hint="enroll again"
         ) from None
     if enrolment.role != role:
         raise UserError(f"{file} is the enrolment of a {enrolment.role}, not of a {role}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spliteasy.observability import logs
-
 if TYPE_CHECKING:
     import typer
 
 
 def set_up_logging(context: typer.Context, default: str) -> None:
-    """Configure logging; what `--debug` or `--log-level` said is the context's object."""
+    """Configure logging. The context's object is the level that `--debug` or `--log-level` asked for."""
+    from spliteasy.observability import logs
+
     logs.configure(context.obj or default)

@@ -6,19 +6,16 @@ third one ends the process where it stands, for a computation that does not let 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import structlog
-
-from spliteasy.runtime.event_loop import new_runner
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
-log = structlog.get_logger(__name__)
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[T]], *, on_stop: str = "stopping") -> T:
@@ -26,11 +23,15 @@ def run(main: Callable[[asyncio.Event], Awaitable[T]], *, on_stop: str = "stoppi
 
     Raises KeyboardInterrupt where a second signal cancelled it, and what `main` raises.
     """
+    from spliteasy.runtime.event_loop import new_runner
+
     with new_runner() as runner:
         return runner.run(_supervise(main, on_stop))
 
 
 async def _supervise(main: Callable[[asyncio.Event], Awaitable[T]], on_stop: str) -> T:
+    import asyncio
+
     stop = asyncio.Event()
     task = asyncio.ensure_future(main(stop))
     signals = 0
@@ -42,7 +43,9 @@ async def _supervise(main: Callable[[asyncio.Event], Awaitable[T]], on_stop: str
             if sys.stderr.isatty():
                 print(f"\n{on_stop} (Ctrl-C again: at once)", file=sys.stderr)
             else:
-                log.info(on_stop)
+                import structlog
+
+                structlog.get_logger(__name__).info(on_stop)
             stop.set()
         elif signals == 2:
             task.cancel()

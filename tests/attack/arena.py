@@ -1,4 +1,4 @@
-"""Where attacks are played: a real RabbitMQ, accounts as `spliteasy enroll` makes them, a worker that
+"""Where attacks are played: a real RabbitMQ, accounts as `spliteasy device enroll` makes them, a worker that
 trusts only those, and devices that train meanwhile and must end bit-identical.
 """
 

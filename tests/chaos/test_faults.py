@@ -133,7 +133,7 @@ async def test_a_session_that_was_forgotten_is_refused_until_told_to_begin_anew(
     await trained.reach(60)
     async with trained.device.killed():  # or it might be done before the command has begun
         forget = await trained.stack.spliteasy(
-            *("forget", trained.device.session, "--yes"),
+            *("session", "forget", trained.device.session, "--yes"),
             name="forget",
             environment={"SPLITEASY_STORE": trained.stack.redis.url},
         )

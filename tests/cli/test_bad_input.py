@@ -13,7 +13,9 @@ from tests.cli.conftest import Project, Ran
 AGENT = ("agent", "--job", "tiny", "--device", "phone-1", "--data", "m:f")
 
 
-@pytest.mark.parametrize("arguments", [("status",), AGENT, ("worker",), ("forget", "a.b", "--yes")])
+@pytest.mark.parametrize(
+    "arguments", [("status",), AGENT, ("worker",), ("session", "forget", "a.b", "--yes")]
+)
 def test_no_server_named(arguments: tuple[str, ...], spliteasy: Callable[..., Ran]) -> None:
     ran = spliteasy(*arguments)
     assert ran.code == 2

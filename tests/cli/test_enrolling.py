@@ -53,7 +53,7 @@ def operator(
 
 async def test_enrol_rotate_revoke(operator: Callable[..., Ran], tmp_path: Path) -> None:
     file = tmp_path / "phone-1.enrol"
-    ran = await asyncio.to_thread(operator, "enroll", "phone-1", "--job", "digits")
+    ran = await asyncio.to_thread(operator, "device", "enroll", "phone-1", "--job", "digits")
     assert ran.code == 0, ran.err
     assert "spliteasy agent --enrolment phone-1.enrol --data DATA" in ran.out
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -63,20 +63,20 @@ async def test_enrol_rotate_revoke(operator: Callable[..., Ran], tmp_path: Path)
     transport = await connect_enrolled(file)
     assert transport.principal == "phone-1"
 
-    ran = operator("enroll", "phone-1")
+    ran = operator("device", "enroll", "phone-1")
     assert "phone-1: has a new password" in ran.out
     await transport.depth("spliteasy.front")  # rotation leaves what is connected alone
     with pytest.raises(LinkRefused):
         await connect(first.url)
     await (await connect_enrolled(file)).close()
 
-    ran = operator("revoke", "phone-1")
+    ran = operator("device", "revoke", "phone-1")
     assert ran.code == 0, ran.err
     await transport.wait_lost()
     await transport.close()
     with pytest.raises(LinkRefused):
         await connect_enrolled(file, patience_s=0)
-    ran = operator("revoke", "phone-1")
+    ran = operator("device", "revoke", "phone-1")
     assert ran.code == 2
     assert "nobody is enrolled as phone-1" in ran.error
     assert sorted(os.listdir(tmp_path)) == ["phone-1.enrol", "store.db"]
@@ -86,8 +86,8 @@ async def test_a_refused_agent_takes_the_file_that_comes_then(
     operator: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = tmp_path / "old.enrol", tmp_path / "new.enrol"
-    operator("enroll", "phone-1", "-o", old)
-    operator("enroll", "phone-1", "-o", new)
+    operator("device", "enroll", "phone-1", "-o", old)
+    operator("device", "enroll", "phone-1", "-o", new)
     with pytest.raises(LinkRefused):
         await connect_enrolled(old, patience_s=0)
     reads = count()
@@ -141,7 +141,7 @@ async def test_a_password_that_rotates_while_the_device_trains_costs_no_step(
         old = read_enrolment(arena.file(device))
         training = asyncio.create_task(arena.train(device, observe=observe))
         await some.wait()
-        ran = operator("enroll", device, "--rotate")
+        ran = operator("device", "enroll", device, "--rotate")
         assert ran.code == 0, ran.err
         rabbitmq_broker.call("DELETE", f"connections/username/{device}")
         assert (await training).done
@@ -154,23 +154,23 @@ async def test_a_password_that_rotates_while_the_device_trains_costs_no_step(
 
 
 def test_only_what_is_there_rotates(operator: Callable[..., Ran], tmp_path: Path) -> None:
-    assert "nobody is enrolled as phone-1" in operator("enroll", "phone-1", "--rotate").error
-    operator("enroll", "phone-1", "--job", "digits")
-    operator("enroll", "phone-2")
-    assert operator("enroll", "phone-1", "--rotate").code == 0
+    assert "nobody is enrolled as phone-1" in operator("device", "enroll", "phone-1", "--rotate").error
+    operator("device", "enroll", "phone-1", "--job", "digits")
+    operator("device", "enroll", "phone-2")
+    assert operator("device", "enroll", "phone-1", "--rotate").code == 0
     assert read_enrolment(tmp_path / "phone-1.enrol").job == "digits"
-    crossed = operator("enroll", "phone-1", "--rotate", "-o", "phone-2.enrol")
+    crossed = operator("device", "enroll", "phone-1", "--rotate", "-o", "phone-2.enrol")
     assert "the enrolment of phone-2" in crossed.error
-    assert "can't be read" in operator("enroll", "phone-1", "--rotate", "-o", "none.enrol").error
+    assert "can't be read" in operator("device", "enroll", "phone-1", "--rotate", "-o", "none.enrol").error
 
 
 def test_devices_are_listed_with_what_they_trained(operator: Callable[..., Ran], tmp_path: Path) -> None:
-    assert "no devices" in operator("devices").out
+    assert "no devices" in operator("device", "list").out
     for device in ("phone-1", "phone-2"):
-        operator("enroll", device)
-    assert "--enrolment workers.enrol" in operator("enroll", "workers", "--worker").out
+        operator("device", "enroll", device)
+    assert "--enrolment workers.enrol" in operator("device", "enroll", "workers", "--worker").out
     asyncio.run(_open_session(f"sqlite:///{tmp_path / 'store.db'}", "digits.phone-2"))
-    ran = operator("devices", "--json")
+    ran = operator("device", "list", "--json")
     assert ran.code == 0, ran.err
     idle, trained = json.loads(ran.out)
     nothing = {"device": "phone-1", "connected": False, "seen_at": None, "job": None, "step": None}
@@ -178,7 +178,7 @@ def test_devices_are_listed_with_what_they_trained(operator: Callable[..., Ran],
     assert (trained["device"], trained["job"], trained["step"]) == ("phone-2", "digits", 0)
     assert trained["version"] == "1.2.3"
     assert abs(trained["seen_at"] - time.time()) < 60
-    assert "never" in operator("devices").out
+    assert "never" in operator("device", "list").out
 
 
 async def _open_session(url: str, session: str) -> None:
@@ -199,16 +199,16 @@ async def _open_session(url: str, session: str) -> None:
 
 def test_a_device_is_limited_to_jobs_and_the_list_shows_it(operator: Callable[..., Ran]) -> None:
     def allowed() -> list[list[str] | None]:
-        return [each["allowed"] for each in json.loads(operator("devices", "--json").out)]
+        return [each["allowed"] for each in json.loads(operator("device", "list", "--json").out)]
 
     version = "faces@" + "a" * 64
-    ran = operator("enroll", "phone-1", "--job", "digits", "--job", version)
+    ran = operator("device", "enroll", "phone-1", "--job", "digits", "--job", version)
     assert ran.code == 0, ran.err
-    operator("enroll", "phone-2")
+    operator("device", "enroll", "phone-2")
     assert allowed() == [["digits", version], None]
-    operator("enroll", "phone-1")
+    operator("device", "enroll", "phone-1")
     assert allowed() == [["digits", version], None], "a new password changes no limits"
-    table = operator("devices").out
+    table = operator("device", "list").out
     assert "digits, faces@aaaaaaaaaaaa" in table
     assert "any job" in table
     for arguments, says, found in (
@@ -216,13 +216,15 @@ def test_a_device_is_limited_to_jobs_and_the_list_shows_it(operator: Callable[..
         (("--none",), "may train nothing", []),
         (("--any",), "may train any job", None),
     ):
-        assert f"phone-1: {says}" in operator("allow", "phone-1", *arguments).out
+        assert f"phone-1: {says}" in operator("device", "allow", "phone-1", *arguments).out
         assert allowed()[0] == found
     for wrong in ((), ("digits", "--any"), ("--any", "--none")):
-        assert "which jobs?" in operator("allow", "phone-1", *wrong).error
-    assert "does not fit" in operator("allow", "phone-1", "digits@abc").error
-    assert "changes the password only" in operator("enroll", "phone-1", "--rotate", "--job", "a").error
-    assert "does not fit" in operator("enroll", "phone-3", "--job", "Digits").error
+        assert "which jobs?" in operator("device", "allow", "phone-1", *wrong).error
+    assert "does not fit" in operator("device", "allow", "phone-1", "digits@abc").error
+    assert (
+        "changes the password only" in operator("device", "enroll", "phone-1", "--rotate", "--job", "a").error
+    )
+    assert "does not fit" in operator("device", "enroll", "phone-3", "--job", "Digits").error
 
 
 def test_a_key_reaches_the_device_and_its_signature_the_store(
@@ -235,7 +237,7 @@ def test_a_key_reaches_the_device_and_its_signature_the_store(
     assert "exists already" in operator("keygen").error
     assert "signed with operator.key" in operator("submit", project.job_file, "--sign", "operator.key").out
     for arguments, key in (((), None), (("--operator-key", "operator.key.pub"), 64)):
-        ran = operator("enroll", "phone-1", *arguments)
+        ran = operator("device", "enroll", "phone-1", *arguments)
         assert ran.code == 0, ran.err
         assert ("see `spliteasy keygen`" in ran.err) is (key is None)
         enrolled = read_enrolment(tmp_path / "phone-1.enrol")
@@ -243,7 +245,9 @@ def test_a_key_reaches_the_device_and_its_signature_the_store(
     stored = asyncio.run(_job(f"sqlite:///{tmp_path / 'store.db'}", "tiny"))
     assert stored is not None
     check_signature(stored.manifest, stored.signature, enrolled.operator_key or "")
-    assert "is no public key" in operator("enroll", "phone-1", "--operator-key", "operator.key").error
+    assert (
+        "is no public key" in operator("device", "enroll", "phone-1", "--operator-key", "operator.key").error
+    )
     assert "no private key" in operator("submit", project.job_file, "--sign", "operator.key.pub").error
 
 
@@ -258,7 +262,7 @@ async def _job(url: str, name: str) -> StoredJob | None:
 def test_what_a_device_may_hold_of_the_broker_is_bounded(
     operator: Callable[..., Ran], rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str
 ) -> None:
-    operator("enroll", "phone-1")
+    operator("device", "enroll", "phone-1")
     (limits,) = rabbitmq_broker.call("GET", "user-limits/phone-1")
     assert limits["value"] == {"max-connections": 16, "max-channels": 128}
     (policy,) = rabbitmq_broker.call("GET", f"policies/{rabbitmq_vhost}")
@@ -281,8 +285,8 @@ def test_what_a_device_may_hold_of_the_broker_is_bounded(
 def test_revoking_leaves_nothing_of_a_device(
     operator: Callable[..., Ran], rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str
 ) -> None:
-    operator("enroll", "phone-1")
-    operator("enroll", "phone-10")
+    operator("device", "enroll", "phone-1")
+    operator("device", "enroll", "phone-10")
     arguments = ({"x-queue-type": kind} for kind in ("stream", "quorum", "classic"))
     for slot, each in enumerate(arguments):
         for device in ("phone-1", "phone-10"):
@@ -290,7 +294,7 @@ def test_revoking_leaves_nothing_of_a_device(
             rabbitmq_broker.call("PUT", queue, {"durable": True, "arguments": each})
     exchange = f"exchanges/{rabbitmq_vhost}/{reply_slot('phone-1', 9).name}"
     rabbitmq_broker.call("PUT", exchange, {"type": "fanout", "durable": True})
-    assert operator("revoke", "phone-1").code == 0
+    assert operator("device", "revoke", "phone-1").code == 0
     of_vhost = [f"vhosts/{rabbitmq_vhost}/{kind}" for kind in ("permissions", "topic-permissions")]
     for kind in (f"queues/{rabbitmq_vhost}", f"exchanges/{rabbitmq_vhost}", *of_vhost):
         listed = json.dumps(rabbitmq_broker.call("GET", f"{kind}?columns=name,user"))
@@ -299,20 +303,20 @@ def test_revoking_leaves_nothing_of_a_device(
         assert kind.startswith("exchanges") or "phone-10" in listed
     left = f"queues/{rabbitmq_vhost}/{reply_slot('phone-1', 0).name}"
     rabbitmq_broker.call("PUT", left, {"durable": True, "arguments": {"x-queue-type": "stream"}})
-    assert operator("revoke", "phone-1").code == 0, "what an earlier version left behind goes as well"
-    assert "nobody is enrolled" in operator("revoke", "phone-1").error
+    assert operator("device", "revoke", "phone-1").code == 0, "what an earlier version left goes as well"
+    assert "nobody is enrolled" in operator("device", "revoke", "phone-1").error
 
 
 def test_accounts_that_are_not_ours_are_left_alone(
     operator: Callable[..., Ran], rabbitmq_broker: RabbitBroker
 ) -> None:
     user = rabbitmq_broker.node.user
-    ran = operator("enroll", user)
+    ran = operator("device", "enroll", user)
     assert ran.code == 2
     assert f"{user} is an account of the broker already" in ran.error
-    assert operator("revoke", user).code == 2
-    operator("enroll", "workers", "--worker")
-    assert "not one of a device" in operator("enroll", "workers").error
+    assert operator("device", "revoke", user).code == 2
+    operator("device", "enroll", "workers", "--worker")
+    assert "not one of a device" in operator("device", "enroll", "workers").error
     assert rabbitmq_broker.call("GET", f"users/{user}")["tags"]
 
 
@@ -333,7 +337,7 @@ def test_what_is_wrong_with_a_management_url(
 ) -> None:
     node = rabbitmq_broker.node
     where = url.format(closed=free_ports(1)[0], open=node.management_port)
-    ran = operator("enroll", "phone-1", "--management", where)
+    ran = operator("device", "enroll", "phone-1", "--management", where)
     assert ran.code != 0
     assert says in ran.error
     assert "s3cret" not in ran.error
@@ -344,7 +348,7 @@ def test_an_enrolment_file_that_is_none(operator: Callable[..., Ran], tmp_path: 
     file = tmp_path / "phone-1.enrol"
     agent = ("agent", "--data", "m:f", "--enrolment", file)
     assert "no such file" in operator(*agent).error
-    operator("enroll", "phone-1")
+    operator("device", "enroll", "phone-1")
     assert "--job is missing" in operator(*agent).error
     assert "not of phone-2" in operator(*agent, "--device", "phone-2").error
     text = file.read_text()
@@ -362,7 +366,7 @@ def test_an_enrolment_file_that_is_none(operator: Callable[..., Ran], tmp_path: 
         file.write_text(wrong)
         ran = operator(*agent)
         assert ran.code == 2
-        assert "is not what `spliteasy enroll` writes" in ran.error
+        assert "is not what `spliteasy device enroll` writes" in ran.error
         assert secret not in ran.error
     file.write_text(text.replace('"device"', '"worker"'))
     assert "the enrolment of a worker" in operator(*agent).error
@@ -386,7 +390,7 @@ def test_who_may_read_an_enrolment_file(mode: int, owner: int, private: bool) ->
 
 def test_an_authority_that_is_none(operator: Callable[..., Ran], tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
-    assert "has no certificate" in operator("enroll", "phone-1", "--ca", "ca.pem").error
+    assert "has no certificate" in operator("device", "enroll", "phone-1", "--ca", "ca.pem").error
     with pytest.raises(UserError, match="can't be read"):
         certificates(tmp_path / "no.pem")
 
@@ -396,8 +400,8 @@ def test_no_secret_is_in_a_process_list_or_a_log(
 ) -> None:
     """An agent and a worker with their enrolment files, logging all they can."""
     project = new_project()
-    assert operator("enroll", "phone-1", "--job", "tiny").code == 0
-    assert operator("enroll", "workers", "--worker").code == 0
+    assert operator("device", "enroll", "phone-1", "--job", "tiny").code == 0
+    assert operator("device", "enroll", "workers", "--worker").code == 0
     assert operator("submit", project.job_file).code == 0
     files = [tmp_path / "phone-1.enrol", tmp_path / "workers.enrol"]
     secrets = [json.loads(file.read_text())["password"] for file in files]

@@ -17,20 +17,27 @@ from spliteasy_cli.app import app
 from spliteasy_cli.support.runner import run
 from tests.cli.conftest import Ran
 
-COMMANDS = tuple(str(command.name) for command in app.registered_commands)
+COMMANDS = (
+    *((str(command.name),) for command in app.registered_commands if not command.hidden),
+    *(
+        (str(group.name), str(command.name or getattr(command.callback, "__name__", "")))
+        for group in app.registered_groups
+        for command in (group.typer_instance.registered_commands if group.typer_instance else ())
+    ),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, spliteasy: Callable[..., Ran]) -> None:
-    ran = spliteasy(command, "--help")
+def test_every_command_explains_itself(command: tuple[str, ...], spliteasy: Callable[..., Ran]) -> None:
+    ran = spliteasy(*command, "--help")
     assert ran.code == 0
-    assert f"Usage: spliteasy {command}" in ran.out
+    assert f"Usage: spliteasy {' '.join(command)}" in ran.out
 
 
 def test_help_lists_every_command(spliteasy: Callable[..., Ran]) -> None:
     out = spliteasy("--help").out
-    assert {"train", "parity", "submit", "worker", "agent", "status", "merge", "predict"} <= set(COMMANDS)
-    assert all(command in out for command in COMMANDS)
+    assert {("train",), ("agent",), ("session", "pause"), ("device", "enroll")} <= set(COMMANDS)
+    assert all(command[0] in out for command in COMMANDS)
 
 
 def test_an_unknown_log_level_is_refused(spliteasy: Callable[..., Ran]) -> None:

@@ -193,7 +193,7 @@ def test_only_the_stacks_key_opens_its_store(place: Place, tmp_path: Path) -> No
         assert "is sealed with the key" in ran.stderr
         assert said in ran.stderr
     assert place.spliteasy("parity", DIGITS, "--stack", "--store-key", key).returncode == 2
-    assert other.spliteasy("sessions", **there).returncode == 0
+    assert other.spliteasy("session", "list", **there).returncode == 0
     key.chmod(0o644)
     assert "chmod 600" in other.spliteasy("worker", "--store-key", key, **there).stderr
 
@@ -218,18 +218,18 @@ def test_pause_resume_and_forget(place: Place) -> None:
         SPLITEASY_BROKER=place.stack["broker"],
     ) as agent:
         read_until(agent, '"step":60')
-        assert place.spliteasy("pause", "digits.phone-3").returncode == 0
+        assert place.spliteasy("session", "pause", "digits.phone-3").returncode == 0
         read_until(agent, "paused by the operator")
-        assert place.spliteasy("resume", "digits.phone-3").returncode == 0
+        assert place.spliteasy("session", "resume", "digits.phone-3").returncode == 0
         read_until(agent, "going on")
         agent.send_signal(signal.SIGINT)
         finish(agent)
-    assert place.spliteasy("forget", "digits.phone-3", "--yes").returncode == 0
+    assert place.spliteasy("session", "forget", "digits.phone-3", "--yes").returncode == 0
     assert "digits.phone-3" not in [entry["session"] for entry in place.status()["sessions"]]
-    ran = place.spliteasy("forget", "digits.phone-3", "--yes")
+    ran = place.spliteasy("session", "forget", "digits.phone-3", "--yes")
     assert ran.returncode == 2
     assert "no session digits.phone-3" in ran.stderr
-    assert "no session digits.phone-3" in place.spliteasy("pause", "digits.phone-3").stderr
+    assert "no session digits.phone-3" in place.spliteasy("session", "pause", "digits.phone-3").stderr
 
 
 def test_an_unknown_job(place: Place) -> None:

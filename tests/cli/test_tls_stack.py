@@ -35,16 +35,16 @@ def test_an_enrolled_device_on_the_encrypted_stack(tmp_path: Path) -> None:
         account = json.loads((folder / "workers.enrol").read_text())["password"]
         assert place.spliteasy("submit", DIGITS).returncode == 0
 
-        ran = place.spliteasy("enroll", "phone-1", "--job", "digits")
+        ran = place.spliteasy("device", "enroll", "phone-1", "--job", "digits")
         assert ran.returncode == 0, ran.stderr
         assert json.loads((tmp_path / "phone-1.enrol").read_text())["operator_key"], "and the job is signed"
         command = (*AGENT, "--enrolment", "phone-1.enrol", "--state", "state-1")
         with started(command, tmp_path, SPLITEASY_BROKER="", SPLITEASY_STORE="") as agent:
             read_until(agent, '"step":60')
-            again = place.spliteasy("enroll", "phone-1", "--job", "digits")
+            again = place.spliteasy("device", "enroll", "phone-1", "--job", "digits")
             assert again.returncode == 0, again.stderr
             assert "done, 360 steps" in finish(agent)
-        (seen,) = json.loads(place.spliteasy("devices", "--json").stdout)
+        (seen,) = json.loads(place.spliteasy("device", "list", "--json").stdout)
         assert (seen["device"], seen["job"], seen["step"]) == ("phone-1", "digits", 360)
 
         device = json.loads((tmp_path / "phone-1.enrol").read_text())["password"]
@@ -55,8 +55,8 @@ def test_an_enrolled_device_on_the_encrypted_stack(tmp_path: Path) -> None:
 
         ran = place.local("up", "--tls", "--workers", 1)
         assert ran.returncode == 0, ran.stderr
-        assert place.spliteasy("revoke", "phone-1").returncode == 0
-        assert json.loads(place.spliteasy("devices", "--json").stdout) == []
+        assert place.spliteasy("device", "revoke", "phone-1").returncode == 0
+        assert json.loads(place.spliteasy("device", "list", "--json").stdout) == []
     finally:
         place.local("clean")
     assert not (tmp_path / ".local").exists()

@@ -13,9 +13,9 @@ import pytest
 
 from deploy.accounts import Accounts
 from server_worker.store import Attempt, Store, WorkerInfo, open_store
-from spliteasy_cli.commands.dashboard import Acting, Following
 from spliteasy_cli.dashboard import Feed, Guard, serve
 from spliteasy_cli.watch.cluster import ClusterClient
+from spliteasy_cli.watch.dashboard_feed import ClusterFeed, ClusterOperator
 from tests.attack.arena import management_url
 from tests.fixtures_rabbitmq import RabbitBroker
 
@@ -29,7 +29,7 @@ class Dashboard:
 
     url: str
     store: Store
-    following: Following
+    following: ClusterFeed
     feed: Feed
     client: aiohttp.ClientSession
     accounts: Accounts
@@ -65,11 +65,11 @@ def open_dashboard(
             await heartbeat(store, "worker-1")
             feed = Feed()
             async with ClusterClient(rabbitmq_url, redis_url) as eyes:
-                following = Following(eyes, accounts, feed)
+                following = ClusterFeed(eyes, accounts, feed)
                 await following.look()
                 guarded = Guard(token=token, **guard)
                 async with (
-                    serve(feed, guarded, Acting(eyes, accounts), host="127.0.0.1", port=0) as port,
+                    serve(feed, guarded, ClusterOperator(eyes, accounts), host="127.0.0.1", port=0) as port,
                     aiohttp.ClientSession(
                         f"http://127.0.0.1:{port}", cookie_jar=aiohttp.CookieJar(unsafe=True)
                     ) as client,

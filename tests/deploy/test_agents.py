@@ -193,7 +193,7 @@ async def test_agents_arrive_train_are_upgraded_fall_back_and_go(
             assert "runs again; mend it and deploy again" in text
             code, text = await operator.all("deploy", "--wheel", wheels["second"])
             said.append(text)
-            assert (code, text.count("runs (was 0.1.0+")) == (0, 1), text
+            assert (code, text.count("runs (was 0.2.0+")) == (0, 1), text
 
             operator.inventory()
             code, text = await operator.all("status")

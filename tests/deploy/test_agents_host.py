@@ -36,7 +36,7 @@ READY = (
 
 def release(folder: Path, program: str = "pass") -> Release:
     return Release(
-        version="0.1.0+test",
+        version="0.2.0+test",
         venv=str(folder),
         cwd=str(folder),
         command=[sys.executable, "-c", program],

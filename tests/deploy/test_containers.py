@@ -76,9 +76,13 @@ def values(tree: Any, name: str) -> Iterator[Any]:
 
 def check_command(words: list[str]) -> None:
     """Raises AssertionError where `spliteasy` knows no such command or option."""
-    command = get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    command: Any = get_command(app)
+    rest = iter(words)
+    while hasattr(command, "commands"):
+        command = command.commands[next(rest)]
+    assert not command.hidden, "an earlier spelling"
     known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words[1:] if word.startswith("-")} <= known | {"--help"}
+    assert {word for word in rest if word.startswith("-")} <= known | {"--help"}
 
 
 # Schemas and a linter

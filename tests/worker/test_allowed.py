@@ -21,7 +21,7 @@ async def refused(device: Device, request: m.Request) -> str:
     reply = await device.ask(request)
     assert isinstance(reply, m.Error)
     assert (reply.code, reply.retriable) == ("not-allowed", False)
-    assert "spliteasy allow phone-1 toy" in (reply.hint or "")
+    assert "spliteasy device allow phone-1 toy" in (reply.hint or "")
     return reply.message
 
 

@@ -68,7 +68,9 @@ def deploy(settings: Settings, files: Mapping[str, bytes], program: Path) -> dic
         old_account = home.enrolment.read_bytes() if home.enrolment.exists() else None
         account = files.get(ENROLMENT, old_account)
         if account is None:
-            raise HostError("the device has no enrolment yet", "give the file that `spliteasy enroll` wrote")
+            raise HostError(
+                "the device has no enrolment yet", "give the file that `spliteasy device enroll` wrote"
+            )
         kind = _kind(settings)
         (name,) = (name for name in files if name.startswith(WHEEL))
         _say("installing")

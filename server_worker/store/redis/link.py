@@ -113,7 +113,7 @@ class RedisLink:
             log.error(
                 f"{self._where} evicts keys when its memory is full (maxmemory-policy {policy}): it will "
                 "lose training state without a word",
-                hint="CONFIG SET maxmemory-policy noeviction, now; then look at `spliteasy sessions`",
+                hint="CONFIG SET maxmemory-policy noeviction, now; then look at `spliteasy session list`",
             )
 
     async def close(self) -> None:

@@ -1,31 +1,28 @@
-"""`spliteasy enroll`, `revoke` and `devices`: the accounts that devices and workers have on the broker."""
+"""`spliteasy device`: the accounts of devices and workers on the broker, and the jobs they may train."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 import typer
-from pydantic import SecretStr
 
 from spliteasy.errors import UserError
 from spliteasy.runtime.readable import span
 from spliteasy_cli.commands.keys import OperatorKeyOption, operator_key
 from spliteasy_cli.commands.status import show_table
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, store_at
-from spliteasy_cli.support.enrolment import Enrolment, certificates, read_enrolment
 from spliteasy_cli.support.identifiers import check_identifier, check_job
 from spliteasy_cli.support.log_setup import set_up_logging
 
 if TYPE_CHECKING:
-    from deploy.accounts import Account, Accounts, Role
+    from deploy.accounts import Accounts, Role
     from server_worker.store import SessionMeta
+    from spliteasy_cli.support.enrolment import Enrolment
 
 ManagementOption = Annotated[
     str | None,
@@ -63,18 +60,26 @@ AuthorityOption = Annotated[
 ]
 
 
+WorkerOption = Annotated[
+    bool, typer.Option("--worker", help="Make an account for workers instead of one for a device.")
+]
+RotateOption = Annotated[
+    bool, typer.Option("--rotate", help="Change the password only, in the file that there is.")
+]
+
+app = typer.Typer(no_args_is_help=True)
+"""`spliteasy device VERB`."""
+
+
+@app.command()
 def enroll(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The device's id: a-z, 0-9 and -, at most 63.")],
     job: JobsOption = None,
     out: OutOption = None,
-    worker: Annotated[
-        bool, typer.Option("--worker", help="An account for workers instead of one for a device.")
-    ] = False,
+    worker: WorkerOption = False,
     ca: AuthorityOption = None,
-    rotate: Annotated[
-        bool, typer.Option("--rotate", help="Only a new password, into the file that is there.")
-    ] = False,
+    rotate: RotateOption = False,
     operator_key_file: OperatorKeyOption = None,
     broker: BrokerOption = None,
     store: StoreOption = None,
@@ -82,16 +87,21 @@ def enroll(
 ) -> None:
     """Make the account of a device on the broker, and write the one file that its agent needs.
 
-    Again (or --rotate, which keeps all else in the file) for the same device: a new password. Connections
-    that are open stay, so that a running agent loses no step; put the new file in the old one's place before
-    the agent has to connect again.
+    For a device that has an account this makes a new password; --rotate keeps all else that the file says.
+    Open connections stay, so that a running agent loses no step: put the new file in the place of the old one
+    before the agent has to connect again.
     """
+    import asyncio
+
     set_up_logging(context, "warning")
     check_identifier("NAME", name)
     jobs = job or []
     for each in jobs:
         check_job("--job", each)
+    from pydantic import SecretStr
+
     from deploy.accounts import Role
+    from spliteasy_cli.support.enrolment import Enrolment
 
     url = find_url("broker", broker)
     role = Role.WORKER if worker else Role.DEVICE
@@ -99,7 +109,7 @@ def enroll(
     file = out or Path(f"{name}.enrol")
     password = SecretStr(secrets.token_urlsafe(32))
     if rotate and jobs:
-        raise UserError("--rotate changes the password only", hint=f"spliteasy allow {name} JOB...")
+        raise UserError("--rotate changes the password only", hint=f"spliteasy device allow {name} JOB...")
     if rotate:
         enrolment = _enrolled(file, name, role, accounts).model_copy(update={"password": password})
     else:
@@ -123,7 +133,7 @@ def enroll(
 
 
 def _tell_next(file: Path, enrolment: Enrolment, *, rotated: bool, with_job: bool) -> None:
-    """What to do with the file."""
+    """Tell the person what to do with the file."""
     if rotated:
         where = f"where {enrolment.account} runs; it reads it when it connects"
         typer.echo(f"next: put {file} in the old one's place {where}")
@@ -136,6 +146,7 @@ def _tell_next(file: Path, enrolment: Enrolment, *, rotated: bool, with_job: boo
         typer.echo(f"next, on the device: spliteasy agent --enrolment {file}{job_option} --data DATA")
 
 
+@app.command()
 def revoke(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The device, or the workers' account.")],
@@ -144,15 +155,16 @@ def revoke(
 ) -> None:
     """End an account at once: its connections are closed, its queues deleted, and it can't come back.
 
-    What the server keeps of its sessions stays (`spliteasy forget` deletes it), and so do its limits.
+    What the server keeps of its sessions stays (`spliteasy session forget` deletes it), and so do its limits.
     """
     set_up_logging(context, "warning")
     check_identifier("NAME", name)
     if not accounts_at(management, find_url("broker", broker)).revoke(name):
-        raise UserError(f"nobody is enrolled as {name}", hint="see `spliteasy devices`")
+        raise UserError(f"nobody is enrolled as {name}", hint="see `spliteasy device list`")
     typer.echo(f"{name}: revoked; its connections are closed, and its queues are gone")
 
 
+@app.command()
 def allow(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The device.")],
@@ -164,10 +176,13 @@ def allow(
     no_job: Annotated[bool, typer.Option("--none", help="It may train nothing.")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Say which jobs a device may train. Takes effect at once, on what it trains now too.
+    """Say which jobs a device may train. This takes effect at once, also on a job that it is training now.
 
-    A training that is not allowed any more stops after the step at hand, and can go on from there later.
+    A training that is not allowed any more stops after the step that it is computing, and can go on from
+    there later.
     """
+    import asyncio
+
     set_up_logging(context, "warning")
     check_identifier("NAME", name)
     if (bool(jobs), any_job, no_job).count(True) != 1:
@@ -178,29 +193,19 @@ def allow(
     typer.echo(f"{name}: may train {'any job' if any_job else ', '.join(jobs or []) or 'nothing'}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """One line of the list. `seen_at` is in Unix seconds; None where nothing was ever trained."""
-
-    device: str
-    connected: bool
-    seen_at: float | None
-    version: str | None
-    """Of its agent, as it says."""
-    job: str | None
-    step: int | None
-    allowed: tuple[str, ...] | None
-    """The jobs that it may train; None: any."""
-
-
-def devices(
+@app.command("list")
+def list_devices(
     context: typer.Context,
     broker: BrokerOption = None,
     store: StoreOption = None,
     management: ManagementOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
 ) -> None:
-    """List the enrolled devices: connected or not, last seen, its agent's version, job and step."""
+    """List the enrolled devices: connected or not, last seen, the agent's version, the job and its step."""
+    import asyncio
+
+    from spliteasy_cli.watch.enrolled_devices import as_devices
+
     set_up_logging(context, "warning")
     accounts = accounts_at(management, find_url("broker", broker)).list()
     found = as_devices(accounts, *asyncio.run(_stored(store, [account.name for account in accounts])))
@@ -227,14 +232,16 @@ def devices(
             )
             for each in found
         ],
-        "no devices: spliteasy enroll NAME",
+        "no devices: spliteasy device enroll NAME",
     )
 
 
 def _enrolled(file: Path, name: str, role: Role, accounts: Accounts) -> Enrolment:
-    """What the file says of an account that is there. Raises UserError where one of them is not."""
+    """Return what the file says of an account. Raises UserError where the file or the account is missing."""
     if not any(account.name == name and account.role is role for account in accounts.list()):
         raise UserError(f"nobody is enrolled as {name}", hint="leave --rotate out")
+    from spliteasy_cli.support.enrolment import read_enrolment
+
     enrolment = read_enrolment(file, role="worker" if role.name == "WORKER" else "device")
     if enrolment.account != name:
         raise UserError(f"{file} is the enrolment of {enrolment.account}, not of {name}")
@@ -253,51 +260,28 @@ async def _stored(
         return await open_store.sessions(), await open_store.allowed(devices)
 
 
-def as_devices(
-    accounts: Sequence[Account], sessions: Sequence[SessionMeta], allowed: Mapping[str, tuple[str, ...]]
-) -> list[Device]:
-    """Every enrolled device with the session of it that changed last."""
-    from deploy.accounts import Role
-
-    newest: dict[str, SessionMeta] = {}
-    for meta in sorted(sessions, key=lambda meta: meta.updated_at):
-        newest[meta.session.partition(".")[2]] = meta
-    return [
-        Device(
-            device=account.name,
-            connected=account.connections > 0,
-            seen_at=meta.updated_at if meta else None,
-            version=meta.agent or None if meta else None,
-            job=meta.session.partition(".")[0] if meta else None,
-            step=meta.committed if meta else None,
-            allowed=allowed.get(account.name),
-        )
-        for account in accounts
-        if account.role is Role.DEVICE
-        for meta in [newest.get(account.name)]
-    ]
-
-
 def _shortened(job: str) -> str:
-    """A version by the beginning of its digest."""
+    """Return NAME@DIGEST with the first 12 digits of the digest."""
     name, at, digest = job.partition("@")
     return name + at + digest[:12]
 
 
 def accounts_at(management: str | None, broker: str) -> Accounts:
-    """Of the virtual host that the broker's URL names."""
+    """Return the accounts of the virtual host that the broker's URL names."""
     from deploy.accounts import Accounts
 
     return Accounts(find_url("management", management), vhost=unquote(urlsplit(broker).path[1:]) or "/")
 
 
 def _without_account(url: str) -> str:
-    """The broker's URL for others: neither our account nor paths of this machine."""
+    """Return the broker's URL as others may see it: without our account and without paths of this machine."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 def _authority(url: str, ca: Path | None) -> str | None:
+    from spliteasy_cli.support.enrolment import certificates
+
     cafile = parse_qs(urlsplit(url).query).get("cafile", [None])[0]
     file = ca or (Path(cafile) if cafile else None)
     return certificates(file) if file else None

@@ -34,9 +34,11 @@ MetricsHostOption = Annotated[
     ),
 ]
 
+METRICS_HOST = "127.0.0.1"
+
 
 class Monitoring:
-    """The meter of a command, and its pages: nothing at all without a port."""
+    """The meter of a command, and its pages. Without a port it measures and serves nothing."""
 
     def __init__(self, metrics: Iterable[Metric], *, port: int | None, host: str) -> None:
         """Raises UserError where the metrics' package is missing."""

@@ -18,10 +18,12 @@ ThreadsOption = Annotated[
     ),
 ]
 
+DEFAULT_THREADS = 1
+
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Compute with so many threads while it is entered."""
+    """Let torch compute with `count` threads while it is entered."""
     import torch
 
     before = torch.get_num_threads()
