@@ -17,7 +17,6 @@ import structlog
 
 from broker.protocol import messages as m
 from broker.protocol.frames import CHUNK_BYTES
-from broker.transport.topology import SHARDS, shard_of
 from device_agent.config import AgentConfig
 from device_agent.job_source import JobSource
 from device_agent.link.link import Connect, Link
@@ -198,10 +197,10 @@ class Agent:
             compute=self._compute,
             tell=self._tell,
         )
-        job = await source.get(state)
-        if job is None:
+        found = await source.get(state)
+        if found is None:
             return self._not_begun(state)
-        self.link.shard = shard_of(self._session_name, SHARDS)
+        job, self.link.shard = found.job, found.shard
         self.link.chunk_bytes = self.config.chunk_bytes or min(job.spec.link.chunk_bytes, CHUNK_BYTES)
         self.trainer, plan = await self._compute(
             lambda: prepare(
@@ -252,11 +251,18 @@ class Agent:
             event = await self._events.get()
             if self._failed is not None:
                 raise self._failed
+            if isinstance(event, e.Received):
+                self._follow(event.message)
             if self._allowance is not None and self._gate is not None:
                 self._keep_within(self._allowance, self._gate, session, event)
             actions = session.handle(event)
             for watch in watches:
                 watch(event, actions)
+
+    def _follow(self, message: m.AnyMessage) -> None:
+        """Send to the shard that serves the session, as a worker says."""
+        if isinstance(message, m.Opened | m.Reopen) and message.session == self._session_name:
+            self.link.shard = self.link.shard if message.shard is None else message.shard
 
     async def _with_its_cause(self, error: SplitEasyError) -> SplitEasyError:
         """A worker that finds a number not finite can't see the data: look whether that is to blame."""

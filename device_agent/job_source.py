@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,8 +23,16 @@ from spliteasy.runtime.torch_thread import Compute
 GET_JOB_TIMEOUT_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class FoundJob:
+    """A job's device parts, and where its session is served."""
+
+    job: Job
+    shard: int
+
+
 class JobSource:
-    """Gets the job's device parts. It takes the link's events for itself until it has them."""
+    """Gets the job's device parts and the session's shard. Until then it takes the link's events."""
 
     def __init__(
         self,
@@ -44,8 +53,8 @@ class JobSource:
         self._compute = compute
         self._tell = tell
 
-    async def get(self, state: StateFolder) -> Job | None:
-        """The job's device parts: from the state folder where it has them, else from a worker.
+    async def get(self, state: StateFolder) -> FoundJob | None:
+        """Return the parts, from the state folder where it has them, and the shard, which a worker tells.
 
         Where a key is to have signed the job, nothing of an unsigned or altered one is loaded: one that is
         in the folder without its signature is fetched again. None where it was stopped before it came.
@@ -55,7 +64,8 @@ class JobSource:
         if stored is not None and (key is None or _vouched(stored[0], state.job_signature, key)):
             job = await self._compute(lambda: Job.from_parts(*stored))
             self._check_version(job)
-            return job
+            told = await self._fetch(job.digest, without_parts=True)
+            return None if told is None else FoundJob(job, told.shard)
         reply = await self._fetch(job_digest(stored[0]) if stored is not None else self._digest)
         if reply is None:
             return None
@@ -68,7 +78,7 @@ class JobSource:
         await self._compute(lambda: state.save_job(manifest, parts))
         if signature is not None:
             await self._compute(lambda: state.save_signature(signature))
-        return job
+        return FoundJob(job, reply.shard)
 
     def _check_version(self, job: Job) -> None:
         if job.name != self._name or not job.digest.startswith(self._digest):
@@ -78,11 +88,11 @@ class JobSource:
                 f"its trained weights with --job {job.name} and, for more epochs, --epochs N",
             )
 
-    async def _fetch(self, digest: str) -> m.Job | None:
+    async def _fetch(self, digest: str, *, without_parts: bool = False) -> m.Job | None:
         """That version, or where `digest` is empty the newest; None where it was stopped meanwhile."""
         if digest and len(digest) != 64:
             raise JobError(f"{self._config.job}: a version is 64 hexadecimal digits", hint="or leave it out")
-        request = m.GetJob(session=self._session, digest=digest or None)
+        request = m.GetJob(session=self._session, digest=digest or None, without_parts=without_parts)
         up = False
         while True:
             try:

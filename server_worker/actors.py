@@ -65,6 +65,7 @@ class Actors:
             machine = WorkerSession(
                 session,
                 self.identity,
+                shard=shard_of(session, self._config.shards),
                 durability=self._durability,
                 memory_budget=self.memory_budget,
                 budget=self.budget,
@@ -90,8 +91,9 @@ class Actors:
 
     def of_queue(self, queue: str) -> list[str]:
         """The sessions whose requests come by that queue."""
-        shards = self._config.shards
-        return [name for name in self._actors if shard_queue(shard_of(name, shards)).name == queue]
+        return [
+            name for name, actor in self._actors.items() if shard_queue(actor.session.shard).name == queue
+        ]
 
     def active_by_shard(self) -> dict[int, int]:
         """How many active sessions each shard has."""
@@ -99,7 +101,7 @@ class Actors:
         load: dict[int, int] = {}
         for name, touched in self._touched.items():
             if touched > horizon:
-                shard = shard_of(name, self._config.shards)
+                shard = self._actors[name].session.shard
                 load[shard] = load.get(shard, 0) + 1
         return load
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 import torch
@@ -98,8 +98,10 @@ class DeviceJobs:
             return await self._unknown(request)
         if not may_train(allowed, request.job, stored.digest):
             return not_allowed_reply(request, stored.digest)
-        async with self._reading:  # many devices ask at once for one new job
-            parts = await self._parts_of(stored)
+        parts: Mapping[str, torch.Tensor] = {}
+        if not request.without_parts:
+            async with self._reading:  # many devices ask at once for one new job
+                parts = await self._parts_of(stored)
         return m.Job(
             session=request.session,
             answers=request.request,

@@ -36,7 +36,7 @@ from broker.transport.topology import FRONT, shard_queue, worker_queues
 from server_worker import metrics
 from server_worker.actor import BUSY_RETRY_S, Arrived, Incoming
 from server_worker.actors import Actors
-from server_worker.admission.intake import Accepted, AwaitedFrames, Intake
+from server_worker.admission.intake import Accepted, AwaitedFrames, Intake, Misdirected
 from server_worker.admission.quotas import OVERHEAD_BYTES, Quotas
 from server_worker.admission.reply_queues import ReplyQueues
 from server_worker.config import Trust, WorkerConfig
@@ -46,8 +46,9 @@ from server_worker.loss_log import Losses
 from server_worker.placement.balancer import Balancing
 from server_worker.placement.heartbeat import Heartbeat
 from server_worker.placement.queues import Queues
+from server_worker.placement.shards import settle_shards
 from server_worker.session.durability import DurabilityClock
-from server_worker.session.refusals import error_reply
+from server_worker.session.refusals import error_reply, reopen_reply
 from server_worker.store import Store
 from spliteasy.errors import LinkError, StoreError, UserError, WireError
 from spliteasy.observability.meter import SILENT, Meter
@@ -109,7 +110,11 @@ class Worker:
         self._log = log.bind(worker=config.name)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, then drain. Raises LinkError and UserError as `Patience` has it."""
+        """Serve until `stop` is set, then drain. Raises LinkError and UserError as `Patience` has it.
+
+        Raises UserError, too, where the stack has another number of shards than this worker's settings say.
+        """
+        await self._settle_shards()
         if self.config.trust is Trust.OPEN:
             self._log.warning("trust is open: any client of this broker can speak for any device")
         beat, tell = asyncio.create_task(self._heartbeat.run()), asyncio.create_task(self._tell())
@@ -124,6 +129,20 @@ class Worker:
             with suppress(StoreError):
                 await self.store.leave(self.config.name)
                 await self.losses.write(self.store)
+
+    async def _settle_shards(self) -> None:
+        """Make sure that all workers count shards alike.
+
+        Raises UserError where they do not, and StoreError as `Patience` has it.
+        """
+        patience, delays = Patience(unreachable_s=self.config.patience_s, clock=self.clock), self._backoff()
+        while True:
+            try:
+                await settle_shards(self.store, self.config.shards)
+                return
+            except StoreError as error:
+                patience.check(error)
+                await asyncio.sleep(next(delays))
 
     async def _serve_connections(self, stop: asyncio.Event) -> None:
         """One connection after the other, until `stop` is set. Raises as `run`."""
@@ -300,6 +319,10 @@ class Worker:
         except WireError as error:
             await self._bury(delivery, subscription, error.message, "refused")
             return
+        if isinstance(taken, Misdirected):
+            await self._redirect(taken)
+            await subscription.ack(delivery)
+            return
         if isinstance(taken, Accepted):
             self.meter.add(metrics.BYTES, taken.raw.nbytes, "received", codec_label(taken.request))
 
@@ -344,6 +367,11 @@ class Worker:
             self._log.warning("refused", key=delivery.routing_key, reason=reason)
         self.meter.add(metrics.DEAD_LETTERS, 1, why)
         await subscription.dead_letter(delivery, reason)
+
+    async def _redirect(self, taken: Misdirected) -> None:
+        """Say which shard serves the session: the device asks there."""
+        text = f"shard {taken.shard} serves the session"
+        await self.send(taken.reply_to, reopen_reply(taken.request, text, shard=taken.shard))
 
     def _receipt(self, taken: Accepted | AwaitedFrames) -> m.Receipt | None:
         """What to say about a request's bytes, where not all of them are here.

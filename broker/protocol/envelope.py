@@ -45,7 +45,7 @@ from spliteasy.errors import WireError
 
 MAGIC = b"SPEZ"
 VERSION = 1
-MINOR = 3
+MINOR = 4
 """0: the first.
 1: the agent's version and total steps in OPEN, the loss in BACKWARD, the operator's signature in JOB, the
    trace of a step in its requests.

@@ -18,6 +18,7 @@ from enum import Enum
 
 COMMANDS = (
     "eval", "evalsha", "exists", "hdel", "hget", "hgetall", "hincrby", "hkeys", "hlen", "hmget", "hset",
+    "hsetnx",
     "info", "mget", "persist", "pexpire", "ping", "sadd", "set", "smembers", "srem", "strlen", "time",
     "unlink",
 )  # fmt: skip
@@ -37,6 +38,7 @@ class RedisRole(Enum):
         "%R~spliteasy:{*@*}:*",
         "~spliteasy:{*.*}:*",
         "~spliteasy:sessions",
+        "~spliteasy:stack",
         "~spliteasy:workers",
     )
     OPERATOR = ("~spliteasy:*",)

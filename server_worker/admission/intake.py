@@ -47,6 +47,15 @@ class AwaitedFrames:
     reply_to: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Misdirected:
+    """A whole request that came by another shard than its session's, which is `shard`."""
+
+    request: m.Open | m.SessionRequest
+    reply_to: str
+    shard: int
+
+
 class Intake:
     """Authenticates deliveries and puts requests together from their frames."""
 
@@ -56,7 +65,7 @@ class Intake:
         self._trust = trust
         self._shards = shards
 
-    def take(self, delivery: Delivery) -> Accepted | AwaitedFrames:
+    def take(self, delivery: Delivery) -> Accepted | AwaitedFrames | Misdirected:
         """Raises WireError for what must not be served: it goes to the dead queue with that reason.
 
         Whatever it is, it is counted first; beyond the quota what can't be read is dropped without a trace.
@@ -84,20 +93,20 @@ class Intake:
             raise WireError(f"a device may not send {request.kind}")
         if request.device != device:
             raise WireError(f"device {device} sent a request of session {request.session}")
-        expected = (
-            FRONT_SHARD
-            if isinstance(request, m.GetJob)
-            else shard_label(shard_of(request.session, self._shards))
-        )
-        if delivery.routing_key.rpartition(".")[2] != expected:
+        label = delivery.routing_key.rpartition(".")[2]
+        if isinstance(request, m.GetJob) and label != FRONT_SHARD:
             raise WireError(f"{request.kind} of {request.session} came by {delivery.routing_key}")
         within = (
             self._quotas.job(device)
-            if isinstance(request, m.GetJob)
+            if isinstance(request, m.GetJob) and not request.without_parts
             else self._quotas.session(device, request.session)
         )
         if not within:
             return self._over_quota(device, reply_to, outcome)
+        if not isinstance(request, m.GetJob):
+            shard = shard_of(request.session, self._shards)
+            if label != shard_label(shard):
+                return Misdirected(request=request, reply_to=reply_to, shard=shard)
         return Accepted(request=request, raw=outcome.body, reply_to=reply_to, chunk_bytes=outcome.chunk_bytes)
 
     def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> AwaitedFrames:

@@ -68,12 +68,15 @@ class WorkerSession:
         name: str,
         identity: WorkerIdentity,
         *,
+        shard: int,
         durability: DurabilityClock,
         memory_budget: MemoryBudget,
         budget: Budget,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
+        self.shard = shard
+        """The shard that serves the session."""
         self.own = Ownership(name, identity, durability=durability, clock=clock)
         self._arrivals = ReorderBuffer(memory_budget)
         self._budget = budget
@@ -193,7 +196,9 @@ class WorkerSession:
             # Before the answer: what can't be loaded is refused, not opened and then refused.
             yield from self._load(meta, replay_last=False)
         newest = yield from ReadNewestVersion(request.job)
-        yield from Send(replies.opened(request, meta, durable_step=durable_step, newest=newest))
+        yield from Send(
+            replies.opened(request, meta, durable_step=durable_step, shard=self.shard, newest=newest)
+        )
 
     def _step(self, request: m.Forward | m.Backward, raw: Blob) -> Steps[None]:
         """Compute a request of the open step and all that waited for it; or let it wait for others."""

@@ -14,7 +14,9 @@ from server_worker.store import SessionMeta
 from spliteasy.codecs.packer import Packed
 
 
-def opened(request: m.Open, meta: SessionMeta, *, durable_step: int, newest: str | None = None) -> m.Opened:
+def opened(
+    request: m.Open, meta: SessionMeta, *, durable_step: int, shard: int, newest: str | None = None
+) -> m.Opened:
     """The attempt may begin, after the step that both sides can restore.
 
     `newest`: the digest of the version of the job that was submitted last.
@@ -27,6 +29,7 @@ def opened(request: m.Open, meta: SessionMeta, *, durable_step: int, newest: str
         step=meta.resume_step,
         durable_step=durable_step,
         newest=newest if newest != meta.job_digest else None,
+        shard=shard,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from broker.transport.topology import MAX_SHARDS
 from server_worker import defaults
 from spliteasy.errors import UserError
 from spliteasy.runtime.urls import shown
@@ -99,6 +100,18 @@ DrainOption = Annotated[
 JobsOption = Annotated[
     int, typer.Option("--jobs", min=1, help="Keep the programs of this many jobs in memory.")
 ]
+ShardsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--shards",
+        min=1,
+        max=MAX_SHARDS,
+        envvar="SPLITEASY_SHARDS",
+        help="In how many shards sessions are spread over workers, and so the most workers that find work. "
+        "The first worker of a stack fixes it.",
+        show_default="what the stack has; 16 for a new one",
+    ),
+]
 TakeoverOption = Annotated[
     int,
     typer.Option(
@@ -153,6 +166,7 @@ def worker(
     give_up_after: GiveUpOption = None,
     jobs: JobsOption = defaults.JOBS,
     takeover_s: TakeoverOption = defaults.TAKEOVER_S,
+    shards: ShardsOption = None,
     _heartbeat_s: OldHeartbeatOption = None,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = METRICS_HOST,
@@ -188,7 +202,7 @@ def worker(
         reach = partial(_reach, enrolment, where, takeover_s=takeover_s)
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         with tracing(traces, service="spliteasy-worker", instance=settings.name) as tracer:
-            await _serve(settings, reach, store, keys, monitoring, tracer, stop)
+            await _serve(settings, shards, reach, store, keys, monitoring, tracer, stop)
 
     with torch_threads(threads):
         run(main, on_stop="draining: the worker finishes the steps that have begun")
@@ -256,6 +270,7 @@ async def _reach(enrolment: Path | None, url: str, *, takeover_s: int) -> Transp
 
 async def _serve(
     config: WorkerConfig,
+    shards: int | None,
     reach: Connect,
     store: str,
     keys: StoreKeys,
@@ -265,6 +280,7 @@ async def _serve(
 ) -> None:
     """Run the worker over the store and a torch thread, and serve its metrics."""
     from server_worker import gauges, metrics
+    from server_worker.placement.shards import settle_shards
     from server_worker.worker import Worker
     from spliteasy.runtime.torch_thread import TorchThread
 
@@ -272,7 +288,7 @@ async def _serve(
     try:
         async with store_at(store, keys=keys, unreachable_s=config.patience_s) as open_store:
             running = Worker(
-                config,
+                replace(config, shards=await settle_shards(open_store, shards)),
                 connect=reach,
                 store=metrics.metered_store(open_store, meter, time.monotonic),
                 engine=LocalEngine(metrics.MeteredCompute(thread, meter, time.monotonic)),

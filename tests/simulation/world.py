@@ -56,7 +56,7 @@ class World:
     variant: toy.Variant
     devices: tuple[str, ...] = ("phone-1", "phone-2")
     workers: int = 2
-    shards: int = topology.SHARDS
+    shards: int = topology.DEFAULT_SHARDS
     rates: Rates | None = None
     reply_timeout_s: float = 10.0
     violations: list[str] = field(default_factory=list)

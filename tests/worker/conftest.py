@@ -16,7 +16,15 @@ from broker.protocol.frames import CHUNK_BYTES
 from broker.transport.base import Subscription
 from broker.transport.in_process import MemoryBroker, MemoryTransport
 from broker.transport.sender import send_message
-from broker.transport.topology import DEAD, DEAD_BYTES, REPLY_TO, reply_queue, shard_of, uplink_key
+from broker.transport.topology import (
+    DEAD,
+    DEAD_BYTES,
+    DEFAULT_SHARDS,
+    REPLY_TO,
+    reply_queue,
+    shard_of,
+    uplink_key,
+)
 from server_worker.admission.quotas import DeviceQuota
 from server_worker.config import WorkerConfig
 from server_worker.engine.local import LocalEngine
@@ -43,7 +51,7 @@ class Device:
     async def send(
         self, request: m.Request, *, routing_key: str | None = None, chunk_bytes: int = CHUNK_BYTES
     ) -> None:
-        shard = None if isinstance(request, m.GetJob) else shard_of(request.session)
+        shard = None if isinstance(request, m.GetJob) else shard_of(request.session, DEFAULT_SHARDS)
         await send_message(
             self.transport,
             routing_key or uplink_key(self.name, shard),

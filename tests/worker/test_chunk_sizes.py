@@ -8,7 +8,7 @@ import torch
 from broker.protocol import messages as m
 from broker.protocol.envelope import encode
 from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
-from broker.transport.topology import REPLY_TO, shard_of, uplink_key
+from broker.transport.topology import DEFAULT_SHARDS, REPLY_TO, shard_of, uplink_key
 from server_worker.admission.quotas import DeviceQuota
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
@@ -63,7 +63,7 @@ async def test_what_came_of_an_upload_counts_in_the_chunks_of_who_asks(server: S
         request = forward(samples=SAMPLES, values=(torch.ones(SAMPLES, 5),))
         frames = list(to_frames(encode(request), message_id=request.request, chunk_bytes=8192))
         for frame in frames[:5]:
-            key = uplink_key(device.name, shard_of(SESSION))
+            key = uplink_key(device.name, shard_of(SESSION, DEFAULT_SHARDS))
             await device.transport.publish(key, frame, headers={REPLY_TO: device.queue})
         await device.send(ask_about(request), chunk_bytes=16384)
         have = await device.reply()
@@ -97,7 +97,7 @@ async def test_counting_an_upload_anew_costs_as_much_as_sending_it(server: Serve
         request = forward(samples=SAMPLES, values=(torch.ones(SAMPLES, 5),))
         frames = list(to_frames(encode(request), message_id=request.request, chunk_bytes=8192))
         for frame in frames[:5]:
-            key = uplink_key(device.name, shard_of(SESSION))
+            key = uplink_key(device.name, shard_of(SESSION, DEFAULT_SHARDS))
             await device.transport.publish(key, frame, headers={REPLY_TO: device.queue})
         kinds = []
         for chunk_bytes in (9000, 8192, 9000, 8192, 9000, 8192):

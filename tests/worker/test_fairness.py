@@ -14,7 +14,7 @@ from broker import encode
 from broker.protocol import messages as m
 from broker.protocol.assembler import AssemblerLimits
 from broker.protocol.frames import to_frames
-from broker.transport.topology import REPLY_TO, shard_of, uplink_key
+from broker.transport.topology import DEFAULT_SHARDS, REPLY_TO, shard_of, uplink_key
 from server_worker.engine.base import Engine, EngineRequest
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, Device, Server
@@ -40,8 +40,8 @@ class Turns:
 
 def names_of_one_shard() -> Iterator[str]:
     """Devices whose requests go through the same queue."""
-    shard = shard_of("toy.d-0")
-    return (name for n in count() if shard_of(f"toy.{(name := f'd-{n}')}") == shard)
+    shard = shard_of("toy.d-0", DEFAULT_SHARDS)
+    return (name for n in count() if shard_of(f"toy.{(name := f'd-{n}')}", DEFAULT_SHARDS) == shard)
 
 
 async def begin(device: Device) -> str:
@@ -55,7 +55,7 @@ async def publish(device: Device, request: m.Request, *, first: int, last: int |
     """Some of the frames of a request."""
     frames = list(to_frames(encode(request), message_id=request.request, chunk_bytes=100))
     for frame in frames[first:last]:
-        key = uplink_key(device.name, shard_of(request.session))
+        key = uplink_key(device.name, shard_of(request.session, DEFAULT_SHARDS))
         await device.transport.publish(key, frame, headers={REPLY_TO: device.queue})
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from broker.transport.topology import shard_of
+from broker.transport.topology import DEFAULT_SHARDS, shard_of
 from server_worker.placement.plan import plan_moves
 from server_worker.store import WorkerInfo
 from tests.simulation import toy
@@ -54,11 +54,11 @@ def test_those_with_too_few_are_first_in_line_by_turns() -> None:
     assert plan_moves("a", {}, []).next_in_line(3) is None
 
 
-def one_a_shard(count: int) -> tuple[str, ...]:
+def one_a_shard(count: int, shards: int = DEFAULT_SHARDS) -> tuple[str, ...]:
     """Devices whose sessions lie in shards of their own."""
     found: dict[int, str] = {}
     for number in itertools.count(1):
-        found.setdefault(shard_of(f"toy.phone-{number}"), f"phone-{number}")
+        found.setdefault(shard_of(f"toy.phone-{number}", shards), f"phone-{number}")
         if len(found) == count:
             return tuple(found.values())
     raise AssertionError
@@ -92,6 +92,21 @@ def test_a_worker_that_joins_has_its_fair_share_within_five_seconds(late: tuple[
     )
     assert run_virtually(world.run()).violations == []
     assert world.loads == [fair] * 4
+
+
+def test_with_more_shards_more_workers_find_work() -> None:
+    """Eighteen sessions for eighteen workers: with sixteen shards two of them would stay without."""
+    world = Joined(
+        seed=1,
+        variant=toy.Variant(epochs=30),
+        devices=one_a_shard(18, shards=24),
+        workers=18,
+        shards=24,
+        rates=CALM,
+        look_at_s=15.0,
+    )
+    assert run_virtually(world.run()).violations == []
+    assert world.loads == [1] * 18
 
 
 def test_two_workers_share_four_devices() -> None:
