@@ -19,11 +19,13 @@ from server_worker import metrics
 from server_worker.action import Action, Steps
 from server_worker.engine.base import Engine, EngineRequest
 from server_worker.job_cache import JobCache
-from server_worker.session.actions import Begin, Committed, Finish, Loaded, LoadJob, Send, StoreAction
+from server_worker.replica.actions import Loaded, LoadJob
+from server_worker.session.actions import Committed, Send
 from server_worker.session.machine import WorkerSession
 from server_worker.session.refusals import deadly_reply, error_reply
 from server_worker.spans import RequestSpans, spans_of
 from server_worker.store import Store
+from server_worker.store.calls import Begin, Finish, StoreAction
 from spliteasy.errors import KeyMissing, NeedsNewer, SplitEasyError, UnlikeWorker
 from spliteasy.job.micro_batches import MAX_MICRO_BATCHES
 from spliteasy.observability.meter import Meter

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from broker.protocol import messages as m
 from server_worker.action import Action
 from server_worker.engine.base import EngineRequest, Together
-from server_worker.session.actions import Finish, LoadJob, StoreAction
+from server_worker.replica.actions import LoadJob
+from server_worker.store.calls import Finish, StoreAction
 from spliteasy.observability.traces import Span, Tracer, parse_traceparent
 
 T = TypeVar("T")

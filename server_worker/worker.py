@@ -47,7 +47,7 @@ from server_worker.placement.balancer import Balancing
 from server_worker.placement.heartbeat import Heartbeat
 from server_worker.placement.queues import Queues
 from server_worker.placement.shards import settle_shards
-from server_worker.session.durability import DurabilityClock
+from server_worker.replica.durability import DurabilityClock
 from server_worker.session.refusals import error_reply, reopen_reply
 from server_worker.store import Store
 from spliteasy.errors import LinkError, StoreError, UserError, WireError
@@ -268,9 +268,9 @@ class Worker:
             jobs=len(self.jobs),
             job_limit=self.jobs.limit,
             waiting=sum(actor.waiting for actor in self.actors.all()),
-            log_bytes=sum(session.own.log_bytes for session in sessions),
-            log_fill=max((session.own.log_fill for session in sessions), default=0.0),
-            snapshots=sum(session.own.snapshots.kept for session in sessions),
+            log_bytes=sum(session.replica.log_bytes for session in sessions),
+            log_fill=max((session.replica.log_fill for session in sessions), default=0.0),
+            snapshots=sum(session.replica.snapshots.kept for session in sessions),
             uploads=self._intake.uploads,
             upload_bytes=self._intake.upload_bytes,
         )

@@ -25,7 +25,7 @@ class DirectBody:
 
     def __init__(self, job: Job, session: str) -> None:
         self.session = session
-        self.loaded: LoadedBody = computed(open_body(job, session))
+        self.loaded: LoadedBody = computed(open_body(job, session, session.partition(".")[2]))
 
     def restore(self, blobs: Mapping[str, bytes], step: int) -> None:
         computed(self.loaded.restore(blobs, step))

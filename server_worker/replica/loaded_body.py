@@ -69,9 +69,9 @@ class LoadedBody:
     The open step's micro-batches are computed in order: `forwarded` forwards, `returned` backwards so far.
     """
 
-    def __init__(self, job: Job, session: str, body: Body) -> None:
+    def __init__(self, job: Job, replica: str, body: Body) -> None:
         self.job = job
-        self.session = session
+        self.replica = replica
         self.body = body
         self.step = 0
         self._batch = 0
@@ -231,10 +231,10 @@ class LoadedBody:
             elif isinstance(request, m.Backward):
                 result = yield from self.backward(request)
         if result is None:
-            raise SplitEasyError(f"session {self.session}: the log entry of step {entry.step} is not whole")
+            raise SplitEasyError(f"session {self.replica}: the log entry of step {entry.step} is not whole")
         if not entry.gradient_digest.startswith(DIGEST):
             raise SplitEasyError(
-                f"session {self.session}: step {entry.step} was logged by an earlier version, whose digest "
+                f"session {self.replica}: step {entry.step} was logged by an earlier version, whose digest "
                 "says nothing of the state",
                 hint="let a worker of that version serve the session, and stop it by SIGTERM, so that it "
                 "leaves a snapshot; or begin anew with `spliteasy agent --restart`",
@@ -242,7 +242,7 @@ class LoadedBody:
         tolerant = self.job.spec.durability.exactness == "tolerance"
         if result.digest != entry.gradient_digest and not tolerant:
             raise ReplayMismatch(
-                self.session, entry.step, logged=entry.gradient_digest, replayed=result.digest
+                self.replica, entry.step, logged=entry.gradient_digest, replayed=result.digest
             )
         return result
 
@@ -279,7 +279,6 @@ class LoadedBody:
         self._open.clear()
 
 
-def open_body(job: Job, session: str) -> Steps[LoadedBody]:
-    """A body of the session in the job's initial state."""
-    device = session.partition(".")[2]
-    return LoadedBody(job, session, (yield from OpenBody(job, session, device)))
+def open_body(job: Job, replica: str, device: str) -> Steps[LoadedBody]:
+    """A body in the job's initial state, whose random layers draw what is the device's."""
+    return LoadedBody(job, replica, (yield from OpenBody(job, replica, device)))

@@ -2,8 +2,8 @@
 
 `WorkerSession.handle` is a generator: it yields actions (compute, store calls, replies) and is sent
 their results, so that a shell can run them over real parts and a simulation inline. Requests are handled
-one at a time, in order. What the worker has of the session, and its relation to the store, is in
-`ownership.py`.
+one at a time, in order. The session is a device's conversation: its attempt, its requests and the replies to
+them. What it trains is a replica (`server_worker/replica/`), of which it is a member.
 
 A step's micro-batches are computed in order, whatever the order of arrival (`reorder_buffer.py`), so that
 gradients add up, and running statistics move, always the same way.
@@ -11,29 +11,16 @@ gradients add up, and running statistics move, always the same way.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.admission.authorization import may_train
 from server_worker.admission.budget import Budget
 from server_worker.engine.base import Probe
 from server_worker.loss_log import step_loss
+from server_worker.replica.actions import LoadJob
 from server_worker.replica.loaded_body import LoadedBody, StepResult
-from server_worker.session import replies
-from server_worker.session.actions import (
-    CloseSession,
-    Committed,
-    LoadJob,
-    OpenSession,
-    ReadAllowed,
-    ReadNewestVersion,
-    ReadSession,
-    Send,
-)
-from server_worker.session.durability import DurabilityClock
-from server_worker.session.ownership import Ownership, WorkerIdentity, attempt_of
+from server_worker.replica.replica import Replica
+from server_worker.session.actions import Committed, Send
 from server_worker.session.refusals import (
     NO_ROOM,
     NOT_DURABLE,
@@ -49,7 +36,18 @@ from server_worker.session.refusals import (
     unknown_job_reply,
 )
 from server_worker.session.reorder_buffer import MemoryBudget, PartKey, ReorderBuffer
-from server_worker.store import Blob, Done, SessionMeta, StaleAttempt, StepBehind, UnknownSession
+from server_worker.session.replies import Replies, opened
+from server_worker.store import (
+    Attempt,
+    Blob,
+    Done,
+    Owner,
+    SessionMeta,
+    StaleAttempt,
+    StepBehind,
+    UnknownSession,
+)
+from server_worker.store.calls import CloseSession, OpenSession, ReadAllowed, ReadNewestVersion, ReadSession
 from spliteasy.errors import DataError, OutOfMemory, ReplayMismatch, StoreError
 from spliteasy.training.segment_trainer import NotFinite
 
@@ -64,20 +62,17 @@ class WorkerSession:
     """The protocol of one session on one worker."""
 
     def __init__(
-        self,
-        name: str,
-        identity: WorkerIdentity,
-        *,
-        shard: int,
-        durability: DurabilityClock,
-        memory_budget: MemoryBudget,
-        budget: Budget,
-        clock: Callable[[], float] = time.monotonic,
+        self, name: str, replica: Replica, *, shard: int, memory_budget: MemoryBudget, budget: Budget
     ) -> None:
         self.name = name
+        self.replica = replica
+        """What it trains."""
+        self.attempt: Attempt | None = None
+        """The device's, as the store has it; None where the session was not opened or loaded here."""
+        self.paused = False
+        """Whether the operator lets no step begin, as the store said with the last commit, load or open."""
         self.shard = shard
         """The shard that serves the session."""
-        self.own = Ownership(name, identity, durability=durability, clock=clock)
         self._arrivals = ReorderBuffer(memory_budget)
         self._budget = budget
         self._reserved = 0
@@ -87,32 +82,44 @@ class WorkerSession:
         self._starved = 0
         """Requests that found no memory since the last commit."""
 
+    @property
+    def live(self) -> tuple[Attempt, Owner]:
+        """The attempt and owner that every write names. Only where the session was opened or loaded."""
+        assert self.attempt is not None
+        return self.attempt, self.replica.live_owner
+
+    @property
+    def replies(self) -> Replies:
+        """What says yes to the device, as long as the session is open here."""
+        return Replies(self.name, self.live[0], self.replica)
+
     # what the shell asks
 
     def memory_bytes(self) -> int:
         """Bytes that this session holds in memory."""
-        memory = self.own.memory
-        held = memory.state_bytes + memory.open_bytes if memory is not None else 0
+        body = self.replica.body
+        held = body.state_bytes + body.open_bytes if body is not None else 0
         return held + self._arrivals.nbytes
 
     def knows(self, request: str) -> bool:
         """Whether the open step was computed from that request, or the request waits for its turn in it."""
-        memory = self.own.memory
-        return self._arrivals.holds(request) or (memory is not None and memory.knows(request))
+        body = self.replica.body
+        return self._arrivals.holds(request) or (body is not None and body.knows(request))
 
     def drop(self) -> None:
-        """Throw the memory away; the store has everything."""
-        self.own.drop()
+        """Throw the body away; the store has everything."""
+        self.replica.drop()
+        self.attempt = None
         self._gradients = ()
         self._arrivals.clear()
         self._settle()
 
     def doubt(self) -> None:
-        """Another worker may have served the session meanwhile: ask the store before the memory is used.
+        """Another worker may have served the session meanwhile: ask the store before the body is used.
 
         A commit on top of it would be refused without a word, and the device wait for its deadline.
         """
-        self.own.doubted = True
+        self.replica.doubted = True
 
     def handle(self, request: m.AnyRequest, raw: Blob) -> Steps[None]:
         """Serve one request; `raw` is the request as received, for the log. Never raises for a bad one."""
@@ -134,13 +141,14 @@ class WorkerSession:
 
     def save(self) -> Steps[None]:
         """Write a snapshot of the newest step, so that whoever takes over replays only what comes after."""
-        yield from self.own.save()
+        if self.attempt is not None:
+            yield from self.replica.save(self.attempt)
 
     def park(self) -> Steps[None]:
         """Save, then drop."""
-        yield from self.own.save()
+        yield from self.save()
         self.drop()
-        yield from self.own.let_go_of_writes()
+        yield from self.replica.let_go_of_writes()
 
     # requests
 
@@ -171,13 +179,13 @@ class WorkerSession:
         environment = yield from Probe(job)
         stored = yield from ReadSession(self.name)
         if stored is not None and stored.job_digest == request.digest and not request.restart:
-            yield from self.own.check_environment(stored)
+            yield from self.replica.check_environment(stored)
         outcome = yield from OpenSession(
             session=self.name,
             job_digest=request.digest,
             attempt=attempt_of(request.attempt),
             held=request.held,
-            worker=self.own.identity.nonce,
+            worker=self.replica.identity.nonce,
             environment=environment,
             agent=request.agent or "",
             total_steps=request.total_steps or 0,
@@ -187,156 +195,154 @@ class WorkerSession:
             yield from Send(open_refused(request, outcome))
             return
         meta = outcome.meta
-        if not self.own.is_under(meta):
+        if (meta.attempt, meta.owner) != (self.attempt, self.replica.owner):
             self.drop()
-        self.own.accept(meta)
+        self.replica.owner = meta.owner
+        self._accept(meta)
         # A late copy of OPEN must not make us forget the commits since.
-        durable_step = min(meta.resume_step, self.own.durable_step(meta.committed))
-        if self.own.memory is None:
+        durable_step = min(meta.resume_step, self.replica.durable_step(meta.committed))
+        if self.replica.body is None:
             # Before the answer: what can't be loaded is refused, not opened and then refused.
             yield from self._load(meta, replay_last=False)
         newest = yield from ReadNewestVersion(request.job)
-        yield from Send(
-            replies.opened(request, meta, durable_step=durable_step, shard=self.shard, newest=newest)
-        )
+        yield from Send(opened(request, meta, durable_step=durable_step, shard=self.shard, newest=newest))
 
     def _step(self, request: m.Forward | m.Backward, raw: Blob) -> Steps[None]:
         """Compute a request of the open step and all that waited for it; or let it wait for others."""
-        memory = yield from self._ready(request)
-        if memory is None or (yield from self._answer_again(request, memory)):
+        body = yield from self._ready(request)
+        if body is None or (yield from self._answer_again(request, body)):
             return
-        memory.check(request, memoryview(raw).nbytes)
-        if self._begins(request, memory):
+        body.check(request, memoryview(raw).nbytes)
+        if self._begins(request, body):
             if (yield from self._held_back(request)):
                 return
-            if isinstance(request, m.Forward) and not self._reserve(memory.step_bytes):
+            if isinstance(request, m.Forward) and not self._reserve(body.step_bytes):
                 yield from Send(no_memory_reply(request))
                 return
-        if isinstance(request, m.Forward) and memory.forward_id(request.micro) is not None:
+        if isinstance(request, m.Forward) and body.forward_id(request.micro) is not None:
             yield from self._abort()  # the device computed it anew: all begins anew
-        if isinstance(request, m.Forward) and self.own.log_is_full:
-            yield from Send(log_full_reply(request, self.own.log_bytes))
+        if isinstance(request, m.Forward) and self.replica.log_is_full:
+            yield from Send(log_full_reply(request, self.replica.log_bytes))
             return
-        if not self._arrivals.add(request, raw, memory.forwarded, memory.returned):
+        if not self._arrivals.add(request, raw, body.forwarded, body.returned):
             yield from Send(m.Busy(answers=request.request, retry_after_s=ROOM_RETRY_S, reason=NO_ROOM))
             return
-        while (turn := self._arrivals.take(memory.forwarded, memory.returned)) is not None:
-            yield from self._compute(memory, *turn)
+        while (turn := self._arrivals.take(body.forwarded, body.returned)) is not None:
+            yield from self._compute(body, *turn)
         if self._arrivals.holds(request.request):
-            yield from self._ask_for(request, (request.kind, request.micro), memory, news=True)
+            yield from self._ask_for(request, (request.kind, request.micro), body, news=True)
 
-    def _compute(self, memory: LoadedBody, request: m.Forward | m.Backward, raw: Blob) -> Steps[None]:
+    def _compute(self, body: LoadedBody, request: m.Forward | m.Backward, raw: Blob) -> Steps[None]:
         """Compute the request whose turn it is; the step's last one commits it."""
         micro = request.micro
         if isinstance(request, m.Forward):
-            yield from self.own.begin(request)
-            yield from self.own.log(request.step, micro, raw)
-            result = yield from memory.forward(request)
+            yield from self.replica.begin(request)
+            yield from self.replica.log(self.live[0], request.step, micro, raw)
+            result = yield from body.forward(request)
             if not request.targets:
-                yield from Send(replies.forwarded(self.own, memory, request))
+                yield from Send(self.replies.forwarded(body, request))
                 return
-        elif memory.forward_id(micro) != request.forward:
-            yield from Send(replies.missing(self.own, request, "FORWARD", micro))
+        elif body.forward_id(micro) != request.forward:
+            yield from Send(self.replies.missing(request, "FORWARD", micro))
             return
         else:
-            memory.check(request, memoryview(raw).nbytes)
-            yield from self.own.log(request.step, memory.micros + micro, raw)
-            result = yield from memory.backward(request)
+            body.check(request, memoryview(raw).nbytes)
+            yield from self.replica.log(self.live[0], request.step, body.micros + micro, raw)
+            result = yield from body.backward(request)
         if result is None:
-            yield from Send(replies.early_gradient(self.own, memory, micro))
+            yield from Send(self.replies.early_gradient(body, micro))
         else:
-            yield from self._commit(request, memory, result)
+            yield from self._commit(request, body, result)
 
     def _ask(self, request: m.Ask) -> Steps[None]:
-        memory = yield from self._ready(request)
-        if memory is None or (yield from self._answer_again(request, memory)):
+        body = yield from self._ready(request)
+        if body is None or (yield from self._answer_again(request, body)):
             return
-        if self._begins(request, memory) and (yield from self._held_back(request)):
+        if self._begins(request, body) and (yield from self._held_back(request)):
             return
-        if memory.forward_id(request.micro) not in (None, request.forward):
-            yield from Send(replies.missing(self.own, request, "FORWARD", request.micro))
+        if body.forward_id(request.micro) not in (None, request.forward):
+            yield from Send(self.replies.missing(request, "FORWARD", request.micro))
         else:
-            yield from self._ask_for(request, (request.about_kind, request.micro), memory)
+            yield from self._ask_for(request, (request.about_kind, request.micro), body)
 
-    def _answer_again(self, request: m.Forward | m.Backward | m.Ask, memory: LoadedBody) -> Steps[bool]:
+    def _answer_again(self, request: m.Forward | m.Backward | m.Ask, body: LoadedBody) -> Steps[bool]:
         """Repeat the answer to a request (or to what an ASK is about) that was computed; whether it was."""
         micro = request.micro
-        if micro >= memory.job.spec.micro_batches:
-            raise DataError(f"micro-batch {micro}, the job has {memory.job.spec.micro_batches}")
-        if request.step == memory.step:
+        if micro >= body.job.spec.micro_batches:
+            raise DataError(f"micro-batch {micro}, the job has {body.job.spec.micro_batches}")
+        if request.step == body.step:
             if micro >= len(self._gradients):
                 raise DataError(f"step {request.step} has no micro-batch {micro}")
             yield from Send(self._gradients[micro])
             return True
         forward = request.request if isinstance(request, m.Forward) else request.forward
-        if memory.forward_id(micro) != forward:
+        if body.forward_id(micro) != forward:
             return False
-        if micro < memory.returned:
-            yield from Send(replies.early_gradient(self.own, memory, micro))
+        if micro < body.returned:
+            yield from Send(self.replies.early_gradient(body, micro))
             return True
         if isinstance(request, m.Forward) or (isinstance(request, m.Ask) and request.about_kind == "FORWARD"):
-            yield from Send(replies.forwarded(self.own, memory, request))
+            yield from Send(self.replies.forwarded(body, request))
             return True
         return False
 
     def _ask_for(
-        self, request: m.SessionRequest, place: PartKey, memory: LoadedBody, *, news: bool = False
+        self, request: m.SessionRequest, place: PartKey, body: LoadedBody, *, news: bool = False
     ) -> Steps[None]:
         """Say what is absent for `place` to be computed."""
-        for kind, micro in self._arrivals.absent(place, memory.forwarded, memory.returned, news=news):
-            yield from Send(replies.missing(self.own, request, kind, micro))
+        for kind, micro in self._arrivals.absent(place, body.forwarded, body.returned, news=news):
+            yield from Send(self.replies.missing(request, kind, micro))
 
-    def _begins(self, request: m.Forward | m.Backward | m.Ask, memory: LoadedBody) -> bool:
+    def _begins(self, request: m.Forward | m.Backward | m.Ask, body: LoadedBody) -> bool:
         """Whether the request is of a step of which nothing was computed here, or which begins anew."""
         forward = request.request if isinstance(request, m.Forward) else request.forward
-        return not memory.forwarded or memory.forward_id(request.micro) not in (None, forward)
+        return not body.forwarded or body.forward_id(request.micro) not in (None, forward)
 
     def _held_back(self, request: m.SessionRequest) -> Steps[bool]:
         """Whether no step may begin now; the device was told so then."""
-        own = self.own
-        if own.paused:
+        if self.paused:
             meta = yield from ReadSession(self.name)
-            own.paused = meta is not None and meta.paused
-        if own.paused:
+            self.paused = meta is not None and meta.paused
+        if self.paused:
             yield from Send(paused_reply(request))
-        return own.paused
+        return self.paused
 
     def _eval(self, request: m.Eval) -> Steps[None]:
-        memory = yield from self._ready(request, exact=True)
-        if memory is not None:
-            memory.check(request, 0)
-            if not self._reserve(memory.open_bytes + memory.eval_bytes):
+        body = yield from self._ready(request, exact=True)
+        if body is not None:
+            body.check(request, 0)
+            if not self._reserve(body.open_bytes + body.eval_bytes):
                 yield from Send(no_memory_reply(request))
                 return
-            outputs = yield from memory.evaluate(request)
-            yield from Send(replies.evaluated(self.own, memory, request, outputs))
+            outputs = yield from body.evaluate(request)
+            yield from Send(self.replies.evaluated(body, request, outputs))
 
     def _get_body(self, request: m.GetBody) -> Steps[None]:
-        memory = yield from self._ready(request, exact=True)
-        if memory is None:
+        body = yield from self._ready(request, exact=True)
+        if body is None:
             return
-        if not memory.job.spec.share_body:
+        if not body.job.spec.share_body:
             yield from Send(body_not_shared_reply(request))
             return
-        yield from Send(replies.body(self.own, memory, request, (yield from memory.weights())))
+        yield from Send(self.replies.body(body, request, (yield from body.weights())))
 
     def _close(self, request: m.Close) -> Steps[None]:
-        memory = yield from self._ready(request, exact=True)
-        if memory is None:
+        body = yield from self._ready(request, exact=True)
+        if body is None:
             return
-        yield from self.own.save()
-        attempt, owner = self.own.live
+        attempt, owner = self.live
+        yield from self.replica.save(attempt)
         outcome = yield from CloseSession(self.name, attempt, owner)
         if not isinstance(outcome, Done):
             self.drop()
-        elif outcome.meta.committed != memory.step:
+        elif outcome.meta.committed != body.step:
             self.drop()
             yield from Send(reopen_reply(request, f"the store went back to step {outcome.meta.committed}"))
-        elif self.own.durable_step(memory.step) < memory.step:
+        elif self.replica.durable_step(body.step) < body.step:
             # The device may leave for good after CLOSED: not before the store can't lose the last step.
             yield from Send(m.Busy(answers=request.request, retry_after_s=CLOSE_RETRY_S, reason=NOT_DURABLE))
         else:
-            yield from Send(replies.closed(self.own, memory, request))
+            yield from Send(self.replies.closed(body, request))
 
     # may it, and is it here
 
@@ -352,21 +358,21 @@ class WorkerSession:
 
         None: the request was answered, or is so old that nobody waits for an answer.
         """
-        own, attempt = self.own, attempt_of(request.attempt)
+        replica, attempt = self.replica, attempt_of(request.attempt)
         steps = (0,) if exact else (0, 1)
         fits = (
-            own.memory is not None
-            and own.attempt == attempt
-            and request.step - own.memory.step in steps
-            and (request.step != own.memory.step or exact or self._gradients)
+            replica.body is not None
+            and self.attempt == attempt
+            and request.step - replica.body.step in steps
+            and (request.step != replica.body.step or exact or self._gradients)
         )
-        if fits and not own.doubted:
-            return own.memory
+        if fits and not replica.doubted:
+            return replica.body
         if not fits:
             found = yield from ReadSession(self.name)
             if found is not None and found.attempt == attempt:
-                yield from own.check_environment(found)  # before anything of another's is taken
-        outcome = yield from own.claim(attempt, request.step)
+                yield from replica.check_environment(found)  # before anything of another's is taken
+        outcome = yield from replica.claim(attempt, request.step)
         match outcome:
             case Done(meta=meta):
                 if not (yield from self._allowed(request, meta.job_digest)):
@@ -374,10 +380,10 @@ class WorkerSession:
                 if request.step - meta.committed not in steps:
                     yield from Send(reopen_reply(request, f"the session is at step {meta.committed}"))
                     return None
-                if fits and own.trusts_again(meta):
-                    return own.memory
+                if fits and replica.trusts_again(meta):
+                    return replica.body
                 yield from self._load(meta, replay_last=request.step == meta.committed and not exact)
-                return own.memory
+                return replica.body
             case StaleAttempt(stored=stored):
                 yield from Send(stale_reply(request, stored))
             case StepBehind(committed=committed) if committed < request.step:
@@ -390,16 +396,22 @@ class WorkerSession:
 
     def _load(self, meta: SessionMeta, *, replay_last: bool) -> Steps[None]:
         self.drop()
-        result = yield from self.own.load(meta, replay_last=replay_last)
+        result = yield from self.replica.load(meta, replay_last=replay_last)
+        self._accept(meta)
         if result is not None:
-            self._gradients = replies.gradients(self.own, meta.committed, result)
+            self._gradients = self.replies.gradients(meta.committed, result)
+
+    def _accept(self, meta: SessionMeta) -> None:
+        """Go on under the attempt that the store has."""
+        self.attempt, self.paused = meta.attempt, meta.paused
 
     # the commit
 
-    def _commit(self, request: m.Forward | m.Backward, memory: LoadedBody, result: StepResult) -> Steps[None]:
-        """Commit the step that memory has taken, reply. Anything but Done throws the memory away."""
+    def _commit(self, request: m.Forward | m.Backward, body: LoadedBody, result: StepResult) -> Steps[None]:
+        """Commit the step that body has taken, reply. Anything but Done throws the body away."""
         requests = len(result.micros) * (1 if isinstance(request, m.Forward) else 2)
-        outcome = yield from self.own.commit(request.step, result.digest, requests=requests)
+        attempt, _ = self.live
+        outcome = yield from self.replica.commit(attempt, request.step, result.digest, requests=requests)
         if not isinstance(outcome, Done):
             self.drop()
             if isinstance(outcome, StaleAttempt):
@@ -407,10 +419,11 @@ class WorkerSession:
             return  # a rival owns the session and serves it: nothing of ours took effect
         self._arrivals.clear()
         self._starved = 0
-        yield from Committed(self.name, request.step, step_loss(request, memory, result))
-        self._gradients = replies.gradients(self.own, request.step, result)
+        self.paused = outcome.meta.paused
+        yield from Committed(self.name, request.step, step_loss(request, body, result))
+        self._gradients = self.replies.gradients(request.step, result)
         yield from Send(self._gradients[request.micro])
-        yield from self.own.snapshot_if_due()
+        yield from self.replica.snapshot_if_due(attempt)
 
     def _reserve(self, nbytes: int) -> bool:
         """Whether the session may take so many bytes in all, beside its state."""
@@ -422,11 +435,16 @@ class WorkerSession:
 
     def _settle(self) -> None:
         """Give back what is not in use any more."""
-        memory = self.own.memory
-        used = memory.open_bytes if memory is not None else 0
+        body = self.replica.body
+        used = body.open_bytes if body is not None else 0
         self._budget.give_back(self._reserved - used)
         self._reserved = used
 
     def _abort(self) -> Steps[None]:
         self._arrivals.clear()
-        yield from self.own.abort()
+        yield from self.replica.abort()
+
+
+def attempt_of(ref: m.AttemptRef) -> Attempt:
+    """The attempt that a message names, as the store knows it."""
+    return Attempt(number=ref.number, nonce=ref.nonce)

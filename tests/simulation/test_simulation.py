@@ -17,7 +17,7 @@ import torch
 from device_agent.state_folder import StateFolder
 from server_worker import actor
 from server_worker.actor import Incoming, SessionActor
-from server_worker.session import snapshots
+from server_worker.replica import snapshots
 from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
 from server_worker.store.sqlite.file import Database
 from spliteasy.training import segment_trainer

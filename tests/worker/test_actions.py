@@ -13,21 +13,14 @@ from server_worker.action import Action, Steps
 from server_worker.admission.budget import Budget
 from server_worker.engine.base import EngineRequest, Together
 from server_worker.engine.local import perform_now
-from server_worker.session.actions import (
-    Begin,
-    CommitStep,
-    Finish,
-    LoadJob,
-    PutRequest,
-    PutSnapshot,
-    Send,
-    StoreAction,
-)
-from server_worker.session.durability import DurabilityClock
+from server_worker.replica.actions import LoadJob
+from server_worker.replica.durability import DurabilityClock
+from server_worker.replica.replica import Replica, WorkerIdentity
+from server_worker.session.actions import Send
 from server_worker.session.machine import WorkerSession
-from server_worker.session.ownership import WorkerIdentity
 from server_worker.session.reorder_buffer import MemoryBudget
 from server_worker.store import SqliteStore, Store
+from server_worker.store.calls import Begin, CommitStep, Finish, PutRequest, PutSnapshot, StoreAction
 from spliteasy.errors import StoreError, StoreUnavailable
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION
@@ -89,13 +82,16 @@ def _name(action: Action[Any]) -> str:
 
 
 def session_of(store: Store) -> WorkerSession:
-    return WorkerSession(
+    replica = Replica(
         SESSION,
         WorkerIdentity(nonce="w1"),
+        job="toy",
+        device="phone-1",
         durability=DurabilityClock(0.0, lambda: 0.0),
-        memory_budget=MemoryBudget(1 << 30),
-        budget=Budget(1 << 30),
         clock=lambda: 0.0,
+    )
+    return WorkerSession(
+        SESSION, replica, shard=7, memory_budget=MemoryBudget(1 << 30), budget=Budget(1 << 30)
     )
 
 

@@ -66,7 +66,7 @@ async def test_an_open_step_counts_until_it_is_over(server: Server) -> None:
         answer = await device.ask(first)
         assert isinstance(answer, m.Forwarded)
         session = server.worker.actors[SESSION].session
-        memory = session.own.memory
+        memory = session.replica.body
         assert memory is not None
         assert memory.step_bytes == toy.job(JOB).body.program.costs.train_bytes > 4 * 5 * 4
         assert server.worker.actors.budget.open_bytes == memory.step_bytes

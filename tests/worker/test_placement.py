@@ -54,11 +54,11 @@ def test_those_with_too_few_are_first_in_line_by_turns() -> None:
     assert plan_moves("a", {}, []).next_in_line(3) is None
 
 
-def one_a_shard(count: int, shards: int = DEFAULT_SHARDS) -> tuple[str, ...]:
+def one_a_shard(count: int) -> tuple[str, ...]:
     """Devices whose sessions lie in shards of their own."""
     found: dict[int, str] = {}
     for number in itertools.count(1):
-        found.setdefault(shard_of(f"toy.phone-{number}", shards), f"phone-{number}")
+        found.setdefault(shard_of(f"toy.phone-{number}", DEFAULT_SHARDS), f"phone-{number}")
         if len(found) == count:
             return tuple(found.values())
     raise AssertionError
@@ -95,18 +95,18 @@ def test_a_worker_that_joins_has_its_fair_share_within_five_seconds(late: tuple[
 
 
 def test_with_more_shards_more_workers_find_work() -> None:
-    """Eighteen sessions for eighteen workers: with sixteen shards two of them would stay without."""
-    world = Joined(
-        seed=1,
-        variant=toy.Variant(epochs=30),
-        devices=one_a_shard(18, shards=24),
-        workers=18,
-        shards=24,
-        rates=CALM,
-        look_at_s=15.0,
-    )
-    assert run_virtually(world.run()).violations == []
-    assert world.loads == [1] * 18
+    """Forty sessions in shards of their own, and twenty workers: with sixteen shards four would have none."""
+    loads: dict[str, dict[int, int]] = {f"w{number:02d}": {} for number in range(20)}
+    loads["w00"] = dict.fromkeys(range(40), 1)
+    for _ in range(10):
+        told = [info(name, sum(load.values()), shards=tuple(load)) for name, load in loads.items()]
+        for name, load in loads.items():
+            plan = plan_moves(name, load, told)
+            for shard in plan.give:
+                taker = plan.next_in_line(shard)
+                assert taker is not None
+                loads[taker][shard] = load.pop(shard)
+    assert [len(load) for load in loads.values()] == [2] * 20
 
 
 def test_two_workers_share_four_devices() -> None:

@@ -1,10 +1,14 @@
-"""One session in a worker's hands: claimed, loaded, logged, committed, given up. Without I/O.
+"""One replica on a worker: claimed, loaded, logged, committed, given up. Without I/O.
+
+A replica is what is trained: a body with its optimizer, its log, its snapshots and its owner. Its members
+are those who train it: each is a session, with an attempt of its own, which it names with every write. The
+replica of a personal training has one member, and that session's name.
 
     COLD ──load──▶ READY ──begin──▶ FORWARDED ──commit──▶ READY
      ▲               │                │   ▲ forward of the next micro-batch, or of the first again
      └──── drop ─────┴────────────────┘   └─┘
 
-The memory of a session is only a cache: whatever leaves its relation to the store in doubt drops it, and
+What is loaded of a replica is only a cache: whatever leaves its relation to the store in doubt drops it, and
 the next request loads it again.
 """
 
@@ -19,27 +23,26 @@ from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.engine.base import Probe
 from server_worker.engine.probe import alike
+from server_worker.replica.actions import Loaded, LoadJob
+from server_worker.replica.durability import DurabilityClock
 from server_worker.replica.loaded_body import LoadedBody, StepResult, open_body
-from server_worker.session.actions import (
+from server_worker.replica.snapshots import Snapshots
+from server_worker.store import Attempt, Blob, ClaimOutcome, CommitOutcome, Done, Owner, SessionMeta
+from server_worker.store.calls import (
     Begin,
     ClaimSession,
     CommitStep,
     Finish,
     Handle,
-    Loaded,
-    LoadJob,
     PutRequest,
     ReadEntries,
     ReadSnapshot,
 )
-from server_worker.session.durability import DurabilityClock
-from server_worker.session.snapshots import Snapshots
-from server_worker.store import Attempt, Blob, ClaimOutcome, CommitOutcome, Done, Owner, SessionMeta
 from spliteasy.errors import StoreError, UnlikeWorker
 
 
 class BodyState(Enum):
-    """Where a session's memory is."""
+    """Where a replica's body is."""
 
     COLD = "cold"
     READY = "ready"
@@ -57,50 +60,52 @@ _EDGES = {
 
 @dataclass(frozen=True, slots=True)
 class WorkerIdentity:
-    """Who computes: `nonce` is the owner nonce of all its sessions."""
+    """Who computes: `nonce` is the owner nonce of all its replicas."""
 
     nonce: str
 
 
-class Ownership:
-    """What one worker has of one session: its memory, and what the store said last."""
+class Replica:
+    """What one worker has of one replica: its body, and what the store said last."""
 
     def __init__(
         self,
-        session: str,
+        name: str,
         identity: WorkerIdentity,
         *,
+        job: str,
+        device: str,
         durability: DurabilityClock,
         clock: Callable[[], float],
     ) -> None:
-        self.session = session
+        """`device`: the one whose random numbers the body's layers draw."""
+        self.name = name
+        self.job = job
+        """The name of the job that it trains."""
+        self._device = device
         self.identity = identity
         self.state = BodyState.COLD
         self.owner: Owner | None = None
-        self.attempt: Attempt | None = None
-        self.memory: LoadedBody | None = None
-        self.snapshots = Snapshots(session, clock)
-        self.paused = False
-        """As the store said last: with each commit, load and open."""
+        self.body: LoadedBody | None = None
+        self.snapshots = Snapshots(name, clock)
         self.log_bytes = 0
         """Of its log in the store, after the last commit."""
         self.doubted = False
-        """Another worker may have served the session meanwhile: ask the store before the memory is used."""
+        """Another worker may have owned it meanwhile: ask the store before the body is used."""
         self._durability = durability
         self._log_limit = 0
         self._oldest_checkpoint = 0
-        """Of the device, when the open step began."""
+        """Of the member's device, when the open step began."""
         self._step_bytes = 0
         """Of the open step's requests."""
         self._writes: list[Handle[None]] = []
         """Of the open step's requests to the log; the commit waits for them."""
 
     @property
-    def live(self) -> tuple[Attempt, Owner]:
-        """Under which everything is written. Only where the session was opened or loaded."""
-        assert self.attempt is not None
+    def live_owner(self) -> Owner:
+        """The owner that every write names. Only where a session of it was opened, or it was loaded."""
         assert self.owner is not None
-        return self.attempt, self.owner
+        return self.owner
 
     @property
     def log_fill(self) -> float:
@@ -117,112 +122,103 @@ class Ownership:
 
         Past half of its limit, or where so much was logged since the last snapshot that one costs little.
         """
-        assert self.memory is not None
-        return self.log_bytes > self._log_limit // 2 or self.snapshots.are_cheap(self.memory.state_bytes)
+        assert self.body is not None
+        return self.log_bytes > self._log_limit // 2 or self.snapshots.are_cheap(self.body.state_bytes)
 
     def durable_step(self, committed: int) -> int:
         """The newest step ≤ `committed` that the store can't lose any more."""
-        return self._durability.durable_step(self.session, committed)
+        return self._durability.durable_step(self.name, committed)
 
-    # the memory
-
-    def is_under(self, meta: SessionMeta) -> bool:
-        """Whether attempt and owner are those in the store."""
-        return (meta.attempt, meta.owner) == (self.attempt, self.owner)
-
-    def accept(self, meta: SessionMeta) -> None:
-        """Go on under what the store says."""
-        self.attempt, self.owner, self.paused = meta.attempt, meta.owner, meta.paused
+    # the body
 
     def check_environment(self, meta: SessionMeta) -> Steps[str | None]:
-        """What computed the session's steps so far, if that was unlike this machine and the job tolerates it.
+        """What computed the steps so far, if that was unlike this machine and the job tolerates it.
 
         Raises UnlikeWorker where the job does not.
         """
-        job = yield from LoadJob(self.session.partition(".")[0], meta.job_digest)
+        job = yield from LoadJob(self.job, meta.job_digest)
         if job is None or not meta.committed:
             return None
         own = yield from Probe(job)
         if alike(meta.environment, own):
             return None
         if job.spec.durability.exactness == "bits":
-            raise UnlikeWorker(self.session, stored=meta.environment, own=own)
+            raise UnlikeWorker(self.name, stored=meta.environment, own=own)
         return meta.environment
 
     def claim(self, attempt: Attempt, step: int) -> Steps[ClaimOutcome]:
-        """Ask the store for the session, to serve a request of `step`."""
-        return (yield from ClaimSession(self.session, attempt, step, self.identity.nonce))
+        """Ask the store for the replica, to serve a member's request of `step`."""
+        return (yield from ClaimSession(self.name, attempt, step, self.identity.nonce))
 
     def trusts_again(self, meta: SessionMeta) -> bool:
-        """Whether nobody else owned the session since the memory was built; then it is in doubt no more."""
-        assert self.memory is not None
-        if meta.owner != self.owner or meta.committed != self.memory.step:
+        """Whether nobody else owned it since the body was loaded; then that is in doubt no more."""
+        assert self.body is not None
+        if meta.owner != self.owner or meta.committed != self.body.step:
             return False
         self.doubted = False
         return True
 
     def load(self, meta: SessionMeta, *, replay_last: bool) -> Steps[StepResult | None]:
-        """Build the memory from the newest snapshot and the log after it; what the last replayed step gave.
+        """Load the body from the newest snapshot and the log after it; what the last replayed step gave.
 
         `replay_last`: take the committed step again even where a snapshot has it, for its GRADIENT.
         """
-        self._durability.loaded(self.session, meta.committed)
-        job = yield from LoadJob(self.session.partition(".")[0], meta.job_digest)
+        self._durability.loaded(self.name, meta.committed)
+        job = yield from LoadJob(self.job, meta.job_digest)
         if job is None:
-            raise StoreError(f"the store has session {self.session} but not its job {meta.job_digest[:12]}")
+            raise StoreError(f"the store has session {self.name} but not its job {meta.job_digest[:12]}")
         newest = meta.committed - 1 if replay_last and meta.committed else meta.committed
         unlike = yield from self.check_environment(meta)
         base = max((step for step in meta.snapshots if step <= newest), default=max(meta.snapshots))
-        blobs = yield from ReadSnapshot(self.session, base)
-        memory = yield from open_body(job, self.session)
-        yield from memory.restore(blobs, base)
-        self.accept(meta)
+        blobs = yield from ReadSnapshot(self.name, base)
+        body = yield from open_body(job, self.name, self._device)
+        yield from body.restore(blobs, base)
+        self.owner = meta.owner
         self.log_bytes, self._log_limit = meta.log_bytes, job.spec.durability.log_max_bytes
-        result = yield from self._replay(memory, base, meta.committed)
-        self.memory = memory
+        result = yield from self._replay(body, base, meta.committed)
+        self.body = body
         self.snapshots.loaded(base, kept=len(meta.snapshots), logged_bytes=meta.log_bytes)
         self._move(BodyState.READY)
-        yield from Loaded(self.session, meta.committed, meta.committed - base, unlike)
+        yield from Loaded(self.name, meta.committed, meta.committed - base, unlike)
         return result
 
-    def _replay(self, memory: LoadedBody, base: int, upto: int) -> Steps[StepResult | None]:
+    def _replay(self, body: LoadedBody, base: int, upto: int) -> Steps[StepResult | None]:
         """Take the logged steps after `base` again; one batch is read while the one before is computed."""
         result: StepResult | None = None
-        ahead = (yield from Begin(ReadEntries(self.session, base, upto))) if base < upto else None
+        ahead = (yield from Begin(ReadEntries(self.name, base, upto))) if base < upto else None
         while ahead is not None:
             entries = yield from Finish(ahead)
             done = entries[-1].step
-            ahead = (yield from Begin(ReadEntries(self.session, done, upto))) if done < upto else None
+            ahead = (yield from Begin(ReadEntries(self.name, done, upto))) if done < upto else None
             for entry in entries:
-                result = yield from memory.replay(entry)
+                result = yield from body.replay(entry)
         return result
 
     def drop(self) -> None:
-        """Throw the memory away; the store has everything."""
+        """Throw the body away; the store has everything."""
         self._move(BodyState.COLD)
-        self.memory, self.owner, self.attempt = None, None, None
+        self.body, self.owner = None, None
         self.doubted = False
 
     def abort(self) -> Steps[None]:
         """Forget the open step."""
-        if self.memory is not None and self.state is BodyState.FORWARDED:
-            yield from self.memory.abort()
+        if self.body is not None and self.state is BodyState.FORWARDED:
+            yield from self.body.abort()
             self._move(BodyState.READY)
 
     # the open step
 
     def begin(self, request: m.Forward) -> Steps[None]:
-        """The memory is about to open the request's micro-batch; the first one begins the step."""
+        """The body is about to open the request's micro-batch; the first one begins the step."""
         self._move(BodyState.FORWARDED)
         if request.micro == 0:
             self._oldest_checkpoint, self._step_bytes = request.oldest_checkpoint, 0
             yield from self.let_go_of_writes()
 
-    def log(self, step: int, index: int, raw: Blob) -> Steps[None]:
+    def log(self, attempt: Attempt, step: int, index: int, raw: Blob) -> Steps[None]:
         """Begin to write a request's bytes to the log, while it is computed and answered."""
-        attempt, owner = self.live
         self._step_bytes += memoryview(raw).nbytes
-        put = PutRequest(self.session, attempt, owner, step, index, raw)
+        put = PutRequest(self.name, attempt, self.live_owner, step, index, raw)
         self._writes.append((yield from Begin(put)))
 
     def let_go_of_writes(self) -> Steps[None]:
@@ -232,19 +228,18 @@ class Ownership:
             with suppress(StoreError):
                 yield from Finish(write)
 
-    def commit(self, step: int, digest: str, *, requests: int) -> Steps[CommitOutcome]:
-        """Make the step that the memory has taken: `requests` were logged, `digest` is of its gradients.
+    def commit(self, attempt: Attempt, step: int, digest: str, *, requests: int) -> Steps[CommitOutcome]:
+        """Make the step that the body has taken: `requests` were logged, `digest` is of its gradients.
 
-        After anything but Done the memory is ahead of the store, and has to be dropped.
+        After anything but Done the body is ahead of the store, and has to be dropped.
         """
-        attempt, owner = self.live
         for write in self._writes:
             yield from Finish(write)
         self._writes.clear()
         outcome = yield from CommitStep(
-            session=self.session,
+            session=self.name,
             attempt=attempt,
-            owner=owner,
+            owner=self.live_owner,
             step=step,
             requests=requests,
             digest=digest,
@@ -254,25 +249,21 @@ class Ownership:
             self._move(BodyState.READY)
             self.log_bytes = outcome.meta.log_bytes
             self.snapshots.committed(self._step_bytes, kept=len(outcome.meta.snapshots))
-            self.paused = outcome.meta.paused
         return outcome
 
-    def snapshot_if_due(self) -> Steps[None]:
+    def snapshot_if_due(self, attempt: Attempt) -> Steps[None]:
         """Begin to write a snapshot, where it is time for one."""
-        assert self.memory is not None
-        yield from self.snapshots.write_if_due(self.memory, self.live, log_is_long=self.log_is_long)
+        assert self.body is not None
+        yield from self.snapshots.write_if_due(
+            self.body, (attempt, self.live_owner), log_is_long=self.log_is_long
+        )
 
-    def save(self) -> Steps[None]:
+    def save(self, attempt: Attempt) -> Steps[None]:
         """Write a snapshot of the newest step, unless there is one."""
-        if self.memory is not None:
-            yield from self.snapshots.write(self.memory, self.live)
+        if self.body is not None:
+            yield from self.snapshots.write(self.body, (attempt, self.live_owner))
 
     def _move(self, to: BodyState) -> None:
         if (self.state, to) not in _EDGES:
-            raise AssertionError(f"session {self.session}: no way from {self.state} to {to}")
+            raise AssertionError(f"replica {self.name}: no way from {self.state} to {to}")
         self.state = to
-
-
-def attempt_of(ref: m.AttemptRef) -> Attempt:
-    """The attempt that a message names, as the store knows it."""
-    return Attempt(number=ref.number, nonce=ref.nonce)

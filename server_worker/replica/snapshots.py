@@ -1,4 +1,4 @@
-"""When a session's snapshots are due, and how they are written; a takeover replays what comes after."""
+"""When a replica's snapshots are due, and how they are written; a takeover replays what comes after."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from server_worker.action import Steps
 from server_worker.replica.loaded_body import LoadedBody
-from server_worker.session.actions import Begin, Finish, Handle, PutSnapshot
 from server_worker.store import Attempt, CommitOutcome, Done, Owner
+from server_worker.store.calls import Begin, Finish, Handle, PutSnapshot
 from spliteasy.errors import StoreError
 
 LOG_BYTES = 16 << 20
@@ -25,12 +25,12 @@ class _Writing:
 
 
 class Snapshots:
-    """The snapshots of one session's body. What is written takes effect only under the right ownership."""
+    """The snapshots of one replica's body. What is written takes effect only under the right ownership."""
 
-    def __init__(self, session: str, clock: Callable[[], float]) -> None:
+    def __init__(self, replica: str, clock: Callable[[], float]) -> None:
         self.kept = 0
         """How many the store has, when the session was last loaded or committed."""
-        self._session = session
+        self._replica = replica
         self._clock = clock
         self._covered = 0
         """The step of the newest one that the store is known to have."""
@@ -42,7 +42,7 @@ class Snapshots:
         self._writing: _Writing | None = None
 
     def loaded(self, step: int, *, kept: int, logged_bytes: int) -> None:
-        """The memory was built from the snapshot of `step`, one of `kept`, and the log."""
+        """The body was loaded from the snapshot of `step`, one of `kept`, and the log."""
         self._writing = None  # what an owner before this one began is no concern of this one
         self._covered = step
         self._tried(step)
@@ -62,35 +62,35 @@ class Snapshots:
         return step <= self._covered
 
     def write_if_due(
-        self, memory: LoadedBody, ownership: tuple[Attempt, Owner], *, log_is_long: bool
+        self, body: LoadedBody, ownership: tuple[Attempt, Owner], *, log_is_long: bool
     ) -> Steps[None]:
         """Begin to write one beside what follows, after enough steps, time or log."""
-        durability = memory.job.spec.durability
+        durability = body.job.spec.durability
         due = (
-            memory.step - self._step >= durability.snapshot_every_steps
+            body.step - self._step >= durability.snapshot_every_steps
             or self._clock() - self._written_at >= durability.snapshot_every_s
             or log_is_long
         )
         if not due or self._is_writing:
             return
         yield from self._settle()
-        step, (attempt, owner) = memory.step, ownership
-        tensors = yield from memory.snapshot()
+        step, (attempt, owner) = body.step, ownership
+        tensors = yield from body.snapshot()
         self._tried(step)
-        handle = yield from Begin(PutSnapshot(self._session, attempt, owner, step, tensors))
+        handle = yield from Begin(PutSnapshot(self._replica, attempt, owner, step, tensors))
         self._writing = _Writing(step, handle)
 
-    def write(self, memory: LoadedBody, ownership: tuple[Attempt, Owner]) -> Steps[None]:
+    def write(self, body: LoadedBody, ownership: tuple[Attempt, Owner]) -> Steps[None]:
         """Write one of the newest step, and wait for it; nothing where there is one."""
         yield from self._settle()
-        if self.covers(memory.step):
+        if self.covers(body.step):
             return
         attempt, owner = ownership
-        tensors = yield from memory.snapshot()
-        outcome = yield from PutSnapshot(self._session, attempt, owner, memory.step, tensors)
+        tensors = yield from body.snapshot()
+        outcome = yield from PutSnapshot(self._replica, attempt, owner, body.step, tensors)
         if isinstance(outcome, Done):
-            self._tried(memory.step)
-            self._covered = memory.step
+            self._tried(body.step)
+            self._covered = body.step
 
     @property
     def _is_writing(self) -> bool:
