@@ -1,4 +1,4 @@
-"""What travels between devices and workers, and how: messages, envelope, frames, topology, transports."""
+"""Messages between devices and workers, and the ways they travel: envelope, frames, topology, transports."""
 
 from __future__ import annotations
 

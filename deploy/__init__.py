@@ -1,1 +1,1 @@
-"""What runs SplitEasy: the local stack and the nodes that it, and the tests, are made of."""
+"""Programs that run SplitEasy: the local stack, and the nodes that it and the tests are made of."""

@@ -27,17 +27,18 @@ from spliteasy.runtime.urls import QUOTE_HINT, split_url
 
 TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 16
-"""Of one device: two are in use, and those that a flaky link left behind are found dead after seconds."""
+"""The connections of one device: two are in use, and those that a flaky link left are found dead after
+seconds."""
 MAX_CHANNELS = 128
 REPLY_BYTES = 512 << 20
-"""What one reply queue may hold for a device that does not read it; the oldest go first."""
+"""One reply queue may hold this much for a device that does not read it; the oldest messages go first."""
 REPLY_POLICY = "spliteasy-replies"
 REVOKE_TRIES = 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Role(Enum):
-    """What an account is for. The value is its tag on the broker, where it grants nothing."""
+    """The role of an account. Its value is the account's tag on the broker, where it grants nothing."""
 
     DEVICE = "spliteasy-device"
     WORKER = "spliteasy-worker"
@@ -51,7 +52,7 @@ class Permissions:
     write: str
     read: str
     uplink_keys: str
-    """Which routing keys it may publish to the uplink exchange with."""
+    """The routing keys that the account may publish to the uplink exchange with."""
 
 
 def device_permissions(device: str) -> Permissions:
@@ -80,7 +81,7 @@ def worker_permissions() -> Permissions:
 
 
 def reply_policy() -> dict[str, Any]:
-    """Of all reply queues: they go without a reader, and hold so much at most."""
+    """Return the policy of all reply queues: they go without a reader, and hold a bounded number of bytes."""
     definition = {
         "expires": round(REPLY_EXPIRES_S * 1000),
         "max-length-bytes": REPLY_BYTES,
@@ -195,9 +196,8 @@ class Accounts:
         )
 
     def left_of(self, name: str) -> list[str]:
-        """What the broker has under a device's name beside the account: queues of whatever type, exchanges,
-        permissions. As paths of the management API.
-        """
+        """Return what the broker has under a device's name beside the account, as paths of the management
+        API: queues of any type, exchanges, permissions."""
         vhost, prefix = quote(self._vhost, safe=""), f"spliteasy.reply.{name}."
         left = [
             f"{kind}/{vhost}/{quote(each['name'], safe='')}"

@@ -19,7 +19,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 EXTRAS = ("agent", "worker", "images", "metrics")
-"""What devices and servers install, and `make setup` too."""
+"""The extras that devices and servers install, and `make setup` too."""
 
 FASTER = "fast"
 """The extra that everything works without: its packages count where they are installed."""
@@ -66,7 +66,7 @@ def _installed(name: str) -> bool:
 
 
 def licence(found: metadata.Distribution) -> str:
-    """What the package says of its licence, on one line; empty where it says nothing."""
+    """Return on one line what the package says of its licence, or nothing where it says nothing."""
     about: Any = found.metadata
     said = about.get("License-Expression") or next(
         (

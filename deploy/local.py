@@ -78,7 +78,7 @@ def up(workers: int, tls: bool = False, shards: int | None = None) -> None:
 
 
 def _tell_next(stack: Stack) -> None:
-    """Where it is, and what to type now."""
+    """Tell a person where the stack is, and what to type now."""
     command = Path(sys.executable).with_name("spliteasy")
     program = os.path.relpath(command) if command.exists() else "spliteasy"
     agent = f"{program} agent --job digits --device phone-1 --data examples.digits:device_data"

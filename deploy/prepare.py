@@ -1,4 +1,4 @@
-"""What containers need before their first start: passwords, certificates and accounts, in files of this user.
+"""Prepare containers for their first start: passwords, certificates and accounts, in files of this user.
 
     python -m deploy.prepare [--out FOLDER] [--host NAME ...]
 
@@ -38,13 +38,13 @@ from spliteasy.errors import SplitEasyError
 OUT = Path(__file__).with_name("containers")
 OPERATOR, WORKERS = "operator", "workers"
 CA_INSIDE = "/etc/spliteasy/ca.pem"
-"""Where a worker's container finds the authority's certificate."""
+"""The path of the authority's certificate in a worker's container."""
 
 STORE_KEY_INSIDE = "/etc/spliteasy/store.key"
-"""Where it finds the key of the store."""
+"""The path of the store's key in a worker's container."""
 
 LOSS_WINDOW_S = 2
-"""Of `appendfsync everysec`, which redis.conf says."""
+"""The loss window of `appendfsync everysec`, which redis.conf sets."""
 
 AMQPS_PORT, MANAGEMENT_PORT, REDIS_PORT = 5671, 15671, 6379
 
@@ -74,7 +74,7 @@ _WHO = ("operator-broker", "operator-store", "workers-broker", "workers-store")
 
 
 def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
-    """What RabbitMQ loads at start: an operator, the workers, and the policy of reply queues."""
+    """Return what RabbitMQ loads at start: an operator, the workers, and the policy of reply queues."""
     workers = worker_permissions()
     everything = {"configure": ".*", "write": ".*", "read": ".*"}
     may = {"configure": workers.configure, "write": workers.write, "read": workers.read}
@@ -105,7 +105,8 @@ def users(passwords: Mapping[str, str]) -> list[str]:
 
 
 def urls(who: str, passwords: Mapping[str, str], *, broker: str, store: str, ca: str) -> dict[str, str]:
-    """Where broker and store are for that account, as `spliteasy` reads it from its environment."""
+    """Return the URLs of broker and store for that account, as `spliteasy` reads them from its
+    environment."""
     to_broker, to_store = (passwords[f"{who}-{what}"] for what in ("broker", "store"))
     at = quote(ca)
     said = {

@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentResult:
-    """How an agent's run ended."""
+    """The result of an agent's run."""
 
     device: str
     step: int
@@ -106,6 +106,7 @@ class Agent:
         self._work: set[asyncio.Task[None]] = set()
         self._failed: BaseException | None = None
         self._step_began = 0.0
+        self._adopt: Callable[[], None] = lambda: None
         name = config.job.partition("@")[0]
         self._session_name = f"{name}.{config.device}"
         self._log = log.bind(job=name, session=self._session_name)
@@ -140,7 +141,7 @@ class Agent:
         self._gate = Gate(within) if self._gate is None else self._gate.also(within)
 
     def _fail(self, error: StateError) -> None:
-        """What can't be written down ends the training, not the link."""
+        """End the training, not the link, because its state can't be written down."""
         self._failed = error
         self._events.put_nowait(e.LinkDown())  # any event wakes the loop, which then raises
 
@@ -197,22 +198,23 @@ class Agent:
             compute=self._compute,
             tell=self._tell,
         )
-        found = await source.get(state)
-        if found is None:
+        fetched = await source.get(state)
+        if fetched is None:
             return self._not_begun(state)
-        job, self.link.shard = found.job, found.shard
-        self.link.chunk_bytes = self.config.chunk_bytes or min(job.spec.link.chunk_bytes, CHUNK_BYTES)
-        self.trainer, plan = await self._compute(
+        spec, self.link.shard = fetched.job.spec, fetched.shard
+        self.link.chunk_bytes = self.config.chunk_bytes or min(spec.link.chunk_bytes, CHUNK_BYTES)
+        prepared = await self._compute(
             lambda: prepare(
                 self.config,
-                job,
+                fetched,
                 state,
                 session=self._session_name,
                 link=self.link,
                 make_chooser=self._make_chooser,
             )
         )
-        session = self.session = DeviceSession(plan, held=tuple(state.held()))
+        self.trainer, self._adopt = prepared.trainer, prepared.adopt
+        session = self.session = DeviceSession(prepared.plan, held=prepared.held)
         if self.link.is_up:
             session.handle(e.LinkUp())
         if self._gate is not None and self._gate.why is not None:
@@ -311,6 +313,8 @@ class Agent:
         trainer = self.trainer
         assert trainer is not None
         try:
+            if isinstance(action, e.Restore):
+                await self._compute(self._adopt)
             event: e.Event = await self._compute(lambda: effects.perform(action, trainer, state))
             self._report(action)
         except Exception as error:

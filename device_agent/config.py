@@ -18,7 +18,7 @@ class AgentConfig:
     data: str | DeviceData
     state: Path
     root: Path | None = None
-    """Where the data's module is looked up; None: the current folder."""
+    """The data's module is looked up in this folder; None is the current one."""
     operator_key: str | None = None
     """Public key (64 hexadecimal digits) that must have signed the job; None: it is taken as it comes."""
     refuse_public_ends: bool = False
@@ -31,6 +31,8 @@ class AgentConfig:
     """Epochs to train in place of the job's; None: as the job says."""
     new_data: bool = False
     """Go on from the trained weights, although the data is not what the state folder was trained on."""
+    new_version: bool = False
+    """Go on from the trained weights with the version of the job that `job` names."""
     reply_timeout_s: float = 10.0
     chunk_bytes: int | None = None
     """Payload of one frame; None: as the job says."""
@@ -39,6 +41,6 @@ class AgentConfig:
     metered: int | None = None
     """Bytes a day that may be sent and received together; no step begins beyond them."""
     patience_s: float = UNREACHABLE_S
-    """How long the first connection may take."""
+    """The first connection may take this long."""
     give_up_s: float | None = None
-    """How long each later one may take; None: it is waited for without end."""
+    """Each later connection may take this long; None waits without end."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +24,21 @@ GET_JOB_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class FoundJob:
-    """A job's device parts, and where its session is served."""
+class FetchedJob:
+    """A job, and the package that it was read from."""
 
     job: Job
-    shard: int
+    manifest: bytes
+    parts: Mapping[str, bytes]
+    signature: str | None = None
+    shard: int | None = None
+    """The shard that serves the session, as a worker tells."""
+
+    def save(self, state: StateFolder) -> None:
+        """Keep the package in the folder, in place of what is there."""
+        state.save_job(self.manifest, self.parts)
+        if self.signature is not None:
+            state.save_signature(self.signature)
 
 
 class JobSource:
@@ -53,39 +63,63 @@ class JobSource:
         self._compute = compute
         self._tell = tell
 
-    async def get(self, state: StateFolder) -> FoundJob | None:
-        """Return the parts, from the state folder where it has them, and the shard, which a worker tells.
+    async def get(self, state: StateFolder) -> FetchedJob | None:
+        """Return the job's device parts, from the state folder where it has them, and the session's shard.
 
         Where a key is to have signed the job, nothing of an unsigned or altered one is loaded: one that is
-        in the folder without its signature is fetched again. None where it was stopped before it came.
+        in the folder without its signature is fetched again. A version that is to go on from the folder's
+        weights is not kept there yet. None where it was stopped before it came.
         """
-        key = self._config.operator_key
+        key, bound = self._config.operator_key, state.binding and state.binding.job
         stored = await self._compute(state.job_parts)
+        if stored is not None and bound not in (None, job_digest(stored[0])):
+            stored = None  # of the version before, which another had gone on from when the agent ended
+        digest = bound or (job_digest(stored[0]) if stored is not None else self._digest)
+        own: FetchedJob | None = None
         if stored is not None and (key is None or _vouched(stored[0], state.job_signature, key)):
-            job = await self._compute(lambda: Job.from_parts(*stored))
-            self._check_version(job)
-            told = await self._fetch(job.digest, without_parts=True)
-            return None if told is None else FoundJob(job, told.shard)
-        reply = await self._fetch(job_digest(stored[0]) if stored is not None else self._digest)
+            own = FetchedJob(await self._compute(lambda: Job.from_parts(*stored)), *stored)
+        if bound is not None and self._config.new_version:
+            self._check_name(own)
+            digest = self._digest
+        elif own is not None:
+            self._check_version(own.job)
+            told = await self._fetch(own.job.digest, without_parts=True)
+            return None if told is None else replace(own, shard=told.shard)
+        reply = await self._fetch(digest)
         if reply is None:
             return None
         manifest, signature = reply.manifest.encode(), reply.signature
         if key is not None:
             check_signature(manifest, signature, key)
         parts = {name: _part_bytes(value) for name, value in zip(reply.parts, reply.values, strict=True)}
-        job = await self._compute(lambda: Job.from_parts(manifest, parts))
-        self._check_version(job)
-        await self._compute(lambda: state.save_job(manifest, parts))
-        if signature is not None:
-            await self._compute(lambda: state.save_signature(signature))
-        return FoundJob(job, reply.shard)
+        fetched = FetchedJob(
+            await self._compute(lambda: Job.from_parts(manifest, parts)),
+            manifest,
+            parts,
+            signature,
+            shard=reply.shard,
+        )
+        self._check_version(fetched.job)
+        if bound in (None, fetched.job.digest):
+            await self._compute(lambda: fetched.save(state))
+        return fetched
+
+    def _check_name(self, own: FetchedJob | None) -> None:
+        """Only versions of one job go on from each other."""
+        if own is not None and own.job.name != self._name:
+            raise StateError(
+                f"{self._config.state} belongs to job {own.job.name}, not {self._name}",
+                hint="--new-version goes on with another version of the same job",
+            )
 
     def _check_version(self, job: Job) -> None:
         if job.name != self._name or not job.digest.startswith(self._digest):
             raise StateError(
                 f"{self._config.state} belongs to job {job.name}@{job.digest[:12]}, not {self._config.job}",
-                hint="give this job a state folder of its own with --state DIR; or go on in this one from "
-                f"its trained weights with --job {job.name} and, for more epochs, --epochs N",
+                hint="go on from the trained weights with --new-version; or give this version a state folder "
+                "of its own with --state DIR"
+                if job.name == self._name
+                else "give this job a state folder of its own with --state DIR",
             )
 
     async def _fetch(self, digest: str, *, without_parts: bool = False) -> m.Job | None:
@@ -122,7 +156,7 @@ class JobSource:
 
 
 def _vouched(manifest: bytes, signature: str | None, key: str) -> bool:
-    """Whether the key signed what is in the folder."""
+    """Return whether the key signed what is in the folder."""
     try:
         check_signature(manifest, signature, key)
     except JobError:

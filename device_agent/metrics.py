@@ -1,4 +1,4 @@
-"""What an agent measures: the declarations, and who follows its session.
+"""The metrics of an agent: their declarations, and the observer that follows its session.
 
 Nothing here knows who listens: Prometheus is an extra that only the command line loads.
 """

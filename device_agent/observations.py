@@ -1,4 +1,4 @@
-"""What a running agent tells whoever watches: one small record a moment."""
+"""Observations that a running agent reports: one small record a moment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StepTaken:
     """None where it was not measured: no element of the batch had a label."""
     samples: int
     seconds: float
-    """Since the step's head began: reconnects within it count."""
+    """The time since the step's head began, with reconnects within it."""
     bytes_up: int
     bytes_down: int
 

@@ -1,29 +1,52 @@
-"""What an agent does before its first step: data, trainer, state folder, plan."""
+"""An agent sets up data, trainer, state folder and plan before its first step."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
 from device_agent.config import AgentConfig
+from device_agent.job_source import FetchedJob
 from device_agent.link.link import Link
 from device_agent.session.plan import SessionPlan
 from device_agent.state_folder import StateFolder
 from device_agent.training.codec_policy import MakeChooser, StepChoices
 from device_agent.training.data import BatchOrder, DeviceData, EvaluationBatches, load_dataset
-from device_agent.training.ends import initial_ends, job_key, label_key
+from device_agent.training.ends import as_paths, initial_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer
-from spliteasy.job import Job
+from spliteasy.errors import StateError
 from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
 from spliteasy.runtime.version import version
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What an agent's session needs."""
+
+    trainer: DeviceTrainer
+    plan: SessionPlan
+    held: tuple[int, ...]
+    """Steps whose checkpoints the session may go on from."""
+    adopt: Callable[[], None] = lambda: None
+    """Binds the folder to the job, where that is to go on from its weights: once the store has agreed."""
+
+
 def prepare(
-    config: AgentConfig, job: Job, state: StateFolder, *, session: str, link: Link, make_chooser: MakeChooser
-) -> tuple[DeviceTrainer, SessionPlan]:
+    config: AgentConfig,
+    fetched: FetchedJob,
+    state: StateFolder,
+    *,
+    session: str,
+    link: Link,
+    make_chooser: MakeChooser,
+) -> Prepared:
     """Load the data, check it, bind the state folder to it; a new one gets its ends and checkpoint 0."""
-    spec = job.spec
+    job, bound = fetched.job, state.binding
+    spec, handing_over = job.spec, bound is not None and bound.job != job.digest
     secret = state.secret(config.secret)
     key, labels = job_key(secret, device=config.device, job=job.digest), label_key(secret)
     data: DeviceData = load_dataset(
@@ -40,24 +63,33 @@ def prepare(
     )
     if spec.privacy.label_dp is not None:
         log.info(guarantee(spec.privacy.label_dp, classes_to_answer(spec, job.signature)), job=str(job))
-    ends = initial_ends(job, state, key, refuse_public=config.refuse_public_ends)
+    ends = initial_ends(job, state, key, refuse_public=config.refuse_public_ends, handing_over=handing_over)
     choices = StepChoices(
         spec.link,
         make_chooser(spec.link, link.speed),
         ahead=spec.durability.checkpoint_every,
-        saved=state.codecs,
+        saved=None if handing_over else state.codecs,
         save=state.save_codecs,
     )
     trainer = DeviceTrainer.create(
         job, batches, tests, device=config.device, key=key, ends=ends, choices=choices
     )
-    state.bind(
-        job=job.digest, device=config.device, fingerprint=batches.fingerprint, new_data=config.new_data
-    )
-    if config.restart:
-        state.drop_after(-1)
-    if not state.held():
-        state.save_checkpoint(0, trainer.state())
+    mark = batches.fingerprint
+    if handing_over:
+        state.check_owner(device=config.device, fingerprint=mark, new_data=config.new_data)
+        _check_fit(trainer, state)
+    else:
+        state.bind(job=job.digest, device=config.device, fingerprint=mark, new_data=config.new_data)
+        if config.restart:
+            state.drop_after(-1)
+        if not state.held():
+            state.save_checkpoint(0, trainer.state())
+
+    def adopt() -> None:
+        if handing_over:
+            state.hand_over(job=job.digest, fingerprint=mark, ends=as_paths(ends))
+            fetched.save(state)
+
     plan = SessionPlan(
         session=session,
         digest=job.digest,
@@ -72,5 +104,25 @@ def prepare(
         reply_timeout_s=config.reply_timeout_s,
         ask_above_bytes=link.frame_bytes,
         agent=version(),
+        previous=None if bound is None else bound.job if handing_over else bound.previous,
     )
-    return trainer, plan
+    # The first checkpoint is of no trained weights: a store that has forgotten the session would begin there.
+    held = tuple(step for step in state.held() if step or not handing_over)
+    return Prepared(trainer, plan, held, adopt)
+
+
+def _check_fit(trainer: DeviceTrainer, state: StateFolder) -> None:
+    """Raise StateError unless the folder has weights that were trained, of the job's shapes."""
+    assert state.binding is not None
+    step = max(state.held(), default=0)
+    job, before = trainer.job, f"{trainer.job.name}@{state.binding.job[:12]}"
+    if step == 0:
+        raise StateError(
+            f"{state.path} has no trained weights of {before} to go on from",
+            hint="begin the new version: --restart and another --state folder",
+        )
+    if (why := trainer.misfit(state.load_checkpoint(step))) is not None:
+        raise StateError(
+            f"{job.name}@{job.digest[:12]} can't go on from the weights of {before}: {why}",
+            hint="begin the new version: --restart and another --state folder",
+        )

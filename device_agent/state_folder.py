@@ -44,17 +44,20 @@ _STEP_DIGITS = 12
 
 
 def _prefix(step: int) -> bytes:
-    """What a checkpoint's content begins with, so that a file under another's name is noticed."""
+    """Return the bytes that a checkpoint's content begins with, so that a file under another's name is
+    noticed."""
     return step.to_bytes(8, "little")
 
 
 class Binding(BaseModel):
-    """What a state folder is of, for ever. `job` is the digest of its version."""
+    """The training that a state folder belongs to. `job` is the digest of its version."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     job: Digest
     device: Identifier
     fingerprint: str
+    previous: Digest | None = None
+    """The version whose weights `job` went on from."""
 
 
 class StateFolder:
@@ -94,28 +97,53 @@ class StateFolder:
 
         With `new_data` another data set takes the old one's place.
         """
-        wanted = Binding(job=job, device=device, fingerprint=fingerprint)
         bound = self.binding
         if bound is None:
-            self._write("binding", orjson.dumps(wanted.model_dump()))
-            self.binding = wanted
+            self._bind(Binding(job=job, device=device, fingerprint=fingerprint))
             return
-        anew = f"give another --state folder, or delete {self.path} to begin anew"
         if bound.job != job:
             versions = f"{bound.job[:12]}, not {job[:12]}"
-            raise StateError(f"state folder {self.path} is of another job: version {versions}", hint=anew)
+            raise StateError(
+                f"state folder {self.path} is of another job: version {versions}", hint=self._anew
+            )
+        self.check_owner(device=device, fingerprint=fingerprint, new_data=new_data)
+        if bound.fingerprint != fingerprint:
+            self._bind(bound.model_copy(update={"fingerprint": fingerprint}))
+
+    def check_owner(self, *, device: str, fingerprint: str, new_data: bool) -> None:
+        """Refuse another device, and another data set unless it is to take the old one's place."""
+        bound, anew = self.binding, self._anew
+        assert bound is not None
         if bound.device != device:
             raise StateError(f"state folder {self.path} is of device {bound.device}, not {device}", hint=anew)
-        if bound.fingerprint == fingerprint:
-            return
-        if not new_data:
+        if bound.fingerprint != fingerprint and not new_data:
             raise StateError(
                 f"the data set of device {device} is not the one that {self.path} was trained on",
                 hint="go on from the trained weights with the data as it is now: --new-data; or bring the "
                 f"old data back, {anew}",
             )
-        self._write("binding", orjson.dumps(wanted.model_dump()))
-        self.binding = wanted
+
+    def hand_over(self, *, job: str, fingerprint: str, ends: Mapping[str, Tensor]) -> None:
+        """Bind the folder to a version that goes on from its checkpoints; `ends` are its initial weights.
+
+        The initial checkpoint goes: of the new version it is not one. A repeat changes nothing.
+        """
+        bound = self.binding
+        assert bound is not None
+        if bound.job == job:
+            return
+        self._delete([step for step in self._held if step == 0])
+        self.save_ends({**(self.ends or {}), **ends})
+        self.save_codecs(b"")
+        self._bind(Binding(job=job, device=bound.device, fingerprint=fingerprint, previous=bound.job))
+
+    def _bind(self, binding: Binding) -> None:
+        self._write("binding", orjson.dumps(binding.model_dump()))
+        self.binding = binding
+
+    @property
+    def _anew(self) -> str:
+        return f"give another --state folder, or delete {self.path} to begin anew"
 
     def secret(self, given: bytes | None = None) -> bytes:
         """The 32 bytes that only this device knows, made by the operating system at the first call.
@@ -141,7 +169,7 @@ class StateFolder:
 
     @property
     def ends(self) -> dict[str, Tensor] | None:
-        """What `save_ends` was given; None before. Raises StateError where the file is damaged."""
+        """Return what `save_ends` was given, or None before. Raises StateError where the file is damaged."""
         path = self.path / "ends"
         raw = self._read(path)
         if raw is None and (path.exists() or self._held):
@@ -170,7 +198,7 @@ class StateFolder:
 
     @property
     def job_signature(self) -> str | None:
-        """What `save_signature` was given last; None before, or where the file is damaged."""
+        """Return what `save_signature` was given last, or None before it, or where the file is damaged."""
         raw = self._read(self.path / "signature")
         return None if raw is None else raw.decode()
 
@@ -219,7 +247,7 @@ class StateFolder:
 
     @property
     def codecs(self) -> bytes | None:
-        """What `save_codecs` was given last; None before, or where the file is damaged."""
+        """Return what `save_codecs` was given last, or None before it, or where the file is damaged."""
         return self._read(self.path / "codecs")
 
     def save_codecs(self, choices: bytes) -> None:
@@ -230,7 +258,7 @@ class StateFolder:
 
     @property
     def traffic(self) -> bytes | None:
-        """What `save_traffic` was given last; None before, or where the file is damaged."""
+        """Return what `save_traffic` was given last, or None before it, or where the file is damaged."""
         return self._read(self.path / "traffic")
 
     def save_traffic(self, used: bytes) -> None:
@@ -249,7 +277,8 @@ class StateFolder:
         self._held = sorted({*self._held, step})
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
-        """What `save_checkpoint` was given; StateError where there is none, or it is damaged."""
+        """Return what `save_checkpoint` was given. Raises StateError where there is none, or it is
+        damaged."""
         raw = self._read(self._checkpoint_path(step))
         if raw is None or not raw.startswith(_prefix(step)):
             raise StateError(
@@ -331,7 +360,7 @@ class StateFolder:
             write_file(self.path / name, MAGIC, hasher.digest(), *chunks, private=True)
 
     def _read(self, path: Path) -> bytes | None:
-        """What was written to `path`; None where it is absent or not what was written."""
+        """Return what was written to `path`, or None where it is absent or not what was written."""
         with self._problems_told("read"):
             try:
                 raw = memoryview(path.read_bytes())

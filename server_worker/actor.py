@@ -60,26 +60,27 @@ class Incoming:
     raw: bytes | memoryview
     reply_to: str
     chunk_bytes: int
-    """As it was cut: its reply is cut no coarser."""
+    """The size of its chunks; the reply is cut no coarser."""
     again: bool
-    """Whether it was delivered before, to a worker that did not get to its end."""
+    """It was delivered before, to a worker that did not finish it."""
     arrived_s: float
-    """When its last frame came, by the worker's clock."""
+    """The moment, by the worker's clock, at which its last frame came."""
     finish: Callable[[str | None], Awaitable[None]]
-    """Called once it was served: acknowledges it or, with a reason, moves it to the dead queue."""
+    """This is called once the request was served: it acknowledges the request or, with a reason, moves it to
+    the dead queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """What the device has of a reply that was cut off."""
+    """The frames that the device has of a reply that was cut off."""
 
     frames: frozenset[int]
     chunk_bytes: int | None
-    """In which they are counted; None: the worker's own size."""
+    """The chunk size in which the frames are counted; None is the worker's own."""
 
 
 class ActorHost(Protocol):
-    """What an actor needs of its worker."""
+    """The worker as its actors see it."""
 
     store: Store
     engine: Engine
@@ -119,14 +120,14 @@ class SessionActor:
         self._current: m.AnyRequest | None = None
         self._reply_to = ""
         self._chunk_bytes = 0
-        """Of the request at hand."""
+        """The chunk size of the request that is being served."""
         self._poison: str | None = None
         """Why the request at hand can never be served."""
         self._partial: Mapping[str, Arrived] = {}
         self._sends: list[asyncio.Task[None]] = []
-        """Of the request at hand."""
+        """The sends of the request that is being served."""
         self._spans: RequestSpans | None = None
-        """Of the request at hand, where traces are made."""
+        """The spans of the request that is being served, where traces are made."""
         self._sending = asyncio.Lock()
         self._replying: list[str] = []
         """Requests that were served and are not finished."""
@@ -192,11 +193,11 @@ class SessionActor:
                 self.session.drop()
 
     def knows(self, ask: m.Ask) -> bool:
-        """Whether the asked request is here whole: served, about to be, or of the open step."""
+        """Return whether the asked request is here whole: served, about to be, or of the open step."""
         return self._is_at(ask) or self.session.knows(ask.about)
 
     def _is_at(self, ask: m.Ask) -> bool:
-        """Whether the asked request waits, is being served, or its reply is on its way."""
+        """Return whether the asked request waits, is being served, or its reply is on its way."""
         here = [incoming.request for incoming in self._mailbox]
         if self._current is not None:
             here.append(self._current)
@@ -235,7 +236,8 @@ class SessionActor:
             self._rest()
 
     async def _finish(self, incoming: Incoming, sends: list[asyncio.Task[None]], poison: str | None) -> None:
-        """Once its replies have left: a dead worker's requests come again, and so do their replies."""
+        """Finish a request once its replies have left: a dead worker's requests come again, and so do their
+        replies."""
         request = incoming.request
         try:
             try:

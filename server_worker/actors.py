@@ -26,7 +26,7 @@ ACTIVE_S = 30.0
 """A session counts as active for this long after its last request."""
 EMPTY_S = 120.0
 OPEN_S = 10.0
-"""So long a step that is open has its memory for itself, however many wait for it."""
+"""An open step has its memory for itself this long, however many wait for it."""
 OPEN_STEP_S = 24 * 3600.0
 """A step stays open for so long after the last that was heard of its device."""
 
@@ -98,7 +98,7 @@ class Actors:
         ]
 
     def active_by_shard(self) -> dict[int, int]:
-        """How many active sessions each shard has."""
+        """Return how many active sessions each shard has."""
         horizon = self._clock() - ACTIVE_S
         load: dict[int, int] = {}
         for name, touched in self._touched.items():
@@ -108,7 +108,8 @@ class Actors:
         return load
 
     def idle_s(self, session: str) -> float:
-        """How long ago the session was asked for anything; infinite where nothing is known of it here."""
+        """Return how long ago the session was asked for anything, or infinity where nothing is known of it
+        here."""
         actor = self._actors.get(session)
         if actor is not None and not actor.idle:
             return 0.0

@@ -37,7 +37,7 @@ def amqp_heartbeat_s(takeover_s: int) -> int:
 
 
 class Trust(Enum):
-    """Whom a worker believes to be a device."""
+    """The rule by which a worker believes that a sender is a device."""
 
     ENROLLED = "enrolled"
     """The broker's authenticated sender must be the device that the routing key names."""
@@ -65,25 +65,25 @@ class WorkerConfig:
     jobs: int = defaults.JOBS
     """Job programs kept, the least recently used dropped first."""
     patience_s: float = UNREACHABLE_S
-    """How long the first connection to the broker may take."""
+    """The first connection to the broker may take this long."""
     give_up_s: float | None = None
-    """How long each later one may take; None: it is waited for without end."""
+    """Each later connection may take this long; None waits without end."""
     drain_s: float = defaults.DRAIN_S
-    """How long a stopping worker finishes the requests at hand."""
+    """A stopping worker has this long to finish the requests that have begun."""
     heartbeat_s: float = 1.0
-    """How often the worker writes into the store that it lives, and what it serves."""
+    """The interval at which the worker writes into the store that it lives, and what it serves."""
     dead_bytes: int = defaults.DEAD_MIB * MIB
-    """Kept of dead letters in the broker, the newest; the same for all workers."""
+    """The broker keeps this many bytes of the newest dead letters; the same for all workers."""
     retention_check_s: float = 600.0
-    """How often sessions are looked for that were abandoned."""
+    """The interval at which abandoned sessions are looked for."""
     uploads: AssemblerLimits = field(default_factory=AssemblerLimits)
     quota: DeviceQuota = field(default_factory=DeviceQuota)
-    """Of each device."""
+    """The quota of each device."""
     balance: bool = True
     """Hand shards over to workers that have fewer sessions."""
 
 
 def environment() -> str:
-    """What decides the bits of a computation, on one line: torch, CPU capability, threads."""
+    """Say on one line what decides the bits of a computation: torch, CPU capability, threads."""
     capability = torch.backends.cpu.get_cpu_capability()
     return f"torch {torch.__version__}, {capability}, {torch.get_num_threads()} threads"

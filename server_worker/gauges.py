@@ -27,7 +27,7 @@ from spliteasy.errors import LinkError, SplitEasyError
 from spliteasy.observability.meter import Meter
 
 PROBE_S = 2.0
-"""How long broker and store may take to answer a probe."""
+"""Broker and store may take this long to answer a probe."""
 
 
 async def measure(worker: Worker, meter: Meter) -> None:

@@ -19,7 +19,7 @@ from spliteasy.errors import NeedsNewer
 from spliteasy.job import Job, device_parts
 
 CACHED_BYTES = 256 << 20
-"""Of the devices' parts of jobs. The largest is kept whatever its size."""
+"""The devices' parts of jobs may fill this many bytes. The largest job is kept whatever its size."""
 
 
 class JobCache:

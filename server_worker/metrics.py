@@ -1,4 +1,4 @@
-"""What a worker measures: the declarations, and the meters around its store and its torch thread."""
+"""The metrics of a worker: their declarations, and the meters around its store and its torch thread."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ ALL = tuple(value for value in list(globals().values()) if isinstance(value, Met
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """What a worker holds at a moment; the `limit`s are its settings."""
+    """The holdings of a worker at a moment; the `limit`s are its settings."""
 
     sessions: int
     session_bytes: int

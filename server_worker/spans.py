@@ -18,7 +18,7 @@ _PHASES: dict[type[Action[Any]], str] = {Finish: "write the log", LoadJob: "load
 
 
 class RequestSpans:
-    """Of one request, from when it is its turn."""
+    """The spans of one request, from when it is its turn."""
 
     def __init__(
         self, tracer: Tracer, request: m.AnyRequest, *, waited_s: float, clock_ns: Callable[[], int]

@@ -177,7 +177,7 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """What it tells the other workers."""
+        """Return the state that the worker tells the others."""
         if self._draining:
             return "draining"
         return "serving" if self.connected.is_set() else "connecting"
@@ -230,9 +230,8 @@ class Worker:
             )
 
     async def _may_answer(self, transport: Transport, reply_to: str, reply: m.Message) -> bool:
-        """Whether the reply queue is there, and bounded as devices are to declare it; and, of a small answer,
-        whether what the device sent pays for it.
-        """
+        """Return whether the reply queue is there, and bounded as devices are to declare it; and, for a small
+        answer, whether what the device sent pays for it."""
         kind = getattr(reply, "kind", "")
         nbytes = sum(value.nbytes for value in reply.values if isinstance(value, Tensor))
         small = isinstance(reply, SMALL)
@@ -260,7 +259,7 @@ class Worker:
         self.background(self.queues.leave(session, why))
 
     def holdings(self) -> metrics.Holdings:
-        """What is held now, for the gauges."""
+        """Return what is held now, for the gauges."""
         sessions = self.actors.loaded()
         return metrics.Holdings(
             sessions=len(sessions),
@@ -276,7 +275,7 @@ class Worker:
         )
 
     async def depth(self, queue: str) -> Depth | None:
-        """What a queue of the broker holds. Raises LinkError where there is no connection."""
+        """Return what a queue of the broker holds. Raises LinkError where there is no connection."""
         if self._transport is None:
             raise LinkError("not connected")
         return await self._transport.depth(queue)
@@ -374,7 +373,7 @@ class Worker:
         await self.send(taken.reply_to, reopen_reply(taken.request, text, shard=taken.shard))
 
     def _receipt(self, taken: Accepted | AwaitedFrames) -> m.Receipt | None:
-        """What to say about a request's bytes, where not all of them are here.
+        """Return what to say about a request's bytes, where not all of them are here.
 
         The last frame without the others is what a dead worker leaves: its successor asks for the rest.
         """

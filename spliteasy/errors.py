@@ -40,14 +40,14 @@ _FINAL_ERRNOS: Final = {
     errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
     errno.ENOTDIR, errno.EPERM,
 }  # fmt: skip
-"""What the system says of a path that is wrong, or of rights that are missing."""
+"""The system answers with these for a path that is wrong, or for rights that are missing."""
 
 FINAL_CODES: Final = {"bad-tensor", "not-finite"}
 """ERRORs of a worker that the same request of the same device would meet again."""
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether the same command would end with this error again, until somebody mends something."""
+    """Return whether the same command would end with this error again until a person mends something."""
     if isinstance(error, RemoteError):
         return error.code in FINAL_CODES
     if isinstance(error, UserError | LinkRefused):
@@ -140,7 +140,7 @@ class AccountGone(LinkError):
 
 
 class Unroutable(LinkError):
-    """No queue took the frame: the queue is gone, or nobody declared it yet."""
+    """No queue took the frame: the queue is gone, or nobody has declared it yet."""
 
 
 class StoreError(SplitEasyError):

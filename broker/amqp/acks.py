@@ -1,4 +1,4 @@
-"""What a subscription owes the broker for its deliveries: acks, several at a time, and returns."""
+"""The acknowledgements that a subscription owes the broker: acks, several at a time, and returns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Acks:
         self._tasks: set[asyncio.Future[None]] = set()
 
     def __contains__(self, tag: int) -> bool:
-        """Whether the delivery can still be acknowledged."""
+        """Return whether the delivery can still be acknowledged."""
         return tag in self._open
 
     def received(self, tag: int) -> None:
@@ -36,7 +36,7 @@ class Acks:
         self._open.add(tag)
 
     def ack(self, tag: int) -> bool:
-        """Whether so many wait now that they are to be flushed."""
+        """Note an acknowledgement. Returns whether enough of them wait now to be flushed."""
         self._open.discard(tag)
         self._acked.append(tag)
         if self._timer is None:

@@ -18,7 +18,7 @@ async def open_channel(connection: AbstractConnection, *, confirms: bool) -> Cha
 
 
 def seen(task: asyncio.Task[Any]) -> None:
-    """What it raises is told to who awaits it; there may be nobody."""
+    """Mark the task's error as seen. It is raised to the caller that awaits the task, if there is one."""
     if not task.cancelled():
         task.exception()
 

@@ -163,7 +163,7 @@ class AmqpTransport:
         return subscription
 
     async def depth(self, queue: str) -> Depth | None:
-        """For RabbitMQ, asking counts as use: it puts off the queue's expiry."""
+        """Return what the queue holds. For RabbitMQ, asking counts as use: it puts off the queue's expiry."""
         async with self.call():
             try:
                 async with self._channel() as channel:

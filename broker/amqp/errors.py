@@ -1,4 +1,4 @@
-"""What goes wrong with a RabbitMQ connection, in one line for a person. Never shows the password."""
+"""Errors of a RabbitMQ connection, each in one line for a person. They never show the password."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spliteasy.runtime.urls import QUOTE_HINT, split_url
 _FINAL_TLS = re.compile("WRONG_VERSION|HTTP_REQUEST|UNKNOWN_CA|BAD_CERTIFICATE|CERTIFICATE_REQUIRED|PROTOCOL")
 """Reasons of a failed handshake that stay until somebody mends the URL or the certificates."""
 _LIMIT = re.compile(r"\b(limit|maximum)\b", re.IGNORECASE)
-"""Of connections, channels or queues: it is not reached any more when others have gone."""
+"""A limit of connections, channels or queues, which is not reached any more when others have gone."""
 _NOT_ALLOWED = 530
 _DATES = {9, 10}
 """OpenSSL's codes for a certificate that is not valid yet, or not any more."""
@@ -143,7 +143,7 @@ def lost_error(error: BaseException | None, address: Address) -> LinkError:
 
 
 def link_error(error: BaseException) -> LinkError:
-    """What an error of an open connection means for the caller."""
+    """Return the error that a caller gets for an error of an open connection."""
     text = str(error)
     if isinstance(error, amqp.PublishError) and error.message is not None:
         return Unroutable(f"no queue took the frame for {error.message.routing_key}")

@@ -52,7 +52,7 @@ class AmqpSubscription:
         self._channel = channel
         self._queue = queue
         self._bindings = bindings
-        """Of the queue on the uplink exchange; None where this transport did not declare it."""
+        """The queue's bindings on the uplink exchange, or None where this transport did not declare it."""
         self._inbox = Inbox()
         self._acks = Acks(channel, delay_s=transport.options.ack_delay_s)
         self._consumer_tag = ""
@@ -153,7 +153,7 @@ class AmqpSubscription:
         )
 
     def _is_elsewhere(self, message: DeliveredMessage) -> bool:
-        """Whether the routing key would not have led here: the broker hides BCC, but not the key."""
+        """Return whether the routing key would not have led here: the broker hides BCC, but not the key."""
         key = message.routing_key or ""
         if message.exchange == "":
             return key != self._queue

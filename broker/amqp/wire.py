@@ -17,9 +17,9 @@ from aiormq.connection import TransportFactory
 from yarl import URL
 
 _LEAST_BYTES_S = 256
-"""By which an upload counts as going on, 2 kbit/s: heartbeats are less."""
+"""An upload of this rate, 2 kbit/s, counts as going on: heartbeats are less."""
 _TCP_INFO_BYTES, _BYTES_ACKED = 128, 120
-"""Of Linux's `struct tcp_info`: up to and where `tcpi_bytes_acked` is."""
+"""The size of Linux's `struct tcp_info`, and the place of `tcpi_bytes_acked` in it."""
 
 
 class AmqpConnection(aiormq.Connection):
@@ -65,7 +65,7 @@ class Wire(TransportFactory):
 
     def __init__(self, connect_s: float) -> None:
         self.silent_s = 0.0
-        """For how long nothing came, by looks."""
+        """Nothing has come for this long, as of the last look."""
         self._connect_s = connect_s
         self._reader: _Reader | None = None
         self._transport: asyncio.WriteTransport | None = None
@@ -107,7 +107,8 @@ class Wire(TransportFactory):
             self._transport.abort()
 
     def _bytes_acked(self) -> int:
-        """What the other end's kernel has acknowledged; 0 where this one does not tell."""
+        """Return the bytes that the other end's kernel has acknowledged, or 0 where this kernel
+        does not say."""
         assert self._transport is not None
         found = self._transport.get_extra_info("socket")
         if found is None or self._transport.is_closing() or not hasattr(socket, "TCP_INFO"):

@@ -79,7 +79,7 @@ assert sys.byteorder == "little", "tensors travel as they lie in memory"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvelopeLimits:
-    """What `decode` accepts; checked before anything is allocated."""
+    """The limits of `decode`, which are checked before anything is allocated."""
 
     header_bytes: int = 8 << 20
     total_bytes: int = 1 << 30
@@ -89,7 +89,7 @@ class EnvelopeLimits:
 
 DEFAULT_LIMITS = EnvelopeLimits()
 SNAPSHOT_LIMITS = EnvelopeLimits(total_bytes=1 << 40)
-"""For tensors of our own store: a single weight may be large."""
+"""Limits for tensors of our own store, where a single weight may be large."""
 
 
 def encode(message: Message) -> bytes:
@@ -220,7 +220,7 @@ class _Slot:
     strides: list[int] | None
     offset: int
     length: int
-    """In bytes."""
+    """The length in bytes."""
 
 
 def _unpack_values(

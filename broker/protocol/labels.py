@@ -1,4 +1,4 @@
-"""What metrics say about a message."""
+"""The labels of a message in metrics."""
 
 from __future__ import annotations
 

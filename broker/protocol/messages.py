@@ -39,7 +39,7 @@ Micro = Annotated[int, Field(ge=0, le=1023)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Shard = Annotated[int, Field(ge=0, le=9999)]
 TraceParent = Annotated[str, StringConstraints(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
-"""As the W3C's Trace Context writes it."""
+"""The context of a trace as the W3C's Trace Context writes it."""
 
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 FrameRanges = Annotated[
@@ -65,10 +65,10 @@ CodecName = Annotated[str, StringConstraints(max_length=40), AfterValidator(_as_
 MAX_TEXT = 2000
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Said = Annotated[Text, AfterValidator(lambda text: shown(text)[:MAX_TEXT])]
-"""For a person to read: what would change a terminal is written out, where it enters."""
+"""A text for a person. Characters that would change a terminal are written out where the text enters."""
 Name = Annotated[Text, AfterValidator(_as_shown)]
 Value = Tensor | int | None
-"""What a boundary carries: a tensor, an integer (a batch size), or nothing (an absent gradient)."""
+"""A value of a boundary: a tensor, an integer (a batch size), or nothing (an absent gradient)."""
 
 
 def new_nonce() -> str:
@@ -92,13 +92,13 @@ class AttemptRef(Record):
 
 
 class Message(Record):
-    """What every message has. `values` holds tensors and integers in the order of the boundary."""
+    """The base of every message. `values` holds tensors and integers in the order of the boundary."""
 
     values: tuple[Value, ...] = Field(default=(), exclude=True, repr=False)
 
 
 class Packing(Record):
-    """How one value was packed: how many tensors of `values` it takes, and what its codec adds."""
+    """The packing of one value: how many tensors of `values` it takes, and what its codec adds."""
 
     parts: Annotated[int, Field(ge=0, le=8)]
     meta: Annotated[dict[Name, int | Name | list[int]], Field(max_length=8)] = Field(default_factory=dict)
@@ -110,12 +110,12 @@ class Carrier(Message):
     codec: CodecName = "fp32"
     packing: Annotated[tuple[Packing, ...], Field(max_length=MAX_BOUNDARY_VALUES, strict=False)] = ()
     reply_codec: CodecName | None = None
-    """In a request, where the job says `auto`: what the answer is to be packed by. So the log has the choice,
-    and a worker that takes over gives the same answer."""
+    """The codec that the answer has to be packed by, named in a request where the job says `auto`. So the log
+    has the choice, and a worker that takes over gives the same answer."""
 
 
 class Request(Message):
-    """From a device. `session` is `<job>.<device>`.
+    """A request, which a device sends. `session` is `<job>.<device>`.
 
     Where the device listens now is not in it: frames carry that beside their bytes (header `REPLY_TO`),
     so that a request sent again over another connection is the same bytes.
@@ -161,9 +161,12 @@ class Open(Request):
     agent: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+-]{1,40}$")] | None = None
     """The agent's version, for people."""
     total_steps: Step | None = None
-    """How many steps the training has in all, for people."""
+    """The number of steps that the training has in all, for people."""
     restart: bool = False
     """Forget what the store has of the session and begin at step 0."""
+    previous: Digest | None = None
+    """The version that the device's checkpoints were trained on before: where the store still has the session
+    under it, `digest` goes on from its trained weights."""
 
 
 class Forward(SessionRequest, Carrier):
@@ -180,8 +183,8 @@ class Forward(SessionRequest, Carrier):
     """Samples of all the step's micro-batches, which says how many there are; None: this is the only one."""
     targets: Annotated[int, Field(ge=0, le=16)] = 0
     counted: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """With shared labels: labelled elements of all the step's micro-batches, which the loss's mean is over.
-    None: it is over samples, or the batch has no label."""
+    """The labelled elements of all the step's micro-batches, which the loss's mean is over, where labels are
+    shared. None says that the mean is over samples, or that the batch has no label."""
 
 
 class Backward(SessionRequest, Carrier):
@@ -206,7 +209,7 @@ class Eval(SessionRequest, Carrier):
 
 
 class Ask(SessionRequest):
-    """What became of my request? Sent on a deadline or after a reconnect, instead of tensors."""
+    """Ask what became of a request. A device sends it after a deadline or a reconnect, instead of tensors."""
 
     kind: Literal["ASK"] = "ASK"
     about: Nonce
@@ -217,7 +220,7 @@ class Ask(SessionRequest):
     partial: Annotated[tuple[Nonce, ...], Field(max_length=8, strict=False)] = ()
     """Replies of which some frames have come, by message id."""
     partial_frames: Annotated[tuple[FrameRanges, ...], Field(max_length=8, strict=False)] = ()
-    """What has come of each of them: it need not be sent again."""
+    """The frames of each of them that have come, which need not be sent again."""
     partial_chunks: Annotated[
         tuple[Annotated[int, Field(ge=1, le=MAX_TOTAL)], ...], Field(max_length=8, strict=False)
     ] = ()
@@ -245,20 +248,20 @@ class Close(SessionRequest):
 
 
 class Receipt(Message):
-    """From a worker, about a request's bytes: `answers` is the request's id, known from its frames."""
+    """A worker's word about a request's bytes. `answers` is the request's id, known from its frames."""
 
     answers: Nonce
 
 
 class Have(Receipt):
-    """Of the request only these frames have arrived: send the others."""
+    """Only these frames of the request have arrived: the device sends the others."""
 
     kind: Literal["HAVE"] = "HAVE"
     frames: FrameRanges
 
 
 class Busy(Receipt):
-    """Not now: send the request again after `retry_after_s`."""
+    """The worker can't serve the request now: the device sends it again after `retry_after_s`."""
 
     kind: Literal["BUSY"] = "BUSY"
     retry_after_s: Annotated[float, Field(ge=0, le=3600)]
@@ -266,7 +269,7 @@ class Busy(Receipt):
 
 
 class Reply(Message):
-    """From a worker. `answers` is the request's id."""
+    """A worker's answer. `answers` is the request's id."""
 
     session: SessionName
     answers: Nonce
@@ -448,7 +451,8 @@ def carried(packed: Packed, *targets: Tensor) -> dict[str, Any]:
 
 
 def packed_in(message: Carrier, *, last: int | None = None) -> Packed:
-    """What `carried` was given. `last` leaves out the values from there on (targets)."""
+    """Return the packed values that `carried` was given. `last` leaves out the values from there on
+    (targets)."""
     packing = tuple((packing.parts, packing.meta) for packing in message.packing)
     return Packed(message.values[:last], message.codec, packing, message.reply_codec)
 

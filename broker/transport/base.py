@@ -25,7 +25,8 @@ class Delivery:
     body: Frame
     routing_key: str
     principal: str | None
-    """Whom the broker authenticated as the sender (AMQP `user_id`); None where the sender did not say."""
+    """The account that the broker authenticated as the sender (AMQP `user_id`), or None where the sender did
+    not say."""
     redelivered: bool = False
     copied: bool = False
     """True where the publisher used CC or BCC headers, which can bypass topic permissions."""
@@ -43,14 +44,14 @@ class Queue:
     expires_s: float | None = None
     bindings: tuple[str, ...] = ()
     dead_letters: bool = False
-    """Where the broker itself moves what it gives up on: the dead queue."""
+    """The broker itself moves messages that it gives up on to the dead queue."""
     max_bytes: int | None = None
     """Oldest dropped first beyond this many bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """What a queue holds: messages ready for delivery, and consumers (of a single-active queue, only the
+    """The contents of a queue: messages ready for delivery, and consumers (of a single-active queue, only the
     active one is counted)."""
 
     messages: int
@@ -112,15 +113,16 @@ class Transport(Protocol):
         ...
 
     async def subscribe(self, queue: str, *, prefetch: int, exclusive: bool = False) -> Subscription:
-        """Read a queue. `exclusive`: nobody else may; raises `LinkError` where somebody does."""
+        """Read a queue. With `exclusive` nobody else may read it; raises `LinkError` where somebody does."""
         ...
 
     async def is_as_declared(self, queue: Queue) -> bool:
-        """Whether the queue is there, and just as `declare` makes it; one that is otherwise is deleted."""
+        """Return whether the queue is there, and just as `declare` makes it. One that is otherwise is
+        deleted."""
         ...
 
     async def depth(self, queue: str) -> Depth | None:
-        """What the queue holds; None where it does not exist."""
+        """Return what the queue holds, or None where it does not exist."""
         ...
 
     async def delete(self, queue: str) -> None:

@@ -1,4 +1,5 @@
-"""What a simulation may do to the frames of the in-process broker, and the policy that does nothing."""
+"""Faults that a simulation may inject into the frames of the in-process broker, and the policy
+without any."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from broker.transport.base import Delivery
 
 
 class Fault(Enum):
-    """What happens to a publish or a delivery."""
+    """A fault of a publish or a delivery."""
 
     NONE = auto()
     CUT = auto()

@@ -19,7 +19,7 @@ from broker.transport.inbox import Inbox
 from spliteasy.errors import LinkError, LinkRefused, Unroutable
 
 MAX_FRAME_BYTES = 16 << 20
-"""What RabbitMQ 4 takes by default."""
+"""The largest frame that RabbitMQ 4 takes by default."""
 
 DELIVERY_LIMIT = 20
 """A quorum queue gives up on a message that came back more often than this."""
@@ -46,7 +46,7 @@ class _Held:
     consumers: list[MemorySubscription] = field(default_factory=list)
     turn: int = 0
     exclusive: bool = False
-    """Whether its consumer is to be the only one."""
+    """Its consumer has to be the only one."""
 
 
 class MemoryBroker:

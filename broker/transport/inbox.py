@@ -1,4 +1,4 @@
-"""What a subscription has received and not handed out yet. Shared by all transports."""
+"""The deliveries that a subscription has received and not handed out yet. All transports share it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Inbox:
             self._changed.set()
 
     def end(self, error: LinkError | None = None) -> list[Delivery]:
-        """No more deliveries: returns those that nobody took."""
+        """End the inbox, and return the deliveries that nobody took."""
         if self._ended:
             return []
         self._ended, self._error = True, error

@@ -1,4 +1,4 @@
-"""How long a process tries to reach a broker or a store, and which answers end it.
+"""Patience decides how long a process tries to reach a broker or a store, and which answers end it.
 
 At first a refusal that somebody has to mend is final, and one that can pass is tried for a while. Once there
 was a connection, everything is waited out, since then the settings were right: only an account that was
@@ -26,10 +26,10 @@ from spliteasy.errors import (
 )
 
 UNREACHABLE_S: Final = 10.0
-"""How long a service tries to reach what does not answer at first; then its manager starts it again."""
+"""A service tries this long at first to reach what does not answer; then its manager starts it again."""
 
 DEFERRED_S: Final = 60.0
-"""How long anybody tries at first where the answer is: not now."""
+"""A process tries this long at first where the answer is: not now."""
 
 SETTLED_S: Final = 1.0
 """A connection that lived for less leaves the next pause as long as it was: what is refused at once must not
@@ -90,7 +90,7 @@ async def tried_for_a_while(
     tell: Callable[[str], object] = lambda _: None,
     rng: random.Random | None = None,
 ) -> T:
-    """What the attempt returns, made again while its error can pass; for a first connection.
+    """Return what the attempt returns, made again while its error can pass. This is for a first connection.
 
     `tell` gets one line about each new reason to wait. Raises the attempt's last error.
     """

@@ -57,8 +57,8 @@ def reply_queue(device: str, nonce: str) -> Queue:
 
 
 REPLY_SLOTS = 16
-"""How many reply queues a device may have: its connections take them in turn, so that its account need not be
-allowed to make queues without number."""
+"""A device may have this many reply queues. Its connections take them in turn, so that its account need not
+be allowed to make queues without number."""
 
 
 def reply_slot(device: str, slot: int) -> Queue:
@@ -88,7 +88,7 @@ def shard_queue(shard: int) -> Queue:
 
 
 DEAD_BYTES = 256 << 20
-"""Kept of dead letters at most; then the oldest go."""
+"""The dead letters that are kept at most; beyond it the oldest go."""
 
 
 def dead_queue(max_bytes: int = DEAD_BYTES) -> Queue:
@@ -102,7 +102,7 @@ def matches(pattern: str, key: str) -> bool:
 
 
 def dead_letter_headers(delivery: Delivery, queue: str, reason: str) -> dict[str, str]:
-    """What a dead letter says of itself. `reason` is for a person; brokers give "delivery_limit"."""
+    """Return the headers of a dead letter. `reason` is for a person; brokers give "delivery_limit"."""
     return {
         "reason": reason,
         "queue": queue,

@@ -1,4 +1,4 @@
-"""Which devices get an agent, and what each is to be like: words, lines of a file, or TOML.
+"""The inventory says which devices get an agent, and with which settings: words, lines of a file, or TOML.
 
     pi@host-a device=phone-1 data=photos:load     # a word without = begins a host; data= and the rest are its
     pi@host-b:2222 device=phone-2 data=/srv/photos arguments="--when charging"
@@ -41,10 +41,10 @@ class DeviceHost(BaseModel):
     enrolment: Path
     """The file on this machine that `spliteasy device enroll` wrote."""
     data: Line = ""
-    """As for `spliteasy agent`; a folder is one of the device."""
+    """The data as `spliteasy agent` takes it; a folder is one of the device."""
     job: Line = ""
     files: tuple[Path, ...] = ()
-    """Of here, to be in the agent's current folder there: the module that `data` names."""
+    """Files of this machine that are copied into the agent's current folder: the module that `data` names."""
     arguments: tuple[Line, ...] = ()
     folder: Line = ""
     python: Annotated[str, StringConstraints(pattern=r"^[\w./-]+$")] = "python3"
@@ -61,14 +61,14 @@ class DeviceHost(BaseModel):
 
     @property
     def login(self) -> tuple[str, int | None]:
-        """For ssh: `user@host`, and the port where one is named."""
+        """Return `user@host` for ssh, and the port where one is named."""
         match = AT.match(self.at)
         assert match is not None
         host, port = match["host"].strip("[]"), match["port"]
         return (f"{match['user']}@{host}" if match["user"] else host), int(port) if port else None
 
     def settings(self, *, delete_state: bool = False) -> Settings:
-        """What the device's side is told."""
+        """Return the settings that the device's side is given."""
         ours = {"at", "enrolment", "files", "python"}
         return Settings(**self.model_dump(exclude=ours), delete_state=delete_state)
 
@@ -97,7 +97,7 @@ class DeviceHost(BaseModel):
 
 
 class _Account(BaseModel):
-    """As much of an enrolment as is looked at here."""
+    """The part of an enrolment that is looked at here."""
 
     role: str
     account: str
@@ -152,7 +152,8 @@ def _words_of(file: Path) -> list[str]:
 
 
 def _as_lists(entry: Mapping[str, str]) -> dict[str, Any]:
-    """In words, lists are one text with spaces, and `environment.NAME` is one variable."""
+    """Turn words into what TOML would give: a list is one text with spaces, and `environment.NAME` is one
+    variable."""
     found: dict[str, Any] = {}
     for name, value in entry.items():
         found[name] = shlex.split(value) if name in LISTS else value

@@ -38,12 +38,12 @@ boot(folder)
 
 
 def command(python: str) -> str:
-    """For the shell there. It has no secret in it: all of that comes by standard input."""
+    """Return the command for the device's shell. It has no secret in it: those come by standard input."""
     return shlex.join([python, "-c", BOOT])
 
 
 def request(action: str, settings: Settings, files: Mapping[str, bytes]) -> bytes:
-    """For its standard input: the program, then what to do."""
+    """Return the bytes for the command's standard input: the program, then what to do."""
     program = _program()
     sizes = [[name, len(data)] for name, data in files.items()]
     head = json.dumps({"action": action, "settings": settings.to_json(), "files": sizes})

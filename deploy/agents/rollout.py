@@ -49,7 +49,7 @@ class _Answer(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it went at one host."""
+    """The result at one host."""
 
     host: DeviceHost
     text: str
@@ -85,7 +85,7 @@ async def roll_out(
 async def _at(
     host: DeviceHost, action: Action, ssh: Ssh, wheel: Path | None, delete_state: bool, tell: Tell
 ) -> str:
-    """What it came to. Raises SplitEasyError, OSError."""
+    """Act at one host, and return the result in a word or two. Raises SplitEasyError, OSError."""
     files = {} if wheel is None else _files(host, wheel)
     answers: list[_Answer] = []
 
@@ -114,7 +114,7 @@ async def _at(
 
 
 def _files(host: DeviceHost, wheel: Path) -> dict[str, bytes]:
-    """What is copied. Raises UserError where something is missing here."""
+    """Return the files that are copied. Raises UserError where something is missing here."""
     if not host.data:
         raise UserError(
             "it is not said which data the agent trains on", hint="data=MODULE:FUNCTION or a folder there"
@@ -153,7 +153,7 @@ def _plain(text: str) -> str:
 
 
 class RolloutBoard:
-    """How far each host is: a live table on a terminal, else a line for each change."""
+    """The progress of all hosts: a live table on a terminal, else a line for each change."""
 
     def __init__(self, hosts: Sequence[DeviceHost], console: Console) -> None:
         self._phases: dict[str, str] = {host.device: "waiting" for host in hosts}

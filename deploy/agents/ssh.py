@@ -38,7 +38,7 @@ _MEANINGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How the program there ended."""
+    """The end of the program on the device."""
 
     code: int
     stderr: str
@@ -132,7 +132,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _meaning(stderr: str, login: str, port: int | None) -> UserError | LinkError:
-    """What ssh's words mean, and what to do."""
+    """Return the error that ssh's words mean, with what to do."""
     host = login.rpartition("@")[2]
     ssh = f"ssh -p {port} {login}" if port else f"ssh {login}"
     for words, message, hint in _MEANINGS:

@@ -37,7 +37,7 @@ subjectAltName = {names}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """What a server needs: its authority's certificate, its own, and its key."""
+    """The files of a TLS server: its authority's certificate, its own, and its key."""
 
     ca: Path
     certificate: Path

@@ -1,4 +1,4 @@
-"""What servers from native binaries have in common: ports, private files, the wait until one serves."""
+"""The common part of servers from native binaries: ports, private files, the wait until one serves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOST = "127.0.0.1"
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on that port of 127.0.0.1."""
+    """Return whether a server could listen on that port of 127.0.0.1."""
     with closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -31,7 +31,8 @@ FRAME_MAX_BYTES = (1 << 20) + (64 << 10)
 """A chunk of ours is then one frame of AMQP, not eight: clients spend less on it."""
 
 ADVANCED = "[{ra, [{wal_write_strategy, sync_after_notify}]}].\n"
-"""What rabbitmq.conf can't say: a quorum queue hands a message on once it is written, and syncs then.
+"""A setting that rabbitmq.conf can't express: a quorum queue hands a message on once it is written, and syncs
+then.
 
 Sound here, as is `quorum_queue.compute_checksums = false`: nothing rests on the broker's disk. A device keeps
 its requests until their GRADIENT and asks for replies, so a machine that loses power costs time only. A
@@ -70,11 +71,11 @@ class RabbitNode:
     dist_port: int
     epmd_port: int
     management_port: int | None = None
-    """Of the HTTP interface; None: without it."""
+    """The port of the HTTP interface, or None to run without it."""
     user: str = "spliteasy"
     password: str
     tls: TlsFiles | None = None
-    """Given, all ports speak TLS (1.2 and up) only."""
+    """With these files, all ports speak TLS (1.2 and up) only."""
 
     def url(self, vhost: str = "/") -> str:
         account = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}"
@@ -240,7 +241,7 @@ class RabbitNode:
 
 
 def _speaks_amqp(port: int, tls: TlsFiles | None) -> bool:
-    """Whether a broker answers a client's greeting: the listener opens when the node has booted."""
+    """Return whether a broker answers a client's greeting: the listener opens when the node has booted."""
     try:
         with ExitStack() as opened:
             connection = opened.enter_context(socket.create_connection((HOST, port), timeout=5))

@@ -31,7 +31,7 @@ STOP_S = 20.0
 FREE_S = 1.0
 
 AppendFsync = Literal["always", "everysec", "no", "off"]
-"""When a write is forced to the disk; `off`: nothing is kept at all."""
+"""The moment at which a write is forced to the disk; `off` keeps nothing at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +45,15 @@ class RedisServer:
     maxmemory_bytes: int = 0
     """0: no limit. What would go over it is refused; nothing is ever evicted."""
     tls: TlsFiles | None = None
-    """Given, it speaks TLS (1.2 and up) only."""
+    """With these files, the server speaks TLS (1.2 and up) only."""
     users: tuple[RedisUser, ...] = ()
-    """Given, nobody else is let in, and `password` is not used."""
+    """With users, nobody else is let in, and `password` is not used."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Further lines of redis.conf."""
 
     @property
     def url(self) -> str:
-        """With the password, or as the first of its users."""
+        """Return the URL with the password, or that of the first of its users."""
         if self.users:
             return self.url_of(self.users[0])
         account = f":{quote(self.password, safe='')}@" if self.password else ""
@@ -61,7 +61,7 @@ class RedisServer:
         return f"rediss://{path}?ssl_ca_certs={quote(str(self.tls.ca))}" if self.tls else f"redis://{path}"
 
     def url_of(self, user: RedisUser) -> str:
-        """As that user, who may not ask what `appendfsync` is."""
+        """Return the URL of that user, who may not ask what `appendfsync` is."""
         windows = {"always": 0.0, "everysec": 2.0}
         query = {"ssl_ca_certs": str(self.tls.ca)} if self.tls else {}
         query[LOSS_WINDOW] = str(windows.get(self.appendfsync, math.inf))
@@ -153,7 +153,7 @@ class RedisServer:
         }
 
     def _answers(self) -> bool:
-        """Whether it serves: it lets us in, and has loaded its data."""
+        """Return whether it serves: it lets us in, and has loaded its data."""
         login = self._login()
         try:
             with ExitStack() as opened:

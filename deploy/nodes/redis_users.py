@@ -30,7 +30,7 @@ LOSS_WINDOW = "loss_window_s"
 
 
 class RedisRole(Enum):
-    """Whom a user is for; the value is its patterns of keys."""
+    """The role of a user; the value is its patterns of keys."""
 
     WORKER = (
         "%R~spliteasy:allowed",
@@ -54,14 +54,14 @@ class RedisUser:
 
     @property
     def line(self) -> str:
-        """As it stands in an ACL file, behind the word `user`."""
+        """Return the user's line in an ACL file, behind the word `user`."""
         hashed = hashlib.sha256(self.password.encode()).hexdigest()
         allowed = " ".join(f"+{command}" for command in COMMANDS)
         return f"{self.name} reset on #{hashed} {' '.join(self.role.value)} {allowed}"
 
 
 NOBODY = "default reset off"
-"""Who names no user is not let in."""
+"""This line keeps out clients that name no user."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -90,7 +90,8 @@ class Daemon:
 
 
 def start_time(pid: int) -> str | None:
-    """When the process started, in whatever the system tells; None where it does not run (or is a zombie)."""
+    """Return when the process started, in the system's own notation, or None where it does not run (or is a
+    zombie)."""
     proc = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
         try:

@@ -1,4 +1,4 @@
-"""Where the local stack is: its folder, ports and passwords, as it is up or is to be."""
+"""The layout of the local stack: its folder, ports and passwords."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ WORKERS = FOLDER / "workers.enrol"
 SIGNING_KEY = FOLDER / "operator.key"
 """`submit` signs with it here, and `enroll` gives devices its public half."""
 STORE_KEY = FOLDER / "store.key"
-"""What the workers seal requests and snapshots with; Redis does not have it."""
+"""The key that the workers seal requests and snapshots with; Redis does not have it."""
 PASSWORD, WORKER_PASSWORD = FOLDER / "password", FOLDER / "worker-password"
-"""Of the operator, and of the workers' user of Redis."""
+"""The passwords of the operator, and of the workers' user of Redis."""
 AMQP_PORT = (PORT_VARIABLES[RABBITMQ], 5672)
 REDIS_PORT = (PORT_VARIABLES[REDIS], 6379)
 NOWHERE = Access(amqp_port=1, redis_port=1, management_port=1, password="-")  # noqa: S106
-"""For stopping and deleting, which need to know neither ports nor password."""
+"""An access for stopping and deleting, which need to know neither ports nor password."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a command needs to find it."""
+        """The environment that a command needs to find the stack."""
         return {"SPLITEASY_BROKER": self.access.broker, "SPLITEASY_STORE": self.access.store}
 
     def write(self) -> None:

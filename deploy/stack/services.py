@@ -33,17 +33,17 @@ DOCKER_ANSWER_S = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Where the services listen on 127.0.0.1, and their password."""
+    """The ports at which the services listen on 127.0.0.1, and their password."""
 
     amqp_port: int
     redis_port: int
     management_port: int
-    """Of RabbitMQ's HTTP API, where accounts are made."""
+    """The port of RabbitMQ's HTTP API, where accounts are made."""
     password: str
     worker_password: str = "-"  # noqa: S105
-    """Of the workers' user of the store; with TLS only."""
+    """The password of the workers' user of the store; it is used with TLS only."""
     tls: TlsFiles | None = None
-    """Given, all of it speaks TLS only, and operator and workers are users of their own."""
+    """With these files, all of it speaks TLS only, and operator and workers are users of their own."""
 
     @property
     def broker(self) -> str:
@@ -82,7 +82,7 @@ class Services(Protocol):
         ...
 
     def running(self) -> Mapping[str, bool]:
-        """By name, whether each runs."""
+        """Return for each service, by name, whether it runs."""
         ...
 
 
@@ -187,7 +187,7 @@ def redis_of(folder: Path, access: Access) -> RedisServer:
 
 
 def native_missing() -> list[str]:
-    """Which of the native binaries are not installed."""
+    """Return which of the native binaries are not installed."""
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
         (RABBITMQ, rabbitmq.find_scripts),
         (REDIS, redis_server.find_binary),
@@ -202,7 +202,7 @@ def native_missing() -> list[str]:
 
 
 def docker_answers() -> bool:
-    """Whether a Docker daemon answers, and knows compose."""
+    """Return whether a Docker daemon answers, and knows compose."""
     if shutil.which("docker") is None:
         return False
     for command in (

@@ -47,7 +47,8 @@ def start_workers(stack: Stack, count: int, shards: int | None = None) -> None:
 
 
 def metrics_port(daemon: Daemon) -> dict[str, str]:
-    """Where METRICS_PORT is set, worker n serves its metrics n - 1 ports above it. Raises UserError."""
+    """Return the environment that makes worker n serve its metrics n - 1 ports above METRICS_PORT, where that
+    is set. Raises UserError."""
     if METRICS_PORT not in os.environ:
         return {}
     number = int(daemon.name.removeprefix("worker-"))

@@ -43,11 +43,12 @@ Connect = Callable[[], Awaitable[Transport]]
 Item = tuple[m.Request, frozenset[int], m.Request | None]
 """A request, its frames that need not be sent, and of an ASK the request that it is about."""
 CHUNK_S = 0.125
-"""How long a chunk may take at the speed measured: a cut costs half of it, and what follows waits as long."""
+"""A chunk may take this long at the measured speed: a cut costs half of it, and what follows waits as long.
+"""
 FIRST_CHUNK_BYTES = 32 << 10
-"""Of the first requests, when no speed was measured: five seconds at 50 kbit/s."""
+"""The chunk of the first requests, before a speed is measured: five seconds at 50 kbit/s."""
 WINDOW_S = 0.1
-"""Of the link's time that frames may wait beside two round trips."""
+"""Frames may wait for this much of the link's time, beside two round trips."""
 PREFETCH, PREFETCH_METERED = 64, 2
 """Frames that the broker may send ahead. Where bytes are counted, few: those can't be refused any more."""
 MAX_TOLD = 10
@@ -79,7 +80,7 @@ class Link:
         without end). `pace` limits what is sent; None: as fast as it goes.
         """
         self.shard: int | None = None
-        """Where the session's requests go; None: to the front queue."""
+        """The shard that the session's requests go to; None is the front queue."""
         self.bytes_up = 0
         self.bytes_down = 0
         self.is_up = False
@@ -105,8 +106,9 @@ class Link:
         self._sending = 0
         """Requests that wait for confirms."""
         self._slot = (rng or random.Random()).randrange(REPLY_SLOTS)
-        """Which of the device's reply queues this connection reads; the next one reads the next: the
-        broker may not have noticed yet that this one is gone. Another agent of the device has its own."""
+        """The number of the device's reply queue that this connection reads. The next connection reads the
+        next one: the broker may not have noticed yet that this one is gone. Another agent of the device has
+        its own."""
         self._outbox: asyncio.Queue[Item] = asyncio.Queue()
         self._assembler = Assembler(AssemblerLimits(total_bytes=4 << 30), clock)
 
@@ -169,8 +171,8 @@ class Link:
         return min(limits)
 
     def _window_bytes(self) -> float:
-        """What may wait for confirms: enough to keep the link busy, and no more, so that a BACKWARD does not
-        wait behind the FORWARDs of all later micro-batches."""
+        """Return the bytes that may wait for confirms: enough to keep the link busy, and no more, so that a
+        BACKWARD does not wait behind the FORWARDs of all later micro-batches."""
         rate, rtt_s = self.speed.up, self.speed.rtt_s
         return math.inf if rate is None or rtt_s is None else rate * (2 * rtt_s + WINDOW_S)
 
@@ -317,7 +319,7 @@ class Link:
             self._waiting[0] = (self._clock(), self._waiting[0][1])
 
     def _connection_ended(self) -> None:
-        """What never got through says how slow the link is at least: the next chunks are finer."""
+        """Learn from what never got through that the link is at least so slow: the next chunks are finer."""
         if self._waiting:
             since_s, frame_bytes = self._waiting[0]
             self.speed.gave_up(frame_bytes, self._clock() - since_s)
@@ -350,7 +352,7 @@ class Link:
 
 
 def _told(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Of a group of LinkErrors the one to act on, a refusal where there is one; else the group."""
+    """Return from a group of LinkErrors the one to act on, a refusal where there is one; else the group."""
     links, others = errors.split(LinkError)
     if others is not None:
         return errors

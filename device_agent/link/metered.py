@@ -13,7 +13,7 @@ LOOK_EVERY_S = 10.0
 
 
 class Metered:
-    """What a `Link` asks before it sends, and tells of what it got.
+    """A daily allowance that a `Link` asks before it sends, and informs of what it received.
 
     It is disconnected where a day's bytes are used up, as what comes can't be refused otherwise, and connects
     again on another day.
@@ -29,12 +29,12 @@ class Metered:
         self._spent_on = ""
 
     def sending(self, nbytes: int) -> None:
-        """Before they leave. Raises LinkError where the day's allowance has no room for them."""
+        """Count bytes before they leave. Raises LinkError where the day's allowance has no room for them."""
         self._check(nbytes)
         self._count(nbytes)
 
     def received(self, nbytes: int) -> None:
-        """Once they have come. Raises LinkError where they were more than there was room for."""
+        """Count bytes that have come. Raises LinkError where they were more than there was room for."""
         self._count(nbytes)
         self._check(0)
 

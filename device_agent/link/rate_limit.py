@@ -7,7 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 BURST_S = 0.25
-"""What an idle link may catch up on, and what one frame may take: a call on the same link stays fluent."""
+"""An idle link may catch up on this much, and one frame may take as long: a call on the same link stays
+fluent."""
 
 MIN_CHUNK_BYTES = 4096
 
@@ -29,7 +30,7 @@ class Pace:
         self._clock = clock
         self._sleep = sleep
         self._free_s = clock()
-        """When all that was let through so far has flowed, at this rate."""
+        """The moment at which all that was let through so far has flowed, at this rate."""
 
     @property
     def chunk_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""How soon a device sends the same request again, whoever asks for it.
+"""Repeats bound how soon a device sends the same request again, whatever a worker answers.
 
 A worker's answers make a device send: what is missing, what was cut off, an attempt anew. The first times it
 does so at once. Then it takes longer and longer, so that no worker makes a device send at will.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from broker.protocol import messages as m
 
 FREE = 3
-"""So often a request is sent without delay, over one connection."""
+"""A request is sent this often without delay, over one connection."""
 LEAST_S = 0.5
 """Then after so long, and twice as long each time, up to …"""
 MOST_S = 2.0
@@ -20,7 +20,7 @@ MOST_WITH_TENSORS_S = 8.0
 MOST_ANEW_S = 30.0
 """… so long, where the request is small, carries tensors, or begins an attempt."""
 FORGIVEN_S = 10.0
-"""After so long one time fewer counts."""
+"""After this long a request counts one time fewer."""
 MAX_KEYS = 4096
 
 
@@ -38,11 +38,12 @@ class Repeats:
         self._sent: dict[str, _Sent] = {}
 
     def connected(self) -> None:
-        """Over a new connection what was cut off is sent at once; attempts count on."""
+        """Start again on a new connection: what was cut off is sent at once, while attempts go on
+        counting."""
         self._sent = {key: sent for key, sent in self._sent.items() if key == m.Open.__name__}
 
     def wait_s(self, request: m.Request) -> float:
-        """How long to wait before the request is sent. It counts as sent then."""
+        """Return how long to wait before the request is sent. It counts as sent then."""
         key, now_s = key_of(request), self._clock()
         sent = self._sent.pop(key, None) or _Sent(0.0, now_s)
         times = max(0.0, sent.times - max(0.0, now_s - sent.last_s) / FORGIVEN_S)
@@ -55,7 +56,7 @@ class Repeats:
 
 
 def key_of(request: m.Request) -> str:
-    """What two sendings have in common that count as the same."""
+    """Return the key that two sendings share where they count as the same."""
     if isinstance(request, m.Ask):
         return f"{request.kind} {request.about}"
     if isinstance(request, m.Open | m.Close | m.GetJob):

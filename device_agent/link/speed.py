@@ -1,4 +1,4 @@
-"""How fast the link is, measured by its own traffic: nothing is sent to find out."""
+"""The speed of the link, measured by its own traffic: nothing is sent to find out."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class LinkSpeed:
 
     @property
     def down(self) -> float | None:
-        """As measured between the frames of a reply; until one had several, the uplink's: rarely is a
-        downlink the slower one."""
+        """Return the downlink's speed as measured between the frames of a reply. Until a reply had several
+        frames it is the uplink's: rarely is a downlink the slower one."""
         return self.up if self._down is None else self._down
 
     @property

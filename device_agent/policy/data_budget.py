@@ -1,4 +1,4 @@
-"""How many bytes a day a device may send and receive, for a link that is paid by the byte.
+"""A budget of bytes a day that a device may send and receive, for a link that is paid by the byte.
 
 What was used is written down ahead, a little at a time: after a crash some bytes too many count as used,
 never too few.
@@ -45,7 +45,7 @@ class Allowance:
         self._days = _parsed(saved)
         self._written = dict(self._days)
         self._step_bytes = 0
-        """What a step took lately: the next is not begun where that is more than is left."""
+        """The bytes that a step took lately: the next one does not begin where that is more than is left."""
         self._total = self._total_before = 0
 
     @property
@@ -59,7 +59,7 @@ class Allowance:
         return self._days.get(self.day, 0)
 
     def count(self, nbytes: int) -> None:
-        """So many bytes are sent now, or have come. Raises as `save` does."""
+        """Count bytes that are sent now, or have come. Raises as `save` does."""
         day = self.day
         self._total += nbytes
         self._days[day] = self._days.get(day, 0) + nbytes

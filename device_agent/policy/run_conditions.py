@@ -1,4 +1,4 @@
-"""When a device may train: between these hours, while it charges, on Wi-Fi, or whatever a command says.
+"""Conditions for training: certain hours, while charging, on Wi-Fi, or what a command says.
 
 A condition is asked now and then, never in the middle of a step. One that fails to answer says no: a
 device that can't tell whether it charges must not drain its battery.
@@ -25,7 +25,7 @@ Condition = Callable[[], Awaitable[str | None]]
 """Why the device may not go on now, for a person; None: it may."""
 
 ANSWER_S = 30.0
-"""How long a command or function may take to answer."""
+"""A command or function may take this long to answer."""
 ASK_EVERY_S = 10.0
 SYS = Path("/sys")
 
@@ -78,7 +78,7 @@ class Gate:
         self._condition = condition
         self._every_s = every_s
         self.why: str | None = None
-        """What the condition said last."""
+        """The reason that the condition gave last."""
 
     def also(self, condition: Condition) -> Gate:
         """A gate that is open where both hold."""

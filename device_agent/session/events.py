@@ -1,4 +1,4 @@
-"""What happens to a device's session (events) and what it asks its shell to do (actions)."""
+"""Events that happen to a device's session, and actions that it asks its shell for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Timer(Enum):
     """The timers of a session; arming one again replaces it."""
 
     REPLY = "reply"
-    """No answer came: ask what became of the request."""
+    """No answer came: the session asks what became of the request."""
     RETRY = "retry"
     """The worker was busy, or failed for now: try again."""
     STOP = "stop"
@@ -56,7 +56,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """No queue took the request: no worker has served this broker yet."""
+    """No queue took the request, because no worker has served this broker yet."""
 
     request: str
 
@@ -73,7 +73,7 @@ class StopAsked:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """No step may begin now; `why` is for a person. The one at hand goes on to its end."""
+    """No step may begin now; `why` is for a person. A step that has begun goes on to its end."""
 
     why: str
 
@@ -180,8 +180,8 @@ class Send:
     skip: frozenset[int] = frozenset()
     """Frames of it that the worker has."""
     whole: m.Forward | m.Backward | None = None
-    """Of an ASK: the request that it is about, where the worker may have a part of the same values under
-    another id."""
+    """The request that an ASK is about, where the worker may have a part of the same values under another id.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class DeviceSession:
             agent=self.plan.agent,
             total_steps=self.plan.total_steps,
             restart=self._restart,
+            previous=self.plan.previous,
         )
         return self._request(State.OPENING, request)
 
@@ -162,7 +163,7 @@ class DeviceSession:
     # what comes next
 
     def _next(self, *, saved: bool, evaluated: bool = False) -> list[Action]:
-        """What follows when the device's own state is that of `step`, whole."""
+        """Return the actions that follow when the device's own state is that of `step`, whole."""
         plan, step = self.plan, self.step
         last = step >= plan.total_steps
         leaving = last or self._stopping or self._hold is not None
@@ -286,7 +287,7 @@ class DeviceSession:
         return []
 
     def _is_ours(self, message: m.AnyMessage) -> bool:
-        """Whether a message is a reply to this attempt, and to what it has sent."""
+        """Return whether a message is a reply to this attempt, and to what it has sent."""
         if not isinstance(message, m.Receipt | m.Reply):
             return False
         answers_us = message.answers in self._kept() or self._outbox.asked(message.answers)
@@ -324,7 +325,7 @@ class DeviceSession:
         return self._open.answered_by(message) if message.answers in self._outbox.pending else None
 
     def _arrived(self, message: m.Forwarded | m.Gradient) -> list[Action]:
-        """What a computation needs has come: it begins now, or after the one under way."""
+        """Begin the computation whose input has come, now or after the one that is running."""
         answered = self._outbox.answered(message.answers)
         return answered if self.state in COMPUTING else [*answered, *self._go_on()]
 

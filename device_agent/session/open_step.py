@@ -20,7 +20,7 @@ class Micro:
     backward: m.Backward | None = None
     gradient: m.Gradient | None = None
     outputs_digest: str | None = None
-    """Of the outputs that the tail ran on."""
+    """The digest of the outputs that the tail ran on."""
 
 
 class OpenStep:
@@ -31,9 +31,9 @@ class OpenStep:
         self.micros: list[Micro] = []
         """Those whose head was computed."""
         self.count = 0
-        """How many there will be."""
+        """The number of micro-batches in the step."""
         self.returned = 0
-        """Of how many the head backward has run."""
+        """The number of micro-batches whose head backward has run."""
 
     def forward(
         self, head: e.HeadDone, *, attempt: m.AttemptRef, step: int, oldest_checkpoint: int
@@ -78,12 +78,12 @@ class OpenStep:
 
     @property
     def needs_head(self) -> bool:
-        """Whether the head of another micro-batch is to be computed."""
+        """Return whether the head of another micro-batch is to be computed."""
         return not self.micros or len(self.micros) < self.count
 
     @property
     def is_skipped(self) -> bool:
-        """Whether a gradient was not finite, and the step is to pass without effect."""
+        """Return whether a gradient was not finite, so that the step passes without effect."""
         return any(micro.gradient is not None and micro.gradient.skipped for micro in self.micros)
 
     def next_tail(self) -> int | None:

@@ -19,21 +19,21 @@ MAX_REASONS = 8
 
 
 class Outbox:
-    """What is on its way to the worker, and what it may already have."""
+    """The requests that are on their way to the worker, or that it may already have."""
 
     def __init__(self, plan: SessionPlan) -> None:
         self.pending: dict[str, m.AnyRequest] = {}
         """The requests that an answer is awaited to, by id."""
         self.online = False
         self.fence = 0
-        """Of the newest owner that has answered under this attempt."""
+        """The fence of the newest owner that has answered under this attempt."""
         self.begun_before = False
-        """Whether an agent before this one may have sent requests of the step under way."""
+        """An agent before this one may have sent requests of the open step."""
         self.nudged = False
-        """Whether a pending request was asked about, or sent again."""
+        """A pending request was asked about, or sent again."""
         self._plan = plan
         self._sending: set[str] = set()
-        """What the link was given and has not sent yet."""
+        """The requests that the link was given and has not sent yet."""
         self._reached: dict[str, int] = {}
         """Requests that may have arrived, so that ASK comes before sending them again; and the fence of the
         newest owner that they can have reached."""
@@ -60,7 +60,7 @@ class Outbox:
         return self.await_reply()
 
     def not_sent(self, request: str) -> list[Action]:
-        """No queue took it."""
+        """Handle that no queue took the request."""
         self._sending.discard(request)
         self._reached.pop(request, None)
         return self.retry_later(self._plan.retry_s, "waiting for a worker to serve this broker")
@@ -112,7 +112,7 @@ class Outbox:
         return [action for key in keys for action in self.send(self._question(self.pending[key]))]
 
     def _question(self, request: m.AnyRequest) -> m.AnyRequest:
-        """What to send about a pending request: an ASK, or itself."""
+        """Return what to send about a pending request: an ASK, or the request itself."""
         if not isinstance(request, m.Forward | m.Backward):
             return request
         if request.request not in self._reached and not self._may_be_there_in_part(request):
@@ -131,14 +131,15 @@ class Outbox:
         return ask
 
     def _may_be_there_in_part(self, request: m.Forward | m.Backward) -> bool:
-        """Whether an agent before this one may have sent the same values, and they are worth asking for."""
+        """Return whether an agent before this one may have sent the same values, and they are worth asking
+        for."""
         nbytes = sum(value.nbytes for value in request.values if isinstance(value, Tensor))
         return self.begun_before and nbytes > self._plan.ask_above_bytes
 
     # waiting
 
     def asked(self, request: str) -> bool:
-        """Whether that is an ASK of the pending requests."""
+        """Return whether that is an ASK of the pending requests."""
         return request in self._asks
 
     def await_reply(self) -> list[Action]:
@@ -160,7 +161,8 @@ class Outbox:
         return self.await_reply() if self.pending else self.all_answered()
 
     def all_answered(self, *, quiet: bool = False) -> list[Action]:
-        """Nothing is pending any more. `quiet`: nothing follows that a person would wait for."""
+        """Note that nothing is pending any more. `quiet` says that nothing follows that a person would wait
+        for."""
         self.pending.clear()
         self._reached.clear()
         self._asks.clear()

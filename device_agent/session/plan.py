@@ -1,4 +1,4 @@
-"""What a device's session is to do: from its job, its data and the agent's settings."""
+"""The plan of a device's session, from its job, its data and the agent's settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionPlan:
-    """What the device is to do, from its job and data."""
+    """The plan of a session, from the device's job and data."""
 
     session: str
     digest: str
@@ -23,11 +23,13 @@ class SessionPlan:
     """Go on even if the store knows a newer attempt of this device."""
     restart: bool = False
     """Begin at step 0, whatever the store has."""
+    previous: str | None = None
+    """The version that the checkpoints were trained on before `digest` went on from them."""
     reply_timeout_s: float = 10.0
     stop_grace_s: float = 3.0
     retry_s: float = 1.0
     ask_above_bytes: int = 1 << 20
-    """Where an agent before this one may have begun the step, requests with more bytes are asked about before
-    they are sent: the worker may have a part."""
+    """Requests with more bytes are asked about before they are sent where an agent before this one may have
+    begun the step: the worker may have a part."""
     agent: str | None = None
     """This agent's version."""

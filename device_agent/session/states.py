@@ -14,7 +14,7 @@ from enum import Enum
 
 
 class State(Enum):
-    """What the session is at. Each has one event that ends it; see `_EDGES`."""
+    """The states of a session. Each has one event that ends it; see `_EDGES`."""
 
     RAISING = "raising the attempt"
     OPENING = "opening"
@@ -57,9 +57,10 @@ _EDGES: dict[State, frozenset[State]] = {
     _S.ENDED: frozenset(),
 }
 WAITING = frozenset({_S.OPENING, _S.FORWARDING, _S.BACKWARDING, _S.EVALUATING, _S.CLOSING})
-"""For an answer."""
+"""In these states the session waits for an answer."""
 COMPUTING = frozenset({_S.HEAD, _S.TAIL, _S.APPLYING})
-"""Of a step: requests of its other micro-batches may be on the way meanwhile."""
+"""In these states the session computes a step, while requests of its other micro-batches may be on the way.
+"""
 
 
 def moved(state: State, to: State) -> State:

@@ -1,4 +1,4 @@
-"""Which codec each message travels by, where the job says `auto` (docs/codecs.md).
+"""The choice of the codec that each message travels by, where the job says `auto` (docs/codecs.md).
 
 A choice is made once a step and kept for ever: a step that is computed again, by this agent or by one
 that starts after it, may have been committed already, and an older state of the store may bring that
@@ -24,7 +24,7 @@ Values = tuple[Way, Place]
 """Activations or gradients, on their way up or down."""
 
 MAX_CHANGES = 1000
-"""Kept on the disk: a device rewinds by some checkpoints, never by so many changes."""
+"""The choices that are kept on the disk: a device rewinds by some checkpoints, never by so many changes."""
 
 
 class CodecChooser(Protocol):
@@ -43,7 +43,7 @@ MakeChooser = Callable[[LinkSpec, LinkSpeed], CodecChooser]
 
 
 class BySpeed:
-    """By the link's speed and what each codec has made of the values so far."""
+    """Choose by the link's speed and by what each codec has made of the values so far."""
 
     def __init__(self, link: LinkSpec, speed: LinkSpeed) -> None:
         self._codecs = link.codecs
@@ -72,7 +72,7 @@ class BySpeed:
 
 
 class _Change(BaseModel):
-    """From step `step` on these codecs."""
+    """The codecs that hold from step `step` on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     step: int

@@ -52,7 +52,7 @@ class DeviceWire:
         return self._answered_by(packed, "activations", choose(("down", "activations"), nbytes))
 
     def unpack(self, place: Place, packed: Packed, expected: Sequence[Expected]) -> tuple[Value, ...]:
-        """What has arrived, of the expected shapes. Raises DataError."""
+        """Return the values that have arrived, of the expected shapes. Raises DataError."""
         values = unpack(packed, expected, codecs=self.codecs[place])
         self._count("down", place, packed.codec, bytes_of(values), packed)
         return values

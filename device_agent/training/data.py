@@ -36,12 +36,12 @@ FINGERPRINT_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class DeviceData:
-    """What a device trains on, and what it is evaluated on (None: no evaluation)."""
+    """The data that a device trains on, and that it is evaluated on (None: there is no evaluation)."""
 
     train: Dataset[Any]
     test: Dataset[Any] | None
     notes: tuple[str, ...] = ()
-    """What a person should know about how the data was read."""
+    """Notes for a person on how the data was read."""
 
 
 def load_dataset(

@@ -88,7 +88,7 @@ def _sorted(found: Any, reference: str) -> tuple[Any, Any, Any]:
 
 
 def _all_data_sets(found: list[Any]) -> bool:
-    """Whether a list holds data sets, rather than being one."""
+    """Return whether a list holds data sets, rather than being one."""
     return 2 <= len(found) <= 3 and all(isinstance(each, Dataset | DataLoader) for each in found)
 
 

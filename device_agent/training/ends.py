@@ -34,9 +34,11 @@ def label_key(secret: bytes) -> Key:
     return Key(secret).at("labels")
 
 
-def initial_ends(job: Job, state: StateFolder, key: Key, *, refuse_public: bool) -> Drawn:
+def initial_ends(
+    job: Job, state: StateFolder, key: Key, *, refuse_public: bool, handing_over: bool = False
+) -> Drawn:
     """The device's own initial tensors: drawn at its first start and kept, since another machine or another
-    version of numpy may round otherwise.
+    version of numpy may round otherwise. `handing_over`: those of a version that the folder is not of yet.
 
     Raises PublicEnds where the job's law leaves nothing to guess, or `refuse_public` and some are public.
     """
@@ -53,12 +55,19 @@ def initial_ends(job: Job, state: StateFolder, key: Key, *, refuse_public: bool)
             job=str(job),
             weights=names,
         )
+    if handing_over:
+        return draw_ends(job, key)
     kept = state.ends
     if kept is not None:
         return _by_role(kept)
     ends = draw_ends(job, key)
-    state.save_ends({f"{role}/{name}": x for role, table in ends.items() for name, x in table.items()})
+    state.save_ends(as_paths(ends))
     return ends
+
+
+def as_paths(ends: Drawn) -> dict[str, Tensor]:
+    """As a state folder keeps them: `role/name`."""
+    return {f"{role}/{name}": x for role, table in ends.items() for name, x in table.items()}
 
 
 def draw_ends(job: Job, key: Key) -> Drawn:
@@ -103,7 +112,7 @@ def _segments(job: Job) -> list[tuple[str, Segment]]:
 
 
 def _by_role(tensors: Mapping[str, Tensor]) -> Drawn:
-    """What a state folder keeps as `role/name`."""
+    """Return by role what a state folder keeps as `role/name`."""
     ends: Drawn = {}
     for path, tensor in tensors.items():
         role, _, name = path.partition("/")

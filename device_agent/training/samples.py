@@ -132,7 +132,8 @@ class Samples:
 
 
 def _check_labels(labels: Tensor, classes: int, indices: Sequence[int]) -> None:
-    """Of a whole batch at once: one sample after the other took a fifth of the time of loading it."""
+    """Check the labels of a whole batch at once: one by one they took a fifth of the time of loading the
+    batch."""
     wrong = ((labels < 0) | (labels >= classes)) & (labels != IGNORED_CLASS)
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0, 0])

@@ -42,6 +42,8 @@ from spliteasy.training.segment_trainer import (
     all_finite,
     backward_from,
     detached,
+    misfit,
+    model_tensors,
     tensors_of,
 )
 
@@ -59,12 +61,12 @@ class Evaluation:
     samples: int = 0
     loss: float = 0.0
     elements: float = 0.0
-    """What the loss's mean is over: labelled elements, or samples."""
+    """The elements that the loss's mean is over: labelled ones, or samples."""
     correct: int = 0
     counted: int = 0
     """Predictions that were right or wrong; 0 where the loss does not classify, or nothing has a label."""
     judged: bool = True
-    """Whether the predictions of every batch could be judged."""
+    """The predictions of every batch could be judged."""
 
     @property
     def mean_loss(self) -> float | None:
@@ -84,9 +86,9 @@ class _Micro:
     inputs: Tensors
     targets: Tensors
     share: float
-    """What its loss counts for in the batch's."""
+    """The weight of its loss in the batch's."""
     elements: float
-    """What the loss's mean over it is over: labelled elements, or samples."""
+    """The elements that the loss's mean over it is over: labelled ones, or samples."""
     head: OpenForward | None = None
     packed: Packed | None = None
     """The head's wire values, where they were packed ahead."""
@@ -107,9 +109,9 @@ class _Step:
     returned: int = 0
     loss: float = 0.0
     spoiled: str | None = None
-    """What is NaN or infinite, where the job lets the step pass without effect."""
+    """The name of what is NaN or infinite, where the job lets the step pass without effect."""
     nbytes: dict[Travelling, int] = field(default_factory=dict)
-    """Of the values of its first micro-batch, before they are packed."""
+    """The bytes of its first micro-batch's values, before they are packed."""
 
     @property
     def samples(self) -> int:
@@ -157,7 +159,7 @@ class DeviceTrainer:
         ends: Drawn,
         choices: StepChoices,
     ) -> DeviceTrainer:
-        """With the job's initial weights and the device's own (`ends`), at step 0."""
+        """Make a trainer with the job's initial weights and the device's own (`ends`), at step 0."""
         head, tail = end_trainers(job, device=device, key=key, ends=ends)
         codecs = job.spec.link.codecs
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
@@ -228,8 +230,8 @@ class DeviceTrainer:
         return self._next[0] if self._next and all(micro.head for micro in self._next[1]) else None
 
     def work_ahead(self) -> None:
-        """Once all of the step under way was sent, load the batch after it; a head that training does not
-        change runs on it.
+        """Load the batch after the open step once all of that was sent, and run the head on it if training
+        does not change the head.
 
         What goes wrong shows when its turn comes.
         """
@@ -386,6 +388,15 @@ class DeviceTrainer:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
         return state
 
+    def misfit(self, state: Mapping[str, Tensor]) -> str | None:
+        """Why head or tail can't take the weights of `state`, for a person; None where they can."""
+        for prefix, trainer in ((HEAD, self.head), (TAIL, self.tail)):
+            given = model_tensors(_under(prefix, state))
+            why = misfit({} if trainer is None else trainer.segment.state_dict(), given)
+            if why is not None:
+                return why
+        return None
+
     def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
         """Take over what `state` gave; raises ValueError where it does not fit."""
         self.abort()
@@ -396,7 +407,7 @@ class DeviceTrainer:
             self.tail.load_state(_under(TAIL, state), step=step)
 
     def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
-        """Of what `up` and its answers have before packing; gradients are as large as their values."""
+        """Return the bytes of `up` and its answers before packing; gradients are as large as their values."""
         nbytes = bytes_of(up)
         if self.tail is None:
             return {("up", "activations"): nbytes, ("down", "gradients"): nbytes}
@@ -414,7 +425,8 @@ class DeviceTrainer:
         return self._step, self.tail
 
     def data_problem(self) -> DataError | None:
-        """What is NaN or infinite in the data of the step under way, by sample; None where all is finite."""
+        """Say what is NaN or infinite in the data of the open step, by sample, or None where all
+        is finite."""
         if self._step is None:
             return None
         number = self.step + 1
@@ -475,7 +487,7 @@ def evaluation_outputs(
 
 
 def has_no_nan(tensor: Tensor) -> bool:
-    """Whether no element is NaN."""
+    """Return whether no element is NaN."""
     return not tensor.is_floating_point() or all_finite([tensor]) or not bool(tensor.isnan().any())
 
 

@@ -1,1 +1,1 @@
-"""Who may send what, and how much: checks before a request reaches a session."""
+"""Checks before a request reaches a session: who may send what, and how much."""

@@ -1,4 +1,5 @@
-"""Which jobs a device may train: the operator's list in the store, and what a worker does when it changes."""
+"""The jobs that a device may train: the operator's list in the store, and what a worker does when
+it changes."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from server_worker.store import Store
 
 
 def may_train(allowed: Sequence[str] | None, job: str, digest: str | None = None) -> bool:
-    """Whether a device limited to `allowed` (`name` or `name@digest`; None: not limited) may train the job.
+    """Return whether a device limited to `allowed` (`name` or `name@digest`; None: not limited) may train the
+    job.
 
     `digest` None: whether it may train any version of it.
     """
@@ -20,7 +22,7 @@ def may_train(allowed: Sequence[str] | None, job: str, digest: str | None = None
 
 
 async def forbidden(store: Store, sessions: Mapping[str, str]) -> list[str]:
-    """Of `sessions` (name to the digest of their job), those that their device may not train any more."""
+    """Return those of `sessions` (name to job digest) that their device may not train any more."""
     devices = sorted({name.partition(".")[2] for name in sessions})
     allowed = await store.allowed(devices) if devices else {}
     return [

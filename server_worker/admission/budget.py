@@ -12,13 +12,14 @@ class Budget:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.states_bytes = 0
-        """Of all sessions' states, as they were looked at last."""
+        """The bytes of all sessions' states, as of the last look."""
         self.open_bytes = 0
         self.wanted_bytes = 0
-        """What the largest request wanted that found no room since sessions were parked last."""
+        """The bytes that the largest request wanted and found no room for, since sessions were parked last.
+        """
 
     def take(self, nbytes: int) -> bool:
-        """Whether there is room for so much more; it is taken then.
+        """Take so many bytes where there is room, and return whether there was.
 
         Where nothing else is open there always is: what one step of a job needs, the operator has asked for.
         """

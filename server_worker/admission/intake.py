@@ -1,4 +1,4 @@
-"""From deliveries to authenticated requests. Whatever a device sends is checked here first."""
+"""The intake turns deliveries into authenticated requests. It is the first to check what a device sends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spliteasy.errors import WireError
 
 _REQUESTS = get_args(m.AnyRequest)
 LEAST_RANGES, RANGE_BYTES = 4, 16
-"""What a HAVE tells in any case, and what each range of frames takes in it at most."""
+"""The ranges that a HAVE names in any case, and the bytes that each range of frames takes in it at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,8 @@ class Accepted:
     raw: memoryview
     reply_to: str
     chunk_bytes: int
-    """As the request was cut: the device chose it by its link, so its replies are cut no coarser."""
+    """The size of the request's chunks. The device chose it by its link, so its replies are cut no coarser.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,22 +111,25 @@ class Intake:
         return Accepted(request=request, raw=outcome.body, reply_to=reply_to, chunk_bytes=outcome.chunk_bytes)
 
     def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> AwaitedFrames:
-        """What it sent is dropped; it is told so by BUSY, at the end of its message and not too often."""
+        """Drop what a device sent beyond its quota. BUSY tells it so at the end of its message, and not too
+        often."""
         last = not isinstance(dropped, Chunk) or dropped.last
         outcome = OverBudget(message_id=dropped.message_id, last=last and self._quotas.answer(device))
         return AwaitedFrames(outcome=outcome, device=device, reply_to=reply_to)
 
     def may_bury(self, delivery: Delivery) -> bool:
-        """Whether a delivery that must not be served is kept as a dead letter, or dropped."""
+        """Return whether a delivery that must not be served is kept as a dead letter; else it is dropped."""
         return self._quotas.dead_letter(self._charged(delivery), len(delivery.body))
 
     def affords(self, reply_to: str, nbytes: int) -> bool:
-        """Whether a small answer of that size may be sent there: it costs no more than what was received."""
+        """Return whether a small answer of that size may be sent there: it costs no more than what was
+        received."""
         device = device_of_reply_queue(reply_to)
         return device is not None and self._quotas.afford(device, nbytes)
 
     def held(self, device: str, message_id: str) -> m.FrameRanges:
-        """Which frames of an unfinished request are here, as far as a HAVE can tell them, and is paid for.
+        """Return which frames of an unfinished request are here, as far as a HAVE can name them, and is paid
+        for.
 
         What it does not tell is sent again.
         """
@@ -135,7 +139,7 @@ class Intake:
         ]
 
     def asked(self, ask: m.Ask, chunk_bytes: int) -> m.FrameRanges:
-        """Which frames of the asked request are here, in chunks as the device cuts it now."""
+        """Return which frames of the asked request are here, in chunks as the device cuts it now."""
         device = ask.device
         if not self._assembler.cut_as(device, ask.about, chunk_bytes):
             if not self._quotas.work(device, self._assembler.bytes_of(device)):
@@ -144,7 +148,7 @@ class Intake:
         return self.held(device, ask.about) or self._adopt(ask)
 
     def _adopt(self, ask: m.Ask) -> m.FrameRanges:
-        """Which frames of it are here under another id: an agent was restarted since.
+        """Return which frames of it are here under another id, because the agent was restarted since.
 
         Looking for them costs the device as much as sending them.
         """
@@ -169,7 +173,7 @@ class Intake:
         return self._assembler.bytes_held
 
     def _charged(self, delivery: Delivery) -> str:
-        """On whose account a delivery goes: who sent it, as far as the broker knows that."""
+        """Return the account that a delivery is charged to: its sender, as far as the broker knows that."""
         named = device_of_key(delivery.routing_key) or ""
         return named if self._trust is Trust.OPEN else delivery.principal or named
 

@@ -1,4 +1,4 @@
-"""How much of a worker one device may use: rates with a burst, and sessions at a time.
+"""Quotas bound how much of a worker one device may use: rates with a burst, and sessions at a time.
 
 All counts are of this worker. What they are kept in is bounded too: of the devices, the one that was heard
 of longest ago is forgotten first, when its buckets have long been full again.
@@ -14,7 +14,7 @@ from server_worker import defaults
 
 MAX_DEVICES = 10_000
 OVERHEAD_BYTES = 256
-"""What a frame costs its sender beside its bytes: method, properties and headers on the wire."""
+"""A frame costs its sender this much beside its bytes: method, properties and headers on the wire."""
 
 ANSWERS_PER_S, ANSWERS = 10.0, 20.0
 """BUSY is said so often; to a flood beyond it, silence: no answer may cost more than the question."""
@@ -25,13 +25,13 @@ begin with, and save up."""
 
 BURIED_PER_S, BURIED = 1.0, 50.0
 BURIED_BYTES_PER_S, BURIED_BYTES = 256 << 10, 8 << 20
-"""Of each device so many dead letters are kept, and so many bytes of them; the others are dropped. The broker
-writes all of them to its disk, however few it keeps in the end."""
+"""This many bytes of each device's dead letters are kept, and as many letters as above; the others are
+dropped. The broker writes all of them to its disk, however few it keeps in the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceQuota:
-    """What one device may ask of one worker. Bursts are in seconds of the rate."""
+    """The quota of one device at one worker. Bursts are in seconds of the rate."""
 
     messages_per_s: float = defaults.DEVICE_MESSAGES_PER_S
     frames_per_s: float = 4000.0
@@ -52,7 +52,8 @@ class _Bucket:
     at_s: float
 
     def take(self, cost: float, *, rate: float, burst: float, now_s: float) -> bool:
-        """Whether there was enough. What costs more than half the burst passes when that is there."""
+        """Take the cost where there is enough, and return whether there was. A cost of more than half the
+        burst passes when that half is there."""
         self.level = min(burst, self.level + (now_s - self.at_s) * rate)
         self.at_s = now_s
         if self.level < min(cost, burst / 2):
@@ -73,7 +74,7 @@ class _Use:
     credit: float = FIRST_CREDIT
     """Bytes that small answers may cost."""
     sessions: dict[str, float] = field(default_factory=dict)
-    """When each got its last request."""
+    """The moment at which each session got its last request."""
 
 
 class Quotas:
@@ -85,7 +86,8 @@ class Quotas:
         self._uses: OrderedDict[str, _Use] = OrderedDict()
 
     def frame(self, device: str, frame_bytes: int) -> bool:
-        """Whether the device may send a frame of that size now. Every frame is counted, readable or not."""
+        """Return whether the device may send a frame of that size now. Every frame is counted, readable or
+        not."""
         use, quota, now_s = self._of(device), self._quota, self._clock()
         cost = frame_bytes + OVERHEAD_BYTES
         use.credit = min(CREDIT, use.credit + cost)
@@ -98,37 +100,38 @@ class Quotas:
         return frames and nbytes
 
     def work(self, device: str, nbytes: int) -> bool:
-        """Whether the worker may look through so many bytes for a device: that costs as much as sending."""
+        """Return whether the worker may look through so many bytes for a device: that costs as much as
+        sending."""
         rate = self._quota.bytes_per_s
         return self._of(device).bytes.take(
             nbytes, rate=rate, burst=rate * self._quota.burst_s, now_s=self._clock()
         )
 
     def message(self, device: str) -> bool:
-        """Whether it may send a message now."""
+        """Return whether it may send a message now."""
         rate = self._quota.messages_per_s
         return self._of(device).messages.take(
             1, rate=rate, burst=rate * self._quota.burst_s, now_s=self._clock()
         )
 
     def job(self, device: str) -> bool:
-        """Whether it gets a job's parts now."""
+        """Return whether it gets a job's parts now."""
         quota = self._quota
         return self._of(device).jobs.take(1, rate=1 / quota.job_s, burst=quota.jobs, now_s=self._clock())
 
     def dead_letter(self, device: str, nbytes: int) -> bool:
-        """Whether a dead letter of the device of that size is kept."""
+        """Return whether a dead letter of the device of that size is kept."""
         use, now_s = self._of(device), self._clock()
         return use.buried.take(1, rate=BURIED_PER_S, burst=BURIED, now_s=now_s) and use.buried_bytes.take(
             nbytes, rate=BURIED_BYTES_PER_S, burst=BURIED_BYTES, now_s=now_s
         )
 
     def credit(self, device: str) -> float:
-        """How many bytes small answers to it may cost now."""
+        """Return how many bytes small answers to the device may cost now."""
         return self._of(device).credit
 
     def afford(self, device: str, nbytes: int) -> bool:
-        """Whether a small answer of that size is sent: its credit pays for it."""
+        """Return whether a small answer of that size is sent: the device's credit pays for it."""
         use = self._of(device)
         if use.credit < nbytes:
             return False
@@ -136,7 +139,7 @@ class Quotas:
         return True
 
     def session(self, device: str, session: str) -> bool:
-        """Whether it may use that session beside those that it uses already."""
+        """Return whether the device may use that session beside those that it uses already."""
         now_s, sessions = self._clock(), self._of(device).sessions
         if session not in sessions:
             for name in [name for name, at_s in sessions.items() if at_s < now_s - self._quota.session_s]:
@@ -147,7 +150,7 @@ class Quotas:
         return True
 
     def answer(self, device: str) -> bool:
-        """Whether to tell it that it is over its quota."""
+        """Return whether to tell the device that it is over its quota."""
         return self._of(device).answers.take(1, rate=ANSWERS_PER_S, burst=ANSWERS, now_s=self._clock())
 
     @property

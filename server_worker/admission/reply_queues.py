@@ -1,4 +1,4 @@
-"""Whether a device's reply queue is what devices are to declare: classic, and gone without a reader.
+"""A device's reply queue has to be as devices are to declare it: classic, and gone without a reader.
 
 A device declares its reply queues itself, with whatever type and limits it likes. One of another kind gets no
 reply, and is deleted: what nobody bounds must not hold anything.
@@ -17,8 +17,8 @@ from spliteasy.errors import LinkRefused
 
 TRUSTED_S = 30.0
 TRUSTED_BYTES = 16 << 20
-"""How long, and for how many bytes of replies, a queue is taken to be what it was: its device may make it
-anew."""
+"""A queue is trusted for this long, and for this many bytes of replies, to be what it was: its device may
+declare it again."""
 MAX_QUEUES = 10_000
 
 
@@ -54,7 +54,7 @@ class ReplyQueues:
         await transport.delete(probe.name)
 
     async def is_fit(self, transport: Transport, name: str, nbytes: int) -> bool:
-        """Whether so many bytes may be sent there. Raises LinkError."""
+        """Return whether so many bytes may be sent there. Raises LinkError."""
         seen = self._seen.get(name)
         if seen is None or seen.left_bytes <= 0 or seen.until_s <= self._clock():
             match = REPLY_QUEUE.fullmatch(name)

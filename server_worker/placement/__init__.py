@@ -1,1 +1,1 @@
-"""Which worker serves which shard, and what a worker does beside serving."""
+"""Placement decides which worker serves which shard, and what a worker does beside serving."""

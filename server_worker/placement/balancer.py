@@ -16,7 +16,7 @@ from server_worker.store import WorkerInfo
 log = structlog.get_logger(__name__)
 
 SETTLE_BEATS = 3
-"""After shards were handed on, so many heartbeats pass until all can see where they went."""
+"""After shards were handed on, this many heartbeats pass until all can see where they went."""
 
 
 class Balancing:
@@ -41,7 +41,7 @@ class Balancing:
         self._log = log.bind(worker=config.name)
 
     async def balance(self, load: dict[int, int], workers: Sequence[WorkerInfo]) -> None:
-        """At each heartbeat. `load` counts the active sessions of each shard served here."""
+        """Hand shards on, at each heartbeat. `load` counts the active sessions of each shard served here."""
         plan = plan_moves(self._config.name, load, workers)
         if plan.takers and not await self._all_subscribed(workers):
             return
@@ -59,6 +59,7 @@ class Balancing:
             await self._queues.let_go(plan.give)
 
     async def _all_subscribed(self, workers: Sequence[WorkerInfo]) -> bool:
-        """Whether the broker still knows as many workers: one that died a moment ago has a heartbeat yet."""
+        """Return whether the broker still knows as many workers: one that died a moment ago has a heartbeat
+        yet."""
         front = await self._depth(FRONT)
         return front is not None and front.consumers >= sum(each.state == "serving" for each in workers)

@@ -1,4 +1,4 @@
-"""Which worker serves which shard: a hint that spreads the work. Safety never rests on it.
+"""The plan of which worker serves which shard is a hint that spreads the work. Safety never rests on it.
 
 The broker gives every shard to one worker at a time, and the next in line gets it when that one lets go.
 A worker that serves more sessions than its fair share hands shards on; before that, all workers put
@@ -16,7 +16,7 @@ from server_worker.store import WorkerInfo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementPlan:
-    """What would even the load."""
+    """The moves that would even the load."""
 
     give: tuple[int, ...]
     """Shards that this worker should hand on."""
@@ -24,7 +24,7 @@ class PlacementPlan:
     """The workers that have too few, by name."""
 
     def next_in_line(self, shard: int) -> str | None:
-        """Who should get that shard; None where nobody has too few."""
+        """Return the worker that should get that shard, or None where no worker has too few."""
         return self.takers[shard % len(self.takers)] if self.takers else None
 
 

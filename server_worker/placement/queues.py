@@ -18,7 +18,7 @@ from spliteasy.errors import LinkError, LinkRefused, StoreError
 log = structlog.get_logger(__name__)
 
 LEFT_S = 30.0
-"""How long a worker stays away from a shard with a session that it can't serve."""
+"""A worker stays away this long from a shard with a session that it can't serve."""
 
 
 class Queues:
@@ -57,7 +57,7 @@ class Queues:
                 await asyncio.sleep(LEFT_S)
 
     async def let_go(self, shards: Iterable[int]) -> None:
-        """Of shards, or of places in the line for them: this worker is the last in line then."""
+        """Let go of shards, or of places in the line for them: this worker is the last in line then."""
         for shard in shards:
             queue = shard_queue(shard).name
             if subscription := self.subscriptions.get(queue):

@@ -51,7 +51,7 @@ async def forget_abandoned(
 
 
 async def _retention_s(jobs: JobCache, meta: SessionMeta) -> float | None:
-    """How long the session's job keeps it; None where that can't be known."""
+    """Return how long the session's job keeps it, or None where that can't be known."""
     try:
         job = await jobs.get(meta.session.partition(".")[0], meta.job_digest)
     except SplitEasyError as error:

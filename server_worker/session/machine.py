@@ -15,13 +15,14 @@ from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.admission.authorization import may_train
 from server_worker.admission.budget import Budget
-from server_worker.engine.base import Probe
 from server_worker.loss_log import step_loss
 from server_worker.replica.actions import LoadJob
 from server_worker.replica.loaded_body import LoadedBody, StepResult
 from server_worker.replica.replica import Replica
 from server_worker.session.actions import Committed, Send
+from server_worker.session.opening import Opening, attempt_of
 from server_worker.session.refusals import (
+    CLOSE_RETRY_S,
     NO_ROOM,
     NOT_DURABLE,
     body_not_shared_reply,
@@ -29,14 +30,13 @@ from server_worker.session.refusals import (
     log_full_reply,
     no_memory_reply,
     not_allowed_reply,
-    open_refused,
     paused_reply,
     reopen_reply,
     stale_reply,
     unknown_job_reply,
 )
 from server_worker.session.reorder_buffer import MemoryBudget, PartKey, ReorderBuffer
-from server_worker.session.replies import Replies, opened
+from server_worker.session.replies import Replies
 from server_worker.store import (
     Attempt,
     Blob,
@@ -47,11 +47,10 @@ from server_worker.store import (
     StepBehind,
     UnknownSession,
 )
-from server_worker.store.calls import CloseSession, OpenSession, ReadAllowed, ReadNewestVersion, ReadSession
+from server_worker.store.calls import CloseSession, ReadAllowed, ReadSession
 from spliteasy.errors import DataError, OutOfMemory, ReplayMismatch, StoreError
 from spliteasy.training.segment_trainer import NotFinite
 
-CLOSE_RETRY_S = 0.5
 ROOM_RETRY_S = 1.0
 STARVED_TRIES = 60
 """So often, without a step in between, a session's requests find no memory before they are given up: a minute
@@ -73,6 +72,9 @@ class WorkerSession:
         """Whether the operator lets no step begin, as the store said with the last commit, load or open."""
         self.shard = shard
         """The shard that serves the session."""
+        self._opening = Opening(
+            name, replica, shard=shard, accept=self._accept, load=self._load, drop=self.drop
+        )
         self._arrivals = ReorderBuffer(memory_budget)
         self._budget = budget
         self._reserved = 0
@@ -174,38 +176,9 @@ class WorkerSession:
             return
         job = yield from LoadJob(request.job, request.digest)
         if job is None:
-            yield from Send(unknown_job_reply(request))
+            yield from Send(unknown_job_reply(request, request.digest))
             return
-        environment = yield from Probe(job)
-        stored = yield from ReadSession(self.name)
-        if stored is not None and stored.job_digest == request.digest and not request.restart:
-            yield from self.replica.check_environment(stored)
-        outcome = yield from OpenSession(
-            session=self.name,
-            job_digest=request.digest,
-            attempt=attempt_of(request.attempt),
-            held=request.held,
-            worker=self.replica.identity.nonce,
-            environment=environment,
-            agent=request.agent or "",
-            total_steps=request.total_steps or 0,
-            restart=request.restart,
-        )
-        if not isinstance(outcome, Done):
-            yield from Send(open_refused(request, outcome))
-            return
-        meta = outcome.meta
-        if (meta.attempt, meta.owner) != (self.attempt, self.replica.owner):
-            self.drop()
-        self.replica.owner = meta.owner
-        self._accept(meta)
-        # A late copy of OPEN must not make us forget the commits since.
-        durable_step = min(meta.resume_step, self.replica.durable_step(meta.committed))
-        if self.replica.body is None:
-            # Before the answer: what can't be loaded is refused, not opened and then refused.
-            yield from self._load(meta, replay_last=False)
-        newest = yield from ReadNewestVersion(request.job)
-        yield from Send(opened(request, meta, durable_step=durable_step, shard=self.shard, newest=newest))
+        yield from self._opening.open(request, job)
 
     def _step(self, request: m.Forward | m.Backward, raw: Blob) -> Steps[None]:
         """Compute a request of the open step and all that waited for it; or let it wait for others."""
@@ -394,15 +367,18 @@ class WorkerSession:
                 yield from Send(reopen_reply(request, "the store does not know the session"))
         return None
 
-    def _load(self, meta: SessionMeta, *, replay_last: bool) -> Steps[None]:
+    def _load(self, meta: SessionMeta, *, replay_last: bool = False) -> Steps[None]:
         self.drop()
         result = yield from self.replica.load(meta, replay_last=replay_last)
-        self._accept(meta)
+        self.attempt, self.paused = meta.attempt, meta.paused
         if result is not None:
             self._gradients = self.replies.gradients(meta.committed, result)
 
     def _accept(self, meta: SessionMeta) -> None:
-        """Go on under the attempt that the store has."""
+        """Go on under the attempt and the owner that the store has: what was loaded under others goes."""
+        if (meta.attempt, meta.owner) != (self.attempt, self.replica.owner):
+            self.drop()
+        self.replica.owner = meta.owner
         self.attempt, self.paused = meta.attempt, meta.paused
 
     # the commit
@@ -443,8 +419,3 @@ class WorkerSession:
     def _abort(self) -> Steps[None]:
         self._arrivals.clear()
         yield from self.replica.abort()
-
-
-def attempt_of(ref: m.AttemptRef) -> Attempt:
-    """The attempt that a message names, as the store knows it."""
-    return Attempt(number=ref.number, nonce=ref.nonce)

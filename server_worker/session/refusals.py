@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from broker.protocol import messages as m
-from server_worker.store import Attempt, NoCommonStep, OtherJob, StaleAttempt
+from server_worker.store import Attempt, NoCommonStep, OtherJob, SessionMeta, StaleAttempt
 from spliteasy.errors import DataError, OutOfMemory, ReplayMismatch, StoreError, StoreFull
 from spliteasy.training.segment_trainer import NotFinite
 
 NOT_DURABLE = "waiting until the last step is durable"
+CLOSE_RETRY_S = 0.5
 NO_ROOM = "too many requests wait for others that come before them"
 NO_MEMORY = "the steps of other sessions take the worker's memory"
 MEMORY_RETRY_S = 1.0
 PAUSED = "paused by the operator"
 PAUSE_RETRY_S = 2.0
+BEGIN_ANEW = "begin the version anew: --restart and another --state folder"
 
 
 def paused_reply(request: m.SessionRequest) -> m.Busy:
@@ -74,12 +76,12 @@ def failure_reply(request: m.Request, error: Exception, *, again: bool = False) 
     return error_reply(request, "computation-failed", f"{type(error).__name__}: {error}")
 
 
-def unknown_job_reply(request: m.Open) -> m.Error:
+def unknown_job_reply(request: m.Open, digest: str) -> m.Error:
     """The store has no such version of a job."""
     return error_reply(
         request,
         "unknown-job",
-        f"there is no job {request.job}@{request.digest[:12]}",
+        f"there is no job {request.job}@{digest[:12]}",
         "submit it with `spliteasy submit`",
     )
 
@@ -143,8 +145,8 @@ def open_refused(request: m.Open, refusal: StaleAttempt | OtherJob | NoCommonSte
                 "other-job",
                 f"session {request.session} trains {request.job}@{digest[:12]}, "
                 f"the device asks for {request.job}@{request.digest[:12]}",
-                "go on with the state folder of that version, or delete the session with "
-                f"`spliteasy session forget {request.session}`",
+                "use the state folder of that version, with --new-version to go on from its weights; or "
+                "begin anew: --restart and another --state folder",
             )
         case NoCommonStep(oldest=oldest, committed=committed):
             server = "nothing" if oldest is None else f"steps {oldest} to {committed}"
@@ -155,6 +157,27 @@ def open_refused(request: m.Open, refusal: StaleAttempt | OtherJob | NoCommonSte
                 f"the store can restore {server}",
                 "begin anew with `spliteasy agent --restart`",
             )
+
+
+def goes_on_from(request: m.Open, stored: SessionMeta | None) -> bool:
+    """Whether the store has the session under the version that the device went on from."""
+    return (
+        stored is not None
+        and not request.restart
+        and stored.job_digest == request.previous
+        and stored.job_digest != request.digest
+    )
+
+
+def misfit_reply(request: m.Open, why: str) -> m.Error:
+    """The body that was trained is not of the version's shapes."""
+    return error_reply(
+        request,
+        "other-job",
+        f"{request.job}@{request.digest[:12]} can't go on from the weights of "
+        f"{request.job}@{(request.previous or '')[:12]}: {why}",
+        BEGIN_ANEW,
+    )
 
 
 def _told(steps: tuple[int, ...]) -> str:

@@ -20,13 +20,13 @@ from typing import Protocol
 Blob = bytes | bytearray | memoryview
 
 WAITING_BYTES = 2 << 30
-"""Of one session's requests that no commit has named, at most."""
+"""Requests of one session that no commit has named may take this many bytes."""
 
 WAITING_BYTES_TOTAL = 4 << 30
-"""Of all sessions' that one process serves."""
+"""Such requests of all sessions that one process serves may take this many bytes."""
 
 PUT_TTL_S = 3600.0
-"""How long a blob waits to be named; workers begin it anew while a step is open."""
+"""A blob waits this long to be named; workers begin the time again while a step is open."""
 
 DELIVERIES_TTL_S = 3600.0
 
@@ -67,8 +67,8 @@ class SessionMeta:
     """The oldest checkpoint step that the device said it holds, and that can be restored here: never
     before the oldest snapshot."""
     environment: str
-    """What the worker that opened the attempt computes with: torch, CPU capability, threads, and the digest
-    of a probe (`server_worker.engine.probe`)."""
+    """The environment that the worker which opened the attempt computes with: torch, CPU capability, threads,
+    and the digest of a probe (`server_worker.engine.probe`)."""
     log_bytes: int
     """Bytes of request blobs that committed log entries name."""
     closed: bool
@@ -77,7 +77,7 @@ class SessionMeta:
     agent: str = ""
     """Version of the agent that opened the attempt, as it says."""
     total_steps: int = 0
-    """How many steps that agent means to take, as it says; 0: it did not say."""
+    """The steps that the agent says it means to take; 0 where it did not say."""
     paused: bool = False
     """An operator wants no further step to begin. It outlives attempts, owners and `restart`."""
     waiting_bytes: int = 0
@@ -133,7 +133,7 @@ class OtherJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoCommonStep:
-    """No step that both sides can restore. `oldest`..`committed` is what the store can; None: nothing."""
+    """No step can be restored by both sides. The store has `oldest` to `committed`; None: nothing."""
 
     oldest: int | None
     committed: int | None
@@ -187,7 +187,7 @@ class WorkerInfo:
 
 
 WantedParts = Callable[[Sequence[str]], Sequence[str]]
-"""Which parts of a job to read, of those that there are."""
+"""A function that picks the parts of a job to read, from those that there are."""
 
 
 def all_parts(names: Sequence[str]) -> Sequence[str]:
@@ -270,6 +270,17 @@ class Store(Protocol):
           stored, fence + 1, owner nonce = worker, closed = False, environment, agent and total_steps stored.
         - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session begins anew
           at step 0; only the fence goes on. A repeat of it drops nothing.
+        """
+        ...
+
+    async def hand_over(
+        self, session: str, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
+    ) -> CommitOutcome:
+        """Let another version of the job go on from the committed step.
+
+        Requires a snapshot of that step, which is above 0 (else StepBehind): a log can be replayed by the
+        version that wrote it only. Log entries and older snapshots go, and oldest_checkpoint and resume_step
+        are the committed step from now on. The same again is Done.
         """
         ...
 

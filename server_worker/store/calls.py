@@ -164,6 +164,26 @@ class CloseSession(StoreAction[CommitOutcome]):
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver(StoreAction[CommitOutcome]):
+    """Let another version of the job go on from the committed step."""
+
+    session: str
+    attempt: Attempt
+    owner: Owner
+    job_digest: str
+    environment: str
+
+    async def call(self, store: Store) -> CommitOutcome:
+        return await store.hand_over(
+            self.session,
+            attempt=self.attempt,
+            owner=self.owner,
+            job_digest=self.job_digest,
+            environment=self.environment,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ReadSnapshot(StoreAction[dict[str, bytes]]):
     """The blobs of the snapshot of `step`. Raises StoreUnavailable where it has just gone."""
 

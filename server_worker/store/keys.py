@@ -30,7 +30,7 @@ class StoreKey:
             raise ValueError(f"a store key has {KEY_BYTES} bytes, not {len(raw)}")
         self._raw = raw
         self.name: str = self._derived(8, "name").hex()
-        """Which key it is, to be told to anybody; it follows from the key."""
+        """The key's name, which anybody may know; it follows from the key."""
 
     def __repr__(self) -> str:
         return f"StoreKey({self.name})"
@@ -63,7 +63,7 @@ class StoreKeys:
 
     keys: tuple[StoreKey, ...] = ()
     open_too: bool = field(default=True, kw_only=True)
-    """Whether values are read that were never sealed."""
+    """Values that were never sealed are read too."""
 
     def named(self, name: str) -> StoreKey | None:
         return next((key for key in self.keys if key.name == name), None)

@@ -1,4 +1,4 @@
-"""What every store must turn into bytes and back: a worker's heartbeat, a large value in pieces."""
+"""Records that every store turns into bytes and back: a worker's heartbeat, a large value in pieces."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def encode_worker(info: WorkerInfo) -> bytes:
 
 
 def decode_worker(line: bytes) -> WorkerInfo:
-    """What a worker of a newer version adds is ignored: both share a store while they are upgraded."""
+    """Decode a worker's record. What a newer version adds is ignored: both share a store while they are
+    upgraded."""
     said = orjson.loads(line)
     known: dict[str, Any] = {
         name: shown(value) if isinstance(value, str) else value

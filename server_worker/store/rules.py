@@ -1,4 +1,4 @@
-"""What may happen to a session: the decisions of the store's contract, without I/O.
+"""The rules of what may happen to a session: the decisions of the store's contract, without I/O.
 
 Each function takes the stored session and answers with an outcome; `Done` carries the session as it must
 be stored. `log_bytes` and `updated_at` are the store's to fill in. The Redis store decides the same in
@@ -78,6 +78,29 @@ def opened(
     )
 
 
+def handed_over(
+    meta: SessionMeta | None, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
+) -> CommitOutcome:
+    """Let another version of the job go on from the committed step."""
+    refusal = _refusal(meta, attempt, owner)
+    if refusal is not None:
+        return refusal
+    assert meta is not None
+    step = meta.committed
+    if not step or step not in meta.snapshots:
+        return StepBehind(committed=step)
+    return Done(
+        meta=replace(
+            meta,
+            job_digest=job_digest,
+            environment=environment,
+            resume_step=step,
+            oldest_checkpoint=step,
+            snapshots=(step,),
+        )
+    )
+
+
 def claimed(meta: SessionMeta | None, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
     """Make `worker` the owner."""
     if meta is None:
@@ -132,12 +155,12 @@ def closed(meta: SessionMeta | None, *, attempt: Attempt, owner: Owner) -> Commi
 
 
 def abandoned(meta: SessionMeta | None, *, owner: Owner, idle_s: float, now: float) -> bool:
-    """Whether nothing touched the session for longer than `idle_s`, and `owner` still is its owner."""
+    """Return whether nothing touched the session for longer than `idle_s`, and `owner` still is its owner."""
     return meta is not None and meta.owner == owner and now - meta.updated_at > idle_s
 
 
 def thinned(steps: Iterable[int], limit: int = MAX_LOSSES) -> set[int]:
-    """Which points of a curve go so that at most `limit` stay: every other one, again and again.
+    """Return which points of a curve go so that at most `limit` stay: every other one, again and again.
 
     It goes down to half of `limit` then, so that the newest steps lie dense, the older ones apart evenly.
     """

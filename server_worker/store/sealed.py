@@ -33,7 +33,7 @@ LABEL = "sealed1"
 
 NONCE_BYTES, TAG_BYTES = 12, 16
 SEAL_BYTES = NONCE_BYTES + TAG_BYTES
-"""What a sealed value is longer by."""
+"""A sealed value is longer by this."""
 
 INLINE_BYTES = 1 << 20
 """More than this is sealed and opened in a thread of its own: other sessions go on meanwhile."""
@@ -43,7 +43,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where values lie: a step of a session within an attempt; and the key that they are sealed with."""
+    """The place of values: a step of a session within an attempt; and the key that they are sealed with."""
 
     key: StoreKey
     session: str
@@ -173,11 +173,12 @@ class SealedStore:
             yield entry if at is None else await _run(sum(map(len, entry.requests)), _opening(at, entry))
 
     def _sealing(self, session: str, step: int, attempt: Attempt) -> Place | None:
-        """What seals values of the step; None where nothing is sealed."""
+        """Return the place that seals values of the step, or None where nothing is sealed."""
         return Place(self._keys.keys[0], session, step, attempt) if self._keys.keys else None
 
     def _of(self, label: str, session: str, step: int) -> Place | None:
-        """What opens the values beside that label; None for values that were never sealed.
+        """Return the place that opens the values beside that label, or None for values that were never
+        sealed.
 
         Raises KeyMissing where the keys can't or may not, SealBroken where the label is none.
         """
@@ -239,7 +240,8 @@ def _opening(at: Place, entry: LogEntry) -> Callable[[], LogEntry]:
 
 
 def _sealed_text(label: str) -> bytes:
-    """What AES-SIV made of a label's text; what is no hexadecimal number opens as nothing does."""
+    """Return what AES-SIV made of a label's text. A text that is no hexadecimal number opens as
+    nothing does."""
     try:
         return bytes.fromhex(label.rpartition(":")[2])
     except ValueError:

@@ -1,4 +1,4 @@
-"""What this process has put for steps that are not committed yet."""
+"""The requests that this process has put for steps that are not committed yet."""
 
 from __future__ import annotations
 

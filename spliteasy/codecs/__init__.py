@@ -1,4 +1,4 @@
-"""How tensors are packed for the wire: pure functions, no I/O.
+"""Codecs pack tensors for the wire. They are pure functions without I/O.
 
 `parse_codec("int8")` gives a `Codec`; `encode` turns a tensor into parts (tensors) and meta (a few JSON
 values), `decode` is a pure function of these and of the shape and dtype that the receiver expects.

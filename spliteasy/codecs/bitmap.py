@@ -1,4 +1,4 @@
-"""Which elements are there, as one bit each: little-endian bits, rows of 8 to the byte."""
+"""A bitmap says in one bit each which elements are there: little-endian bits, rows of 8 to the byte."""
 
 from __future__ import annotations
 

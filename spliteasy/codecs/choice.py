@@ -36,6 +36,6 @@ def choose_codec(
 
 
 def _seconds(name: str, nbytes: int, rate: float, ratio: float | None) -> float:
-    """To encode, send and decode."""
+    """Predict the seconds that encoding, sending and decoding take."""
     codec = parse_codec(name)
     return nbytes * ((codec.typical_ratio if ratio is None else ratio) / rate + codec.seconds_per_byte)

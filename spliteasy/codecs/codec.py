@@ -1,4 +1,4 @@
-"""What a codec is: `encode` and `decode`, with all that they share.
+"""The base of all codecs: `encode` and `decode`, with all that they share.
 
 A codec packs floating-point tensors only. Integers, masks, empty tensors and whatever is not larger than
 the packed form travel as they are: parts `(tensor,)`, meta `{}`. What is packed is the flat run of the
@@ -20,7 +20,7 @@ from spliteasy.codecs.layout import MAX_STRIDE, Layout, dense, is_dense, row_maj
 from spliteasy.errors import WireError
 
 Meta = Mapping[str, int | str | list[int]]
-"""What the decoder needs beside the parts: plain JSON, no floats. Empty for most codecs."""
+"""The values that the decoder needs beside the parts: plain JSON, no floats. Most codecs need none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Codec(ABC):
     typical_ratio: float = 1.0
     """Packed bytes over the tensor's, for float32; `auto` learns the real one once the codec is in use."""
     seconds_per_byte: float = 0.0
-    """Of encoding and decoding a byte of the tensor, about (the table in docs/codecs.md)."""
+    """Encoding and decoding a byte of the tensor takes about this long (the table in docs/codecs.md)."""
 
     @property
     @abstractmethod
@@ -103,7 +103,7 @@ class Codec(ABC):
         return layout.unflatten(self.unpack(parts, rest, layout, dtype))
 
     def packs(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-        """Whether tensors of that shape and dtype are packed at all; both sides ask."""
+        """Return whether tensors of that shape and dtype are packed at all. Both sides ask this."""
         return dtype.is_floating_point and 0 not in shape
 
     @abstractmethod

@@ -23,7 +23,8 @@ from spliteasy.errors import WireError
 
 _LEVELS = 127
 _MIN_SCALE = 2.0**-120
-"""Its reciprocal is finite, and no product with it is subnormal (some processors flush those to 0)."""
+"""The reciprocal of this scale is finite, and no product with it is subnormal (some processors flush those to
+0)."""
 _BLOCK = 1 << 16
 """Elements worked on at a time: the passes over them then stay in the processor's cache."""
 _MIN_ROW = 128

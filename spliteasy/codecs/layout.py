@@ -1,4 +1,4 @@
-"""How a dense tensor lies in memory, and the way between it and its flat run of elements."""
+"""The layout of a dense tensor in memory, and the way between the tensor and its flat run of elements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 MAX_STRIDE = 2**53 - 1
-"""Of a dimension of size 1, whose stride is never walked. JavaScript reads integers exactly up to here."""
+"""The largest stride of a dimension of size 1, which is never walked. JavaScript reads integers exactly up to
+here."""
 
 
 @dataclass(frozen=True, slots=True)

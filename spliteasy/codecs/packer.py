@@ -37,7 +37,7 @@ class Packed:
     codec: str = PLAIN
     packing: tuple[tuple[int, Meta], ...] = ()
     reply_codec: str | None = None
-    """What the answer is to be packed by, where the job leaves that open."""
+    """The codec that the answer has to be packed by, where the job leaves that open."""
 
     @property
     def nbytes(self) -> int:
@@ -54,7 +54,8 @@ class Packer:
         self._seed_parts = seed_parts
         self._memory: dict[str, Tensor] = {}
         self._pending: dict[str, Tensor | None] = {}
-        """What is held back once the step took effect; None: nothing any more."""
+        """The remainders that are held back once the step takes effect; None says that nothing is held back
+        any more."""
 
     def pack(
         self,
@@ -96,7 +97,7 @@ class Packer:
         return Packed(tuple(out), coder.name, () if coder.name == PLAIN else tuple(packing))
 
     def feedback(self, place: Place) -> bool:
-        """Whether what is packed there may depend on what was packed before."""
+        """Return whether the packed bytes at that place may depend on what was packed there before."""
         return any(codec.feedback for codec in self._codecs[place].values())
 
     def pack_evaluation(self, values: Sequence[Value | None], *, codec: str | None = None) -> Packed:
@@ -120,7 +121,7 @@ class Packer:
         self._pending.clear()
 
     def state(self) -> dict[str, Tensor]:
-        """What is held back after the last step, by name: a copy."""
+        """Return a copy of the remainders that are held back after the last step, by name."""
         return {FEEDBACK_PREFIX + key: tensor.clone() for key, tensor in self._memory.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -175,22 +176,22 @@ def unpack(
 
 
 def expected_of(specs: Sequence[ValueSpec], samples: int) -> list[Expected]:
-    """What a cut of `specs` carries for a batch of so many samples."""
+    """Return the shapes and dtypes that a cut of `specs` carries for a batch of `samples`."""
     return [None if spec.is_int else (_bounded(spec.shape_for(samples)), spec.torch_dtype) for spec in specs]
 
 
 def bytes_of(values: Iterable[Value | None]) -> int:
-    """Of the tensors among the values."""
+    """Return the bytes of the tensors among the values."""
     return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 def bytes_expected(expected: Iterable[Expected]) -> int:
-    """Of tensors of such shapes and dtypes."""
+    """Return the bytes of tensors with these shapes and dtypes."""
     return sum(math.prod(form[0]) * form[1].itemsize for form in expected if form is not None)
 
 
 def expected_like(values: Sequence[Value]) -> list[Expected]:
-    """What the gradients of `values` look like."""
+    """Return the shapes and dtypes of the gradients of `values`."""
     return [(tuple(v.shape), v.dtype) if isinstance(v, Tensor) else None for v in values]
 
 

@@ -25,7 +25,7 @@ _WITH_RATIO: dict[str, Callable[[float], Codec]] = {"topk": TopK}
 
 
 def codec_names() -> tuple[str, ...]:
-    """As a person writes them."""
+    """Return the names of all codecs as a person writes them."""
     return (*_PLAIN, *(f"{name}:RATIO" for name in _WITH_RATIO))
 
 

@@ -38,7 +38,8 @@ _IN_PIECES = {
 
 
 def check_program(program: Program, batches: Batches | None = None) -> Costs:
-    """What a run at the largest of the batches takes. Raises `PortableError` with the mode and the reason."""
+    """Return the memory that a run takes at the largest of the batches. Raises `PortableError` with the mode
+    and the reason."""
     document = program.document
     _check_names(document)
     costs = {}

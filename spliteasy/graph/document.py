@@ -1,4 +1,4 @@
-"""What a portable graph is: tensors, inputs, a straight line of operators, outputs.
+"""A portable graph as a document: tensors, inputs, a straight line of operators, outputs.
 
 Values are numbered: the tensors of the table first, then the inputs, then one per node; a reference
 names a smaller number, so a graph has no cycles. A shape's dimension is a number, or grows with the
@@ -21,7 +21,7 @@ FORMAT: Literal["spliteasy-graph"] = "spliteasy-graph"
 VERSION: Literal[1] = 1
 
 Value: TypeAlias = Tensor | int
-"""What crosses a cut: a tensor, or an integer such as a batch size that a later view needs."""
+"""A value that crosses a cut: a tensor, or an integer such as a batch size that a later view needs."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -98,7 +98,7 @@ class ValueSpec(_Record):
 
     @property
     def per_batch(self) -> bool:
-        """Whether the value grows with the batch."""
+        """Return whether the value grows with the batch."""
         return any(isinstance(dim, BatchDim) for dim in self.shape)
 
     def shape_for(self, batch: int) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ class ValueSpec(_Record):
         return size
 
     def problem_with(self, value: object, batch: int) -> str | None:
-        """What is wrong with `value` in this place, in one line; None if it fits."""
+        """Say in one line what is wrong with `value` in this place, or None if it fits."""
         if self.is_int:
             expected = self.value_for(batch)
             fits = type(value) is int and value == expected
@@ -151,7 +151,7 @@ class Graph(_Record):
     results: Annotated[tuple[Size, ...], Field(max_length=limits.VALUES)]
     outputs: Annotated[tuple[ValueSpec, ...], Field(max_length=limits.VALUES)]
     wire: Size
-    """How many outputs, from the first, go over the wire; the others stay where they are."""
+    """This many outputs, counted from the first, go over the wire; the others stay where they are."""
 
 
 class Document(_Record):
@@ -176,7 +176,8 @@ class Ref:
 
 
 def misfit(specs: Sequence[ValueSpec], values: Sequence[Value]) -> str | None:
-    """What is wrong with the first value that does not fit its place at any batch size; None if all fit."""
+    """Say what is wrong with the first value that does not fit its place at any batch size, or None if all
+    fit."""
     batch = batch_of(specs, values)
     for spec, value in zip(specs, values, strict=False):
         if batch is not None or not spec.per_batch:

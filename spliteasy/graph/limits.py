@@ -1,4 +1,4 @@
-"""What a portable graph may be at most. Ten times what the largest networks tried here need."""
+"""The limits of a portable graph: ten times what the largest networks that were tried need."""
 
 from __future__ import annotations
 

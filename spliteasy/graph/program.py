@@ -32,7 +32,7 @@ class _Step(NamedTuple):
     kwargs: dict[str, Any]
     grad: bool
     placed: bool
-    """Whether it makes a tensor from nothing, and must be told the device."""
+    """The step makes a tensor from nothing, so that it must be told the device."""
     frees: tuple[int, ...]
 
 
@@ -41,7 +41,7 @@ class _WithRefs(list[Any]):
 
 
 Invoke = Callable[[Callable[..., Any], list[Any], dict[str, Any]], Any]
-"""How a step is called: a check may look before and after."""
+"""A function that calls a step. A check may look before and after the call."""
 
 
 def _plainly(call: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -58,9 +58,9 @@ class Code:
         self._tensors = tensors
         self.random = False
         self.stateful = False
-        """Whether a run may change the segment's tensors."""
+        """True where a run may change the segment's tensors."""
         self.batch_norm = False
-        """Whether it normalises by statistics over the batch."""
+        """True where the program normalises by statistics over the batch."""
         steps = [self._compile(place) for place in range(len(graph.nodes))]
         for result in graph.results:
             if result >= self._first + len(steps):
@@ -154,7 +154,7 @@ class Program:
         self.train = Code(document.train, len(document.tensors))
         self.eval = Code(document.eval, len(document.tensors))
         self.costs = Costs(train_bytes=0, eval_bytes=0)
-        """As far as it was checked at the job's batches (`check_program`)."""
+        """The memory of a run, as far as it was checked at the job's batches (`check_program`)."""
 
     def code(self, training: bool) -> Code:
         return self.train if training else self.eval

@@ -87,32 +87,33 @@ class Segment(nn.Module):
 
     @property
     def input_values(self) -> tuple[ValueSpec, ...]:
-        """What `forward` takes in the present mode."""
+        """The values that `forward` takes in the present mode."""
         return self._program.document.graph(self.training).inputs
 
     @property
     def output_values(self) -> tuple[ValueSpec, ...]:
-        """What `forward` returns in the present mode."""
+        """The values that `forward` returns in the present mode."""
         return self._program.document.graph(self.training).outputs
 
     @property
     def n_wire(self) -> int:
-        """How many outputs, from the first, go over the wire in the present mode."""
+        """The number of outputs, counted from the first, that go over the wire in the present mode."""
         return self._program.document.graph(self.training).wire
 
     @property
     def has_random(self) -> bool:
-        """Whether the training graph draws random numbers."""
+        """Return whether the training graph draws random numbers."""
         return self._program.train.random
 
     @property
     def stateful(self) -> bool:
-        """Whether the training graph may change the segment's own tensors, as running statistics do."""
+        """Return whether the training graph may change the segment's own tensors, as running
+        statistics do."""
         return self._program.train.stateful
 
     @property
     def has_random_eval(self) -> bool:
-        """Whether the evaluation graph draws random numbers."""
+        """Return whether the evaluation graph draws random numbers."""
         return self._program.eval.random
 
     def tensors(self) -> dict[str, Tensor]:

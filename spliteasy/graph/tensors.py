@@ -48,7 +48,8 @@ def tensors_from_bytes(data: bytes) -> dict[str, Tensor]:
 
 
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether the strides cover one block of memory, each element once. A size of one may have any."""
+    """Return whether the strides cover one block of memory, each element once. A dimension of size one may
+    have any stride."""
     if len(shape) != len(strides):
         return False
     block = 1

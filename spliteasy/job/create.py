@@ -79,7 +79,7 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
 
 
 def _ends_of(source: Source, split: Split, loss_parameters: Sequence[TensorInfo]) -> Ends:
-    """What of head and tail devices draw themselves."""
+    """Return which tensors of head and tail the devices draw themselves."""
     segments: dict[Role, Segment] = {"head": split.head}
     if split.tail is not None:
         segments["tail"] = split.tail
@@ -90,7 +90,8 @@ def _ends_of(source: Source, split: Split, loss_parameters: Sequence[TensorInfo]
 
 
 def _outputs(split: Split, inputs: Tensors) -> Tensors:
-    """What the segments give for the example, in training; evaluation must give the like."""
+    """Return the outputs of the segments for the example, in training. Evaluation must give values of the
+    same kind."""
     in_training = _run(split, inputs, training=True)
     in_evaluation = _run(split, inputs, training=False)
     _check_batches(split)
@@ -122,7 +123,7 @@ def least_samples(split: Split, inputs: Tensors) -> int:
 
 
 def _stays_finite(split: Split, inputs: Tensors) -> bool:
-    """Whether a training forward can be computed, and makes no NaN in outputs and buffers."""
+    """Return whether a training forward can be computed and makes no NaN in outputs and buffers."""
     copies = [segment.spawn().train() for segment in split.segments]
     try:
         outputs = _through(copies, inputs)

@@ -1,4 +1,4 @@
-"""What goes in and out of a job's model: names, shapes and dtypes, for checking data before it is used."""
+"""The schema of a job's inputs and outputs: names, shapes and dtypes, to check data before it is used."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class SampleSpec(Section):
 
     name: Name
     dtype: DtypeName
-    """As in torch: `float32`, `int64`."""
+    """The dtype as torch names it: `float32`, `int64`."""
     shape: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_COUNT)], ...], Field(max_length=32)]
-    """Without the batch dimension."""
+    """The shape without the batch dimension."""
 
     @classmethod
     def of(cls, name: str, batch: Tensor) -> Self:

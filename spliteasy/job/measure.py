@@ -8,7 +8,7 @@ from spliteasy.training.measures import Measure, named_measure
 
 
 def measure_of(spec: JobSpec, loss: LossFunction) -> Measure:
-    """What can be counted for the job's loss."""
+    """Return what can be counted beside the job's loss."""
     if spec.loss.name is not None:
         return named_measure(spec.loss.name)
     from spliteasy.splitting.losses import PortableLoss

@@ -1,4 +1,5 @@
-"""Whether the losses of micro-batches add up to the loss of their batch, for a loss of the user's own."""
+"""Check that the losses of micro-batches add up to the loss of their batch, for a loss that the
+user wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How a batch is split into micro-batches (the job's `micro_batches`), and what each of them counts for.
+"""The rule by which a batch is split into micro-batches (the job's `micro_batches`), and the share of each in
+the step's loss.
 
 The parts follow from the batch's size alone, so that device, worker and the training in one process
 agree. A step's loss is the sum of the micro-batches' mean losses, each times its share
@@ -29,7 +30,8 @@ def micro_sizes(samples: int, micro_batches: int) -> tuple[int, ...]:
 
 
 def share_of(counted: float, batch: float) -> float:
-    """What the loss of a micro-batch counts for: `counted` samples or labelled elements of the batch's."""
+    """Return the share of a micro-batch in the batch's loss: `counted` of the batch's samples or labelled
+    elements."""
     return counted / batch
 
 

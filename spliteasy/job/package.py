@@ -47,9 +47,10 @@ BODY = "body."
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
 DRAWN_ENDS, DEFENCES = "secret-ends", "defences"
 FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES})
-"""What packages may need that this version knows, beyond what version 1 always had: batches of one sample
-are refused; micro-batches count for their labelled elements; the job says how data is read; devices draw
-the first weights of head and tail; devices change what crosses the cuts, or the labels they train on."""
+"""The features that this version knows and that a package may need, beyond what version 1 always had: batches
+of one sample are refused; micro-batches count for their labelled elements; the job says how data is read;
+devices draw the first weights of head and tail; devices change what crosses the cuts, or the labels they
+train on."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -70,7 +71,7 @@ class PartEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What is in a package."""
+    """The table of contents of a package."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     format: Literal["spliteasy-job"] = "spliteasy-job"
@@ -81,7 +82,7 @@ class Manifest(BaseModel):
 
 
 class _Needs(BaseModel):
-    """As much of any version's manifest as must be read first."""
+    """The part of any version's manifest that must be read first."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
     name: Identifier
@@ -146,11 +147,11 @@ class Job:
     tail: Segment | None
     """None for one cut."""
     ends: Ends
-    """Which tensors of head and tail are without values until a device draws them."""
+    """This says which tensors of head and tail have no values until a device draws them."""
     loss: LossFunction
     """(outputs, targets) -> scalar, tuples of tensors in."""
     measure: Measure
-    """What the loss's mean is over, and which predictions are right."""
+    """This says what the loss's mean is over, and which predictions are right."""
     body_or_none: Segment | None
     """None in a device's copy."""
 
@@ -221,7 +222,7 @@ class Job:
         return self.body_or_none
 
     def needs(self) -> set[str]:
-        """What a version that loads the package has to know."""
+        """Return the features that a version must know to load the package."""
         found = set()
         if self.signature.least_samples > 1:
             found.add(LEAST_SAMPLES)
@@ -263,7 +264,8 @@ def _parse_manifest(manifest: bytes, digest: str | None) -> Manifest:
 
 
 def _check_needs(manifest: bytes) -> None:
-    """Before anything else is read: what is unknown below may be a newer version's."""
+    """Check the package's needs before anything else is read: what is unknown here may be of a
+    newer version."""
     try:
         said = _Needs.model_validate_json(manifest[:MAX_MANIFEST_BYTES])
     except ValidationError:

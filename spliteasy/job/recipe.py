@@ -1,4 +1,4 @@
-"""Whether a job's recipe for data (`[data]`) fits what goes into its model and comes out of it."""
+"""Check that a job's recipe for data (`[data]`) fits the inputs and outputs of its model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def not_pictures(signature: Signature) -> str | None:
 
 
 def classes_of(signature: Signature) -> int | None:
-    """How many classes the targets number; None where they are no classes.
+    """Return how many classes the targets number, or None where they are no classes.
 
     A class number is int64[] beside scores of each class; a yes or no is float32[] or float32[1] beside one
     score.

@@ -59,7 +59,7 @@ def check_signature(manifest: bytes, signature: str | None, public_key: str) -> 
 
 
 def read_signer(file: Path) -> Callable[[str], str]:
-    """What signs the job of a digest with the private key in the file.
+    """Return a function that signs a job's digest with the private key in the file.
 
     Raises UserError where the file can't be read, others may read it, or it holds no such key.
     """
@@ -89,7 +89,8 @@ def read_public_key(file: Path) -> str:
 
 
 def _statement(digest: str) -> bytes:
-    """What is signed; the words keep a signature of something else from passing for one of a job."""
+    """Return the bytes that are signed. Their words keep a signature of something else from passing for one
+    of a job."""
     return f"spliteasy job 1\n{digest}\n".encode()
 
 

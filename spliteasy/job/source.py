@@ -43,7 +43,7 @@ class Source:
     inputs: Tensors
     targets: Tensors
     recording: Recording
-    """How the initial tensors of the model and the loss were made."""
+    """The record of how the initial tensors of the model and the loss were made."""
     loss: UsersLoss | None
     """The user's own loss; None for a loss by name."""
 

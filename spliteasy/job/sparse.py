@@ -9,7 +9,7 @@ from spliteasy.job.spec import JobSpec, SgdSpec
 from spliteasy.training.optim import group_of
 
 _SPARSE_ARGUMENT = {"aten.embedding.default": 4, "aten.embedding_bag.default": 5}
-"""Where the argument `sparse` stands in each operator that may give a sparse gradient."""
+"""The place of the argument `sparse` in each operator that may give a sparse gradient."""
 
 
 def check_sparse(spec: JobSpec, documents: list[Document]) -> None:
@@ -42,7 +42,7 @@ def _sparse_weights(document: Document) -> list[str]:
 
 
 def _why_dense(spec: JobSpec, name: str) -> str | None:
-    """What of the job's training needs a dense gradient of the parameter; None: nothing does."""
+    """Say what of the job's training needs a dense gradient of the parameter, or None where nothing does."""
     optimizer, group = spec.optimizer, group_of(spec.optimizer, name)
     if not isinstance(optimizer, SgdSpec):
         return optimizer.name

@@ -132,10 +132,11 @@ class Section(BaseModel):
 
 
 class ModelSpec(Section):
-    """What is trained and where it is cut."""
+    """The model that is trained, and where it is cut."""
 
     factory: Reference
-    """Called without arguments after torch was seeded with the job's seed; returns an `nn.Module`."""
+    """This function is called without arguments after torch was seeded with the job's seed; it returns an
+    `nn.Module`."""
     example: Reference
     """Returns (inputs, targets), each a tensor or a tuple of them, batch first: shapes and dtypes count."""
     cuts: Annotated[
@@ -147,7 +148,7 @@ class ModelSpec(Section):
 
     @property
     def auto(self) -> bool:
-        """Whether the cuts are still to be planned; never so in a job that was submitted."""
+        """Return whether the cuts are still to be planned, which is never so in a job that was submitted."""
         return not self.cuts
 
 
@@ -171,7 +172,7 @@ class GroupSpec(Section):
     """Settings for the parameters whose original name matches `pattern`; the first match counts."""
 
     pattern: Name
-    """As in `fnmatch`: `stem.*`, `*.bias`."""
+    """The pattern is one of `fnmatch`: `stem.*`, `*.bias`."""
     lr: NonNegative | None = None
     weight_decay: NonNegative | None = None
     frozen: bool = False
@@ -273,7 +274,7 @@ class ClipSpec(Section):
 
 
 class DurabilitySpec(Section):
-    """What is kept where, and for how long."""
+    """Settings of what device and store keep, and for how long."""
 
     checkpoint_every: Count = 10
     """Steps between two checkpoints of the device."""
@@ -282,7 +283,8 @@ class DurabilitySpec(Section):
     snapshot_every_steps: Count = 50
     snapshot_every_s: Positive = 30.0
     log_max_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 1 << 30
-    """From half of it on a device is asked for checkpoints at every step; beyond it the session stops.
+    """The log may have this size; then the session stops. From half of it on a device writes a checkpoint at
+    every step.
 
     The log gets that large only where checkpoints don't help: a worker's snapshots cut it long before.
     """
@@ -304,7 +306,8 @@ class EvaluationSpec(Section):
 
 
 class LinkSpec(Section):
-    """How tensors travel: both directions alike, activations up and down, gradients up and down.
+    """Settings of how tensors travel. Both directions are alike: activations up and down, gradients up and
+    down.
 
     Under "auto" the device picks, for each message and by what it measures of its link, a codec of `allow`.
     """
@@ -313,7 +316,8 @@ class LinkSpec(Section):
     activations: CodecOrAuto = "fp32"
     gradients: CodecOrAuto = "fp32"
     allow: Annotated[tuple[Codec, ...], Field(max_length=8), AfterValidator(_unique)] = ()
-    """What "auto" may use, the best liked first: it is the loss of precision that the job accepts."""
+    """The codecs that "auto" may use, the best liked first: they are the loss of precision that the job
+    accepts."""
 
     @model_validator(mode="after")
     def _auto_is_bounded(self) -> Self:
@@ -326,7 +330,7 @@ class LinkSpec(Section):
 
     @property
     def auto(self) -> bool:
-        """Whether the device chooses codecs as it goes."""
+        """Return whether the device chooses codecs as it goes."""
         return AUTO in (self.activations, self.gradients)
 
     @property
@@ -358,7 +362,8 @@ class PlanSpec(Section):
     downlink: Annotated[str, _parses(parse_rate)] = "50mbit"
     rtt: Annotated[str, _parses(parse_duration)] = "50ms"
     device_speed: Positive = 1.0
-    """How fast a device trains beside the machine where the job is planned: a phone has 0.1, say."""
+    """The speed at which a device trains, where the machine that plans the job has 1: a phone has 0.1, say.
+    """
     server_speed: Positive = 1.0
     device_memory: Annotated[str, _parses(parse_size)] | None = None
     min_head_layers: Steps = 0
@@ -379,19 +384,20 @@ class DataSpec(Section):
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4096), AfterValidator(_unique)]
     """The names of the sub-folders, in the order of the model's outputs: 0 is the first."""
     resize: Literal["none", "stretch", "crop", "pad"] = "none"
-    """How a picture of another size is made to fit: not at all (an error), by stretching it, by covering the
-    model's size and cutting off the rest, or by fitting it in with black around it."""
+    """A picture of another size is made to fit in one of these ways: not at all (an error), by stretching it,
+    by covering the model's size and cutting off the rest, or by fitting it in with black around it."""
     mean: Annotated[tuple[float, ...], Field(max_length=3)] = ()
-    """Taken from the values, which are 0 (black) to 1 (white): one number a channel, or one for all."""
+    """This is subtracted from the values, which are 0 (black) to 1 (white): one number a channel, or one for
+    all."""
     std: Annotated[tuple[Positive, ...], Field(max_length=3)] = ()
-    """What the values are divided by, after `mean`."""
+    """The values are divided by this, after `mean` was subtracted."""
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class LimitsSpec(Section):
-    """What an attack may reach at most (`spliteasy leakage`); what is left out is measured and not bounded.
+    """Bounds on what an attack may reach (`spliteasy leakage`). A measure without a bound is only reported.
 
     The training does not depend on it, so that it is no part of the job's digest.
     """
@@ -417,20 +423,20 @@ class LimitsSpec(Section):
 
 
 STRICT: dict[str, Any] = {"gradient_noise": 6.0}
-"""What `preset = "strict"` sets: found by measuring (docs/privacy.md)."""
+"""The settings of `preset = "strict"`, found by measuring (docs/privacy.md)."""
 
 DEFENCES = ("preset", "clip_activations", "noise_activations", "gradient_noise", "label_dp")
 """The keys of `[privacy]` that change what crosses the cuts."""
 
 
 class PrivacySpec(Section):
-    """What the other side may learn (docs/privacy.md)."""
+    """Settings of what the other side may learn (docs/privacy.md)."""
 
     ends: Annotated[str, _only("secret", "perturb", "public")] = "secret"
-    """Where the initial weights of head and tail come from. "secret": each device draws its own, by the law
-    of the model's initialization; what has no such law is public, and `submit` names it. "perturb": public
-    weights are multiplied by 1 + σ·ξ on the device, too. "public": all are in the package, so that a worker
-    can follow the training of head and tail to the last bit, and knows labels and inputs."""
+    """The source of the initial weights of head and tail. "secret": each device draws its own, by the law of
+    the model's initialization; weights without such a law are public, and `submit` names them. "perturb":
+    public weights are also multiplied by 1 + σ·ξ on the device. "public": all are in the package, so that a
+    worker can follow the training of head and tail to the last bit, and knows labels and inputs."""
     perturb: Annotated[float, Field(ge=0.01, le=1)] = 0.1
     """σ of `ends = "perturb"`, beside each weight's own size."""
     preset: Literal["strict"] | None = None
@@ -468,7 +474,7 @@ class PrivacySpec(Section):
 
 
 class FleetSpec(Section):
-    """How devices share a body."""
+    """Settings of how devices share a body."""
 
     mode: Annotated[str, _only("personal", planned=("splitfed", "shared", "relay"))] = "personal"
 
@@ -535,7 +541,7 @@ class JobSpec(Section):
 
     @property
     def defended(self) -> bool:
-        """Whether a device changes what crosses the cuts, or the labels that it trains on."""
+        """Return whether a device changes what crosses the cuts, or the labels that it trains on."""
         return any(getattr(self.privacy, key) for key in DEFENCES)
 
     @property

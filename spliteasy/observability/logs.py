@@ -27,7 +27,7 @@ _QUERY = re.compile(r"([?&](?:password|token|secret)=)[^\s&]*", re.IGNORECASE)
 
 
 def bound(**values: Any) -> AbstractContextManager[None]:
-    """While it is entered, every line of this task and of those it starts carries the values."""
+    """Add the values to every log line of this task, and of those it starts, while it is entered."""
     return structlog.contextvars.bound_contextvars(**values)
 
 

@@ -18,7 +18,8 @@ from spliteasy.errors import UserError
 log = structlog.get_logger(__name__)
 
 HOST = "127.0.0.1"
-"""Where it listens unless told otherwise: metrics name jobs, and are for this machine only."""
+"""The pages are served here unless another address is given: metrics name jobs, and are for this machine
+only."""
 
 REQUEST_S = 5.0
 MAX_REQUEST_BYTES = 8192
@@ -28,7 +29,7 @@ REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not All
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pages:
-    """What the server shows. Both are given `REQUEST_S` in all."""
+    """The contents of the pages. Both functions together have `REQUEST_S`."""
 
     metrics: Callable[[], Awaitable[bytes]]
     """The text of `/metrics`."""

@@ -49,5 +49,5 @@ class PrometheusMeter:
         (histogram.labels(*labels) if labels else histogram).observe(value)
 
     def render(self) -> bytes:
-        """Everything in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)

@@ -22,7 +22,7 @@ class Context:
 
     @property
     def traceparent(self) -> str:
-        """As the W3C's Trace Context writes it; sampled."""
+        """The context as the W3C's Trace Context writes it, marked as sampled."""
         return f"00-{self.trace}-{self.span}-01"
 
     def child(self) -> Context:

@@ -26,7 +26,7 @@ from spliteasy.splitting.split import cut_trace, partitions
 from spliteasy.splitting.trace import TENSOR
 
 BYTES = 4
-"""Of a parameter."""
+"""The size of a parameter."""
 MEMORY_KIND = KINDS.index("memory")
 TRANSIENT = 1.5
 """Peak of an operator's backward over what it reads and writes (measured 1.2 to 1.6: kernels copy)."""
@@ -38,7 +38,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """What one cut, or a pair, comes to in a step of a whole batch. Seconds are predicted."""
+    """The costs of one cut, or of a pair, in a step of a whole batch. Seconds are predicted."""
 
     cuts: tuple[str, ...]
     depths: tuple[float, ...]
@@ -166,7 +166,7 @@ class Chooser:
         return rows, min(fitting, key=lambda row: (row.step_s, row.memory_bytes))
 
     def at(self, cuts: Sequence[str]) -> Cut:
-        """What these cuts come to. Raises CutError where they can't be right."""
+        """Return the costs of these cuts. Raises CutError where they can't be right."""
         partitions(self._traced, tuple(cuts), self._shared)
         ends = cut_trace(self._traced.train, cuts, self._traced.paths).ends
         places = [int(np.searchsorted(self._flow.positions, end)) for end in ends]
@@ -206,7 +206,7 @@ class Chooser:
         return found
 
     def _measures(self, group: Estimates, index: int) -> dict[str, float]:
-        """What the constraints are about, by their names."""
+        """Return the values that the constraints bound, by the names of the constraints."""
         first = group.places(index)[0]
         measures = {
             "device_memory": float(group.memory[index]),

@@ -1,4 +1,4 @@
-"""What a plan is made for: a device, its link, the server, and what the cut must keep to."""
+"""The conditions of a plan: a device, its link, the server, and the constraints on the cut."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ class Conditions:
     down_bytes_s: float
     rtt_s: float
     device_speed: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """For each of `costs.KINDS`."""
+    """One speed for each of `costs.KINDS`."""
     server_speed: float = 1.0
     round_trip_s: float = 0.0
-    """What a request and its reply take in agent, broker, worker and store beside computing and the link."""
+    """A request and its reply take this long in agent, broker, worker and store, beside computing and the
+    link."""
     byte_s: float = 0.0
     """The same for each byte that travels: packing, checksums, queues, the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
-    """What a cut must keep to; None and 0 ask nothing."""
+    """Constraints that a cut must meet. None and 0 ask nothing."""
 
     device_memory: int | None = None
     """Bytes that head, tail and their step may take at most."""

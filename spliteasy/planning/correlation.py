@@ -1,4 +1,4 @@
-"""How much of the inputs shows in what crosses a cut: distance correlation on a sample.
+"""Distance correlation on a sample measures how much of the inputs shows in what crosses a cut.
 
 0 where inputs and activations are independent, 1 where one is the other up to scale and rotation
 (Székely, Rizzo, Bakirov 2007). The estimate is the bias-corrected one (Székely, Rizzo 2013): the plain
@@ -35,7 +35,8 @@ class InputCorrelation:
         self._known: dict[frozenset[int], float] = {}
 
     def of(self, values: Collection[int]) -> float:
-        """Between the inputs and these values (numbers in `flow.values`) taken together: 0 to 1."""
+        """Return the distance correlation, 0 to 1, between the inputs and these values (numbers in
+        `flow.values`) taken together."""
         chosen = frozenset(v for v in values if v in self._squares)
         if chosen not in self._known:
             together = np.sqrt(sum((self._squares[v] for v in chosen), np.zeros_like(self._inputs)))
@@ -44,12 +45,13 @@ class InputCorrelation:
 
 
 def distance_correlation(left: Tensor, right: Tensor) -> float:
-    """Of two tensors with a row for each sample, 4 samples at least: 0 to 1."""
+    """Return the distance correlation, 0 to 1, of two tensors with a row for each sample, at least 4."""
     return _correlation(*(_centred(np.sqrt(squared_distances(each))) for each in (left, right)))
 
 
 def squared_distances(samples: Tensor) -> Numbers:
-    """Between every two rows. Of integers (tokens): in how many places they differ."""
+    """Return the squared distance of every two rows. For integers (tokens) it is the number of places in
+    which they differ."""
     flat = samples.detach().reshape(samples.shape[0], -1)
     if not flat.is_floating_point():
         return np.array([(flat != row).sum(1).tolist() for row in flat], dtype=np.float64)
@@ -110,5 +112,5 @@ def rows_of(value: Tensor, spec: ValueSpec) -> Tensor:
 
 
 def varies(tensors: Iterable[Tensor]) -> bool:
-    """Whether the samples differ at all."""
+    """Return whether the samples differ at all."""
     return any(len(x) > 1 and bool((x != x[:1]).any()) for x in tensors)

@@ -1,4 +1,4 @@
-"""What each operator of a model costs in training: time forward and backward, and the memory it holds.
+"""The costs of each operator of a model in training: time forward and backward, and the memory it holds.
 
 The whole model is run as one segment, operator by operator. An operator's backward is the autograd
 nodes that it adds: a hook behind each of them tells how long it took, in its place, with caches as warm
@@ -33,7 +33,7 @@ Numbers = npt.NDArray[np.float64]
 Tensors = tuple[Tensor, ...]
 
 KINDS = ("convolution", "matmul", "memory")
-"""What bounds an operator: devices differ in each on its own."""
+"""The kinds of limit on an operator's speed. Devices differ in each on its own."""
 
 BUDGET_S = 20.0
 """About how long the timing may take, where two samples allow it."""
@@ -121,7 +121,7 @@ def clock() -> Callable[[], float]:
 
 
 def resized(inputs: Tensors, targets: Tensors, batch: int) -> tuple[Tensors, Tensors]:
-    """So many samples: those there are, again and again."""
+    """Return `batch` samples, by repeating those that there are."""
     rows = torch.arange(batch) % inputs[0].shape[0]
     return tuple(x[rows] for x in inputs), tuple(y[rows] for y in targets)
 

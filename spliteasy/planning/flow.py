@@ -1,4 +1,4 @@
-"""What crosses at every place and every pair of places, worked out for all of them at once.
+"""The values that cross at every place and every pair of places, worked out for all of them at once.
 
 `spliteasy.splitting` cuts a trace at given places and says exactly what crosses. A planner looks at tens
 of thousands of pairs, so that here each value is noted once: where it is made and where it is used.
@@ -48,7 +48,7 @@ class Flowing:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the model can be cut: after the module `cut`, at operator number `position`."""
+    """A place where the model can be cut: after the module `cut`, at operator number `position`."""
 
     cut: str
     position: int
@@ -76,7 +76,7 @@ class Flow:
 
     @cached_property
     def positions(self) -> npt.NDArray[np.int64]:
-        """Of the places, in order."""
+        """The positions of the places, in order."""
         return np.array([place.position for place in self.places], dtype=np.int64)
 
     def sums(self, costs: Numbers) -> Numbers:
@@ -85,7 +85,7 @@ class Flow:
         return whole[self.positions + 1]
 
     def pairs_from(self, first: int, costs: Sequence[float], gradients: bool) -> tuple[Numbers, Numbers]:
-        """What pairs (`first`, every place) send up and down, where value v costs `costs[v]`.
+        """Return what the pairs (`first`, every place) send up and down, where value v costs `costs[v]`.
 
         `gradients`: only the values that take one. Entries up to `first` mean nothing.
         """
@@ -99,7 +99,7 @@ class Flow:
         return up, self.live(costs, gradients) - passing
 
     def live(self, costs: Sequence[float], gradients: bool) -> Numbers:
-        """What a single cut at each place sends."""
+        """Return what a single cut at each place sends."""
         return np.array(
             [
                 sum(costs[v] for v in place.crossing if not gradients or self.values[v].spec.needs_grad)
@@ -116,7 +116,8 @@ class Flow:
         return tuple(v for v in at.crossing if self.values[v].next_use(at.position) <= end)
 
     def barred_from(self, first: int) -> int:
-        """From which place on, as the second cut, a barred value would cross; past all for none."""
+        """Return the first place at which, as the second cut, a barred value would cross, or one past the
+        last if there is none."""
         uses = [
             self.values[v].next_use(self.places[first].position)
             for v in self.places[first].crossing
@@ -133,7 +134,7 @@ class Flow:
 
     @cached_property
     def _work(self) -> npt.NDArray[np.int64]:
-        """How many live operators that compute there are up to each position."""
+        """The number of live operators that compute, up to each position."""
         live = [op in self.trace.live and op.target not in _SIZES for op in self.trace.ops]
         return np.concatenate(([0], np.cumsum(live)))
 

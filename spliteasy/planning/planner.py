@@ -30,16 +30,16 @@ from spliteasy.training.losses import LossFunction
 from spliteasy.training.segment_trainer import tensors_of
 
 MAX_SAMPLES = 64
-"""For the correlation and for what codecs make of the data."""
+"""The correlation and the codecs are measured on at most this many samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutPlan:
-    """What was found: the best cut behind each place, and the best of all."""
+    """The result of planning: the best cut behind each place, and the best of all."""
 
     spec: JobSpec
     rows: tuple[Cut, ...]
-    """In order of the first cut."""
+    """The cuts, ordered by the first one."""
     best: Cut
     own: Cut | None
     """The cuts that the job file names; None for "auto"."""
@@ -47,7 +47,7 @@ class CutPlan:
     conditions: Conditions
     constraints: Constraints
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers has to know."""
+    """Notes that a reader of the numbers has to know."""
 
 
 def plan_job(
@@ -142,14 +142,15 @@ def conditions_of(settings: PlanSpec, profile: Profile | None = None) -> Conditi
 
 
 def planned_codecs(link: LinkSpec, conditions: Conditions) -> tuple[str, str]:
-    """Of activations and gradients; what "auto" would use for a megabyte on the slower direction."""
+    """Return the codecs of activations and gradients. For "auto" they are those for a megabyte on the slower
+    direction."""
     rate = min(conditions.up_bytes_s, conditions.down_bytes_s)
     activations, gradients = (choose_codec(link.codecs[place], nbytes=1 << 20, rate=rate) for place in PLACES)
     return activations, gradients
 
 
 def constraints_of(settings: PlanSpec, limits: LimitsSpec) -> Constraints:
-    """What `[plan]` asks for, and what `[privacy.limits]` need at the least."""
+    """Return the constraints that `[plan]` asks for and that `[privacy.limits]` need at the least."""
     memory = settings.device_memory
     return Constraints(
         device_memory=parse_size(memory, "device_memory") if memory is not None else None,
@@ -199,5 +200,5 @@ def _made_up(inputs: Tensors, targets: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def names_of(cuts: Sequence[str]) -> str:
-    """As it stands in a job file."""
+    """Return the cuts as they are written in a job file."""
     return "[" + ", ".join(f'"{cut}"' for cut in cuts) + "]"

@@ -19,7 +19,7 @@ from spliteasy.errors import JobError
 from spliteasy.runtime.generators import states_kept
 
 MIN_S = 0.15
-"""How long each measurement lasts at least; the fastest repetition counts."""
+"""Each measurement lasts at least this long; the fastest repetition counts."""
 MAX_BYTES = 1 << 16
 
 Positive = Annotated[float, Field(gt=0)]
@@ -39,7 +39,7 @@ class ComputeProfile(_Part):
     threads: Annotated[int, Field(ge=1)]
 
     def speeds_beside(self, here: ComputeProfile) -> tuple[float, float, float]:
-        """How fast this is beside `here`, for each of `costs.KINDS`."""
+        """Return the speed of this machine, where `here` has 1, for each of `costs.KINDS`."""
         return (
             self.convolution_flop_s / here.convolution_flop_s,
             self.matmul_flop_s / here.matmul_flop_s,
@@ -48,7 +48,7 @@ class ComputeProfile(_Part):
 
 
 class LinkProfile(_Part):
-    """To a broker: rates in bytes a second, and a round trip."""
+    """The link to a broker: rates in bytes a second, and a round trip."""
 
     up_bytes_s: Positive
     down_bytes_s: Positive
@@ -56,18 +56,18 @@ class LinkProfile(_Part):
 
 
 class Overhead(_Part):
-    """What agent, broker, worker and store take beside computing and the link."""
+    """The time that agent, broker, worker and store take beside computing and the link."""
 
     round_trip_s: NonNegative
     byte_s: NonNegative
 
 
 USUAL = Overhead(round_trip_s=0.01, byte_s=1e-8)
-"""Where no profile says otherwise."""
+"""The overhead that is assumed where no profile gives another."""
 
 
 class Profile(_Part):
-    """What `spliteasy profile` writes and `spliteasy plan --profile` reads."""
+    """The profile that `spliteasy profile` writes and `spliteasy plan --profile` reads."""
 
     format: Literal["spliteasy-profile"] = "spliteasy-profile"
     version: Literal[1] = 1

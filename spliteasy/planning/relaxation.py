@@ -1,4 +1,4 @@
-"""Which cuts keep to the constraints, and if none does, which constraint to relax, and to what."""
+"""Find the cuts that meet the constraints and, if none does, say which constraint to relax, and to what."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Relaxing:
                 self._others_kept[name] = self._better(name, kept, measures[name])
 
     def error(self) -> CutError:
-        """No cut keeps to all: what each constraint alone would have to be."""
+        """Return the error that no cut meets all constraints, and say what each alone would have to be."""
         asked = " and ".join(_told(name, limit) for name, limit in self._limits.items())
         ways = [_told(name, value) for name, value in self._others_kept.items()]
         if ways:
@@ -61,7 +61,7 @@ class Relaxing:
 
 
 def _told(name: str, value: float) -> str:
-    """As it is written on the command line; rounded to the side that keeps it met."""
+    """Return the value as it is written on the command line, rounded to the side on which it is still met."""
     if name == "min_tail_layers":
         return f"a tail of {int(value)} or more layers with weights ([privacy.limits] of labels)"
     option = f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""What each value takes on the wire, under a codec: bytes, and the time to pack and unpack it."""
+"""The costs of each value on the wire under a codec: bytes, and the time to pack and unpack it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _packed_values(
     targets: Tensors,
     codecs: tuple[str, str],
 ) -> tuple[dict[int, _Packed], dict[int, _Packed]]:
-    """By value: its activation packed, and its gradient."""
+    """Return for each value its activation packed, and its gradient."""
     forth, back = (parse_codec(codec) for codec in codecs)
     sent = {v for place in flow.places for v in place.crossing}
     numbers = {value.op: v for v, value in enumerate(flow.values) if v in sent}

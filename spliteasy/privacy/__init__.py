@@ -1,3 +1,2 @@
-"""What can be computed from what crosses the cut: secret initial weights, records of a training, attacks on
-them, and limits.
-"""
+"""Secret initial weights, records of a training, attacks on what crosses the cut, and limits on what they may
+reach."""

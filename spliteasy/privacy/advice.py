@@ -1,4 +1,4 @@
-"""Which limits a job can't keep to, as far as its cut tells without a training."""
+"""Find the limits that a job can't keep to, as far as its cut tells without a training."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def advice(job: Job, limits: LimitsSpec) -> list[Advice]:
 
 
 def bounds_labels(limits: LimitsSpec) -> bool:
-    """Whether labels may be recovered in part only."""
+    """Return whether labels may be recovered in part only."""
     bounds = (limits.label_recovery, limits.canary_recovery)
     return any(limit is not None and limit < 1 for limit in bounds)
 
 
 def bounds_inputs(limits: LimitsSpec) -> bool:
-    """Whether reconstructed inputs must be in error."""
+    """Return whether reconstructed inputs must be in error."""
     return limits.input_mse is not None and limits.input_mse > 0
 
 
@@ -99,7 +99,7 @@ def matrices(segment: Segment) -> int:
 
 
 def is_public(job: Job, segment: Segment) -> bool:
-    """Whether every weight matrix of the segment has its initial values in the job package."""
+    """Return whether every weight matrix of the segment has its initial values in the job package."""
     if job.spec.privacy.ends == "perturb":
         return False
     drawn = job.ends.of(segment.name)

@@ -27,7 +27,7 @@ def other_cuts(spec: JobSpec, root: Path | None) -> list[tuple[str, ...]]:
     places: set[bytes] = set()
 
     def legal(cuts: tuple[str, ...]) -> bool:
-        """Whether it can be cut so, and is another place than those before."""
+        """Return whether the model can be cut so, and this is another place than those before."""
         try:
             split = split_traced(source.traced, cuts, share_inputs=source.shared_inputs)
         except CutError:

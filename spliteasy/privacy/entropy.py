@@ -1,4 +1,4 @@
-"""Whether a law leaves anything to guess: what a device looks at before it trusts the law of a job.
+"""A device tests whether a law leaves anything to guess before it trusts the law of a job.
 
 A worker that is an adversary could hand out a law that gives every device the same weights, or weights that
 follow from a few numbers. Torch draws the trials here: nothing that is tried is used.
@@ -20,7 +20,7 @@ from spliteasy.privacy.law import Step, draw_by_torch, run_law
 from spliteasy.runtime.randomness import Key, drawing, state_of
 
 MIN_SPREAD = 1e-3
-"""What must differ between two draws of a weight matrix, beside the mean square of its elements."""
+"""Two draws of a weight matrix must differ by this, beside the mean square of its elements."""
 
 MIN_SIZE = 1e-3
 """Root mean square of a weight matrix times the square root of its inputs: less acts as zeros do."""

@@ -1,4 +1,4 @@
-"""What an attack claims, and how it is scored against the truth.
+"""The claims of attacks, and how each is scored against the truth.
 
 An attack returns one `Guess`. Scoring stands apart from attacking, so that no attack can look at the
 answers, and all attacks of a kind are measured alike.
@@ -19,7 +19,7 @@ from spliteasy.privacy.record import Truth
 from spliteasy.privacy.statistics import best_matching, bootstrap, matched_chance, wilson
 
 FALSE_POSITIVES = 0.01
-"""Where membership is measured: strangers that may be taken for members."""
+"""Membership is measured where this share of strangers is taken for members."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,7 @@ class TokenGuess:
 
 @dataclass(frozen=True, kw_only=True)
 class MembershipGuess:
-    """How sure the attack is of each of the view's candidates that the device trained on it: float [n]."""
+    """The attack's confidence that the device trained on each of the view's candidates: float [n]."""
 
     confidence: Tensor
 
@@ -167,7 +167,7 @@ class MembershipGuess:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkGuess:
-    """For every row of `later`, the row of `earlier` that is the same sample: int64 [rows]."""
+    """The row of `earlier` that is the same sample, for every row of `later`: int64 [rows]."""
 
     links: Tensor
     earlier: range
@@ -192,7 +192,7 @@ class LinkGuess:
 
 @dataclass(frozen=True, kw_only=True)
 class PropertyGuess:
-    """Which half each sample of `steps` is in, by a property of its input: bool [samples].
+    """The half that each sample of `steps` is in, by a property of its input: bool [samples].
 
     The property is the mean of the input, above or below the median: the brightness of an image.
     Which half is which is not known, so that both namings are tried.
@@ -219,7 +219,7 @@ class PropertyGuess:
 
 @dataclass(frozen=True, kw_only=True)
 class AlarmGuess:
-    """What the device's guard gets to see at each step, beside its own labels."""
+    """The gradients that the device's guard gets to see at each step, beside its own labels."""
 
     returned: Sequence[Tensor]
     sent: Sequence[Tensor]

@@ -22,7 +22,7 @@ WINDOW = 12
 """Steps that are judged together."""
 
 LEAST = 0.25
-"""What must be left, in what comes back, of the classes' difference in what was sent."""
+"""What comes back must keep this share of the classes' difference in what was sent."""
 
 
 class HijackGuard:
@@ -53,7 +53,8 @@ class HijackGuard:
 
 
 def _apart(gradients: Tensor, same: Tensor, other: Tensor) -> float:
-    """How much more alike the rows of one class are than those of two: a difference of mean cosines."""
+    """Return how much more alike the rows of one class are than those of two: a difference of mean
+    cosines."""
     rows = normalized(gradients - gradients.mean(0))
     alike = rows @ rows.T
     return float(alike[same].mean() - alike[other].mean())

@@ -1,4 +1,4 @@
-"""How a model's initial tensors were drawn, as a small program that another machine can run.
+"""A law says how a model's initial tensors were drawn, as a small program that another machine can run.
 
 A law is a straight line of steps on plain memory: a step draws numbers (`SOURCES`) or calls one of
 the allow-listed operators, and writes into views of memory that begins as zeros. It comes from the model's
@@ -40,7 +40,8 @@ SOURCES: Mapping[str, int] = {
     "integers": 2,
     "permutation": 0,
 }
-"""What draws: (low, high); (mean, std); (mean, std, low, high); (probability); (rate); (low, high); ()."""
+"""The sources of random numbers with their arguments: (low, high); (mean, std); (mean, std, low, high);
+(probability); (rate); (low, high); ()."""
 
 OPERATORS = frozenset().union(
     operators.ARITHMETIC, operators.LOGIC, operators.REDUCTIONS, operators.LINEAR_ALGEBRA,
@@ -52,10 +53,12 @@ OPERATORS = frozenset().union(
         "aten.lt_.Scalar", "aten.gt_.Scalar", "aten.cumsum_.default", "aten.pow_.Tensor",
     },
 ) - operators.UNINITIALISED - {"aten.einsum.default"}  # fmt: skip
-"""What a law may compute from what it drew: the arithmetic of portable graphs, and what initializers add."""
+"""The operators that a law may apply to what it drew: the arithmetic of portable graphs, and what
+initializers add."""
 
 Draw = Callable[[int, "Step", Tensor], None]
-"""Called with a source's place among the law's steps, the step, and the view that takes its numbers."""
+"""A function that is called with a source's place among the law's steps, the step, and the view that takes
+its numbers."""
 
 
 class _Record(BaseModel):
@@ -220,7 +223,7 @@ def _listed(result: Any) -> list[Tensor]:
 
 
 def draw_by_torch(step: Step, out: Tensor) -> None:
-    """What the source drew in the model's factory, from torch's default generator as it stands."""
+    """Draw what the source drew in the model's factory, from torch's default generator as it is now."""
     match step.op:
         case "uniform":
             out.uniform_(*step.args)

@@ -22,12 +22,12 @@ AT_LEAST: frozenset[LimitKey] = frozenset({"input_mse"})
 
 
 def passes(key: LimitKey, value: float, limit: float) -> bool:
-    """Whether the value keeps to the limit."""
+    """Return whether the value keeps to the limit."""
     return value >= limit if key in AT_LEAST else value <= limit
 
 
 def leaks(key: LimitKey, value: float, chance: float) -> float:
-    """How far the value is from chance towards a full leak: 0 is chance or worse, 1 is everything."""
+    """Return how far the value is from chance towards a full leak: 0 is chance or worse, 1 is everything."""
     if key in AT_LEAST:
         return max(0.0, 1 - value / chance) if chance > 0 else 0.0
     return max(0.0, (value - chance) / (1 - chance)) if chance < 1 else 0.0

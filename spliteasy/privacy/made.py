@@ -1,4 +1,4 @@
-"""At submit: which initial weights of a job's ends devices can draw, and which are public."""
+"""Decide at submit which initial weights of a job's ends devices can draw, and which are public."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_ends(
     *,
     public: bool = False,
 ) -> Ends:
-    """What the package says of the ends. `originals`: the model's tensors, by main name.
+    """Return what the package says of the ends. `originals` has the model's tensors, by main name.
 
     `public`: the job keeps nothing secret. A tensor is drawn only where its law, run again from the states
     that torch's generator had in the factory, gives its bits, and where the law leaves something to guess.
@@ -123,7 +123,7 @@ def _weak(recording: Recording, drawn: Sequence[_End]) -> dict[_End, str]:
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether shape, dimension order and bits are the same."""
+    """Return whether shape, dimension order and bits are the same."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype or _strides(ours) != _strides(theirs):
         return False
     a, b = (t.contiguous().reshape(-1).view(torch.uint8) for t in (ours, theirs.detach()))

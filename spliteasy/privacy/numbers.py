@@ -103,4 +103,5 @@ LAWS: Mapping[str, Callable[..., Doubles]] = {
     "exponential": _exponential,
     "integers": _integers,
 }
-"""By name: (count, bits, key, *arguments as `spliteasy.privacy.law.SOURCES` has them) -> numbers."""
+"""The generators by name: (count, bits, key, *arguments as `spliteasy.privacy.law.SOURCES` has them) ->
+numbers."""

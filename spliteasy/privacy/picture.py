@@ -58,7 +58,8 @@ def _is_image(inputs: Tensor) -> bool:
 
 
 def _picture(image: Tensor) -> object:
-    """As matplotlib takes it: [height, width], or with three channels behind, clipped to 0 to 1."""
+    """Return the image as matplotlib takes it: [height, width], or with three channels behind, clipped to 0
+    to 1."""
     if image.shape[0] == 1:
         return image[0].numpy()
     low, high = image.min(), image.max()

@@ -21,7 +21,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class Adversary(StrEnum):
-    """Who looks."""
+    """The adversary that looks."""
 
     WORKER = "worker"
     """An honest but curious worker: the job package and every message."""
@@ -41,7 +41,7 @@ class Exchange:
 
     samples: int
     share: float
-    """What the micro-batch's loss counts for in the batch's."""
+    """The weight of the micro-batch's loss in the batch's."""
     activations: Values
     """a: from the head to the body."""
     outputs: Values
@@ -87,7 +87,7 @@ class Hijacker(Protocol):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class View:
-    """Everything that one adversary holds after a training."""
+    """The view of one adversary after a training: all that it holds."""
 
     adversary: Adversary
     job: Job
@@ -152,7 +152,8 @@ class View:
 
     @cached_property
     def silent_tail(self) -> bool:
-        """Whether values that skip over the body stay on the device: the tail needs what was never sent."""
+        """Return whether values that skip over the body stay on the device: the tail needs what was never
+        sent."""
         if self.job.tail is None or not self.steps:
             return False
         return len(self.job.tail.input_values) > len(self.steps[0][0].outputs)
@@ -163,10 +164,10 @@ class Truth:
     """The device's private side of the recorded training. Attacks never see it; scores are made with it."""
 
     inputs: tuple[Tensors, ...]
-    """Of each step, as the head got them (augmented)."""
+    """The inputs of each step, as the head got them (augmented)."""
     targets: tuple[Tensors, ...]
     indices: tuple[tuple[int, ...], ...]
-    """Which samples each step had."""
+    """The samples that each step had, by index."""
     canaries: frozenset[int]
     """Samples whose label was drawn at random, so that nothing but a leak tells it."""
     members: int

@@ -27,10 +27,10 @@ from spliteasy.privacy.law import SOURCES, Law, Memory, Step, View, check_step, 
 _LOOKS = frozenset(
     {"aten._local_scalar_dense.default", "aten.is_nonzero.default", "aten.equal.default", "aten.item.default"}
 )
-"""How Python code looks at a tensor's values, to go on as they are."""
+"""Operators by which Python code looks at a tensor's values, to go on as they are."""
 
 _MOVES = ("aten.set_.", "aten.resize_.", "aten.lift_fresh.", "aten.lift.", "aten.detach.", "aten.alias.")
-"""What changes no element."""
+"""Operators that change no element."""
 
 _EMPTY = UNINITIALISED | {
     "aten.empty_strided.default",
@@ -92,7 +92,7 @@ class _Memory:
     dtype: torch.dtype
     size: int
     kept: StorageWeakRef
-    """While it is held, no other block has this address."""
+    """No other block has this address while the reference is held."""
     history: tuple[int, ...] = ()
     """The steps that made what the block holds now; those whose work was written over are gone."""
 
@@ -107,7 +107,7 @@ class _Step:
     """The steps whose work it reads."""
     random: bool = False
     given: bool = False
-    """What it stands for came from outside: a file, numpy, a tensor that was there before."""
+    """The value came from outside: a file, numpy, a tensor that was there before."""
     generator: Tensor | None = None
     """The state that torch's generator had before it drew."""
 
@@ -118,12 +118,12 @@ class NotALaw(Exception):
 
 @dataclass(slots=True)
 class Recording:
-    """What the factory did, step by step."""
+    """A record of what the factory did, step by step."""
 
     steps: list[_Step] = field(default_factory=list)
     memory: dict[int, _Memory] = field(default_factory=dict)
     looks: list[tuple[int, frozenset[int]]] = field(default_factory=list)
-    """Where Python code looked at values, and the sources that these came from."""
+    """The places where Python code looked at values, and the sources that these came from."""
 
     def place_of(self, tensor: Tensor) -> _Place:
         """The memory that the tensor shows; memory that nobody saw being made counts as given.
@@ -355,7 +355,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             memory.history = (step,) if whole or place in fresh else tuple(sorted({*memory.history, step}))
 
     def _is_whole(self, place: _Place) -> bool:
-        """Whether it shows every element of its memory."""
+        """Return whether it shows every element of its memory."""
         memory = self._recording.memory[place.memory]
         return torch.Size(place.shape).numel() == memory.size and 0 not in (
             stride for stride, size in zip(place.strides, place.shape, strict=True) if size > 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Z = 1.959963984540054
-"""Of a two-sided interval of 95 %."""
+"""The quantile of a two-sided interval of 95 %."""
 
 PERMUTATIONS = 50
 RESAMPLES = 1000

@@ -1,1 +1,1 @@
-"""What every process of ours stands on: files, threads, generators of random numbers, the event loop."""
+"""The base of every process: files, threads, generators of random numbers, the event loop."""

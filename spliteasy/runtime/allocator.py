@@ -15,7 +15,8 @@ _SETTINGS = {_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD:
 
 
 def keep_freed_memory() -> bool:
-    """Whether it was done: not where it can't be, nor where the environment has settings of its own."""
+    """Let the allocator keep freed memory. Returns whether it does: not where it can't, nor where the
+    environment sets it otherwise."""
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
     try:

@@ -10,7 +10,7 @@ LACK_HINT: Final = "allow it more: `ulimit -n 4096` in a shell, LimitNOFILE=4096
 
 
 def lack_of_descriptors(error: BaseException | None) -> bool:
-    """Whether the error is, or follows from, a lack of file descriptors of this process or machine.
+    """Return whether the error is, or follows from, a lack of file descriptors of this process or machine.
 
     What failed may hide its reason (a name that could not be looked up, a file that could not be opened), so
     that it is tried here whether one more can be opened.

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
-"""What is being written begins so: whoever finds one that nobody writes may delete it."""
+"""The name of a file that is being written begins with this. A process that finds one which nobody writes may
+delete it."""
 
 
 def write_file(path: Path, *chunks: bytes, private: bool = False) -> None:

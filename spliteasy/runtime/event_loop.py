@@ -1,4 +1,4 @@
-"""How a process of an agent or a worker runs: an event loop beside the thread that computes."""
+"""The event loop of an agent's or a worker's process, which runs beside the thread that computes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from spliteasy.runtime.allocator import keep_freed_memory
 
 SWITCH_S = 0.0005
-"""How long one thread may keep the interpreter while the other wants it: Python's 5 ms are a round trip."""
+"""One thread may keep the interpreter this long while the other wants it: Python's 5 ms are a round trip."""
 
 
 def new_runner() -> asyncio.Runner:

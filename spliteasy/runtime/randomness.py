@@ -60,7 +60,7 @@ class Key:
 
 
 Seed: TypeAlias = int | Key
-"""Where a generator begins: a public number, or a key."""
+"""The beginning of a generator: a public number, or a key."""
 
 
 def seed_of(*parts: str | int) -> int:

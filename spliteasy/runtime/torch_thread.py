@@ -1,4 +1,4 @@
-"""Where torch runs: one thread of its own, so that an event loop beside it stays alive.
+"""Torch runs in one thread of its own, so that the event loop beside it stays responsive.
 
 A simulation gives another `Compute` that runs at once, under a virtual clock.
 """
@@ -15,7 +15,7 @@ from spliteasy.errors import OutOfMemory
 T = TypeVar("T")
 
 NO_MEMORY = "can't allocate memory"
-"""In what torch's allocator says; it raises a plain RuntimeError."""
+"""Torch's allocator says this when it fails; it raises a plain RuntimeError."""
 
 OUT_OF_MEMORY_HINT = "give it more memory, or submit the job with smaller batches"
 

@@ -17,7 +17,7 @@ RATES = {
     "mb/s": 1e6,
     "gb/s": 1e9,
 }
-"""In bytes a second."""
+"""Units of a rate, in bytes a second."""
 DURATIONS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 SIZES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 

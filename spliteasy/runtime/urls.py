@@ -13,13 +13,13 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 
 
 def scheme_of(url: str) -> str:
-    """What stands before `://`; empty where nothing does that is a scheme, which may be a password then."""
+    """Return the text before `://`. It is empty where that is no scheme, since it may be a password then."""
     scheme, separator, _ = url.partition("://")
     return scheme.lower() if separator and _SCHEME.fullmatch(scheme) else ""
 
 
 def split_url(url: str) -> SplitResult:
-    """As `urlsplit`, with host and port checked.
+    """Split the URL as `urlsplit` does, and check host and port.
 
     Raises ValueError with a reason that repeats nothing of the URL. An `@` behind the host is refused: the
     password has a `/`, `?` or `#` then that is not quoted, and what looks like the host is a piece of it.

@@ -90,7 +90,7 @@ def _module(name: str, reference: str, root: Path, what: str, error: type[UserEr
 
 
 def told(raised: BaseException) -> str:
-    """What was raised, and where: `ValueError: text (file.py, line 3)`, on one line."""
+    """Say on one line what was raised, and where: `ValueError: text (file.py, line 3)`."""
     text = " ".join(str(raised).split())
     frames = traceback.extract_tb(raised.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

@@ -11,7 +11,8 @@ _TOLD = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 
 @cache
 def version() -> str:
-    """Of the installed package; `unknown` where it runs from a folder, or calls itself oddly."""
+    """Return the version of the installed package, or `unknown` where it runs from a folder or its version is
+    malformed."""
     try:
         found = metadata.version("spliteasy")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What crosses when a trace is cut: which values, on which side numbers are worked out again."""
+"""The values that cross when a trace is cut, and the side on which each number is worked out again."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Partition:
         return self.parts[0].outputs[self.parts[0].wire :]
 
     def side(self, op: Op) -> int:
-        """Which part computes the op."""
+        """Return the part that computes the op."""
         while op.target == "getitem":
             op = op.args[0]
         if op in self._moved:
@@ -74,7 +74,8 @@ class Partition:
         return 0 if op.target == INPUT else bisect_left(self.ends, op.index)
 
     def _move(self) -> None:
-        """What depends on weights alone goes to the first part that needs it: weights do not travel."""
+        """Move what depends on weights alone to the first part that needs it, because weights do
+        not travel."""
         for op in reversed(self.trace.users):
             sides = [self.side(user) for user in self.trace.users[op] if user in self.trace.live]
             if op in self.trace.outputs:

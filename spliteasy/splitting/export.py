@@ -60,7 +60,7 @@ class TracedModel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is right and may surprise the user, in whole sentences."""
+        """Notes, in whole sentences, on what is right and may surprise the user."""
         return (*self.train.notes, *self.eval.notes)
 
 

@@ -202,7 +202,7 @@ class Recorder:
         return written
 
     def _put_back(self, child: fx.Node, parent: fx.Node, new: Op) -> Op:
-        """What `parent` is, now that its view `child` is `new`."""
+        """Return the new value of `parent`, now that its view `child` is `new`."""
         old: Op = self.current(parent)
         view: Op = self._now[child][1]
         made: Op

@@ -41,7 +41,8 @@ def _node(op: Op, slots: Mapping[Op, int]) -> Node:
 
 
 def value_spec(op: Op) -> ValueSpec:
-    """What a value is. Raises `JobError` if it does not grow evenly with the batch."""
+    """Return the specification of a value. Raises `JobError` if the value does not grow evenly with the
+    batch."""
     value = op.value
     sizes: Sequence[Any] = value.shape if isinstance(value, Tensor) else (value,)
     dims: list[Dim] = []
@@ -59,7 +60,7 @@ def value_spec(op: Op) -> ValueSpec:
 
 
 def tensor_spec(info: TensorInfo) -> TensorSpec:
-    """How a tensor of the model is written in the table."""
+    """Return a tensor of the model as it is written in the table."""
     kind: Any = info.kind
     dtype: Any = DTYPE_NAMES.get(info.tensor.dtype)
     if dtype is None:

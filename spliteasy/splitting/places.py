@@ -1,4 +1,4 @@
-"""Where a model can be cut: names of module calls and their places in a trace."""
+"""The places where a model can be cut: names of module calls and their places in a trace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CALL = re.compile(r"^(?P<path>[^#]+)(?:#(?P<call>[1-9][0-9]{0,5}))?$")
 
 
 def name_of_call(call: ModuleCall, ends: dict[ModuleCall, int]) -> str:
-    """As a user writes it: the plain path means the last call."""
+    """Return the call's name as a user writes it: the plain path means the last call."""
     path, number = call
     return path if (path, number + 1) not in ends else f"{path}#{number}"
 

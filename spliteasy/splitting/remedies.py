@@ -81,7 +81,8 @@ Frame = tuple[traceback.FrameSummary, nn.Module | None]
 
 
 def tracing_error(what: str, mode: str, model: nn.Module, error: Exception, pinned: str | None) -> JobError:
-    """What to tell the person. `pinned`: the user's line that fixed the batch size."""
+    """Return the error that tells a person why tracing failed. `pinned` is the user's line that fixed the
+    batch size."""
     frames = list(_frames(error.__traceback__))
     said, place, module = one_sentence(error), _users_line(frames) or pinned, _module(frames, model)
     way = " ".join(frame.filename for frame, _ in frames[-20:])

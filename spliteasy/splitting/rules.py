@@ -1,4 +1,5 @@
-"""Which cuts can't be right, and what to do instead; and which gradients a split adds in another order."""
+"""The rules by which a cut can't be right, with what to do instead, and the gradients that a split adds in
+another order."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ def _check_tensors(partition: Partition, names: Sequence[str], owners: Partition
 
 
 def _way_together(tensor: str, trace: Trace) -> str:
-    """How the uses of a tensor come into one segment."""
+    """Say how the uses of a tensor come into one segment."""
     called = [path for path, number in trace.ends if number == 2 and tensor.startswith(f"{path}.")]
     if called:
         return (
@@ -159,5 +160,5 @@ def regrouped_sums(partition: Partition) -> tuple[str, ...]:
 
 
 def _terms(partition: Partition, value: Op, side: int) -> int:
-    """How many gradient terms the part gives the value."""
+    """Return how many gradient terms the part gives the value."""
     return sum(used is value for op in partition.parts[side].ops if op.grad for used in op.uses)

@@ -26,7 +26,7 @@ NAMES = ("head", "body", "tail")
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """What crosses one cut, in training."""
+    """The values that cross one cut, in training."""
 
     cut: str
     values: tuple[ValueSpec, ...]
@@ -61,7 +61,7 @@ class Split:
     With n terms, each is off by at most 2 (n - 1) units in the last place of the sum of magnitudes.
     """
     notes: tuple[str, ...] = ()
-    """What is right and may surprise, in whole sentences."""
+    """Notes, in whole sentences, on what is right and may surprise."""
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -60,7 +60,7 @@ def substituted(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
 
 
 class _RunOnce:
-    """In the place of the checkpoint that runs its region under no_grad, and again in the backward pass."""
+    """A substitute for the checkpoint that runs its region under no_grad, and again in the backward pass."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
@@ -82,7 +82,7 @@ def _nothing(*_: Any) -> None:
 
 
 def _nothing_around(*_: Any, **__: Any) -> Iterator[None]:
-    """In the place of the hooks that a checkpoint without reentry sets around its region."""
+    """A substitute for the hooks that a checkpoint without reentry sets around its region."""
     yield
 
 
@@ -120,7 +120,8 @@ def _ctc(*args: Any, **kwargs: Any) -> Tensor:
 
 @contextmanager
 def _set_buffers_written(model: nn.Module) -> Iterator[None]:
-    """Within it, `self.mean = 0.9 * self.mean + ...` in a layer also writes the value into the buffer.
+    """Make `self.mean = 0.9 * self.mean + ...` in a layer write the value into the buffer too, while it is
+    entered.
 
     The write comes at the end of the model's forward: what was read of the buffer before stays as it was.
     """
@@ -143,13 +144,13 @@ def _set_buffers_written(model: nn.Module) -> Iterator[None]:
 
 
 def _shape(value: Tensor) -> list[str]:
-    """Without a guard on a free size, which a comparison of numbers would leave."""
+    """Describe the shape without a guard on a free size, which a comparison of numbers would leave."""
     return [str(size) for size in value.shape]
 
 
 @contextmanager
 def _asked(answer: Callable[[CodeType, Tensor], bool]) -> Iterator[None]:
-    """Within it, `answer` says whether a tensor is true, and is told the code that asks."""
+    """Let `answer` say whether a tensor is true while it is entered; it is given the code that asks."""
 
     def truth(value: Tensor) -> bool:
         return answer(sys._getframe(1).f_code, value)
@@ -159,7 +160,8 @@ def _asked(answer: Callable[[CodeType, Tensor], bool]) -> Iterator[None]:
 
 
 def _causal_masks(model: nn.Module, inputs: Sequence[Tensor]) -> list[bool]:
-    """What `nn.TransformerEncoder` and `nn.TransformerDecoder` find about their masks, call by call."""
+    """Return what `nn.TransformerEncoder` and `nn.TransformerDecoder` find about their masks, call
+    by call."""
     stacks = (nn.TransformerEncoder, nn.TransformerDecoder)
     if not any(isinstance(module, stacks) for module in model.modules()):
         return []

@@ -58,7 +58,7 @@ class Op:
 
     @property
     def rearranges(self) -> bool:
-        """Whether the values of its first argument come out unchanged, only elsewhere."""
+        """Return whether the values of its first argument come out unchanged, only elsewhere."""
         return self.target in VIEWS or self.target in COPIES
 
     @property
@@ -91,12 +91,13 @@ class Trace:
     ends: dict[ModuleCall, int] = field(default_factory=dict)
     """The index of the last op of every module call that has one, in order of execution."""
     users: dict[Op, list[Op]] = field(default_factory=dict)
-    """Who uses the movable ops."""
+    """The ops that use each movable op."""
     notes: tuple[str, ...] = ()
-    """What is right and may surprise the user, in whole sentences."""
+    """Notes, in whole sentences, on what is right and may surprise the user."""
 
     def settle(self, changing: Collection[str] = ()) -> None:
-        """Once all ops are there: number them, note who is a raw input, who a constant, and who is needed.
+        """Number the ops once all are there, and note which are raw inputs, which are constants, and which
+        are needed.
 
         `changing`: tensors that the model writes in some mode. A buffer that it never writes is a constant of
         the model's: nothing is learnt from data in it, and both sides may have it.
@@ -127,11 +128,12 @@ class Trace:
         self.live = frozenset(live)
 
     def _is_weight(self, op: Op) -> bool:
-        """Whether the op stands still within a step whatever the inputs are."""
+        """Return whether the op stays the same within a step, whatever the inputs are."""
         return op.is_number or op.constant or op.movable or (op in self.tensors and op not in self.written)
 
     def has_effect(self, op: Op) -> bool:
-        """Whether the op must run even if nobody uses its value: it writes a buffer, or draws numbers."""
+        """Return whether the op must run even if nobody uses its value: it writes a buffer, or
+        draws numbers."""
         return (
             bool(running_statistics(op))
             or op.random
@@ -197,7 +199,7 @@ def dim_of(size: int | torch.SymInt) -> Dim | None:
 
 
 def same_number(left: Any, right: Any) -> bool:
-    """Whether two traced sizes are the same at every batch size."""
+    """Return whether two traced sizes are the same at every batch size."""
     if isinstance(left, int) or isinstance(right, int):
         return isinstance(left, int) and isinstance(right, int) and left == right
     return bool(left.node.expr == right.node.expr)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from spliteasy.errors import JobError
 
 AfterCall = Callable[[int, Any], Any]
-"""Called with a cut's place and the output of its module; what it returns replaces that, None leaves it."""
+"""A function that is called with a cut's place and the output of its module. Its result replaces the output;
+None leaves it."""
 
 
 class CutCalls:
-    """Where the cuts are: a module's path, and which of its calls."""
+    """The cuts as calls: a module's path, and the number of the call."""
 
     def __init__(self, model: nn.Module, cuts: Sequence[str]) -> None:
         self._model = model

@@ -27,7 +27,7 @@ class UsersLoss:
         return value
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Its own parameters, by the names that they have in the tail: they begin with `loss.`."""
+        """The loss's own parameters, by the names that they have in the tail: they begin with `loss.`."""
         if not isinstance(self.function, nn.Module):
             return []
         return [(f"loss.{name}", parameter) for name, parameter in self.function.named_parameters()]

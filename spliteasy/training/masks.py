@@ -20,7 +20,7 @@ from spliteasy.training.cut_calls import CutCalls
 
 @contextmanager
 def drawn(cuts: CutCalls, states: Sequence[Tensor]) -> Iterator[None]:
-    """Within, the model runs once, forward and backward, and each segment's part draws from its state.
+    """Draw each segment's random numbers from its state, while the model runs once, forward and backward.
 
     A region that is computed again in the backward (checkpointing) begins with the state that it began
     with before, and so comes to the same states at the cuts within it.

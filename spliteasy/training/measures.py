@@ -1,4 +1,4 @@
-"""What can be counted beside a loss: the elements that its mean is over, and the predictions that are right.
+"""The counts beside a loss: the elements that its mean is over, and the predictions that are right.
 
 A classifying loss leaves out ignored labels (`ignore_index`) and weighs classes, so that its mean over a
 batch is not the mean over samples. Both counts come from what the loss itself compares: for a loss by
@@ -19,7 +19,7 @@ from spliteasy.training.losses import CLASS_LOSSES, IGNORED_CLASS
 
 Tensors = tuple[Tensor, ...]
 LARGEST_CLASS_WEIGHT_ERROR = 1e-6
-"""How far two shares of a batch may differ, relatively, and still be called the same."""
+"""Two shares of a batch may differ by this, relatively, and still count as the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Classes:
     weights: Tensor | None = None
     """One a class, shape [C]."""
     mean: bool = True
-    """Whether the loss is the mean over the labelled elements, not their sum."""
+    """The loss is the mean over the labelled elements; without it, their sum."""
 
     def elements(self, targets: Tensors) -> float | None:
-        """What the mean divides by; None where that is the number of samples."""
+        """Return the divisor of the mean, or None where that is the number of samples."""
         labels = self.labels(targets)
         if not self.mean or labels.is_floating_point():
             return None
@@ -73,24 +73,25 @@ class YesNo:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What is counted for one job's loss."""
+    """The counts for one job's loss."""
 
     predictions: Classes | YesNo | None = None
-    """What the accuracy is read from; None: the accuracy is not measured."""
+    """The accuracy is read from these. None says that it is not measured."""
     means: tuple[Classes, ...] = ()
     """The classifying terms of the loss that are means over labelled elements."""
     proportional: bool = True
-    """Whether the loss is one of `means` times a constant, so that its elements weigh micro-batches."""
+    """The loss is one of `means` times a constant, so that its elements weigh micro-batches."""
     opaque: bool = False
-    """Whether the loss has a mean over labelled elements that can't be read from the targets alone."""
+    """The loss has a mean over labelled elements that can't be read from the targets alone."""
 
     def elements(self, targets: Tensors) -> float:
-        """What the loss's mean over these targets counts for: its labelled elements, or else its samples."""
+        """Return the weight of the loss's mean over these targets: its labelled elements, or else its
+        samples."""
         found = self.means[0].elements(targets) if self.means and self.proportional else None
         return float(targets[0].shape[0]) if found is None else found
 
     def shares(self, parts: Sequence[Tensors]) -> list[float]:
-        """What the loss of each micro-batch, given by its targets, counts for in the whole batch.
+        """Return the share of each micro-batch, given by its targets, in the loss of the whole batch.
 
         0 where it has no labelled element. A batch without any is shared by samples: its loss is no number.
         Raises DataError where the loss has several terms whose means count differently, so that no one share
@@ -104,7 +105,7 @@ class Measure:
         return shares
 
     def measured(self, targets: Tensors) -> bool:
-        """Whether a loss over these targets is a number: whether any element has a label."""
+        """Return whether a loss over these targets is a number: whether any element has a label."""
         return self.elements(targets) > 0
 
     def right(self, outputs: Tensors, targets: Tensors) -> tuple[int, int] | None:
@@ -131,7 +132,7 @@ def _parts_of_one(counts: Sequence[float]) -> list[float]:
 
 
 def named_measure(name: str) -> Measure:
-    """What is counted for a loss by name."""
+    """Return what is counted for a loss by name."""
     if name in CLASS_LOSSES:
         classes = Classes(_first_output, _first_target)
         return Measure(classes, (classes,))

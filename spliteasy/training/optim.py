@@ -68,6 +68,13 @@ def build_optimizer(
     return adam(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, foreach=False, fused=False)
 
 
+def state_fields(spec: OptimizerSpec) -> frozenset[str]:
+    """What the optimizer keeps of a parameter."""
+    if isinstance(spec, SgdSpec):
+        return frozenset({"momentum_buffer"} if spec.momentum else ())
+    return frozenset({"step", "exp_avg", "exp_avg_sq"})
+
+
 def set_learning_rate(optimizer: Optimizer | None, spec: JobSpec, step: int) -> None:
     """Set every group's rate for training step `step` (1 is the first)."""
     if optimizer is None:

@@ -15,7 +15,7 @@ from spliteasy.training.cut_calls import AfterCall
 
 
 class PlainTransforms:
-    """What a device does at the first cut's output, and at the gradient of the second one's."""
+    """The changes that a device makes to the first cut's output, and to the gradient of the second one's."""
 
     def __init__(self, transforms: CutTransforms) -> None:
         self._transforms = transforms
@@ -37,7 +37,7 @@ class PlainTransforms:
         return cls(CutTransforms(settings, key, head=job.head, tail=job.tail))
 
     def at(self, step: int) -> AfterCall:
-        """What happens after the calls that are cuts, in the forward of `step`."""
+        """Return the function that runs after the calls that are cuts, in the forward of `step`."""
 
         def noisy(gradient: Tensor) -> Tensor | None:
             return self._transforms.gradients((gradient,), step=step)[0]

@@ -115,7 +115,7 @@ class PlainTraining:
         return drawn(self._cuts, [state(self._taken, micro) for state in self._states])
 
     def _defended(self) -> AbstractContextManager[None]:
-        """What the device does at the cuts."""
+        """Change values at the cuts as the device does, while it is entered."""
         if self._defences is None:
             return nullcontext()
         return self._cuts.at_cuts(self._defences.at(self._taken))

@@ -8,7 +8,7 @@ from spliteasy.job.spec import CosineSpec, ScheduleSpec, StepSpec
 
 
 def factor(schedule: ScheduleSpec, step: int) -> float:
-    """What the learning rate of training step `step` (1 is the first) is multiplied by.
+    """Return the factor of the learning rate in training step `step` (1 is the first).
 
     A user of plain PyTorch gives `lambda epoch: factor(schedule, epoch + 1)` to `LambdaLR`.
     """

@@ -20,7 +20,7 @@ from spliteasy.graph.document import ValueSpec
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import JobSpec
 from spliteasy.runtime.randomness import Key, drawing, seed_of, state_of
-from spliteasy.training.optim import build_optimizer, clip_gradients, set_learning_rate
+from spliteasy.training.optim import build_optimizer, clip_gradients, set_learning_rate, state_fields
 
 Values = tuple[Tensor | int, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -73,6 +73,7 @@ class SegmentTrainer:
         self._state_at = partial(generator_state, spec, device, role, key=key)
         self._parameters = dict(segment.named_parameters())
         self._optimizer = build_optimizer(spec.optimizer, self._parameters.items())
+        self._optimizer_fields = state_fields(spec.optimizer)
         self._trainable = [p for p in self._parameters.values() if p.requires_grad]
         self._buffers = dict(segment.named_buffers())
         self._buffers_before: dict[str, Tensor] | None = None
@@ -84,17 +85,18 @@ class SegmentTrainer:
 
     @property
     def fixed(self) -> bool:
-        """Whether training changes nothing in the segment: any step can be computed at any time."""
+        """Return whether training changes nothing in the segment, so that any step can be computed at any
+        time."""
         return not self.trainable and not self.segment.stateful
 
     @property
     def eval_inputs(self) -> tuple[ValueSpec, ...]:
-        """What `evaluate` takes."""
+        """The values that `evaluate` takes."""
         return self.segment.program.document.eval.inputs
 
     @property
     def eval_wire(self) -> int:
-        """How many values of `evaluate`, from the first, go over the wire."""
+        """The number of values of `evaluate`, counted from the first, that go over the wire."""
         return self.segment.program.document.eval.wire
 
     def forward(self, values: Sequence[Tensor | int], *, micro: int = 0) -> OpenForward:
@@ -108,7 +110,7 @@ class SegmentTrainer:
         return self._forward(values, self.step + 1, micro)
 
     def forward_ahead(self, values: Sequence[Tensor | int], *, step: int, micro: int) -> OpenForward:
-        """What `forward` will give at `step`, of a `fixed` segment; the open step is not touched."""
+        """Return what `forward` will give at `step`, of a `fixed` segment. The open step is not touched."""
         assert self.fixed
         return self._forward(values, step, micro)
 
@@ -136,11 +138,12 @@ class SegmentTrainer:
         return tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
 
     def finite(self) -> bool:
-        """Whether every gradient that `apply` would use is a number, and every buffer that it would keep."""
+        """Return whether every gradient that `apply` would use, and every buffer that it would keep, is a
+        number."""
         return self.not_finite() is None
 
     def not_finite(self) -> str | None:
-        """What of the open step is NaN or infinite, for a person; None where all is finite."""
+        """Say for a person what of the open step is NaN or infinite, or None where all is finite."""
         for name, parameter in self._parameters.items():
             if parameter.grad is not None and not all_finite([parameter.grad]):
                 return f"the gradient of {name}"
@@ -218,14 +221,16 @@ class SegmentTrainer:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
-        """Take over a state written by `snapshot`; raises ValueError where it is not this segment's."""
+        """Take over a state written by `snapshot`; raises ValueError where it is not this segment's.
+
+        What another kind of optimizer kept, in another version of the job, is left out.
+        """
         self.abort()
         if int(state[STEP_KEY]) != step:
             raise ValueError(f"the state is of step {int(state[STEP_KEY])}, not of step {step}")
         own = self.segment.state_dict()
-        names = {name for name in state if name.startswith(MODEL_PREFIX)}
-        if names != {MODEL_PREFIX + name for name in own}:
-            raise ValueError("the state names other tensors than the segment")
+        if (why := misfit(own, model_tensors(state))) is not None:
+            raise ValueError(f"the state is not the segment's: {why}")
         for name, tensor in own.items():
             tensor.copy_(state[MODEL_PREFIX + name])
         if self._optimizer is not None:
@@ -233,12 +238,14 @@ class SegmentTrainer:
             for key, value in state.items():
                 if key.startswith(OPTIMIZER_PREFIX):
                     name, _, field = key[len(OPTIMIZER_PREFIX) :].rpartition("/")
-                    self._optimizer.state[self._parameters[name]][field] = value.clone()
+                    if field in self._optimizer_fields:
+                        self._optimizer.state[self._parameters[name]][field] = value.clone()
         self.step = step
         self._check_step_count()
 
     def moving(self) -> list[Tensor]:
-        """What a step may change of the model: trainable weights and buffers, live tensors, in order."""
+        """Return what a step may change of the model: trainable weights and buffers, live tensors,
+        in order."""
         return [*self._trainable, *self._buffers.values()]
 
     def nbytes(self) -> int:
@@ -255,8 +262,28 @@ class SegmentTrainer:
                 raise ValueError(f"the optimizer took {int(count)} steps on {name}, the session {self.step}")
 
 
+def model_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's tensors of a state, by their names in the segment."""
+    return {n.removeprefix(MODEL_PREFIX): t for n, t in state.items() if n.startswith(MODEL_PREFIX)}
+
+
+def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """Why a segment with the tensors `own` can't take those of `given`, for a person; None where it can."""
+    for name in sorted({*own, *given}):
+        here, there = own.get(name), given.get(name)
+        if here is None or there is None:
+            return f"it has no {name}" if here is None else f"{name} is new"
+        if (here.shape, here.dtype) != (there.shape, there.dtype):
+            return f"{name} was {_form(there)} and is {_form(here)}"
+    return None
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether no element is NaN or infinite. A sum decides in one pass, if it can."""
+    """Return whether no element is NaN or infinite. A sum decides in one pass, if it can."""
     dense = (t.coalesce().values() if t.is_sparse else t for t in tensors)
     return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in dense)
 

@@ -1,4 +1,4 @@
-"""Read from a traced loss what it compares: scores with labels, and which elements its mean is over."""
+"""Read from a traced loss which scores it compares with which labels, and which elements its mean is over."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _MEAN = 1
 
 
 def traced_measure(document: Document, tensors: Sequence[Tensor], outputs: int) -> Measure:
-    """What can be counted for the loss of this graph, whose first `outputs` inputs are the model's."""
+    """Return what can be counted for the loss of this graph, whose first `outputs` inputs are the model's."""
     return _Reader(document, tensors, outputs).measure()
 
 
@@ -63,7 +63,7 @@ class _Reader:
         self._writes = any(is_in_place(node.op) for node in self._graph.nodes)
 
     def _trace_sources(self) -> list[frozenset[str]]:
-        """For each slot, whether it depends on the model's outputs and on the targets."""
+        """Return for each slot whether it depends on the model's outputs and on the targets."""
         sources: list[frozenset[str]] = [frozenset()] * len(self._tensors)
         for place in range(len(self._graph.inputs)):
             sources.append(frozenset({"outputs" if place < self._outputs else "targets"}))
@@ -118,7 +118,7 @@ class _Reader:
         )
 
     def _is_the_loss(self, slot: int) -> bool:
-        """Whether the graph's result is the value at `slot` times a constant."""
+        """Return whether the graph's result is the value at `slot` times a constant."""
         at = self._graph.results[0]
         while at != slot:
             if at < self._first:

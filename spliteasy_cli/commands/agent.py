@@ -135,10 +135,18 @@ NewDataOption = Annotated[
     ),
 ]
 
+NewVersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--new-version",
+        help="Go on from the trained weights with the newest version of the job, or the one that is named.",
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Who trains what, and over which broker, as the options and the enrolment say."""
+    """The device and its job, and the broker, as the options and the enrolment name them."""
 
     job: str
     device: str
@@ -151,14 +159,15 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What runs beside the training: histories, metrics, traces and the conditions for training at all."""
+    """Parts that run beside the training: histories, metrics, traces and the conditions for
+    training at all."""
 
     kept: Sequence[Kept]
     monitoring: Monitoring
     gate: Gate | None
     tracer: Tracer | None
     live: bool
-    """Whether standard output is a terminal that shows a table."""
+    """Standard output is a terminal that shows a table."""
 
 
 def agent(
@@ -178,6 +187,7 @@ def agent(
     refuse_public_ends: RefusePublicEndsOption = False,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
+    new_version: NewVersionOption = False,
     give_up_after: GiveUpOption = None,
     history: HistoryOption = None,
     tensorboard: TensorboardOption = False,
@@ -192,6 +202,8 @@ def agent(
     The agent needs the broker only: its URL, or the file that `spliteasy device enroll` wrote. Ctrl-C stops
     it after the step that it is computing; the same command goes on from there.
     """
+    if restart and new_version:
+        raise UserError("--new-version goes on from trained weights, --restart begins anew", hint="give one")
     peer = find_peer(job, device, enrolment, broker)
     live = sys.stdout.isatty()
     set_up_logging(context, "warning" if live else "info")
@@ -210,6 +222,7 @@ def agent(
         refuse_public_ends=refuse_public_ends,
         epochs=epochs,
         new_data=new_data,
+        new_version=new_version,
         give_up_s=seconds(give_up_after),
         max_uplink=max_uplink,
         metered=metered,
@@ -261,8 +274,8 @@ def _tell_end(result: AgentResult, config: AgentConfig) -> None:
     if result.newest is not None:
         typer.echo(
             f"{result.device}: a newer version of job {name} was submitted ({result.newest[:12]}); this "
-            f"state folder keeps to {result.job[:12]}. To go on from its trained weights for more epochs: "
-            "--epochs N. To train the newer version from its beginning: --restart with another --state folder"
+            f"state folder keeps to {result.job[:12]}. To go on with the newer one from the trained weights: "
+            "--new-version. To train it from its beginning: --restart with another --state folder"
         )
     if result.done:
         typer.echo(f"{result.device}: done, {result.step} steps; the state is in {config.state}")

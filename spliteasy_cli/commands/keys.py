@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from server_worker.store import StoreKeys
 
 LOCAL_KEY = LOCAL_STACK.with_name("operator.key")
-"""Of the local stack, which makes one itself."""
+"""The operator's key of the local stack, which makes one itself."""
 
 SignOption = Annotated[
     Path | None,
@@ -40,7 +40,7 @@ OperatorKeyOption = Annotated[
 ]
 
 LOCAL_STORE_KEY = LOCAL_STACK.with_name("store.key")
-"""Of the local stack, which makes one itself."""
+"""The store's key of the local stack, which makes one itself."""
 
 StoreKeyOption = Annotated[
     Path | None,
@@ -93,7 +93,7 @@ def write_key(file: Path) -> Path:
 
 
 def public_half(file: Path) -> Path:
-    """Where the public key lies that belongs to the private one in `file`."""
+    """Return the path of the public key that belongs to the private one in `file`."""
     return file.with_name(f"{file.name}.pub")
 
 

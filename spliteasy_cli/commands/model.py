@@ -115,7 +115,8 @@ def _show(outputs: Tensor) -> None:
 def not_a_prediction(
     given: tuple[Tensor, ...], outputs: tuple[Tensor, ...], weights: dict[str, Tensor], job: Job
 ) -> SplitEasyError | None:
-    """What is wrong with predictions that hold NaN: the inputs, else the model. None where none does."""
+    """Return what is wrong with predictions that hold NaN: the inputs, else the model. None where
+    none does."""
     rows = {int(row) for tensor in outputs for row in nan_rows(tensor)}
     if not rows:
         return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 WIDTH = 150
-"""Of the table, where no terminal says."""
+"""Columns of the table where no terminal says its width."""
 
 _COLUMN = {
     "device_memory": "memory",
@@ -30,7 +30,7 @@ _COLUMN = {
     "min_tail_layers": "limits of labels",
     "max_input_correlation": "correlation",
 }
-"""Of the table, for each constraint."""
+"""The column of the table for each constraint."""
 AS_IN_PLAN = "by [plan], or"
 
 
@@ -182,7 +182,7 @@ def with_settings(spec: JobSpec, given: dict[str, Any], codec: str | None) -> Jo
 
 
 def as_document(found: CutPlan) -> dict[str, Any]:
-    """Everything of the plan that is a number, for programs."""
+    """Return all numbers of the plan, for programs."""
 
     def cut(row: Cut | None) -> dict[str, Any] | None:
         return dataclasses.asdict(row) if row is not None else None

@@ -54,7 +54,7 @@ def profile(
 
 
 async def measure(broker: str | None) -> Profile:
-    """Everything. Raises UserError where the broker can't be measured."""
+    """Measure everything. Raises UserError where the broker can't be measured."""
     import torch
 
     from spliteasy.planning.profile import Profile, machine, measure_compute

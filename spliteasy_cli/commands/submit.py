@@ -100,7 +100,7 @@ def _warn_of_limits(job: Job, limits: LimitsSpec) -> None:
 
 
 def _say_guarantee(job: Job) -> None:
-    """What label_dp promises, and against whom."""
+    """Print what label_dp promises, and against whom."""
     from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
 
     epsilon = job.spec.privacy.label_dp

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import JobError, UserError
-from spliteasy_cli.commands.agent import EpochsOption, NewDataOption
+from spliteasy_cli.commands.agent import EpochsOption, NewDataOption, NewVersionOption
 from spliteasy_cli.commands.submit import JobFile, create_job, store_job
 from spliteasy_cli.options.fixed_secret import SecretOption, fixed_secret
 from spliteasy_cli.options.histories import MlflowOption, TensorboardOption, histories
@@ -57,6 +57,7 @@ def train(
     ] = False,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
+    new_version: NewVersionOption = False,
     tensorboard: TensorboardOption = False,
     mlflow: MlflowOption = None,
     secret: SecretOption = None,
@@ -72,7 +73,7 @@ def train(
         job = create_job(job_file)
         folder = out or Path("runs") / job.name
         configs = [
-            replace(config, epochs=epochs, new_data=new_data)
+            replace(config, epochs=epochs, new_data=new_data, new_version=new_version)
             for config in agent_configs(job, job_file, folder, devices, data, fixed_secret(secret))
         ]
         prepare_folder(folder, resume=resume)

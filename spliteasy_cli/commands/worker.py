@@ -134,7 +134,7 @@ OldHeartbeatOption = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the sessions and devices of a worker may use of it, as the options say."""
+    """Limits on what sessions and devices may use of a worker, as the options say."""
 
     memory_mib: int
     waiting_mib: int

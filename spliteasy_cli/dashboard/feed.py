@@ -1,4 +1,5 @@
-"""What the page shows, as parts by name; each change goes to all who listen (Server-Sent Events)."""
+"""A feed of what the page shows, as parts by name. Each change goes to all who listen (Server-Sent
+Events)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ QUEUE = 64
 """Changes that may wait for a slow reader; one with more is let go, and its browser connects again."""
 
 ALIVE = b": alive\n\n"
-"""Nothing between takes a connection for dead that this passes now and then."""
+"""A comment that keeps proxies from taking a silent connection for dead."""
 
 
 class Feed:

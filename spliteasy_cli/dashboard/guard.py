@@ -1,4 +1,4 @@
-"""Who may ask the dashboard what: names it answers to, the operator's token, logins.
+"""The guard decides who may ask the dashboard for what: names it answers to, the operator's token, logins.
 
 - A request must name the server as it is known (`Host`), so that a page of somebody else's can't reach it
   by a name that it lets point here (DNS rebinding). IP addresses can't be rebound and are taken.
@@ -27,8 +27,8 @@ SESSION_S = 12 * 3600.0
 MAX_SESSIONS = 256
 MAX_WRONG = 20
 WRONG_S = 60.0
-"""So many wrong tokens from one address in so many seconds, and it is told to wait. A right token is taken at
-any time: it is too long to be guessed, and a stranger must not lock out who has it."""
+"""An address that sends this many wrong tokens within this many seconds is told to wait. A right token is
+taken at any time: it is too long to be guessed, and a stranger must not lock out its owner."""
 MAX_ADDRESSES = 1024
 """That are remembered for their wrong tokens, the latest."""
 
@@ -36,7 +36,7 @@ _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::\d{1,5})?")
 
 
 class Guard:
-    """Without a token nobody may operate."""
+    """A guard with the operator's token. Without a token nobody may operate."""
 
     def __init__(
         self,
@@ -51,15 +51,15 @@ class Guard:
         self._clock = clock
         self._sessions: dict[bytes, float] = {}
         self._wrong: OrderedDict[str, deque[float]] = OrderedDict()
-        """When wrong tokens came, by address."""
+        """The moments at which wrong tokens came, by address."""
 
     @property
     def can_operate(self) -> bool:
-        """Whether there is a token at all."""
+        """Return whether there is a token at all."""
         return self._token is not None
 
     def knows(self, host: str) -> bool:
-        """Whether a `Host` header names this server."""
+        """Return whether a `Host` header names this server."""
         found = _HOST.fullmatch(host)
         if found is None:
             return False
@@ -83,7 +83,7 @@ class Guard:
         return right
 
     def is_wary(self, address: str) -> bool:
-        """Whether too many wrong tokens have come from there lately."""
+        """Return whether too many wrong tokens have come from there lately."""
         wrong = self._wrong.get(address)
         return wrong is not None and len(wrong) == MAX_WRONG and self._clock() - wrong[0] < WRONG_S
 

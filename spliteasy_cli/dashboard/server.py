@@ -58,7 +58,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Operator(Protocol):
-    """What a person with the token may do. All raise SplitEasyError; False: there is no such thing."""
+    """The actions of a person with the token. All raise SplitEasyError, and return False where there is no
+    such thing."""
 
     async def pause(self, session: str, paused: bool) -> bool: ...
 
@@ -108,7 +109,7 @@ class _Pages:
     def __init__(self, feed: Feed, guard: Guard, operator: Operator) -> None:
         self._feed, self._guard, self._operator = feed, guard, operator
         self._strangers, self._operators = Counter[str](), Counter[str]()
-        """Who follows the feed: strangers by address."""
+        """The connections that follow the feed; those of strangers are counted by address."""
 
     # what all may see
 
@@ -237,7 +238,7 @@ def _checked(guard: Guard) -> Middleware:
 
 
 def _address(request: web.Request) -> str:
-    """Where a request comes from, as far as the socket tells."""
+    """Return the address that a request comes from, as far as the socket tells."""
     return request.remote or ""
 
 

@@ -1,1 +1,1 @@
-"""What remains of a run: JSON lines, TensorBoard, MLflow, report and picture."""
+"""Records that remain of a run: JSON lines, TensorBoard, MLflow, report and picture."""

@@ -123,7 +123,7 @@ class MlflowHistory:
 
 
 def metrics_of(observation: StepTaken | Evaluated) -> dict[str, float]:
-    """What MLflow keeps of it, under the names of the TensorBoard events: what was measured."""
+    """Return the measured values for MLflow, under the names of the TensorBoard events."""
     match observation:
         case StepTaken() as taken:
             found = {

@@ -1,4 +1,4 @@
-"""What a training run came to: numbers per device, `report.json`, `report.png` and a closing table."""
+"""The report of a training run: numbers per device, `report.json`, `report.png` and a closing table."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LOSS_STEPS = 20
 """The reported training loss is the mean of this many last steps: a single batch says little."""
 
 RECENT_STEPS = 50
-"""What remains is estimated by this many last steps."""
+"""The remaining time is estimated by this many last steps."""
 
 NOT_MEASURED, NOT_FINITE = "not measured", "not finite"
-"""What stands in place of a number that nobody measured, and of one that is NaN or infinite."""
+"""Texts in place of a number that nobody measured, and of one that is NaN or infinite."""
 
 SMOOTHING = 0.9
-"""How much of the running mean stays at each step in the picture of the loss."""
+"""The share of the running mean that stays at each step in the picture of the loss."""
 
 
 @dataclass(slots=True)
@@ -78,13 +78,14 @@ class DeviceRun:
 
     @property
     def seconds_left(self) -> float | None:
-        """What the remaining steps would take at the pace of the last; pauses and evaluations not counted."""
+        """Return the time for the remaining steps at the pace of the last; pauses and evaluations are not
+        counted."""
         steps = self.total_steps - self.step
         return steps * statistics.mean(self.lately) if self.lately and steps > 0 else None
 
     @property
     def bytes_left(self) -> float | None:
-        """What the remaining steps would send and receive, if they were as the last ones."""
+        """Return the bytes for the remaining steps, if they are like the last ones."""
         steps, lately = self.total_steps - self.step, self.step_bytes[-RECENT_STEPS:]
         return steps * statistics.mean(lately) if lately and steps > 0 else None
 

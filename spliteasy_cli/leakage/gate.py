@@ -30,7 +30,7 @@ NAME_ROOM = 55
 
 Verdict = Literal["ok", "violation", "no limit", "not tried"]
 Tell = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
+"""A function that is told what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Measured:
-    """What `measure` found at one pair of cuts."""
+    """The result of `measure` at one pair of cuts."""
 
     rows: tuple[Row, ...]
     recording: Recording
@@ -175,7 +175,8 @@ SHORT_STEPS = 24
 async def short_gate(
     spec: JobSpec, root: Path | None, data: str | DeviceData, *, stop: asyncio.Event | None = None
 ) -> Measured:
-    """What a worker recovers of labels and inputs by following the ends of the first steps: some seconds."""
+    """Return what a worker recovers of labels and inputs by following the ends of the first steps. It takes
+    some seconds."""
     return await measure(spec, root, data, attacks=TRACKING, steps=SHORT_STEPS, stop=stop)
 
 

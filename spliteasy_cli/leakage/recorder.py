@@ -62,7 +62,8 @@ SECRET = hashlib.blake2b(b"a secret of a recorded training", digest_size=32).dig
 """The device's, so that the same job is measured alike each time; nothing but the device uses it."""
 
 OTHER = Key(bytes(32))
-"""What everybody else draws from: an adversary that has the law of the ends begins with ends of its own."""
+"""The key that everybody else draws from: an adversary that has the law of the ends begins with ends of its
+own."""
 
 SAMPLE = 512
 """Training samples that are used at most."""
@@ -80,7 +81,7 @@ HELD_OUT = 0.25
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Sample:
-    """What a recording trains on, and what it is judged against."""
+    """The data that a recording trains on, and that it is judged against."""
 
     train: _Part
     test: Dataset[Any] | None
@@ -151,7 +152,7 @@ class Recording:
     steps: tuple[Step, ...]
     evaluations: tuple[Evaluated, ...]
     store_readable: bool
-    """Whether the store's log can be read by somebody who has nothing else."""
+    """The store's log can be read by somebody who has nothing else."""
     steps_per_epoch: int
     released: Released
     members: tuple[Tensors, Tensors]
@@ -213,7 +214,7 @@ def _ends(trainer: DeviceTrainer) -> State:
 
 
 async def _store_is_readable(store: Store, session: str, step: int) -> bool:
-    """Whether somebody who has the store alone can read the requests in its log."""
+    """Return whether somebody who has the store alone can read the requests in its log."""
     async for entry in store.read_log(session, after=step - 1, upto=step):
         try:
             return all(isinstance(decode(raw), m.Forward | m.Backward) for raw in entry.requests)
@@ -357,7 +358,7 @@ class _Hijacking:
 
 
 def view_of(recording: Recording, adversary: Adversary) -> View:
-    """What that adversary has of the recording."""
+    """Return what that adversary has of the recording."""
     sample, readable = recording.sample, recording.store_readable
     sees = adversary is not Adversary.MEMBER and (adversary is not Adversary.STORE or readable)
     strangers = sample.strangers or ((), ())

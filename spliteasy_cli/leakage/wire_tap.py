@@ -13,14 +13,14 @@ from broker.transport.in_process import MemoryBroker, Stored
 
 
 class Intruder(Protocol):
-    """Whoever changes what workers answer."""
+    """An intruder that changes what workers answer."""
 
     def saw(self, message: m.AnyMessage) -> None:
         """A whole message is passing."""
         ...
 
     def change(self, gradient: m.Gradient) -> m.Gradient:
-        """What the device gets in place of a GRADIENT."""
+        """Return what the device gets in place of a GRADIENT."""
         ...
 
 

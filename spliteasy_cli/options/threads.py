@@ -1,4 +1,5 @@
-"""How many threads torch computes with: part of what makes a run bit-identical, so always explicit."""
+"""The number of threads that torch computes with. It is part of what makes a run bit-identical, so it is
+always explicit."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ TracesOption = Annotated[
 
 @contextmanager
 def tracing(url: str | None, *, service: str, instance: str) -> Iterator[Tracer | None]:
-    """Who takes spans while entered; None, and nothing imported, without a URL. Raises UserError."""
+    """Give a tracer that takes spans while it is entered. Without a URL it is None, and nothing is imported.
+    Raises UserError."""
     if url is None:
         yield None
         return

@@ -42,7 +42,7 @@ async def measure_link(transport: Transport) -> LinkProfile:
 
 
 async def _round_trip_s(transport: Transport, queue: str) -> float:
-    """From publishing next to nothing to the broker's confirm."""
+    """Return the time from publishing next to nothing to the broker's confirm."""
     taken = []
     for _ in range(ROUND_TRIPS):
         began = time.perf_counter()

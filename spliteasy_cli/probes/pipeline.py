@@ -32,7 +32,7 @@ from spliteasy_cli.support.embedded import async_connect, workers_running
 ROOT = Path(__file__).parents[2]
 BATCH = 64
 WIDTHS = (64, 8192)
-"""Of what crosses the cut: 16 kB and 2 MB a message."""
+"""The widths of what crosses the cut: 16 kB and 2 MB a message."""
 STEPS, WARM_UP = 20, 3
 
 
@@ -76,7 +76,7 @@ def data() -> TensorDataset:
 
 
 def probe_job(factory: str) -> dict[str, Any]:
-    """As in a job file."""
+    """Return a probe's job, as a job file would have it."""
     return {
         "name": f"profile-{factory}",
         "batch_size": BATCH,
@@ -107,14 +107,15 @@ def overhead_of(small: Probed, large: Probed) -> Overhead:
 
 
 def probed(plan: CutPlan, seconds: Sequence[float]) -> Probed:
-    """What the measured steps took beside what the plan says of computing."""
+    """Return what the measured steps took beside the computing that the plan predicts."""
     assert plan.own is not None, "probes name their cuts"
     computing_s = plan.own.device_s + plan.own.server_s
     return Probed(max(0.0, statistics.median(seconds) - computing_s), plan.own.bytes_up + plan.own.bytes_down)
 
 
 async def embedded_overhead() -> Overhead:
-    """Of agent, worker and store in this process, without a broker's or a link's part."""
+    """Measure the overhead of agent, worker and store in this process, without a broker's or a
+    link's part."""
     results = []
     with TemporaryDirectory(prefix="spliteasy-profile-") as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""What `parity` does: the same steps split and in one process, then every tensor side by side."""
+"""The comparison behind `parity`: the same steps split and in one process, then every tensor side by side."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAME_ROOM = 55
 
 @dataclass(frozen=True, slots=True)
 class ParityPlan:
-    """What is compared. The job is a copy under a name of its own, so that nobody's session is touched."""
+    """The plan of a comparison. Its job is a copy with another name, so that nobody's session is touched."""
 
     job: Job
     root: Path
@@ -216,7 +216,7 @@ def key_of(config: AgentConfig, job: Job) -> Key:
 
 
 def labels_of(config: AgentConfig) -> Key:
-    """What a device of this process draws its answers for labels from."""
+    """Return the key that a device of this process draws its answers for labels from."""
     with StateFolder(config.state) as state:
         return label_key(state.secret(config.secret))
 
@@ -251,6 +251,6 @@ def compare_one(
 
 
 def same_bits(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether both hold the same bytes, dimension order aside."""
+    """Return whether both hold the same bytes, dimension order aside."""
     a, b = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (ours, theirs))
     return torch.equal(a, b)

@@ -1,4 +1,4 @@
-"""Where the broker and the store are: options, environment, the local stack; and errors that say so.
+"""The addresses of broker and store, from options, environment or the local stack, and errors that name them.
 
 An option wins over the environment (`SPLITEASY_BROKER`, `SPLITEASY_STORE`, `SPLITEASY_MANAGEMENT`), which
 wins over what `make up` wrote to `.local/stack.json` in the current folder.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from server_worker.store import Store, StoreKeys
 
 DEFERRED_S = 60.0
-"""How long a command asks again where the answer is: not now."""
+"""A command asks again for this long where the answer is: not now."""
 LOCAL_STACK = Path(".local/stack.json")
 
 BrokerOption = Annotated[
@@ -73,7 +73,7 @@ def find_url(what: Literal["broker", "store", "management"], option: str | None)
 
 
 def local_stack_is(url: str, what: Literal["broker", "store"] = "broker") -> bool:
-    """Whether the URL is that of the local stack (whose devices and workers may share one account)."""
+    """Return whether the URL is that of the local stack (whose devices and workers may share one account)."""
     return url == _local_stack().get(what)
 
 

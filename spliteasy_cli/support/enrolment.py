@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from broker import Transport
 
 PATIENCE_S = 30.0
-"""How long a refused agent waits for a new file before it gives up."""
+"""A refused agent waits this long for a new file before it gives up."""
 POLL_S = 0.5
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Enrolment(BaseModel):
-    """What the file says. The password shows in no `repr`."""
+    """The contents of an enrolment file. The password shows in no `repr`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -43,7 +43,7 @@ class Enrolment(BaseModel):
     account: str = Field(pattern=rf"^{IDENTIFIER.pattern}$")
     password: SecretStr
     broker: str = Field(pattern=r"^amqps?://[^@]+$")
-    """Without the account."""
+    """The broker's URL without the account."""
     ca: str | None = None
     """Certificates of the authority that the broker's must come from, in PEM; None: the system's."""
     job: str | None = None
@@ -101,7 +101,7 @@ def read_enrolment(file: Path, *, role: Literal["device", "worker"] = "device") 
 
 
 def is_private(mode: int, owner: int) -> bool:
-    """Whether none but its owner can use the file; a group may read one that belongs to root.
+    """Return whether none but its owner can use the file; a group may read one that belongs to root.
 
     So secret volumes come into a container that does not run as root: 0440, of root and the pod's group.
     """
@@ -150,5 +150,5 @@ def certificates(file: Path) -> str:
 
 
 def _to_der(pem: str) -> str:
-    """As the AMQP library takes them: base64 of all certificates in DER, one after another."""
+    """Return the certificates as the AMQP library takes them: base64 of all in DER, one after another."""
     return b64encode(b"".join(map(ssl.PEM_cert_to_DER_cert, _CERTIFICATE.findall(pem)))).decode()

@@ -1,4 +1,4 @@
-"""How a command logs: the level asked for, or the command's own default."""
+"""Logging of a command, at the level that was asked for or at the command's own default."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from device_agent.session import events as e
 from spliteasy.errors import LinkError, RemoteError, StateError
 
 ANSWER_S = 60.0
-"""How long one request may take, whatever happens to the link meanwhile."""
+"""One request may take this long, whatever happens to the link meanwhile."""
 
 RETRY_S = 1.0
 ASK_AGAIN_S = 10.0

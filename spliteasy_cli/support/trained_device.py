@@ -66,7 +66,7 @@ class TrainedHalf:
 
 
 def read_half(state: StateFolder) -> TrainedHalf:
-    """What the folder's newest checkpoint holds. Raises StateError, PortableError."""
+    """Return what the folder's newest checkpoint holds. Raises StateError, PortableError."""
     stored, binding, attempt, held = state.job_parts(), state.binding, state.attempt, state.held()
     if stored is None or binding is None or attempt is None or not held:
         raise StateError(

@@ -26,10 +26,10 @@ SILENT_S = 10.0
 """A session without a commit for so long is called silent, unless its steps usually take longer."""
 
 SILENT_STEPS = 4.0
-"""How many usual steps have to be missed too."""
+"""This many usual steps have to be missed too."""
 
 FAULTS = frozenset({"takeover", "reconnect", "resume", "rewind"})
-"""What a person wants to know of a session as its last fault."""
+"""Changes that a person wants to see as a session's last fault."""
 
 
 class News(NamedTuple):
@@ -37,7 +37,7 @@ class News(NamedTuple):
 
     kind: str
     subject: str
-    """Whose: a session or worker; empty: all of it."""
+    """The session or worker that it is about, or nothing where it is about all."""
     text: str
 
     @property
@@ -55,10 +55,10 @@ class Tracker:
     """Why there was no picture at the last look."""
     events: deque[tuple[float, News]] = field(default_factory=lambda: deque(maxlen=EVENTS))
     last_faults: dict[str, tuple[float, str]] = field(default_factory=dict)
-    """By session."""
+    """The last fault of each session, with its time."""
     _steps: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
     _usual_s: dict[str, float] = field(default_factory=dict)
-    """How long a step of a session takes, lately."""
+    """The usual duration of a session's step, lately."""
 
     def see(self, picture: ClusterSnapshot, now: float) -> list[News]:
         """Take in a new picture; returns what has happened since the last one, or what the first one has."""
@@ -92,7 +92,7 @@ class Tracker:
         return (window[-1][1] - window[0][1]) / (window[-1][0] - window[0][0])
 
     def link(self, meta: SessionMeta) -> str:
-        """What the store can know of the device: when it was last served."""
+        """Say what the store can know of the device: when it was last served."""
         if meta.closed:
             return "finished"
         if meta.paused:
@@ -134,7 +134,7 @@ class Tracker:
 
 
 def changes(before: ClusterSnapshot, after: ClusterSnapshot) -> list[News]:
-    """What happened between two looks."""
+    """Return what happened between two looks."""
     return [
         *_session_changes(before, after),
         *_worker_changes(

@@ -1,4 +1,4 @@
-"""What broker and store hold at a moment, and a connection to both for looking again and again."""
+"""A snapshot of what broker and store hold, and a connection to both for looking again and again."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOOK_S = 5.0
-"""How long broker and store may take for one look of --watch."""
+"""Broker and store may take this long for one look of --watch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSnapshot:
-    """What broker and store hold at a moment."""
+    """A snapshot of what broker and store hold."""
 
     jobs: Mapping[str, Sequence[str]]
     sessions: Sequence[SessionMeta]

@@ -1,4 +1,4 @@
-"""What the dashboard shows and does: looks at broker and store for its page, and an operator's requests."""
+"""The dashboard's looks at broker and store for its page, and an operator's requests."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from spliteasy_cli.watch.cluster import ClusterSnapshot
 
 
 def unknown_loss(session: str) -> float | None:
-    """What is known of losses that stay on their devices."""
+    """Return no loss, because losses stay on their devices."""
     return None
 
 

@@ -17,11 +17,11 @@ POINTS = 200
 
 
 class Curves:
-    """Read again every EVERY_S where they have grown."""
+    """Loss curves, read again every EVERY_S where they have grown."""
 
     def __init__(self, eyes: ClusterClient) -> None:
         self.points: dict[str, list[tuple[int, float]]] = {}
-        """By session: (step, loss), ascending."""
+        """The curve of each session: (step, loss), ascending."""
         self._eyes = eyes
         self._drawn: dict[str, tuple[int, int]] = {}
         """Attempt and step at which each was read."""
@@ -33,7 +33,7 @@ class Curves:
         return points[-1][1] if points else None
 
     async def look(self, picture: ClusterSnapshot) -> None:
-        """Never raises for a broker or store that is away: what was read stays."""
+        """Read the curves. It never raises for a broker or store that is away: what was read stays."""
         if time.monotonic() - self._looked_at < EVERY_S:
             return
         self._looked_at = time.monotonic()

@@ -14,7 +14,8 @@ log = structlog.get_logger(__name__)
 LOG_EVERY_S = 5.0
 
 Tell = Callable[[DeviceRun, bool], None]
-"""Called after each change with the run, and whether it is worth a line of its own."""
+"""A function that is called after each change with the run, and whether the change is worth a line of its
+own."""
 
 
 class Watcher:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
-from broker.transport.in_process import MemoryBroker, MemoryTransport
+from broker.transport.in_process import MemoryBroker
 from device_agent.agent import Agent, AgentResult
 from device_agent.config import AgentConfig
+from device_agent.link.link import Connect
 from device_agent.observations import Observation, StepTaken
-from server_worker.store import StoredJob
+from device_agent.state_folder import StateFolder
+from server_worker.store import Store, StoredJob
 from spliteasy.errors import StateError
 from spliteasy.runtime.torch_thread import TorchThread
-from tests.device.served import served, toy_job
+from spliteasy_cli.support.embedded import async_connect
+from tests.device.served import served, served_by, toy_job
 from tests.drawn import SECRET
 from tests.simulation import toy
 
@@ -36,13 +42,11 @@ def grown_data(device: str) -> tuple[TensorDataset, TensorDataset]:
 
 
 async def live(
-    broker: MemoryBroker, config: AgentConfig, taken: list[int] | None = None
+    broker: MemoryBroker | Connect, config: AgentConfig, taken: list[int] | None = None
 ) -> tuple[AgentResult, Agent]:
     """One life of the agent, to its end."""
     compute = TorchThread()
-
-    async def connect() -> MemoryTransport:
-        return broker.connect("phone-1")
+    connect = partial(async_connect(broker), "phone-1") if isinstance(broker, MemoryBroker) else broker
 
     def observe(observation: Observation) -> None:
         if taken is not None and isinstance(observation, StepTaken):
@@ -99,7 +103,7 @@ async def test_a_newer_version_of_the_job_is_told(tmp_path: Path) -> None:
         await store.put_job(newer)
         again, _ = await live(broker, config_of(tmp_path))
         assert (again.newest, again.job, again.taken) == (newer.digest, old.digest, 0)
-        with pytest.raises(StateError, match=r"--state DIR; or go on in this one .*--epochs N"):
+        with pytest.raises(StateError, match=r"trained weights with --new-version; or .*--state DIR"):
             await live(broker, replace(config_of(tmp_path), job=f"toy@{newer.digest}"))
         anew, _ = await live(broker, replace(config_of(tmp_path / "other"), restart=True))
         assert (anew.newest, anew.job, anew.step) == (None, newer.digest, 12)
@@ -110,3 +114,186 @@ def test_a_stored_job_is_of_one_version() -> None:
     versions: list[StoredJob] = [toy_job(toy.Variant(epochs=epochs)) for epochs in (2, 3)]
     assert {job.name for job in versions} == {"toy"}
     assert len({job.digest for job in versions}) == 2
+
+
+def state_of(agent: Agent) -> dict[str, torch.Tensor]:
+    assert agent.trainer is not None
+    return agent.trainer.state()
+
+
+def unbiased() -> nn.Module:
+    """The toy with another body between the same ends."""
+    model = toy.build()
+    assert isinstance(model, nn.Sequential)
+    model[3] = nn.Linear(5, 5, bias=False)
+    return model
+
+
+async def test_a_newer_version_goes_on_from_the_trained_weights(tmp_path: Path) -> None:
+    old, newer = toy_job(toy.Variant(epochs=2)), toy_job(toy.Variant(epochs=3))
+    config = replace(config_of(tmp_path), new_version=True)
+    async with served(old) as (broker, store):
+        first, _ = await live(broker, config)
+        assert (first.job, first.step) == (old.digest, 8), "the first start trains the newest"
+        await store.put_job(newer)
+        taken: list[int] = []
+        more, agent = await live(broker, config, taken)
+        assert (more.job, more.step, more.done, taken) == (newer.digest, 12, True, [9, 10, 11, 12])
+        meta = await store.session("toy.phone-1")
+        assert meta is not None
+        assert (meta.job_digest, meta.committed, meta.closed) == (newer.digest, 12, True)
+        trained = state_of(agent)
+        again, agent = await live(broker, replace(config, new_version=False))
+        assert (again.job, again.step, again.taken, again.newest) == (newer.digest, 12, 0, None)
+        assert all(torch.equal(trained[name], tensor) for name, tensor in state_of(agent).items())
+        with pytest.raises(StateError, match="--new-version"):
+            await live(broker, replace(config_of(tmp_path), job=f"toy@{old.digest}"))
+        back, _ = await live(broker, replace(config, job=f"toy@{old.digest}"))
+        assert (back.job, back.step, back.taken) == (old.digest, 12, 0), "any version may go on from any"
+
+
+async def test_the_version_that_goes_on_begins_with_the_bits_of_the_one_before(tmp_path: Path) -> None:
+    """The newer version has no step left: its weights are those that the older one ended with."""
+    old, newer = toy_job(toy.Variant(epochs=2)), toy_job(toy.Variant(epochs=2, exactness="tolerance"))
+    assert old.digest != newer.digest
+    async with served(old) as (broker, store):
+        _, agent = await live(broker, config_of(tmp_path))
+        before, body = state_of(agent), await store.read_snapshot("toy.phone-1", 8)
+        await store.put_job(newer)
+        result, agent = await live(broker, replace(config_of(tmp_path), new_version=True))
+        assert (result.job, result.step, result.taken) == (newer.digest, 8, 0)
+        assert body == await store.read_snapshot("toy.phone-1", 8) != {}
+    assert any("momentum_buffer" in name for name in before), "the optimizer's state is kept"
+    after = state_of(agent)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+async def test_a_version_with_another_optimizer_begins_its_state_anew(tmp_path: Path) -> None:
+    adam = toy.Variant(epochs=3, optimizer=(("name", "adam"), ("lr", 0.01)))
+    async with served(toy_job(toy.Variant(epochs=2))) as (broker, store):
+        await live(broker, config_of(tmp_path))
+        for variant, fields in (
+            (adam, "exp_avg exp_avg_sq step"),
+            (toy.Variant(epochs=4), "momentum_buffer"),
+        ):
+            await store.put_job(toy_job(variant))
+            result, agent = await live(broker, replace(config_of(tmp_path), new_version=True))
+            assert (result.step, result.taken) == (variant.epochs * 4, 4)
+            kept = {name.rpartition("/")[2] for name in state_of(agent) if "/optimizer/" in name}
+            assert " ".join(sorted(kept)) == fields
+
+
+async def test_a_version_of_other_shapes_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    old = toy_job(toy.Variant(epochs=2))
+    body = toy_job(toy.Variant(factory="tests.device.test_going_on:unbiased"))
+    ends = toy_job(toy.Variant(single=True))
+    async with served(old) as (broker, store):
+        config = config_of(tmp_path)
+        await live(broker, config)
+        before = await store.session("toy.phone-1")
+        for newer, why in ((body, "it has no 3.bias"), (ends, "it has no 7.bias")):
+            await store.put_job(newer)
+            with pytest.raises(StateError) as refused:
+                await live(broker, replace(config, new_version=True))
+            versions = f"toy@{newer.digest[:12]} can't go on from the weights of toy@{old.digest[:12]}"
+            assert f"{versions}: {why}" in str(refused.value)
+            assert "--restart" in (refused.value.hint or "")
+        after = await store.session("toy.phone-1")
+        assert before is not None
+        assert after is not None
+        assert (after.job_digest, after.committed) == (before.job_digest, before.committed)
+        again, _ = await live(broker, replace(config, epochs=3))
+        assert (again.job, again.step) == (old.digest, 12), "the old version can still go on"
+
+
+async def test_without_trained_weights_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    async with served(toy_job(toy.Variant(epochs=2))) as (broker, store):
+        await live(broker, config_of(tmp_path))
+        with StateFolder(tmp_path) as state:
+            state.drop_after(-1)
+            state.save_checkpoint(0, {})
+        await store.put_job(toy_job(toy.Variant(epochs=3)))
+        with pytest.raises(StateError, match="has no trained weights of toy@"):
+            await live(broker, replace(config_of(tmp_path), new_version=True))
+
+
+async def test_a_session_that_the_store_forgot_is_not_begun_anew(tmp_path: Path) -> None:
+    async with served(toy_job(toy.Variant(epochs=2))) as (broker, store):
+        await live(broker, config_of(tmp_path))
+        with StateFolder(tmp_path) as state:
+            state.save_checkpoint(0, state.load_checkpoint(8))
+        await store.forget("toy.phone-1")
+        await store.put_job(toy_job(toy.Variant(epochs=3)))
+        with pytest.raises(StateError, match="the store can restore nothing"):
+            await live(broker, replace(config_of(tmp_path), new_version=True))
+
+
+@pytest.mark.parametrize("at", ["hand_over", "save_job"])
+async def test_a_hand_over_that_was_cut_short_goes_on(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent dies when the store has handed over and the folder has not, or has by half."""
+    newer = toy_job(toy.Variant(epochs=3))
+    config = replace(config_of(tmp_path), new_version=True)
+    async with served(toy_job(toy.Variant(epochs=2))) as (broker, store):
+        await live(broker, config)
+        await store.put_job(newer)
+
+        def dies(*args: object, **named: object) -> None:
+            raise KeyError("the power went")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StateFolder, at, dies)
+            with pytest.raises(KeyError):
+                await live(broker, config)
+        meta = await store.session("toy.phone-1")
+        assert meta is not None
+        assert (meta.job_digest, meta.committed) == (newer.digest, 8)
+        result, _ = await live(broker, config)
+    assert (result.job, result.step, result.taken) == (newer.digest, 12, 4)
+
+
+async def test_a_store_that_lost_the_hand_over_makes_it_again(tmp_path: Path) -> None:
+    """Redis may lose its last second: the session is then the old version's again."""
+    old, newer = toy_job(toy.Variant(epochs=2)), toy_job(toy.Variant(epochs=3))
+    async with served(old) as (broker, store):
+        await live(broker, config_of(tmp_path))
+        await store.put_job(newer)
+        await live(broker, replace(config_of(tmp_path), new_version=True, epochs=2))
+        store._database._connection.execute("UPDATE sessions SET job_digest = ?", (old.digest,))
+        result, _ = await live(broker, config_of(tmp_path))
+    assert (result.job, result.step, result.taken) == (newer.digest, 12, 4)
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.redis
+async def test_over_rabbitmq_and_redis_it_ends_with_the_same_bits(
+    tmp_path: Path, rabbitmq_url: str, redis_url: str
+) -> None:
+    """The store may lose its last second here: what is handed over has waited it out."""
+    old, newer = toy_job(toy.Variant(epochs=2)), toy_job(toy.Variant(epochs=3))
+    states = []
+    for name in ("here", "there"):
+        config = config_of(tmp_path / name)
+        place: AbstractAsyncContextManager[tuple[MemoryBroker | Connect, Store]] = (
+            served(old) if name == "here" else served_by(rabbitmq_url, redis_url, old)
+        )
+        async with place as (broker, store):
+            await live(broker, config)
+            await store.put_job(newer)
+            result, agent = await live(broker, replace(config, new_version=True))
+            assert (result.job, result.step, result.taken, result.done) == (newer.digest, 12, 4, True)
+            meta = await store.session("toy.phone-1")
+            assert meta is not None
+            assert (meta.job_digest, meta.committed) == (newer.digest, 12)
+            states.append({**state_of(agent), **await store.read_snapshot("toy.phone-1", 12)})
+    here, there = states
+    assert here.keys() == there.keys()
+    assert [n for n, value in here.items() if not _same(value, there[n])] == []
+
+
+def _same(one: torch.Tensor | bytes, other: torch.Tensor | bytes) -> bool:
+    if isinstance(one, bytes) or isinstance(other, bytes):
+        return one == other
+    return torch.equal(one, other)

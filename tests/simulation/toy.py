@@ -44,6 +44,8 @@ class Variant:
     share_loss: bool = True
     exactness: str = "bits"
     privacy: tuple[tuple[str, object], ...] = ()
+    factory: str = "tests.simulation.toy:build"
+    optimizer: tuple[tuple[str, object], ...] = (("name", "sgd"), ("lr", 0.1), ("momentum", 0.9))
 
     @property
     def auto(self) -> bool:
@@ -119,12 +121,12 @@ def job(variant: Variant) -> Job:
             "share_labels": single,
             "share_loss": variant.share_loss,
             "model": {
-                "factory": "tests.simulation.toy:build",
+                "factory": variant.factory,
                 "example": "tests.simulation.toy:example",
                 "cuts": ("2",) if single else ("2", "5"),
             },
             "loss": {"name": "cross_entropy"},
-            "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+            "optimizer": dict(variant.optimizer),
             "durability": {
                 "checkpoint_every": 2,
                 "snapshot_every_steps": 3,

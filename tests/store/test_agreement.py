@@ -149,6 +149,18 @@ class StoresAgree(RuleBasedStateMachine):
             if attempt != before.attempt:
                 assert outcome.meta.committed in ([0] if restart else steps)
 
+    @rule(job=st.sampled_from([JOB, "1" * 64]), worker=WORKERS, wrong=st.integers(0, 8))
+    def hand_over(self, job: str, worker: str, wrong: int) -> None:
+        meta = self.caller(wrong)
+        outcome = self.both(
+            lambda store: store.hand_over(
+                SESSION, attempt=meta.attempt, owner=meta.owner, job_digest=job, environment=worker
+            )
+        )
+        if isinstance(outcome, Done):
+            assert outcome.meta.snapshots == (outcome.meta.committed,)
+            assert outcome.meta.log_bytes == 0
+
     @rule(offset=STEPS, worker=WORKERS, wrong=st.integers(0, 8))
     def claim(self, offset: int, worker: str, wrong: int) -> None:
         meta = self.caller(wrong)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from server_worker.store import (
     Attempt,
+    CommitOutcome,
     Done,
     NoCommonStep,
     OtherJob,
     Owner,
+    SessionMeta,
     StaleAttempt,
+    StaleOwner,
     StepBehind,
     Store,
     UnknownSession,
@@ -246,3 +251,57 @@ async def test_a_repeated_restart_keeps_what_was_trained_since(store: Store) -> 
 async def test_an_older_attempt_restarts_nothing(store: Store) -> None:
     meta = await run_steps(store, done(await open_at(store, attempt=SECOND)), 1)
     assert await open_at(store, attempt=FIRST, restart=True) == StaleAttempt(stored=meta.attempt)
+
+
+NEWER = "1" * 64
+
+
+async def hand_over(store: Store, meta: SessionMeta) -> CommitOutcome:
+    return await store.hand_over(
+        meta.session, attempt=meta.attempt, owner=meta.owner, job_digest=NEWER, environment="elsewhere"
+    )
+
+
+async def test_another_version_goes_on_from_a_snapshot_and_nothing_older_is_left(store: Store) -> None:
+    meta = await run_steps(store, await begin(store), 5)
+    done(await snapshot(store, meta, 3, b"older"))
+    done(await snapshot(store, meta, 5, b"newest"))
+    handed = done(await hand_over(store, meta))
+    assert (handed.job_digest, handed.environment) == (NEWER, "elsewhere")
+    assert (handed.committed, handed.resume_step, handed.oldest_checkpoint) == (5, 5, 5)
+    assert (handed.snapshots, handed.log_bytes, handed.owner) == ((5,), 0, meta.owner)
+    assert await store.read_snapshot(SESSION, 5) == {"weight": b"newest"}
+    assert await logged_steps(store) == []
+    assert done(await hand_over(store, meta)).snapshots == (5,), "a repeat changes nothing"
+    again = done(await open_at(store, attempt=SECOND, held=(3, 4, 5), job=NEWER))
+    assert (again.committed, again.snapshots) == (5, (5,))
+    assert await open_at(store, attempt=Attempt(number=3, nonce="cc"), held=(5,)) == OtherJob(
+        job_digest=NEWER
+    )
+    assert done(await commit_next(store, again)).committed == 6
+
+
+async def commit_next(store: Store, meta: SessionMeta) -> CommitOutcome:
+    step = meta.committed + 1
+    await put(store, meta, step, b"f", b"b")
+    return await commit(store, meta, step)
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(0, ()), (4, ()), (4, (2, 3))])
+async def test_a_log_is_not_handed_over(store: Store, steps: int, kept: tuple[int, ...]) -> None:
+    meta = await run_steps(store, await begin(store), steps)
+    for step in kept:
+        meta = done(await snapshot(store, meta, step))
+    before = await store.session(SESSION)
+    assert await hand_over(store, meta) == StepBehind(committed=steps)
+    assert await store.session(SESSION) == before
+
+
+async def test_only_the_owner_hands_over(store: Store) -> None:
+    meta = await run_steps(store, await begin(store), 1)
+    done(await snapshot(store, meta, 1))
+    taken = done(await store.claim(SESSION, attempt=FIRST, step=2, worker="w2"))
+    assert await hand_over(store, meta) == StaleOwner(stored=taken.owner)
+    newer = done(await open_at(store, attempt=SECOND, held=(1,)))
+    assert await hand_over(store, taken) == StaleAttempt(stored=newer.attempt)
+    assert await hand_over(store, replace(meta, session="digits.nobody")) == UnknownSession()

@@ -1,1 +1,2 @@
-"""What runs on a device: sent there over ssh as one zip file, with nothing but Python's standard library."""
+"""The program that runs on a device. It is sent there over ssh as one zip file and needs nothing but Python's
+standard library."""

@@ -26,7 +26,7 @@ from deploy.agents.host.settings import Settings
 
 
 class HostError(Exception):
-    """What went wrong on the device, and what to do (`hint`)."""
+    """An error on the device, with what to do (`hint`)."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -35,10 +35,10 @@ class HostError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What runs, or is to run."""
+    """A release that runs, or is to run."""
 
     version: str
-    """Of the wheel, with the first digits of its hash."""
+    """The version of the wheel, with the first digits of its hash."""
     venv: str
     cwd: str
     command: list[str]
@@ -51,7 +51,7 @@ class Release:
     settle_s: float
     restart_s: float
     python: str
-    """What runs the supervisor."""
+    """The Python that runs the supervisor."""
 
     @classmethod
     def from_json(cls, text: str) -> Release:
@@ -72,7 +72,7 @@ class Home:
 
     @contextmanager
     def locked(self, *, make: bool) -> Iterator[None]:
-        """For one deployment at a time. Raises HostError."""
+        """Hold the lock of a deployment, so that there is one at a time. Raises HostError."""
         if not make and not self.folder.is_dir():
             raise HostError(f"there is no agent in {self.folder}")
         # Ours where we are root: what decides what root runs must not be the agent's to change.
@@ -90,7 +90,7 @@ class Home:
             os.chown(path, *self._owner)
 
     def release(self) -> Release | None:
-        """What runs now; None before the first. Raises HostError."""
+        """Return the release that runs now, or None before the first. Raises HostError."""
         try:
             return Release.from_json((self.folder / "release.json").read_text())
         except FileNotFoundError:

@@ -18,7 +18,7 @@ from deploy.agents.host.home import Home, HostError
 from deploy.agents.host.settings import Settings
 
 INSTALLED = "installed.json"
-"""Written last: an environment without it is half made, and made again."""
+"""This file is written last: an environment without it is half made, and is made again."""
 WATCH_S = 0.2
 
 

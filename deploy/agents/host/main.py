@@ -109,7 +109,7 @@ def undeploy(settings: Settings, files: Mapping[str, bytes], program: Path) -> d
 
 
 def status(settings: Settings, files: Mapping[str, bytes], program: Path) -> dict[str, Any]:
-    """What runs."""
+    """Return what runs."""
     home = Home(settings)
     release = home.release()
     if release is None:
@@ -189,7 +189,7 @@ def _service(settings: Settings, home: Home, release: Release) -> Service:
 
 
 def _bytes_of(memory: str) -> int:
-    """Of `512M` or `80%`, which the operator's side has checked."""
+    """Return the bytes of `512M` or `80%`, which the operator's side has checked."""
     if memory.endswith("%"):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return int(total * float(memory[:-1]) / 100)
@@ -208,7 +208,7 @@ def _say(phase: str) -> None:
 
 
 def _answer(**words: Any) -> None:
-    """To the operator's side; one that has gone changes nothing here."""
+    """Answer the operator's side. Nothing changes here if it has gone."""
     try:
         print(f"{MARK}{json.dumps(words)}", flush=True)
     except OSError:
@@ -216,7 +216,7 @@ def _answer(**words: Any) -> None:
 
 
 def boot(folder: str) -> None:
-    """Where the bootstrap of `program.py` comes to."""
+    """Start from the bootstrap of `program.py`."""
     try:
         code = main(Path(folder) / "host.pyz")
     finally:

@@ -39,7 +39,7 @@ class Service(Protocol):
         ...
 
     def state(self) -> str:
-        """In a word or two."""
+        """Return the service's state in a word or two."""
         ...
 
 
@@ -49,7 +49,7 @@ def service_of(kind: str, device: str, home: Home, run_as: str) -> Service:
 
 
 def has_systemd() -> bool:
-    """Whether it runs here, and would keep a service of ours."""
+    """Return whether systemd runs here, and would keep a service of ours."""
     if not Path("/run/systemd/system").is_dir():
         return False
     return os.getuid() == 0 or _run(["systemctl", "--user", "show-environment"]).returncode == 0
@@ -98,7 +98,7 @@ def unit(device: str, folder: Path, release: Release, *, user: str | None) -> st
 
 
 def _quoted(word: str, *, command: bool = False) -> str:
-    """As systemd reads it: specifiers, and variables in a command, are not meant."""
+    """Quote a word for systemd, so that specifiers, and variables in a command, mean nothing."""
     word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
     return f'"{word.replace("$", "$$") if command else word}"'
 
@@ -206,7 +206,8 @@ def supervise(home: Home, release: Release) -> None:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Of systemd's programs, as a login without a session needs them; one that is missing fails."""
+    """Run one of systemd's programs, as a login without a session has to. A program that is missing counts as
+    failed."""
     environment = {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
     try:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What one device's agent is to be like: written by the operator's side, read on the device."""
+"""The settings of one device's agent, written by the operator's side and read on the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Settings:
 
     device: str
     folder: str = ""
-    """Where it is kept; empty: ~/.spliteasy/agents/DEVICE, for root /var/lib/spliteasy/agents/DEVICE."""
+    """The folder of the agent. If it is empty: ~/.spliteasy/agents/DEVICE, for root
+    /var/lib/spliteasy/agents/DEVICE."""
     data: str = ""
     job: str = ""
     """Empty: as the enrolment says."""
@@ -26,7 +27,7 @@ class Settings:
     pip_options: tuple[str, ...] = ()
     system_site_packages: bool = False
     environment: dict[str, str] = field(default_factory=dict)
-    """Of the agent, and of pip."""
+    """The environment of the agent, and of pip."""
     memory: str = "80%"
     """The most that the agent may take: bytes with K, M or G, or a share of the device's."""
     service: str = "auto"
@@ -34,13 +35,13 @@ class Settings:
     run_as: str = ""
     """The account that the agent runs as; only root can name another than its own."""
     start_s: float = 120.0
-    """How long a start may take."""
+    """A start may take this long."""
     settle_s: float = 5.0
-    """How long it has to live after it said that it is ready."""
+    """The agent has to live this long after it said that it is ready."""
     restart_s: float = 10.0
-    """Between an end that was not meant and the next start."""
+    """The pause between an end that was not meant and the next start."""
     delete_state: bool = False
-    """When it is removed: its state and log too."""
+    """Removing the agent deletes its state and log too."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

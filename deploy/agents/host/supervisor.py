@@ -40,7 +40,7 @@ class Supervisor:
         self._socket.setblocking(False)
 
     def run(self) -> int:
-        """Until the agent is done, needs mending, or SIGTERM."""
+        """Run until the agent is done, needs mending, or SIGTERM comes."""
         self.catch_signals()
         with self._socket:
             return self._run()

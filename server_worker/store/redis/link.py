@@ -22,7 +22,7 @@ from spliteasy.runtime.urls import QUOTE_HINT, split_url
 
 CONNECT_TIMEOUT_S: Final = 3.0
 TIMEOUT_S: Final = 10.0
-"""Until a command's bytes are sent, and from there until it is answered: 8 MiB at 1 MB/s."""
+"""A command's bytes may take this long to be sent, and its answer as long to come: 8 MiB at 1 MB/s."""
 
 CONNECTIONS: Final = 32
 RETRY_AFTER_S: Final = 0.05
@@ -182,7 +182,7 @@ def _seconds(query: dict[str, str], name: str) -> float | None:
 
 
 async def _check(client: Any, where: str) -> None:
-    """Whether the server is one that we can rely on. Raises UserError where it isn't."""
+    """Check that the server is one that we can rely on. Raises UserError where it isn't."""
     try:
         info = await client.execute_command("INFO")
     except redis_errors.AuthenticationError as error:

@@ -1,4 +1,4 @@
-"""What the Redis store's scripts answer, as outcomes."""
+"""Outcomes from the answers of the Redis store's scripts."""
 
 from __future__ import annotations
 

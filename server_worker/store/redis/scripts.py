@@ -181,6 +181,18 @@ redis.call('HSET', META, 'number', number, 'nonce', nonce, 'resume', text(resume
 return done()
 """
 
+_HAND_OVER = """
+local number, nonce, fence, owner, job, environment = unpack(ARGV)
+local m = load()
+local refused = refusal(m, number, nonce, fence, owner)
+if refused then return refused end
+local step = text(m.committed)
+if m.committed == 0 or redis.call('HEXISTS', SNAPS, step) == 0 then return {'step_behind', step} end
+redis.call('HSET', META, 'job', job, 'environment', environment, 'resume', step, 'oldest', step)
+trim(m.committed)
+return done()
+"""
+
 _CLAIM = """
 local number, nonce, step, worker = unpack(ARGV)
 local m = load()
@@ -394,6 +406,7 @@ def _script(body: str, flag: str = "", *, common: str = _COMMON) -> Script:
 _WHEN_FULL = "allow-oom"
 READ = _script(_READ, "no-writes")
 OPEN = _script(_OPEN)
+HAND_OVER = _script(_HAND_OVER, _WHEN_FULL)
 CLAIM = _script(_CLAIM, _WHEN_FULL)
 WAIT = _script(_WAIT, _WHEN_FULL)
 KEEP = _script(_KEEP, _WHEN_FULL)

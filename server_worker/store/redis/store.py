@@ -66,7 +66,7 @@ HELD_BYTES = 256 << 10
 """A request up to here goes to Redis with the commit that names it: one round trip instead of two."""
 
 HELD_BYTES_TOTAL = 64 << 20
-"""Of all requests that wait for their commits; beyond it they are written at once."""
+"""All requests that wait for their commits may take this many bytes; beyond it they are written at once."""
 
 READ_STEPS = 64
 """Log entries looked up in one round trip; their blobs come in groups of some MiB."""
@@ -188,6 +188,11 @@ class RedisStore:
             # After the session, so that no `forget` in between can leave it out of the list.
             await self._link.call("SADD", _SESSIONS, session)
         return outcome
+
+    async def hand_over(
+        self, session: str, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
+    ) -> CommitOutcome:
+        return await self._move(scripts.HAND_OVER, session, attempt, owner, job_digest, environment)
 
     async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
         outcome = await self._decide(scripts.CLAIM, session, attempt.number, attempt.nonce, step, worker)

@@ -16,7 +16,7 @@ from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
 
 FORMAT = 3
 BUSY_TIMEOUT_S = 5.0
-"""How long to wait for another process that writes to the same file."""
+"""A write waits this long for another process that writes to the same file."""
 
 WAL_PAGES = 16384
 """Pages in the write-ahead file before they are moved to the database: 64 MiB, some large steps."""
@@ -53,7 +53,7 @@ CREATE TABLE losses (session TEXT, step INTEGER, loss REAL, PRIMARY KEY (session
 """,
     2: "ALTER TABLE sessions ADD COLUMN total_steps INTEGER NOT NULL DEFAULT 0",
 }
-"""What brings a file of each older format to the next."""
+"""The statements that bring a file of each older format to the next."""
 
 _LATER = """
 CREATE TABLE IF NOT EXISTS signatures (name TEXT, digest TEXT, signature TEXT, PRIMARY KEY (name, digest));

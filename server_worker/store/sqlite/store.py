@@ -85,7 +85,7 @@ class SqliteStore:
 
     @property
     def waiting_bytes(self) -> int:
-        """Of requests that wait in this process for their commits."""
+        """Return the bytes of requests that wait in this process for their commits."""
         return self._waiting.nbytes
 
     async def shards(self, first: int | None = None) -> int | None:
@@ -187,6 +187,21 @@ class SqliteStore:
             return self._stored(outcome) if isinstance(outcome, Done) else outcome
 
         return await self._write(opened)
+
+    async def hand_over(
+        self, session: str, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
+    ) -> CommitOutcome:
+        def handed_over(db: sqlite3.Connection) -> CommitOutcome:
+            outcome = rules.handed_over(
+                self._database.meta(session),
+                attempt=attempt,
+                owner=owner,
+                job_digest=job_digest,
+                environment=environment,
+            )
+            return self._stored(outcome) if isinstance(outcome, Done) else outcome
+
+        return await self._write(handed_over)
 
     async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
         def claimed(db: sqlite3.Connection) -> ClaimOutcome:

@@ -41,6 +41,6 @@ ATTACKS: tuple[Attack, ...] = (
     FSHA,
     HijackGuard(),
 )
-"""In the order of the table."""
+"""The attacks, in the order of the table."""
 
 __all__ = ["ATTACKS", "FSHA", "Attack"]

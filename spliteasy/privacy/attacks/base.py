@@ -1,4 +1,4 @@
-"""What an attack is, and what several of them share."""
+"""The interface of an attack, and what several attacks share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spliteasy.privacy.record import Adversary, Exchange, Tensors, View
 from spliteasy.training.segment_trainer import Values, tensors_of
 
 WIRE = frozenset({Adversary.WORKER, Adversary.STORE})
-"""Who reads what crosses the cut while the device trains."""
+"""The adversaries that read what crosses the cut while the device trains."""
 
 
 class Attack(Protocol):
@@ -22,17 +22,17 @@ class Attack(Protocol):
 
     @property
     def name(self) -> str:
-        """As `--attack` takes it."""
+        """The name as `--attack` takes it."""
         ...
 
     @property
     def adversaries(self) -> frozenset[Adversary]:
-        """Who can play it."""
+        """The adversaries that can play the attack."""
         ...
 
     @property
     def source(self) -> str:
-        """Where the idea comes from."""
+        """The source of the idea."""
         ...
 
     def refuses(self, view: View) -> str | None:
@@ -76,7 +76,7 @@ def believed_head(view: View) -> Segment:
 
 
 def crossing(head: Segment, inputs: Tensors) -> Values:
-    """What the head sends for these inputs, in its present mode."""
+    """Return what the head sends for these inputs, in its present mode."""
     values: Values = head(*inputs)[: head.n_wire]
     return values
 
@@ -97,7 +97,7 @@ def scale_of(wanted: Values) -> float:
 
 
 def unlike_public(inputs: Tensor, view: View) -> Tensor:
-    """How far mean and spread of reconstructed inputs are from those of public data; zero without any.
+    """Return how far mean and spread of reconstructed inputs are from those of public data; zero without any.
 
     A batch norm in the head undoes scale and offset of a whole batch, so that activations leave both open.
     """

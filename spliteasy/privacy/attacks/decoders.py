@@ -37,7 +37,7 @@ SHOWN = 64
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """What can be learned from, and where it is applied."""
+    """The examples to learn from, and the values to apply the result to."""
 
     inputs: Tensor
     """The first input of public samples."""
@@ -68,7 +68,7 @@ def pairs(view: View) -> Pairs:
 
 
 def ridge(features: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
-    """What the `seen` features come from, as ridge regression from `features` learned it."""
+    """Return what the `seen` features come from, as ridge regression from `features` learned it."""
     centre, target = features.mean(0), wanted.mean(0)
     x, y = (features - centre).double(), (wanted - target).double()
     # In the space of the samples, of which there are fewer than features as a rule.
@@ -119,7 +119,7 @@ class ConvolutionalDecoder:
 
 
 class Decoder(nn.Module):
-    """From the tensors of a cut to inputs of `shape`."""
+    """A network from the tensors of a cut to inputs of `shape`."""
 
     def __init__(self, features: Tensor, shape: tuple[int, ...], width: int = 32) -> None:
         super().__init__()

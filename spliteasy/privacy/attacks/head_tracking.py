@@ -29,13 +29,13 @@ from spliteasy.privacy.record import Tensors, View
 from spliteasy.training.segment_trainer import SegmentTrainer, Values
 
 STEPS = 6
-"""How many steps are followed."""
+"""The number of steps that are followed."""
 
 ADAM_ROUNDS = 60
 RATE = 0.05
 LBFGS_ROUNDS = 60
 PRIOR = 0.01
-"""What mean and spread of public data count for."""
+"""The weight of mean and spread of public data."""
 
 
 class HeadTracking:

@@ -26,11 +26,11 @@ PRACTICE = 200
 """Rounds of encoder and decoder on public data, before the device comes."""
 
 ROUNDS = 5
-"""Of the discriminator, for each step of the device."""
+"""The discriminator's steps for each step of the device."""
 
 RATE = 2e-3
 PULL = 0.3
-"""How long the made-up gradients are beside the honest ones: a strong pull runs past its aim."""
+"""The length of the made-up gradients beside the honest ones: a strong pull runs past its aim."""
 
 SHOWN = 64
 

@@ -1,1 +1,1 @@
-"""What a device does to values before they leave it, so that less can be computed from them."""
+"""Changes that a device makes to values before they leave it, so that less can be computed from them."""

@@ -55,7 +55,7 @@ class RandomizedResponse:
 
 
 def keep_probability(epsilon: float, classes: int) -> float:
-    """How likely a label is kept, and the bound on recovering it."""
+    """Return the probability that a label is kept, which bounds how many can be recovered."""
     return 1 / (1 + (classes - 1) * math.exp(-epsilon))
 
 
@@ -75,7 +75,7 @@ def classes_to_answer(spec: JobSpec, signature: Signature) -> int:
 
 
 def guarantee(epsilon: float, classes: int) -> str:
-    """What `label_dp` promises, against whom, for a person."""
+    """Say for a person what `label_dp` promises, and against whom."""
     return (
         f"label_dp: each training label is {epsilon:g}-differentially private (randomized response, drawn "
         f"once a sample) against {ADVERSARY}: a label that nothing else tells is recovered with probability "

@@ -39,14 +39,15 @@ class CutTransforms:
         self._key = key.at("noise")
 
     def activations(self, values: Sequence[Value], *, purpose: Purpose, step: int) -> tuple[Value, ...]:
-        """What of the head's values crosses the cut. A backward from it passes through the clipping."""
+        """Return the head's values as they cross the cut. A backward from them passes through the
+        clipping."""
         return tuple(
             self._activation(v, purpose, step) if isinstance(v, Tensor) and v.is_floating_point() else v
             for v in values
         )
 
     def gradients(self, gradients: Sequence[Tensor | None], *, step: int) -> tuple[Tensor | None, ...]:
-        """What crosses of the gradients of the tail's inputs."""
+        """Return the gradients of the tail's inputs as they cross the cut."""
         return tuple(None if g is None else self._gradient(g, step) for g in gradients)
 
     def _activation(self, value: Tensor, purpose: Purpose, step: int) -> Tensor:
@@ -130,7 +131,7 @@ def check_transforms(settings: PrivacySpec, head: Segment, tail: Segment | None)
 
 
 def is_batch_first(spec: ValueSpec) -> bool:
-    """Whether the first dimension is the batch's samples, and no other depends on it."""
+    """Return whether the first dimension is the batch's samples, and no other depends on it."""
     return (
         bool(spec.shape)
         and spec.shape[0] == BatchDim(batch=1)

@@ -1,4 +1,4 @@
-"""Whether two tensors are the same but for rounding."""
+"""Tests of whether two tensors are the same but for rounding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ ROUNDING = 64
 
 
 def close(ours: Tensor, theirs: Tensor, *, units: int = ROUNDING, floor: float = 0.0) -> bool:
-    """Whether the two differ by rounding at most. `floor`: an absolute difference that is rounding too."""
+    """Return whether the two differ by rounding at most. `floor` is an absolute difference that counts as
+    rounding too."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     if torch.equal(ours, theirs) or ours.numel() == 0:
@@ -30,12 +31,12 @@ def close(ours: Tensor, theirs: Tensor, *, units: int = ROUNDING, floor: float =
 
 
 def all_close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
-    """Whether both are equally many, and `close` one by one."""
+    """Return whether both have the same number of tensors, and each pair is `close`."""
     return len(ours) == len(theirs) and all(close(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def same_gradient(ours: Tensor | None, theirs: Tensor | None, scale: float = 0.0) -> bool:
-    """Whether two gradients are close; `scale`: the largest element of any gradient of the step.
+    """Return whether two gradients are close. `scale` is the largest element of any gradient of the step.
 
     No gradient is something else than a gradient of zeros: an optimizer passes over the first.
     """
@@ -45,7 +46,7 @@ def same_gradient(ours: Tensor | None, theirs: Tensor | None, scale: float = 0.0
 
 
 def told_difference(ours: Tensor, theirs: Tensor) -> str:
-    """How far apart two tensors are, for people; empty where that is no number."""
+    """Say how far apart two tensors are, or nothing where that is no number."""
     if ours.shape != theirs.shape or not ours.numel():
         return ""
     worst = float(torch.nan_to_num((ours.double() - theirs.double()).abs(), float("inf")).max())

@@ -34,7 +34,8 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
-    """What holds numbers by name, with a copy: a module, its class, or a dictionary or object that it has."""
+    """A holder of numbers by name, with a copy: a module, its class, or a dictionary or object
+    that it has."""
 
     path: str
     prefix: str
@@ -135,7 +136,7 @@ def left_as_it_was(model: nn.Module, *, tensors: bool = True) -> Iterator[ModelS
 
 
 def same_numbers(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two tensors hold the same, NaN included: memory that nobody initialised may hold any."""
+    """Return whether two tensors hold the same, NaN included: memory that nobody initialised may hold any."""
     return torch.equal(ours, theirs) or bool(torch.equal(torch.nan_to_num(ours), torch.nan_to_num(theirs)))
 
 
@@ -169,7 +170,8 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _undo_of(value: Any) -> Callable[[], None] | None:
-    """What puts a container or generator back, in place: others may hold the same object."""
+    """Return a function that puts a container or generator back in place, because others may hold the same
+    object."""
     if isinstance(value, _CONTAINERS):
         return _refill(value)
     if isinstance(value, random.Random):

@@ -45,7 +45,7 @@ FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttentio
 
 @dataclass(slots=True)
 class _Step:
-    """What a step gives. Gradients, and buffers afterwards, by their names in the model."""
+    """The results of a step: gradients, and buffers afterwards, by their names in the model."""
 
     outputs: list[Tensor]
     gradients: dict[str, Tensor | None]
@@ -104,7 +104,7 @@ class _Proof:
         return expected.outputs
 
     def notes(self, steps: Sequence[tuple[Trial, list[Tensor] | None]]) -> tuple[str, ...]:
-        """Whether torch's fused attention, which plain evaluation may take, gives other numbers."""
+        """Say it where torch's fused attention, which plain evaluation may take, gives other numbers."""
         if not any(isinstance(module, FUSED) for module in self._model.modules()):
             return ()
         for trial, plain in steps:
@@ -222,7 +222,7 @@ class _Proof:
 
 
 def _tells(outputs: list[Tensor] | None) -> bool:
-    """Whether a trial says something: the model took the inputs, and gave numbers."""
+    """Return whether a trial says something: the model took the inputs and gave numbers."""
     return outputs is not None and all(bool(torch.isfinite(output).all()) for output in outputs)
 
 

@@ -23,7 +23,7 @@ from spliteasy.splitting.proof.trial import Trial, refuse_failure, tensors_of, t
 from spliteasy.splitting.proof.watchers import Seen, standing_hooks, watched
 
 _LATER = (1, 10, 1_000, 1_000_000)
-"""How many calls later a counter is looked at."""
+"""A counter is looked at again after these numbers of calls."""
 
 _DRAW_BY_TORCH = (
     "draw with torch, as in torch.rand(()), and multiply by the number instead of branching on it; "
@@ -149,5 +149,5 @@ class _Check:
 
 
 def _counted(before: float, now: float, calls: int) -> float:
-    """What a counter is after so many more calls."""
+    """Return the value of a counter after `calls` more calls."""
     return now if isinstance(before, bool) or isinstance(now, bool) else now + (now - before) * calls

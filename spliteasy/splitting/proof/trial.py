@@ -24,11 +24,12 @@ class Trial:
     inputs: tuple[Tensor, ...]
     seed: int
     input_gradients: bool = False
-    """Whether the floating inputs take a gradient as well."""
+    """The floating inputs take a gradient as well."""
     certain: bool = False
-    """Whether the model must be able to take the inputs; a guess of ours may be none of its kind."""
+    """The model must be able to take the inputs. Without it they are a guess that may be of the wrong kind.
+    """
     spare: bool = False
-    """Whether it is only tried where the trial before it said little."""
+    """The trial is made only where the one before it said little."""
 
     def leaves(self) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         """The inputs that take a gradient, by name, and copies of all inputs to call the model with."""

@@ -20,7 +20,8 @@ PYTHON, NUMPY = "Python's `random`", "`numpy.random`"
 
 @dataclass(slots=True)
 class Seen:
-    """What one forward did. A path is that of the innermost module at work, empty for the model itself."""
+    """A record of what one forward did. A path is that of the innermost module that ran, and empty for the
+    model itself."""
 
     draws: dict[str, str] = field(default_factory=dict)
     """Path → the generator it draws from, which is not torch's."""
