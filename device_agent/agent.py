@@ -104,7 +104,6 @@ class Agent:
         )
         self._timers: dict[e.Timer, asyncio.TimerHandle] = {}
         self._work: set[asyncio.Task[None]] = set()
-        self._failed: BaseException | None = None
         self._step_began = 0.0
         self._adopt: Callable[[], None] = lambda: None
         name = config.job.partition("@")[0]
@@ -142,8 +141,7 @@ class Agent:
 
     def _fail(self, error: StateError) -> None:
         """End the training, not the link, because its state can't be written down."""
-        self._failed = error
-        self._events.put_nowait(e.LinkDown())  # any event wakes the loop, which then raises
+        self._events.put_nowait(e.Failed(error))
 
     async def _may_begin(self, gate: Gate, stop: asyncio.Event) -> bool:
         """Wait before anything is sent or fetched. False where `stop` came first."""
@@ -251,8 +249,8 @@ class Agent:
                     case _:
                         self._perform(action, state)
             event = await self._events.get()
-            if self._failed is not None:
-                raise self._failed
+            if isinstance(event, e.Failed):
+                raise event.error
             if isinstance(event, e.Received):
                 self._follow(event.message)
             if self._allowance is not None and self._gate is not None:
@@ -318,8 +316,7 @@ class Agent:
             event: e.Event = await self._compute(lambda: effects.perform(action, trainer, state))
             self._report(action)
         except Exception as error:
-            self._failed = error
-            event = e.LinkDown()  # any event wakes the loop, which then raises
+            event = e.Failed(error)
         self._events.put_nowait(event)
         if isinstance(action, e.RunTail if trainer.tail else e.RunHead):
             await self._compute(trainer.work_ahead)  # while the worker works

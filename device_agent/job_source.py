@@ -142,6 +142,8 @@ class JobSource:
                     self._link.send(request)
                 case e.LinkDown():
                     up = False
+                case e.Failed(error=error):
+                    raise error
                 case e.NotSent():
                     self._tell("waiting for a worker to serve this broker")
                     asyncio.get_running_loop().call_later(1.0, self._link.send, request)

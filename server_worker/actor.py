@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from broker.protocol.frames import in_ranges
 from server_worker import metrics
 from server_worker.action import Action, Steps
 from server_worker.engine.base import Engine, EngineRequest
+from server_worker.inbound import Inbound
 from server_worker.job_cache import JobCache
 from server_worker.replica.actions import Loaded, LoadJob
 from server_worker.session.actions import Committed, Send
@@ -50,24 +51,6 @@ POISONOUS: frozenset[m.ErrorCode] = frozenset(
 
 _WAITED_FOR = {NeedsNewer: "does", UnlikeWorker: "is", KeyMissing: "can open it"}
 """A worker that serves a session which this one can't, by why it can't."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
-    """An authenticated request."""
-
-    request: m.AnyRequest
-    raw: bytes | memoryview
-    reply_to: str
-    chunk_bytes: int
-    """The size of its chunks; the reply is cut no coarser."""
-    again: bool
-    """It was delivered before, to a worker that did not finish it."""
-    arrived_s: float
-    """The moment, by the worker's clock, at which its last frame came."""
-    finish: Callable[[str | None], Awaitable[None]]
-    """This is called once the request was served: it acknowledges the request or, with a reason, moves it to
-    the dead queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +99,7 @@ class SessionActor:
     def __init__(self, session: WorkerSession, host: ActorHost) -> None:
         self.session = session
         self._host = host
-        self._mailbox: deque[Incoming] = deque()
+        self._mailbox: deque[Inbound] = deque()
         self._current: m.AnyRequest | None = None
         self._reply_to = ""
         self._chunk_bytes = 0
@@ -150,10 +133,10 @@ class SessionActor:
         """Return when no request is served or waits, and all replies have left."""
         await self._idle.wait()
 
-    async def offer(self, incoming: Incoming) -> None:
+    async def offer(self, inbound: Inbound) -> None:
         """Take a request; answers at once what needs no turn (WORKING, BUSY)."""
-        self._reply_to = incoming.reply_to
-        request = incoming.request
+        self._reply_to = inbound.reply_to
+        request = inbound.request
         if isinstance(request, m.Ask):
             frames = map(in_ranges, request.partial_frames)
             arrived = map(Arrived, frames, chain(request.partial_chunks, repeat(None)))
@@ -163,14 +146,14 @@ class SessionActor:
                 session=request.session, answers=request.request, attempt=request.attempt, step=request.step
             )
             await self._host.send(self._reply_to, working)
-            await incoming.finish(None)
+            await inbound.ack()
         elif len(self._mailbox) >= MAX_WAITING:
             busy = m.Busy(answers=request.request, retry_after_s=BUSY_RETRY_S)
             self._host.meter.add(metrics.BUSY, 1, "mailbox")
             await self._host.send(self._reply_to, busy)
-            await incoming.finish(None)
+            await inbound.ack()
         else:
-            self._mailbox.append(incoming)
+            self._mailbox.append(inbound)
             self._idle.clear()
             if not self._serving:
                 self._serving = True
@@ -198,7 +181,7 @@ class SessionActor:
 
     def _is_at(self, ask: m.Ask) -> bool:
         """Return whether the asked request waits, is being served, or its reply is on its way."""
-        here = [incoming.request for incoming in self._mailbox]
+        here = [inbound.request for inbound in self._mailbox]
         if self._current is not None:
             here.append(self._current)
         return ask.about in self._replying or any(request.request == ask.about for request in here)
@@ -207,38 +190,38 @@ class SessionActor:
         try:
             while self._mailbox:
                 await self._room.acquire()
-                incoming = self._mailbox.popleft()
-                self._current, self._chunk_bytes = incoming.request, incoming.chunk_bytes
+                inbound = self._mailbox.popleft()
+                self._current, self._chunk_bytes = inbound.request, inbound.chunk_bytes
                 self._poison, self._sends = None, []
                 async with self._gate:
                     began = self._host.clock()
-                    waited_s = began - incoming.arrived_s
+                    waited_s = began - inbound.arrived_s
                     self._host.meter.observe(metrics.QUEUE_SECONDS, waited_s)
-                    spans = self._spans = spans_of(self._host.tracer, incoming.request, waited_s=waited_s)
-                    await self._serve(incoming)
-                    if incoming.again:
+                    spans = self._spans = spans_of(self._host.tracer, inbound.request, waited_s=waited_s)
+                    await self._serve(inbound)
+                    if inbound.again:
                         with suppress(SplitEasyError):
                             await self._host.store.end_delivery(
-                                incoming.request.session, incoming.request.request
+                                inbound.request.session, inbound.request.request
                             )
                     if spans is not None:
                         spans.served()
                         self._spans = None
                     self._host.meter.observe(
-                        metrics.REQUEST_SECONDS, self._host.clock() - began, incoming.request.kind
+                        metrics.REQUEST_SECONDS, self._host.clock() - began, inbound.request.kind
                     )
                 self._current = None
-                self._replying.append(incoming.request.request)
-                self._host.background(self._finish(incoming, self._sends, self._poison))
+                self._replying.append(inbound.request.request)
+                self._host.background(self._finish(inbound, self._sends, self._poison))
         finally:
             self._current = None
             self._serving = False
             self._rest()
 
-    async def _finish(self, incoming: Incoming, sends: list[asyncio.Task[None]], poison: str | None) -> None:
+    async def _finish(self, inbound: Inbound, sends: list[asyncio.Task[None]], poison: str | None) -> None:
         """Finish a request once its replies have left: a dead worker's requests come again, and so do their
         replies."""
-        request = incoming.request
+        request = inbound.request
         try:
             try:
                 await asyncio.gather(*sends)
@@ -246,9 +229,9 @@ class SessionActor:
                 log.exception("reply failed", session=request.session, kind=request.kind)
                 poison = f"the worker failed: {type(error).__name__}"
                 await self._send(
-                    error_reply(request, "internal", poison), self._reply_to, {}, incoming.chunk_bytes
+                    error_reply(request, "internal", poison), self._reply_to, {}, inbound.chunk_bytes
                 )
-            await incoming.finish(poison)
+            await (inbound.ack() if poison is None else inbound.dead_letter(poison))
         finally:
             self._replying.remove(request.request)
             self._room.release()
@@ -276,18 +259,18 @@ class SessionActor:
             if spans is not None:
                 spans.replied(getattr(reply, "kind", ""), began_ns)
 
-    async def _serve(self, incoming: Incoming) -> None:
-        request = incoming.request
+    async def _serve(self, inbound: Inbound) -> None:
+        request = inbound.request
         try:
             if (
-                incoming.again
+                inbound.again
                 and await self._host.store.begin_delivery(request.session, request.request) > MAX_DELIVERIES
             ):
                 self.session.drop()
                 self._poison = f"{request.kind} was delivered {MAX_DELIVERIES + 1} times without an end"
                 self._begin_to_send(deadly_reply(request))
                 return
-            await self._perform_all(self.session.handle(request, incoming.raw))
+            await self._perform_all(self.session.handle(request, inbound.raw))
         except (NeedsNewer, UnlikeWorker, KeyMissing) as error:
             self.session.drop()
             text = f"{error.message}; waiting for a worker that {_WAITED_FOR[type(error)]}"

@@ -34,13 +34,14 @@ from broker.transport.patience import SETTLED_S, Patience
 from broker.transport.sender import send_message
 from broker.transport.topology import FRONT, shard_queue, worker_queues
 from server_worker import metrics
-from server_worker.actor import BUSY_RETRY_S, Arrived, Incoming
+from server_worker.actor import BUSY_RETRY_S, Arrived
 from server_worker.actors import Actors
-from server_worker.admission.intake import Accepted, AwaitedFrames, Intake, Misdirected
+from server_worker.admission.intake import AwaitedFrames, Intake, Misdirected
 from server_worker.admission.quotas import OVERHEAD_BYTES, Quotas
 from server_worker.admission.reply_queues import ReplyQueues
 from server_worker.config import Trust, WorkerConfig
 from server_worker.engine.base import Engine
+from server_worker.inbound import Inbound, Settlement
 from server_worker.job_cache import DeviceJobs, JobCache
 from server_worker.loss_log import Losses
 from server_worker.placement.balancer import Balancing
@@ -313,46 +314,40 @@ class Worker:
             await asyncio.gather(stopped, lost, *readers, return_exceptions=True)
 
     async def _take(self, delivery: Delivery, subscription: Subscription) -> None:
+        settlement = self._settlement(delivery, subscription)
         try:
-            taken = self._intake.take(delivery)
+            taken = self._intake.take(delivery, settlement, arrived_s=self.clock())
         except WireError as error:
             await self._bury(delivery, subscription, error.message, "refused")
             return
         if isinstance(taken, Misdirected):
             await self._redirect(taken)
-            await subscription.ack(delivery)
+            await settlement.ack()
             return
-        if isinstance(taken, Accepted):
+        if isinstance(taken, Inbound):
             self.meter.add(metrics.BYTES, taken.raw.nbytes, "received", codec_label(taken.request))
-
-        async def finish(poison: str | None = None) -> None:
-            with suppress(LinkError):
-                if poison is None:
-                    await subscription.ack(delivery)
-                else:
-                    await self._bury(delivery, subscription, poison, "poison")
-
         receipt = self._receipt(taken)
         if receipt is not None:
             metrics.count_receipt(self.meter, receipt)
             await self.send(taken.reply_to, receipt)
-            await finish()
-        elif not isinstance(taken, Accepted):
-            await finish()
+            await settlement.ack()
+        elif not isinstance(taken, Inbound):
+            await settlement.ack()
         elif isinstance(taken.request, m.GetJob):
-            self.background(self._answer_front(taken.request, taken, finish))
+            self.background(self._answer_front(taken.request, taken))
         else:
-            await self.actors.touch(taken.request.session).offer(
-                Incoming(
-                    request=taken.request,
-                    raw=taken.raw,
-                    reply_to=taken.reply_to,
-                    chunk_bytes=taken.chunk_bytes,
-                    finish=finish,
-                    again=delivery.redelivered,
-                    arrived_s=self.clock(),
-                )
-            )
+            await self.actors.touch(taken.request.session).offer(taken)
+
+    def _settlement(self, delivery: Delivery, subscription: Subscription) -> Settlement:
+        async def ack() -> None:
+            with suppress(LinkError):
+                await subscription.ack(delivery)
+
+        async def dead_letter(reason: str) -> None:
+            with suppress(LinkError):
+                await self._bury(delivery, subscription, reason, "poison")
+
+        return Settlement(ack=ack, dead_letter=dead_letter)
 
     async def _bury(
         self, delivery: Delivery, subscription: Subscription, reason: str, why: Literal["refused", "poison"]
@@ -372,7 +367,7 @@ class Worker:
         text = f"shard {taken.shard} serves the session"
         await self.send(taken.reply_to, reopen_reply(taken.request, text, shard=taken.shard))
 
-    def _receipt(self, taken: Accepted | AwaitedFrames) -> m.Receipt | None:
+    def _receipt(self, taken: Inbound | AwaitedFrames) -> m.Receipt | None:
         """Return what to say about a request's bytes, where not all of them are here.
 
         The last frame without the others is what a dead worker leaves: its successor asks for the rest.
@@ -392,15 +387,13 @@ class Worker:
             return m.Have(answers=ask.about, frames=frames) if frames else None
         return None
 
-    async def _answer_front(
-        self, request: m.GetJob, taken: Accepted, finish: Callable[[], Awaitable[None]]
-    ) -> None:
+    async def _answer_front(self, request: m.GetJob, inbound: Inbound) -> None:
         try:
             reply: m.Reply = await self._device_jobs.answer(request)
         except StoreError as error:
             reply = error_reply(request, "unavailable", error.message, error.hint, retriable=True)
-        await self.send(taken.reply_to, reply, chunk_bytes=taken.chunk_bytes)
-        await finish()
+        await self.send(inbound.reply_to, reply, chunk_bytes=inbound.chunk_bytes)
+        await inbound.ack()
 
     # the end of a connection
 

@@ -20,23 +20,12 @@ from broker.transport.topology import (
 )
 from server_worker.admission.quotas import Quotas
 from server_worker.config import Trust
+from server_worker.inbound import Inbound, Settlement
 from spliteasy.errors import WireError
 
 _REQUESTS = get_args(m.AnyRequest)
 LEAST_RANGES, RANGE_BYTES = 4, 16
 """The ranges that a HAVE names in any case, and the bytes that each range of frames takes in it at most."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """A whole request from the device it names."""
-
-    request: m.AnyRequest
-    raw: memoryview
-    reply_to: str
-    chunk_bytes: int
-    """The size of the request's chunks. The device chose it by its link, so its replies are cut no coarser.
-    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +55,9 @@ class Intake:
         self._trust = trust
         self._shards = shards
 
-    def take(self, delivery: Delivery) -> Accepted | AwaitedFrames | Misdirected:
+    def take(
+        self, delivery: Delivery, settlement: Settlement, *, arrived_s: float
+    ) -> Inbound | AwaitedFrames | Misdirected:
         """Raises WireError for what must not be served: it goes to the dead queue with that reason.
 
         Whatever it is, it is counted first; beyond the quota what can't be read is dropped without a trace.
@@ -108,7 +99,15 @@ class Intake:
             shard = shard_of(request.session, self._shards)
             if label != shard_label(shard):
                 return Misdirected(request=request, reply_to=reply_to, shard=shard)
-        return Accepted(request=request, raw=outcome.body, reply_to=reply_to, chunk_bytes=outcome.chunk_bytes)
+        return Inbound(
+            request=request,
+            raw=outcome.body,
+            reply_to=reply_to,
+            chunk_bytes=outcome.chunk_bytes,
+            again=delivery.redelivered,
+            arrived_s=arrived_s,
+            settlement=settlement,
+        )
 
     def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> AwaitedFrames:
         """Drop what a device sent beyond its quota. BUSY tells it so at the end of its message, and not too

@@ -16,7 +16,8 @@ import torch
 
 from device_agent.state_folder import StateFolder
 from server_worker import actor
-from server_worker.actor import Incoming, SessionActor
+from server_worker.actor import SessionActor
+from server_worker.inbound import Inbound
 from server_worker.replica import snapshots
 from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
 from server_worker.store.sqlite.file import Database
@@ -130,9 +131,9 @@ def skip_the_attempt_check() -> Any:
 def ack_before_commit() -> Any:
     serve = SessionActor._serve
 
-    async def acked_first(self: SessionActor, incoming: Incoming) -> None:
-        await incoming.finish(None)
-        await serve(self, incoming)
+    async def acked_first(self: SessionActor, inbound: Inbound) -> None:
+        await inbound.ack()
+        await serve(self, inbound)
 
     return mock.patch.object(SessionActor, "_serve", acked_first)
 
