@@ -27,7 +27,7 @@ PARTS = {
     "recovery": (8, "seconds until training moves again after a fault"),
     "profile": (1, "where the time of a step goes"),
 }
-"""By name: minutes on a quiet machine, and what is measured."""
+"""The benchmarks by name: minutes on a quiet machine, and what is measured."""
 
 
 def main() -> int:

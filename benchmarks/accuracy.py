@@ -1,4 +1,4 @@
-"""What a codec costs in accuracy: the same trainings under each of them, over several seeds.
+"""The cost of a codec in accuracy: the same trainings under each of them, over several seeds.
 
     python -m benchmarks.accuracy [--codecs int8 topk:0.1] [--tasks digits] [--seeds 5]
 
@@ -43,7 +43,7 @@ BASE = "lossless"
 CODECS = (BASE, "fp16", "bf16", "int8", "topk:0.1", "topk:0.05")
 DEVICES = tuple(f"phone-{number}" for number in range(1, 5))
 POINTS_GOAL, BYTES_GOAL = 0.5, 0.27
-"""Of int8: points lost on average, and bytes over fp32's."""
+"""The goals of int8: points lost on average, and bytes over fp32's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How fast the codecs are on one core, against copying the same tensor: `python -m benchmarks.codecs`.
+"""The speed of the codecs on one core, against copying the same tensor: `python -m benchmarks.codecs`.
 
 Speeds are the tensor's own bytes over the time, so that they compare with each other and with the link.
 Every round times a copy into warm memory and then each codec; the figures are medians over the rounds,
@@ -58,7 +58,7 @@ class Figure:
 
 
 def tensors() -> dict[str, Tensor]:
-    """What crosses cuts: sizes as in W2 and W1, and of a vision transformer."""
+    """Return tensors as they cross cuts: sizes as in W2 and W1, and of a vision transformer."""
     torch.manual_seed(0)
     return {
         "ReLU activation 32x64x64x64": torch.randn(32, 64, 64, 64).relu_(),
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
-        # Large buffers are used again instead of being mapped anew: else this measures page faults.
+        # Large buffers are used again instead of being mapped again: else this measures page faults.
         program = [sys.executable, "-m", "benchmarks.codecs", *sys.argv[1:]]
         os.execve(sys.executable, program, {**os.environ, **ALLOCATOR})
     torch.set_num_threads(1)

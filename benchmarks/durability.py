@@ -1,4 +1,4 @@
-"""What durability costs: step time with the session in Redis over the same with it in memory only.
+"""The cost of durability: step time with the session in Redis over the same with it in memory only.
 
     python -m benchmarks.durability [--workloads W0 W2] [--rounds 9]
 
@@ -57,7 +57,7 @@ class Figure:
     ratio: float
     worker_cpu_s: float
     stored_bytes: int | None
-    """What Redis holds of the session after the last lap, by MEMORY USAGE; None: not in Redis."""
+    """The bytes that Redis holds of the session after the last lap, by MEMORY USAGE; None: not in Redis."""
     rounds: int
 
 
@@ -116,7 +116,7 @@ def job_of(workload: Workload) -> dict[str, Any]:
 
 
 async def stored_bytes(url: str) -> int:
-    """What Redis holds of all sessions: meta, log and snapshots, its own overhead included."""
+    """Return the bytes that Redis holds of all sessions: meta, log, snapshots and its overhead."""
     link = await connect_redis(url)
     try:
         total = 0

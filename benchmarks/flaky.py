@@ -1,10 +1,10 @@
-"""What cuts cost: the same steps over lte and over flaky-lte, which is cut for 3 s every 10 s.
+"""The cost of cuts: the same steps over lte and over flaky-lte, which is cut for 3 s every 10 s.
 
     python -m benchmarks.flaky [--steps 150]
 
 Both end with equal weights, so the times to any loss are in the ratio of the times, and the last losses are
 equal. Bytes are counted where they enter the link, so that "sent twice" holds all that the cuts cost: frames
-sent again, frames that were lost half way, and connecting anew.
+sent again, frames that were lost half way, and connecting again.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class Figure:
     flaky_s: float
     cuts: int
     resent_bytes: int
-    """Up, beside what the steady link carried; both directions of the protocol's own messages are in it."""
+    """The bytes sent up beside what the steady link carried; both directions of the protocol's own messages
+    are in it."""
     lost_steps: int
-    """Taken more than once, or not at all."""
+    """The steps that were taken more than once, or not at all."""
     same_loss: bool
 
     @property

@@ -40,7 +40,7 @@ PEERS = {
     "TorchSlicer gRPC": "torchslicer:grpc",
     "hivemind": "hivemind",
 }
-"""By name: the module of `benchmarks.peers`, and what it puts before the address."""
+"""The other systems by name: the module of `benchmarks.peers`, and what it puts before the address."""
 EXTRA = ("torchslicer", "hivemind")
 """Packages of the extra `peers`, which are left out where they aren't installed."""
 SYSTEMS = ("plain", *CUT, *PEERS, *OURS)
@@ -152,7 +152,7 @@ def goal_of(figure: Figure) -> str:
 
 
 def _missing(system: str) -> bool:
-    """Whether it needs a package of the extra that isn't installed."""
+    """Return whether the system needs a package of the extra that isn't installed."""
     package = PEERS.get(system, "").partition(":")[0]
     return package in EXTRA and importlib.util.find_spec(package) is None
 

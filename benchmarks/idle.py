@@ -1,4 +1,4 @@
-"""What an agent takes while it does nothing: `python -m benchmarks.idle`.
+"""The resources of an agent while it does nothing: `python -m benchmarks.idle`.
 
 Memory and processor time of one `spliteasy agent` with `--when`: before it may begin (it has connected to
 nothing), and after some steps, paused with its connection up and heartbeats going. `base` is a Python that
@@ -22,11 +22,11 @@ from benchmarks.harness.timed_runs import cpu_seconds, resident_bytes
 from benchmarks.harness.workloads import WORKLOADS, Setting
 
 GOAL_MB, GOAL_CPU = 150, 1.0
-"""Above torch alone, and percent of one core."""
+"""The goals above torch alone, in MB and in percent of one core."""
 ALLOCATOR = dict.fromkeys(
     ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"), str(128 << 10)
 )
-"""As it is on a device, not as the other benchmarks have it."""
+"""The environment as it is on a device, not as the other benchmarks have it."""
 DATA = """
 import torch
 from torch.utils.data import TensorDataset

@@ -26,21 +26,21 @@ DEVICES = (1, 4, 16, 32, 64)
 SECONDS = 10.0
 LINK = "far"
 SHARE_GOAL, SHARE_FROM = 0.95, 32
-"""Of the time that the worker computes, from so many devices on."""
+"""The goal as a share of the time that the worker computes, from so many devices on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """So many devices in the same `seconds`."""
+    """The figures of so many devices in the same `seconds`."""
 
     devices: int
     seconds: float
     steps: list[int]
-    """Of each device."""
+    """The steps of each device."""
     computing_s: float
-    """Of the worker's torch thread, by the clock on the wall."""
+    """The time that the worker's torch thread computes, by the clock on the wall."""
     processor_s: float
-    """Of the same, processor time: less where others use the cores."""
+    """The processor time of that thread, which is less where others use the cores."""
 
     @property
     def share(self) -> float:

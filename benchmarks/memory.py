@@ -1,4 +1,4 @@
-"""How much memory a training takes, against the tensors that it has to hold: `python -m benchmarks.memory`.
+"""The memory that a training takes, against the tensors that it has to hold: `python -m benchmarks.memory`.
 
 What a side has to hold is measured, not added up: its segments train in a plain process, with the other
 side's tensors made up on the spot, and the process's peak is compared with what it held before there was
@@ -43,7 +43,7 @@ class Figure:
     side: str
     codec: str
     held: int
-    """By the plain process: what a step has to hold."""
+    """The bytes that the plain process holds: what a step has to hold."""
     ours: int
 
     @property

@@ -38,7 +38,7 @@ PROMISED = (
 """The six networks of the paper and two more, then one of each kind; each at three cuts or more."""
 STEPS = 3
 WIDTH = 170
-"""Of the table, where no terminal says."""
+"""Columns of the table where no terminal says its width."""
 SEED = 0
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 
@@ -52,7 +52,7 @@ class Row:
     split: Split
     worst: float
     where: str
-    """What differs most; empty if nothing does."""
+    """The tensor that differs most; empty if none does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,7 +50,7 @@ PAPER_LINK = "lte"
 DEVICE_SPEED = 0.1
 WITHIN = 0.2
 SLOWER = 1.02
-"""How much slower than the paper's cut still counts as noise."""
+"""A cut this much slower than the paper's still counts as equal, because of noise."""
 
 
 class SlowThread:
@@ -67,7 +67,7 @@ class SlowThread:
 
 
 def _timed(run: Callable[[], T]) -> tuple[T, float]:
-    """Also the processor time that it took, which others on the machine don't add to."""
+    """Run it, and return its result and the processor time, which others on the machine don't add to."""
     began = time.thread_time()
     return run(), time.thread_time() - began
 
@@ -171,7 +171,7 @@ def settings(link: str, speed: float = 1.0) -> dict[str, object]:
 
 
 def core_share(seconds: float = 1.0) -> float:
-    """Which part of a core a computation gets now, beside what else runs on this machine.
+    """Return the part of a core that a computation gets now, beside what else runs on this machine.
 
     The planner counts processor time, and what is measured is time on the wall.
     """

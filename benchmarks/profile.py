@@ -1,4 +1,4 @@
-"""Where the time of a step goes: `python -m benchmarks.profile [--workloads W0 W2] [--steps 20]`.
+"""A profile of the time of a step: `python -m benchmarks.profile [--workloads W0 W2] [--steps 20]`.
 
 The moments at which head, body, tail, log and commit begin and end, and messages are sent and received
 whole, by the clock that all processes of a machine share; medians over the steps. Beside them the

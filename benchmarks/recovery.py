@@ -1,4 +1,4 @@
-"""How soon training moves again after a fault: seconds to each session's next step.
+"""The time until training moves again after a fault: seconds to each session's next step.
 
     python -m benchmarks.recovery [--faults killed paused …] [--times 20] [--sessions 4]
 
@@ -55,7 +55,7 @@ async def killed(arena: Arena, place: WorkerPlace) -> list[float]:
 
 
 async def paused(arena: Arena, place: WorkerPlace) -> list[float]:
-    """And resumed when others have its sessions."""
+    """Pause a worker, and resume it when others have its sessions."""
     arena.strike(arena.sessions_of(place))
     place.signal(signal.SIGSTOP)
     seconds = await arena.moved()
@@ -87,7 +87,7 @@ async def device_cut(arena: Arena, place: WorkerPlace) -> list[float]:
 
 
 async def rabbitmq_restarted(arena: Arena, place: WorkerPlace) -> list[float]:
-    """From when it serves again."""
+    """Restart RabbitMQ, and measure from when it serves again."""
     rabbitmq = arena.services.rabbitmq
     await asyncio.to_thread(rabbitmq.sync_queues)
     await asyncio.to_thread(rabbitmq.kill)
@@ -97,7 +97,7 @@ async def rabbitmq_restarted(arena: Arena, place: WorkerPlace) -> list[float]:
 
 
 async def redis_restarted(arena: Arena, place: WorkerPlace) -> list[float]:
-    """From when it serves again."""
+    """Restart Redis, and measure from when it serves again."""
     redis = arena.services.redis
     await asyncio.to_thread(redis.kill)
     await asyncio.to_thread(redis.start)

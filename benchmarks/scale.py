@@ -42,18 +42,18 @@ SETTLE_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """So many workers in `seconds`."""
+    """The figures of so many workers in `seconds`."""
 
     body: str
     workers: int
     sessions: int
     wait_s: float
-    """Of the body in each step; 0: it computes."""
+    """The body waits this long in each step; 0: it computes."""
     seconds: float
     steps: float
     """That devices took or, of a body that waits, that the workers waited for."""
     shared: bool
-    """Whether every worker had its share of the sessions."""
+    """Every worker had its share of the sessions."""
     cpu_ms: dict[str, float]
     """Processor time of a step, by who spent it."""
     worker_bytes: int
@@ -67,7 +67,7 @@ class Figure:
 
     @property
     def efficiency(self) -> float:
-        """Of a body that waits: 1 where all workers wait all the time."""
+        """The efficiency of a body that waits: 1 where all workers wait all the time."""
         return self.rate * self.wait_s / self.workers
 
 
@@ -91,7 +91,7 @@ class Run:
         self.workers.append(self.field.enter("worker", ["-m", "benchmarks.harness.load", *arguments], {}))
 
     def start_devices(self, wanted: int) -> None:
-        """So many in all."""
+        """Start devices until there are `wanted`."""
         names = evenly(self.body, wanted)[len(self.names) :]
         state = str(self.services.folder / self.body)
         arguments = ["devices", self.body, self.services.broker, state, ",".join(names)]

@@ -1,4 +1,4 @@
-"""What sealing the store costs: milliseconds to seal and to open one value, and for each MB.
+"""The cost of sealing the store: milliseconds to seal and to open one value, and for each MB.
 
     python -m benchmarks.sealing [--rounds 21]
 

@@ -108,7 +108,7 @@ class Accounts:
     """The accounts of one virtual host."""
 
     def __init__(self, url: str, *, vhost: str = "/") -> None:
-        """`url`: `http(s)://operator:password@host:port`, with `?cafile=PATH` for an authority of one's own.
+        """`url`: `http(s)://operator:password@host:port`, with `?cafile=PATH` for an authority of your own.
 
         Raises UserError where it is none, or would send the operator's password over a network in the clear.
         """

@@ -111,7 +111,7 @@ class Agent:
         self._log = log.bind(job=name, session=self._session_name)
 
     async def run(self, stop: asyncio.Event) -> AgentResult:
-        """Train until the last step, or until `stop` is set: then end the step at hand and checkpoint.
+        """Train until the last step, or until `stop` is set: then end the current step and checkpoint.
 
         Raises UserError, LinkError, RemoteError. Cancelling leaves the last checkpoint.
         """

@@ -143,7 +143,7 @@ class StateFolder:
 
     @property
     def _anew(self) -> str:
-        return f"give another --state folder, or delete {self.path} to begin anew"
+        return f"give another --state folder, or delete {self.path} to start over"
 
     def secret(self, given: bytes | None = None) -> bytes:
         """The 32 bytes that only this device knows, made by the operating system at the first call.
@@ -156,7 +156,7 @@ class StateFolder:
             why = "is damaged" if path.exists() else "has gone, or an older version began this training"
             raise StateError(
                 f"{path} {why}: weights and order of this training can't be told without it",
-                hint=f"bring back a copy of the whole folder, or delete {self.path} to begin anew",
+                hint=f"bring back a copy of the whole folder, or delete {self.path} to start over",
             )
         if kept is None:
             kept = given or os.urandom(KEY_BYTES)
@@ -175,7 +175,7 @@ class StateFolder:
         if raw is None and (path.exists() or self._held):
             raise StateError(
                 f"{path} is damaged or has gone, and weights are drawn once",
-                hint=f"bring back a copy of the whole folder, or delete {self.path} to begin anew",
+                hint=f"bring back a copy of the whole folder, or delete {self.path} to start over",
             )
         return None if raw is None else tensors_from_bytes(raw)
 
@@ -349,7 +349,7 @@ class StateFolder:
             return Binding.model_validate_json(raw or b"")
         except ValidationError as error:
             raise StateError(
-                f"{path} is damaged", hint=f"delete {self.path} to begin anew, or bring back a copy of it"
+                f"{path} is damaged", hint=f"delete {self.path} to start over, or bring back a copy of it"
             ) from error
 
     def _write(self, name: str, *chunks: bytes) -> None:

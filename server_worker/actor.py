@@ -105,7 +105,7 @@ class SessionActor:
         self._chunk_bytes = 0
         """The chunk size of the request that is being served."""
         self._poison: str | None = None
-        """Why the request at hand can never be served."""
+        """Why the current request can never be served."""
         self._partial: Mapping[str, Arrived] = {}
         self._sends: list[asyncio.Task[None]] = []
         """The sends of the request that is being served."""
@@ -160,7 +160,7 @@ class SessionActor:
                 self._host.background(self._empty_mailbox())
 
     async def save(self) -> None:
-        """Snapshot; waits for the request at hand. A failed snapshot costs a replay."""
+        """Snapshot; waits for the current request. A failed snapshot costs a replay."""
         await self._between_requests(self.session.save)
 
     async def park(self) -> None:

@@ -1,4 +1,4 @@
-"""The sessions that a worker has at hand: found by name, parked, forgotten."""
+"""The sessions that a worker holds: found by name, parked, forgotten."""
 
 from __future__ import annotations
 

@@ -398,7 +398,7 @@ class Worker:
     # the end of a connection
 
     async def _drain(self) -> None:
-        """Write snapshots, take nothing new, finish what is at hand, let go."""
+        """Write snapshots, take nothing new, finish what it has begun, let go."""
         self._draining = True
         self._log.info("draining", sessions=len(self.actors))
         try:

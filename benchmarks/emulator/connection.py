@@ -22,7 +22,7 @@ class Traffic:
     """Bytes of one direction."""
 
     taken: int = 0
-    """Read from the sender."""
+    """The bytes that were read from the sender."""
     delivered: int = 0
     """Handed to the receiver's socket."""
 
@@ -90,7 +90,7 @@ class Connection:
 
     def __init__(self, port: int, lines: dict[Direction, Line]) -> None:
         self.port = port
-        """Which of the emulator's ports the device came to."""
+        """The emulator's port that the device came to."""
         self.traffic = {direction: Traffic() for direction in Direction}
         self._lines = lines
         self._pipes: dict[Direction, Pipe] = {}
@@ -118,7 +118,7 @@ class Connection:
             self._task.cancel()
 
     def lose(self, direction: Direction) -> None:
-        """From now on nothing gets through in that direction, and no end hears of it."""
+        """Let nothing through in that direction any more, without a word to either end."""
         self._lost.add(direction)
         if direction in self._pipes:
             self._pipes[direction].lose()
@@ -152,7 +152,7 @@ class Connection:
             each.close()
 
     async def _guard(self, carrying: Coroutine[Any, Any, None], *, broken: Pipe, tells: Pipe) -> None:
-        """Where an end is gone, `broken` leads to it, and `tells` would tell the other end so."""
+        """Watch for an end that goes away: `broken` leads to it, and `tells` would tell the other end so."""
         try:
             await carrying
         except OSError:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from enum import Enum
 
 _QUEUE_S = 0.05
-"""How much line time may wait to be sent: enough that a timer that fires late leaves no gap."""
+"""This much line time may wait to be sent: enough that a timer that fires late leaves no gap."""
 _SHORTEST_S = 1e-6
-"""Not worth waiting for, and perhaps no more than what rounding has left."""
+"""A time that is not worth waiting for, and perhaps no more than what rounding has left."""
 _PIECE_S = 0.002
 _MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 1460, 1 << 16
 _OPEN_WINDOW_BYTES = 1 << 20
@@ -22,7 +22,7 @@ average.
 
 class Direction(Enum):
     UP = "up"
-    """From the device to the server."""
+    """The direction from the device to the server."""
     DOWN = "down"
 
 
@@ -43,19 +43,19 @@ class Line:
         self._left: int | None = None
         self._on_used_up: Callable[[], None] | None = None
         self.rate: float | None = None
-        """In bytes a second; None: no limit."""
+        """The rate in bytes a second; None: no limit."""
         self.latency_s = 0.0
         self.jitter_s = 0.0
 
     @property
     def piece_bytes(self) -> int:
-        """How much to take at once, so that connections take turns finely."""
+        """Return how much to take at once, so that connections take turns finely."""
         piece = _MAX_PIECE_BYTES if self.rate is None else int(self.rate * _PIECE_S)
         return max(_MIN_PIECE_BYTES, min(_MAX_PIECE_BYTES, piece))
 
     @property
     def window_bytes(self) -> int:
-        """How much a connection may have on its way: the bandwidth-delay product and the queue."""
+        """Return how much a connection may have on its way: the bandwidth-delay product and the queue."""
         if self.rate is None:
             return _OPEN_WINDOW_BYTES
         return self.piece_bytes + int(self.rate * (self.latency_s + self.jitter_s + _QUEUE_S))
@@ -88,11 +88,11 @@ class Line:
         self._moving.set()
 
     def limit(self, count: int, on_used_up: Callable[[], None]) -> None:
-        """After `count` more bytes have arrived, pass no more of the piece at hand, and call."""
+        """Pass no more of the current piece after `count` more bytes have arrived, and call."""
         self._left, self._on_used_up = count, on_used_up
 
     def allow(self, count: int) -> int:
-        """How many of `count` bytes that arrive now still get through; they are counted."""
+        """Count the bytes, and return how many of `count` that arrive now still get through."""
         if self._left is None:
             return count
         passed = min(count, self._left)

@@ -46,7 +46,7 @@ class LinkEmulator:
         self._refused, self._refused_until = False, 0.0
         self._only_port: int | None = None
         self.ports: tuple[int, ...] = ()
-        """Where the device connects to."""
+        """The ports that the device connects to."""
         self.connections: list[Connection] = []
         """All so far, oldest first; `open` tells those that are."""
         self.cuts = 0
@@ -79,7 +79,7 @@ class LinkEmulator:
 
     @property
     def refusing(self) -> bool:
-        """Whether new connections are reset now."""
+        """Return whether new connections are reset now."""
         return self._refused or asyncio.get_running_loop().time() < self._refused_until
 
     @property
@@ -87,12 +87,12 @@ class LinkEmulator:
         return self._profile
 
     def traffic(self, direction: Direction) -> Traffic:
-        """Of all connections so far."""
+        """Return the traffic of all connections so far."""
         each = [connection.traffic[direction] for connection in self.connections]
         return Traffic(sum(one.taken for one in each), sum(one.delivered for one in each))
 
     def set_profile(self, profile: Profile) -> None:
-        """For bytes that enter the link from now on; its outages start over."""
+        """Set the profile for bytes that enter the link from now on; its outages start over."""
         self._profile = profile
         up, down = self._lines[Direction.UP], self._lines[Direction.DOWN]
         up.rate, down.rate = profile.up_bytes_s, profile.down_bytes_s

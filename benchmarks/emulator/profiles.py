@@ -1,4 +1,4 @@
-"""What links are like: rates, delays, outages."""
+"""Profiles of links: rates, delays, outages."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What all benchmarks share: a cluster of real parts, workloads, timed runs, tables and pictures."""
+"""The harness of all benchmarks: a cluster of real parts, workloads, timed runs, tables and pictures."""

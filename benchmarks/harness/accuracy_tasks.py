@@ -1,7 +1,7 @@
-"""What `benchmarks.accuracy` trains: the digits example, and digits that are harder to read.
+"""The tasks of `benchmarks.accuracy`: the digits example, and digits that are harder to read.
 
 Both are made of scikit-learn's 1797 real images; the harder one turns, scales, moves and blurs each by noise,
-in training anew at every epoch, in the test once for all. The model and the 360 images of a phone
+in training at every epoch, in the test once for all. The model and the 360 images of a phone
 are the example's.
 """
 

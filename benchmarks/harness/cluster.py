@@ -48,7 +48,7 @@ class WorkerPlace:
     ready: set[str] = field(default_factory=set)
     """Jobs whose program it has loaded."""
     log: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
-    """What it said, and when."""
+    """The lines that it printed, each with its time."""
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -62,7 +62,7 @@ class Arena:
         self.services = running
         self.workers: list[WorkerPlace] = []
         self.owner: dict[str, int] = {}
-        """By session, the worker that loaded it last."""
+        """The worker that loaded each session last."""
         self.loaded_at: dict[str, float] = {}
         self.replayed = 0
         self.steps: dict[str, int] = {}
@@ -70,7 +70,7 @@ class Arena:
         self.devices = [f"phone-{number + 1}" for number in range(sessions)]
         self._struck_at = 0.0
         self._next_step_at: dict[str, float | None] = {}
-        """Of the sessions that the last fault has hit; None: not yet."""
+        """The next steps of the sessions that the last fault has hit; None: not yet."""
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[Any]] = []
 

@@ -1,4 +1,4 @@
-"""What `benchmarks.plan` trains, as job files name it: `benchmarks.harness.plan_models:MODELS.resnet50`."""
+"""The models of `benchmarks.plan`. Job files name them `benchmarks.harness.plan_models:MODELS.resnet50`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ DATA = SimpleNamespace(**{name: partial(data_set, name) for name in _BATCHES})
 
 
 def job(name: str, cuts: tuple[str, ...] | None, batch: int, label: str, **plan: Any) -> dict[str, Any]:
-    """As in a job file. `cuts` None: "auto"."""
+    """Return the job as a job file would have it. `cuts` None: "auto"."""
     return {
         "name": f"{name}-{label}",
         "batch_size": batch,

@@ -1,4 +1,4 @@
-"""What all benchmarks print and keep: the machine, tables, JSON under runs/bench."""
+"""The reports of all benchmarks: the machine, tables, JSON under runs/bench."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def goal(text: str, met: bool) -> str:
 
 
 def about() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return what the figures depend on."""
     redis = subprocess.run([find_binary(), "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"v=(\S+)", redis)
     return {

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: a RabbitMQ and a Redis of their own, and processes that end with them."""
+"""The services of the benchmarks: a RabbitMQ and a Redis of their own, and processes that end with them."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ class Contestant:
     others: dict[str, int] = field(default_factory=dict)
     """Process ids by role."""
     ready: Any = None
-    """What it said when it was ready."""
+    """The process's first line, which says that it is ready."""
     seconds: list[list[float]] = field(default_factory=list)
-    """Of each lap, of each step."""
+    """The seconds of each step of each lap."""
     told: list[dict[str, Any]] = field(default_factory=list)
-    """Of each lap: all that the device told (see `benchmarks.harness.timed_runs`)."""
+    """The reports of the device in each lap (see `benchmarks.harness.timed_runs`)."""
     cpu: list[dict[str, float]] = field(default_factory=list)
-    """Of each lap: processor seconds a step, by role."""
+    """The processor seconds a step in each lap, by role."""
 
     def lap(self, steps: int) -> list[float]:
         """Take so many steps; the seconds of each."""
@@ -132,7 +132,7 @@ class Emulated:
     """A link in a process of its own."""
 
     url: str
-    """Where devices connect to."""
+    """The URL that devices connect to."""
     process: subprocess.Popen[str]
 
     def stats(self) -> Any:

@@ -34,7 +34,7 @@ from server_worker.worker import Worker
 moments: list[tuple[int, str, float]] = []
 """(step, what, seconds)."""
 spent: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
-"""By part: calls and processor seconds of the calling thread."""
+"""The calls and processor seconds of the calling thread, by part."""
 
 _KINDS = (messages.Forward, messages.Forwarded, messages.Backward, messages.Gradient)
 
@@ -151,7 +151,7 @@ def _kind(body: Any) -> str:
 
 
 def _nothing(*_: Any) -> None:
-    """After what needs no second look."""
+    """Do nothing after a call that needs no second look."""
 
 
 def _sending(_: Any, message: Any, *__: Any) -> None:

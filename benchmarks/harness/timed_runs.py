@@ -19,7 +19,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
-"""For all processes of all systems alike: else page faults are measured."""
+"""Settings for all processes of all systems alike: else page faults are measured."""
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -37,7 +37,7 @@ def serve_laps(step: Callable[[], object]) -> None:
 
 
 def answer(value: object) -> None:
-    """One line to whoever counts the laps."""
+    """One line to the process that counts the laps."""
     print(json.dumps(value), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks train: three models, each as a whole, in three parts, and as a job.
+"""The models of the benchmarks: three, each as a whole, in three parts, and as a job.
 
 W0 is bound by latency (the digits example), W1 by computation, W2 by the wire. Data is small, fixed and
 made up (but W0's): steps are measured, not accuracy.
@@ -66,7 +66,7 @@ class Wide(nn.Module):
 
 
 class Deep(nn.Module):
-    """For many devices: nearly all of the work is the worker's, and the cuts are narrow (31 kB each)."""
+    """A model for many devices: nearly all work is the worker's, and the cuts are narrow (31 kB each)."""
 
     def __init__(self, layers: int = 2) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def _separable(channels_in: int, channels: int) -> nn.Sequential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How our system is told to do it: codecs and micro-batches."""
+    """A setting of our system: codecs and micro-batches."""
 
     activations: str = "fp32"
     gradients: str = "fp32"
@@ -229,7 +229,7 @@ W1 = Workload(
 W2 = Workload(name="W2", make=Wide, image=(3, 64, 64), classes=10, batch=32, body_last="blocks", data=data_w2)
 WORKLOADS = {each.name: each for each in (W0, W1, W2)}
 CROWD = Workload(name="crowd", make=Deep, image=(1, 8, 8), classes=10, batch=30, data=data_w0)
-"""What many devices train on one worker."""
+"""The workload of many devices that train on one worker."""
 HEAVY = Workload(name="heavy", make=partial(Deep, 20), image=(1, 8, 8), classes=10, batch=120, data=data_w0)
 """The same with a body beside which all else is small: for workers beside each other."""
 

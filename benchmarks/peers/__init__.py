@@ -1,1 +1,2 @@
-"""What a user would pick instead: the same split training over other transports, each as small as it gets."""
+"""Alternatives that a user might pick: the same split training over other transports, each as small as it
+gets."""

@@ -1,6 +1,6 @@
 """hivemind 1.1 (extra `peers`): the body is an expert on its server, called over its own network.
 
-Its server computes the forward anew in each backward (so there is more to compute), and nothing is tuned.
+Its server computes the forward again in each backward (so there is more to compute), and nothing is tuned.
 """
 
 from __future__ import annotations
@@ -73,5 +73,5 @@ def stepper(workload: Workload, address: str) -> Callable[[], object]:
 
 
 def _card(address: str) -> Path:
-    """Where the server leaves its address, which has a key in it."""
+    """Return the file in which the server leaves its address, which has a key in it."""
     return Path(tempfile.gettempdir()) / f"spliteasy-bench-hivemind-{address}"

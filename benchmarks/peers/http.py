@@ -1,4 +1,4 @@
-"""The paper's own protocol, written anew: HTTP, tensors as JSON lists, replies compressed by gzip."""
+"""The paper's own protocol, rewritten: HTTP, tensors as JSON lists, replies compressed by gzip."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def serve(workload: Workload, address: str) -> None:
             self.wfile.write(packed)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Not a word."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", int(address)), Handler) as server:
         server.serve_forever()

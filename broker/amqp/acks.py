@@ -44,7 +44,7 @@ class Acks:
         return len(self._acked) >= self.at_once
 
     async def give_back(self, tag: int) -> None:
-        """The delivery comes again, to whoever consumes then."""
+        """The delivery comes again, to the consumer of that moment."""
         await self._to_its_end(self._nack(tag))
 
     async def flush(self) -> None:

@@ -218,7 +218,7 @@ class AmqpTransport:
             )
 
     async def _publish_channel(self, exchange: str) -> Channel:
-        """The channel for that exchange: opened at first, and anew after an error closed it."""
+        """The channel for that exchange: opened at first, and again after an error closed it."""
         async with self._opening:
             channel = self._publish_channels.get(exchange)
             if channel is None or channel.is_closed:

@@ -4,7 +4,7 @@ Everything in a record but `tensors` travels in the envelope's JSON header and i
 when it is decoded: all bytes from the other side are hostile. Tensors travel beside it, raw.
 
 A request's identity is (session, attempt, step, micro, kind, request): a resend keeps `request`, a
-request computed anew gets a new one. A reply names the request that it answers.
+request computed again gets a new one. A reply names the request that it answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_STEP = 2**53 - 1
 """JavaScript reads integers exactly up to here."""
 
 MAX_ATTEMPT = 2**40
-"""A device that began anew every millisecond would get there after thirty years."""
+"""A device that started over every millisecond would get there after thirty years."""
 
 MAX_BOUNDARY_VALUES = 256
 MAX_HELD_STEPS = 1024

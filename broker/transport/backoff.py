@@ -22,7 +22,7 @@ GROWTH = 1.2
 def full_jitter(
     *, base_s: float = BASE_S, max_s: float = MAX_S, growth: float = GROWTH, rng: random.Random | None = None
 ) -> Iterator[float]:
-    """Delays in seconds, without end. It has no clock: the caller sleeps, and begins anew after success."""
+    """Delays in seconds, without end. It has no clock: the caller sleeps, and starts over after success."""
     if not (0 < base_s <= max_s and growth > 1):
         raise ValueError(
             f"backoff needs 0 < base_s <= max_s and growth > 1, not {base_s}, {max_s} and {growth}"

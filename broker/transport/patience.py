@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Patience:
-    """Decides whether to go on trying. It has no timer: whoever tries tells it what happens."""
+    """Decides whether to go on trying. It has no timer: its user tells it what happens."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""RabbitMQ and Redis servers of one's own, with their users and certificates."""
+"""RabbitMQ and Redis servers that this project starts itself, with their users and certificates."""

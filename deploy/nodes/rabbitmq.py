@@ -1,4 +1,4 @@
-"""A RabbitMQ node of one's own: native binaries, any user, one folder, loopback only.
+"""A RabbitMQ node that this project starts itself: native binaries, any user, one folder, loopback only.
 
 For the tests and the local stack. The packages' wrappers refuse all users but `rabbitmq`, so the scripts
 behind them are called. The node's state, logs, pids, cookie and configuration stay in its folder.

@@ -1,4 +1,4 @@
-"""A Redis server of one's own: the native binary, any user, one folder, loopback only.
+"""A Redis server that this project starts itself: the native binary, any user, one folder, loopback only.
 
 For the tests and the local stack. State, configuration (with the password: never on a command line),
 log and pid stay in its folder.

@@ -1,4 +1,4 @@
-"""Keeps a link within a day's allowance, in the middle of a step as well, whoever asks for what is sent."""
+"""Keeps a link within a day's allowance, in the middle of a step too, no matter who asks for bytes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Repeats bound how soon a device sends the same request again, whatever a worker answers.
 
-A worker's answers make a device send: what is missing, what was cut off, an attempt anew. The first times it
+A worker's answers make a device send: what is missing, what was cut off, another attempt. The first times it
 does so at once. Then it takes longer and longer, so that no worker makes a device send at will.
 """
 

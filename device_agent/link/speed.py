@@ -36,7 +36,7 @@ class LinkSpeed:
         return min(rates, default=None)
 
     def connected(self) -> None:
-        """A connection was made, over who knows what network: the round trip is measured anew."""
+        """A connection was made, over who knows what network: the round trip is measured again."""
         self.rtt_s = None
         self._first_s = None
 

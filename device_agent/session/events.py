@@ -21,7 +21,7 @@ class Timer(Enum):
     RETRY = "retry"
     """The worker was busy, or failed for now: try again."""
     STOP = "stop"
-    """The step at hand did not end soon enough after the user asked to stop."""
+    """The current step did not end soon enough after the user asked to stop."""
 
 
 # Events -------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class Fired:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """The user wants to stop: end the step at hand, write a checkpoint, leave."""
+    """The user wants to stop: end the current step, write a checkpoint, leave."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,7 +279,7 @@ class DeviceSession:
             case m.Busy() if self._outbox.pending:
                 return self._outbox.retry_later(message.retry_after_s, message.reason)
             case m.Reopen() if self._outbox.pending and self.state is not State.OPENING:
-                return [e.Note(f"opening anew: {message.reason}"), *self._reopen()]
+                return [e.Note(f"opening again: {message.reason}"), *self._reopen()]
             case m.Superseded():
                 return self._superseded(message)
             case m.Error():
@@ -312,13 +312,13 @@ class DeviceSession:
         )
 
     def _doubt_the_store(self) -> list[Action]:
-        """A reply of an older owner: a zombie's, to be ignored; unless it answers what was asked anew.
+        """A reply of an older owner: a zombie's, to be ignored; unless it answers what was asked again.
 
-        Then the store has gone back and counts fences anew. A new attempt begins from what both have.
+        Then the store has gone back and counts fences again. A new attempt begins from what both have.
         """
         if not self._outbox.nudged or self.state is State.OPENING or not self._outbox.pending:
             return []
-        return [e.Note("opening anew: the store went back"), *self._reopen()]
+        return [e.Note("opening again: the store went back"), *self._reopen()]
 
     def _awaiting(self, message: m.Forwarded | m.Gradient) -> Micro | None:
         """The micro-batch that waits for this."""
@@ -346,7 +346,7 @@ class DeviceSession:
             StateError(
                 f"the store knows attempt {message.newest} of {self.plan.session}, newer than this one",
                 hint="another agent runs as this device, or this state folder is an old or a new one: stop "
-                "the other agent, go on from this folder with --takeover, or begin anew with --restart",
+                "the other agent, go on from this folder with --takeover, or start over with --restart",
             )
         )
 

@@ -31,7 +31,7 @@ class PlacementPlan:
 def plan_moves(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInfo]) -> PlacementPlan:
     """`load` counts the active sessions of each shard served here.
 
-    Sessions go from whoever has most to whoever has least, until that brings no two closer together. Of
+    Sessions go from the worker that has most to the one that has least, until that brings no two closer. Of
     its own shards this worker knows the sizes; others are taken to move one session at a time.
     """
     sessions = _counted(worker, load, workers)

@@ -45,7 +45,7 @@ class Queues:
             except LinkRefused:
                 if await transport.depth(queue) is not None:
                     raise
-                raise LinkError(f"the queue {queue} was deleted") from None  # and is declared anew
+                raise LinkError(f"the queue {queue} was deleted") from None  # and is declared again
             self.subscriptions[queue] = subscription
             async for delivery in subscription:
                 await take(delivery, subscription)

@@ -62,7 +62,7 @@ async def open_store(url: str, keys: StoreKeys | None = None) -> Store:
     """The store at `url`: `redis://…`, `rediss://…`, `sqlite:///relative`, `sqlite:////absolute` (a file,
     made with its folder where missing), or `sqlite://` (in memory).
 
-    Whoever reads or writes values (a worker, not a command that looks at records) gives `keys`: they seal and
+    A caller that reads or writes values (a worker, not a command on records) gives `keys`: they seal and
     open them.
 
     Raises UserError for a URL, credentials or a configuration that can't be right, and for keys that are not

@@ -262,13 +262,13 @@ class Store(Protocol):
           else NoCommonStep(oldest=None, committed=None).
         - Another job digest: OtherJob. (An attempt that is stale is answered StaleAttempt first.)
         - attempt.number < stored, or equal with another nonce: StaleAttempt(stored).
-        - Equal number and nonce (a repeat): owner is claimed anew for `worker` (fence + 1, unless
+        - Equal number and nonce (a repeat): owner is claimed again for `worker` (fence + 1, unless
           `worker` is the owner's nonce already), nothing else changes.
         - Newer: resume = the newest step in `held` that is in [oldest snapshot, committed]; none:
           NoCommonStep and nothing changes. Else committed = resume_step = resume, log entries and
           snapshots after it are dropped, oldest_checkpoint = min of `held` that is restorable, attempt
           stored, fence + 1, owner nonce = worker, closed = False, environment, agent and total_steps stored.
-        - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session begins anew
+        - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session starts over
           at step 0; only the fence goes on. A repeat of it drops nothing.
         """
         ...
@@ -312,7 +312,7 @@ class Store(Protocol):
         ...
 
     async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
-        """Begin the time to live of the session's uncommitted requests anew: their step is still open."""
+        """Begin the time to live of the session's uncommitted requests again: their step is still open."""
         ...
 
     async def commit(
@@ -389,7 +389,7 @@ class Store(Protocol):
         """Delete the session as `forget` does if nothing touched it for over `idle_s`; whether it did.
 
         The script or transaction that deletes looks again, by the store's own clock, and whether the session
-        still has that owner: whoever opened or claimed it meanwhile keeps it.
+        still has that owner: a worker that opened or claimed it meanwhile keeps it.
         """
         ...
 

@@ -91,7 +91,7 @@ class StagedRequests(Generic[_T]):
         return [each.value if each is not None and each.deadline > now else None for each in found]
 
     def keep(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
-        """Begin the time of what is there anew."""
+        """Restart the time of what is there."""
         tries = self._tries.get((session, owner.nonce))
         now = self._clock()
         if tries is not None and tries.attempt == attempt:

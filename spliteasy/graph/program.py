@@ -37,7 +37,7 @@ class _Step(NamedTuple):
 
 
 class _WithRefs(list[Any]):
-    """A list argument that holds references, so that it must be built anew at each call."""
+    """A list argument that holds references, so that it must be built again at each call."""
 
 
 Invoke = Callable[[Callable[..., Any], list[Any], dict[str, Any]], Any]

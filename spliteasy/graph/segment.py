@@ -21,7 +21,7 @@ class Segment(nn.Module):
 
     Parameters and buffers carry the original model's dotted names, so `state_dict()` keys are its
     keys. `.train()` and `.eval()` choose between the two graphs. Running statistics change in place
-    on the segment's own buffers. Whoever calls chooses gradients on or off (`torch.no_grad`). A backward
+    on the segment's own buffers. The caller chooses gradients on or off (`torch.no_grad`). A backward
     puts the gradient of an input that is a leaf into its `.grad`, with the strides it had in the flow.
     """
 

@@ -1,7 +1,7 @@
 """The initial weights of a job's ends: the laws by which devices draw them, and those that are public.
 
 A tensor of head or tail is *drawn* (the package has its law and no value), *public* (the package has its
-value, so that whoever has the job has it too), or a constant that tells nothing, as batch norm's ones.
+value, so that anybody who has the job has it too), or a constant that tells nothing, as batch norm's ones.
 """
 
 from __future__ import annotations

@@ -30,12 +30,12 @@ MIN_CHANGED = 1 / 16
 
 TRIALS = 8
 SMALL, TINY = 128, 16
-"""Elements below which a matrix is tried with half of all numbers drawn anew, or not at all."""
+"""Elements below which a matrix is tried with half of all numbers drawn again, or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A part of the drawn numbers is drawn anew: how often the matrix must change.
+    """A part of the drawn numbers is drawn again: how often the matrix must change.
 
     A matrix that follows from d numbers changes with probability 1 − (1 − part)^d. With these figures one
     that follows from a single number passes in 1 of 1000 cases, from 64 numbers practically always.
@@ -76,7 +76,7 @@ def check_entropy(ends: Ends, weights: Iterable[Weight]) -> None:
         raise PublicEnds(
             f"the job's law gives {weak[0][:90]!r} nearly the same initial values on every device, "
             "so that the worker can guess them",
-            hint="don't train this job; tell whoever submitted it",
+            hint="don't train this job; tell the person who submitted it",
         )
 
 

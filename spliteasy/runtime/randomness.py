@@ -1,7 +1,7 @@
 """Random numbers that are a pure function of where they are drawn, and of a secret where it must stay one.
 
 Torch's CPU generator belongs to the process: two threads that set it and draw at once spoil each
-other's numbers. Whoever sets it and draws does so within `drawing`, which holds the one lock.
+other's numbers. Code that sets it and draws does so within `drawing`, which holds the one lock.
 
 A number as a seed is public: torch and numpy use 32 bits of it, which can all be tried in hours. What
 nobody may guess begins from a `Key`, which sets the generator's whole state.

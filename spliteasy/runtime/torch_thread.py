@@ -39,7 +39,7 @@ class TorchThread:
         return await asyncio.get_running_loop().run_in_executor(self._executor, guarded, run)
 
     def close(self) -> None:
-        """Wait for the computation at hand, drop those waiting."""
+        """Wait for the current computation, drop those waiting."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 

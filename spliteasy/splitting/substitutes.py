@@ -2,7 +2,7 @@
 
 None of it changes what a model computes. Checks that only raise are taken as passed, a checkpointed region
 is run once (its recomputation gives the same numbers), and `nn.Transformer` decides whether a mask is the
-causal one as it does outside a trace, on real values. A buffer that a layer sets anew is written into, which
+causal one as it does outside a trace, on real values. A buffer that a layer assigns is written into, which
 torch.export sees of the outermost module alone.
 """
 

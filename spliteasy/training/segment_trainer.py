@@ -102,7 +102,7 @@ class SegmentTrainer:
     def forward(self, values: Sequence[Tensor | int], *, micro: int = 0) -> OpenForward:
         """Run the training graph for step + 1. Floating tensors that can carry a gradient become leaves.
 
-        The forward of micro-batch 0 begins the step anew; the others need those before them.
+        The forward of micro-batch 0 starts the step over; the others need those before them.
         """
         if micro == 0:
             self.abort()

@@ -203,7 +203,7 @@ def agent(
     it after the step that it is computing; the same command goes on from there.
     """
     if restart and new_version:
-        raise UserError("--new-version goes on from trained weights, --restart begins anew", hint="give one")
+        raise UserError("--new-version goes on from trained weights, --restart starts over", hint="give one")
     peer = find_peer(job, device, enrolment, broker)
     live = sys.stdout.isatty()
     set_up_logging(context, "warning" if live else "info")

@@ -128,9 +128,9 @@ def not_a_prediction(
     for name, tensor in weights.items():
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
             return StateError(
-                f"{what}: {name} of the trained model is NaN", hint="train anew; on_non_finite stops in time"
+                f"{what}: {name} of the trained model is NaN", hint="train again; on_non_finite stops in time"
             )
-    return SplitEasyError(f"{what}: the inputs are finite, and so are head and tail", hint="train anew")
+    return SplitEasyError(f"{what}: the inputs are finite, and so are head and tail", hint="train again")
 
 
 def nan_rows(tensor: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def profile(
     """Measure this device: convolution, matrix and memory throughput, the pipeline's overhead, the link.
 
     Run it where the agent will run, with as many threads. The link is measured by sending some seconds'
-    worth of frames to a queue of one's own, which the broker's account must be allowed to.
+    worth of frames to a reply queue that this command declares; the broker's account must be allowed to.
     """
     import asyncio
 

@@ -82,7 +82,7 @@ def _warn_of_public_ends(job: Job) -> None:
     if len(public) > NAMED:
         named.append(f"and {len(public) - NAMED} more")
     structlog.get_logger(__name__).warning(
-        "initial weights of head and tail are public: whoever has the job can follow their training from "
+        "initial weights of head and tail are public: anybody who has the job can follow their training from "
         "what crosses the cuts, and compute labels and inputs",
         weights="; ".join(named),
         hint='[privacy] ends = "perturb" moves them on the device; docs/privacy.md says how far that helps',

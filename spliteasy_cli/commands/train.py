@@ -53,7 +53,7 @@ def train(
         typer.Option(help="As for `agent`.", show_default="device_data in the module of the model's factory"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the training in --out instead of beginning anew.")
+        bool, typer.Option("--resume", help="Go on with the training in --out instead of starting over.")
     ] = False,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
@@ -166,7 +166,7 @@ def _train(
         observe = tell_all(watcher, *kept)
         results = run(
             lambda stop: train_embedded(job, configs, workers, folder / STORE_FILE, observe, stop),
-            on_stop="stopping after the steps at hand",
+            on_stop="stopping after the current steps",
         )
         seconds = time.monotonic() - began
     return runs, seconds, all(result.done for result in results)

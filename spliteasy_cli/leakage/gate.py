@@ -93,8 +93,8 @@ async def measure(
 ) -> Measured:
     """Record `steps` steps of the job on `data`, and play the attacks.
 
-    `limits`: in place of the job's own. Setting `stop` ends the recording after its step at hand, and the
-    attacks after the one at hand. Runs the user's model code. Raises SplitEasyError.
+    `limits`: in place of the job's own. Setting `stop` ends the recording after its current step, and the
+    attacks after the current one. Runs the user's model code. Raises SplitEasyError.
     """
     copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage"})
     job = await asyncio.to_thread(Job.create, copy, root)

@@ -16,7 +16,7 @@ SecretOption = Annotated[
         "--secret",
         metavar="HEX",
         help="64 hexadecimal digits that the devices draw their weights, order and masks from, so that a run "
-        "can be repeated. For tests: whoever knows them can undo what they hide.",
+        "can be repeated. For tests: anybody who knows them can undo what they hide.",
         show_default="each device's own, from the operating system",
     ),
 ]

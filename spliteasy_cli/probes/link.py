@@ -1,4 +1,4 @@
-"""Measure the link to a broker: round trip and rates, by frames to a reply queue of one's own."""
+"""Measure the link to a broker: round trip and rates, by frames to a reply queue that it declares."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ async def store_at(
     deferred_s: float = DEFERRED_S,
 ) -> AsyncIterator[Store]:
     """The store, closed at the end; one that says "not now" is asked again for `deferred_s`, and one that
-    does not answer for `unreachable_s`. Whoever reads values in it gives `keys`.
+    does not answer for `unreachable_s`. A caller that reads values in it gives `keys`.
 
     Raises UserError, StoreUnavailable.
     """

@@ -1,6 +1,6 @@
 """An enrolment file: who a device (or worker) is to the broker, and connecting with it.
 
-JSON, readable by its owner only. It is read anew for every connection, so that a new one takes effect
+JSON, readable by its owner only. It is read again for every connection, so that a new one takes effect
 without a restart.
 """
 

@@ -60,7 +60,7 @@ def newer_owners(request: m.SessionRequest) -> m.Message:
 
 
 def open_anew(request: m.SessionRequest) -> m.Message:
-    """The store went back: all begins anew."""
+    """The store went back: all starts over."""
     return m.Reopen(
         session=request.session, answers=_asked(request), attempt=request.attempt, reason=m.new_nonce()
     )

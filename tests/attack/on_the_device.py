@@ -175,7 +175,7 @@ async def intercept(attacker: Hostile, shown: TlsFiles | None) -> str:
         except LinkError as error:
             return f"device: {error.message}"
         await transport.close()
-    raise Undefended("the device gave its password to whoever stood in the middle")
+    raise Undefended("the device gave its password to anybody who stood in the middle")
 
 
 def certificate(attacker: Hostile, name: str, **changes: object) -> TlsFiles:

@@ -328,7 +328,7 @@ def test_what_is_listed_is_there() -> None:
 
 
 def test_redis_refuses_writes_before_the_cluster_kills_it() -> None:
-    """It writes its file anew beside what it holds: a third of the container's memory stays free for that."""
+    """It writes its file again beside what it holds: a third of the memory stays free for that."""
     lines = (DEPLOY / "containers/redis.conf").read_text().splitlines()
     settings = dict(line.split(" ", 1) for line in lines)
     (container,) = one("StatefulSet", "redis")["spec"]["template"]["spec"]["containers"]

@@ -223,7 +223,7 @@ LOSE_GRADIENTS: dict[str, Change] = {
 
 
 class Centred(nn.Module):
-    """Sets its buffers anew in training, one of them twice, and reads them before and after."""
+    """Assigns its buffers in training, one of them twice, and reads them before and after."""
 
     centre: Tensor
     calls: Tensor

@@ -106,7 +106,7 @@ def test_what_is_no_class_label_is_refused(changed: dict[str, Any], says: str) -
 def test_a_guarantee_names_its_adversary() -> None:
     text = guarantee(1.0, 10)
     assert "1-differentially private" in text
-    assert "whoever sees what the device sends" in text
+    assert "anybody who sees what the device sends" in text
     assert "0.232 at most (0.100 by guessing)" in text
 
 

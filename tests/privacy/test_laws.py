@@ -1,4 +1,4 @@
-"""How a model's tensors were drawn: recorded, repeated bit for bit, and drawn anew from a key."""
+"""How a model's tensors were drawn: recorded, repeated bit for bit, and drawn again from a key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request that ends whoever computes it does not end one worker after the other."""
+"""A request that ends anybody who computes it does not end one worker after the other."""
 
 from __future__ import annotations
 

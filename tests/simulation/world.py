@@ -262,7 +262,7 @@ class World:
             await asyncio.sleep(self._rng.choice((0.0, 0.5, 4.0)))
 
     def _refused(self, device: str, error: BaseException) -> tuple[bool, bool]:
-        """What a person would do about an agent that stopped: (take over, begin anew).
+        """What a person would do about an agent that stopped: (take over, start over).
 
         Only a device whose folder went back to an older copy has a reason to stop.
         """

@@ -141,10 +141,10 @@ async def test_requests_of_another_owner_or_attempt_do_not_count(store: Store) -
 async def test_a_request_put_again_replaces_the_first(store: Store) -> None:
     meta = await begin(store)
     await put(store, meta, 1, b"forward", b"backward")
-    await put(store, meta, 1, b"forward computed anew")
+    await put(store, meta, 1, b"forward computed again")
     after = done(await commit(store, meta, 1))
-    assert (await log_of(store, 0, 1))[0].requests == (b"forward computed anew", b"backward")
-    assert after.log_bytes == stored_bytes(store, b"forward computed anew", b"backward")
+    assert (await log_of(store, 0, 1))[0].requests == (b"forward computed again", b"backward")
+    assert after.log_bytes == stored_bytes(store, b"forward computed again", b"backward")
 
 
 async def test_a_request_that_arrives_after_its_commit_changes_nothing(store: Store) -> None:

@@ -71,7 +71,7 @@ async def test_an_open_step_counts_until_it_is_over(server: Server) -> None:
         assert memory.step_bytes == toy.job(JOB).body.program.costs.train_bytes > 4 * 5 * 4
         assert server.worker.actors.budget.open_bytes == memory.step_bytes
         assert session.memory_bytes() == memory.state_bytes + memory.step_bytes
-        assert isinstance(await device.ask(forward()), m.Forwarded), "computed anew: it counts once"
+        assert isinstance(await device.ask(forward()), m.Forwarded), "computed again: it counts once"
         assert server.worker.actors.budget.open_bytes == memory.step_bytes
         await refused(device, forward(samples=3))
         assert server.worker.actors.budget.open_bytes == 0

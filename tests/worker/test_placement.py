@@ -110,7 +110,7 @@ def test_with_more_shards_more_workers_find_work() -> None:
 
 
 def test_two_workers_share_four_devices() -> None:
-    """Whoever came first has every shard; the other has its share soon, and the weights are the same."""
+    """Anybody who came first has every shard; the other has its share soon, and the weights are the same."""
     devices = ("phone-1", "phone-2", "phone-3", "phone-4")
     world = World(seed=1, variant=toy.Variant(epochs=25), devices=devices, rates=CALM)
     assert run_virtually(world.run()).violations == []

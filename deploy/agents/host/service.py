@@ -31,7 +31,7 @@ class Service(Protocol):
         ...
 
     def stop(self) -> None:
-        """Let it end the step at hand. It stays stopped until `start`."""
+        """Let it end the current step. It stays stopped until `start`."""
         ...
 
     def remove(self) -> None:

@@ -44,7 +44,7 @@ Command = tuple[Any, ...]
 
 class RedisLink:
     """A pool of connections. A call that is cancelled still runs to its end, so that its connection goes
-    back to the pool clean; a lost connection is tried anew once, hence every write may happen twice.
+    back to the pool clean; a lost connection is tried again once, hence every write may happen twice.
 
     Raises StoreUnavailable (the outcome is unknown), StoreFull (nothing was written) and StoreError, each
     within some 2 * (CONNECT_TIMEOUT_S + 2 * timeout).

@@ -275,7 +275,7 @@ class RedisStore:
     async def put_snapshot(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
     ) -> CommitOutcome:
-        # Whoever may not store it, or need not, sends no blobs; the script decides again when they are there.
+        # A caller that may not or need not store it sends no blobs; the script decides again with them.
         meta = await self.session(session)
         outcome = rules.snapshotted(meta, attempt=attempt, owner=owner, step=step)
         if not isinstance(outcome, Done) or outcome.meta == meta:
@@ -359,7 +359,7 @@ class RedisStore:
             return False  # it stays
         await self._link.call("SREM", _SESSIONS, session)
         if await self._link.call("EXISTS", _keys(session)[0]):
-            # Opened anew in between; an open after this adds itself.
+            # Opened again in between; an open after this adds itself.
             await self._link.call("SADD", _SESSIONS, session)
         return bool(found)
 

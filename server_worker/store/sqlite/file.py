@@ -107,7 +107,7 @@ class Database:
         if found != FORMAT:
             raise UserError(
                 f"the store {self._path} has format {found}, this version reads {FORMAT}",
-                hint="name another file, or delete this one to begin anew",
+                hint="name another file, or delete this one to start over",
             )
 
     def _create(self, db: sqlite3.Connection) -> int:

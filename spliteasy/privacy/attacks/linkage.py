@@ -1,6 +1,6 @@
 """Linkage: find the same sample again in the next epoch by what its activations look like.
 
-Whoever links the epochs of one sample can average noise away, and follow one person's record.
+Anybody who links the epochs of one sample can average noise away, and follow one person's record.
 
 Source: own; the nearest-neighbour form of record linkage.
 """

@@ -64,7 +64,7 @@ class UnSplit:
 
 
 def made_up_head(head: Segment) -> Segment:
-    """The same architecture with weights of the adversary's own: of the usual size, drawn anew.
+    """The same architecture with weights of the adversary's own: of the usual size, freshly drawn.
 
     Tensors of one dimension (biases, scales) keep the package's values, which initial laws hold constant.
     """

@@ -1,7 +1,7 @@
 """Randomized response on class labels: differential privacy of each label, by a theorem.
 
 A label of K classes is kept with probability e^ε / (e^ε + K − 1), and otherwise becomes one of the other
-classes, each alike. The answer is drawn once for each sample: drawn anew in each epoch, T epochs would cost
+classes, each alike. The answer is drawn once for each sample: drawn again in each epoch, T epochs would cost
 T·ε. Whatever is computed from such labels, by whom and with whatever else, tells the true one with that
 probability at most, where nothing but the label tells it.
 """
@@ -19,7 +19,7 @@ from spliteasy.job.spec import JobSpec
 from spliteasy.runtime.randomness import Key
 from spliteasy.training.losses import CLASS_LOSSES
 
-ADVERSARY = "whoever sees what the device sends, its worker too, or has the trained model"
+ADVERSARY = "anybody who sees what the device sends, its worker too, or has the trained model"
 
 
 class RandomizedResponse:

@@ -1,7 +1,7 @@
 """Transforms of what crosses the cuts: clipped and noisy activations, noisy gradients.
 
 Noise is a pure function of (the device's key, purpose, step, the clean tensor): a value that is sent again
-or computed again gets the same noise, and another value of the same step gets other noise. Otherwise whoever
+or computed again gets the same noise, and another value of the same step other noise. Otherwise anybody who
 makes a device take a step twice would subtract the noise out.
 """
 

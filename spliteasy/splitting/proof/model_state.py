@@ -116,7 +116,7 @@ class ModelState:
         ]
 
     def changed(self) -> list[tuple[str, str]]:
-        """Module path and name of every attribute that the forward set anew."""
+        """Module path and name of every attribute that the forward assigned."""
         return [
             (path, name)
             for path, module, values in self._modules

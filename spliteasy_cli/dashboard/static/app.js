@@ -140,7 +140,7 @@ function sessionActions(row) {
     const what = "Its device goes on within seconds, from the step where it was held.";
     return [{ label: "Resume", name: `Resume ${row.session}`, title: `Resume ${row.session}?`, what, path: "resume", body: { session: row.session } }];
   }
-  const what = "The step at hand ends, and no other begins until you resume it. Nothing is lost.";
+  const what = "The current step ends, and no other begins until you resume it. Nothing is lost.";
   return [{ label: "Pause", name: `Pause ${row.session}`, title: `Pause ${row.session}?`, what, path: "pause", body: { session: row.session } }];
 }
 
