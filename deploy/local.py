@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from broker.transport.topology import MAX_SHARDS
 from deploy.stack.layout import (
     FOLDER,
     NOWHERE,
@@ -204,9 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not 0 <= arguments.get("workers", 0) <= MAX_WORKERS:
             raise UserError(f"{arguments['workers']} workers can't be", hint=f"0 to {MAX_WORKERS}")
-        shards = arguments.get("shards")
-        if shards is not None and not 1 <= shards <= MAX_SHARDS:
-            raise UserError(f"{shards} shards can't be", hint=f"1 to {MAX_SHARDS}")
+        if (arguments.get("shards") or 1) < 1:
+            raise UserError(
+                f"{arguments['shards']} shards can't be", hint="1 or more; 16 where it is left out"
+            )
         run(**arguments)
     except SplitEasyError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)

@@ -17,8 +17,6 @@ FRONT = "spliteasy.front"
 FRONT_SHARD = "front"
 DEFAULT_SHARDS = 16
 """Shards of a stack that was not told another number. The store knows how many a stack has."""
-
-MAX_SHARDS = 1000
 IDENTIFIER = re.compile(r"[a-z0-9-]{1,63}")
 REPLY_QUEUE = re.compile(r"spliteasy\.reply\.([a-z0-9-]{1,63})\.([0-9a-f]{16,64})")
 REPLY_TO = "reply-to"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.transport.topology import MAX_SHARDS
 from server_worker import defaults
 from spliteasy.errors import UserError
 from spliteasy.runtime.urls import shown
@@ -105,7 +104,7 @@ ShardsOption = Annotated[
     typer.Option(
         "--shards",
         min=1,
-        max=MAX_SHARDS,
+        max=defaults.MAX_SHARDS,
         envvar="SPLITEASY_SHARDS",
         help="In how many shards sessions are spread over workers, and so the most workers that find work. "
         "The first worker of a stack fixes it.",
