@@ -203,10 +203,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not 0 <= arguments.get("workers", 0) <= MAX_WORKERS:
             raise UserError(f"{arguments['workers']} workers can't be", hint=f"0 to {MAX_WORKERS}")
-        if (arguments.get("shards") or 1) < 1:
-            raise UserError(
-                f"{arguments['shards']} shards can't be", hint="1 or more; 16 where it is left out"
-            )
+        shards = arguments.get("shards")
+        if shards is not None and shards < 1:
+            raise UserError(f"{shards} shards can't be", hint="1 or more; 16 where it is left out")
         run(**arguments)
     except SplitEasyError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)
