@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, repeat
 from typing import Any, Protocol
 
@@ -316,7 +315,7 @@ class SessionActor:
             case StoreAction():
                 return await asyncio.shield(self._begun(action))
             case Begin(call):
-                return self._begun(call)
+                return self._begun_aside(call)
             case Finish(handle):
                 return await asyncio.shield(handle)
             case LoadJob(name, digest):
@@ -337,13 +336,23 @@ class SessionActor:
                 return None
 
     def _begun(self, action: StoreAction[Any]) -> asyncio.Future[Any]:
-        """The call as a task that goes on when nobody waits for it: a commit must not stop halfway."""
+        """Return the call as a task that goes on when nobody waits for it: a commit must not stop halfway."""
         task = asyncio.ensure_future(action.call(self._host.store))
-        task.add_done_callback(partial(_note_failure, self.session.name, action))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
+    def _begun_aside(self, action: StoreAction[Any]) -> asyncio.Future[Any]:
+        """Return a call that perhaps nobody waits for any more: why it fails is logged."""
 
-def _note_failure(session: str, action: StoreAction[Any], done: asyncio.Future[Any]) -> None:
-    """Log why a call failed that perhaps nobody waits for any more."""
-    if not done.cancelled() and (error := done.exception()) is not None:
-        log.warning("store call failed", session=session, call=type(action).__name__, error=str(error))
+        def note(done: asyncio.Future[Any]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                log.warning(
+                    "a store call failed that was made in the background",
+                    session=self.session.name,
+                    call=type(action).__name__,
+                    error=str(error),
+                )
+
+        task = self._begun(action)
+        task.add_done_callback(note)
+        return task
