@@ -23,7 +23,7 @@ from device_agent.link.link import Connect, Link
 from device_agent.link.metered import Metered
 from device_agent.link.rate_limit import Pace
 from device_agent.metrics import SessionWatch
-from device_agent.observations import Evaluated, Observe, StateChanged, StepTaken
+from device_agent.observations import Evaluated, Observe, RoundEnded, StateChanged, StepTaken
 from device_agent.policy.data_budget import Allowance
 from device_agent.policy.run_conditions import Gate
 from device_agent.session import events as e
@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentResult:
-    """The result of an agent's run."""
+    """The result of an agent's run. Its steps are those that train."""
 
     device: str
     step: int
@@ -105,6 +105,8 @@ class Agent:
         self._timers: dict[e.Timer, asyncio.TimerHandle] = {}
         self._work: set[asyncio.Task[None]] = set()
         self._step_began = 0.0
+        self._steps_in_all = 0
+        """Steps that train."""
         self._adopt: Callable[[], None] = lambda: None
         name = config.job.partition("@")[0]
         self._session_name = f"{name}.{config.device}"
@@ -211,8 +213,10 @@ class Agent:
                 make_chooser=self._make_chooser,
             )
         )
+        plan = prepared.plan
         self.trainer, self._adopt = prepared.trainer, prepared.adopt
-        session = self.session = DeviceSession(prepared.plan, held=prepared.held)
+        self._steps_in_all = plan.trained(plan.total_steps)
+        session = self.session = DeviceSession(plan, held=prepared.held)
         if self.link.is_up:
             session.handle(e.LinkUp())
         if self._gate is not None and self._gate.why is not None:
@@ -234,11 +238,12 @@ class Agent:
             for action in actions:
                 match action:
                     case e.Finish(done=done):
-                        self._tell("done" if done else f"stopped after step {session.step}")
+                        step = session.plan.trained(session.step)
+                        self._tell("done" if done else f"stopped after step {step}")
                         return AgentResult(
                             device=self.config.device,
-                            step=session.step,
-                            total_steps=session.plan.total_steps,
+                            step=step,
+                            total_steps=session.plan.trained(session.plan.total_steps),
                             done=done,
                             taken=session.taken,
                             job=session.plan.digest,
@@ -328,17 +333,21 @@ class Agent:
         assert trainer is not None
         match action:
             case e.Restore(step=step):
-                self._tell(f"resumed after step {step}" if step else "training")
+                self._tell(f"resumed after step {trainer.taken}" if step else "training")
+            case e.TakeMean(mean=mean):
+                self._observe(
+                    RoundEnded(device=device, round=mean.round, record=mean.record, step=trainer.taken)
+                )
             case e.Apply(skipped=True):
-                self._tell(f"step {trainer.step} skipped, not finite: {trainer.passed}")
+                self._tell(f"step {trainer.taken} skipped, not finite: {trainer.passed}")
             case e.Apply():
-                step = trainer.step
+                step = trainer.taken
                 self._log.debug("step taken", step=step, bytes_up=self.link.bytes_up)
                 self._observe(
                     StepTaken(
                         device=device,
                         step=step,
-                        total_steps=trainer.batches.total_steps,
+                        total_steps=self._steps_in_all,
                         epoch=trainer.batches.epoch(step),
                         loss=trainer.loss,
                         samples=trainer.samples,
@@ -352,7 +361,7 @@ class Agent:
                 self._observe(
                     Evaluated(
                         device=device,
-                        step=trainer.step,
+                        step=trainer.taken,
                         samples=done.samples,
                         loss=done.mean_loss,
                         accuracy=done.accuracy,

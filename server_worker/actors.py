@@ -72,6 +72,7 @@ class Actors:
                 shard=shard_of(session, self._config.shards),
                 memory_budget=self.memory_budget,
                 budget=self.budget,
+                clock=self._clock,
             )
             actor = self._actors[session] = SessionActor(machine, self._host)
         self._actors.move_to_end(session)

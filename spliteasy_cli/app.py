@@ -16,6 +16,7 @@ from spliteasy_cli.commands import (
     agent,
     dashboard,
     device,
+    fleet,
     keys,
     leakage,
     model,
@@ -90,9 +91,11 @@ app.command("plan", rich_help_panel="Choose the cut")(plan.plan)
 app.command("profile", rich_help_panel="Choose the cut")(profile.profile)
 app.command("leakage", rich_help_panel="Choose the cut")(leakage.leakage)
 app.command("keygen", rich_help_panel="On a broker and a store")(keys.keygen)
+app.command("fleet-key", rich_help_panel="On a broker and a store")(keys.fleet_key)
 app.command("submit", rich_help_panel="On a broker and a store")(submit.submit)
 app.command("worker", rich_help_panel="On a broker and a store")(worker.worker)
 app.command("agent", rich_help_panel="On a broker and a store")(agent.agent)
+app.command("fleet", rich_help_panel="On a broker and a store")(fleet.fleet)
 app.command("status", rich_help_panel="On a broker and a store")(status.status)
 app.command("dashboard", rich_help_panel="On a broker and a store")(dashboard.dashboard)
 app.add_typer(

@@ -208,15 +208,37 @@ class Eval(SessionRequest, Carrier):
     samples: Annotated[int, Field(ge=1, le=1 << 20)]
 
 
+class Ready(SessionRequest):
+    """The device's part of a round is done: step `step` goes on from the mean of all.
+
+    Values are the tensors of head and tail that are averaged, in the order of `names`; none where they stay
+    on the device, and none where the device comes new (`round` 0).
+    """
+
+    kind: Literal["READY"] = "READY"
+    round: Step
+    """The round that the device has trained for; 0: it comes new, and wants to begin with the others."""
+    last: bool = False
+    """The device has taken its last step and wants the mean only."""
+    names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()
+    samples: Annotated[int, Field(ge=0, le=1 << 40)] = 0
+    """Samples that the device has trained on in the round, by its own count."""
+    nonce: Nonce | None = None
+    """Names the pad of sealed ends: then values is one tensor, which only the fleet's devices can read."""
+    fleet_key: Nonce | None = None
+    """Which fleet key the device drew its initial ends from, by its name."""
+    oldest_checkpoint: Step
+
+
 class Ask(SessionRequest):
     """Ask what became of a request. A device sends it after a deadline or a reconnect, instead of tensors."""
 
     kind: Literal["ASK"] = "ASK"
     about: Nonce
-    about_kind: Literal["FORWARD", "BACKWARD"]
+    about_kind: Literal["FORWARD", "BACKWARD", "READY"]
     micro: Micro = 0
     forward: Nonce
-    """The FORWARD of that step: the same as `about` where that is a FORWARD."""
+    """The FORWARD of that step: the same as `about` where that is no BACKWARD."""
     partial: Annotated[tuple[Nonce, ...], Field(max_length=8, strict=False)] = ()
     """Replies of which some frames have come, by message id."""
     partial_frames: Annotated[tuple[FrameRanges, ...], Field(max_length=8, strict=False)] = ()
@@ -350,6 +372,45 @@ class Gradient(SessionReply, Carrier):
     """A gradient was not finite: the step passes without effect, on both sides."""
 
 
+class SealedAddend(Record):
+    """What a device has added to a sealed sum."""
+
+    device: Identifier
+    nonce: Nonce
+    weight: Annotated[int, Field(ge=0, le=1 << 40)]
+
+
+class SealedSum(Record):
+    """Of whom a sealed sum is, so that devices can open it."""
+
+    round: Step
+    drawn: Annotated[int, Field(ge=1, le=1 << 20)]
+    """How many devices were drawn for that round, which says where the point of its numbers is."""
+    addends: Annotated[tuple[SealedAddend, ...], Field(max_length=1 << 16, strict=False)]
+
+
+class Mean(SessionReply):
+    """The round has ended: step `step` goes on from this mean.
+
+    Values are the means of head and tail, in the order of `names`; none where these stay on the device.
+    """
+
+    kind: Literal["MEAN"] = "MEAN"
+    step: Step
+    durable_step: Step
+    round: Step
+    """The round that has ended; 0: the training begins."""
+    record: Digest
+    """Names the record that decided the round."""
+    initial: bool = False
+    """No mean was taken yet: the initial model takes its place."""
+    drawn: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """How many devices were drawn for the next round."""
+    sealed: SealedSum | None = None
+    """There where values is one sealed sum."""
+    names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()
+
+
 class Evaluated(SessionReply, Carrier):
     """The body's outputs in evaluation mode."""
 
@@ -363,7 +424,7 @@ class Missing(SessionReply):
     kind: Literal["MISSING"] = "MISSING"
     step: Step
     micro: Micro | None = None
-    missing: Literal["FORWARD", "BACKWARD"]
+    missing: Literal["FORWARD", "BACKWARD", "READY"]
 
 
 class Working(Reply):
@@ -417,7 +478,7 @@ class Error(Reply):
     retriable: bool = False
 
 
-AnyRequest = GetJob | Open | Forward | Backward | Eval | Ask | GetBody | Close
+AnyRequest = GetJob | Open | Forward | Backward | Ready | Eval | Ask | GetBody | Close
 AnyReply = (
     Job
     | Opened
@@ -425,6 +486,7 @@ AnyReply = (
     | Reopen
     | Forwarded
     | Gradient
+    | Mean
     | Evaluated
     | Missing
     | Working

@@ -36,6 +36,7 @@ class RedisRole(Enum):
         "%R~spliteasy:allowed",
         "%R~spliteasy:jobs",
         "%R~spliteasy:{*@*}:*",
+        "~spliteasy:fleet:{*@*}:*",
         "~spliteasy:{*.*}:*",
         "~spliteasy:sessions",
         "~spliteasy:stack",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from broker.protocol import messages as m
 from device_agent.session import events as e
 from device_agent.state_folder import StateFolder
-from device_agent.training.trainer import DeviceTrainer
+from device_agent.training.trainer import SEALED, DeviceTrainer
+from spliteasy.training.segment_trainer import tensors_of
 
 ASKED_HISTORY = 2
 """Checkpoints kept, at most, where the server asks for them: each older one holds its log back."""
@@ -36,6 +37,17 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             return e.Applied()
         case e.Apply(gradients=gradients, loss=loss):
             trainer.apply(gradients, loss)
+            return e.Applied()
+        case e.HandIn():
+            nonce = m.new_nonce()
+            ends = trainer.hand_in(nonce)
+            sealed = nonce if SEALED in ends else None
+            return e.HandInDone(trainer.round, ends, trainer.fleet_key, trainer.round_samples, sealed)
+        case e.TakeMean(mean=mean):
+            sent = dict(zip(mean.names, tensors_of(mean.values), strict=False))
+            if mean.sealed is not None and SEALED in sent:
+                sent = trainer.opened(sent[SEALED], mean.sealed)
+            trainer.take_mean(None if mean.initial else sent, round_=mean.round, drawn=mean.drawn)
             return e.Applied()
         case e.Save(step=step, durable_step=durable_step, asked=asked):
             trainer.abort()

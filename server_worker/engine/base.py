@@ -15,8 +15,10 @@ from typing import Any, Protocol, TypeVar, overload
 
 from torch import Tensor
 
+from broker.protocol import messages as m
 from server_worker.action import Action
 from spliteasy.codecs.packer import Packed
+from spliteasy.fleet.record import RoundRecord
 from spliteasy.job import Job
 
 R = TypeVar("R")
@@ -197,6 +199,45 @@ class Evaluate(EngineRequest[Packed]):
     samples: int
     values: Packed
     codec: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandIn(EngineRequest[bytes]):
+    """What a device hands in at the end of a round, as bytes: its body's averaged part, and its ends.
+
+    Raises DataError for ends that are not those of the job, and where a number of the body is not finite.
+    """
+
+    body: Body
+    ready: m.Ready
+
+
+@dataclass(frozen=True, slots=True)
+class TakeMean(EngineRequest[bytes]):
+    """The mean of what the record's participants handed in, by device. Raises StoreError where it is not what
+    the record names.
+    """
+
+    record: RoundRecord
+    bodies: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class RebaseDone:
+    """A step that went on from a mean."""
+
+    digest: str
+    ends: dict[str, Tensor]
+    """The means of head and tail; empty where these stay on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebase(EngineRequest[RebaseDone]):
+    """Take a step that goes on from the mean of that round; no bytes stand for the initial model."""
+
+    body: Body
+    round: int
+    mean: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,21 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from broker import decode_tensor, encode_tensor
-from server_worker.engine.base import DIGEST, Backward, BackwardDone, Evaluate, Forward, ForwardDone, StepDone
+from server_worker.engine.base import (
+    DIGEST,
+    Backward,
+    BackwardDone,
+    Evaluate,
+    Forward,
+    ForwardDone,
+    RebaseDone,
+    StepDone,
+)
 from spliteasy.codecs.packer import Packed, Packer, bytes_of, expected_like, expected_of, unpack
 from spliteasy.errors import DataError, OutputsMismatch
+from spliteasy.fleet.parts import averaged_part, rebased
 from spliteasy.graph.boundary import check_gradients, check_values
+from spliteasy.graph.tensors import tensors_from_bytes
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import share_of
 from spliteasy.training.digest import digest_of
@@ -30,6 +41,9 @@ from spliteasy.training.segment_trainer import (
     detached,
     tensors_of,
 )
+
+BODY = "body/"
+"""Begins the names of the body's tensors in a mean, beside those of head and tail."""
 
 
 @dataclass(slots=True)
@@ -52,6 +66,7 @@ class BodyTrainer:
     def __init__(self, job: Job, replica: str, *, device: str) -> None:
         self.job = job
         self.replica = replica
+        self._device = device
         self.trainer = SegmentTrainer(job.body.spawn(), job.spec, device=device, role="body")
         self.state_bytes = self.trainer.nbytes()
         self._open: dict[int, _Open] = {}
@@ -83,6 +98,26 @@ class BodyTrainer:
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights and buffers."""
         return {name: tensor.clone() for name, tensor in self.trainer.segment.state_dict().items()}
+
+    def averaged_part(self) -> dict[str, Tensor]:
+        """Return a copy of what the body hands in at the end of a round."""
+        part = averaged_part(self.trainer, self.job.spec.fleet)
+        return {BODY + name: tensor for name, tensor in part.items()}
+
+    def rebase(self, round_: int, mean: bytes) -> RebaseDone:
+        """Take a step that goes on from the mean of a round, or from the initial model (no bytes)."""
+        self.abort()
+        fleet = self.job.spec.fleet
+        tensors = tensors_from_bytes(mean) if mean else {}
+        own = {name[len(BODY) :]: tensor for name, tensor in tensors.items() if name.startswith(BODY)}
+        if not mean:
+            initial = BodyTrainer(self.job, self.replica, device=self._device)
+            own = averaged_part(initial.trainer, fleet)
+        self.trainer.rebase(rebased(self.trainer.snapshot(), own, fleet))
+        # In the order of names: the reply has to be the same bytes when it is made again.
+        ends = {name: tensors[name] for name in sorted(tensors) if not name.startswith(BODY)}
+        digest = digest_of([round_, *ends.values(), self.step, *self.trainer.moving()])
+        return RebaseDone(DIGEST + digest, ends)
 
     def forward(self, request: Forward) -> ForwardDone:
         """Open the next micro-batch of step + 1; micro-batch 0 begins the step anew."""

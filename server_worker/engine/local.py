@@ -12,17 +12,21 @@ from server_worker.engine.base import (
     EngineRequest,
     Evaluate,
     Forward,
+    HandIn,
     LoadProgram,
     OpenBody,
     Probe,
     ReadWeights,
+    Rebase,
     Restore,
     Step,
+    TakeMean,
     TakeSnapshot,
     Together,
 )
 from server_worker.engine.body_trainer import BodyTrainer
 from server_worker.engine.probe import environment_of
+from server_worker.rounds.ends import contribution, mean_bytes
 from spliteasy.job import Job
 from spliteasy.runtime.torch_thread import Compute
 
@@ -66,6 +70,12 @@ def _perform(request: EngineRequest[Any]) -> Any:
             return _own(body).snapshot()
         case ReadWeights(body):
             return _own(body).weights()
+        case HandIn(body, ready):
+            return contribution(_own(body).averaged_part(), _own(body).job, ready)
+        case TakeMean(record, bodies):
+            return mean_bytes(record, bodies)
+        case Rebase(body, round_, mean):
+            return _own(body).rebase(round_, mean)
         case Probe(job):
             return environment_of(job)
         case LoadProgram(manifest, parts):

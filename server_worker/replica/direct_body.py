@@ -11,6 +11,7 @@ from broker import decode_tensor
 from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.engine.base import EngineRequest
+from server_worker.engine.body_trainer import BodyTrainer
 from server_worker.engine.local import perform_now
 from server_worker.replica.loaded_body import LoadedBody, MicroResult, StepResult, open_body
 from server_worker.store import LogEntry
@@ -44,6 +45,12 @@ class DirectBody:
 
     def evaluate(self, request: m.Eval) -> Packed:
         return computed(self.loaded.evaluate(request))
+
+    def averaged_part(self) -> dict[str, Tensor]:
+        """Return what the body hands in at the end of a round."""
+        body = self.loaded.body
+        assert isinstance(body, BodyTrainer)
+        return body.averaged_part()
 
     def replay(self, entry: LogEntry) -> StepResult:
         return computed(self.loaded.replay(entry))

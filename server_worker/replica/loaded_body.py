@@ -6,12 +6,14 @@ each answer can be given again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
+import orjson
+import torch
 from torch import Tensor
 
-from broker import decode
+from broker import decode, decode_tensor, encode_tensor
 from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.engine.base import (
@@ -25,6 +27,7 @@ from server_worker.engine.base import (
     ForwardDone,
     OpenBody,
     ReadWeights,
+    Rebase,
     Restore,
     Step,
     StepDone,
@@ -37,7 +40,10 @@ from spliteasy.codecs.packer import Packed
 from spliteasy.errors import DataError, ReplayMismatch, SplitEasyError
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import micro_sizes
-from spliteasy.training.segment_trainer import tensors_of
+from spliteasy.training.segment_trainer import REBASES_KEY, tensors_of
+
+ROUND_KEY = "fleet/round"
+"""The name of what a snapshot keeps of the round, beside the body's tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +59,54 @@ class MicroResult:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundMean:
+    """The mean that a step goes on from, and the record that decided it."""
+
+    answers: str
+    """The request that its MEAN answers."""
+    round: int
+    record: str
+    ends: dict[str, Tensor]
+    """The means of head and tail; empty where these stay on the device."""
+    initial: bool
+    """No mean was taken yet: the initial model takes its place."""
+    drawn: int
+    """How many devices were drawn for the next round."""
+    sealed: m.SealedSum | None
+    """Of whom the sum is, where the ends were sealed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAbout:
+    """What goes with a mean: the log keeps it beside the mean's bytes."""
+
+    round: int
+    record: str
+    drawn: int
+    sealed: m.SealedSum | None = None
+
+    def to_json(self) -> bytes:
+        sealed = None if self.sealed is None else self.sealed.model_dump(mode="json")
+        return orjson.dumps({**asdict(self), "sealed": sealed})
+
+    @classmethod
+    def from_json(cls, line: bytes) -> RoundAbout:
+        said = orjson.loads(line)
+        sealed = said.pop("sealed")
+        return cls(**said, sealed=None if sealed is None else m.SealedSum.model_validate(sealed))
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step of the body gave."""
+    """What one step of the body gave: an optimizer step, or one that goes on from a mean."""
 
     micros: tuple[MicroResult, ...]
     digest: str
     """Of the gradients of all of them, and of the state after the step."""
     skipped: bool = False
     """A gradient was not finite, and the job lets such a step pass without effect."""
+    mean: RoundMean | None = None
+    """There where the step goes on from a mean."""
 
 
 class LoadedBody:
@@ -80,6 +126,19 @@ class LoadedBody:
         self._open: dict[int, ForwardDone] = {}
         """By micro-batch, what the forwards gave whose backward was not computed."""
         self._results: list[MicroResult] = []
+        self.round = 0
+        """The round that the device trains for; 0: it has not begun with the others."""
+        self.samples = 0
+        """Samples that the body was trained on in this round."""
+        self.round_began = 0
+        """Optimizer steps taken before this round."""
+        self._rebases = 0
+        """Steps that went on from a mean."""
+
+    @property
+    def taken(self) -> int:
+        """Return how many optimizer steps were taken."""
+        return self.step - self._rebases
 
     @property
     def forwarded(self) -> int:
@@ -150,12 +209,21 @@ class LoadedBody:
     def restore(self, blobs: Mapping[str, bytes], step: int) -> Steps[None]:
         """Take over a snapshot of `step`; an empty one is the job's initial state."""
         if blobs:
-            yield from Restore(self.body, blobs, step)
+            own = {name: decode_tensor(blobs[name]) for name in (ROUND_KEY, REBASES_KEY) if name in blobs}
+            if ROUND_KEY in own:
+                self.round, self.samples, self.round_began = own[ROUND_KEY].tolist()
+            self._rebases = int(own[REBASES_KEY]) if REBASES_KEY in own else 0
+            state = {name: blob for name, blob in blobs.items() if name != ROUND_KEY}
+            yield from Restore(self.body, state, step)
         self.step = step
 
     def snapshot(self) -> Steps[dict[str, bytes]]:
         """The state after `step`, one blob a tensor."""
-        return (yield from TakeSnapshot(self.body))
+        state = yield from TakeSnapshot(self.body)
+        if not self.job.spec.fleet.averages:
+            return state
+        about = torch.tensor([self.round, self.samples, self.round_began])
+        return {**state, ROUND_KEY: encode_tensor(about)}
 
     def weights(self) -> Steps[dict[str, Tensor]]:
         """A copy of the weights and buffers."""
@@ -212,6 +280,24 @@ class LoadedBody:
         self._closed(request.request, back)
         return self._stepped(step)
 
+    def rebase(self, request: m.Ready, about: RoundAbout, mean: bytes) -> Steps[StepResult]:
+        """Take a step that goes on from the mean of a round, or from the initial model (no bytes)."""
+        self._forget()
+        done = yield from Rebase(self.body, about.round, mean)
+        self.step += 1
+        self._rebases += 1
+        self.round, self.samples, self.round_began = about.round + 1, 0, self.taken
+        result = RoundMean(
+            answers=request.request,
+            round=about.round,
+            record=about.record,
+            ends=done.ends,
+            initial=not mean,
+            drawn=about.drawn,
+            sealed=about.sealed if mean else None,
+        )
+        return StepResult((), done.digest, mean=result)
+
     def evaluate(self, request: m.Eval) -> Steps[Packed]:
         """The body's outputs in evaluation mode."""
         return (yield from Evaluate(self.body, request.samples, m.packed_in(request), request.reply_codec))
@@ -224,12 +310,15 @@ class LoadedBody:
     def replay(self, entry: LogEntry) -> Steps[StepResult]:
         """Take the step of a log entry again. Raises ReplayMismatch where it gives other bits than it had."""
         result: StepResult | None = None
-        for raw in entry.requests:
-            request = decode(raw)
-            if isinstance(request, m.Forward):
-                result = yield from self.forward(request)
-            elif isinstance(request, m.Backward):
-                result = yield from self.backward(request)
+        first = decode(entry.requests[0])
+        if isinstance(first, m.Ready):
+            result = yield from self._replay_rebase(first, entry.requests[1:])
+        else:
+            for request in (first, *map(decode, entry.requests[1:])):
+                if isinstance(request, m.Forward):
+                    result = yield from self.forward(request)
+                elif isinstance(request, m.Backward):
+                    result = yield from self.backward(request)
         if result is None:
             raise SplitEasyError(f"session {self.replica}: the log entry of step {entry.step} is not whole")
         if not entry.gradient_digest.startswith(DIGEST):
@@ -245,6 +334,12 @@ class LoadedBody:
                 self.replica, entry.step, logged=entry.gradient_digest, replayed=result.digest
             )
         return result
+
+    def _replay_rebase(self, request: m.Ready, logged: Sequence[bytes]) -> Steps[StepResult]:
+        """Go on from the mean that the log has beside the request."""
+        if len(logged) != 2:
+            raise SplitEasyError(f"session {self.replica}: the log entry of a round's mean is not whole")
+        return (yield from self.rebase(request, RoundAbout.from_json(logged[0]), logged[1]))
 
     def _check_micro(self, request: m.Forward) -> None:
         sizes = micro_sizes(self._batch, self.job.spec.micro_batches)
@@ -272,6 +367,8 @@ class LoadedBody:
             micros = tuple(replace(each, gradients=nothing, loss=None) for each in micros)
         self._forget()
         self.step += 1
+        if not done.skipped:
+            self.samples += self._batch
         return StepResult(micros, done.digest, done.skipped)
 
     def _forget(self) -> None:

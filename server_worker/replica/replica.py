@@ -208,10 +208,10 @@ class Replica:
 
     # the open step
 
-    def begin(self, request: m.Forward) -> Steps[None]:
+    def begin(self, request: m.Forward | m.Ready) -> Steps[None]:
         """The body is about to open the request's micro-batch; the first one begins the step."""
         self._move(BodyState.FORWARDED)
-        if request.micro == 0:
+        if isinstance(request, m.Ready) or request.micro == 0:
             self._oldest_checkpoint, self._step_bytes = request.oldest_checkpoint, 0
             yield from self.let_go_of_writes()
 

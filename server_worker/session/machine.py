@@ -11,6 +11,8 @@ gradients add up, and running statistics move, always the same way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.admission.authorization import may_train
@@ -19,6 +21,7 @@ from server_worker.loss_log import step_loss
 from server_worker.replica.actions import LoadJob
 from server_worker.replica.loaded_body import LoadedBody, StepResult
 from server_worker.replica.replica import Replica
+from server_worker.rounds.turn import RoundTurns, Turn
 from server_worker.session.actions import Committed, Send
 from server_worker.session.opening import Opening, attempt_of
 from server_worker.session.refusals import (
@@ -61,7 +64,14 @@ class WorkerSession:
     """The protocol of one session on one worker."""
 
     def __init__(
-        self, name: str, replica: Replica, *, shard: int, memory_budget: MemoryBudget, budget: Budget
+        self,
+        name: str,
+        replica: Replica,
+        *,
+        shard: int,
+        memory_budget: MemoryBudget,
+        budget: Budget,
+        clock: Callable[[], float],
     ) -> None:
         self.name = name
         self.replica = replica
@@ -79,8 +89,9 @@ class WorkerSession:
         self._budget = budget
         self._reserved = 0
         """Bytes of the budget that are this session's."""
-        self._gradients: tuple[m.Gradient, ...] = ()
+        self._gradients: tuple[m.Gradient | m.Mean, ...] = ()
         """The replies of the committed step, by micro-batch."""
+        self._turns = RoundTurns(clock)
         self._starved = 0
         """Requests that found no memory since the last commit."""
 
@@ -105,7 +116,9 @@ class WorkerSession:
 
     def knows(self, request: str) -> bool:
         """Whether the open step was computed from that request, or the request waits for its turn in it."""
-        body = self.replica.body
+        body, ready = self.replica.body, self._turns.request
+        if ready is not None and ready.request == request:
+            return True
         return self._arrivals.holds(request) or (body is not None and body.knows(request))
 
     def drop(self) -> None:
@@ -114,6 +127,7 @@ class WorkerSession:
         self.attempt = None
         self._gradients = ()
         self._arrivals.clear()
+        self._turns.clear()
         self._settle()
 
     def doubt(self) -> None:
@@ -160,6 +174,8 @@ class WorkerSession:
                 yield from self._open(request)
             case m.Forward() | m.Backward():
                 yield from self._step(request, raw)
+            case m.Ready():
+                yield from self._round_done(request)
             case m.Ask():
                 yield from self._ask(request)
             case m.Eval():
@@ -225,9 +241,15 @@ class WorkerSession:
         if result is None:
             yield from Send(self.replies.early_gradient(body, micro))
         else:
-            yield from self._commit(request, body, result)
+            requests = len(result.micros) * (1 if isinstance(request, m.Forward) else 2)
+            loss = step_loss(request, body, result)
+            yield from self._commit(request, result, requests=requests, loss=loss)
 
     def _ask(self, request: m.Ask) -> Steps[None]:
+        kind = request.about_kind
+        if kind == "READY":
+            yield from self._ask_for_mean(request)
+            return
         body = yield from self._ready(request)
         if body is None or (yield from self._answer_again(request, body)):
             return
@@ -236,7 +258,53 @@ class WorkerSession:
         if body.forward_id(request.micro) not in (None, request.forward):
             yield from Send(self.replies.missing(request, "FORWARD", request.micro))
         else:
-            yield from self._ask_for(request, (request.about_kind, request.micro), body)
+            yield from self._ask_for(request, (kind, request.micro), body)
+
+    def _round_done(self, request: m.Ready) -> Steps[None]:
+        """Hand in what the device has trained in its round; it goes on from the mean once that is there."""
+        body = yield from self._ready(request)
+        if body is None:
+            return
+        if request.step == body.step:
+            yield from Send(self._gradients[0])
+            return
+        if not body.job.spec.fleet.averages:
+            raise DataError(f"job {request.job} has no rounds, and READY arrived")
+        yield from self._abort()
+        self._turns.begin(request)
+        yield from self._take_turn(body)
+
+    def _ask_for_mean(self, request: m.Ask) -> Steps[None]:
+        body = yield from self._ready(request)
+        if body is None:
+            return
+        waits = self._turns.request
+        if request.step == body.step:
+            yield from Send(self._gradients[0])
+        elif waits is None or waits.request != request.about:
+            yield from Send(self.replies.missing(request, "READY", 0))
+        else:
+            yield from self._take_turn(body)
+
+    def _take_turn(self, body: LoadedBody) -> Steps[None]:
+        """Take the step that goes on from the mean, if the round has ended; else tell the device to wait."""
+        request = self._turns.request
+        assert request is not None
+        if (yield from self._held_back(request)):
+            return
+        if self.replica.log_is_full:
+            yield from Send(log_full_reply(request, self.replica.log_bytes))
+            return
+        turn = yield from self._turns.take(body)
+        if not isinstance(turn, Turn):
+            yield from Send(turn)
+            return
+        parts = turn.logged(request)
+        yield from self.replica.begin(request)
+        for index, part in enumerate(parts):
+            yield from self.replica.log(self.live[0], request.step, index, part)
+        result = yield from body.rebase(request, turn.about, turn.mean)
+        yield from self._commit(request, result, requests=len(parts), loss=None)
 
     def _answer_again(self, request: m.Forward | m.Backward | m.Ask, body: LoadedBody) -> Steps[bool]:
         """Repeat the answer to a request (or to what an ASK is about) that was computed; whether it was."""
@@ -372,7 +440,7 @@ class WorkerSession:
         result = yield from self.replica.load(meta, replay_last=replay_last)
         self.attempt, self.paused = meta.attempt, meta.paused
         if result is not None:
-            self._gradients = self.replies.gradients(meta.committed, result)
+            self._gradients = self.replies.of_step(meta.committed, result)
 
     def _accept(self, meta: SessionMeta) -> None:
         """Go on under the attempt and the owner that the store has: what was loaded under others goes."""
@@ -383,9 +451,15 @@ class WorkerSession:
 
     # the commit
 
-    def _commit(self, request: m.Forward | m.Backward, body: LoadedBody, result: StepResult) -> Steps[None]:
-        """Commit the step that body has taken, reply. Anything but Done throws the body away."""
-        requests = len(result.micros) * (1 if isinstance(request, m.Forward) else 2)
+    def _commit(
+        self,
+        request: m.Forward | m.Backward | m.Ready,
+        result: StepResult,
+        *,
+        requests: int,
+        loss: float | None,
+    ) -> Steps[None]:
+        """Commit the step that the body has taken, reply. Anything but Done throws the body away."""
         attempt, _ = self.live
         outcome = yield from self.replica.commit(attempt, request.step, result.digest, requests=requests)
         if not isinstance(outcome, Done):
@@ -394,11 +468,12 @@ class WorkerSession:
                 yield from Send(stale_reply(request, outcome.stored))
             return  # a rival owns the session and serves it: nothing of ours took effect
         self._arrivals.clear()
+        self._turns.clear()
         self._starved = 0
         self.paused = outcome.meta.paused
-        yield from Committed(self.name, request.step, step_loss(request, body, result))
-        self._gradients = self.replies.gradients(request.step, result)
-        yield from Send(self._gradients[request.micro])
+        yield from Committed(self.name, request.step, loss)
+        self._gradients = self.replies.of_step(request.step, result)
+        yield from Send(self._gradients[0 if isinstance(request, m.Ready) else request.micro])
         yield from self.replica.snapshot_if_due(attempt)
 
     def _reserve(self, nbytes: int) -> bool:

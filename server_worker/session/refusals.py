@@ -86,7 +86,7 @@ def unknown_job_reply(request: m.Open, digest: str) -> m.Error:
     )
 
 
-def log_full_reply(request: m.Forward, log_bytes: int) -> m.Error:
+def log_full_reply(request: m.Forward | m.Ready, log_bytes: int) -> m.Error:
     """The log may not grow, and the device keeps it from being cut."""
     return error_reply(
         request,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from broker.protocol import messages as m
-from server_worker.replica.loaded_body import LoadedBody, MicroResult, StepResult
+from server_worker.replica.loaded_body import LoadedBody, MicroResult, RoundMean, StepResult
 from server_worker.replica.replica import Replica
 from server_worker.session.reorder_buffer import Kind
 from server_worker.store import Attempt, SessionMeta
@@ -54,15 +54,17 @@ class Replies:
             **m.carried(body.outputs(request.micro)),
         )
 
-    def missing(self, request: m.SessionRequest, kind: Kind, micro: int) -> m.Missing:
+    def missing(self, request: m.SessionRequest, kind: Kind | Literal["READY"], micro: int) -> m.Missing:
         """The step needs a request that is not here."""
         return m.Missing(
             **self._addressed, answers=request.request, step=request.step, micro=micro or None, missing=kind
         )
 
-    def gradients(self, step: int, result: StepResult) -> tuple[m.Gradient, ...]:
-        """The replies of a committed step, by micro-batch."""
+    def of_step(self, step: int, result: StepResult) -> tuple[m.Gradient | m.Mean, ...]:
+        """Return the replies of a committed step, by micro-batch; or the one with its mean."""
         durable_step = self._replica.durable_step(step)
+        if result.mean is not None:
+            return (self._mean(step, result.mean, durable_step=durable_step),)
         return tuple(
             self._gradient(step, micro, each, durable_step=durable_step, skipped=result.skipped)
             for micro, each in enumerate(result.micros)
@@ -92,6 +94,21 @@ class Replies:
     def closed(self, body: LoadedBody, request: m.Close) -> m.Closed:
         """The training has ended, and the store can't lose it."""
         return m.Closed(**self._addressed, answers=request.request, step=body.step)
+
+    def _mean(self, step: int, mean: RoundMean, *, durable_step: int) -> m.Mean:
+        return m.Mean(
+            **self._addressed,
+            answers=mean.answers,
+            step=step,
+            durable_step=durable_step,
+            round=mean.round,
+            record=mean.record,
+            initial=mean.initial,
+            drawn=mean.drawn,
+            sealed=mean.sealed,
+            names=tuple(mean.ends),
+            values=tuple(mean.ends.values()),
+        )
 
     def _gradient(
         self, step: int, micro: int, result: MicroResult, *, durable_step: int, skipped: bool = False

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-Blob = bytes | bytearray | memoryview
+from server_worker.store.fleets import Blob as Blob
+from server_worker.store.fleets import Fleets
 
 WAITING_BYTES = 2 << 30
 """Requests of one session that no commit has named may take this many bytes."""
@@ -202,6 +203,11 @@ def no_parts(names: Sequence[str]) -> Sequence[str]:
 
 class Store(Protocol):
     """Durable state. One instance per process; safe for concurrent use by asyncio tasks."""
+
+    @property
+    def fleets(self) -> Fleets:
+        """Return the rounds of devices that train one model."""
+        ...
 
     @property
     def loss_window_s(self) -> float:

@@ -46,6 +46,7 @@ class Variant:
     privacy: tuple[tuple[str, object], ...] = ()
     factory: str = "tests.simulation.toy:build"
     optimizer: tuple[tuple[str, object], ...] = (("name", "sgd"), ("lr", 0.1), ("momentum", 0.9))
+    fleet: tuple[tuple[str, object], ...] = ()
 
     @property
     def auto(self) -> bool:
@@ -105,6 +106,10 @@ def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple
 
 
 DEVICES = ("phone-1", "phone-2")
+FLEET = ("phone-1", "phone-2", "phone-3")
+ROUNDS = (("mode", "splitfed"), ("round_steps", 3), ("deadline", "6s"))
+PLAIN_FLEET = Variant(epochs=2, fleet=(*ROUNDS, ("aggregate", "plain"), ("quorum", 2)))
+SEALED_FLEET = Variant(epochs=2, fleet=ROUNDS)
 
 
 @cache
@@ -141,9 +146,15 @@ def job(variant: Variant) -> Job:
             },
             "evaluation": {"every_epochs": max(1, min(2, variant.epochs - 1))},
             "privacy": dict(variant.privacy),
+            **_of_fleet(variant),
         }
     )
     return Job.create(spec)
+
+
+def _of_fleet(variant: Variant) -> dict[str, object]:
+    fleet = dict(variant.fleet)
+    return {"fleet": fleet, "share_ends": fleet.get("aggregate") == "plain"} if fleet else {}
 
 
 State = dict[str, Tensor]
@@ -223,11 +234,11 @@ def train_alone(
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
-            digests[step] = _step(trainer, body, step, sent)
+            digests[step] = take_step(trainer, body, step, sent)
     return trainer.state(), body.snapshot(), digests
 
 
-def _step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent) -> str:
+def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = lambda _: None) -> str:
     """Take one step on both sides, one micro-batch after the other; the digest of its gradients."""
     attempt = m.AttemptRef(number=1, nonce="0" * 16)
     result, micro = None, 0

@@ -12,6 +12,7 @@ from typing import TypeVar
 from server_worker.store.base import Attempt, Blob, LogEntry, Owner, SessionMeta
 from server_worker.store.records import pieces
 from server_worker.store.rules import thinned
+from server_worker.store.sqlite import fleets
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
 
 FORMAT = 3
@@ -121,7 +122,7 @@ class Database:
             db.execute(f"PRAGMA user_version = {FORMAT}")
             found = FORMAT
         if found == FORMAT:
-            for statement in _LATER.split(";"):
+            for statement in (_LATER + fleets.TABLES).split(";"):
                 db.execute(statement)
         return found
 

@@ -37,6 +37,7 @@ from server_worker.store.base import (
 )
 from server_worker.store.records import decode_worker, encode_worker, pieces
 from server_worker.store.sqlite.file import Database
+from server_worker.store.sqlite.fleets import SqliteFleets
 from server_worker.store.staging import StagedRequests
 from spliteasy.errors import StoreUnavailable
 
@@ -68,6 +69,7 @@ class SqliteStore:
         self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
         self._closed = False
         self._database = self._submit(lambda: Database(path))
+        self.fleets = SqliteFleets(self._write, self._read)
 
     # simulation
 
