@@ -38,7 +38,7 @@ SIZES = (3, 2, 4)
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a model. `problem`: why it could not be tried at all."""
+    """The result for a model. `problem` says why it could not be tried at all."""
 
     name: str
     exact: list[str] = field(default_factory=list)

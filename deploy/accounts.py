@@ -183,7 +183,7 @@ class Accounts:
             return False
         self._call("DELETE", f"users/{name}")
         for _ in range(REVOKE_TRIES):
-            # What is connected can make queues until it is not: they are looked for afterwards, and again.
+            # A connected client can make queues until it is cut off: look for them afterwards, and again.
             self._call("DELETE", f"connections/username/{name}")
             left = self.left_of(name)
             if not left:

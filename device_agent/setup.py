@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What an agent's session needs."""
+    """The parts that an agent's session needs."""
 
     trainer: DeviceTrainer
     plan: SessionPlan

@@ -35,6 +35,7 @@ from broker.protocol.messages import MAX_ATTEMPT, AttemptRef, Digest, Identifier
 from spliteasy.errors import JobError, PortableError, StateError, StateUnwritable, is_final
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.job.package import job_digest, read_package, write_package
+from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
 from spliteasy.runtime.durable_files import remove_temporaries, sync_folder, write_file
 from spliteasy.runtime.randomness import KEY_BYTES
 
@@ -90,7 +91,7 @@ class StateFolder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # What the folder is of -------------------------------------------------------------------------
+    # The folder's training -------------------------------------------------------------------------
 
     def bind(self, *, job: str, device: str, fingerprint: str, new_data: bool = False) -> None:
         """Keep the folder to this job digest, device and data set; refuse any other.
@@ -104,7 +105,7 @@ class StateFolder:
         if bound.job != job:
             versions = f"{bound.job[:12]}, not {job[:12]}"
             raise StateError(
-                f"state folder {self.path} is of another job: version {versions}", hint=self._anew
+                f"state folder {self.path} is of another job: version {versions}", hint=self._start_over
             )
         self.check_owner(device=device, fingerprint=fingerprint, new_data=new_data)
         if bound.fingerprint != fingerprint:
@@ -112,15 +113,17 @@ class StateFolder:
 
     def check_owner(self, *, device: str, fingerprint: str, new_data: bool) -> None:
         """Refuse another device, and another data set unless it is to take the old one's place."""
-        bound, anew = self.binding, self._anew
+        bound, start_over = self.binding, self._start_over
         assert bound is not None
         if bound.device != device:
-            raise StateError(f"state folder {self.path} is of device {bound.device}, not {device}", hint=anew)
+            raise StateError(
+                f"state folder {self.path} is of device {bound.device}, not {device}", hint=start_over
+            )
         if bound.fingerprint != fingerprint and not new_data:
             raise StateError(
                 f"the data set of device {device} is not the one that {self.path} was trained on",
                 hint="go on from the trained weights with the data as it is now: --new-data; or bring the "
-                f"old data back, {anew}",
+                f"old data back, {start_over}",
             )
 
     def hand_over(self, *, job: str, fingerprint: str, ends: Mapping[str, Tensor]) -> None:
@@ -142,7 +145,7 @@ class StateFolder:
         self.binding = binding
 
     @property
-    def _anew(self) -> str:
+    def _start_over(self) -> str:
         return f"give another --state folder, or delete {self.path} to start over"
 
     def secret(self, given: bytes | None = None) -> bytes:
@@ -155,7 +158,7 @@ class StateFolder:
         if kept is None and (self.binding is not None or path.exists()):
             why = "is damaged" if path.exists() else "has gone, or an older version began this training"
             raise StateError(
-                f"{path} {why}: weights and order of this training can't be told without it",
+                f"{path} {why}: weights and order of this training can't be found without it",
                 hint=f"bring back a copy of the whole folder, or delete {self.path} to start over",
             )
         if kept is None:
@@ -378,5 +381,9 @@ class StateFolder:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise (StateError if is_final(error) else StateUnwritable)(
                 f"state folder {self.path} can't be {done}: {error.strerror or error}",
-                hint="free some space on the disk, then start again; nothing is lost" if full else None,
+                hint="free some space on the disk, then start again; nothing is lost"
+                if full
+                else LACK_HINT
+                if lack_of_descriptors(error)
+                else None,
             ) from error

@@ -171,7 +171,7 @@ class SessionActor:
             try:
                 await self._perform_all(steps())
             except SplitEasyError as error:
-                log.warning("no snapshot", session=self.session.name, error=error.message)
+                log.warning("no snapshot could be written", session=self.session.name, error=error.message)
                 self.session.drop()
 
     def knows(self, ask: m.Ask) -> bool:
@@ -277,13 +277,13 @@ class SessionActor:
             self._begin_to_send(error_reply(request, "unavailable", text, hint, retriable=True))
             self._host.hand_on(request.session, error.message)
         except SplitEasyError as error:
-            log.warning("request failed", session=request.session, kind=request.kind, error=str(error))
+            log.warning("a request failed", session=request.session, kind=request.kind, error=str(error))
             self.session.drop()
             self._begin_to_send(
                 error_reply(request, "internal", error.message, error.hint, retriable=error.retriable)
             )
         except Exception as error:
-            log.exception("request failed", session=request.session, kind=request.kind)
+            log.exception("a request failed", session=request.session, kind=request.kind)
             self.session.drop()
             text = f"the worker failed: {type(error).__name__}"
             self._poison = text

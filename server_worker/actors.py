@@ -183,7 +183,7 @@ class Actors:
             if session.replica.state is BodyState.FORWARDED and self._touched[name] > horizon:
                 continue  # two sessions that want each other's memory must not throw each other out for ever
             held -= session.memory_bytes()
-            self._log.info("parking a session", session=name)
+            self._log.info("a session is parked", session=name)
             await self.park([name])
 
     def _forget_empty(self) -> None:

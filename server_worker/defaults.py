@@ -1,6 +1,6 @@
 """The defaults of those worker settings that the command line shows.
 
-They stand in a file of their own, because `server_worker.config` imports torch and `--help` must not.
+They are in a file of their own, because `server_worker.config` imports torch and `--help` must not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Training losses: computed or told, and on their way to the store, where they are written every few seconds.
+"""Training losses, computed here or reported by devices, wait here and are written every few seconds.
 
-They are told for curves only: what a dying worker has not written is lost, and no training depends on it.
+They are for curves only: what a dying worker has not written is lost, and no training depends on it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Losses:
 
 
 def step_loss(request: m.Forward | m.Backward, memory: LoadedBody, result: StepResult) -> float | None:
-    """The step's loss: computed here, or told by the device where the job lets it.
+    """The step's loss: computed here, or reported by the device where the job lets it.
 
     None where the step passed without effect, and where no element of the batch has a label.
     """

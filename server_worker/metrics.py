@@ -74,7 +74,7 @@ DEAD_LETTERS = Metric(
     "Deliveries that were not served: moved to the dead queue, or dropped.",
     ("reason",),
 )
-# What is held, and its limits
+# Holdings and their limits
 SESSIONS = Metric("spliteasy_worker_sessions", "gauge", "Sessions in memory.")
 SESSION_BYTES = Metric(
     "spliteasy_worker_session_bytes",

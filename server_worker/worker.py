@@ -1,4 +1,4 @@
-"""The worker: connects, takes requests from the queues, runs sessions, drains when told to.
+"""The worker: connects, takes requests from the queues, runs sessions, drains on request.
 
     run ── _serve (one life of a connection) ── Queues.read per queue ── Intake ── SessionActor
      │                                                                └─ front queue: GET_JOB
@@ -159,7 +159,7 @@ class Worker:
                     told, delays = "", self._backoff()
                 if error.message != told:
                     told = error.message
-                    self._log.warning("trying again", error=told, hint=error.hint)
+                    self._log.warning("the worker tries again", error=told, hint=error.hint)
                 await _wait(stop, next(delays))
 
     async def _serve_connection(self, patience: Patience, stop: asyncio.Event) -> None:
@@ -227,7 +227,7 @@ class Worker:
             self.meter.observe(metrics.REPLY_SECONDS, self.clock() - began, getattr(reply, "kind", ""))
         except* LinkError as errors:
             self._log.info(
-                "reply not delivered", kind=getattr(reply, "kind", ""), error=str(errors.exceptions[0])
+                "a reply was not delivered", kind=getattr(reply, "kind", ""), error=str(errors.exceptions[0])
             )
 
     async def _may_answer(self, transport: Transport, reply_to: str, reply: m.Message) -> bool:
@@ -242,10 +242,12 @@ class Worker:
         try:
             fit = await self._replies.is_fit(transport, reply_to, nbytes)
         except LinkError as error:
-            self._log.info("reply not delivered", kind=kind, error=error.message)
+            self._log.info("a reply was not delivered", kind=kind, error=error.message)
             return False
         if not fit:
-            self._log.info("reply not delivered", kind=kind, error=f"{reply_to} is not there, or not bounded")
+            self._log.info(
+                "a reply was not delivered", kind=kind, error=f"{reply_to} is not there, or not bounded"
+            )
         return fit
 
     def committed(self, session: str, step: int, loss: float | None) -> None:
@@ -358,7 +360,7 @@ class Worker:
             await subscription.ack(delivery)
             return
         if why == "refused":
-            self._log.warning("refused", key=delivery.routing_key, reason=reason)
+            self._log.warning("a delivery is refused", key=delivery.routing_key, reason=reason)
         self.meter.add(metrics.DEAD_LETTERS, 1, why)
         await subscription.dead_letter(delivery, reason)
 
@@ -400,13 +402,15 @@ class Worker:
     async def _drain(self) -> None:
         """Write snapshots, take nothing new, finish what it has begun, let go."""
         self._draining = True
-        self._log.info("draining", sessions=len(self.actors))
+        self._log.info("the worker drains", sessions=len(self.actors))
         try:
             async with asyncio.timeout(self.config.drain_s):
                 await self.queues.drain()
                 await self.actors.park(self.actors.names())
         except TimeoutError:
-            self._log.warning("drain took too long; others replay what is left", drain_s=self.config.drain_s)
+            self._log.warning(
+                "the drain took too long; other workers replay the rest", drain_s=self.config.drain_s
+            )
 
     async def _hang_up(self) -> None:
         await self.queues.close()
@@ -423,7 +427,7 @@ class Worker:
             try:
                 await self.losses.write(self.store)
             except StoreError as error:
-                self._log.info("losses not written", error=error.message)
+                self._log.info("losses were not written", error=error.message)
 
 
 def reply_id(reply: m.Message) -> str:

@@ -61,7 +61,7 @@ class SplitEasyError(Exception):
     retriable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        # Of what others said: a terminal, a log, a dead letter and a page show it as it is then.
+        # Text of others is escaped, so that a terminal, a log, a dead letter and a page show it as it is.
         message = shown(message, lines=True)
         super().__init__(message)
         self.message = message

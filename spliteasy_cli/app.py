@@ -29,6 +29,7 @@ from spliteasy_cli.commands import (
     train,
     worker,
 )
+from spliteasy_cli.support.sectioned_group import SectionedGroup
 
 MOVED = {
     "sessions": "session list",
@@ -44,13 +45,14 @@ MOVED = {
 
 app = typer.Typer(
     name="spliteasy",
+    cls=SectionedGroup,
     help="Train deep models on data that stays on the devices.",
     epilog="Start here: `spliteasy train examples/digits/job.toml`, all in one process. "
     "With a broker and a store (`make up`): submit, worker, agent, status.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 
@@ -76,7 +78,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """These options may stand before or behind every command."""
+    """These options may come before or behind every command."""
     if log_level is not None:
         from spliteasy.observability.logs import LEVELS
 

@@ -14,7 +14,7 @@ HEAD = """# Commands
 
 This page is written from the parser by `make docs`; `spliteasy COMMAND --help` says the same.
 
-`--debug` and `--log-level LEVEL` may stand before or behind every command. An option wins over its
+`--debug` and `--log-level LEVEL` may come before or behind every command. An option wins over its
 environment variable, the variable over a `--config` file, and that over the default. A command exits with 0
 when it is done, with 1 after an error that can pass, with 2 after one that somebody has to mend, and with 130
 after a second Ctrl-C.

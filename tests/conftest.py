@@ -1,4 +1,4 @@
-"""What all tests share: servers of their own, one thread per process, the same examples each time."""
+"""The fixtures of all tests: servers of their own, one thread per process, the same examples each time."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ class RabbitBroker:
         return name
 
     def delete_vhost(self, vhost: str) -> None:
-        """With all that is in it, connections included, and every account that its test made."""
+        """Delete the virtual host with all that is in it, connections included, and every account that its
+        test made."""
         self.call("DELETE", f"vhosts/{vhost}")
         for user in self.call("GET", "users?columns=name"):
             if user["name"] != self.node.user:

@@ -49,7 +49,7 @@ ONLY_IN = {
     "shelve": (),
 }
 LARGEST_FOLDER = 16
-"""How many files a folder of code holds at most: beyond it, it wants shelves."""
+"""A folder of code holds at most this many files: beyond it, it wants shelves."""
 UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
 UNSAFE_ATTRIBUTES = {"torch.load", "torch.export.load", "torch.export.save", "torch.jit.load", "torch.save"}
 
@@ -108,7 +108,7 @@ def module_of(path: Path) -> str:
 
 
 def import_graph(files: dict[str, str]) -> dict[str, set[str]]:
-    """Which of the modules each module imports, also for types alone and within functions.
+    """Return for each module the modules that it imports, also for types alone and within functions.
 
     `files`: source text by module name.
     """

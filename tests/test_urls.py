@@ -17,7 +17,7 @@ from spliteasy.runtime.urls import shown
 from spliteasy_cli import main
 
 PIECES = ("xyzzy", "plugh")
-"""Of each password, what stands before and behind the special character."""
+"""The text before and behind the special character of each password."""
 
 
 def passwords() -> list[str]:

@@ -86,7 +86,7 @@ class Pipe:
 
 
 class Connection:
-    """A device's connection and the one that stands for it at the server."""
+    """A device's connection and the one that represents it at the server."""
 
     def __init__(self, port: int, lines: dict[Direction, Line]) -> None:
         self.port = port

@@ -70,7 +70,7 @@ def data_distorted(device: str) -> tuple[Distorted, TensorDataset]:
 def _test() -> TensorDataset:
     images, labels = digits("phone-1")[1].tensors
     copies = F.pad(images, ((CANVAS - images.shape[-1]) // 2,) * 4).repeat(TEST_COPIES, 1, 1, 1)
-    # Of its own: several agents' threads may come here at once.
+    # A generator of its own, because several agents' threads may come here at once.
     generator = torch.Generator().manual_seed(0)
     return TensorDataset(distort(copies, generator), labels.repeat(TEST_COPIES))
 

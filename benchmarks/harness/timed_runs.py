@@ -1,4 +1,4 @@
-"""Laps: a contestant's process takes so many steps when told to, and tells how long each took.
+"""Laps: a contestant's process takes so many steps on request, and reports how long each took.
 
 The process reads a number of steps a line from standard input and answers with JSON: `seconds` of each step
 and, where it knows them, the bytes that it sent (`up`) and received (`down`) in the lap, its `step` and its

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 Inputs = dict[str, Tensor]
 
 VOCABULARY, LENGTH, SIDE, LABELS = 61, 9, 32, 5
-"""Of the small configurations: tokens, tokens a text, pixels a side, classes."""
+"""The sizes of the small configurations: tokens, tokens a text, pixels a side, classes."""
 
 _WIDE: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
@@ -32,7 +32,8 @@ _PICTURE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class ZooModel:
-    """How to build a model, and a batch of so many samples for it. `blocks`: what its blocks' paths match."""
+    """A model of the zoo: how it is built, and a batch of so many samples. `blocks` matches its blocks'
+    paths."""
 
     make: Callable[[], nn.Module]
     batch: Callable[[int], Inputs]
@@ -63,7 +64,7 @@ def large_pictures(count: int) -> Inputs:
 
 
 def sequences(count: int) -> Inputs:
-    """What an encoder reads and what a decoder is given."""
+    """Return what an encoder reads and what a decoder is given."""
     given = tokens(count)
     return {**given, "decoder_input_ids": given["input_ids"].flip(1)}
 
@@ -218,7 +219,7 @@ _TRANSFORMERS: dict[str, tuple[str, str, Mapping[str, Any], Callable[[int], Inpu
         texts_and_pictures, r".*encoder\.layers\.\d+",
     ),
 }  # fmt: skip
-"""By name: class, configuration and its options, a batch, and the blocks."""
+"""The models by name: class, configuration and its options, a batch, and the blocks."""
 
 _SHARING = {"DeBERTa v2": ("attention_mask",), "ALBERT": ("attention_mask",)}
 

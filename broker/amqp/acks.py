@@ -12,7 +12,7 @@ class Acks:
     """The deliveries of one channel that the broker waits to hear of, by their tags.
 
     Acks wait up to `delay_s` for others, or until there are `at_once`: a quorum queue writes each to its
-    log, but one that says "up to here" only once. What a process that dies has not told comes again.
+    log, but one that says "up to here" only once. What a dying process has not acknowledged comes again.
     """
 
     def __init__(self, channel: Channel, *, delay_s: float) -> None:
@@ -21,7 +21,7 @@ class Acks:
         self._delay_s = delay_s
         self._open: set[int] = set()
         self._acked: list[int] = []
-        """Acknowledged, and the broker not told yet."""
+        """Deliveries that were acknowledged, of which the broker does not know yet."""
         self._timer: asyncio.TimerHandle | None = None
         self._telling: asyncio.Task[None] | None = None
         """One at a time: acks that overtake each other would cost the channel."""
@@ -53,7 +53,7 @@ class Acks:
             await asyncio.shield(self._begin())
 
     async def settle(self, timeout_s: float) -> None:
-        """Flush, and wait for all that is being told. Never raises."""
+        """Flush, and wait until the broker knows of all. Never raises."""
         if self._acked:
             self._begin()
         if self._tasks:
@@ -80,12 +80,12 @@ class Acks:
                 await self._channel.basic_ack(tag)
 
     async def _nack(self, tag: int) -> None:
-        """It stays open until the broker was told: no ack may cover it."""
+        """Keep the delivery open until the broker knows that it was returned: no ack may cover it."""
         await self._channel.basic_nack(tag, requeue=True)
         self._open.discard(tag)
 
     async def _to_its_end(self, call: Awaitable[None]) -> None:
-        """Even if the caller is cancelled: told twice, it would cost the channel."""
+        """Do it even if the caller is cancelled: a second ack would cost the channel."""
         task = asyncio.ensure_future(call)
         self._track(task)
         await asyncio.shield(task)

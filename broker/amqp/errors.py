@@ -104,6 +104,11 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
             f"{said}",
             hint="check the URL's path, that the virtual host runs, and the account's permissions and limits",
         )
+    if urlsplit(address.text).scheme == "amqps" and _broke_off(cause):
+        return LinkDeferred(
+            f"what answers at {address} broke the connection off, in its TLS handshake or after",
+            hint="a broker that is starting or ending does; else check that the port is its TLS port",
+        )
     if isinstance(cause, OSError) and cause.errno:
         return LinkError(
             f"the broker at {address} can't be reached: {os.strerror(cause.errno).lower()}",
@@ -113,6 +118,11 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
         f"what answers at {address} closed the connection or is no AMQP broker",
         hint="check the port: TLS ports want amqps://",
     )
+
+
+def _broke_off(cause: BaseException) -> bool:
+    """Whether the other side hung up on a connection that it had taken."""
+    return not isinstance(cause, OSError) or isinstance(cause, ConnectionResetError | ConnectionAbortedError)
 
 
 def _tls_error(error: ssl.SSLError, address: Address) -> LinkError:

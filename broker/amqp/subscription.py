@@ -95,7 +95,7 @@ class AmqpSubscription:
         if self._closing is not None:
             await asyncio.shield(self._closing)
 
-    # What the transport calls -----------------------------------------------------------------------
+    # The transport calls these -----------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
@@ -116,7 +116,7 @@ class AmqpSubscription:
             self.end(LinkError(f"the consumer of {self._queue} is gone"))
 
     async def settle(self) -> None:
-        """Return once the broker was told of all that was acknowledged. Never raises."""
+        """Return once the broker knows of all that was acknowledged. Never raises."""
         await self._acks.settle(self._transport.options.close_timeout_s)
 
     def end(self, error: LinkError | None) -> None:

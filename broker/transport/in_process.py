@@ -72,7 +72,7 @@ class MemoryBroker:
         """Cut the transport's connection, as a fault does."""
         transport._lose(LinkError("the connection to the broker was cut"))
 
-    # What transports and subscriptions call --------------------------------------------------------
+    # Transports and subscriptions call these --------------------------------------------------------
 
     def declare(self, queue: Queue) -> None:
         held = self._find(queue.name)

@@ -36,7 +36,7 @@ AppendFsync = Literal["always", "everysec", "no", "off"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisServer:
-    """One server on 127.0.0.1: where it lives, and how it keeps what it is told."""
+    """One server on 127.0.0.1: where it lives, and how it keeps what is written to it."""
 
     folder: Path
     port: int
@@ -96,7 +96,7 @@ class RedisServer:
             raise
 
     def stop(self, timeout_s: float = STOP_S) -> None:
-        """Stop it in order, with all it was told on disk; force it after `timeout_s`."""
+        """Stop it in order, with all that was written to it on disk; force it after `timeout_s`."""
         self._daemon.ask_to_stop()
         self._daemon.wait_stopped(timeout_s)
 

@@ -86,7 +86,7 @@ def running_stack() -> Stack | None:
         stored = json.loads(STACK.read_text())
     except FileNotFoundError:
         return None
-    # What an older version wrote may lack a port: it can still be stopped.
+    # A stack of an older version may lack a port: it can still be stopped.
     ports = {name: stored.get(name, 1) for name in ("amqp_port", "redis_port", "management_port")}
     tls = make_certificates(CERTIFICATES) if stored.get("tls") else None
     access = Access(**ports, password=password(), worker_password=password(WORKER_PASSWORD), tls=tls)

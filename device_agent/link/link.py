@@ -95,7 +95,7 @@ class Link:
         self._meter = meter
         self._pace = pace
         self.metered: Metered | None = None
-        """Asked before each frame is sent, and told of each that has come."""
+        """A limit that is asked before each frame is sent, and informed of each that has come."""
         self._repeats = Repeats(clock)
         self._unreadable = 0
         """Replies that were not of this protocol."""
@@ -227,7 +227,7 @@ class Link:
             except WireError as error:
                 self._unreadable += 1
                 if self._unreadable <= MAX_TOLD:  # a worker must not fill this disk with them
-                    log.warning("unreadable reply", device=self._device, error=error.message)
+                    log.warning("a reply can't be read", device=self._device, error=error.message)
             await subscription.ack(delivery)
         raise LinkError("the reply queue was closed")
 

@@ -22,7 +22,7 @@ class Metered:
     def __init__(
         self, allowance: Allowance, *, failed: Callable[[StateError], object], tell: Callable[[str], object]
     ) -> None:
-        """`failed` is told where what was used can't be written down."""
+        """`failed` is called where the used bytes can't be written down."""
         self._allowance = allowance
         self._failed = failed
         self._tell = tell

@@ -1,4 +1,4 @@
-"""The step under way on a device: its micro-batches, what was sent of them and what came back."""
+"""The open step on a device: its micro-batches, what was sent of them and what came back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spliteasy.job.micro_batches import micro_sizes
 
 @dataclass(slots=True)
 class Micro:
-    """A micro-batch of the step under way: its requests, and the answers that wait to be used."""
+    """A micro-batch of the open step: its requests, and the answers that wait to be used."""
 
     forward: m.Forward
     outputs: Packed | None = None

@@ -15,7 +15,7 @@ from device_agent.session.plan import SessionPlan
 
 LEAST_RETRY_S = 0.05
 MAX_REASONS = 8
-"""Different reasons to wait that are told of one request: a worker must not fill a log with them."""
+"""This many reasons to wait are logged for one request: a worker must not fill a log with them."""
 
 
 class Outbox:
@@ -175,7 +175,8 @@ class Outbox:
         return [*note, e.Disarm(Timer.REPLY), e.Disarm(Timer.RETRY)]
 
     def retry_later(self, delay_s: float, why: str) -> list[Action]:
-        """A reason that stays is told once, and few reasons are; no delay is less than the least."""
+        """Wait before asking again. A reason that stays is logged once, and few reasons are; no
+        delay is under the least."""
         self._notes_waiting += why != self._waits_for
         note = [] if why == self._waits_for or self._notes_waiting > MAX_REASONS else [e.Note(why)]
         self._waits_for = why

@@ -62,7 +62,9 @@ class BySpeed:
             allowed, nbytes=nbytes, rate=rate, current=current, ratios=self._ratios.get(values)
         )
         if chosen != current:
-            log.info("codec chosen", way=way, values=place, codec=chosen, bytes_per_s=rate and round(rate))
+            log.info(
+                "a codec was chosen", way=way, values=place, codec=chosen, bytes_per_s=rate and round(rate)
+            )
             self._current[values] = chosen
         return chosen
 

@@ -15,7 +15,7 @@ TRAIN, TEST = "train", "test"
 VALIDATION = ("validation", "valid", "val", "dev")
 _SHAPES = 'a data set, (train, test), (train, validation, test), or a dictionary with "train" and "test"'
 _UNUSED = (
-    "the validation data is not used: nothing is chosen by it, and the accuracy told is that of the test data"
+    "the validation data is not used: nothing is chosen by it, and the accuracy is that of the test data"
 )
 
 DataSets = tuple[Dataset[Any], Dataset[Any] | None, tuple[str, ...]]

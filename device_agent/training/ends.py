@@ -84,7 +84,7 @@ def initial_ends(
 
 
 def as_paths(ends: Drawn) -> dict[str, Tensor]:
-    """As a state folder keeps them: `role/name`."""
+    """Return the ends as a state folder keeps them: `role/name`."""
     return {f"{role}/{name}": x for role, table in ends.items() for name, x in table.items()}
 
 

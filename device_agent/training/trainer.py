@@ -87,7 +87,7 @@ class Evaluation:
 
 @dataclass(slots=True)
 class _Micro:
-    """A micro-batch of the step under way."""
+    """A micro-batch of the open step."""
 
     inputs: Tensors
     targets: Tensors
@@ -107,7 +107,7 @@ class _Micro:
 
 @dataclass(slots=True)
 class _Step:
-    """A step that is under way: its micro-batches go in order through head, tail and head backward."""
+    """An open step: its micro-batches go in order through head, tail and head backward."""
 
     micros: list[_Micro]
     heads: int = 0
@@ -131,7 +131,7 @@ class _Step:
 
 @dataclass(slots=True)
 class DeviceTrainer:
-    """Head and tail of one device, after step `head.step`, and the step under way."""
+    """Head and tail of one device, after step `head.step`, and the open step."""
 
     job: Job
     batches: BatchOrder
@@ -198,7 +198,7 @@ class DeviceTrainer:
 
     @property
     def shared_loss(self) -> float | None:
-        """The loss of the step under way, where the job lets it leave the device; None until all is added."""
+        """The loss of the open step, where the job lets it leave the device; None until all is added."""
         step, _ = self._live()
         whole = step.tails == len(step.micros)
         told = whole and self.job.spec.share_loss and step.counted and isfinite(step.loss)
@@ -347,7 +347,7 @@ class DeviceTrainer:
         self._step = None
 
     def skip(self) -> None:
-        """Let the step under way pass without effect; `passed` says why."""
+        """Let the open step pass without effect; `passed` says why."""
         problem = self.data_problem()
         spoiled = self._step.spoiled if self._step is not None else None
         self.passed = problem.message if problem is not None else spoiled or "a gradient of the body"
@@ -426,7 +426,7 @@ class DeviceTrainer:
                 raise DataError(f"the mean of {name} has numbers that are not finite; nothing was changed")
 
     def abort(self) -> None:
-        """Forget the step under way."""
+        """Forget the open step."""
         self._step = None
         self.wire.packer.abort()
         self.head.abort()
@@ -522,7 +522,7 @@ class DeviceTrainer:
         }
 
     def _live(self) -> tuple[_Step, SegmentTrainer | None]:
-        assert self._step is not None, "no step is under way"
+        assert self._step is not None, "no step is open"
         return self._step, self.tail
 
     def data_problem(self) -> DataError | None:

@@ -55,7 +55,7 @@ class Balancing:
             self._in_line_for = frozenset()
         if plan.give and self._clock() >= self._settled_at:
             self._settled_at = self._clock() + SETTLE_BEATS * self._config.heartbeat_s
-            self._log.info("handing shards over", shards=plan.give)
+            self._log.info("the worker hands shards over", shards=plan.give)
             await self._queues.let_go(plan.give)
 
     async def _all_subscribed(self, workers: Sequence[WorkerInfo]) -> bool:

@@ -69,7 +69,7 @@ class Heartbeat:
                         idle_here_s=worker.actors.idle_s,
                     )
             except SplitEasyError as error:
-                self._log.warning("heartbeat failed", error=error.message)
+                self._log.warning("the heartbeat failed", error=error.message)
             await asyncio.sleep(every_s)
 
     async def _beat(self) -> None:
@@ -106,9 +106,9 @@ class Heartbeat:
         async def load() -> None:
             try:
                 for job in await worker.jobs.load_ahead(wanted):
-                    self._log.info("job loaded ahead", job=job)
+                    self._log.info("a job was loaded ahead", job=job)
             except SplitEasyError as error:
-                self._log.warning("no job loaded ahead", error=error.message)
+                self._log.warning("no job could be loaded ahead", error=error.message)
 
         if self._loading_ahead is None or self._loading_ahead.done():
             self._loading_ahead = worker.background(load())

@@ -56,7 +56,7 @@ def plan_moves(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInf
 
 def _counted(worker: str, load: Mapping[int, int], workers: Sequence[WorkerInfo]) -> dict[str, int]:
     """Active sessions by worker. A shard that two of them name is on its way: it counts once, for the one
-    with fewer, because the other has not told yet that it let go.
+    with fewer, because the other has not said yet that it let go.
     """
     sessions, taken = {worker: sum(load.values())}, set(load)
     others = [each for each in workers if each.state == "serving" and each.worker != worker]

@@ -45,7 +45,7 @@ async def forget_abandoned(
             and min(idle_s, idle_here_s(meta.session)) > retention_s
             and await store.forget_abandoned(meta.session, owner=meta.owner, idle_s=retention_s)
         ):
-            log.info("abandoned session deleted", session=meta.session, idle_s=round(idle_s))
+            log.info("an abandoned session was deleted", session=meta.session, idle_s=round(idle_s))
             forgotten.append(meta.session)
     return forgotten
 
@@ -55,6 +55,6 @@ async def _retention_s(jobs: JobCache, meta: SessionMeta) -> float | None:
     try:
         job = await jobs.get(meta.session.partition(".")[0], meta.job_digest)
     except SplitEasyError as error:
-        log.warning("no retention known", session=meta.session, error=error.message)
+        log.warning("the retention of a session is not known", session=meta.session, error=error.message)
         return None
     return None if job is None else job.spec.durability.retention_s

@@ -369,7 +369,7 @@ class Store(Protocol):
         """Set or clear `paused`; whether there is such a session. Nothing else moves, nor `updated_at`."""
         ...
 
-    # what is only told: no training depends on it, and it may be lost
+    # reports: no training depends on them, and they may be lost
     async def add_losses(self, session: str, losses: Mapping[int, float]) -> None:
         """Keep the training loss of these steps; nothing where the session is unknown.
 

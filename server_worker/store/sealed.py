@@ -270,7 +270,7 @@ async def check_keys(store: Store) -> None:
         except KeyMissing as error:
             raise UserError(error.message, hint=error.hint) from None
         except (KeyError, SealBroken):
-            continue  # it has just gone, or is told when its device comes
+            continue  # it has just gone, or the error comes when its device does
 
 
 def _opening(at: Place, entry: LogEntry) -> Callable[[], LogEntry]:

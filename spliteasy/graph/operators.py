@@ -311,7 +311,7 @@ def _refuse(target: Any) -> NoReturn:
 
 @cache
 def operator_of(name: str) -> Callable[..., Any]:
-    """What `name` calls. Raises `PortableError` for a name that is not on the list."""
+    """Return what `name` calls. Raises `PortableError` for a name that is not on the list."""
     if name in BUILTINS:
         return BUILTINS[name]
     found = guarded(name, _overload(name))
@@ -340,7 +340,7 @@ def _zeroed(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 @cache
 def makes_from_nothing(name: str) -> bool:
-    """Whether the operator creates a tensor without being given one, so that it must be told the device."""
+    """Return whether the operator creates a tensor without being given one, so that it needs the device."""
     if name not in FACTORIES and name not in RANDOM:
         return False
     arguments = _overload(name)._schema.arguments
@@ -350,11 +350,11 @@ def makes_from_nothing(name: str) -> bool:
 
 BATCH_NORM = "aten.batch_norm.default"
 _STATISTICS_FLAG = {BATCH_NORM: 5, "aten.instance_norm.default": 5}
-"""Where the argument stands that says whether the batch's own statistics are used, and so kept."""
+"""The place of the argument that says whether the batch's own statistics are used, and so kept."""
 
 
 def is_random(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether this call draws random numbers."""
+    """Return whether this call draws random numbers."""
     if name in _DROPOUT_FLAG:
         probability, training = (args[place] if place < len(args) else None for place in _DROPOUT_FLAG[name])
         return bool(probability) and bool(training)
@@ -366,11 +366,12 @@ def is_random(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
 
 
 def uses_statistics(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether this call normalises by the statistics of what it is given, and so keeps running ones."""
+    """Return whether this call normalises by the statistics of what it is given, and so keeps
+    running ones."""
     place = _STATISTICS_FLAG.get(name)
     return place is not None and (place >= len(args) or args[place] is not False)
 
 
 def is_in_place(name: str) -> bool:
-    """Whether the operator writes into its first argument."""
+    """Return whether the operator writes into its first argument."""
     return name not in BUILTINS and bool(_overload(name)._schema.is_mutable)

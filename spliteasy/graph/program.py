@@ -32,7 +32,7 @@ class _Step(NamedTuple):
     kwargs: dict[str, Any]
     grad: bool
     placed: bool
-    """The step makes a tensor from nothing, so that it must be told the device."""
+    """The step makes a tensor from nothing, so that it must be given the device."""
     frees: tuple[int, ...]
 
 

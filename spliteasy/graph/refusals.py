@@ -25,7 +25,8 @@ class Refusal:
     why: str
     instead: str
     belongs: Callable[[str, Overload], bool]
-    """Whether an operator, by its name without overload and as torch has it, is of the kind."""
+    """A function that says whether an operator, by its name without overload and as torch has it, is of the
+    kind."""
 
 
 def reason_of(name: str, overload: Overload) -> Refusal | None:

@@ -78,7 +78,7 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def _metadata(data: bytes) -> dict[str, Any]:
-    """What we say of the tensors in the header, whose form `load` has checked."""
+    """Return what the header says of the tensors, whose form `load` has checked."""
     try:
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})

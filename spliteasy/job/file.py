@@ -42,7 +42,7 @@ def load_job_file(path: str | Path) -> JobSpec:
 
 
 def parse_job(data: dict[str, Any], *, source: str = "job") -> JobSpec:
-    """Validate what a job file holds; `source` stands before each error. Raises JobError."""
+    """Validate what a job file holds; `source` begins each error. Raises JobError."""
     try:
         return JobSpec.model_validate(data)
     except ValidationError as error:

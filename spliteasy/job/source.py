@@ -88,7 +88,7 @@ def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Ten
 
 
 def _by_name(given: Any) -> bool:
-    """Whether an example names the model's inputs, so that the model is called by keywords."""
+    """Return whether an example names the model's inputs, so that the model is called by keywords."""
     return isinstance(given, Mapping) or (isinstance(given, tuple) and isinstance(given[0], Mapping))
 
 

@@ -1,4 +1,4 @@
-"""Traces: what a training step spends its time on, on both sides. Nobody listens unless told to.
+"""Traces show what a training step spends its time on, on both sides. Only a tracer makes them.
 
 A trace is one step of one attempt of a session. Its id and that of its root span are functions of those
 three, so that a request that is sent again is the same bytes, and both sides name the same trace.

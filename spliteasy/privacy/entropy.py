@@ -87,7 +87,7 @@ def weak_weights(ends: Ends, weights: Iterable[Weight]) -> list[str]:
         return []
     key = Key(os.urandom(32))
     with drawing(state_of(0)):
-        once, again = _run(ends, key), _run(ends, key, anew=1.0)
+        once, again = _run(ends, key), _run(ends, key, changed=1.0)
         weak = {w for w in tried if _alike(once[w.role, w.name], again[w.role, w.name])}
         for trial in (_LARGE, _SMALL):
             of_size = [w for w in tried if w.size >= TINY and (w.size >= SMALL) == (trial is _LARGE)]
@@ -103,23 +103,23 @@ def _follow_from_few(
 ) -> list[Weight]:
     changes = dict.fromkeys(weights, 0)
     for number in range(TRIALS if weights else 0):
-        other = _run(ends, key, anew=trial.part, trial=number)
+        other = _run(ends, key, changed=trial.part, trial=number)
         for w in weights:
             changes[w] += not torch.equal(once[w.role, w.name], other[w.role, w.name])
     return [w for w, count in changes.items() if count < trial.changes]
 
 
-def _run(ends: Ends, key: Key, *, anew: float = 0.0, trial: int = 0) -> _Values:
-    """The drawn tensors; the part `anew` of all numbers is another than that of the key alone."""
+def _run(ends: Ends, key: Key, *, changed: float = 0.0, trial: int = 0) -> _Values:
+    """The drawn tensors; the part `changed` of all numbers is another than that of the key alone."""
 
     def fill(place: int, step: Step, out: Tensor) -> None:
         torch.default_generator.set_state(state_of(key.at("once", place)))
         draw_by_torch(step, out)
-        if anew:
+        if changed:
             torch.default_generator.set_state(state_of(key.at("again", trial, place)))
             other = torch.empty_like(out)
             draw_by_torch(step, other)
-            out.copy_(torch.where(torch.rand(out.shape) < anew, other, out))
+            out.copy_(torch.where(torch.rand(out.shape) < changed, other, out))
 
     views = run_law(ends.law, fill)
     return {

@@ -22,7 +22,7 @@ WINDOW = 12
 """Steps that are judged together."""
 
 LEAST = 0.25
-"""What comes back must keep this share of the classes' difference in what was sent."""
+"""The gradients that come back must keep this share of the classes' difference in what was sent."""
 
 
 class HijackGuard:

@@ -231,7 +231,7 @@ def draw_by_torch(step: Step, out: Tensor) -> None:
             out.normal_(*step.args)
         case "trunc_normal":
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of far bounds, which the factory was told
+                warnings.simplefilter("ignore")  # of far bounds, of which the factory was warned
                 nn.init.trunc_normal_(out, *step.args)
         case "bernoulli":
             out.bernoulli_(*step.args)

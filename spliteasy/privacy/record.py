@@ -93,7 +93,7 @@ class View:
     job: Job
     """The job package, as any worker gets it. Where devices draw weights, the adversary has drawn its own."""
     device: str
-    """The device's name, which stands in every message."""
+    """The device's name, which is in every message."""
     steps: tuple[Step, ...]
     """Step k is at k − 1."""
     evaluations: tuple[Evaluated, ...] = ()

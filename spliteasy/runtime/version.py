@@ -1,4 +1,4 @@
-"""This installation's version, as it is told to others."""
+"""This installation's version, as others see it."""
 
 from __future__ import annotations
 

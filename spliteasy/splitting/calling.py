@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 @contextmanager
 def adapted(model: nn.Module, names: Sequence[str] | None) -> Iterator[None]:
-    """Within it `model(*tensors)` passes them by these keywords, and gives tensors; None: in their order."""
+    """Let `model(*tensors)` pass them by these keywords (None: in their order) and give tensors, while it is
+    entered."""
     undo = adapt(model, names)
     try:
         yield
@@ -27,7 +28,7 @@ def adapted(model: nn.Module, names: Sequence[str] | None) -> Iterator[None]:
 
 
 def adapt(model: nn.Module, names: Sequence[str] | None) -> Callable[[], None]:
-    """As `adapted`, until what it returns is called."""
+    """Adapt the model as `adapted` does, until the function that is returned is called."""
     kind, caching = type(model), _caching(model)
     if names is None and not _gives_outputs_of_its_own(model):
         return lambda: None
@@ -74,7 +75,7 @@ def _adapted_class(kind: type[nn.Module], names: Sequence[str] | None) -> type[n
 
 
 def _gives_outputs_of_its_own(model: nn.Module) -> bool:
-    """Whether it is a model of `transformers`, which return a `ModelOutput`, or has one within."""
+    """Return whether it is a model of `transformers`, which return a `ModelOutput`, or has one within."""
     return any(hasattr(getattr(module, "config", None), "return_dict") for module in model.modules())
 
 

@@ -83,8 +83,21 @@ def trace_model(
         evaluation = trace_inputs(model.eval(), inputs, "eval")
     changing = {op.name for trace in (train, evaluation) for op in trace.written}
     for trace in (train, evaluation):
+        _refuse_forgetting(trace)
         trace.settle(changing)
     return TracedModel(train, evaluation, tuple(name for name, _ in model.named_modules() if name))
+
+
+def _refuse_forgetting(trace: Trace) -> None:
+    """Refuse a buffer that moves and that no checkpoint would hold: a training that goes on would lose it."""
+    for op in trace.written:
+        info = trace.tensors.get(op)
+        if info is not None and info.kind == "buffer" and not info.persistent:
+            raise JobError(
+                f"the model writes into its buffer {info.names[0]}, which has persistent=False: no "
+                "checkpoint holds it, and a training that goes on would begin it anew",
+                hint="register it without persistent=False",
+            )
 
 
 def _refuse_lazy(model: nn.Module) -> None:
@@ -99,7 +112,8 @@ def _refuse_lazy(model: nn.Module) -> None:
 def trace_inputs(
     model: nn.Module, inputs: tuple[Tensor, ...], mode: Literal["train", "eval"], what: str = "model"
 ) -> Trace:
-    """Trace the model as its modules' modes stand, and prove the trace. `what` is traced, for errors."""
+    """Trace the model in the present modes of its modules, and prove the trace. `what` is traced,
+    for errors."""
     if not inputs or not all(isinstance(value, Tensor) and value.dim() for value in inputs):
         raise JobError("example inputs must be tensors with the batch first")
     if len({value.shape[0] for value in inputs}) > 1:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from spliteasy.errors import JobError
+from spliteasy.errors import JobError, PortableError
 from spliteasy.graph.operators import ATEN, PLACEMENT, is_in_place, makes_from_nothing, name_of, operator_of
 from spliteasy.splitting.substitutes import STANDS_FOR
 from spliteasy.splitting.trace import TENSOR, ModuleCall, Op, replaced, root_of
@@ -73,9 +73,12 @@ class Recorder:
     def record(self, node: fx.Node, grad: bool, calls: tuple[ModuleCall, ...]) -> None:
         """Raises `PortableError` for an operator off the list, `JobError` for a write it can't follow."""
         self._calls = calls
+        if isinstance(node.kwargs.get("out"), fx.Node):
+            self._record_out(node, grad)
+            return
         name, args, kwargs = self._call(node)
         if _writes(name):
-            self._record_write(node, name, args, kwargs, grad)
+            self._record_write(node, node.args[0], name, args, kwargs, grad)
             return
         made = self._emit(name, args, kwargs, grad=grad, stem=node.name)
         parent = self._shown_by(node, made)
@@ -84,7 +87,7 @@ class Recorder:
         self._now[node] = (self._age.get(self._root(node), 0), made)
 
     def _call(self, node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-        """Name and arguments, as they stand now."""
+        """The name and the arguments, as they are now."""
         target, args, kwargs = portable_call(node)
         held_args, held_kwargs = fx.node.map_arg((args, kwargs), self.current)
         name = str(target) if _functional_name(str(target)) in ATEN else name_of(target)
@@ -141,10 +144,19 @@ class Recorder:
                 return real if whole else None  # one of several fresh outputs shows nothing but itself
         return None
 
+    def _record_out(self, node: fx.Node, grad: bool) -> None:
+        """`out=` names where the result goes: it is computed, then copied there: the same numbers."""
+        kwargs = {key: value for key, value in node.kwargs.items() if key not in (*PLACEMENT, "out")}
+        held_args, held_kwargs = fx.node.map_arg((node.args, kwargs), self.current)
+        name, where = name_of(without_out(node.target)), node.kwargs["out"]
+        made = self._emit(name, tuple(held_args), dict(held_kwargs), grad=grad, stem=node.name)
+        written = (self.current(where), made)  # type: ignore[arg-type]
+        self._record_write(node, where, "aten.copy_.default", written, {}, grad)
+
     def _record_write(
-        self, node: fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool
+        self, node: fx.Node, where: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool
     ) -> None:
-        target = self._real(node.args[0])  # type: ignore[arg-type]
+        target = self._real(where)
         old: Op = args[0]
         if root_of(old).target == TENSOR:
             self.written.add(root_of(old))
@@ -250,6 +262,17 @@ def portable_call(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     elif target is aten.slice.Tensor:
         args = tuple(None if type(arg) is int and arg >= _END else arg for arg in args)
     return target, args, kwargs
+
+
+def without_out(target: Any) -> Any:
+    """The overload that takes what an `out=` overload takes, and gives the result back."""
+    packet = target.overloadpacket
+    wanted = [(arg.name, str(arg.type)) for arg in target._schema.arguments if not arg.is_out]
+    for name in packet.overloads():
+        overload = getattr(packet, name)
+        if [(arg.name, str(arg.type)) for arg in overload._schema.arguments] == wanted:
+            return overload
+    raise PortableError(f"{target} has no form without out=")
 
 
 def _writes(name: str) -> bool:

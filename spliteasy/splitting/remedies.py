@@ -94,9 +94,8 @@ def with_place(error: PortableError | JobError, node: fx.Node) -> PortableError 
     modules = [
         path.partition("@")[0] for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path
     ]
-    where = _where(modules[-1] if modules else None, places[-1] if places else None)
-    hint = error.hint if isinstance(error, JobError) else remedy(error.message) or error.hint
-    return type(error)(f"{where}{error.message}", hint=hint)
+    text = _where(modules[-1] if modules else None, places[-1] if places else None) + error.message
+    return type(error)(text, hint=error.hint if isinstance(error, JobError) else remedy(text) or error.hint)
 
 
 def remedy(text: str) -> str | None:

@@ -147,7 +147,7 @@ def split_traced(
 def regrouped_note(
     traced: TracedModel, cuts: str | Sequence[str], share_inputs: Iterable[str] = ()
 ) -> str | None:
-    """What to tell of cuts at which some gradient is added in another order; None where all are exact.
+    """Say at which cuts some gradient is added in another order, or None where all are exact.
 
     Raises `CutError` for cuts that can't be.
     """

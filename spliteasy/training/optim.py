@@ -69,7 +69,7 @@ def build_optimizer(
 
 
 def state_fields(spec: OptimizerSpec) -> frozenset[str]:
-    """What the optimizer keeps of a parameter."""
+    """Return the names of what the optimizer keeps of a parameter."""
     if isinstance(spec, SgdSpec):
         return frozenset({"momentum_buffer"} if spec.momentum else ())
     return frozenset({"step", "exp_avg", "exp_avg_sq"})

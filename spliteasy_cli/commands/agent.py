@@ -59,7 +59,9 @@ JobOption = Annotated[
 DeviceOption = Annotated[
     str | None,
     typer.Option(
-        "--device", help="This device's id: a-z, 0-9 and -, at most 63.", show_default="as the enrolment says"
+        "--device",
+        help="This device's id, of at most 63 characters a-z, 0-9 and -.",
+        show_default="as the enrolment says",
     ),
 ]
 StateOption = Annotated[

@@ -18,6 +18,7 @@ from spliteasy_cli.commands.status import show_table
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, store_at
 from spliteasy_cli.support.identifiers import check_identifier, check_job
 from spliteasy_cli.support.log_setup import set_up_logging
+from spliteasy_cli.support.sectioned_group import SectionedGroup
 
 if TYPE_CHECKING:
     from deploy.accounts import Accounts, Role
@@ -43,7 +44,7 @@ JobsOption = Annotated[
         "--job",
         metavar="JOB",
         help="The job that it may train: NAME or NAME@DIGEST. Again for more; its agent takes the first "
-        "unless told otherwise.",
+        "unless --job names another.",
         show_default="any",
     ),
 ]
@@ -67,14 +68,14 @@ RotateOption = Annotated[
     bool, typer.Option("--rotate", help="Change the password only, in the file that there is.")
 ]
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(cls=SectionedGroup, no_args_is_help=True, rich_markup_mode=None)
 """`spliteasy device VERB`."""
 
 
 @app.command()
 def enroll(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="The device's id: a-z, 0-9 and -, at most 63.")],
+    name: Annotated[str, typer.Argument(help="The device's id, of at most 63 characters a-z, 0-9 and -.")],
     job: JobsOption = None,
     out: OutOption = None,
     worker: WorkerOption = False,
@@ -170,7 +171,9 @@ def allow(
     name: Annotated[str, typer.Argument(help="The device.")],
     jobs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="JOB...", help="What it may train: NAME or NAME@DIGEST, and nothing else."),
+        typer.Argument(
+            metavar="JOB...", help="The jobs that it may train, and no others: NAME or NAME@DIGEST."
+        ),
     ] = None,
     any_job: Annotated[bool, typer.Option("--any", help="It may train any job.")] = False,
     no_job: Annotated[bool, typer.Option("--none", help="It may train nothing.")] = False,
@@ -199,7 +202,7 @@ def list_devices(
     broker: BrokerOption = None,
     store: StoreOption = None,
     management: ManagementOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list, for programs.")] = False,
 ) -> None:
     """List the enrolled devices: connected or not, last seen, the agent's version, the job and its step."""
     import asyncio

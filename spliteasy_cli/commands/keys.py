@@ -58,7 +58,7 @@ StoreKeyOption = Annotated[
 
 def keygen(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the private key goes.")] = Path(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file for the private key.")] = Path(
         "operator.key"
     ),
 ) -> None:

@@ -55,8 +55,13 @@ def leakage(
     adversary: AdversaryOption = None,
     cuts: CutsOption = "own",
     attack: AttackOption = None,
-    data: Annotated[str | None, typer.Option(help="As for `train`.", show_default="as for `train`")] = None,
-    steps: Annotated[int, typer.Option(min=1, max=100_000, help="Steps that are recorded.")] = 48,
+    data: Annotated[
+        str | None,
+        typer.Option(help="The devices' data, as `train` takes it.", show_default="as for `train`"),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(min=1, max=100_000, help="The number of steps that are recorded.")
+    ] = 48,
     short: ShortOption = False,
     out: Annotated[
         Path | None, typer.Option(help="The folder for the picture.", show_default="runs/JOB-leakage")

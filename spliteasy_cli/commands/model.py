@@ -27,7 +27,7 @@ def merge(
     context: typer.Context,
     state: StateOption,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Where to write the weights (safetensors).")
+        Path, typer.Option("-o", "--output", help="The file for the weights (safetensors).")
     ] = Path("model.safetensors"),
     broker: BrokerOption = None,
 ) -> None:
@@ -71,8 +71,7 @@ def predict(
     inputs: Annotated[
         Path,
         typer.Option(
-            help="Inputs, batch first: .npy for a model of one input, .safetensors with a tensor an input.",
-            show_default=False,
+            help="The inputs, batch first: .npy for one input, .safetensors for several.", show_default=False
         ),
     ],
     output: Annotated[

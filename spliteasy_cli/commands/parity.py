@@ -29,8 +29,10 @@ SHOWN = 12
 def parity(
     context: typer.Context,
     job_file: JobFile,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that each device trains.")] = 30,
-    devices: Annotated[int, typer.Option(min=1, max=64, help="Devices, named phone-1 and on.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="The number of steps that each device trains.")] = 30,
+    devices: Annotated[
+        int, typer.Option(min=1, max=64, help="The number of devices; they are named phone-1 and on.")
+    ] = 1,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -39,12 +41,15 @@ def parity(
             show_default="2 embedded, 0 on a broker",
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="As for `train`.", show_default="as for `train`")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="The devices' data, as `train` takes it.", show_default="as for `train`"),
+    ] = None,
     broker: BrokerOption = None,
     store: StoreOption = None,
     store_key: StoreKeyOption = None,
     stack: Annotated[
-        bool, typer.Option("--stack", help="On the local stack's broker, store and workers.")
+        bool, typer.Option("--stack", help="Train on the local stack's broker, store and workers.")
     ] = False,
     fleet: Annotated[
         bool,

@@ -35,42 +35,52 @@ AS_IN_PLAN = "by [plan], or"
 
 
 UplinkOption = Annotated[
-    str | None, typer.Option("--uplink", help="Rate from the device.", show_default=f"{AS_IN_PLAN} 20mbit")
+    str | None,
+    typer.Option("--uplink", help="The rate from the device.", show_default=f"{AS_IN_PLAN} 20mbit"),
 ]
 DownlinkOption = Annotated[
-    str | None, typer.Option("--downlink", help="Rate to the device.", show_default=f"{AS_IN_PLAN} 50mbit")
+    str | None,
+    typer.Option("--downlink", help="The rate to the device.", show_default=f"{AS_IN_PLAN} 50mbit"),
 ]
 RttOption = Annotated[
-    str | None, typer.Option("--rtt", help="Round trip of the link.", show_default=f"{AS_IN_PLAN} 50ms")
+    str | None, typer.Option("--rtt", help="The round trip of the link.", show_default=f"{AS_IN_PLAN} 50ms")
 ]
 DeviceSpeedOption = Annotated[
     float | None,
     typer.Option(
         "--device-speed",
         min=1e-6,
-        help="How fast the device trains beside this machine.",
+        help="The device's speed, where this machine's is 1.",
         show_default=f"{AS_IN_PLAN} 1",
     ),
 ]
 ServerSpeedOption = Annotated[
     float | None,
-    typer.Option("--server-speed", min=1e-6, help="The same of a worker.", show_default=f"{AS_IN_PLAN} 1"),
+    typer.Option(
+        "--server-speed",
+        min=1e-6,
+        help="A worker's speed, where this machine's is 1.",
+        show_default=f"{AS_IN_PLAN} 1",
+    ),
 ]
 DeviceMemoryOption = Annotated[
     str | None,
     typer.Option(
-        "--device-memory", help="What a step may take on the device, as in 512mb.", show_default="by [plan]"
+        "--device-memory",
+        help="The memory that a step may take on the device, such as 512mb.",
+        show_default="by [plan]",
     ),
 ]
 CodecOption = Annotated[
-    str | None, typer.Option("--codec", help="How tensors are packed.", show_default="by the job's [link]")
+    str | None,
+    typer.Option("--codec", help="The codec that packs the tensors.", show_default="by the job's [link]"),
 ]
 MinHeadLayersOption = Annotated[
     int | None,
     typer.Option(
         "--min-head-layers",
         min=0,
-        help="Modules with weights that stay on the device, at least.",
+        help="Keep at least so many modules with weights on the device.",
         show_default="by [plan]",
     ),
 ]
@@ -80,7 +90,7 @@ MaxCorrelationOption = Annotated[
         "--max-input-correlation",
         min=0.0,
         max=1.0,
-        help="Distance correlation between inputs and what the head sends, at most.",
+        help="Allow at most this distance correlation between inputs and what the head sends.",
         show_default="by [plan]",
     ),
 ]
@@ -89,7 +99,7 @@ SampleOption = Annotated[
     typer.Option(
         "--sample",
         metavar="MODULE:FUNCTION",
-        help="Returns (inputs, targets) as devices have them.",
+        help="A function that returns (inputs, targets) as devices have them.",
         show_default="model.example",
     ),
 ]
@@ -97,7 +107,7 @@ ProfileOption = Annotated[
     Path | None,
     typer.Option(
         "--profile",
-        help="What `spliteasy profile` wrote on the device: stands where no option does.",
+        help="The file that `spliteasy profile` wrote on the device. Options win over it.",
         show_default=False,
     ),
 ]
@@ -117,7 +127,9 @@ def plan(
     max_input_correlation: MaxCorrelationOption = None,
     sample: SampleOption = None,
     profile: ProfileOption = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture.")] = Path("plan.png"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file for the picture.")] = Path(
+        "plan.png"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     every: Annotated[bool, typer.Option("--all", help=f"Show every place, not the best {SHOWN}.")] = False,
     threads: ThreadsOption = DEFAULT_THREADS,

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def profile(
     context: typer.Context,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The profile.")] = Path("device.json"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file for the profile.")] = Path(
+        "device.json"
+    ),
     broker: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Measure the link to this broker too.", show_default=False),

@@ -10,6 +10,7 @@ from spliteasy.errors import UserError
 from spliteasy_cli.commands.status import as_record, show_sessions
 from spliteasy_cli.support.endpoints import StoreOption, store_at
 from spliteasy_cli.support.log_setup import set_up_logging
+from spliteasy_cli.support.sectioned_group import SectionedGroup
 
 if TYPE_CHECKING:
     from server_worker.store import SessionMeta
@@ -19,7 +20,7 @@ SessionName = Annotated[
     str, typer.Argument(metavar="JOB.DEVICE", help="The session, named as `spliteasy status` names it.")
 ]
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(cls=SectionedGroup, no_args_is_help=True, rich_markup_mode=None)
 """`spliteasy session VERB`."""
 
 
@@ -27,7 +28,7 @@ app = typer.Typer(no_args_is_help=True)
 def list_sessions(
     context: typer.Context,
     store: StoreOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list, for programs.")] = False,
 ) -> None:
     """List what the server keeps of each session: the steps it can restore, its log, its last change.
 

@@ -31,7 +31,7 @@ def status(
     context: typer.Context,
     broker: BrokerOption = None,
     store: StoreOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Stay, and show sessions and events as they happen.")
     ] = False,

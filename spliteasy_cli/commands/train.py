@@ -55,14 +55,20 @@ PartitionOption = Annotated[
 def train(
     context: typer.Context,
     job_file: JobFile,
-    devices: Annotated[int, typer.Option(min=1, max=MAX_DEVICES, help="Devices, named phone-1 and on.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Workers.")] = 1,
+    devices: Annotated[
+        int,
+        typer.Option(min=1, max=MAX_DEVICES, help="The number of devices; they are named phone-1 and on."),
+    ] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="The number of workers.")] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Where report and state go.", show_default="runs/JOB")
+        Path | None, typer.Option(help="The folder for report and state.", show_default="runs/JOB")
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="As for `agent`.", show_default="device_data in the module of the model's factory"),
+        typer.Option(
+            help="The devices' data, as `agent` takes it.",
+            show_default="device_data in the module of the model's factory",
+        ),
     ] = None,
     partition: PartitionOption = None,
     alone: Annotated[

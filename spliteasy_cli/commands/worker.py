@@ -233,7 +233,7 @@ def _log_start(config: WorkerConfig, broker: str, trust: str, threads: int, *, s
     import structlog
 
     log = structlog.get_logger(__name__)
-    log.info("worker starts", worker=config.name, broker=shown(broker), trust=trust, threads=threads)
+    log.info("the worker starts", worker=config.name, broker=shown(broker), trust=trust, threads=threads)
     if not sealed:
         log.warning("requests and snapshots lie in the store in the open: no --store-key was given")
 

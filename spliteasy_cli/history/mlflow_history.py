@@ -27,7 +27,7 @@ BATCH = 50
 
 
 class MlflowHistory:
-    """Tells MLflow what it is told while it is entered. Raises UserError where it can't be reached then."""
+    """Reports observations to MLflow while it is entered. Raises UserError where it can't be reached then."""
 
     def __init__(
         self,
@@ -35,11 +35,11 @@ class MlflowHistory:
         job: str,
         digest: str = "",
         *,
-        anew: bool = False,
+        fresh: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`anew`: in new runs, whatever there is of these devices and this version of the job."""
-        self._anew = anew
+        """`fresh`: in new runs, whatever there is of these devices and this version of the job."""
+        self._fresh = fresh
         self._uri, self._job, self._digest, self._clock = uri, job, digest, clock
         self._client: MlflowClient | None = None
         self._experiment = ""
@@ -114,7 +114,7 @@ class MlflowHistory:
     def _run_of(self, client: MlflowClient, device: str) -> str:
         """The run of this device that was begun last, or a new one."""
         tag = f"tags.`spliteasy.device` = '{device}' and tags.`spliteasy.training.digest` = '{self._digest}'"
-        found = [] if self._anew else client.search_runs([self._experiment], tag, max_results=1)
+        found = [] if self._fresh else client.search_runs([self._experiment], tag, max_results=1)
         if found:
             run_id: str = found[0].info.run_id
             client.update_run(run_id, status="RUNNING")

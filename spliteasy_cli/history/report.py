@@ -31,7 +31,7 @@ SMOOTHING = 0.9
 
 @dataclass(slots=True)
 class DeviceRun:
-    """One device's training as its agent told it, step by step."""
+    """One device's training as its agent reported it, step by step."""
 
     device: str
     step: int = 0

@@ -8,7 +8,7 @@ DIR/<device>.jsonl has one object a line, each with `time` (Unix seconds) and `e
     {"time": …, "event": "state", "text": "resumed after step 7"}
 
 A run that goes on appends: after a resume that went back, steps appear again, and the last one counts.
-A line is written at once, so that a killed run keeps all that it told. A loss that is not a number is null.
+A line is written at once, so that a killed run keeps all. A loss that is not a number is null.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Kept(Protocol):
 
 
 class History:
-    """Writes what it is told while it is entered; entering raises UserError where that can't be done.
+    """Writes observations while it is entered; entering raises UserError where it can't write.
 
     A disk that fails later ends the history, not the training.
     """
@@ -105,7 +105,7 @@ class History:
 
 
 def as_record(observation: Observation) -> dict[str, Any]:
-    """An observation as it stands in the file, but for the time."""
+    """Return an observation as the file has it, but for the time."""
     match observation:
         case StepTaken() as taken:
             return {

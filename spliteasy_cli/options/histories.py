@@ -47,5 +47,5 @@ def histories(
         raise UserError("--tensorboard goes with a history", hint="name its folder with --history DIR")
     kept: list[Kept] = [] if folder is None else [History(folder, tensorboard=tensorboard)]
     if mlflow is not None:
-        kept.append(MlflowHistory(mlflow, job, digest, anew=fresh))
+        kept.append(MlflowHistory(mlflow, job, digest, fresh=fresh))
     return kept

@@ -368,7 +368,7 @@ def compared(device: str, step: int, split: State, plain: State) -> Comparison:
 
 
 def why_different(plan: ParityPlan) -> str | None:
-    """What is known of the job's cuts that lets the last bits differ. Runs the user's model code."""
+    """Say what is known of the job's cuts that lets the last bits differ. Runs the user's model code."""
     source = load_source(plan.job.spec, plan.root)
     return regrouped_note(source.traced, plan.job.spec.model.cuts, source.shared_inputs)
 

@@ -1,7 +1,7 @@
 """Run a command's coroutine so that Ctrl-C and SIGTERM end it well.
 
 The first one asks: the command finishes its step, checkpoints and leaves. The second one cancels it. The
-third one ends the process where it stands, for a computation that does not let go.
+third one ends the process at once, for a computation that does not let go.
 """
 
 from __future__ import annotations

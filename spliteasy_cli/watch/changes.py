@@ -1,6 +1,6 @@
 """Following a run from one look to the next: rates, who is silent, and what has happened meanwhile.
 
-The store knows steps, attempts and owners; what happened is told from the difference between two looks.
+The store knows steps, attempts and owners; what happened is read from the difference between two looks.
 `spliteasy status --watch` and `spliteasy dashboard` show the same.
 """
 
@@ -78,7 +78,7 @@ class Tracker:
         return news
 
     def miss(self, why: str, now: float) -> list[News]:
-        """There was no picture to be had; a fault that goes on is told once."""
+        """Note that the look failed; a fault that goes on is shown once."""
         news = [] if self.fault is not None else [News("broker", "", why)]
         self.fault = why
         self._note(news, now)

@@ -113,7 +113,7 @@ class ClusterFeed:
                 allowed = await self._eyes.ask(lambda _, store: store.allowed(names))
                 self._devices = as_devices(accounts, picture.sessions, allowed)
             except (SplitEasyError, TimeoutError) as error:
-                log.warning("no list of devices", error=str(error) or "no answer")
+                log.warning("the list of devices can't be read", error=str(error) or "no answer")
                 self._devices = None
 
     def _all_devices(self, picture: ClusterSnapshot) -> list[dict[str, Any]]:

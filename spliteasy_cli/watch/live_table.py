@@ -39,7 +39,7 @@ async def watch(
     tracker = Tracker()
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     if live is None:
-        console.print("what happens is told line by line; a terminal shows the sessions too", style="dim")
+        console.print("what happens is shown line by line; a terminal shows the sessions too", style="dim")
     else:
         live.start()
     try:

@@ -1,6 +1,5 @@
-"""Where attacks are played: a real RabbitMQ, accounts as `spliteasy device enroll` makes them, a worker that
-trusts only those, and devices that train meanwhile and must end bit-identical.
-"""
+"""The arena of attacks: a real RabbitMQ, accounts as `spliteasy device enroll` makes them, a worker that
+trusts only those, and devices that train meanwhile and must end bit-identical."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ PATIENCE_S = 0.2
 
 
 def management_url(node: RabbitNode) -> str:
-    """Of a node with the management plugin."""
+    """Return the URL of the management API of a node that has the plugin."""
     url = f"{node.user}:{node.password}@{HOST}:{node.management_port}"
     return f"https://{url}?cafile={node.tls.ca}" if node.tls else f"http://{url}"
 
@@ -73,7 +72,7 @@ class Arena:
         return read_enrolment(self.file(device)).url
 
     def password(self, device: str) -> str:
-        """Of the device's account."""
+        """Return the password of the device's account."""
         return read_enrolment(self.file(device)).password.get_secret_value()
 
     async def train(

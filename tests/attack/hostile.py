@@ -45,11 +45,11 @@ class DeadLetters:
             raise Undefended("the worker buried nothing") from None
 
     def count(self, account: str) -> int:
-        """How many came and were not asked for yet."""
+        """Return how many came and were not asked for yet."""
         return self._reasons[account].qsize()
 
     async def collect(self, subscription: Subscription) -> None:
-        """Until cancelled."""
+        """Collect dead letters until cancelled."""
         async for delivery in subscription:
             self._reasons[delivery.headers["principal"]].put_nowait(delivery.headers["reason"])
             await subscription.ack(delivery)
@@ -57,7 +57,7 @@ class DeadLetters:
 
 @asynccontextmanager
 async def dead_letters(arena: Arena) -> AsyncIterator[DeadLetters]:
-    """What an operator sees in the dead queue."""
+    """Read the dead queue as an operator does."""
     transport = await connect(arena.node.url(arena.vhost))
     letters = DeadLetters()
     collecting = asyncio.create_task(letters.collect(await transport.subscribe(DEAD, prefetch=100)))
@@ -87,7 +87,7 @@ class Hostile:
 
     @property
     def key(self) -> str:
-        """Of its own session."""
+        """The routing key of the attacker's own session."""
         return uplink_key(self.name, shard_of(self.session, DEFAULT_SHARDS))
 
     async def frame(self, frame: bytes, *, key: str | None = None) -> None:

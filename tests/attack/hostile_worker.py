@@ -33,7 +33,7 @@ from tests.simulation.clock import run_virtually
 
 T = TypeVar("T")
 EVERY_S = 0.02
-"""So often the hostile answer is given."""
+"""The interval between two hostile answers."""
 _fences = count(2)
 
 Answer = Callable[[m.SessionRequest], m.Message]
@@ -71,7 +71,7 @@ ANSWERS: tuple[Answer, ...] = (have_nothing, busy_for_no_time, missing, newer_ow
 
 @dataclass
 class Storm:
-    """What the device did."""
+    """The device's deeds during the storm."""
 
     sent: Counter[str] = field(default_factory=Counter)
     """Requests by kind."""

@@ -138,7 +138,7 @@ async def use_up_a_metered_link(attacker: Hostile) -> str:
 
 
 async def _refused(attacker: Hostile, job: str, key: str) -> str:
-    """What an agent says that gets that job, and takes what the key signed."""
+    """Return what an agent says that gets that job, and takes what the key signed."""
     arena, compute = attacker.arena, TorchThread()
     state = arena.folder / f"{attacker.name}-{job}"
     config = AgentConfig(

@@ -18,13 +18,13 @@ TRAINING_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How one attack went."""
+    """The verdict on one attack."""
 
     attack: str
     stopped_by: str
-    """What stopped it; empty where nothing did."""
+    """The mechanism that stopped it, or nothing where none did."""
     effect: str
-    """On the training beside it."""
+    """The effect on the training beside it."""
     violations: int
 
 

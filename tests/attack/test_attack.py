@@ -46,7 +46,7 @@ async def test_an_account_with_too_many_permissions_is_found_out(
 
 
 async def test_a_certificate_that_devices_trust_would_let_somebody_in(arena: Arena) -> None:
-    """So it is the certificate that stops who stands in the middle, and nothing else."""
+    """The certificate alone stops an attacker who stands in the middle."""
 
     async def show_the_right_certificate(attacker: Hostile) -> str:
         return await intercept(attacker, certificate(attacker, "authority"))

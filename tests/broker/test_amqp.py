@@ -1,4 +1,4 @@
-"""What only RabbitMQ has: URLs, TLS, accounts and permissions, CC and BCC, operators, alarms."""
+"""RabbitMQ's own features: URLs, TLS, accounts and permissions, CC and BCC, operators, alarms."""
 
 from __future__ import annotations
 
@@ -118,6 +118,30 @@ async def test_a_peer_that_speaks_another_protocol(no_loop_errors: None) -> None
     await server.wait_closed()
 
 
+HALF_A_SERVER_HELLO = b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03"
+
+
+@pytest.mark.parametrize(("after", "saying"), [(0, b""), (5, b""), (4096, b""), (4096, HALF_A_SERVER_HELLO)])
+async def test_a_tls_handshake_that_breaks_off_can_pass(
+    no_loop_errors: None, after: int, saying: bytes
+) -> None:
+    """A broker that is just starting, or ending: taken, read from or even answered, then hung up on."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if after:
+            await reader.read(after)
+        writer.write(saying)
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(LinkDeferred, match="broke the connection off") as caught:
+        await connect(f"amqps://a:{SECRET}@127.0.0.1:{port}/")
+    assert SECRET not in str(caught.value)
+    server.close()
+    await server.wait_closed()
+
+
 async def test_connecting_can_be_cancelled_at_any_moment(rabbitmq_url: str, no_loop_errors: None) -> None:
     for turns in range(0, 60, 3):
         attempt = asyncio.create_task(connect(rabbitmq_url))
@@ -198,7 +222,7 @@ async def test_plain_amqp_to_a_tls_port(tls_port: int) -> None:
 
 
 async def raw_publish(url: str, routing_key: str, body: bytes, **properties: Any) -> None:
-    """What a client of another make can send."""
+    """Publish what a client of another make can send."""
     connection = await aiormq.connect(url)
     channel = await connection.channel()
     await channel.basic_publish(

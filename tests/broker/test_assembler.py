@@ -1,4 +1,4 @@
-"""What unfinished messages may take, and how what is there of one goes on as another."""
+"""Unfinished messages take bounded memory, and what is there of one goes on as another."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_parts_are_the_tensors_own_memory() -> None:
 
 
 def test_the_layout_is_what_a_browser_expects() -> None:
-    """Read by hand: JSON of a known length, then views at multiples of 64."""
+    """The bytes are read by hand: JSON of a known length, then views at multiples of 64."""
     matrix = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int32)
     data = encode(carrier(matrix, None, 5, torch.empty(0, 2), matrix.t()))
     magic, version, minor, length = struct.unpack_from("<4sHHI", data)

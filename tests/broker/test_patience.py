@@ -1,4 +1,4 @@
-"""Which errors end a process, and how long the others are waited out, by a clock of the test's own."""
+"""Some errors end a process, and the others are waited out, by a clock of the test's own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Clock:
 
 
 def lasts(patience: Patience, clock: Clock, error: SplitEasyError) -> float | None:
-    """For how many more seconds the error is waited out; None: for a year at least."""
+    """Return for how many more seconds the error is waited out; None: for a year at least."""
     began = clock.now
     for seconds in (0, 9, 10, 59, 60, 119, 120, 365 * 86400):
         clock.now = began + seconds

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker import Transport, connect
 from device_agent.agent import Agent
@@ -52,7 +53,7 @@ class Scene:
     limits: list[str] = field(default_factory=list)
 
     def reach(self, name: str) -> Reach:
-        """How that account connects, with the password that it was given at first."""
+        """Return how that account connects, with the password that it was given at first."""
         return Reach(replace(self.broker.node, user=name, password=PASSWORD).url(self.vhost))
 
     def connections_closed(self) -> None:
@@ -62,6 +63,9 @@ class Scene:
     def vhost_stops(self) -> None:
         name = f'<<"{self.vhost}">>'
         self.broker.node.ctl("eval", f"rabbit_vhost_sup_sup:stop_and_delete_vhost({name}).")
+
+    def channels_die(self) -> None:
+        self.broker.node.ctl("eval", "[exit(Pid, kill) || Pid <- rabbit_channel:list_local()].")
 
     def vhost_starts(self) -> None:
         self.broker.node.ctl("restart_vhost", "--vhost", self.vhost)
@@ -125,7 +129,7 @@ class Scene:
 
 
 class Reach:
-    """How one of them connects: each attempt is counted."""
+    """The way by which one of them connects: each attempt is counted."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -281,6 +285,29 @@ async def test_a_first_connection_waits_for_a_virtual_host_that_is_still_startin
         await met
         await asyncio.to_thread(scene.vhost_starts)
         await training.more()
+        await training.end()
+
+
+async def test_an_internal_error_at_the_first_connection_can_pass(scene: Scene) -> None:
+    """RabbitMQ answers so (541) while the virtual host is down."""
+    await asyncio.to_thread(scene.vhost_stops)
+    with pytest.raises(LinkDeferred, match=r"takes no connections now: INTERNAL_ERROR.*is down"):
+        await scene.reach(DEVICE)()
+
+
+async def test_an_internal_error_under_a_connection_is_waited_out(scene: Scene, tmp_path: Path) -> None:
+    """The broker's channels die of a bug, or an operator's hand: it closes their connections with 541."""
+    device, worker = scene.reach(DEVICE), scene.reach(WORKER)
+    async with asyncio.timeout(60), serving(worker) as working:
+        training = Training(tmp_path, device)
+        await training.more()
+        met = asyncio.gather(device.again(1), worker.again(1))
+        with capture_logs() as logs:
+            await asyncio.to_thread(scene.channels_die)
+            await met
+            await training.more()
+        assert not working.done()
+        assert any("INTERNAL_ERROR" in str(entry) for entry in logs)
         await training.end()
 
 

@@ -1,4 +1,4 @@
-"""What every transport must do: one suite for the in-process broker and for a real RabbitMQ."""
+"""The contract of every transport: one suite for the in-process broker and for a real RabbitMQ."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ async def worker(hub: Hub, *queues: Queue, name: str = "worker-1") -> Transport:
 
 
 async def ready(transport: Transport, queue: str = SHARD.name) -> int:
-    """How many frames wait there. (How soon a consumer that left is no longer counted is the broker's.)"""
+    """Return how many frames wait there. (The broker decides how soon a consumer that left is no longer
+    counted.)"""
     depth = await transport.depth(queue)
     assert depth is not None
     return depth.messages

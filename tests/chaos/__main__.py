@@ -31,7 +31,7 @@ ONCE_GAP_S = 1.0
 LINE_EVERY_S = 10.0
 REFRESH_S = 0.25
 ROOM_BYTES = 2 << 30
-"""What a run's folder may take in memory."""
+"""The bytes that a run's folder may take in memory."""
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ JOINING = ["cluster_formation.peer_discovery_backend = classic_config"] + [
 
 
 class Cluster:
-    """What a stack needs of a RabbitMQ, from three nodes. Its port and URL are those of the first one."""
+    """A RabbitMQ of three nodes, as a stack needs it. Its port and URL are those of the first node."""
 
     def __init__(self, folder: Path, *, ports: Iterator[int], password: str) -> None:
         self._folder = folder
@@ -46,7 +46,7 @@ class Cluster:
 
     @property
     def pid(self) -> int | None:
-        """Of the first node."""
+        """The process id of the first node."""
         return self.nodes[0].pid
 
     def url(self, vhost: str = "/") -> str:
@@ -81,7 +81,7 @@ class Cluster:
         _kill(self._epmd)
 
     def sync_queues(self) -> None:
-        """No node comes back here."""
+        """Do nothing: no node comes back here."""
 
     def ctl(self, *arguments: str, timeout_s: float = JOIN_S) -> str:
         """Run rabbitmqctl against the first node."""

@@ -18,7 +18,7 @@ from tests.chaos.stack import Stack
 
 _MBIT = 1_000_000 / 8
 PROFILE = Profile(up_bytes_s=20 * _MBIT, down_bytes_s=50 * _MBIT, latency_s=0.004)
-"""What the device's link is like when nothing is wrong with it."""
+"""The profile of the device's link when nothing is wrong with it."""
 
 AGAIN_S = 0.5
 USER_ERROR = 2
@@ -46,14 +46,14 @@ class Device:
     first: int
     """Number of the first device id."""
     every: int = 1
-    """From one device id to the next."""
+    """The distance from one device id to the next."""
     finished: list[Training] = field(default_factory=list)
     agent: Process | None = None
     training: Training | None = None
     bytes_up: int = 0
-    """Of all agents, up to the last step that each of them took."""
+    """The bytes of all agents, up to the last step that each of them took."""
     port: int = 0
-    """Which of the link's ports the agent is told of at its next start; 0: the first."""
+    """The port of the link that the agent is given at its next start; 0: the first."""
     lost_checkpoints: bool = False
     _agent_bytes: int = 0
     _gate: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -78,7 +78,7 @@ class Device:
             self.finished.append(self.training)
 
     async def _train(self) -> bool:
-        """Whether it came to its end."""
+        """Train, and return whether the training came to its end."""
         record = self.stack.record
         options: list[str] = []
         while True:
@@ -107,19 +107,19 @@ class Device:
 
     @property
     def device_id(self) -> str:
-        """Of the training at hand."""
+        """The device id of the current training."""
         assert self.training is not None
         return self.training.device
 
     @property
     def session(self) -> str:
-        """Of the training at hand."""
+        """The session of the current training."""
         assert self.training is not None
         return self.training.session
 
     @property
     def was_killed(self) -> bool:
-        """Whether the agent ended by SIGKILL, not by itself a moment before."""
+        """Return whether the agent ended by SIGKILL, not by itself a moment before."""
         return self.agent is not None and self.agent.code == -signal.SIGKILL
 
     @asynccontextmanager

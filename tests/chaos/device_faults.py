@@ -38,7 +38,8 @@ async def another_port(scene: Scene, rng: random.Random, kind: str, device: Devi
 
 
 async def checkpoints_lost(scene: Scene, rng: random.Random, kind: str, device: Device) -> None:
-    """Not where the device chooses codecs: an older folder does not know what it chose since."""
+    """Lose checkpoints, but not where the device chooses codecs: an older folder does not know what it chose
+    since."""
     record, wanted = scene.stack.record, rng.randrange(5, 60)
     if device.session.startswith(f"{toy.AUTO}."):
         return

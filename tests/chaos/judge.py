@@ -36,7 +36,7 @@ async def _worst(store: Store, training: Training, folder: Path) -> float:
 
 
 def undisturbed(training: Training, folder: Path) -> toy.Undisturbed:
-    """What it would have come to without a fault, under the codecs that its device chose."""
+    """Return what the training would have come to without a fault, under the codecs that its device chose."""
     with StateFolder(folder) as state:
         return toy.undisturbed(training.device, training.job, state.secret(), state.codecs)
 

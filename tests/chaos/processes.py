@@ -64,12 +64,12 @@ class Process:
         return self._process.returncode
 
     def signal(self, number: signal.Signals) -> None:
-        """Nothing where it has ended."""
+        """Send the signal, unless the process has ended."""
         with suppress(ProcessLookupError):
             self._process.send_signal(number)
 
     async def wait(self) -> int:
-        """Its exit code, when it has ended and all it said was read."""
+        """Return the exit code when the process has ended and all its output was read."""
         code = await self._process.wait()
         await asyncio.shield(self._reading)
         return code

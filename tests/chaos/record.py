@@ -1,4 +1,4 @@
-"""What happened: faults by kind, how long until training moved again, what was done twice."""
+"""The record of a run: faults by kind, how long until training moved again, what was done twice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Record:
     together: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """The same where other faults hit the device before that step: their time is in it."""
     steps: int = 0
-    """Taken by devices, those taken again included."""
+    """The steps that devices took, those taken again included."""
     steps_again: int = 0
     takeovers: int = 0
     """Times a worker loaded a session."""
@@ -33,9 +33,9 @@ class Record:
     resumes: int = 0
     bytes_up: int = 0
     owners: dict[str, int] = field(default_factory=dict)
-    """By session, the worker's slot that loaded it last."""
+    """The slot of the worker that loaded each session last."""
     newest: Counter[str] = field(default_factory=Counter)
-    """By session, the newest step that its device has taken."""
+    """The newest step that the device of each session has taken."""
     _waiting: defaultdict[int, list[tuple[str, float]]] = field(default_factory=lambda: defaultdict(list))
     _last_step_at: dict[int, float] = field(default_factory=dict)
 
@@ -56,12 +56,12 @@ class Record:
         ]
 
     def disturbed(self, kind: str, slots: Iterable[int]) -> None:
-        """From now on the fault is no hindrance any more: measure until each device takes a step."""
+        """Measure from now on, when the fault is no hindrance any more, until each device takes a step."""
         for slot in slots:
             self._waiting[slot].append((kind, _now()))
 
     def waiting(self, slots: Iterable[int]) -> bool:
-        """Whether any of the devices has not moved again."""
+        """Return whether any of the devices has not moved again."""
         return any(self._waiting[slot] for slot in slots)
 
     def violate(self, text: str) -> None:

@@ -22,7 +22,7 @@ from tests.chaos.worker_faults import WORKER_FAULTS
 
 BEGIN_S = 120.0
 FINISH_S = 300.0
-"""How long a training may take to its end once nothing is wrong any more."""
+"""A training may take this long to its end once nothing is wrong any more."""
 
 GAP_S = 6.0
 NEEDS_EVERYSEC = frozenset({"Redis lost its last second"})
@@ -32,11 +32,11 @@ Fault = Callable[[random.Random], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run is to be. All that is random about the faults comes from `seed`."""
+    """The plan of a run. All that is random about the faults comes from `seed`."""
 
     seed: int
     seconds: float | None
-    """How long faults happen; None: until each kind has happened once."""
+    """Faults happen for this long; None: until each kind has happened once."""
     devices: int = 2
     workers: int = 2
     appendfsync: AppendFsync = "everysec"
@@ -46,13 +46,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a run came to."""
+    """The result of a run."""
 
     record: Record
     differences: Mapping[str, float]
-    """By session."""
+    """The differences of each session."""
     bytes_needed: int
-    """What FORWARDs and BACKWARDs of all finished trainings take, each sent once."""
+    """The bytes that FORWARDs and BACKWARDs of all finished trainings take, each sent once."""
 
     @property
     def max_abs_diff(self) -> float:

@@ -1,4 +1,4 @@
-"""What faults act on, and what they share."""
+"""The scene that faults act on, and the parts that they share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What faults act on."""
+    """The parts that faults act on."""
 
     stack: Stack
     devices: Sequence[Device]

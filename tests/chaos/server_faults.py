@@ -82,7 +82,7 @@ async def redis_restarts(scene: Scene, rng: random.Random, kind: str) -> None:
 
 
 async def redis_loses_its_last_second(scene: Scene, rng: random.Random, kind: str) -> None:
-    """What a machine's death does under `everysec`: the file ends earlier, within a command."""
+    """Do what a machine's death does under `everysec`: the file ends earlier, within a command."""
     stack, lost_s, torn_bytes = scene.stack, rng.uniform(0.2, 1.0), rng.randrange(300)
     file = append_only_file(stack)
     size = file.stat().st_size
@@ -131,7 +131,7 @@ async def _paused(scene: Scene, rng: random.Random, kind: str, pid: int | None) 
 
 
 def append_only_file(stack: Stack) -> Path:
-    """What Redis appends to."""
+    """Return the file that Redis appends to."""
     return max((stack.redis.folder / "data" / "appendonlydir").glob("*.incr.aof"))
 
 

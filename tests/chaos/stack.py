@@ -27,7 +27,7 @@ DRAIN_S = 5.0
 
 
 class Rabbit(Protocol):
-    """What is asked of a RabbitMQ: a node, or several."""
+    """The calls that a RabbitMQ of the stack answers: a node, or several."""
 
     @property
     def port(self) -> int: ...

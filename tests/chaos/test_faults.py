@@ -88,7 +88,7 @@ async def test_both_sides_go_back_where_redis_lost_its_last_second(train: NewTra
 
 
 async def test_a_second_agent_of_a_device_is_told_so(train: NewTraining, tmp_path: Path) -> None:
-    """On a state folder of its own, and on the first one's; the first one trains on."""
+    """The second agent starts on a folder of its own, and on the first one's; the first one trains on."""
     trained = await train(toy.SINGLE)
     assert trained.device.agent is not None
     trained.device.agent.signal(signal.SIGSTOP)  # or it might be done before the others have begun

@@ -90,13 +90,13 @@ def job(name: str) -> Job:
 
 @dataclass(frozen=True, slots=True)
 class Undisturbed:
-    """What a training comes to without a wire."""
+    """The result of a training without a wire."""
 
     own: State
     """The device's side."""
     body: State
     bytes_up: int
-    """Of the frames of all FORWARDs and BACKWARDs, each sent once."""
+    """The bytes of the frames of all FORWARDs and BACKWARDs, each sent once."""
 
 
 @cache

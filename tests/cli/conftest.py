@@ -157,7 +157,7 @@ def new_project(tmp_path: Path) -> Callable[..., Project]:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command left behind."""
+    """The result of a command."""
 
     code: int
     out: str

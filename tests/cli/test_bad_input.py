@@ -1,4 +1,4 @@
-"""What a person can get wrong without any server: one line that says what and what to do, exit code not 0."""
+"""Mistakes that a person can make without any server: one line says what and what to do, exit code not 0."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from spliteasy_cli.commands import worker
 from tests.cli.conftest import Ran
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "numpy", "structlog", "asyncio", "aiormq", "orjson", "ssl")
+HEAVY = ("torch", "numpy", "structlog", "asyncio", "aiormq", "orjson", "ssl", "rich")
 """Packages that no module of the command tree may load before a command runs."""
 
 
@@ -39,13 +39,21 @@ def test_the_old_heartbeat_answers_with_the_new_option(spliteasy: Callable[..., 
 
 
 def test_help_loads_no_package_that_takes_long() -> None:
-    program = "import sys, spliteasy_cli.app\nprint(' '.join(sys.modules))"
+    program = "import sys\nfrom spliteasy_cli import main\nmain(['worker', '--help'])\n"
+    program += "print('LOADED', *sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
-    loaded = {name.split(".")[0] for name in run.stdout.split()}
+    loaded = {name.split(".")[0] for name in run.stdout.partition("LOADED")[2].split()}
     assert "spliteasy_cli" in loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+def test_help_lists_commands_by_section_with_their_whole_summary(spliteasy: Callable[..., Ran]) -> None:
+    out = spliteasy("--help").out
+    assert out.index("\nTrain:\n") < out.index("\nOn a broker and a store:\n")
+    assert "..." not in out.partition("Train:")[2]
+    assert "..." not in spliteasy("session", "--help").out.partition("Commands:")[2]
 
 
 def test_the_reference_is_as_the_parser_says() -> None:

@@ -123,7 +123,7 @@ async def test_an_enrolled_device_trains_through_an_enrolled_worker_until_it_is_
 async def test_a_password_that_rotates_while_the_device_trains_costs_no_step(
     operator: Callable[..., Ran], rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, tmp_path: Path
 ) -> None:
-    """Its connections are cut afterwards: it comes back by the new file, and ends bit-identical."""
+    """The device's connections are cut afterwards: it comes back by the new file, and ends bit-identical."""
     steps: list[int] = []
     some, variant = asyncio.Event(), toy.Variant(epochs=12)
 

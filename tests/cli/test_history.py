@@ -1,4 +1,4 @@
-"""What the history of a run holds: JSON lines, and TensorBoard's events read back by TensorBoard itself."""
+"""The history of a run holds JSON lines, and TensorBoard's events read back by TensorBoard itself."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_mlflow_reads_its_metrics_and_a_run_that_goes_on_is_one_run(
     assert (first.step, first.value, first.timestamp) == (1, 0.5, 12_500)
     assert [point.step for point in client.get_metric_history(run.info.run_id, "link/bytes_up")] == [1, 2]
     assert run.data.metrics["test/accuracy"] == 0.75
-    with MlflowHistory(uri, "digits", "0" * 64, anew=True) as history:
+    with MlflowHistory(uri, "digits", "0" * 64, fresh=True) as history:
         history(a_step(1))
     assert len(client.search_runs([experiment])) == 2
 

@@ -1,4 +1,4 @@
-"""What `status --watch` says of one look after another."""
+"""`status --watch` says what changed from one look to another."""
 
 from __future__ import annotations
 

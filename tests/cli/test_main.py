@@ -1,4 +1,4 @@
-"""What every command shares: errors as one line, exit codes, options in any place, stopping."""
+"""The parts that every command shares: errors as one line, exit codes, options in any place, stopping."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def read(url: str) -> tuple[int, str]:
 
 
 def address_of(process: subprocess.Popen[str]) -> str:
-    """Where a process serves its metrics, from its log."""
+    """Return the address at which a process serves its metrics, from its log."""
     assert process.stdout is not None
     for line in process.stdout:
         entry = json.loads(line)

@@ -1,4 +1,4 @@
-"""What an agent tells the service manager that started it."""
+"""An agent tells the service manager that started it how it is."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Fleet:
 
 
 def stop(process: Process) -> str:
-    """By SIGTERM, which it obeys; what it said since it was last read."""
+    """Stop the process by SIGTERM, and return what it said since it was last read."""
     process.terminate()
     return finish(process)
 

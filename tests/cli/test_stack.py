@@ -181,7 +181,7 @@ def test_state_survives_down_and_up(place: Place) -> None:
 
 
 def test_only_the_stacks_key_opens_its_store(place: Place, tmp_path: Path) -> None:
-    """Who has the store's URL and not its key serves nothing, and sees what every command sees."""
+    """A client with the store's URL and without its key serves nothing, and sees what every command sees."""
     there = {"SPLITEASY_STORE": place.stack["store"], "SPLITEASY_BROKER": place.stack["broker"]}
     other = Place(tmp_path, place.amqp_port, place.redis_port)
     key = tmp_path / "other.key"

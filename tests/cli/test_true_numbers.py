@@ -1,4 +1,4 @@
-"""What is not a number, or was not measured, is said so, and blamed on what it comes from."""
+"""A number that was not measured, or is none, is called so, and blamed on what it comes from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every codec promises: shape and order of dimensions, errors that show, pure functions."""
+"""Every codec keeps shape and order of dimensions, shows errors, and is a pure function."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_only_what_is_allowed_is_chosen_and_nothing_much_slower_than_the_fastest
 def test_an_estimate_that_wavers_by_a_fifth_settles(
     allowed: list[str], size: int, rate: float, wavering: list[float]
 ) -> None:
-    """From the first choice on it only moves up the list of what is liked, so it comes to rest."""
+    """The choice only moves up the list of what is liked after the first one, so it comes to rest."""
     current = choose_codec(allowed, nbytes=size, rate=rate * wavering[0])
     for factor in wavering:
         chosen = choose_codec(allowed, nbytes=size, rate=rate * factor, current=current)

@@ -1,4 +1,4 @@
-"""What a hostile sender may do to parts and meta: `WireError`, or a tensor of the expected form."""
+"""A hostile sender may do anything to parts and meta: `WireError`, or a tensor of the expected form."""
 
 from __future__ import annotations
 

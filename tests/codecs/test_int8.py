@@ -14,7 +14,7 @@ from tests.codecs.samples import decoded, floats, seeds
 
 CODEC = parse_codec("int8")
 LARGEST_SCALE_EXCESS = 1 + 2.0**-7 + 2.0**-22
-"""By rounding up to bfloat16, and the division."""
+"""The excess comes from rounding up to bfloat16, and from the division."""
 
 
 def channel_dim(tensor: torch.Tensor) -> int | None:
@@ -55,7 +55,8 @@ def test_no_element_wraps_around(generator_seed: int, size: float, seed: int) ->
 
 
 def test_the_largest_element_never_wraps_around_at_any_scale() -> None:
-    """Where the largest is 127 scales exactly, roundings could carry it, dithered, to 128, which is -128.
+    """Roundings could carry the largest element, dithered, to 128 scales, which is -128, where it is 127
+    scales exactly.
 
     These are all scales but for powers of two, which change no rounding.
     """

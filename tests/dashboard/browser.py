@@ -36,7 +36,7 @@ class Page:
     """One page. `complaints`: what its console and its security policy said, and errors nobody caught."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse, session: str = "") -> None:
-        """Without a session: the browser itself."""
+        """Drive a session, or the browser itself without one."""
         self._socket, self._session, self._ids = socket, session, count(1000)
         self.complaints: list[str] = []
 
@@ -86,7 +86,7 @@ class Page:
         await self.until("document.readyState === 'complete'")
 
     async def picture(self) -> bytes:
-        """What it shows, as PNG."""
+        """Return what the page shows, as PNG."""
         return b64decode((await self.call("Page.captureScreenshot", format="png"))["data"])
 
 

@@ -1,4 +1,4 @@
-"""What the dashboard shows, and who may do what."""
+"""The dashboard shows what happens, and lets each visitor do what they may."""
 
 from __future__ import annotations
 

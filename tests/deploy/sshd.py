@@ -31,9 +31,9 @@ class Server:
     account: str
     home: Path
     ports: tuple[int, int]
-    """Of one server: two "hosts"."""
+    """The ports of one server, which stand for two hosts."""
     options: str
-    """For ssh."""
+    """Options for ssh."""
     python: str
     """An interpreter that the account can run."""
     packages: Path
@@ -98,7 +98,7 @@ def _can_run(account: str, python: str, packages: Path) -> bool:
 
 @contextmanager
 def _sshd(folder: Path, home: Path, account: str) -> Iterator[tuple[tuple[int, int], str]]:
-    """Its ports, and the options that ssh needs."""
+    """Give the server's ports, and the options that ssh needs."""
     entry = pwd.getpwnam(account)
     for name in ("host_key", "key"):
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(folder / name)]
@@ -155,7 +155,7 @@ def agent_dependencies() -> list[str]:
 
 
 def link_packages(folder: Path) -> None:
-    """What the project's dependencies bring, and nothing else of what is installed here."""
+    """Link what the project's dependencies bring, and nothing else of what is installed here."""
     wanted = agent_dependencies()
     seen: set[str] = set()
     while wanted:

@@ -129,7 +129,7 @@ class Operator:
         return status
 
     async def wait_for(self, device: str, state: str, text: str = "") -> None:
-        """Until the supervisor's status says so."""
+        """Wait until the supervisor's status says so."""
         while not ((status := self.status(device))["state"] == state and text in status.get("text", "")):
             assert status["state"] != "failed", (self.home(device) / "agent.log").read_text()
             await asyncio.sleep(0.05)
@@ -285,7 +285,7 @@ async def test_each_host_says_what_is_wrong_with_it(operator: Operator, wheels: 
 async def test_ctrl_c_ends_what_is_installed_on_the_hosts(
     operator: Operator, wheels: dict[str, Path], tmp_path: Path
 ) -> None:
-    """At the moment when pip, over there, waits for an index that never answers."""
+    """Ctrl-C comes at the moment when pip, on the device, waits for an index that never answers."""
     asked: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Future()
     index = await asyncio.start_server(lambda *ends: asked.set_result(ends), "127.0.0.1", 0)
     url = f"http://127.0.0.1:{index.sockets[0].getsockname()[1]}/simple"

@@ -126,7 +126,7 @@ def test_a_start_that_failed_says_why(program: str, says: str, tmp_path: Path) -
 
 
 def test_a_version_that_does_not_come_back_either_is_tried_on(tmp_path: Path) -> None:
-    """Where the broker is away, say: it must not be gone when the broker is there again."""
+    """The broker may be away, say: the version must not be gone when the broker is there again."""
     home = home_in(tmp_path)
     settings = Settings(device="phone-1", folder=str(tmp_path))
     old = replace(release(tmp_path, "raise SystemExit('no broker')"), restart_s=600.0)

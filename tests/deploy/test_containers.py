@@ -53,7 +53,7 @@ def _name(resource: dict[str, Any]) -> str:
 
 
 def of_kubernetes(resource: dict[str, Any]) -> bool:
-    """Whether its schema is Kubernetes' own, and not that of an operator."""
+    """Return whether the resource's schema is Kubernetes' own, and not that of an operator."""
     group = resource["apiVersion"].rpartition("/")[0]
     return "." not in group or group == "networking.k8s.io"
 

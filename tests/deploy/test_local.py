@@ -59,7 +59,7 @@ class Machine:
         )
 
     def compose_calls(self) -> list[str]:
-        """What compose was told since the last look, but for questions."""
+        """Return what compose was told since the last look, but for questions."""
         calls = (self.folder / "calls").read_text().splitlines()
         (self.folder / "calls").write_text("")
         prefix = f"compose --file {COMPOSE_FILE} "

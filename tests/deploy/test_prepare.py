@@ -1,4 +1,4 @@
-"""What is prepared for containers works: the same files, on a RabbitMQ and a Redis without containers."""
+"""The files that are prepared for containers work on a RabbitMQ and a Redis without containers too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONTAINERS = ROOT / "deploy/containers"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOfOnesOwn(RabbitNode):
-    """With the configuration for containers; only paths and ports are this machine's."""
+    """A node with the configuration for containers; only paths and ports are this machine's."""
 
     prepared: Path
 

@@ -36,7 +36,7 @@ INFO = WorkerInfo(
     worker="w1", started_at=0.0, sessions=0, shards=(), steps=0, host="h", pid=1, state="serving"
 )
 NOT_OURS = {"acl", "auth", "client", "command", "config", "hello", "monitor", "select"}
-"""What the client library says of itself, and what may be refused."""
+"""Commands by which the client library introduces itself, and which may be refused."""
 REFUSED = r"(?i)permission|not allowed|can't access"
 FORBIDDEN = (
     ("CONFIG", "GET", "*"),

@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given names only what exists: metrics, labels, files, alerts.
+"""The files for Prometheus and Grafana name only what exists: metrics, labels, files, alerts.
 
 Nothing here starts them (they need Docker): expressions are parsed by Prometheus's own grammar, and every
 name in them is looked up in the code.
@@ -72,12 +72,12 @@ def selectors(expression: Any) -> Iterator[Any]:
 
 
 def parsed(expression: str) -> Any:
-    """By Prometheus's grammar, which knows no variables of Grafana's."""
+    """Parse by Prometheus's grammar, which knows no variables of Grafana's."""
     return promql.parse(expression.replace("$__rate_interval", "1m"))
 
 
 def wrong_names(expression: str) -> list[str]:
-    """What an expression names and the code has not."""
+    """Return the names that an expression has and the code has not."""
     known, wrong = series(), []
     allowed: set[str] = set()
     for selector in selectors(parsed(expression)):

@@ -106,7 +106,7 @@ async def body_of(store: SqliteStore, job: Job) -> toy.State:
 
 
 def assert_same_bits(agent: Agent, body: toy.State, job: Job) -> None:
-    """As trained without a wire."""
+    """Compare with the same training without a wire."""
     own, expected_body, _ = toy.train_alone(job, toy.DATA, "phone-1")
     assert agent.trainer is not None
     for expected, found in ((own, agent.trainer.state()), (expected_body, body)):

@@ -20,7 +20,7 @@ from tests.simulation import toy
 
 
 def toy_job(variant: toy.Variant | None = None) -> StoredJob:
-    """As it is without a signature."""
+    """Return the toy job as it is without a signature."""
     job = toy.job(variant or toy.Variant())
     return StoredJob(name="toy", digest=job.digest, manifest=job.manifest, parts=job.parts)
 
@@ -50,7 +50,7 @@ async def served(job: StoredJob) -> AsyncIterator[tuple[MemoryBroker, SqliteStor
 
 @asynccontextmanager
 async def served_by(broker_url: str, store_url: str, job: StoredJob) -> AsyncIterator[tuple[Connect, Store]]:
-    """How to connect to the broker, and the worker's store."""
+    """Give a way to connect to the broker, and the worker's store."""
     store = await open_store(store_url)
 
     async def connect_as(principal: str) -> Transport:

@@ -29,7 +29,7 @@ DAILY = 15_000
 
 
 class Written:
-    """What an allowance has written down, and how often."""
+    """The writes of an allowance, and their number."""
 
     def __init__(self) -> None:
         self.raw: bytes | None = None

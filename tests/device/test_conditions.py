@@ -1,4 +1,4 @@
-"""When a device may train: each kind of condition, and a training that pauses between steps."""
+"""A device trains only under its conditions: each kind of them, and a training that pauses between steps."""
 
 from __future__ import annotations
 

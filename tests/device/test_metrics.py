@@ -1,4 +1,4 @@
-"""What an agent measures, of whole trainings over the in-process broker."""
+"""The metrics of an agent, over whole trainings with the in-process broker."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Phone:
     paused_at: list[tuple[State, int, bool]] = field(default_factory=list)
     """State of the session, its step, and whether a checkpoint of it was on disk."""
     stop_at: tuple[str, ...] = ()
-    """What it says before the user stops it."""
+    """The words after which the user stops it."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     agent: Agent | None = None
 

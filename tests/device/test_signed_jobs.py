@@ -39,7 +39,7 @@ async def train(broker: MemoryBroker, state: Path, key: str | None) -> AgentResu
 
 
 def with_another_seed(job: StoredJob) -> StoredJob:
-    """What a worker would hand out that wants the device to train otherwise: whole in itself."""
+    """Return a job, whole in itself, that a worker would hand out to make the device train otherwise."""
     spec = job.parts["spec.json"]
     parts = {**job.parts, "spec.json": spec.replace(b'"seed":', b'"seed":1')}
     assert parts != job.parts

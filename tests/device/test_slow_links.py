@@ -25,7 +25,7 @@ from device_agent.session import events as e
 from tests.fixtures_rabbitmq import RabbitBroker
 
 LATE_S = 60
-"""Of a real broker, by when a test that hangs ends."""
+"""A test with a real broker that hangs ends after this long."""
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ async def test_an_urgent_frame_passes_those_that_wait_and_others_keep_their_orde
 async def test_a_backward_overtakes_the_forward_of_a_later_micro_batch_and_a_cut_tells_of_the_link(
     rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, rabbitmq_url: str
 ) -> None:
-    """On a link so slow that two frames fill its window; then the rest never gets through."""
+    """The link is so slow that two frames fill its window; then the rest never gets through."""
     now_s = 0.0
     server = await connect(rabbitmq_url)
     await server.declare(dead_queue(), shard_queue(0))
@@ -202,7 +202,8 @@ async def over(
 async def test_a_frame_may_take_longer_than_every_deadline_while_its_bytes_move(
     rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str
 ) -> None:
-    """Up for nearly two publish deadlines; down, as one AMQP frame, for longer than any heartbeat allows."""
+    """The frame goes up for nearly two publish deadlines, and comes down, as one AMQP frame, for longer than
+    any heartbeat allows."""
     slow, queue = Profile(up_bytes_s=200_000, down_bytes_s=16_000), reply_queue("phone-1", m.new_nonce())
     # The emulator's buffers take a part at once, which then moves unseen: shorter a deadline can't be here.
     patience = {"publish_timeout_s": 4.0, "watchdog_s": 0.25, "silence_s": 1.5}

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 DEADLINE_S = 20.0
-"""Only ever reached where a test fails."""
+"""A deadline that is reached only where a test fails."""
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -84,7 +84,7 @@ async def is_reset(reader: asyncio.StreamReader) -> bool:
 
 
 async def is_silent(reader: asyncio.StreamReader, for_s: float = 0.05) -> bool:
-    """Whether neither bytes nor an end arrive within that time."""
+    """Return whether neither bytes nor an end arrive within that time."""
     try:
         async with asyncio.timeout(for_s):
             await reader.read(1)
@@ -94,7 +94,7 @@ async def is_silent(reader: asyncio.StreamReader, for_s: float = 0.05) -> bool:
 
 
 async def reachable(port: int) -> bool:
-    """Whether a connection to that port lasts long enough to carry the server's greeting."""
+    """Return whether a connection to that port lasts long enough to carry the server's greeting."""
     async with connected(port) as (reader, _):
         try:
             return await read(reader, 1) == b"!"

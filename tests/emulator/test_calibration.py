@@ -65,7 +65,7 @@ def round_trip_s(device: socket.socket, server: socket.socket) -> float:
 
 
 def rate_bytes_s(sender: socket.socket, receiver: socket.socket, count: int) -> float:
-    """From the first bytes' arrival to the last's."""
+    """Return the rate from the first bytes' arrival to the last's."""
     sending = threading.Thread(target=sender.sendall, args=(bytes(count),))
     sending.start()
     first = received = len(receiver.recv(1 << 16))
@@ -102,7 +102,7 @@ def test_rates_and_round_trips_are_within_five_percent(name: str) -> None:
 
 
 def test_without_a_link_the_same_copy_is_much_faster() -> None:
-    """So that the figures above are the link's, not this test's own limits."""
+    """The figures above are the link's, and not this test's own limits."""
     with both_ends("open") as (device, server):
         assert round_trip_s(device, server) < PROFILES["lte"].latency_s
         fastest = PROFILES["wifi"].up_bytes_s

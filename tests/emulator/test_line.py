@@ -1,4 +1,4 @@
-"""When bytes arrive, under a virtual clock: exactly the rate, the delay and the order."""
+"""Bytes arrive, under a virtual clock, exactly by the rate, the delay and the order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a batch is split: by its size alone, evenly, without an empty part."""
+"""A batch is split by its size alone, evenly, without an empty part."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_a_signature_is_of_every_byte_of_the_manifest_and_of_one_key(tmp_path: P
 
 
 def test_a_signature_of_the_bare_digest_is_none_of_the_job(tmp_path: Path) -> None:
-    """What the key signs for other ends can't be passed off as a job's signature."""
+    """A text that the key signed for other ends can't be passed off as a job's signature."""
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     manifest = toy.job(toy.Variant()).manifest

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 
@@ -170,7 +171,8 @@ class OnlyANumber(nn.Module):
 
 
 class EarlyWeights(nn.Module):
-    """What depends on weights alone is computed first, and used late: by the body, by the tail, by both."""
+    """A model that computes first what depends on weights alone, and uses it late: by the body, by the tail,
+    by both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,3 +262,45 @@ class EasilyLost(nn.Module):
         x = x + (torch.sign(x) - x).detach()
         x = self.b(x * 0.1 + (x * 0.9).detach()) + wise + wiser.clone()
         return self.c(checkpoint(self.again, x, use_reentrant=False))
+
+
+class Mix(nn.Module):
+    """Writes by `out=` into an activation, a part of one, and a buffer."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                torch.lerp(self.mean, x.mean(0), 0.1, out=self.mean)
+        with torch.no_grad():
+            scale = torch.empty_like(x)
+            torch.abs(x, out=scale)
+            torch.mul(scale[:, :3], 0.5, out=scale[:, :3])
+        return self.layer(x - self.mean) * scale
+
+
+ORTHOGONAL = ("matrix_exp", "cayley", "householder")
+
+
+class PowerIterations(nn.Module):
+    """Spectral norms, whose buffers move by `out=` in training, and other weights that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = parametrizations.spectral_norm(nn.Linear(6, 6))
+        self.b = nn.Sequential(
+            parametrizations.spectral_norm(nn.Linear(6, 6), n_power_iterations=3),
+            *(parametrizations.orthogonal(nn.Linear(6, 6), orthogonal_map=each) for each in ORTHOGONAL),
+        )
+        self.c = nn.utils.spectral_norm(nn.Linear(6, 6))
+        self.mix = Mix()
+        self.d = parametrizations.weight_norm(nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(self.mix(self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))))

@@ -19,7 +19,7 @@ COUNT = itertools.count(1)
 
 
 Change: TypeAlias = Callable[["Mid", Tensor], Tensor]
-"""What a middle layer does with its output."""
+"""A change that a middle layer makes to its output."""
 
 
 class Net(nn.Module):
@@ -77,7 +77,7 @@ class Clipped(torch.autograd.Function):
 
 
 clipped = Clipped.apply
-"""As people write it: bound once, when the module is imported."""
+"""The function as people write it: bound once, when the module is imported."""
 
 
 def drops_by_random(layer: Mid, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def draws_from_the_module(layer: Mid, x: Tensor) -> Tensor:
 
 
 def counts_elsewhere(layer: Mid, x: Tensor) -> Tensor:
-    """As a clock does: what it reads is no attribute of the model."""
+    """Count as a clock does: what the layer reads is no attribute of the model."""
     return x * next(COUNT)
 
 
@@ -219,7 +219,7 @@ LOSE_GRADIENTS: dict[str, Change] = {
     "a memory": remembers,
     "the batch size": checks_the_batch,
 }
-"""What trains another model than the one that was written, if it is traced all the same."""
+"""Layers that would train another model than the one that was written, if they were traced all the same."""
 
 
 class Centred(nn.Module):

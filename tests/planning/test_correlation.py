@@ -25,7 +25,7 @@ def test_one_for_a_rotation() -> None:
 
 
 def test_about_zero_for_independent_samples_of_many_dimensions() -> None:
-    """Where the estimate without bias correction gives more than 0.9."""
+    """The estimate without bias correction gives more than 0.9 here."""
     assert distance_correlation(torch.randn(SAMPLES, 3000), torch.randn(SAMPLES, 3000)) < 0.2
 
 

@@ -63,7 +63,7 @@ def test_the_model_is_left_as_it_was(source: Source) -> None:
 
 
 def saved_bytes(segment: Segment, inputs: list[Tensor]) -> int:
-    """What autograd keeps of a real segment's forward, weights left out."""
+    """Return what autograd keeps of a real segment's forward, weights left out."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in segment.tensors().values()}
     kept: dict[int, int] = {}
 

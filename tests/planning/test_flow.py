@@ -1,4 +1,4 @@
-"""What the planner sums up quickly for all cuts is what cutting for real gives for each of them."""
+"""The planner's quick sums for all cuts are what cutting for real gives for each of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def exact(model: TracedModel, *cuts: str) -> Crossing | None:
 
 
 def nbytes(values: tuple[ValueSpec, ...], *, gradients: bool) -> int:
-    """Without integers, which the quick sums leave out."""
+    """Return the bytes without integers, which the quick sums leave out."""
     return sum(v.bytes_for(BATCH) for v in values if not v.is_int and (v.needs_grad or not gradients))
 
 

@@ -161,7 +161,7 @@ ALLOWED: dict[str, str] = {
         F.ctc_loss(x.log_softmax(2).transpose(0, 1), j[:, :2].clamp(min=1), 0 * j[:, 0] + 6, 0 * j[:, 0] + 2)
     """,
 }
-"""What a portable graph takes, separated by semicolons and line ends."""
+"""Expressions that a portable graph takes, separated by semicolons and line ends."""
 
 RANDOM = """
     torch.normal(x, 0.5); torch.normal(x, p); torch.normal(0.0, p); torch.bernoulli(p); torch.poisson(p * 4)
@@ -175,7 +175,7 @@ RANDOM = """
     torch.distributions.Laplace(x, p).rsample(); F.fractional_max_pool2d(c, 2, output_size=3)
     torch.distributions.MultivariateNormal(x, scale_tril=p.diag_embed()).rsample()
 """
-"""What draws random numbers, from the seed of the step."""
+"""Expressions that draw random numbers, from the seed of the step."""
 
 REFUSED: dict[str, str] = {
     "shape depends on the values": """
@@ -190,7 +190,7 @@ REFUSED: dict[str, str] = {
     "complex numbers leave the model": "torch.fft.rfft(x); torch.complex(x, y)",
     "leaves the graph": "x * x.sum().item(); x * float(x.max()); torch.from_numpy(x.detach().numpy()) * x",
 }
-"""What it does not take, by reason."""
+"""Expressions that a portable graph does not take, by reason."""
 
 
 def expressions(text: str) -> list[str]:

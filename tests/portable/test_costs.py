@@ -1,4 +1,4 @@
-"""What a run will take is known from shapes, at the job's batch sizes, before there is any data."""
+"""The costs of a run are known from shapes, at the job's batch sizes, before there is any data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_in_evaluation_only_what_is_there_at_a_time_counts() -> None:
 
 
 def test_a_value_that_is_too_large_at_the_jobs_batch_only_is_refused() -> None:
-    """At two samples it is far from any limit."""
+    """The value is far from any limit at two samples."""
     graph = similarities()
     assert limits.BATCH_ELEMENTS < 60_000**2
     load_segment(orjson.dumps(graph), TENSORS, batches=Batches(train=(1000,), eval=(1000,)))

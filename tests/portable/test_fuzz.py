@@ -100,7 +100,7 @@ def try_to_load(data: bytes, segment: Segment) -> bool:
 
 
 def fuzz(rounds: int, seed: int) -> int:
-    """How many of the mutated graphs loaded."""
+    """Return how many of the mutated graphs loaded."""
     dice, loaded = random.Random(seed), 0
     sources = [(segment, orjson.loads(segment.graph_json())) for segment in segments()]
     prepared = [(segment, document, places(document)) for segment, document in sources]

@@ -1,4 +1,4 @@
-"""What the loader refuses, one by one, and how tensors keep their layout."""
+"""The loader refuses what is not allowed, one by one, and tensors keep their layout."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class OutOfPlace(nn.Module):
 
 
 class Twice(nn.Module):
-    """What was drawn first is written over."""
+    """A factory that writes over what it drew first."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What submit says of limits that a cut can't keep to, and what plan makes of them."""
+"""`submit` warns of limits that a cut can't keep to, and `plan` keeps to them where it can."""
 
 from __future__ import annotations
 

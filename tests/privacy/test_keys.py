@@ -18,7 +18,7 @@ ZERO = Key(bytes(32))
 
 
 def drawn(seed: Key | int) -> tuple[list[float], list[float], list[float], list[int]]:
-    """What each of the three generators gives first, and an order."""
+    """Return what each of the three generators gives first, and an order."""
     with states_kept():
         seed_all(seed)
         floats = torch.rand(4).tolist(), np.random.rand(4).tolist(), [random.random() for _ in range(4)]

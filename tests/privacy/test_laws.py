@@ -1,4 +1,4 @@
-"""How a model's tensors were drawn: recorded, repeated bit for bit, and drawn again from a key."""
+"""The laws of a model's tensors are recorded, repeated bit for bit, and drawn again from a key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.privacy.factories import CASES, of
 
 
 class Table:
-    """As much of a segment as matters here: the table of the model's tensors, and their values."""
+    """The part of a segment that matters here: the table of the model's tensors, and their values."""
 
     def __init__(self, model: nn.Module) -> None:
         self.program = self.document = self

@@ -1,4 +1,4 @@
-"""What a device does to values at the cuts: how much, where the backward goes, and what noise depends on."""
+"""A device changes values at the cuts: how much, where the backward goes, and what noise depends on."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from broker.transport.faults import FAULTLESS, Fault, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """How likely each fault is. Per message, per store call, and mean seconds between the others."""
+    """The rates of faults: per message, per store call, and mean seconds between the others."""
 
     cut: float = 0.004
     cut_after: float = 0.004
@@ -81,7 +81,7 @@ class Faults:
     active: bool = True
 
     def strikes(self, probability: float, kind: str, what: str) -> bool:
-        """Whether the fault happens now."""
+        """Return whether the fault happens now."""
         if not self.active or self.rng.random() >= probability:
             return False
         self.note(kind, what)

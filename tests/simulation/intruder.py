@@ -15,7 +15,7 @@ from spliteasy.runtime import randomness
 
 @contextmanager
 def intruding() -> Iterator[None]:
-    """Before every random program another thread seeds torch's generator, if the lock lets it.
+    """Let another thread seed torch's generator before every random program, if the lock lets it.
 
     The simulation has one thread, so the lock is free for another one unless this one holds it.
     """

@@ -47,18 +47,18 @@ def _starve() -> Any:
 
 
 class Invariants:
-    """What must hold all along, judged by what the store did and the workers answered."""
+    """The invariants that must hold all along, judged by what the store did and the workers answered."""
 
     def __init__(self, expected: dict[tuple[str, int], str]) -> None:
         self.violations: list[str] = []
         self._expected = expected
         """Digest of GRADIENT by session and step in the undisturbed run."""
         self.codecs: dict[str, dict[int, list[str]]] = {}
-        """By session and committed step: the codecs that the log names, in the order of the choices."""
+        """The codecs that the log names, in the order of the choices, by session and committed step."""
         self._written: dict[tuple[str, Attempt, Owner, int], dict[int, tuple[str, list[str]]]] = {}
         self._committed: dict[str, int] = {}
         self._newest: dict[str, SessionMeta] = {}
-        """As it was opened or claimed last."""
+        """The record of each session as it was opened or claimed last."""
 
     def opened(self, session: str, done: Done) -> None:
         self._owned(session, done)

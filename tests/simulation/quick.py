@@ -1,4 +1,4 @@
-"""What makes a simulated world quick: pure functions of job and data are computed once a process.
+"""A simulated world is quick because pure functions of job and data are computed once a process.
 
 Nothing of the protocol is left out, and nothing that a fault could change: every restart of every seed
 would load the same jobs and make the same batches again, bit for bit.

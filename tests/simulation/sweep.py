@@ -11,10 +11,10 @@ from tests.simulation.run import play
 
 PARTS = 4
 SLICES = 5
-"""Of each part; each is a test, with a time limit of its own."""
+"""The slices of each part; each is a test, with a time limit of its own."""
 
 SEEDS = 100
-"""Of each slice."""
+"""The seeds of each slice."""
 
 MUST_HAPPEN = ("zombie", "store lost commits", "checkpoints lost", "duplicate")
 

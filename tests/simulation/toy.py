@@ -28,7 +28,7 @@ from tests.drawn import SECRET
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Which toy job: one cut or two, the codecs, what a gradient that is not finite does, how long.
+    """A toy job: one cut or two, the codecs, what a gradient that is not finite does, how long.
 
     No micro-batch has one sample: batch norm makes no variance of it.
     """
@@ -73,7 +73,7 @@ VARIANTS = (
     Variant(batch=8, micro_batches=3, privacy=(*NOISY, ("gradient_noise", 0.3)), gradients="int8"),
     Variant(single=True, privacy=(*NOISY, ("label_dp", 3.0)), activations="topk:0.5", epochs=2),
 )
-"""What a sweep of seeds goes through in turn."""
+"""The variants that a sweep of seeds goes through in turn."""
 
 SAMPLES, BATCH = 14, 4
 DATA = "tests.simulation.toy:device_data"

@@ -42,7 +42,7 @@ DEADLINE_S = 3600.0
 
 @dataclass(slots=True)
 class Outcome:
-    """What one seed came to."""
+    """The result of one seed."""
 
     seed: int
     violations: list[str]
@@ -64,7 +64,7 @@ class World:
     violations: list[str] = field(default_factory=list)
     steps_by_worker: Counter[int] = field(default_factory=Counter)
     late_s: Mapping[int, float] = field(default_factory=dict)
-    """When a worker starts that is not there from the beginning."""
+    """The start of each worker that is not there from the beginning."""
     alive: dict[int, Worker] = field(default_factory=dict)
 
     async def run(self) -> Outcome:
@@ -80,7 +80,7 @@ class World:
         self._lost: set[str] = set()
         self._chunk_bytes = rng.choice((CHUNK_BYTES, 400))
         self._cuts = (self._chunk_bytes, 400, 250) if rng.random() < 0.5 else (self._chunk_bytes,)
-        """What an agent may take for its chunks, at each of its starts: links change."""
+        """The chunk sizes that an agent may take at each of its starts: links change."""
         self._broker = MemoryBroker(policy=self._faults, delivery_limit=10**6)
         self._store = SqliteStore(None, inline=True, clock=loop.time, loss_window_s=LOSS_WINDOW_S)
         job = toy.job(self.variant)
@@ -270,7 +270,7 @@ class World:
             await asyncio.sleep(self._rng.choice((0.0, 0.5, 4.0)))
 
     def _refused(self, device: str, error: BaseException) -> tuple[bool, bool]:
-        """What a person would do about an agent that stopped: (take over, start over).
+        """Return what a person would do about an agent that stopped: (take over, start over).
 
         Only a device whose folder went back to an older copy has a reason to stop.
         """
@@ -320,7 +320,7 @@ class World:
         return agent, transports
 
     def _gate(self, device: str) -> Gate:
-        """In every fourth world a device may train only now and then."""
+        """Return a gate that lets a device of every fourth world train only now and then."""
         rng = random.Random(f"{self.seed} {device}")
 
         async def condition() -> str | None:

@@ -1,4 +1,5 @@
-"""What cuts send and keep, counted by cutting there: what the planner's quick sums are held against."""
+"""The values that cuts send and keep, counted by cutting there: the planner's quick sums are held against
+them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from spliteasy.splitting.split import partitions
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """What one cut, or a pair of cuts, sends and keeps in training, and where the parameters lie."""
+    """The values that one cut, or a pair of cuts, sends and keeps in training, and the places of the
+    parameters."""
 
     up: tuple[ValueSpec, ...]
     down: tuple[ValueSpec, ...]
@@ -33,7 +35,8 @@ class Crossing:
 
 
 def crossing(traced: TracedModel, cuts: str | Sequence[str]) -> Crossing:
-    """What crosses at these cuts. Raises `CutError` where they can't be right, `JobError` for odd shapes."""
+    """Return what crosses at these cuts. Raises `CutError` where they can't be right, `JobError` for odd
+    shapes."""
     _, train, evaluation = partitions(traced, cuts, ())
     for op in (*evaluation.up, *evaluation.down):
         value_spec(op)

@@ -90,6 +90,9 @@ SMALL: dict[str, Network] = {
     "easily lost": Network(
         oddities.EasilyLost, _ROW, ("a", ("a", "b"), ("b", "again.0"), ("again.1", "again"))
     ),
+    "power iterations": Network(
+        oddities.PowerIterations, _ROW, ("a", ("a", "b"), ("b", "mix"), ("c", "mix"))
+    ),
     "noisy": Network(oddities.Noisy, _ROW, ("a", "drop", ("a", "b"), ("drop", "b"))),
 }
 """Quick ones: every kind of model and of trouble."""

@@ -66,7 +66,7 @@ def step_split(split: Split, batch: Batch) -> tuple[list[Tensor], Tensor]:
 
 
 def received(values: Sequence[Value]) -> list[Value]:
-    """As the other side sees them: of their own, needing a gradient where the original does.
+    """Return the values as the other side sees them: its own, needing a gradient where the original does.
 
     Strides are kept where the tensor is dense, as the wire keeps them.
     """

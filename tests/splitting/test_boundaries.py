@@ -1,4 +1,4 @@
-"""What crosses, what stays, and how a segment describes it."""
+"""Boundaries: what crosses, what stays, and how a segment describes it."""
 
 from __future__ import annotations
 

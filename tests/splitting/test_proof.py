@@ -1,4 +1,4 @@
-"""What a trace would lose or freeze is refused by name, before anything trains; what it can keep is kept."""
+"""A loss or freeze by tracing is refused by name, before anything trains; what a trace can keep is kept."""
 
 from __future__ import annotations
 

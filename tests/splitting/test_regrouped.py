@@ -1,4 +1,5 @@
-"""Where three or more gradients meet on both sides of a kept value, the split says so, and it stays small."""
+"""The split says so where three or more gradients meet on both sides of a kept value, and the effect stays
+small."""
 
 from __future__ import annotations
 

@@ -149,6 +149,27 @@ def test_a_module_that_is_called_on_each_input_is_named() -> None:
         split(Siamese(), (torch.randn(4, 8), torch.randn(4, 8)), ("enter", "middle"))
 
 
+def test_a_buffer_that_moves_and_is_in_no_checkpoint_is_refused() -> None:
+    class Moving(nn.Module):
+        count: Tensor
+
+        def __init__(self, *, persistent: bool) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(8), persistent=persistent)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                with torch.no_grad():
+                    self.count.add_(x.mean(0))
+            return x + self.count
+
+    with pytest.raises(
+        JobError, match=r"buffer middle\.count, which has persistent=False.*\(register it without"
+    ):
+        split(Net(Moving(persistent=False)).train(), torch.randn(4, 8), ("enter", "middle"))
+    split(Net(Moving(persistent=True)).train(), torch.randn(4, 8), ("enter", "middle"))
+
+
 def test_every_remedy_can_be_reached() -> None:
     """None hides behind one before it that is more general."""
     assert len({pattern for pattern, _ in REMEDIES}) == len({told for _, told in REMEDIES}) == len(REMEDIES)

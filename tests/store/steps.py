@@ -109,5 +109,5 @@ async def logged_steps(store: Store, session: str = SESSION, upto: int = 50) -> 
 
 
 def stored_bytes(store: Store, *bodies: bytes) -> int:
-    """What these requests take in the store."""
+    """Return what these requests take in the store."""
     return sum(map(len, bodies)) + len(bodies) * (SEAL_BYTES if isinstance(store, SealedStore) else 0)

@@ -102,7 +102,7 @@ class StoresAgree(RuleBasedStateMachine):
         )
 
     def caller(self, wrong: int) -> SessionMeta:
-        """As whom to call: 0-5 the right one; else another owner, fence or attempt."""
+        """Return whom to call as: 0-5 the right one; else another owner, fence or attempt."""
         meta = self.meta
         if wrong == 6:
             return replace(meta, owner=replace(meta.owner, nonce="w1"))
@@ -296,7 +296,7 @@ class _Missing(Exception):
 
 
 def _comparable(answer: Any) -> Any:
-    """Without the time, which each store takes from its own clock."""
+    """Return the answer without the time, which each store takes from its own clock."""
     if isinstance(answer, Done):
         return Done(meta=replace(answer.meta, updated_at=0))
     if isinstance(answer, SessionMeta):

@@ -92,7 +92,7 @@ async def test_the_loss_window_is_what_the_server_is_set_to(
 
 @pytest.mark.redis
 async def test_a_declared_loss_window_wins(start_redis: StartRedis) -> None:
-    """Of a server with a replica, only its operator knows what a failover may lose."""
+    """Only the operator of a server with a replica knows what a failover may lose."""
     store = await open_store(f"{start_redis(appendfsync='always').url}?loss_window_s=12.5")
     assert store.loss_window_s == 12.5
     await store.close()
@@ -149,7 +149,7 @@ async def test_eviction_that_is_switched_on_later_is_told_with_the_next_heartbea
 
 @pytest.mark.redis
 async def test_a_replica_is_waited_for_until_it_takes_writes(start_redis: StartRedis) -> None:
-    """As after a failover: the URL leads to what becomes the primary."""
+    """The URL leads to what becomes the primary, as after a failover."""
     primary = start_redis()
     replica = start_redis(settings={"replicaof": f"127.0.0.1 {primary.port}"})
     with pytest.raises(StoreDeferred, match="replica"):

@@ -47,7 +47,7 @@ from tests.store.steps import (
 pytestmark = pytest.mark.redis
 
 MEGABYTE = bytes(1 << 20)
-"""As a request, it is written when it is put: a small one waits for the commit."""
+"""A request of this size is written when it is put: a small one waits for the commit."""
 WORKER = WorkerInfo(
     worker="w1", started_at=0, sessions=0, shards=(), steps=0, host="h", pid=1, state="serving"
 )
@@ -410,7 +410,7 @@ async def test_a_store_that_lost_its_last_writes_has_a_whole_earlier_state(start
 
 
 async def check_whole(store: Store) -> None:
-    """From its oldest snapshot on, the session can be restored at every step, and nothing runs out."""
+    """Check that the session can be restored at every step from its oldest snapshot on."""
     meta = await store.session(SESSION)
     assert meta is not None
     entries = await log_of(store, meta.snapshots[0], meta.committed)

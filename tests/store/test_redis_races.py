@@ -1,4 +1,4 @@
-"""What happens on Redis between a snapshot's first question and its script, which must judge again."""
+"""Changes on Redis between a snapshot's first question and its script, which must judge again."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ ONLY_OLD, ONLY_NEW = StoreKeys((OLD,), open_too=False), StoreKeys((NEW,), open_t
 
 @pytest.fixture
 async def raw() -> AsyncIterator[SqliteStore]:
-    """What lies below the seals."""
+    """The store below the seals."""
     store = SqliteStore(inline=True)
     yield store
     await store.close()

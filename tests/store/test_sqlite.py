@@ -1,4 +1,4 @@
-"""What only the SQLite store does: images for simulations, a full disk, killed processes, two at once."""
+"""The SQLite store's own features: images for simulations, a full disk, killed processes, two at once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Clock:
 
 
 async def test_an_inline_store_never_gives_way() -> None:
-    """So that in a simulation nothing but its own schedule decides what comes next."""
+    """Nothing but its own schedule decides in a simulation what comes next."""
     store = SqliteStore(inline=True)
     order: list[str] = []
 
@@ -131,7 +131,7 @@ async def test_a_file_that_another_process_keeps_locked_is_unavailable(
 
 
 async def test_two_stores_on_one_file_fence_each_other(tmp_path: Path) -> None:
-    """As two worker processes that share it do."""
+    """Two stores share the file as two worker processes do."""
     first, second = SqliteStore(tmp_path / "store.db"), SqliteStore(tmp_path / "store.db")
     zombie = await run_steps(first, await begin(first), 2)
     owner = done(await second.claim(SESSION, attempt=FIRST, step=3, worker="w2"))

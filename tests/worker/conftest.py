@@ -110,31 +110,31 @@ class Server:
 
 @pytest.fixture
 def quota() -> DeviceQuota:
-    """Of each device; a test that wants another one overrides this."""
+    """The quota of each device; a test that wants another one overrides this."""
     return DeviceQuota()
 
 
 @pytest.fixture
 def variant() -> toy.Variant:
-    """Of the toy job; a test that wants another one overrides this."""
+    """The variant of the toy job; a test that wants another one overrides this."""
     return JOB
 
 
 @pytest.fixture
 def waiting_bytes() -> int:
-    """Of all sessions; a test that wants less overrides this."""
+    """The bytes of all sessions that wait; a test that wants less overrides this."""
     return 1 << 30
 
 
 @pytest.fixture
 def uploads() -> AssemblerLimits:
-    """Of all devices; a test that wants less overrides this."""
+    """The limits of all devices' uploads; a test that wants less overrides this."""
     return AssemblerLimits()
 
 
 @pytest.fixture
 def dead_bytes() -> int:
-    """Of dead letters; a test that wants fewer overrides this."""
+    """The bytes of dead letters; a test that wants fewer overrides this."""
     return DEAD_BYTES
 
 

@@ -1,4 +1,4 @@
-"""What a request will cost is bounded by the job, counted before it is computed, and shared out fairly."""
+"""The cost of a request is bounded by the job, counted before it is computed, and shared out fairly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker measures, over the in-process broker; and that nothing it counts is a device's to invent."""
+"""The metrics of a worker, over the in-process broker; and that nothing it counts is a device's to invent."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tests.worker.conftest import SESSION, Device, Server
 
 MICRO_BATCHES = 3
 ATTEMPT = m.AttemptRef(number=1, nonce="0" * 16)
-"""As `toy.train_alone` says it."""
+"""The attempt as `toy.train_alone` names it."""
 
 Request = m.Forward | m.Backward
 
@@ -31,7 +31,7 @@ def variant(request: pytest.FixtureRequest) -> toy.Variant:
 
 
 def first_step(variant: toy.Variant) -> tuple[list[Request], str]:
-    """What a device sends in step 1, forwards first, and the digest of what it gets."""
+    """Return what a device sends in step 1, forwards first, and the digest of what it gets."""
     sent: list[Request] = []
 
     def note(request: m.Request) -> None:
@@ -150,7 +150,8 @@ async def same(device: Device, request: Request, reply: m.AnyMessage) -> None:
 async def test_a_worker_that_lost_the_open_step_names_all_of_it_that_it_needs(
     server: Server, variant: toy.Variant
 ) -> None:
-    """As after a takeover: GRADIENT 0 had come already, and what led to it is asked for once more."""
+    """The worker is as after a takeover: GRADIENT 0 had come already, and what led to it is asked for once
+    more."""
     requests, digest = first_step(variant)
     needed = [r for r in requests if r.micro <= 1]
     async with server.device() as device:

@@ -1,4 +1,4 @@
-"""What one device may use of a worker, and that another one does not notice who wants more."""
+"""A device may use so much of a worker, and another one does not notice a device that wants more."""
 
 from __future__ import annotations
 

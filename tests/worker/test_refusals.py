@@ -1,4 +1,4 @@
-"""What a worker answers to requests that can't be right: a typed ERROR, and it lives on."""
+"""A worker answers requests that can't be right with a typed ERROR, and lives on."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Scene:
             await running.kill()
 
     def programs_loaded(self) -> float:
-        """How often a worker asked the store for a program."""
+        """Return how often a worker asked the store for a program."""
         return self.meter.get(metrics.STORE_CALLS, "get_job", "Done")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -28,13 +29,25 @@ CONNECTIONS: Final = 32
 RETRY_AFTER_S: Final = 0.05
 
 EVERYSEC_WINDOW_S: Final = 2.0
-"""`appendfsync everysec` syncs once a second, and puts it off for another while a sync is under way."""
+"""`appendfsync everysec` syncs once a second, and puts it off for another while a sync runs."""
 
 _ROOM_CODES = {"OOM", "MISCONF"}
 _TRANSIENT_CODES = {
     "ASK", "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "NOAUTH", "NOPERM", "NOREPLICAS",
     "READONLY", "TRYAGAIN", "WRONGPASS",
 }  # fmt: skip
+
+CERTIFICATE_DATES: Final = {9, 10}
+"""OpenSSL's codes for a certificate that is not valid yet, or not any more."""
+
+_CODES: Final = {
+    redis_errors.OutOfMemoryError: "OOM",
+    redis_errors.ReadOnlyError: "READONLY",
+    redis_errors.NoPermissionError: "NOPERM",
+    redis_errors.ClusterDownError: "CLUSTERDOWN",  # and MASTERDOWN
+    redis_errors.AskError: "ASK",  # and MOVED
+    redis_errors.TryAgainError: "TRYAGAIN",
+}
 
 NO_EVICTION: Final = "noeviction"
 
@@ -102,7 +115,7 @@ class RedisLink:
             return await asyncio.shield(task)
 
     async def look_after(self) -> None:
-        """Say it loudly where the server was told meanwhile to evict keys, and when that has ended."""
+        """Log loudly where somebody made the server evict keys meanwhile, and when that has ended."""
         policy = str((await self.call("INFO", "memory")).get("maxmemory_policy", NO_EVICTION))
         if policy == self._policy:
             return
@@ -143,24 +156,25 @@ async def connect(url: str) -> RedisLink:
     declared = _seconds(query, "loss_window_s")
     timeout_s = _seconds(query, "timeout_s") or TIMEOUT_S
     where = f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
-    try:
-        pool = BlockingConnectionPool.from_url(
-            urlunsplit(parts._replace(query=urlencode(query))),
-            max_connections=CONNECTIONS,
-            timeout=timeout_s,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            retry=Retry(ConstantBackoff(RETRY_AFTER_S), 1),
-            protocol=2,
-        )
-        pool.connection_class(**pool.connection_kwargs)  # raises now for a name that it does not know
-    except (ValueError, TypeError):
-        raise UserError(
-            "the store URL is wrong: it has an option behind the ? that is none of Redis's", hint=hint
-        ) from None
+    with _errors(where):  # the library reads files of its own here
+        try:
+            pool = BlockingConnectionPool.from_url(
+                urlunsplit(parts._replace(query=urlencode(query))),
+                max_connections=CONNECTIONS,
+                timeout=timeout_s,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=CONNECT_TIMEOUT_S,
+                retry=Retry(ConstantBackoff(RETRY_AFTER_S), 1),
+                protocol=2,
+            )
+            pool.connection_class(**pool.connection_kwargs)  # raises now for a name that it does not know
+        except (ValueError, TypeError):
+            raise UserError(
+                "the store URL is wrong: it has an option behind the ? that is none of Redis's", hint=hint
+            ) from None
     client = Redis.from_pool(pool)
     try:
-        with _errors(where):
+        with _errors(where, tls=parts.scheme == "rediss"):
             await _check(client, where)
             window = await _append_window(client, where) if declared is None else declared
     except BaseException:
@@ -217,12 +231,12 @@ async def _append_window(client: Any, where: str) -> float:
 
 
 @contextmanager
-def _errors(where: str) -> Iterator[None]:
-    """Turn what redis-py and the network raise into the project's errors."""
+def _errors(where: str, *, tls: bool = False) -> Iterator[None]:
+    """Turn what redis-py and the network raise into the project's errors. `tls`: with the handshake's."""
     try:
         yield
     except redis_errors.ResponseError as error:
-        code = "OOM" if isinstance(error, redis_errors.OutOfMemoryError) else _code(error)
+        code = _code(error)
         if code in _ROOM_CODES:
             raise StoreFull(
                 f"{where} has no room: {error}", hint="raise maxmemory, or forget sessions"
@@ -240,16 +254,34 @@ def _errors(where: str) -> Iterator[None]:
             ) from error
         if "max number of clients" in str(error):
             raise StoreDeferred(f"{where} takes no more clients", hint="raise its maxclients") from error
+        if tls and (refused := _no_tls(error, where)) is not None:
+            raise refused from error
         raise StoreUnavailable(
             f"{where} can't be reached: {error}", hint="is it running? `make up` starts a local one"
         ) from error
 
 
+def _no_tls(error: BaseException, where: str) -> StoreDeferred | UserError | None:
+    """Why a first connection got no TLS: hung up on, or a certificate that is not trusted. None: neither."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConnectionResetError | ConnectionAbortedError | ssl.SSLEOFError):
+            return StoreDeferred(
+                f"{where} broke the connection off, in its TLS handshake or after",
+                hint="a server that is starting or ending does; else check that the port is its TLS port",
+            )
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            text = f"the certificate of {where} is not trusted: {cause.verify_message}"
+            if cause.verify_code in CERTIFICATE_DATES:
+                return StoreDeferred(text, hint="check this machine's clock, and the certificate's dates")
+            return UserError(text, hint="give the right authority with ?ssl_ca_certs=PATH")
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def _code(error: redis_errors.ResponseError) -> str:
-    if isinstance(error, redis_errors.ReadOnlyError):
-        return "READONLY"
-    if isinstance(error, redis_errors.NoPermissionError):
-        return "NOPERM"
-    if isinstance(error, redis_errors.ClusterDownError):
-        return "CLUSTERDOWN"
+    """The word that Redis begins with, which the library takes away where it has a class for it."""
+    for kind, code in _CODES.items():
+        if isinstance(error, kind):
+            return code
     return str(error).partition(" ")[0]

@@ -14,6 +14,7 @@ from server_worker.store.records import pieces
 from server_worker.store.rules import thinned
 from server_worker.store.sqlite import fleets
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
+from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
 
 FORMAT = 3
 BUSY_TIMEOUT_S = 5.0
@@ -295,6 +296,7 @@ def _errors(path: Path | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        _refuse_without_descriptors(where, error)
         raise StoreUnavailable(f"{where} can't be opened: {error.strerror}") from error
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
@@ -302,6 +304,8 @@ def _errors(path: Path | None) -> Iterator[None]:
             raise StoreFull(f"{where} has no room", hint="free disk space") from error
         if code == sqlite3.SQLITE_NOTADB:
             raise UserError(f"{path} is not a store", hint="it is some other file: name another") from error
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+            _refuse_without_descriptors(where, error)
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             raise StoreUnavailable(
                 f"{where} can't be opened: {error}", hint="check its permissions"
@@ -309,3 +313,11 @@ def _errors(path: Path | None) -> Iterator[None]:
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR):
             raise StoreUnavailable(f"{where} failed: {error}") from error
         raise StoreError(f"{where} failed: {error}") from error
+
+
+def _refuse_without_descriptors(where: str, error: Exception) -> None:
+    """SQLite says of a lack of file descriptors only that it can't open a file."""
+    if lack_of_descriptors(error):
+        raise StoreUnavailable(
+            f"{where} can't be opened: this process has used up its file descriptors", hint=LACK_HINT
+        ) from error

@@ -1,4 +1,4 @@
-"""Decoders from auxiliary data: learn the way back from activations to inputs on pairs of one's own making.
+"""Decoders from auxiliary data learn the way back from activations to inputs, on the adversary's pairs.
 
 The adversary runs data of the same kind through the head that it knows (the job package's, or the
 released one), learns the reverse, and applies it to what the device sent: in the first epoch, or in the

@@ -65,7 +65,7 @@ class HeadTracking:
 
 
 def _invert(view: View, spy: SegmentTrainer, wanted: Values, samples: int, micro: int) -> Tensors:
-    """The inputs that the head, as it stands, would send these activations for."""
+    """The inputs for which the head, as it is now, would send these activations."""
 
     copy = spy.segment.spawn().requires_grad_(False)
 

@@ -39,7 +39,7 @@ class RandomizedResponse:
             if not 0 <= label < self._classes:
                 raise DataError(
                     f"sample {index}: label {label} is none of the {self._classes} classes, and label_dp has "
-                    "no answer for it: that it is left out would be told as it is",
+                    "no answer for it: the gradients would show that it is left out",
                     hint="leave the sample out where the data set makes it",
                 )
             coin, other = self._draws(index)
