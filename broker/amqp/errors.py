@@ -121,7 +121,7 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
 
 
 def _broke_off(cause: BaseException) -> bool:
-    """Whether the other side hung up on a connection that it had taken."""
+    """Return whether the other side hung up on a connection that it had taken."""
     return not isinstance(cause, OSError) or isinstance(cause, ConnectionResetError | ConnectionAbortedError)
 
 

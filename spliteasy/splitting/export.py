@@ -95,7 +95,7 @@ def _refuse_forgetting(trace: Trace) -> None:
         if info is not None and info.kind == "buffer" and not info.persistent:
             raise JobError(
                 f"the model writes into its buffer {info.names[0]}, which has persistent=False: no "
-                "checkpoint holds it, and a training that goes on would begin it anew",
+                "checkpoint holds it, and a training that goes on would start it over",
                 hint="register it without persistent=False",
             )
 
