@@ -69,6 +69,8 @@ _DTYPES: dict[str, torch.dtype] = {
         torch.int8,
         torch.uint8,
         torch.bool,
+        torch.complex64,
+        torch.complex128,
     )
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}

@@ -106,6 +106,13 @@ class Samples:
             )
         return tuple(tuple(item[spec.name] for spec in group) for group in groups)
 
+    @staticmethod
+    def _named(values: Mapping[str, Any], specs: Sequence[SampleSpec], kind: str, index: int) -> list[Any]:
+        missing = [spec.name for spec in specs if spec.name not in values]
+        if missing:
+            raise DataError(f"sample {index} lacks the {kind}s {', '.join(map(repr, missing))}")
+        return [values[spec.name] for spec in specs]
+
     def _item(self, index: int) -> list[Tensor]:
         try:
             item = self._dataset[index]
@@ -123,6 +130,8 @@ class Samples:
         for values, specs, kind in zip(
             item, (self._signature.inputs, self._signature.targets), ("input", "target"), strict=True
         ):
+            if isinstance(values, Mapping):
+                values = self._named(values, specs, kind, index)
             parts = values if isinstance(values, (tuple, list)) else (values,)
             if len(parts) != len(specs):
                 raise DataError(f"sample {index} has {len(parts)} {kind}s, the job has {len(specs)}")

@@ -8,6 +8,7 @@ run it at: then it is known, too, what memory a run will take.
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from spliteasy.errors import PortableError
 from spliteasy.graph import limits
-from spliteasy.graph.document import DTYPES, Document, TensorSpec, Value, ValueSpec
+from spliteasy.graph.document import INNER_DTYPES, Document, TensorSpec, Value, ValueSpec
+from spliteasy.graph.operators import FACTORISATIONS, MULTIVARIATE
 from spliteasy.graph.program import Batches, Code, Costs, Program
 from spliteasy.graph.recurrent import check_recurrent
 
@@ -56,7 +58,9 @@ def check_program(program: Program, batches: Batches | None = None) -> Costs:
 def _check_names(document: Document) -> None:
     seen: set[str] = set()
     for spec in document.tensors:
-        if spec.requires_grad and (spec.kind != "parameter" or not DTYPES[spec.dtype].is_floating_point):
+        if spec.requires_grad and (
+            spec.kind != "parameter" or not INNER_DTYPES[spec.dtype].is_floating_point
+        ):
             raise PortableError(f"tensor {spec.name!r} can't require a gradient")
         for name in spec.names:
             if name in seen or not all(part.isprintable() and part for part in name.split(".")):
@@ -156,6 +160,7 @@ def _check_effort(op: str, args: list[Any], kwargs: dict[str, Any]) -> None:
     """Refuse the calls that would crash, or loop or make pieces without end, even on data-free tensors."""
     first = args[0] if args else None
     check_recurrent(op, args)
+    _check_order(op, args)
     if op not in _IN_PIECES or not isinstance(first, Tensor):
         return
     place = _IN_PIECES[op]
@@ -165,6 +170,17 @@ def _check_effort(op: str, args: list[Any], kwargs: dict[str, Any]) -> None:
         count = first.shape[dim] // (max(1, count) if place == 2 else 1)
     if count > limits.PIECES:
         raise PortableError(f"{op} makes {count} pieces, over the limit of {limits.PIECES}")
+
+
+def _check_order(op: str, args: list[Any]) -> None:
+    """Refuse matrices whose factorisation would take hours, and sums over dimensions without end."""
+    if op in FACTORISATIONS and args and isinstance(args[0], Tensor):
+        whole = op.startswith("aten.linalg_tensor")  # these make one square matrix of all dimensions
+        side = math.isqrt(args[0].numel()) if whole else max(args[0].shape[-2:], default=0)
+        if side > limits.ORDER:
+            raise PortableError(f"{op} of a matrix with {side} rows, over the limit of {limits.ORDER}")
+    if op in MULTIVARIATE and (len(args) < 2 or not 0 < args[1] <= limits.DIMENSIONS):
+        raise PortableError(f"{op} takes 1 to {limits.DIMENSIONS} dimensions")
 
 
 def _check_size(value: Any, elements: int) -> None:
@@ -184,7 +200,7 @@ def _check_size(value: Any, elements: int) -> None:
 
 
 def _meta_tensor(spec: TensorSpec) -> Tensor:
-    made = torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta")
+    made = torch.empty(spec.shape, dtype=INNER_DTYPES[spec.dtype], device="meta")
     return made.requires_grad_(spec.requires_grad)
 
 

@@ -35,7 +35,11 @@ DTYPES = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+"""The kinds of numbers that cross a cut."""
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INNER_DTYPES = DTYPES | {"complex64": torch.complex64, "complex128": torch.complex128}
+"""Those that values and buffers within a segment have."""
+INNER_DTYPE_NAMES = {dtype: name for name, dtype in INNER_DTYPES.items()}
 
 DtypeName = Literal[
     "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"
@@ -66,7 +70,7 @@ class TensorSpec(_Record):
 
     names: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
     kind: Literal["parameter", "buffer", "constant"]
-    dtype: DtypeName
+    dtype: DtypeName | Literal["complex64", "complex128"]
     shape: Annotated[tuple[Size, ...], Field(max_length=limits.DIMENSIONS)]
     requires_grad: bool = False
     persistent: bool = True

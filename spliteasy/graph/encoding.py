@@ -2,7 +2,8 @@
 
 Arguments are null, booleans, numbers, texts and lists of them; what JSON lacks is an object with one
 key: `{"ref": 7}` a value, `{"dtype": "float32"}`, `{"memory_format": "preserve_format"}`,
-`{"float": "inf"}`. Integers stay within ±2^53: an end that means "to the end" is null.
+`{"float": "inf"}`, `{"complex": [0.0, 1.0]}`. Integers stay within ±2^53: an end that means "to the
+end" is null.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from spliteasy.errors import PortableError
 from spliteasy.graph import limits
-from spliteasy.graph.document import DTYPE_NAMES, DTYPES, Document, Ref
+from spliteasy.graph.document import INNER_DTYPE_NAMES, INNER_DTYPES, Document, Ref
 
 MEMORY_FORMATS = {
     "contiguous_format": torch.contiguous_format,
@@ -26,7 +27,7 @@ MEMORY_FORMATS = {
 }
 _MEMORY_FORMAT_NAMES = {value: name for name, value in MEMORY_FORMATS.items()}
 _TAGGED: dict[str, dict[str, Any]] = {
-    "dtype": dict(DTYPES),
+    "dtype": dict(INNER_DTYPES),
     "memory_format": MEMORY_FORMATS,
     "float": {"inf": math.inf, "-inf": -math.inf, "nan": math.nan},
 }
@@ -69,8 +70,10 @@ def encode_argument(value: Any) -> Any:
         if math.isfinite(value):
             return value
         return {"float": "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"}
-    if isinstance(value, torch.dtype) and value in DTYPE_NAMES:
-        return {"dtype": DTYPE_NAMES[value]}
+    if isinstance(value, torch.dtype) and value in INNER_DTYPE_NAMES:
+        return {"dtype": INNER_DTYPE_NAMES[value]}
+    if isinstance(value, complex):
+        return {"complex": [encode_argument(value.real), encode_argument(value.imag)]}
     if isinstance(value, torch.memory_format):
         return {"memory_format": _MEMORY_FORMAT_NAMES[value]}
     if isinstance(value, list | tuple):
@@ -106,6 +109,10 @@ def decode_argument(value: Any, depth: int = 0) -> Any:
 def _decode_tagged(tag: str, content: Any) -> Any:
     if tag == "ref" and type(content) is int and content >= 0:
         return Ref(content)
+    if tag == "complex" and isinstance(content, list) and len(content) == 2:
+        parts = [decode_argument(part, limits.NESTING) for part in content]
+        if all(type(part) is float for part in parts):
+            return complex(*parts)
     if tag in _TAGGED and isinstance(content, str) and content in _TAGGED[tag]:
         return _TAGGED[tag][content]
     raise PortableError(f"an argument of unknown form, tagged {tag[:40]!r}")

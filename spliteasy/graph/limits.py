@@ -24,3 +24,5 @@ PIECES = 4_096
 """Outputs of one operator: `unbind` of a long tensor makes as many."""
 SEQUENCE = 16_384
 """Steps of a recurrent operator."""
+ORDER = 4_096
+"""Rows and columns of a matrix that is inverted or taken apart: the work grows with their cube."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from spliteasy.errors import PortableError
 from spliteasy.graph.guarded import guarded
+from spliteasy.graph.refusals import reason_of
 
 
 def _names(text: str) -> frozenset[str]:
@@ -49,7 +50,8 @@ ARITHMETIC = _names("""
     special_ndtri; special_log_ndtr; special_i0; special_i0e; special_i1; special_i1e; special_sinc;
     special_digamma; special_psi; special_gammaln; special_polygamma; special_gammainc;
     special_gammaincc; special_round; special_softmax; special_log_softmax; special_logsumexp;
-    special_xlogy.default other_scalar self_scalar; special_xlog1py.default other_scalar self_scalar
+    special_xlogy.default other_scalar self_scalar; special_xlog1py.default other_scalar self_scalar;
+    special_zeta.default other_scalar self_scalar; mvlgamma; special_multigammaln; frexp.Tensor
 """)
 LOGIC = _names("""
     eq.Tensor Scalar; ne.Tensor Scalar; lt.Tensor Scalar; le.Tensor Scalar; gt.Tensor Scalar; ge.Tensor
@@ -62,7 +64,7 @@ LOGIC = _names("""
     bitwise_right_shift.Tensor Scalar_Tensor; not_equal.Tensor Scalar; less.Tensor Scalar;
     less_equal.Tensor Scalar; greater.Tensor Scalar; greater_equal.Tensor Scalar; isposinf; isneginf;
     isreal; isclose; isin.Tensor_Tensor Tensor_Scalar Scalar_Tensor; bucketize.Tensor Scalar;
-    searchsorted.Tensor Scalar
+    searchsorted.Tensor Scalar; nonzero_static
 """)
 REDUCTIONS = _names("""
     sum.default dim_IntList; mean.default dim; prod.default dim_int; amax; amin; aminmax; max.default
@@ -75,14 +77,32 @@ REDUCTIONS = _names("""
     cummin; logcumsumexp; diff; trapezoid.x dx; trapz.x dx; cumulative_trapezoid.x dx;
     gradient.scalarint scalararray array scalarrayint scalarrayarray tensorarrayint tensorarray; cov;
     corrcoef; dist; renorm; var_mean.default; std_mean.default dim; histc; linalg_matrix_norm.default;
-    linalg_vecdot
+    linalg_vecdot; sum_to_size
 """)
 LINEAR_ALGEBRA = _names("""
     linear; matmul; mm; bmm; mv; dot; addmm; addmv; baddbmm; addbmm; einsum; outer; bilinear; tensordot;
     cosine_similarity; cdist; pairwise_distance; addr; inner; trace; chain_matmul; linalg_multi_dot;
     linalg_matmul; linalg_cross; cross; pdist; vdot; ger; matrix_power; linalg_matrix_power;
-    linalg_diagonal; conv_tbc
+    linalg_diagonal; conv_tbc; vander; linalg_vander; norm_except_dim
 """)
+FACTORISATIONS = _names("""
+    inverse; linalg_inv; linalg_inv_ex; det; linalg_det; slogdet; linalg_slogdet; logdet; linalg_solve;
+    linalg_solve_ex; linalg_solve_triangular; triangular_solve; linalg_cholesky; linalg_cholesky_ex;
+    cholesky; cholesky_solve; cholesky_inverse; linalg_qr; qr; linalg_svd; svd; linalg_svdvals;
+    linalg_eigh; linalg_eigvalsh; linalg_eig; linalg_eigvals; linalg_lu; linalg_lu_factor;
+    linalg_pinv.default atol_rtol_tensor atol_rtol_float; pinverse; matrix_exp; linalg_matrix_exp;
+    linalg_matrix_norm.str_ord; linalg_norm.ord_str; nuclear_norm.default dim; linalg_cond.default p_str;
+    linalg_matrix_rank.atol_rtol_tensor atol_rtol_float; linalg_tensorinv; linalg_tensorsolve;
+    linalg_householder_product; orgqr; geqrf
+""")
+"""The operators of linear algebra whose work grows with the cube of a matrix's side."""
+COMPLEX = _names("""
+    complex; polar; angle; conj_physical; fft_fft; fft_ifft; fft_rfft; fft_irfft; fft_hfft; fft_ihfft;
+    fft_fft2; fft_ifft2; fft_rfft2; fft_irfft2; fft_hfft2; fft_ihfft2; fft_fftn; fft_ifftn; fft_rfftn;
+    fft_irfftn; fft_hfftn; fft_ihfftn; fft_fftshift; fft_ifftshift;
+    stft.default center; istft; resolve_conj; resolve_neg
+""")
+"""Spectra and complex numbers: they live within a segment, and do not cross a cut."""
 CONVOLUTIONS = _names("""
     conv1d.default padding; conv2d.default padding; conv3d.default padding; convolution; conv_transpose1d;
     conv_transpose2d.input; conv_transpose3d.input
@@ -98,11 +118,11 @@ POOLING = _names("""
     max_pool3d_with_indices; max_unpool2d; max_unpool3d; grid_sampler_3d;
     _upsample_nearest_exact1d.default; _upsample_nearest_exact2d.default;
     _upsample_nearest_exact3d.default; _upsample_bilinear2d_aa.default vec;
-    _upsample_bicubic2d_aa.default vec
+    _upsample_bicubic2d_aa.default vec; fractional_max_pool2d; fractional_max_pool3d
 """)
 NORMALISATION = _names("""
     batch_norm; layer_norm; group_norm; instance_norm; rms_norm;
-    _weight_norm
+    _weight_norm; native_layer_norm
 """)
 ACTIVATIONS = _names("""
     relu; relu6; leaky_relu; elu; celu; selu; gelu; silu; mish; sigmoid; tanh; hardtanh; hardsigmoid;
@@ -111,7 +131,7 @@ ACTIVATIONS = _names("""
 """)
 ATTENTION_AND_RECURRENCE = _names("""
     scaled_dot_product_attention; lstm.input; gru.input; rnn_tanh.input; rnn_relu.input; lstm_cell;
-    gru_cell; rnn_tanh_cell; rnn_relu_cell; embedding; embedding_renorm;
+    gru_cell; rnn_tanh_cell; rnn_relu_cell; embedding;
     embedding_bag.padding_idx; one_hot; _safe_softmax
 """)
 RANDOM = _names("""
@@ -120,7 +140,7 @@ RANDOM = _names("""
     normal_functional; bernoulli_.float; uniform_; normal_; exponential_; bernoulli.Tensor;
     bernoulli_.Tensor; normal.Tensor_Tensor Tensor_float float_Tensor float_float; multinomial; poisson;
       cauchy_; log_normal_; geometric_; random_.default from to;
-    randint_like.Tensor
+    randint_like.Tensor; _standard_gamma
 """)
 VIEWS = _names("""
     view.default dtype; reshape; view_as; reshape_as; _unsafe_view; flatten.using_ints; unflatten.int;
@@ -130,7 +150,8 @@ VIEWS = _names("""
     alias; contiguous; ravel; adjoint; atleast_1d; atleast_2d; atleast_3d; broadcast_tensors;
     meshgrid.default indexing; moveaxis.int intlist; tensor_split.indices; hsplit.int array; vsplit.int
     array; dsplit.int array; unsafe_chunk; unsafe_split.Tensor; unsafe_split_with_sizes; matrix_H;
-    atleast_1d.Sequence; atleast_2d.Sequence; atleast_3d.Sequence
+    atleast_1d.Sequence; atleast_2d.Sequence; atleast_3d.Sequence; view_as_complex; view_as_real; real;
+    imag; conj; _conj; mH
 """)
 COPIES = _names("""
     clone; cat; concat; stack; hstack; vstack; dstack; repeat; repeat_interleave.self_int; tile; flip;
@@ -142,7 +163,7 @@ COPIES = _names("""
     index_fill.int_Scalar int_Tensor; index_put; masked_scatter; fill.Scalar Tensor; kron; block_diag;
     float_power.Tensor_Scalar; concatenate; column_stack; row_stack; fliplr; flipud; diag; diagflat;
     scatter.reduce value_reduce; index_reduce; put; cartesian_prod; pad_sequence; _pad_circular;
-    _pad_enum; _unsafe_index.Tensor; _unsafe_index_put; native_channel_shuffle
+    _pad_enum; _unsafe_index.Tensor; _unsafe_index_put; native_channel_shuffle; as_strided
 """)
 FACTORIES = _names("""
     zeros; ones; full; empty.memory_format; arange.default start start_step; linspace; eye.default m;
@@ -150,8 +171,11 @@ FACTORIES = _names("""
     new_empty; tril_indices; triu_indices; logspace; range.default step; hann_window.default periodic;
     hamming_window.default periodic periodic_alpha periodic_alpha_beta; blackman_window.default
     periodic; bartlett_window.default periodic; kaiser_window.default periodic beta;
-    linspace.Tensor_Tensor Tensor_Scalar Scalar_Tensor
+    linspace.Tensor_Tensor Tensor_Scalar Scalar_Tensor; logspace.Tensor_Tensor Tensor_Scalar
+    Scalar_Tensor; fft_fftfreq; fft_rfftfreq
 """)
+MULTIVARIATE = _names("mvlgamma; mvlgamma_; special_multigammaln")
+"""Functions that add up as many terms as an argument says."""
 UNINITIALISED = _names("empty.memory_format; empty_like; new_empty")
 LOSSES = _names("""
     cross_entropy_loss; nll_loss; nll_loss_nd; nll_loss2d; binary_cross_entropy;
@@ -177,12 +201,19 @@ IN_PLACE = _names("""
     erfc_; erfinv_; fill_diagonal_; eq_.Tensor Scalar; ne_.Tensor Scalar; lt_.Tensor Scalar; le_.Tensor
     Scalar; gt_.Tensor Scalar; ge_.Tensor Scalar; __iand__.Tensor Scalar; __ior__.Tensor Scalar;
     __ixor__.Tensor Scalar; baddbmm_; addmm_; addmv_; addr_; float_power_.Tensor Scalar; hypot_;
-    xlogy_.Tensor
+    xlogy_.Tensor; sinc_; sgn_; deg2rad_; rad2deg_; fix_; arccos_; arccosh_; arcsinh_; arctanh_; arctan2_;
+    atan2_; heaviside_; i0_; ldexp_; gcd_; lcm_; igamma_; igammac_; polygamma_; mvlgamma_; round_.decimals;
+    clamp_max_.Tensor; clamp_min_.Tensor; clip_.Tensor; div_.Scalar_mode Tensor_mode; divide_.Scalar_mode
+    Tensor_mode; true_divide_.Scalar Tensor; addbmm_; bitwise_left_shift_.Tensor Tensor_Scalar;
+    bitwise_right_shift_.Tensor Tensor_Scalar; __ilshift__.Tensor Scalar; __irshift__.Tensor Scalar;
+    greater_.Tensor Scalar; greater_equal_.Tensor Scalar; less_.Tensor Scalar; less_equal_.Tensor Scalar;
+    not_equal_.Tensor Scalar; conj_physical_
 """)
 SIZES = frozenset({"aten.sym_size.int", "aten.sym_numel.default"})
 
 ATEN = frozenset().union(
-    ARITHMETIC, LOGIC, REDUCTIONS, LINEAR_ALGEBRA, CONVOLUTIONS, POOLING, NORMALISATION, ACTIVATIONS,
+    ARITHMETIC, LOGIC, REDUCTIONS, LINEAR_ALGEBRA, FACTORISATIONS, COMPLEX, CONVOLUTIONS, POOLING,
+    NORMALISATION, ACTIVATIONS,
     ATTENTION_AND_RECURRENCE, RANDOM, VIEWS, COPIES, FACTORIES, LOSSES, IN_PLACE, SIZES,
 )  # fmt: skip
 
@@ -260,11 +291,22 @@ def name_of(target: Any) -> str:
     if name is None and isinstance(target, torch._ops.OpOverload):
         name = str(target)
     if name is None or (name not in ATEN and name not in BUILTINS):
+        _refuse(target)
+    return name
+
+
+def _refuse(target: Any) -> NoReturn:
+    """Raises `PortableError` that says why torch's operator is not on the list."""
+    aten = isinstance(target, torch._ops.OpOverload) and target.namespace == "aten"
+    why = reason_of(str(target), target) if aten else None
+    if why is None:
         raise PortableError(
             f"operator {target} is not on the list of portable operators",
-            hint="express it with other operators; the list is spliteasy/graph/operators.py",
+            hint="express it with other operators; docs/models.md says which there are",
         )
-    return name
+    raise PortableError(
+        f"operator {target} is not portable: it {why.kind}", hint=f"{why.why}: use {why.instead}"
+    )
 
 
 @cache

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spliteasy.errors import DataError, PortableError
 from spliteasy.graph.checker import check_program
-from spliteasy.graph.document import DTYPES, TensorSpec, Value, ValueSpec, misfit
+from spliteasy.graph.document import INNER_DTYPES, TensorSpec, Value, ValueSpec, misfit
 from spliteasy.graph.encoding import document_from_json, document_to_json
 from spliteasy.graph.program import Batches, Program
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
@@ -198,7 +198,7 @@ def load_segment_tensors(data: bytes) -> dict[str, Tensor]:
 
 
 def _fitting(spec: TensorSpec, tensor: Tensor) -> Tensor:
-    if tensor.dtype != DTYPES[spec.dtype] or tuple(tensor.shape) != spec.shape:
+    if tensor.dtype != INNER_DTYPES[spec.dtype] or tuple(tensor.shape) != spec.shape:
         raise PortableError(
             f"tensor {spec.name!r} is {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)},"
             f" the graph says {spec.dtype} {spec.shape}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,6 +25,7 @@ from spliteasy.job.spec import JobSpec, OptimizerSpec
 from spliteasy.privacy.recording import Recording, recorded
 from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import seed_all, states_kept
+from spliteasy.splitting.calling import adapt
 from spliteasy.splitting.export import TracedModel, trace_model
 from spliteasy.splitting.losses import trace_function
 from spliteasy.training.losses import LOSSES, LossFunction, UsersLoss
@@ -79,14 +80,28 @@ def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Ten
             f"model.factory = {spec.model.factory!r} returned a {type(model).__name__}, not a module"
         )
     inputs, targets = example_of(spec, given)
+    adapt(model, spec.model.inputs if _by_name(given) else None)
     own = users_loss(spec, root).named_parameters() if spec.loss.function is not None else []
     _check_parameters([*model.named_parameters(), *own], spec.optimizer)
     freeze(spec.optimizer, model.named_parameters())
     return model, inputs, targets
 
 
+def _by_name(given: Any) -> bool:
+    """Whether an example names the model's inputs, so that the model is called by keywords."""
+    return isinstance(given, Mapping) or (isinstance(given, tuple) and isinstance(given[0], Mapping))
+
+
 def example_of(spec: JobSpec, given: Any, what: str = "model.example") -> tuple[Tensors, Tensors]:
-    """(inputs, targets) that the user's function `what` returned, checked. Raises JobError."""
+    """(inputs, targets) that the user's function `what` returned, checked. Raises JobError.
+
+    Each is a tensor, a tuple, or a mapping by the job's names; one mapping may hold them all.
+    """
+    if isinstance(given, Mapping):
+        given = (
+            {name: given[name] for name in given if name not in spec.model.targets},
+            {name: given[name] for name in given if name in spec.model.targets},
+        )
     if not isinstance(given, tuple) or len(given) != 2:
         raise JobError(f"{what} must return a pair (inputs, targets), not {type(given).__name__}")
     inputs = _tensors(given[0], spec.model.inputs, "input", what)
@@ -97,6 +112,14 @@ def example_of(spec: JobSpec, given: Any, what: str = "model.example") -> tuple[
 
 
 def _tensors(given: Any, names: tuple[str, ...], kind: str, what: str) -> Tensors:
+    if isinstance(given, Mapping):
+        if set(given) != set(names):
+            raise JobError(
+                f"{what} gives the {kind}s {', '.join(given) or 'none'}, model.{kind}s names"
+                f" {', '.join(names)}",
+                hint=f"name the same {kind}s in both",
+            )
+        given = tuple(given[name] for name in names)
     values = tuple(given) if isinstance(given, (tuple, list)) else (given,)
     if len(values) != len(names):
         raise JobError(

@@ -26,6 +26,7 @@ from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import states_kept
 from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
 from spliteasy.splitting.losses import PortableLoss
+from spliteasy.splitting.split import regrouped_note
 from spliteasy.training.losses import LossFunction
 from spliteasy.training.segment_trainer import tensors_of
 
@@ -102,6 +103,8 @@ def plan_source(
     if not spec.model.auto:
         try:
             own = chooser.at(spec.model.cuts)
+            note = regrouped_note(traced, spec.model.cuts, shared)
+            notes = (*notes, note) if note else notes
         except CutError as error:
             notes = (*notes, f"the job's own cuts can't be: {error}")
     return CutPlan(

@@ -6,7 +6,7 @@ import inspect
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from spliteasy.errors import JobError, PortableError
 from spliteasy.runtime.generators import states_kept
+from spliteasy.splitting.calling import adapted
 from spliteasy.splitting.functional import Recorder
 from spliteasy.splitting.proof.model_state import left_as_it_was
 from spliteasy.splitting.proof.plain_modes import fused_attention, inference_mode_as_no_grad
@@ -64,15 +65,20 @@ class TracedModel:
         return (*self.train.notes, *self.eval.notes)
 
 
-def trace_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> TracedModel:
+def trace_model(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+) -> TracedModel:
     """Trace with a batch (first) dimension that may vary, and prove the traces. The model is left as it was.
 
+    A mapping of inputs is passed by keyword, and their order is that of the trace's inputs.
     Raises `JobError` if the model can't be traced, uses what has no portable form, or gives something else
     than its traces.
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    names = tuple(example_inputs) if isinstance(example_inputs, Mapping) else None
+    given = tuple(example_inputs.values()) if isinstance(example_inputs, Mapping) else example_inputs
+    inputs = given if isinstance(given, tuple) else (given,)
     _refuse_lazy(model)
-    with left_as_it_was(model, tensors=False):
+    with adapted(model, names), left_as_it_was(model, tensors=False):
         train = trace_inputs(model, inputs, "train")
         evaluation = trace_inputs(model.eval(), inputs, "eval")
     changing = {op.name for trace in (train, evaluation) for op in trace.written}

@@ -8,7 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from spliteasy.errors import JobError
-from spliteasy.graph.document import DTYPE_NAMES, Dim, Graph, Node, Ref, TensorSpec, ValueSpec
+from spliteasy.graph.document import (
+    DTYPE_NAMES,
+    INNER_DTYPE_NAMES,
+    Dim,
+    Graph,
+    Node,
+    Ref,
+    TensorSpec,
+    ValueSpec,
+)
 from spliteasy.graph.encoding import encode_argument
 from spliteasy.splitting.boundaries import Part
 from spliteasy.splitting.trace import Op, TensorInfo, dim_of, replaced
@@ -62,7 +71,7 @@ def value_spec(op: Op) -> ValueSpec:
 def tensor_spec(info: TensorInfo) -> TensorSpec:
     """Return a tensor of the model as it is written in the table."""
     kind: Any = info.kind
-    dtype: Any = DTYPE_NAMES.get(info.tensor.dtype)
+    dtype: Any = INNER_DTYPE_NAMES.get(info.tensor.dtype)
     if dtype is None:
         raise JobError(f"tensor {info.names[0]} is {info.tensor.dtype}, which can't travel")
     return TensorSpec(

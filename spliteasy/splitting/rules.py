@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from spliteasy.errors import CutError
+from spliteasy.graph.document import DTYPE_NAMES
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.places import name_of_call
 from spliteasy.splitting.trace import INPUT, TENSOR, Op, Trace
@@ -29,6 +30,7 @@ def check_partition(
     _check_not_empty(partition, names)
     _check_tensors(partition, names, owners)
     _check_weights(partition, names)
+    _check_kinds(partition, names)
     crossing = [op for op in raw_crossing(partition) if not origins(op) <= set(shared)]
     if crossing:
         which = ", ".join(sorted(set().union(*(origins(op) for op in crossing))))
@@ -58,6 +60,17 @@ def _check_weights(partition: Partition, names: Sequence[str]) -> None:
                 f"cut after {', '.join(map(repr, names))}: {op.name}, computed from {which} alone, is used by"
                 " the head and on the server: weights of the head would leave the device",
                 hint="move the cuts so that all its uses are in one segment",
+            )
+
+
+def _check_kinds(partition: Partition, names: Sequence[str]) -> None:
+    for op in (*partition.up, *partition.down, *partition.kept):
+        if isinstance(op.value, Tensor) and op.value.dtype not in DTYPE_NAMES:
+            raise CutError(
+                f"cut after {', '.join(map(repr, names))}: {op.name} would cross as {op.value.dtype},"
+                " which has no form on the wire",
+                hint="move the cuts so that complex numbers stay within a segment, or let them cross as"
+                " torch.view_as_real",
             )
 
 

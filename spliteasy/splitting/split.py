@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,13 @@ from spliteasy.graph.segment import Segment
 from spliteasy.splitting.boundaries import Part, Partition
 from spliteasy.splitting.export import TracedModel, trace_model
 from spliteasy.splitting.lowering import lower, tensor_spec, value_spec
-from spliteasy.splitting.places import find_call
+from spliteasy.splitting.places import find_call, name_of_call
 from spliteasy.splitting.rules import check_partition, regrouped_sums, tied_ends
 from spliteasy.splitting.trace import TENSOR, Op, TensorInfo, Trace
 
 NAMES = ("head", "body", "tail")
+TRIES = 24
+"""Cuts near by that are looked at, for one that is exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +98,15 @@ class Split:
 
 def split(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
     cuts: str | Sequence[str] = ("stem", "pool"),
     *,
     share_inputs: Iterable[str] = (),
 ) -> Split:
     """Split `model` after the named modules.
 
-    `example_inputs`: one tensor or a tuple, batch first; the batch size stays free.
+    `example_inputs`: one tensor, a tuple, or a mapping whose tensors are passed by keyword; batch first. The
+    batch size stays free. The head takes the tensors in this order.
     `cuts`: one module path (head on the device, the rest on the server), or two (head, body, tail);
     `"relu#2"` means after the second call of `relu`, a plain path after the last.
     `share_inputs`: names of model inputs that may leave the device.
@@ -135,7 +139,45 @@ def split_traced(
         _check_loss_parameters(traced, names, loss_parameters)
         for partition in (train, evaluation):
             _return_tensors(partition.parts[-1], loss_parameters)
-    return _assemble(traced, names, train, evaluation, loss_parameters)
+    made = _assemble(traced, names, train, evaluation, loss_parameters)
+    note = regrouped_note(traced, names, share_inputs)
+    return replace(made, notes=(*made.notes, note)) if note else made
+
+
+def regrouped_note(
+    traced: TracedModel, cuts: str | Sequence[str], share_inputs: Iterable[str] = ()
+) -> str | None:
+    """What to tell of cuts at which some gradient is added in another order; None where all are exact.
+
+    Raises `CutError` for cuts that can't be.
+    """
+    names, train, _ = partitions(traced, cuts, share_inputs)
+    values = regrouped_sums(train)
+    if not values:
+        return None
+    near = exact_cuts_near(traced, names, share_inputs)
+    instead = f"; cuts = [{', '.join(map(repr, near))}] gives the same bits" if near else ""
+    return (
+        f"after {' and '.join(map(repr, names))} the gradient of {', '.join(values)} is added in another"
+        " order than by plain PyTorch, so that the last bits differ: the head keeps it for the tail, and the"
+        f" body uses it several times{instead}"
+    )
+
+
+def exact_cuts_near(
+    traced: TracedModel, cuts: Sequence[str], share_inputs: Iterable[str] = ()
+) -> tuple[str, ...] | None:
+    """The next legal cuts where every gradient is added as plain PyTorch does, if a few tries show some."""
+    ends = traced.train.ends
+    places = [(name_of_call(call, ends), end) for call, end in ends.items()]
+    first, second = (ends[find_call(cut, traced.train, traced.paths)] for cut in cuts)
+    pairs = [((name, cuts[1]), abs(end - first)) for name, end in places if end < second and end != first]
+    pairs += [((cuts[0], name), abs(end - second)) for name, end in places if end > first and end != second]
+    for pair, _ in sorted(pairs, key=lambda each: each[1])[:TRIES]:
+        with suppress(CutError):
+            if not regrouped_sums(partitions(traced, pair, share_inputs)[1]):
+                return pair
+    return None
 
 
 def _check_loss_parameters(

@@ -58,7 +58,7 @@ def parity(
         broker, store = find_url("broker", broker), find_url("store", store)
     elif (broker is None) != (store is None):
         raise UserError("parity needs both --broker and --store, or neither", hint="neither: embedded ones")
-    from spliteasy_cli.support.comparison import compare, prepare
+    from spliteasy_cli.support.comparison import compare, prepare, why_different
 
     keys = store_keys(store_key, store or "")
     fixed = fixed_secret(secret)
@@ -71,6 +71,8 @@ def parity(
     show(comparisons)
     worst = max((max(c.differences.values()) for c in comparisons), default=float("inf"))
     same = worst == 0 and all(c.step == steps and not c.unequal_bits for c in comparisons)
+    if not same and (why := why_different(plan)) is not None:
+        typer.echo(f"expected here: {why}")
     typer.echo(f"max_abs_diff={worst:g}")
     if not same:
         raise typer.Exit(EXIT_DIFFERENT)

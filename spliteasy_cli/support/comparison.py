@@ -26,10 +26,11 @@ from server_worker.replica.direct_body import DirectBody
 from server_worker.store import Store, StoreKeys, open_store
 from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.job import Job, load_job_file
-from spliteasy.job.source import build_model, users_loss
+from spliteasy.job.source import build_model, load_source, users_loss
 from spliteasy.runtime import user_code
 from spliteasy.runtime.randomness import Key
 from spliteasy.runtime.torch_thread import TorchThread
+from spliteasy.splitting.split import regrouped_note
 from spliteasy.training.losses import LOSSES
 from spliteasy.training.reference import PlainTraining, State, difference
 from spliteasy.training.segment_trainer import STEP_KEY
@@ -248,6 +249,12 @@ def compare_one(
         if worst == 0 and not same_bits(split[name], plain[name])
     )
     return Comparison(device, step, differences, unequal)
+
+
+def why_different(plan: ParityPlan) -> str | None:
+    """What is known of the job's cuts that lets the last bits differ. Runs the user's model code."""
+    source = load_source(plan.job.spec, plan.root)
+    return regrouped_note(source.traced, plan.job.spec.model.cuts, source.shared_inputs)
 
 
 def same_bits(ours: Tensor, theirs: Tensor) -> bool:

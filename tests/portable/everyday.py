@@ -27,7 +27,8 @@ ALLOWED: dict[str, str] = {
         torch.special.ndtr(x); torch.special.ndtri(p); torch.special.log_ndtr(x)
         torch.special.xlog1py(x, p); torch.xlogy(2.0, p); torch.xlogy(x, 2.0); torch.logaddexp2(x, y)
         p.logit(); torch.special.expit(x); torch.special.erfcx(x); torch.i0(x); torch.special.gammaln(p)
-        torch.igamma(p.detach(), p)
+        torch.igamma(p.detach(), p); torch.mvlgamma(p + 3, 2); torch.special.zeta(p.detach() + 2, 2.0)
+        torch.frexp(x)[0]
     """,
     "logic and bits": """
         (x > 0) & m[..., None]; (x > 0) | m[..., None]; (x > 0) ^ m[..., None]; ~(x > 0); i & j; i | 3
@@ -63,6 +64,35 @@ ALLOWED: dict[str, str] = {
         torch.tensordot(x, w, 1); F.bilinear(x, y, w[None]); F.cosine_similarity(x, y, 2)
         F.normalize(x, dim=2); F.linear(x, w, w[0]); F.pairwise_distance(x, y); torch.vdot(w[0], w[1]) * x
     """,
+    "linear algebra": """
+        torch.linalg.inv(w)[:6] * x; torch.inverse(w) @ x.mT; torch.linalg.det(w) * x; torch.det(w) * x
+        torch.linalg.slogdet(w)[1] * x; torch.logdet(w @ w.T + torch.eye(8)) * x
+        torch.linalg.solve(w, x.mT); torch.linalg.solve_triangular(w.tril(), x.mT, upper=False)
+        torch.linalg.cholesky(x @ x.mT + torch.eye(6)); torch.linalg.cholesky_ex(w @ w.T)[0] @ x.mT
+        torch.cholesky_solve(x.mT, torch.linalg.cholesky(w @ w.T + torch.eye(8))); torch.linalg.qr(x)[1]
+        torch.linalg.svd(x, full_matrices=False)[1]; torch.linalg.svdvals(w).sum() * x
+        torch.linalg.eigh(w + w.T)[0] * x; torch.linalg.eigvalsh(x @ x.mT)
+        torch.linalg.eigvals(w).abs() * x; torch.linalg.pinv(w) @ x.mT; torch.pinverse(w) @ x.mT
+        torch.matrix_exp(w * 0.1) @ x.mT; torch.linalg.matrix_norm(w, "nuc") * x
+        torch.linalg.matrix_norm(w) * x; torch.linalg.cond(w) * x; torch.linalg.matrix_rank(w) * x
+        torch.linalg.lu(w)[2].sum() * x; torch.linalg.tensorinv(w.view(8, 2, 4), 1).sum() * x
+        torch.linalg.householder_product(w, w[0]) @ x.mT; torch.linalg.vander(w[0]).sum() * x
+    """,
+    "spectra": """
+        torch.fft.rfft(x).abs(); torch.fft.irfft(torch.fft.rfft(x)); torch.fft.fft2(x).real
+        torch.fft.ifft(torch.fft.fft(x) * torch.fft.fft(y)).real; torch.fft.fftshift(x)
+        torch.fft.fftfreq(8) * x; torch.fft.hfft(torch.fft.ihfft(x)); torch.fft.rfftn(x, dim=(1, 2)).imag
+        torch.stft(x.flatten(1), 16, return_complex=True, window=torch.hann_window(16)).abs()
+        torch.istft(torch.view_as_complex(x.unflatten(2, (4, 2))), 10, 2, window=torch.ones(10))
+        torch.view_as_complex(x.unflatten(2, (4, 2))).abs(); torch.view_as_real(torch.complex(x, y))
+        torch.polar(p, x).real; torch.complex(x, y).conj().imag; torch.complex(x, y).angle()
+        x.to(torch.complex64).real; torch.complex(x, y).mH.real; (torch.complex(x, y) * (2 + 1j)).imag
+        torch.einsum("bij,jk->bik", torch.complex(x, y), torch.complex(w, w)).abs()
+    """,
+    "in place": """
+        x.clone().sinc_(); x.clone().div_(p, rounding_mode="floor").detach(); x.clone().clamp_max_(y)
+        (i + 0).bitwise_left_shift_(j); x.clone().atan2_(y); x.clone().rad2deg_()
+    """,
     "shapes": """
         torch.moveaxis(x, 1, 2); x.movedim(2, 1); torch.column_stack((i, j)); torch.row_stack((x, y))
         torch.hstack((x, y)); torch.tensor_split(x, 3, 1)[1]; torch.tensor_split(x, (2, 4), 1)[0]
@@ -74,7 +104,7 @@ ALLOWED: dict[str, str] = {
         F.pad(x, (1, 1), "circular"); F.pad(x, (1, 1), "reflect"); F.pad(x, (1, 1), value=2.0)
         x.unbind(1)[0]; torch.meshgrid(w[0], w[1], indexing="ij")[0].mean() * x
         torch.block_diag(w, w).sum() * x; torch.cartesian_prod(w[0], w[1]).sum() * x; x[:, ::2]
-        x[..., None, :2]
+        x[..., None, :2]; x.as_strided((x.shape[0], 3, 8), (48, 16, 1)); x.sum_to_size(x.shape[0], 1, 8)
     """,
     "indexing": """
         x.gather(1, i[..., None].clamp(max=5).expand(-1, -1, 8)); x.index_select(1, torch.tensor([0, 2]))
@@ -142,26 +172,22 @@ RANDOM = """
     torch.distributions.Normal(x, p).rsample(); torch.randint(5, (x.shape[0], 1, 1)) + x
     torch.distributions.Categorical(logits=x).sample(); torch.distributions.Bernoulli(p).sample()
     F.rrelu(x, training=True); torch.distributions.Uniform(x, x + p).rsample()
-    torch.distributions.Laplace(x, p).rsample()
+    torch.distributions.Laplace(x, p).rsample(); F.fractional_max_pool2d(c, 2, output_size=3)
     torch.distributions.MultivariateNormal(x, scale_tril=p.diag_embed()).rsample()
 """
 """What draws random numbers, from the seed of the step."""
 
 REFUSED: dict[str, str] = {
-    "complex": """
-        torch.fft.rfft(x).abs(); torch.view_as_complex(x.unflatten(2, (4, 2))).abs()
-        torch.stft(x[:, 0], 4, return_complex=True).abs()
-    """,
     "shape depends on the values": """
         x.nonzero(); x[x > 0]; torch.unique(i)
         x.masked_select(x > 0); torch.bincount(i[:, 0]); torch.argwhere(m)
     """,
-    "linear algebra": """
-        torch.linalg.inv(w) * x.sum(); torch.linalg.svdvals(w).sum() * x; torch.linalg.det(w) * x
-        torch.linalg.solve(w, x.mT)
-    """,
     "no derivative": "torch.special.bessel_j0(x); torch.nextafter(x, y)",
-    "memory": "x.as_strided((2, 2), (2, 1)); F.fractional_max_pool2d(c, 2, output_size=2)",
+    "places among values": """
+        torch.linalg.lu_solve(*torch.linalg.lu_factor(w), w) * x.sum()
+        torch.segment_reduce(w, "sum", lengths=torch.tensor([3, 5])).sum() * x
+    """,
+    "complex numbers leave the model": "torch.fft.rfft(x); torch.complex(x, y)",
     "leaves the graph": "x * x.sum().item(); x * float(x.max()); torch.from_numpy(x.detach().numpy()) * x",
 }
 """What it does not take, by reason."""

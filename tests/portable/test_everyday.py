@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -11,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spliteasy.errors import JobError
+from benchmarks.harness.operators import all_operators, table
+from spliteasy.errors import JobError, PortableError
+from spliteasy.graph.operators import _DROPOUT_FLAG, ATEN, operator_of
+from spliteasy.graph.operators import RANDOM as RANDOM_OPERATORS
+from spliteasy.graph.refusals import reason_of
 from spliteasy.graph.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.export import trace_inputs
@@ -111,4 +116,41 @@ def test_random_numbers_follow_the_seed() -> None:
 )
 def test_refused_with_the_reason(kind: str, text: str) -> None:
     with pytest.raises(JobError):
+        segment_of(Everyday([text]))
+
+
+def test_each_operator_of_torch_is_allowed_or_has_a_reason() -> None:
+    unknown = [
+        name for name, overload in all_operators() if name not in ATEN and not reason_of(name, overload)
+    ]
+    assert unknown == []
+
+
+def test_what_torch_says_is_random_is_seeded() -> None:
+    drawing = {
+        name for name, overload in all_operators() if torch.Tag.nondeterministic_seeded in overload.tags
+    }
+    assert drawing & ATEN == RANDOM_OPERATORS | _DROPOUT_FLAG.keys() & drawing | {
+        "aten.rrelu.default",
+        "aten.scaled_dot_product_attention.default",
+    }
+
+
+def test_the_table_of_refusals_is_in_the_documents() -> None:
+    assert table() in Path("docs/models.md").read_text(), "run python -m benchmarks.harness.operators"
+
+
+def test_values_are_no_places_in_memory() -> None:
+    picture, outside = torch.ones(1, 1, 4, 4), torch.full((1, 1, 2), 9.0)
+    with pytest.raises(PortableError, match="outside 0 to 1"):
+        operator_of("aten.fractional_max_pool2d.default")(picture, [2, 2], [2, 2], outside)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        operator_of("aten.as_strided.default")(torch.arange(9.0)[2:4], [4], [1])
+
+
+@pytest.mark.parametrize(
+    "text", ["torch.linalg.svdvals(w.repeat(1, 1000)).sum() * x", "torch.mvlgamma(p + 99, 100)"]
+)
+def test_work_without_end_is_refused(text: str) -> None:
+    with pytest.raises(JobError, match=r"over the limit|takes 1 to"):
         segment_of(Everyday([text]))

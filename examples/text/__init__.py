@@ -1,0 +1,1 @@
+"""A small language model with adapters, on public text that comes with Python."""
