@@ -23,6 +23,8 @@ class AgentConfig:
     """Public key (64 hexadecimal digits) that must have signed the job; None: it is taken as it comes."""
     refuse_public_ends: bool = False
     """Don't train where initial weights of head or tail are in the job, for the worker to read."""
+    stop_if_hijacked: bool = False
+    """End the training where a worker seems to train the head for itself; else this is said in the log."""
     secret: bytes | None = field(default=None, repr=False)
     """32 bytes in place of a secret of the device's own, so that a run can be repeated."""
     fleet_key: bytes | None = field(default=None, repr=False)

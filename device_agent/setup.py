@@ -14,6 +14,7 @@ from device_agent.session.plan import SessionPlan
 from device_agent.state_folder import StateFolder
 from device_agent.training.codec_policy import MakeChooser, StepChoices
 from device_agent.training.data import BatchOrder, DeviceData, EvaluationBatches, load_dataset
+from device_agent.training.disguise import refuse_disguised, warn_of_labels
 from device_agent.training.ends import as_paths, ends_key, initial_ends, job_key, label_key
 from device_agent.training.trainer import ROUND_KEY, DeviceTrainer
 from spliteasy.errors import StateError
@@ -76,9 +77,19 @@ def prepare(
         save=state.save_codecs,
     )
     trainer = DeviceTrainer.create(
-        job, batches, tests, device=config.device, key=key, ends=ends, choices=choices
+        job,
+        batches,
+        tests,
+        device=config.device,
+        key=key,
+        ends=ends,
+        choices=choices,
+        stop_if_hijacked=config.stop_if_hijacked,
     )
     trainer.fleet_key, trainer.fleet_secret = fleet_key, drawn_from if fleet_key is not None else None
+    if handing_over or config.new_data or not state.held():
+        refuse_disguised(job, trainer.head.segment, batches.batch(1)[0])
+        warn_of_labels(job)
     mark = batches.fingerprint
     if handing_over:
         state.check_owner(device=config.device, fingerprint=mark, new_data=config.new_data)

@@ -97,6 +97,10 @@ class PublicEnds(JobError):
     """A job whose head and tail don't begin with weights that only the device knows."""
 
 
+class Hijacked(UserError):
+    """A worker that seems to train a device's head for a purpose of its own."""
+
+
 class DataError(UserError):
     """Data that does not fit the job."""
 

@@ -226,7 +226,7 @@ class Ready(SessionRequest):
     nonce: Nonce | None = None
     """Names the pad of sealed ends: then values is one tensor, which only the fleet's devices can read."""
     fleet_key: Nonce | None = None
-    """Which fleet key the device drew its initial ends from, by its name."""
+    """The name of the fleet key that the device drew its initial ends from."""
     oldest_checkpoint: Step
 
 
@@ -373,7 +373,7 @@ class Gradient(SessionReply, Carrier):
 
 
 class SealedAddend(Record):
-    """What a device has added to a sealed sum."""
+    """A device's part in a sealed sum."""
 
     device: Identifier
     nonce: Nonce
@@ -381,11 +381,11 @@ class SealedAddend(Record):
 
 
 class SealedSum(Record):
-    """Of whom a sealed sum is, so that devices can open it."""
+    """The devices whose sealed ends a sum has, so that it can be opened."""
 
     round: Step
     drawn: Annotated[int, Field(ge=1, le=1 << 20)]
-    """How many devices were drawn for that round, which says where the point of its numbers is."""
+    """The number of devices drawn for that round, which says where the point of its numbers is."""
     addends: Annotated[tuple[SealedAddend, ...], Field(max_length=1 << 16, strict=False)]
 
 
@@ -405,7 +405,7 @@ class Mean(SessionReply):
     initial: bool = False
     """No mean was taken yet: the initial model takes its place."""
     drawn: Annotated[int, Field(ge=0, le=1 << 20)] = 0
-    """How many devices were drawn for the next round."""
+    """The number of devices drawn for the next round."""
     sealed: SealedSum | None = None
     """There where values is one sealed sum."""
     names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()

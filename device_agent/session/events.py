@@ -135,7 +135,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class HandInDone:
-    """What the round gets of head and tail, by name; nothing where these stay, or the device comes new."""
+    """The hand-in of head and tail, by name; nothing where these stay, or the device comes new."""
 
     round: int
     """The round that the device has trained for; 0: it comes new."""

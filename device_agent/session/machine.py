@@ -38,7 +38,7 @@ class DeviceSession:
         self._attempt: m.AttemptRef | None = None
         self._open = OpenStep(plan)
         self._ready: m.Ready | None = None
-        """What was handed in at the end of a round, while its mean is waited for."""
+        """The hand-in at the end of a round, while its mean is waited for."""
         self._outbox = Outbox(plan)
         self._stopping = False
         self._hold: str | None = None

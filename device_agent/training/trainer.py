@@ -16,6 +16,7 @@ from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
 from device_agent.training.cut_codec import DeviceWire
 from device_agent.training.data import BatchOrder, EvaluationBatches
+from device_agent.training.hijack_watch import HijackWatch, may_watch
 from device_agent.training.samples import Tensors
 from spliteasy.codecs.packer import (
     Packed,
@@ -140,6 +141,8 @@ class DeviceTrainer:
     tail: SegmentTrainer | None
     wire: DeviceWire
     transforms: CutTransforms
+    watch: HijackWatch | None = None
+    """Judges what comes back; None where the job has nothing to judge it by."""
     loss: float | None = None
     """Training loss of the last step; None where it was not measured: nothing had a label."""
     samples: int = 0
@@ -152,7 +155,7 @@ class DeviceTrainer:
     round_samples: int = 0
     """Samples that were trained on in this round."""
     round_drawn: int = 0
-    """How many devices were drawn for this round."""
+    """The number of devices drawn for this round."""
     fleet_key: str | None = None
     """The name of the key that the initial ends were drawn from, where devices share one."""
     device: str = ""
@@ -177,13 +180,15 @@ class DeviceTrainer:
         key: Key,
         ends: Drawn,
         choices: StepChoices,
+        stop_if_hijacked: bool = False,
     ) -> DeviceTrainer:
         """Make a trainer with the job's initial weights and the device's own (`ends`), at step 0."""
         head, tail = end_trainers(job, device=device, key=key, ends=ends)
         codecs = job.spec.link.codecs
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
         transforms = CutTransforms(job.spec.privacy, key, head=job.head, tail=job.tail)
-        trainer = cls(job, batches, tests, head, tail, wire, transforms, device=device)
+        watch = HijackWatch(job, stop=stop_if_hijacked) if may_watch(job) else None
+        trainer = cls(job, batches, tests, head, tail, wire, transforms, watch, device=device)
         trainer._initial = trainer.averaged_ends()
         return trainer
 
@@ -309,6 +314,8 @@ class DeviceTrainer:
         sent = self.transforms.gradients(gradients[: len(specs)], step=self.taken + 1)
         if step.spoiled:
             sent = tuple(None if g is None else _spoilt(g) for g in sent)
+        if self.watch is not None:
+            self.watch.sends(sent, part.targets[0])
         part.kept_gradients = gradients[len(specs) :]
         step.tails = micro + 1
         return self.wire.pack(
@@ -324,6 +331,8 @@ class DeviceTrainer:
         outputs, kept = part.head.outputs[:wire], part.head.outputs[wire:]
         gradients = self.wire.unpack("gradients", packed, expected_like(outputs))
         checked = check_gradients(gradients, outputs)
+        if self.watch is not None:
+            self.watch.gets(checked, part.samples)
         self.head.backward(part.head, (*checked, *(part.kept_gradients or (None,) * len(kept))))
         part.head = None
         step.returned += 1
@@ -339,6 +348,8 @@ class DeviceTrainer:
             what = trainer.not_finite()
             if what is not None:
                 raise self._not_finite(what)
+        if self.watch is not None:
+            self.watch.judge(self.taken + 1)
         for trainer in trainers:
             trainer.apply()
         self.wire.packer.apply()
@@ -352,6 +363,8 @@ class DeviceTrainer:
         spoiled = self._step.spoiled if self._step is not None else None
         self.passed = problem.message if problem is not None else spoiled or "a gradient of the body"
         self._step = None
+        if self.watch is not None:
+            self.watch.forget()
         self.wire.packer.abort()
         self.head.skip()
         if self.tail is not None:
@@ -428,6 +441,8 @@ class DeviceTrainer:
     def abort(self) -> None:
         """Forget the open step."""
         self._step = None
+        if self.watch is not None:
+            self.watch.forget()
         self.wire.packer.abort()
         self.head.abort()
         if self.tail is not None:

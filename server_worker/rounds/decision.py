@@ -1,7 +1,7 @@
-"""When a round ends, and who is drawn for the next: decisions without I/O.
+"""The decisions of a fleet, without I/O: when a round ends, and which devices are drawn for the next.
 
-Whoever decides writes the record by compare-and-set before anybody acts on it, so that it makes no difference
-which worker decides, or how many do at once.
+The record is written by compare-and-set before anybody acts on it, so that it makes no difference which
+worker decides, or how many do at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a device hands in at the end of a round: its body's part and, where they are averaged, its ends.
+"""A device's hand-in at the end of a round: its body's part and, where they are averaged, its ends.
 
 Ends come from a device and are hostile bytes: their names, shapes and types are the job's, every number is
 finite, and their norm is bounded.
@@ -24,7 +24,7 @@ from spliteasy.job import Job
 from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, SegmentTrainer, all_finite
 
 OPTIMIZER_TENSORS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq"})
-"""What an optimizer keeps of a weight, as large as the weight itself."""
+"""Tensors that an optimizer keeps of a weight, as large as the weight itself."""
 COUNTER = "step"
 SEALED = "sealed"
 """The name of a device's sealed ends, and of their sum."""

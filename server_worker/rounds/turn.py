@@ -68,7 +68,7 @@ class RoundTurns:
         """The request that waits for the round's end; its values go once they are in the store."""
         self._clock = clock
         self._handed: HandedIn | None = None
-        """What `request` has handed in."""
+        """The hand-in of `request`, once it is in the store."""
         self._seen: tuple[str, float] = "", 0.0
         """The newest record, and since when this worker knows it."""
 

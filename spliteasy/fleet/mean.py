@@ -15,7 +15,7 @@ from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX
 
 Tensors = Mapping[str, Tensor]
 Weighted = tuple[int, Tensors]
-"""What a device counts for, and its tensors by name."""
+"""A device's weight in the mean, and its tensors by name."""
 
 COUNTER = "step"
 """The optimizer's count of steps, by its name in the optimizer's state; a fraction of a step means

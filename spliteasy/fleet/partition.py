@@ -23,7 +23,7 @@ TRIES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """How a data set is split."""
+    """A way to split a data set."""
 
     kind: Literal["iid", "dirichlet", "classes"]
     value: float = 0.0

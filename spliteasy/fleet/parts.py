@@ -1,4 +1,4 @@
-"""Which tensors of a segment the mean is taken over, and how a segment goes on from it."""
+"""The tensors of a segment that the mean is taken over, and the way a segment goes on from it."""
 
 from __future__ import annotations
 

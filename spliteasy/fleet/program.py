@@ -49,10 +49,10 @@ class PlainDevice:
     training: PlainTraining
     batches: Batches
     stints: Sequence[Stint]
-    """Where it began each round; the last one is the mean that it ended with."""
+    """The steps at which it began its rounds; the last one is the mean that it ended with."""
     step: int = 0
     samples: int = 0
-    """Of the round under way."""
+    """Samples of the round under way."""
     began: int = 0
     """Steps taken before it."""
 

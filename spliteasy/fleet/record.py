@@ -1,7 +1,7 @@
-"""The record of a round: what was decided at its end, before anybody acts on it.
+"""The record of a round: the decision at its end, written before anybody acts on it.
 
 Records of a job's version are a hash chain, number 0 first: each names the one before by its digest, so that
-a record which a store forgot, and which was then made anew in another way, is never taken for the first one.
+a record which a store forgot, and which was then made again in another way, is never taken for the first one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Part(BaseModel):
 
 
 class HandedIn(_Part):
-    """What a device handed in for a round: its weights are in the store, under this digest."""
+    """A device's hand-in for a round: its weights are in the store, under this digest."""
 
     samples: Count
     """Samples it trained on in the round, as the worker counted them."""
@@ -45,14 +45,14 @@ class RoundRecord(_Part):
     previous: str
     """The digest of record `number - 1`; empty for the first."""
     participants: dict[Device, HandedIn]
-    """Whose weights the mean is taken over."""
+    """The devices whose weights the mean is taken over."""
     weights: dict[Device, Count]
-    """What each of them counts for."""
+    """The weight of each of them in the mean."""
     base: Count
     """The round whose mean everybody goes on from: this one or, where it is void, an earlier one. The mean of
     round 0 is the initial model."""
     drawn: Count = 0
-    """How many devices were drawn for this round."""
+    """The number of devices that were drawn for this round."""
     cohort: Devices
     """The devices drawn for the next round, by name."""
     closed_at: float
@@ -60,7 +60,7 @@ class RoundRecord(_Part):
     mean_before: Hex | None = None
     """The digest of the mean that this round began from; None: the initial model."""
     fleet_key: Hex | None = None
-    """Which fleet key the devices drew their common initial ends from; the key itself is not told."""
+    """The name of the fleet key that the devices drew their initial ends from; it does not tell the key."""
 
     @property
     def void(self) -> bool:
@@ -85,7 +85,7 @@ class RoundRecord(_Part):
 
 
 class Member(_Part):
-    """What is known of a device that waits at the end of a round, or for one to begin."""
+    """A device that waits at the end of a round, or for one to begin."""
 
     seen: float
     """When it asked last, by the store's clock."""

@@ -42,7 +42,7 @@ class WrongSum(SplitEasyError):
 
 @dataclass(frozen=True, slots=True)
 class SealedPart:
-    """What a device added to a sum: which pad it used, and what it counts for."""
+    """A device's part in a sum: the name of its pad, and its weight in the mean."""
 
     device: str
     nonce: str

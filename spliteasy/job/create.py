@@ -43,7 +43,7 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     inputs, targets = source.inputs, source.targets
     split = split_traced(source.traced, spec.model.cuts, share_inputs=source.shared_inputs)
     check_sparse(spec, [segment.program.document for segment in split.segments])
-    for note in split.notes:
+    for note in (*split.notes, *split.lookups):
         structlog.get_logger(__name__).warning(note)
     outputs = _outputs(split, inputs)
     loss = make_loss(spec, source.loss, outputs, targets)

@@ -484,7 +484,7 @@ LEAST_SEALED = 3
 
 
 class FleetSpec(Section):
-    """How the devices of a job make one model (docs/fleet.md).
+    """Settings of the rounds in which devices make one model (docs/fleet.md).
 
     Under "splitfed" every device trains its own copy of the body for a round, and at the round's end all go
     on from the mean (SplitFed V1; with `ends = "own"` V3). Every key but `mode` belongs to it.
@@ -493,26 +493,25 @@ class FleetSpec(Section):
     mode: Annotated[str, _only("personal", "splitfed", planned=("shared", "relay"))] = "personal"
     """"personal": each device trains a model of its own."""
     ends: Annotated[str, _only("average", "own", planned=("relay",))] = "average"
-    """Whether head and tail are averaged with the body, or stay each device's own."""
+    """Head and tail are averaged with the body, or stay each device's own."""
     round_steps: Count | None = None
     """Training steps of a device between two means; or `round_epochs`: passes over its own data."""
     round_epochs: Count | None = None
     devices_per_round: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """How many devices a round is drawn for, among those that are there. None: all of them."""
+    """The number of devices that are drawn for a round, among those that are there. None: all of them."""
     quorum: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] = 0.5
-    """How many of a round's devices have to hand in for their mean to count: a number, or a share."""
+    """The devices of a round that have to hand in for their mean to count: a number, or a share."""
     deadline: Annotated[str, _parses(parse_duration)] = "10min"
-    """How long a round lasts at most. Whoever has not handed in by then is left out of its mean."""
+    """The longest that a round lasts. A device that has not handed in by then is left out of its mean."""
     weights: Annotated[str, _only("samples", "equal")] = "samples"
-    """What a device counts for in the mean: the samples it trained on in the round, or as much as any
-    other."""
+    """A device counts for the samples that it trained on in the round, or as much as any other."""
     optimizer: Annotated[str, _only("reset", "keep", "average")] = "reset"
-    """What becomes of the optimizers' state at a mean."""
+    """The fate of the optimizers' state at a mean."""
     norm: Annotated[str, _only("average", "local")] = "average"
     """"local" (FedBN): batch norm, with its weights and running statistics, stays each device's own."""
     aggregate: Annotated[str, _only("plain", "sealed")] | None = None
-    """How averaged ends leave a device: "sealed", the default, so that broker, store and worker can't read
-    them, or "plain", in the open (with `share_ends`)."""
+    """Averaged ends leave a device "sealed", the default, so that only devices can read them, or "plain", in
+    the open (with `share_ends`)."""
     max_samples: Annotated[int, Field(ge=1, le=MAX_ROUND_SAMPLES)] | None = None
     """The most samples that a device may have trained on in a round."""
     max_norm: Positive = 1e6

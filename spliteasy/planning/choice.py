@@ -7,7 +7,7 @@ backward, up, body backward and step, down, head backward and step. So its time 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from spliteasy.planning.relaxation import Relaxing
 from spliteasy.planning.wire_costs import WireCosts
 from spliteasy.splitting.export import TracedModel
 from spliteasy.splitting.rules import regrouped_sums
-from spliteasy.splitting.split import cut_trace, partitions
+from spliteasy.splitting.split import cut_trace, partitions, split_traced
 from spliteasy.splitting.trace import TENSOR
 
 BYTES = 4
@@ -150,6 +150,7 @@ class Chooser:
     def choose(self) -> tuple[list[Cut], Cut]:
         """The best legal cut behind each place, in order, and the best of them all.
 
+        Cuts at which an input would cross in disguise are looked for among the best only, and marked.
         Raises CutError where no cut keeps to the constraints, saying which one to relax.
         """
         relaxing = Relaxing(self._constraints)
@@ -160,10 +161,27 @@ class Chooser:
                 rows.append(row)
         if not rows:
             raise CutError("the model has no place where it can be cut", hint="docs/own-model.md says why")
-        fitting = [row for row in rows if not row.violates]
+        fitting = sorted(
+            (row for row in rows if not row.violates), key=lambda row: (row.step_s, row.memory_bytes)
+        )
         if not fitting:
             raise relaxing.error()
-        return rows, min(fitting, key=lambda row: (row.step_s, row.memory_bytes))
+        refusals = []
+        for row in fitting:
+            refused = self._refused(row)
+            if refused is None:
+                return rows, row
+            refusals.append(refused)
+            rows[rows.index(row)] = replace(row, violates=("disguise",))
+        raise refusals[0]
+
+    def _refused(self, row: Cut) -> CutError | None:
+        """Why the model would not be split there: an input would cross in disguise, say."""
+        try:
+            split_traced(self._traced, row.cuts, share_inputs=self._shared)
+        except CutError as error:
+            return error
+        return None
 
     def at(self, cuts: Sequence[str]) -> Cut:
         """Return the costs of these cuts. Raises CutError where they can't be right."""

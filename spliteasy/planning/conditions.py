@@ -31,6 +31,6 @@ class Constraints:
     min_head_layers: int = 0
     """Modules with weights that the head has at least."""
     min_tail_layers: int = 0
-    """The same of the tail: without one, gradients tell the labels, which [privacy.limits] may bound."""
+    """The same of the tail: without one, gradients tell the labels."""
     max_input_correlation: float | None = None
     """Distance correlation between inputs and what the head sends, at most."""

@@ -12,7 +12,7 @@ from spliteasy.codecs import choose_codec
 from spliteasy.codecs.packer import PLACES
 from spliteasy.errors import CutError, JobError
 from spliteasy.job.source import Source, example_of, load_source, make_loss
-from spliteasy.job.spec import JobSpec, LimitsSpec, LinkSpec, PlanSpec
+from spliteasy.job.spec import JobSpec, LinkSpec, PlanSpec
 from spliteasy.planning.choice import Chooser, Cut
 from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import MIN_SAMPLES, InputCorrelation, varies
@@ -94,7 +94,7 @@ def plan_source(
         packed_wire(traced, flow, loss, *_made_up(inputs, targets), batch=batch, codecs=codecs),
         shared=shared,
         conditions=conditions,
-        constraints=(constraints := constraints_of(settings, spec.privacy.limits)),
+        constraints=(constraints := constraints_of(spec)),
         label_bytes=sum(y.nbytes // len(y) for y in targets) * batch,
         correlation=correlation,
     )
@@ -152,13 +152,18 @@ def planned_codecs(link: LinkSpec, conditions: Conditions) -> tuple[str, str]:
     return activations, gradients
 
 
-def constraints_of(settings: PlanSpec, limits: LimitsSpec) -> Constraints:
-    """Return the constraints that `[plan]` asks for and that `[privacy.limits]` need at the least."""
+def constraints_of(spec: JobSpec) -> Constraints:
+    """Return the constraints that `[plan]` asks for and that keep labels and inputs from being told.
+
+    A tail without a layer tells labels by its gradients, unless `[privacy]` changes either.
+    """
+    settings, privacy = spec.plan, spec.privacy
     memory = settings.device_memory
+    plain = not spec.single and privacy.label_dp is None and privacy.gradient_noise is None
     return Constraints(
         device_memory=parse_size(memory, "device_memory") if memory is not None else None,
-        min_head_layers=max(settings.min_head_layers, int(bounds_inputs(limits))),
-        min_tail_layers=int(bounds_labels(limits)),
+        min_head_layers=max(settings.min_head_layers, int(bounds_inputs(privacy.limits))),
+        min_tail_layers=int(plain or bounds_labels(privacy.limits)),
         max_input_correlation=settings.max_input_correlation,
     )
 

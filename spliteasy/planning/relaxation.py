@@ -63,7 +63,7 @@ class Relaxing:
 def _told(name: str, value: float) -> str:
     """Return the value as it is written on the command line, rounded to the side on which it is still met."""
     if name == "min_tail_layers":
-        return f"a tail of {int(value)} or more layers with weights ([privacy.limits] of labels)"
+        return f"a tail of {int(value)} or more layers with weights (its gradients would tell the labels)"
     option = f"--{name.replace('_', '-')}"
     if name == "device_memory":
         unit, name = (1e6, "mb") if value >= 1e6 else (1e3, "kb")

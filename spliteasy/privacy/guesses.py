@@ -240,3 +240,14 @@ class AlarmGuess:
         low, high = wilson(value, count)
         key = "hijack_false_alarms"
         return (Score(limit=key, value=value, chance=0.0, low=low, high=high, samples=count),)
+
+
+@dataclass(frozen=True)
+class OfEvaluations:
+    """A claim about evaluations: what it calls steps are places in `View.evaluations`."""
+
+    guess: Guess
+
+    def scores(self, truth: Truth) -> tuple[Score, ...]:
+        assert truth.evaluated is not None, "evaluations that were recorded have a truth"
+        return self.guess.scores(truth.evaluated)

@@ -21,6 +21,9 @@ from spliteasy.privacy.statistics import normalized
 WINDOW = 12
 """Steps that are judged together."""
 
+TOLD = 0.1
+"""The classes' difference that what was sent must have for a judgement: noise on gradients hides it."""
+
 LEAST = 0.25
 """The gradients that come back must keep this share of the classes' difference in what was sent."""
 
@@ -49,7 +52,7 @@ class HijackGuard:
             return False
         returned = sum(pair[0] for pair in self._seen)
         sent = sum(pair[1] for pair in self._seen)
-        return returned < self._least * sent
+        return sent > TOLD * self._window and returned < self._least * sent
 
 
 def _apart(gradients: Tensor, same: Tensor, other: Tensor) -> float:

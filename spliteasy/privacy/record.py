@@ -172,6 +172,8 @@ class Truth:
     """Samples whose label was drawn at random, so that nothing but a leak tells it."""
     members: int
     """The first so many of the view's candidates were trained on, the others not."""
+    evaluated: Truth | None = None
+    """The same of the recorded batches of evaluations, in place of steps."""
 
     def labels(self, steps: range) -> Tensor:
         """The class of every sample of these steps: int64 [samples]."""

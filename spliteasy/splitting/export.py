@@ -58,6 +58,8 @@ class TracedModel:
     eval: Trace
     paths: tuple[str, ...]
     """All module paths of the model."""
+    example: tuple[Tensor, ...]
+    """What the model was traced with."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -85,7 +87,8 @@ def trace_model(
     for trace in (train, evaluation):
         _refuse_forgetting(trace)
         trace.settle(changing)
-    return TracedModel(train, evaluation, tuple(name for name, _ in model.named_modules() if name))
+    paths = tuple(name for name, _ in model.named_modules() if name)
+    return TracedModel(train, evaluation, paths, inputs)
 
 
 def _refuse_forgetting(trace: Trace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,7 @@ from spliteasy.graph.document import Document, ValueSpec
 from spliteasy.graph.program import Program
 from spliteasy.graph.segment import Segment
 from spliteasy.splitting.boundaries import Part, Partition
+from spliteasy.splitting.disguise import Disguise, find_disguises
 from spliteasy.splitting.export import TracedModel, trace_model
 from spliteasy.splitting.lowering import lower, tensor_spec, value_spec
 from spliteasy.splitting.places import find_call, name_of_call
@@ -65,6 +66,8 @@ class Split:
     """
     notes: tuple[str, ...] = ()
     """Notes, in whole sentences, on what is right and may surprise."""
+    lookups: tuple[str, ...] = ()
+    """Notes, in whole sentences, on inputs of whole numbers that cross through a table."""
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -134,14 +137,46 @@ def split_traced(
     `loss_parameters` belong to the tail, which returns them behind the model's outputs.
     Raises `JobError` if there is no tail for them, or one has a name of the model's.
     """
-    names, train, evaluation = partitions(traced, cuts, share_inputs)
+    shared = frozenset(share_inputs)
+    names, train, evaluation = partitions(traced, cuts, shared)
     if loss_parameters:
         _check_loss_parameters(traced, names, loss_parameters)
         for partition in (train, evaluation):
             _return_tensors(partition.parts[-1], loss_parameters)
-    made = _assemble(traced, names, train, evaluation, loss_parameters)
-    note = regrouped_note(traced, names, share_inputs)
-    return replace(made, notes=(*made.notes, note)) if note else made
+    parts = _assemble(traced, names, train, evaluation, loss_parameters)
+    in_training = _disguised(traced, parts, names[0], shared, train.up, training=True)
+    in_evaluation = _disguised(traced, parts, names[0], shared, evaluation.up, training=False)
+    note = regrouped_note(traced, names, shared)
+    notes = (*parts.notes, note) if note else parts.notes
+    return replace(parts, notes=notes, lookups=tuple(dict.fromkeys((*in_training, *in_evaluation))))
+
+
+def _disguised(
+    traced: TracedModel, parts: Split, cut: str, shared: Collection[str], up: Sequence[Op], *, training: bool
+) -> list[str]:
+    """Inputs that cross through a table. Raises `CutError` for an input that crosses in disguise."""
+    inputs = [op.name for op in traced.train.inputs]
+    allowed = [place for place, name in enumerate(inputs) if name in shared]
+    found = find_disguises(parts.head, traced.example, training=training, shared=allowed)
+    told = []
+    for each in found:
+        name, op = inputs[each.source], up[each.place]
+        if each.kind != "lookup":
+            raise _refusal(each, cut, name, op, "training" if training else "evaluation")
+        told.append(
+            f"each whole number of the input {name!r} crosses the cut through a table, as {op.name}: whoever "
+            "knows the table reads the input, and who does not can count how often each number comes"
+        )
+    return told
+
+
+def _refusal(found: Disguise, cut: str, name: str, op: Op, mode: str) -> CutError:
+    module = f" in module {op.calls[-1][0]!r}" if op.calls else ""
+    return CutError(
+        f"cut after {cut!r}: in {mode}, {op.name} ({op.target}{module}) would carry {found.share:.0%} of the "
+        f"model's input {name} out of the device, each element {found.words}",
+        hint=f"cut behind layers that mix elements of the input, or share_inputs=({name!r},) allows it",
+    )
 
 
 def regrouped_note(

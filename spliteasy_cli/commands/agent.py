@@ -116,6 +116,14 @@ RefusePublicEndsOption = Annotated[
         "labels and inputs.",
     ),
 ]
+StopIfHijackedOption = Annotated[
+    bool,
+    typer.Option(
+        "--stop-if-hijacked",
+        help="End the training where the gradients that come back look made up, to train the head for the "
+        "worker. Without it the log says so once.",
+    ),
+]
 RestartOption = Annotated[
     bool, typer.Option("--restart", help="Begin at step 0 again, whatever the store keeps of the session.")
 ]
@@ -189,6 +197,7 @@ def agent(
     restart: RestartOption = False,
     refuse_public_ends: RefusePublicEndsOption = False,
     fleet_key: FleetKeyOption = None,
+    stop_if_hijacked: StopIfHijackedOption = False,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
     new_version: NewVersionOption = False,
@@ -225,6 +234,7 @@ def agent(
         restart=restart,
         refuse_public_ends=refuse_public_ends,
         fleet_key=None if fleet_key is None else read_fleet_key(fleet_key),
+        stop_if_hijacked=stop_if_hijacked,
         epochs=epochs,
         new_data=new_data,
         new_version=new_version,

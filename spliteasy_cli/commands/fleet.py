@@ -24,7 +24,7 @@ SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class FleetView:
-    """What the store has of a fleet, at one moment."""
+    """A fleet as the store has it, at one moment."""
 
     name: str
     spec: FleetSpec

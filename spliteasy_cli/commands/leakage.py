@@ -63,6 +63,9 @@ def leakage(
         int, typer.Option(min=1, max=100_000, help="The number of steps that are recorded.")
     ] = 48,
     short: ShortOption = False,
+    sealed: Annotated[
+        bool, typer.Option("--sealed", help="Seal the store, as `make up` does: what is left to its readers.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The folder for the picture.", show_default="runs/JOB-leakage")
     ] = None,
@@ -92,7 +95,9 @@ def leakage(
     source = data or default_data(spec, root)
     with torch_threads(threads):
         measured = run(
-            lambda stop: _measure(spec, root, source, who, attacks, steps, every=cuts == "all", stop=stop),
+            lambda stop: _measure(
+                spec, root, source, who, attacks, steps, every=cuts == "all", sealed=sealed, stop=stop
+            ),
             on_stop="stopping after the attack that is running",
         )
     _report(measured, None if short else (out or Path("runs") / f"{spec.name}-leakage") / PICTURE)
@@ -134,6 +139,7 @@ async def _measure(
     steps: int,
     *,
     every: bool,
+    sealed: bool,
     stop: asyncio.Event,
 ) -> list[Measured]:
     import asyncio
@@ -149,7 +155,15 @@ async def _measure(
         with _progress(title) as tell:
             found.append(
                 await measure(
-                    variant, root, data, adversaries=who, attacks=attacks, steps=steps, stop=stop, tell=tell
+                    variant,
+                    root,
+                    data,
+                    adversaries=who,
+                    attacks=attacks,
+                    steps=steps,
+                    sealed=sealed,
+                    stop=stop,
+                    tell=tell,
                 )
             )
         if stop.is_set():

@@ -27,8 +27,9 @@ WIDTH = 150
 _COLUMN = {
     "device_memory": "memory",
     "min_head_layers": "layers",
-    "min_tail_layers": "limits of labels",
+    "min_tail_layers": "secrecy of labels",
     "max_input_correlation": "correlation",
+    "disguise": "secrecy of inputs",
 }
 """The column of the table for each constraint."""
 AS_IN_PLAN = "by [plan], or"

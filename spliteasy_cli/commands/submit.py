@@ -68,6 +68,7 @@ def create_job(job_file: Path) -> Job:
     spec = load_job_file(job_file)
     job = Job.create(spec, project_root(job_file))
     _warn_of_public_ends(job)
+    _warn_of_labels(job)
     _warn_of_limits(job, spec.privacy.limits)
     _say_guarantee(job)
     return job
@@ -92,6 +93,17 @@ def _warn_of_public_ends(job: Job) -> None:
         weights="; ".join(named),
         hint='[privacy] ends = "perturb" moves them on the device; docs/privacy.md says how far that helps',
     )
+
+
+def _warn_of_labels(job: Job) -> None:
+    """Say where the gradients that cross are the labels under another name."""
+    import structlog
+
+    from spliteasy.privacy.plain_labels import HINT, plain_labels
+
+    why = plain_labels(job)
+    if why is not None:
+        structlog.get_logger(__name__).warning(why, hint=HINT)
 
 
 def _warn_of_limits(job: Job, limits: LimitsSpec) -> None:

@@ -45,7 +45,7 @@ PartitionOption = Annotated[
     str | None,
     typer.Option(
         metavar="SPLIT",
-        help="Split the data of all devices anew over them: iid (evenly), dirichlet:0.3 (classes unevenly; "
+        help="Split the data of all devices again over them: iid (evenly), dirichlet:0.3 (classes unevenly; "
         "the smaller, the more so) or classes:2 (that many classes each).",
         show_default="as the data function gives them",
     ),

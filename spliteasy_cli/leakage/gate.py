@@ -88,15 +88,18 @@ async def measure(
     steps: int = STEPS,
     seed: int = 0,
     limits: LimitsSpec | None = None,
+    sealed: bool = False,
     stop: asyncio.Event | None = None,
     tell: Tell = lambda _what, _done, _all: None,
 ) -> Measured:
     """Record `steps` steps of the job on `data`, and play the attacks.
 
-    `limits`: in place of the job's own. Setting `stop` ends the recording after its current step, and the
-    attacks after the current one. Runs the user's model code. Raises SplitEasyError.
+    `limits`: in place of the job's own. `sealed`: seal the store, as the local stack does. Setting `stop`
+    ends the recording after its current step, and the attacks after the current one. Runs the user's model
+    code. Raises SplitEasyError.
     """
-    copy = _alone(spec).model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage"})
+    often = spec.evaluation.model_copy(update={"every_epochs": 1})
+    copy = _alone(spec).model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage", "evaluation": often})
     job = await asyncio.to_thread(Job.create, copy, root)
     bounds = limits or spec.privacy.limits
     chosen = attacks_named(attacks)
@@ -110,6 +113,7 @@ async def measure(
                 Path(folder),
                 steps=steps,
                 hijacker=hijacker,
+                sealed=sealed,
                 stop=stop,
                 tell=lambda step, last: tell(what, step, last),
             )

@@ -29,7 +29,8 @@ from device_agent.training.ends import with_ends
 from device_agent.training.samples import Samples
 from device_agent.training.trainer import HEAD, TAIL, DeviceTrainer
 from server_worker.config import Trust
-from server_worker.store import Store, open_store
+from server_worker.store import StoreKeys, open_store
+from server_worker.store.keys import StoreKey
 from spliteasy.codecs.packer import PLAIN, expected_of, unpack
 from spliteasy.errors import DataError, WireError
 from spliteasy.graph.segment import Segment
@@ -60,6 +61,9 @@ from spliteasy_cli.support.embedded import async_connect, workers_running
 DEVICE = "phone-1"
 SECRET = hashlib.blake2b(b"a secret of a recorded training", digest_size=32).digest()
 """The device's, so that the same job is measured alike each time; nothing but the device uses it."""
+
+STORE_KEY = hashlib.blake2b(b"a key of a recorded training's store", digest_size=32).digest()
+"""The workers', where a store is sealed."""
 
 OTHER = Key(bytes(32))
 """The key that everybody else draws from: an adversary that has the law of the ends begins with ends of its
@@ -169,6 +173,7 @@ async def record(
     *,
     steps: int = STEPS,
     hijacker: Hijacker | None = None,
+    sealed: bool = False,
     stop: asyncio.Event | None = None,
     tell: Callable[[int, int], None] = lambda _step, _steps: None,
 ) -> Recording:
@@ -178,7 +183,8 @@ async def record(
     last one. Raises SplitEasyError.
     """
     broker = TappedBroker(None if hijacker is None else _Hijacking(job, hijacker))
-    store = await open_store(f"sqlite:///{folder / 'store.sqlite'}")
+    url = f"sqlite:///{folder / 'store.sqlite'}"
+    store = await open_store(url, StoreKeys((StoreKey(STORE_KEY),), open_too=False) if sealed else None)
     compute = TorchThread(DEVICE)
     enough = asyncio.Event()
 
@@ -202,10 +208,10 @@ async def record(
         assert agent.trainer is not None
         session = f"{job.name}.{DEVICE}"
         _, state = await with_body(store, job, session, result.step, _ends(agent.trainer))
-        readable = await _store_is_readable(store, session, result.step)
     finally:
         compute.close()
         await store.close()
+    readable = await _store_is_readable(url, session, result.step)
     return _recording(job, sample, broker.messages, agent.trainer, state, hijacker, readable)
 
 
@@ -213,13 +219,16 @@ def _ends(trainer: DeviceTrainer) -> State:
     return {k.removeprefix(HEAD).removeprefix(TAIL): tensor for k, tensor in trainer.state().items()}
 
 
-async def _store_is_readable(store: Store, session: str, step: int) -> bool:
+async def _store_is_readable(url: str, session: str, step: int) -> bool:
     """Return whether somebody who has the store alone can read the requests in its log."""
-    async for entry in store.read_log(session, after=step - 1, upto=step):
-        try:
+    store = await open_store(url)
+    try:
+        async for entry in store.read_log(session, after=step - 1, upto=step):
             return all(isinstance(decode(raw), m.Forward | m.Backward) for raw in entry.requests)
-        except WireError:
-            return False
+    except WireError:
+        return False
+    finally:
+        await store.close()
     return False
 
 
@@ -245,6 +254,7 @@ def _recording(
         indices=tuple(places),
         canaries=sample.canaries,
         members=len(sample.train),
+        evaluated=_truth_of_evaluations(trainer, messages),
     )
     return Recording(
         job=job,
@@ -329,6 +339,25 @@ def _evaluations(job: Job, messages: Sequence[m.AnyMessage]) -> tuple[Evaluated,
         )
         for asked in messages
         if isinstance(asked, m.Eval) and asked.request in replies
+    )
+
+
+def _truth_of_evaluations(trainer: DeviceTrainer, messages: Sequence[m.AnyMessage]) -> Truth | None:
+    """Return the test samples of each evaluation that `_evaluations` gives, in its order."""
+    answered = {x.answers for x in messages if isinstance(x, m.Evaluated)}
+    asked = [x for x in messages if isinstance(x, m.Eval) and x.request in answered]
+    if trainer.tests is None or not asked:
+        return None
+    places: list[tuple[int, int]] = []
+    for each in asked:  # a device asks for its batches in order
+        places.append((sum(step == each.step for _, step in places), each.step))
+    batches = [trainer.tests.batch(*place) for place in places]
+    return Truth(
+        inputs=tuple(inputs for inputs, _ in batches),
+        targets=tuple(targets for _, targets in batches),
+        indices=tuple(tuple(trainer.tests.indices(*place)) for place in places),
+        canaries=frozenset(),
+        members=0,
     )
 
 

@@ -1,4 +1,4 @@
-"""What each device of a fleet would reach alone: the same steps on its own data only, in plain PyTorch.
+"""The accuracy that each device of a fleet would reach alone, by the same steps in plain PyTorch.
 
 Training split is the same training to the last bit, so that this is what `mode = "personal"` would give.
 """

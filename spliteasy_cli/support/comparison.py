@@ -44,7 +44,7 @@ from spliteasy_cli.support.fleet import begin_rounds, check_size, fleet_name
 
 EMBEDDED_WORKERS = 2
 COMPARED = (MODEL_PREFIX, OPTIMIZER_PREFIX)
-"""What the names of tensors begin with that plain PyTorch has, too."""
+"""The names of tensors that plain PyTorch has, too, begin with one of these."""
 
 NAME_ROOM = 55
 """Characters of the job's name that its copy for the comparison keeps."""
@@ -175,7 +175,7 @@ async def compare_fleet(
 
 @dataclass(frozen=True, slots=True)
 class _TrainedMember:
-    """What a device of a fleet ended with."""
+    """The end of a device's training in a fleet."""
 
     step: int
     """The last of all its steps."""

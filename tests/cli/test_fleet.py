@@ -107,7 +107,7 @@ def test_training_gives_every_device_the_same_model(
     for device in ("phone-1", "phone-2"):
         files.append(project.folder / f"{device}.safetensors")
         state = project.folder / "out" / "devices" / device
-        ran = spliteasy("merge", state, "--out", files[-1])
+        ran = spliteasy("merge", "--state", state, "--output", files[-1])
         assert ran.code == 0, ran.out + ran.err
     assert files[0].read_bytes() == files[1].read_bytes()
     assert (project.folder / "out" / STORE_FILE).exists()

@@ -26,9 +26,12 @@ def toy_job(variant: toy.Variant | None = None) -> StoredJob:
 
 
 @asynccontextmanager
-async def served(job: StoredJob) -> AsyncIterator[tuple[MemoryBroker, SqliteStore]]:
+async def served(
+    job: StoredJob, broker: MemoryBroker | None = None
+) -> AsyncIterator[tuple[MemoryBroker, SqliteStore]]:
     """The broker, and the worker's store."""
-    broker, store, compute = MemoryBroker(), SqliteStore(None, inline=True), TorchThread()
+    broker = broker or MemoryBroker()
+    store, compute = SqliteStore(None, inline=True), TorchThread()
     await store.put_job(job)
 
     async def connect_here() -> MemoryTransport:

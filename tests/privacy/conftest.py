@@ -25,7 +25,8 @@ STEPS = 36
 @pytest.fixture(scope="session")
 def digits_spec() -> JobSpec:
     spec = load_job_file(DIGITS)
-    return spec.model_copy(update={"privacy": PrivacySpec(ends="public")})
+    often = spec.evaluation.model_copy(update={"every_epochs": 1})
+    return spec.model_copy(update={"privacy": PrivacySpec(ends="public"), "evaluation": often})
 
 
 @pytest.fixture(scope="session")

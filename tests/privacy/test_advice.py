@@ -8,6 +8,7 @@ import pytest
 
 from spliteasy.job import Job, load_job_file, parse_job
 from spliteasy.job.spec import LimitsSpec, PlanSpec, PrivacySpec
+from spliteasy.planning.conditions import Constraints
 from spliteasy.planning.planner import constraints_of
 from spliteasy.privacy.advice import advice
 from tests.cli.conftest import Project, Ran, _no_stack, new_project, spliteasy  # noqa: F401
@@ -56,11 +57,19 @@ def test_a_head_of_one_layer_does_not_hide_inputs() -> None:
     assert "input_mse can't be kept" in whys(job, INPUTS)
 
 
-def test_plan_keeps_a_layer_in_the_tail_where_labels_are_bounded() -> None:
-    assert constraints_of(PlanSpec(), LimitsSpec()).min_tail_layers == 0
-    assert constraints_of(PlanSpec(), LABELS).min_tail_layers == 1
-    assert constraints_of(PlanSpec(), INPUTS).min_head_layers == 1
-    assert constraints_of(PlanSpec(min_head_layers=3), INPUTS).min_head_layers == 3
+def test_plan_keeps_a_layer_in_the_tail_and_one_in_the_head_where_they_are_needed() -> None:
+    spec = load_job_file(DIGITS)
+
+    def constraints(plan: PlanSpec | None = None, **privacy: object) -> Constraints:
+        changed = {"plan": plan or PlanSpec(), "privacy": PrivacySpec.model_validate(privacy)}
+        return constraints_of(spec.model_copy(update=changed))
+
+    assert constraints().min_tail_layers == 1
+    assert constraints(gradient_noise=6.0).min_tail_layers == 0
+    assert constraints(gradient_noise=6.0, limits=LABELS).min_tail_layers == 1
+    assert constraints().min_head_layers == 0
+    assert constraints(limits=INPUTS).min_head_layers == 1
+    assert constraints(PlanSpec(min_head_layers=3), limits=INPUTS).min_head_layers == 3
 
 
 def test_ends_that_are_secret_are_not_called_public() -> None:

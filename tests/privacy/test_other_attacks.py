@@ -30,6 +30,21 @@ def test_a_sample_is_found_again_in_the_next_epoch(memorized: Recording, play: P
     assert scores["linkage"].chance == 1 / 64
 
 
+def test_evaluations_tell_what_steps_tell(digits: Recording, play: Play) -> None:
+    """With public ends each attack on evaluations succeeds: the positive control."""
+    assert len({each.step for each in view_of(digits, Adversary.WORKER).evaluations}) >= 2
+    _, scores = play(digits, "evaluation-labels")
+    assert scores["label_recovery"].low > scores["label_recovery"].chance + 0.3
+    _, scores = play(digits, "evaluation-linkage")
+    assert scores["linkage"].low > 20 * scores["linkage"].chance
+    _, scores = play(digits, "evaluation-inversion", Adversary.HOLDER)
+    assert scores["input_mse"].high < 0.5 * scores["input_mse"].chance
+
+
+def test_a_reader_of_the_store_sees_no_evaluation(digits: Recording) -> None:
+    assert view_of(digits, Adversary.STORE).evaluations == ()
+
+
 def test_brightness_shows_in_the_activations(digits: Recording, play: Play) -> None:
     _, scores = play(digits, "property")
     assert scores["property_inference"].low > 0.75

@@ -5,6 +5,7 @@ from __future__ import annotations
 from spliteasy.privacy.attacks.base import Attack
 from spliteasy.privacy.attacks.clusters import ClusterGradients, ClusterOutputs, Cosine, Norm, Spectral
 from spliteasy.privacy.attacks.decoders import ConvolutionalDecoder, LinearDecoder
+from spliteasy.privacy.attacks.evaluations import EvaluationInversion, EvaluationLabels, EvaluationLinkage
 from spliteasy.privacy.attacks.few_labels import FewLabels
 from spliteasy.privacy.attacks.guarding import HijackGuard
 from spliteasy.privacy.attacks.head_tracking import HeadTracking
@@ -36,6 +37,9 @@ ATTACKS: tuple[Attack, ...] = (
     Tokens(),
     PropertyInference(),
     Linkage(),
+    EvaluationLabels(),
+    EvaluationInversion(),
+    EvaluationLinkage(),
     Membership(),
     Match(),
     FSHA,

@@ -11,7 +11,9 @@ variation as the prior of images.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from spliteasy.graph.segment import Segment
 from spliteasy.privacy.attacks.base import (
     WIRE,
     believed_head,
@@ -24,6 +26,7 @@ from spliteasy.privacy.attacks.base import (
 )
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Adversary, View
+from spliteasy.training.segment_trainer import Values
 
 ROUNDS = 300
 RATE = 0.05
@@ -42,14 +45,18 @@ class Inversion:
         index = len(view.steps) - 1 if view.released is not None else 0
         exchange = view.steps[index][0]
         head = believed_head(view).requires_grad_(False)
-        inputs = tuple(
-            x.requires_grad_() if x.is_floating_point() else x for x in made_up_inputs(view, exchange.samples)
-        )
-        optimizer = torch.optim.Adam([x for x in inputs if x.requires_grad], lr=RATE)
-        scale = scale_of(exchange.activations)
-        for _ in range(ROUNDS):
-            optimizer.zero_grad()
-            error = mismatch(crossing(head, inputs), exchange.activations) / scale
-            torch.autograd.backward(error + PRIOR * smooth(inputs[0]))
-            optimizer.step()
-        return InputGuess(inputs=inputs[0].detach(), steps=range(index, index + 1))
+        found = invert(view, head, exchange.activations, exchange.samples)
+        return InputGuess(inputs=found, steps=range(index, index + 1))
+
+
+def invert(view: View, head: Segment, wanted: Values, samples: int) -> Tensor:
+    """Return the first inputs that the head, in its present mode, would send these activations for."""
+    inputs = tuple(x.requires_grad_() if x.is_floating_point() else x for x in made_up_inputs(view, samples))
+    optimizer = torch.optim.Adam([x for x in inputs if x.requires_grad], lr=RATE)
+    scale = scale_of(wanted)
+    for _ in range(ROUNDS):
+        optimizer.zero_grad()
+        error = mismatch(crossing(head, inputs), wanted) / scale
+        torch.autograd.backward(error + PRIOR * smooth(inputs[0]))
+        optimizer.step()
+    return inputs[0].detach()
