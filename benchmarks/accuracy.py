@@ -84,15 +84,16 @@ def train(task: str, seed: int, codec: str, devices: Sequence[str], epochs: int 
     """Train the devices beside each other, on one worker, to the end."""
     job = Job.create(parse_job(job_of(task, seed, codec, epochs)), ROOT)
     with TemporaryDirectory(prefix="spliteasy-accuracy-") as folder:
-        ends = asyncio.run(_train(job, task, devices, Path(folder)))
+        ends = asyncio.run(train_devices(job, task, devices, Path(folder)))
     columns = zip(*ends, strict=True)
     accuracy, loss, up, down = (statistics.mean(column) for column in columns)
     return Training(accuracy=accuracy, loss=loss, bytes_up=up, bytes_down=down)
 
 
-async def _train(
+async def train_devices(
     job: Job, task: str, devices: Sequence[str], folder: Path
 ) -> list[tuple[float, float, float, float]]:
+    """Of each device: accuracy in percent, test loss, bytes up and down a step."""
     store = SqliteStore(None)
     connect = async_connect(MemoryBroker())
     try:

@@ -12,12 +12,13 @@ from device_agent.job_source import FetchedJob
 from device_agent.link.link import Link
 from device_agent.session.plan import SessionPlan
 from device_agent.state_folder import StateFolder
+from device_agent.training.budget import Budget
 from device_agent.training.codec_policy import MakeChooser, StepChoices
 from device_agent.training.data import BatchOrder, DeviceData, EvaluationBatches, load_dataset
 from device_agent.training.disguise import refuse_disguised, warn_of_labels
 from device_agent.training.ends import as_paths, ends_key, initial_ends, job_key, label_key
 from device_agent.training.trainer import ROUND_KEY, DeviceTrainer
-from spliteasy.errors import StateError
+from spliteasy.errors import StateError, UserError
 from spliteasy.job.spec import FleetSpec
 from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
 from spliteasy.runtime.version import version
@@ -58,6 +59,9 @@ def prepare(
         log.warning(note, device=config.device)
     lasting = spec if config.epochs is None else spec.model_copy(update={"epochs": config.epochs})
     batches = BatchOrder(data.train, lasting, job.signature, device=config.device, key=key, labels=labels)
+    if batches.poisson is not None:
+        _check_unchanged(config, handing_over=handing_over)
+        log.info(batches.poisson.guarantee(), job=str(job))
     tests = (
         EvaluationBatches(data.test, spec, job.signature, device=config.device, key=key)
         if data.test is not None
@@ -98,6 +102,8 @@ def prepare(
         state.bind(job=job.digest, device=config.device, fingerprint=mark, new_data=config.new_data)
         if config.restart:
             state.drop_after(-1)
+        if batches.poisson is not None:
+            trainer.budget = Budget(state, batches.poisson)
         if not state.held():
             state.save_checkpoint(0, trainer.state())
 
@@ -163,3 +169,18 @@ def round_length(fleet: FleetSpec, batches: BatchOrder) -> int:
     steps = fleet.round_steps if epochs is None else epochs * batches.steps_per_epoch
     assert steps is not None
     return min(steps, batches.total_steps)
+
+
+def _check_unchanged(config: AgentConfig, *, handing_over: bool) -> None:
+    """Refuse what would change the noise or the budget of a private training. Raises UserError."""
+    options = {
+        "--epochs": config.epochs is not None,
+        "--new-data": config.new_data,
+        "going on from the weights of another version": handing_over,
+    }
+    for option, given in options.items():
+        if given:
+            raise UserError(
+                f"{option} changes what a training under [privacy.dp] spends",
+                hint="submit a job with other settings, and begin it in another --state folder",
+            )

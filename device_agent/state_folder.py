@@ -5,6 +5,7 @@
     secret                     what only this device knows: its ends, order and masks come from it
     ends                       the initial weights of head and tail that were drawn from the secret
     attempt                    the newest attempt, raised before it is used
+    budget                     what the training spent of its privacy budget, under DP-SGD
     traffic                    bytes used by day, where the link is metered
     codecs                     which steps use which codecs, where the job lets the device choose
     job/                       the device's parts of the job
@@ -256,6 +257,24 @@ class StateFolder:
     def save_codecs(self, choices: bytes) -> None:
         """Keep the choice of codecs; durable on return."""
         self._write("codecs", choices)
+
+    # Privacy budget --------------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> bytes | None:
+        """What `save_budget` was given last; None before. Raises StateError where it has gone."""
+        path = self.path / "budget"
+        raw = self._read(path)
+        if raw is None and (path.exists() or self._held):
+            raise StateError(
+                f"{path} is damaged or has gone, and what the training spent is not known without it",
+                hint=f"bring back a copy of the whole folder, or delete {self.path} to begin anew",
+            )
+        return raw
+
+    def save_budget(self, ledger: bytes) -> None:
+        """Keep what was spent; durable on return."""
+        self._write("budget", ledger)
 
     # Traffic ---------------------------------------------------------------------------------------
 

@@ -6,14 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain, repeat
 from typing import Any, Protocol
 
 import structlog
 
 from broker.protocol import messages as m
-from broker.protocol.frames import in_ranges
 from server_worker import metrics
 from server_worker.action import Action, Steps
 from server_worker.engine.base import Engine, EngineRequest
@@ -52,15 +49,6 @@ _WAITED_FOR = {NeedsNewer: "does", UnlikeWorker: "is", KeyMissing: "can open it"
 """A worker that serves a session which this one can't, by why it can't."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """The frames that the device has of a reply that was cut off."""
-
-    frames: frozenset[int]
-    chunk_bytes: int | None
-    """The chunk size in which the frames are counted; None is the worker's own."""
-
-
 class ActorHost(Protocol):
     """The worker as its actors see it."""
 
@@ -72,7 +60,12 @@ class ActorHost(Protocol):
     clock: Callable[[], float]
 
     async def send(
-        self, reply_to: str, reply: m.Message, partial: Mapping[str, Arrived] = ..., *, chunk_bytes: int = ...
+        self,
+        reply_to: str,
+        reply: m.Message,
+        partial: Mapping[str, m.Ranges] = ...,
+        *,
+        chunk_bytes: int = ...,
     ) -> None:
         """Send a reply; a lost one is asked for again, so that it never raises for the link."""
         ...
@@ -104,8 +97,8 @@ class SessionActor:
         self._chunk_bytes = 0
         """The chunk size of the request that is being served."""
         self._poison: str | None = None
-        """Why the current request can never be served."""
-        self._partial: Mapping[str, Arrived] = {}
+        """Why the request at hand can never be served."""
+        self._partial: Mapping[str, m.Ranges] = {}
         self._sends: list[asyncio.Task[None]] = []
         """The sends of the request that is being served."""
         self._spans: RequestSpans | None = None
@@ -137,9 +130,7 @@ class SessionActor:
         self._reply_to = inbound.reply_to
         request = inbound.request
         if isinstance(request, m.Ask):
-            frames = map(in_ranges, request.partial_frames)
-            arrived = map(Arrived, frames, chain(request.partial_chunks, repeat(None)))
-            self._partial = dict(zip(request.partial, arrived, strict=False))
+            self._partial = dict(zip(request.partial, request.partial_ranges, strict=False))
         if isinstance(request, m.Ask) and self._is_at(request):
             working = m.Working(
                 session=request.session, answers=request.request, attempt=request.attempt, step=request.step
@@ -248,7 +239,7 @@ class SessionActor:
         self,
         reply: m.Reply | m.Receipt,
         reply_to: str,
-        partial: Mapping[str, Arrived],
+        partial: Mapping[str, m.Ranges],
         chunk_bytes: int,
         spans: RequestSpans | None = None,
     ) -> None:

@@ -34,7 +34,7 @@ from broker.transport.patience import SETTLED_S, Patience
 from broker.transport.sender import send_message
 from broker.transport.topology import FRONT, shard_queue, worker_queues
 from server_worker import metrics
-from server_worker.actor import BUSY_RETRY_S, Arrived
+from server_worker.actor import BUSY_RETRY_S
 from server_worker.actors import Actors
 from server_worker.admission.intake import AwaitedFrames, Intake, Misdirected
 from server_worker.admission.quotas import OVERHEAD_BYTES, Quotas
@@ -58,7 +58,7 @@ from spliteasy.observability.traces import Tracer
 log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
-NOTHING: Mapping[str, Arrived] = {}
+NOTHING: Mapping[str, m.Ranges] = {}
 SMALL = (m.Have, m.Missing, m.Busy, m.Working)
 """Answers that a tiny question can have many of, or large ones."""
 BACKOFF_MAX_S = 2.0
@@ -193,12 +193,12 @@ class Worker:
         self,
         reply_to: str,
         reply: m.Message,
-        partial: Mapping[str, Arrived] = NOTHING,
+        partial: Mapping[str, m.Ranges] = NOTHING,
         *,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        """Send a reply, in chunks no coarser than its request's; a lost one is asked for again. `partial`:
-        frames of replies that have arrived."""
+        """Send a reply, in chunks no coarser than its request's; a lost one is asked for again. `partial` has
+        the byte ranges of replies that the device holds already, by message id."""
         transport = self._transport
         if transport is None:
             return
@@ -206,22 +206,16 @@ class Worker:
             return
         message_id = reply_id(reply)
         began, codec = self.clock(), codec_label(reply)
-        most = self.config.chunk_bytes
-        chunk_bytes, skip = min(most, max(chunk_bytes, MIN_CHUNK_BYTES)), frozenset[int]()
-        arrived = partial.get(message_id)
-        unit = (arrived and arrived.chunk_bytes) or most
-        if arrived is not None and min(MIN_CHUNK_BYTES, most) <= unit <= most:
-            chunk_bytes, skip = unit, arrived.frames
         try:
             await send_message(
                 transport,
                 reply_to,
                 reply,
                 message_id=message_id,
-                skip=skip,
+                skip=partial.get(message_id, ()),
                 to_queue=True,
                 persistent=False,  # a broker that restarts may lose it: it is asked for again
-                chunk_bytes=chunk_bytes,
+                chunk_bytes=min(self.config.chunk_bytes, max(chunk_bytes, MIN_CHUNK_BYTES)),
                 sent=lambda frame_bytes: self.meter.add(metrics.BYTES, frame_bytes, "sent", codec),
             )
             self.meter.observe(metrics.REPLY_SECONDS, self.clock() - began, getattr(reply, "kind", ""))
@@ -380,13 +374,13 @@ class Worker:
                 return None
             if isinstance(outcome, OverBudget):
                 return m.Busy(answers=outcome.message_id, retry_after_s=BUSY_RETRY_S)
-            frames = self._intake.held(taken.device, outcome.message_id)
-            return m.Have(answers=outcome.message_id, frames=frames)
+            ranges = self._intake.held(taken.device, outcome.message_id)
+            return m.Have(answers=outcome.message_id, ranges=ranges)
         actor = self.actors.get(taken.request.session)
         if isinstance(taken.request, m.Ask) and not (actor and actor.knows(taken.request)):
             ask = taken.request
-            frames = self._intake.asked(ask, taken.chunk_bytes)
-            return m.Have(answers=ask.about, frames=frames) if frames else None
+            ranges = self._intake.asked(ask)
+            return m.Have(answers=ask.about, ranges=ranges) if ranges else None
         return None
 
     async def _answer_front(self, request: m.GetJob, inbound: Inbound) -> None:

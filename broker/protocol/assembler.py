@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from broker.protocol.frames import (
-    MAX_CHUNKS,
-    Chunk,
-    frame_checksum,
-    frame_header,
-    parse_frame,
-    payload_digest,
-)
+from broker.protocol.checksum import crc32
+from broker.protocol.frames import Chunk, parse_frame, payload_digest
+from broker.protocol.ranges import ByteRanges, Range
 from broker.transport.base import Frame
 from spliteasy.errors import WireError
+
+MAX_PIECES = 1024
+"""How many separate ranges of an unfinished message are kept: a frame that would make more is dropped, and
+has to come again. An honest sender leaves few gaps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +39,7 @@ class Assembled:
     message_id: str
     body: memoryview
     chunk_bytes: int
-    """As its sender cut it."""
+    """The largest payload that its sender cut last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +48,8 @@ class Partial:
 
     message_id: str
     last: bool
-    held: int
-    count: int
+    held_bytes: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +65,26 @@ Outcome = Assembled | Partial | OverBudget
 
 @dataclass(slots=True)
 class _Upload:
-    chunk_bytes: int
     total: int
     buffer: memoryview
     touched_s: float
-    checksums: dict[int, bytes] = field(default_factory=dict)
-    digest: bytes = b""
+    received: ByteRanges = field(default_factory=ByteRanges)
+    last_offset: int | None = None
+    """Where the message's last frame begins; None where it has not come."""
+    body_crc: int = 0
+
+    def take(self, chunk: Chunk) -> None:
+        """Add a frame's bytes. Raises `WireError` where they contradict those that are there."""
+        for begin, end in self.received.within(chunk.offset, chunk.end):
+            if self.buffer[begin:end] != chunk.payload[begin - chunk.offset : end - chunk.offset]:
+                raise WireError(f"two messages under the id {chunk.message_id}")
+        self.received.add(chunk.offset, chunk.end)
+        if len(self.received) > MAX_PIECES:
+            self.received.remove(chunk.offset, chunk.end)
+            return
+        self.buffer[chunk.offset : chunk.end] = chunk.payload
+        if chunk.last:
+            self.last_offset, self.body_crc = chunk.offset, chunk.body_crc
 
 
 @dataclass(slots=True)
@@ -90,30 +102,24 @@ class Assembler:
         """
         self.expire()
         chunk = parse_frame(frame)
-        if chunk.count == 1:
-            self._check_digest(chunk.digest, ())
-            return Assembled(
-                message_id=chunk.message_id, body=_copied(chunk.payload), chunk_bytes=chunk.chunk_bytes
-            )
+        if chunk.offset == 0 and chunk.last:
+            return _assembled(chunk, _copied(chunk.payload), chunk.body_crc)
         key = (sender, chunk.message_id)
         upload = self._uploads.pop(key, None) or self._begin(sender, chunk)
         if upload is None:
             return OverBudget(message_id=chunk.message_id, last=chunk.last)
-        if (upload.chunk_bytes, upload.total) != (chunk.chunk_bytes, chunk.total):
+        if upload.total != chunk.total:
             raise WireError(f"two messages under the id {chunk.message_id}")
-        if upload.checksums.setdefault(chunk.index, chunk.checksum) != chunk.checksum:
-            raise WireError(f"two frames {chunk.index} under the id {chunk.message_id}")
-        offset = chunk.index * chunk.chunk_bytes
-        upload.buffer[offset : offset + chunk.payload.nbytes] = chunk.payload
-        if chunk.last:
-            upload.digest = chunk.digest
-        if len(upload.checksums) == chunk.count:
-            self._check_digest(upload.digest, [upload.checksums[index] for index in range(chunk.count - 1)])
-            return Assembled(message_id=chunk.message_id, body=upload.buffer, chunk_bytes=chunk.chunk_bytes)
+        upload.take(chunk)
+        if upload.received.covers(0, upload.total):
+            return _assembled(chunk, upload.buffer, upload.body_crc)
         upload.touched_s = self.clock()
         self._uploads[key] = upload
         return Partial(
-            message_id=chunk.message_id, last=chunk.last, held=len(upload.checksums), count=chunk.count
+            message_id=chunk.message_id,
+            last=chunk.last,
+            held_bytes=upload.received.nbytes,
+            total=upload.total,
         )
 
     @property
@@ -121,10 +127,10 @@ class Assembler:
         """Unfinished messages."""
         return len(self._uploads)
 
-    def held(self, sender: str, message_id: str) -> list[int]:
-        """Indexes of the frames that are there of an unfinished message."""
+    def held(self, sender: str, message_id: str) -> tuple[Range, ...]:
+        """The byte ranges that are there of an unfinished message."""
         upload = self._uploads.get((sender, message_id))
-        return sorted(upload.checksums) if upload else []
+        return tuple(upload.received) if upload else ()
 
     def unfinished(self, sender: str) -> list[str]:
         """Ids of the sender's unfinished messages, the stalest first."""
@@ -133,69 +139,28 @@ class Assembler:
     def forget_last(self, sender: str, message_id: str) -> None:
         """Forget the last frame of an unfinished message: it is to come again, behind those before it."""
         upload = self._uploads.get((sender, message_id))
-        if upload is not None:
-            upload.checksums.pop(-(-upload.total // upload.chunk_bytes) - 1, None)
-
-    def cut_as(self, sender: str, message_id: str, chunk_bytes: int) -> bool:
-        """Whether an unfinished message has chunks of that size, or is not there."""
-        upload = self._uploads.get((sender, message_id))
-        return upload is None or upload.chunk_bytes == chunk_bytes
-
-    def recut(self, sender: str, message_id: str, chunk_bytes: int) -> None:
-        """Keep what is there of an unfinished message as chunks of another size: its sender cuts it so now.
-
-        A new chunk is there where all that it consists of is; the last one never is. Where none is, the
-        message is forgotten.
-        """
-        upload = self._uploads.get((sender, message_id))
-        if (
-            upload is None
-            or upload.chunk_bytes == chunk_bytes
-            or -(-upload.total // chunk_bytes) > MAX_CHUNKS
-        ):
-            return
-        old, kept = upload.chunk_bytes, {}
-        for index in range(-(-upload.total // chunk_bytes) - 1):
-            begin, end = index * chunk_bytes, (index + 1) * chunk_bytes
-            if all(part in upload.checksums for part in range(begin // old, -(-end // old))):
-                header = frame_header(message_id, index, chunk_bytes, upload.total)
-                kept[index] = frame_checksum(header, upload.buffer[begin:end])
-        if kept:
-            upload.chunk_bytes, upload.checksums, upload.digest = chunk_bytes, kept, b""
-        else:
-            del self._uploads[sender, message_id]
-
-    def make_finer(self, sender: str, message_id: str, chunk_bytes: int) -> int:
-        """`recut` an unfinished message whose chunks are larger than that; its chunk size then."""
-        upload = self._uploads[sender, message_id]
-        self.recut(sender, message_id, min(chunk_bytes, upload.chunk_bytes))
-        return upload.chunk_bytes
+        if upload is not None and upload.last_offset is not None:
+            upload.received.remove(upload.last_offset, upload.total)
 
     def adopt(
-        self, sender: str, message_id: str, *, chunk_bytes: int, total: int, digests: Sequence[str]
+        self, sender: str, message_id: str, *, block_bytes: int, total: int, digests: Sequence[str]
     ) -> None:
         """Take over for a new message what an unfinished one of the sender has in common with it.
 
-        `digests` are those of the new one's payloads, see `payload_digests`. The last frame is never taken
+        `digests` are those of the new one's blocks, see `payload_digests`. The last block is never taken
         over. The old message is forgotten, if anything of it is taken.
         """
-        last = -(-total // chunk_bytes) - 1
-        for owner, old in [key for key in reversed(self._uploads) if key[0] == sender]:
-            if self._uploads[owner, old].total != total:
-                continue
-            self.recut(owner, old, chunk_bytes)
-            upload = self._uploads.get((owner, old))
-            if upload is None or upload.chunk_bytes != chunk_bytes:
-                continue
-            kept = {}
-            for index in sorted(upload.checksums):
-                payload = upload.buffer[index * chunk_bytes : (index + 1) * chunk_bytes]
-                if index < min(last, len(digests)) and payload_digest(payload) == digests[index]:
-                    kept[index] = frame_checksum(frame_header(message_id, index, chunk_bytes, total), payload)
+        last = -(-total // block_bytes) - 1
+        for key in [key for key in reversed(self._uploads) if key[0] == sender]:
+            old = self._uploads[key]
+            kept = ByteRanges()
+            for index, digest in enumerate(digests[:last] if old.total == total else ()):
+                begin, end = index * block_bytes, (index + 1) * block_bytes
+                if old.received.covers(begin, end) and payload_digest(old.buffer[begin:end]) == digest:
+                    kept.add(begin, end)
             if kept:
-                del self._uploads[owner, old]
-                upload = _Upload(chunk_bytes, total, upload.buffer, self.clock(), kept)
-                self._uploads[sender, message_id] = upload
+                del self._uploads[key]
+                self._uploads[sender, message_id] = _Upload(total, old.buffer, self.clock(), kept)
                 return
 
     def bytes_of(self, sender: str) -> int:
@@ -237,12 +202,14 @@ class Assembler:
             or self.bytes_held + chunk.total > limits.total_bytes
         ):
             return None
-        return _Upload(chunk.chunk_bytes, chunk.total, _buffer(chunk.total), self.clock())
+        return _Upload(chunk.total, _buffer(chunk.total), self.clock())
 
-    @staticmethod
-    def _check_digest(digest: bytes, checksums: Sequence[bytes]) -> None:
-        if hashlib.blake2b(b"".join(checksums), digest_size=16).digest() != digest:
-            raise WireError("a message's frames do not belong together")
+
+def _assembled(chunk: Chunk, body: memoryview, body_crc: int) -> Assembled:
+    """Raises `WireError` where the body is not the one that its sender cut."""
+    if crc32(body) != body_crc:
+        raise WireError("a message's frames do not belong together")
+    return Assembled(message_id=chunk.message_id, body=body, chunk_bytes=chunk.chunk_bytes)
 
 
 def _buffer(size: int) -> memoryview:

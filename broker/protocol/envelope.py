@@ -50,6 +50,7 @@ MINOR = 4
 1: the agent's version and total steps in OPEN, the loss in BACKWARD, the operator's signature in JOB, the
    trace of a step in its requests.
 3: the digest of the body's outputs in BACKWARD.
+4: the noise of a private step in BACKWARD.
 """
 ALIGNMENT = 64
 MAX_INT = 2**53 - 1

@@ -42,17 +42,17 @@ TraceParent = Annotated[str, StringConstraints(pattern=r"^00-[0-9a-f]{32}-[0-9a-
 """The context of a trace as the W3C's Trace Context writes it."""
 
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
-FrameRanges = Annotated[
+Ranges = Annotated[
     tuple[
         Annotated[
-            tuple[Annotated[int, Field(ge=0, le=1 << 16)], ...],
-            Field(min_length=2, max_length=2, strict=False),
+            tuple[Annotated[int, Field(ge=0, le=MAX_TOTAL)], Annotated[int, Field(ge=0, le=MAX_TOTAL)]],
+            Field(strict=False),
         ],
         ...,
     ],
     Field(max_length=MAX_RANGES, strict=False),
 ]
-"""Indexes of frames, as (first, one past the last) pairs."""
+"""Ranges of a message's bytes, as (first, one past the last) pairs."""
 
 
 def _as_shown(name: str) -> str:
@@ -199,6 +199,12 @@ class Backward(SessionRequest, Carrier):
     outputs: Nonce | None = None
     """The digest (`spliteasy.training.digest`) of the FORWARDED that these gradients belong to: a worker with
     another forward of its own stops."""
+    noise: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, repr=False
+    )
+    """What the noise on the body's gradients is drawn from, where the job trains by DP-SGD."""
+    noise_multiplier: Annotated[float, Field(ge=0.1, le=1e6)] | None = None
+    """How much of it, in units of the job's clip."""
 
 
 class Eval(SessionRequest, Carrier):
@@ -241,16 +247,12 @@ class Ask(SessionRequest):
     """The FORWARD of that step: the same as `about` where that is no BACKWARD."""
     partial: Annotated[tuple[Nonce, ...], Field(max_length=8, strict=False)] = ()
     """Replies of which some frames have come, by message id."""
-    partial_frames: Annotated[tuple[FrameRanges, ...], Field(max_length=8, strict=False)] = ()
-    """The frames of each of them that have come, which need not be sent again."""
-    partial_chunks: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=MAX_TOTAL)], ...], Field(max_length=8, strict=False)
-    ] = ()
-    """Bytes of a chunk of each of them, in which those frames are counted."""
+    partial_ranges: Annotated[tuple[Ranges, ...], Field(max_length=8, strict=False)] = ()
+    """The bytes that have come of each of them: they need not be sent again."""
     total: Annotated[int, Field(ge=1, le=MAX_TOTAL)] | None = None
-    """Bytes of the request asked about, where an agent before this one may have sent a part of the same
-    values, and of its chunks: the worker looks for what it has by their digests."""
-    chunk_bytes: Annotated[int, Field(ge=1, le=MAX_TOTAL)] | None = None
+    """The size in bytes of the request asked about, where an agent before this one may have sent a part of
+    the same values. The worker looks for what it has by the digests of the request's blocks."""
+    block_bytes: Annotated[int, Field(ge=1, le=MAX_TOTAL)] | None = None
     digests: Annotated[tuple[Nonce, ...], Field(max_length=MAX_DIGESTS, strict=False)] = ()
 
 
@@ -276,10 +278,10 @@ class Receipt(Message):
 
 
 class Have(Receipt):
-    """Only these frames of the request have arrived: the device sends the others."""
+    """Only these bytes of the request have arrived: the device sends the others."""
 
     kind: Literal["HAVE"] = "HAVE"
-    frames: FrameRanges
+    ranges: Ranges
 
 
 class Busy(Receipt):

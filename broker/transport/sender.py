@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from broker.protocol.envelope import encode_parts
-from broker.protocol.frames import CHUNK_BYTES, MAX_CHUNKS, to_frames
+from broker.protocol.frames import CHUNK_BYTES, to_frames
 from broker.protocol.messages import Message
+from broker.protocol.ranges import Range
 from broker.transport.base import Transport
 from broker.transport.send_window import SendWindow
 
@@ -29,9 +30,9 @@ async def send_message(
     urgency: int = 0,
     admit: Callable[[int], Awaitable[None]] | None = None,
     sent: Callable[[int], None] | None = None,
-    skip: Container[int] = (),
+    skip: Iterable[Range] = (),
 ) -> None:
-    """Publish all frames but those in `skip`; return once the broker has confirmed every one.
+    """Publish all bytes but those in `skip`, in frames; return once the broker has confirmed every one.
 
     `admit` gets a frame's size in bytes before the frame is sent, and may put it off; `sent` gets the size
     once the frame is confirmed. Messages that share `window` are sent in the order of their calls, but those
@@ -41,8 +42,7 @@ async def send_message(
     unsent.
     """
     parts = encode_parts(message)
-    least = -(-sum(memoryview(part).nbytes for part in parts) // MAX_CHUNKS)
-    frames = to_frames(parts, message_id=message_id, chunk_bytes=max(chunk_bytes, least), skip=skip)
+    frames = to_frames(parts, message_id=message_id, chunk_bytes=chunk_bytes, skip=skip)
     window = window or SendWindow(WINDOW)
     ticket = window.ticket()
 

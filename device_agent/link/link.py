@@ -20,7 +20,7 @@ from broker import decode
 from broker.protocol import messages as m
 from broker.protocol.assembler import Assembled, Assembler, AssemblerLimits
 from broker.protocol.envelope import encode_parts
-from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, payload_digests, to_ranges
+from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, payload_digests
 from broker.protocol.labels import codec_label
 from broker.transport.backoff import full_jitter
 from broker.transport.base import Transport
@@ -40,8 +40,8 @@ from spliteasy.observability.meter import SILENT, Meter
 log = structlog.get_logger(__name__)
 
 Connect = Callable[[], Awaitable[Transport]]
-Item = tuple[m.Request, frozenset[int], m.Request | None]
-"""A request, its frames that need not be sent, and of an ASK the request that it is about."""
+Item = tuple[m.Request, m.Ranges, m.Request | None]
+"""A request, its bytes that need not be sent, and of an ASK the request that it is about."""
 CHUNK_S = 0.125
 """A chunk may take this long at the measured speed: a cut costs half of it, and what follows waits as long.
 """
@@ -53,7 +53,6 @@ PREFETCH, PREFETCH_METERED = 64, 2
 """Frames that the broker may send ahead. Where bytes are counted, few: those can't be refused any more."""
 MAX_TOLD = 10
 """Unreadable replies are logged so often."""
-MAX_CUTS = 64
 MAX_PARTIAL = 8
 WORKERS = "workers"
 """The one sender that replies are put together for: each has an id of its own."""
@@ -99,8 +98,6 @@ class Link:
         self._repeats = Repeats(clock)
         self._unreadable = 0
         """Replies that were not of this protocol."""
-        self._cuts: dict[str, int] = {}
-        """Chunk sizes of the last requests of this connection: one sent again has the one it had."""
         self._waiting: deque[tuple[float, int]] = deque()
         """Frames that wait for confirms: when each became the first of them or was let go, and its bytes."""
         self._sending = 0
@@ -176,18 +173,8 @@ class Link:
         rate, rtt_s = self.speed.up, self.speed.rtt_s
         return math.inf if rate is None or rtt_s is None else rate * (2 * rtt_s + WINDOW_S)
 
-    def _cut_of(self, request: m.Request) -> int:
-        """The chunk size of a request, or of the one that an ASK is about: one for all of a connection."""
-        key = request.about if isinstance(request, m.Ask) else request.request
-        chunk_bytes = self._cuts.setdefault(key, self.frame_bytes)
-        if len(self._cuts) > MAX_CUTS:
-            del self._cuts[next(iter(self._cuts))]
-        return chunk_bytes
-
-    def send(
-        self, request: m.Request, skip: frozenset[int] = frozenset(), whole: m.Request | None = None
-    ) -> None:
-        """Send when its turn comes, without the frames in `skip`; an ASK says what `whole` consists of.
+    def send(self, request: m.Request, skip: m.Ranges = (), whole: m.Request | None = None) -> None:
+        """Send when its turn comes, without the bytes in `skip`; an ASK says what `whole` consists of.
 
         Emits Sent or NotSent, or nothing where the link goes down first.
         """
@@ -242,11 +229,10 @@ class Link:
         self._repeats.connected()
         async with asyncio.TaskGroup() as sending:
 
-            def begin(request: m.Request, skip: frozenset[int], whole: m.Request | None) -> None:
+            def begin(request: m.Request, skip: m.Ranges, whole: m.Request | None) -> None:
                 if isinstance(request, m.Ask):
-                    chunk_bytes = self._cut_of(request)
-                    request = self._with_partial_replies(request, chunk_bytes)
-                    request = request if whole is None else _with_digests(request, whole, chunk_bytes)
+                    request = self._with_partial_replies(request)
+                    request = request if whole is None else _with_digests(request, whole, self.frame_bytes)
                 sending.create_task(self._send(transport, queue, request, skip, window))
 
             async def begin_later(key: str, wait_s: float) -> None:
@@ -267,7 +253,7 @@ class Link:
                     begin(*item)
 
     async def _send(
-        self, transport: Transport, queue: str, request: m.Request, skip: frozenset[int], window: SendWindow
+        self, transport: Transport, queue: str, request: m.Request, skip: m.Ranges, window: SendWindow
     ) -> None:
         key = uplink_key(self._device, None if isinstance(request, m.GetJob) else self.shard)
         codec, began_s, first = codec_label(request), self._clock(), self._sending == 0
@@ -287,7 +273,7 @@ class Link:
                 request,
                 message_id=request.request,
                 headers={REPLY_TO: queue},
-                chunk_bytes=self._cut_of(request),
+                chunk_bytes=self.frame_bytes,
                 window=window,
                 admit=self._admit,
                 sent=sent,
@@ -324,26 +310,16 @@ class Link:
             since_s, frame_bytes = self._waiting[0]
             self.speed.gave_up(frame_bytes, self._clock() - since_s)
         self._waiting.clear()
-        self._cuts.clear()
 
     def _count_sent(self, codec: str, frame_bytes: int) -> None:
         self.bytes_up += frame_bytes
         self._meter.add(metrics.BYTES, frame_bytes, "sent", codec)
 
-    def _with_partial_replies(self, ask: m.Ask, chunk_bytes: int) -> m.Ask:
-        """Say which frames of replies have come already, over connections that were lost since: in chunks as
-        their request is cut now, where those are finer."""
+    def _with_partial_replies(self, ask: m.Ask) -> m.Ask:
+        """Say which bytes of replies have come already, over connections that were lost since."""
         ids = self._assembler.unfinished(WORKERS)[-MAX_PARTIAL:]
-        chunks = [
-            self._assembler.make_finer(WORKERS, message_id, max(chunk_bytes, MIN_CHUNK_BYTES))
-            for message_id in ids
-        ]
-        frames = tuple(
-            to_ranges(self._assembler.held(WORKERS, message_id))[: m.MAX_RANGES] for message_id in ids
-        )
-        return ask.model_copy(
-            update={"partial": tuple(ids), "partial_frames": frames, "partial_chunks": tuple(chunks)}
-        )
+        ranges = tuple(self._assembler.held(WORKERS, message_id)[: m.MAX_RANGES] for message_id in ids)
+        return ask.model_copy(update={"partial": tuple(ids), "partial_ranges": ranges})
 
     def _forget_outbox(self) -> None:
         with suppress(asyncio.QueueEmpty):
@@ -369,9 +345,9 @@ async def _raise_when_lost(transport: Transport) -> None:
     raise LinkError("the connection to the broker was lost")
 
 
-def _with_digests(ask: m.Ask, whole: m.Request, chunk_bytes: int) -> m.Ask:
+def _with_digests(ask: m.Ask, whole: m.Request, block_bytes: int) -> m.Ask:
     """Say what the request consists of, so that the worker finds what came of it under another id."""
     parts = encode_parts(whole)
-    digests = payload_digests(parts, chunk_bytes, first=m.MAX_DIGESTS)
+    digests = payload_digests(parts, block_bytes, first=m.MAX_DIGESTS)
     total = sum(memoryview(part).nbytes for part in parts)
-    return ask.model_copy(update={"total": total, "chunk_bytes": chunk_bytes, "digests": tuple(digests)})
+    return ask.model_copy(update={"total": total, "block_bytes": block_bytes, "digests": tuple(digests)})

@@ -11,6 +11,7 @@ from torch import Tensor
 from broker.protocol import messages as m
 from spliteasy.codecs.packer import Packed
 from spliteasy.errors import SplitEasyError
+from spliteasy.training.private_trainer import BodyNoise
 
 
 class Timer(Enum):
@@ -121,6 +122,8 @@ class TailDone:
 
     gradients: Packed
     loss: float | None = None
+    noise: BodyNoise | None = None
+    """Under DP-SGD."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +204,8 @@ class Send:
     """Send to the session's shard; gives Sent, NotSent, or nothing where the link goes down first."""
 
     message: m.Request
-    skip: frozenset[int] = frozenset()
-    """Frames of it that the worker has."""
+    skip: m.Ranges = ()
+    """The bytes of it that the worker has."""
     whole: m.Forward | m.Backward | None = None
     """The request that an ASK is about, where the worker may have a part of the same values under another id.
     """

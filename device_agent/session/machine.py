@@ -10,7 +10,6 @@ order, as soon as its input is there (`_go_on`): requests of several are on the 
 from __future__ import annotations
 
 from broker.protocol import messages as m
-from broker.protocol.frames import in_ranges
 from device_agent.session import events as e
 from device_agent.session.events import Action, Event, Timer
 from device_agent.session.open_step import Micro, OpenStep
@@ -366,7 +365,7 @@ class DeviceSession:
     def _send_rest(self, message: m.Have) -> list[Action]:
         """Send what the worker lacks of the request."""
         request = self._kept().get(message.answers)
-        return [] if request is None else self._outbox.send(request, in_ranges(message.frames))
+        return [] if request is None else self._outbox.send(request, message.ranges)
 
     def _superseded(self, message: m.Superseded) -> list[Action]:
         if self.state is State.OPENING and (self._takeover or self._restart):

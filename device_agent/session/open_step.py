@@ -68,6 +68,8 @@ class OpenStep:
             forward=micro.forward.request,
             loss=tail.loss,
             outputs=micro.outputs_digest,
+            noise=tail.noise.key if tail.noise else None,
+            noise_multiplier=tail.noise.multiplier if tail.noise else None,
             **m.carried(tail.gradients),
         )
         return micro.backward

@@ -74,8 +74,8 @@ class Outbox:
         self.pending[request.request] = request
         return self.send(self._question(request))
 
-    def send(self, request: m.AnyRequest, skip: frozenset[int] = frozenset()) -> list[Action]:
-        """Send a request without the frames `skip`, which the worker has."""
+    def send(self, request: m.AnyRequest, skip: m.Ranges = ()) -> list[Action]:
+        """Send a request without the bytes in `skip`, which the worker has."""
         if not self.online:
             return []
         self._sending.add(request.request)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from device_agent.training.data_function import data_sets_of
@@ -24,12 +25,17 @@ from spliteasy.job import JobSpec
 from spliteasy.job.io_schema import Signature, dtype_name, told
 from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.spec import DataSpec
+from spliteasy.privacy.defences.dp import PoissonBatches
 from spliteasy.privacy.defences.label_dp import RandomizedResponse, classes_to_answer
+from spliteasy.privacy.defences.peer_labels import LOOKS, features_of, peer_labels
 from spliteasy.privacy.numbers import permutation
 from spliteasy.runtime import user_code
 from spliteasy.runtime.randomness import Key
 
 FINGERPRINT_ITEMS = 512
+GATHERED = 64
+"""Samples that are loaded at a time to compare them."""
+
 FINGERPRINT_BYTES = 32 << 20
 """The fingerprint reads about so much of a data set, spread evenly over it; all of a small one."""
 
@@ -114,8 +120,12 @@ class BatchOrder:
         self._device = device
         self._spec = spec
         self._key = key.at("order")
+        self.poisson: PoissonBatches | None = None
         whole, rest = divmod(len(self._samples), spec.batch_size)
         self.steps_per_epoch = whole if spec.drop_last or not rest else whole + 1
+        if spec.privacy.dp is not None:
+            self.poisson = PoissonBatches(spec, len(self._samples), self._key, device=device)
+            self.steps_per_epoch, rest = self.poisson.steps_per_epoch, 0
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"device {device} has {len(self._samples)} samples, and drop_last leaves none:"
@@ -125,11 +135,14 @@ class BatchOrder:
         self._check_last_batch(rest, signature.least_samples)
         self.total_steps = self.steps_per_epoch * spec.epochs
         self._order: tuple[int, list[int]] = (-1, [])
+        self._classes = 0
         self._answers: RandomizedResponse | None = None
-        if (epsilon := spec.privacy.label_dp) is not None:
-            classes = classes_to_answer(spec, signature)
+        epsilon = spec.privacy.label_dp
+        if epsilon is not None or spec.privacy.peer_labels:
+            self._classes = classes_to_answer(spec, signature)
+        if epsilon is not None:
             own = labels.at(self.fingerprint, f"{epsilon!r}")
-            self._answers = RandomizedResponse(epsilon, classes, own)
+            self._answers = RandomizedResponse(epsilon, self._classes, own)
 
     def __len__(self) -> int:
         """Samples, not batches."""
@@ -157,12 +170,20 @@ class BatchOrder:
         """(inputs, targets) of `step`, batch first. Raises DataError."""
         indices = self.indices(step)
         inputs, targets = self._samples.gather(indices, self.epoch(step))
-        if self._answers is not None:
+        if self._spec.privacy.peer_labels:
+            targets = (self._peer_labels[indices],)
+        elif self._answers is not None:
             targets = (self._answers.answer(targets[0], indices),)
         return inputs, targets
 
+    def is_empty(self, step: int) -> bool:
+        """Whether no sample was drawn for `step`: its batch has one that counts for nothing."""
+        return self.poisson is not None and not self.poisson.draw(step)
+
     def indices(self, step: int) -> list[int]:
         """The samples of `step`, by their places in the data set."""
+        if self.poisson is not None:
+            return self.poisson.draw(step) or [0]
         start = (step - 1) % self.steps_per_epoch * self._spec.batch_size
         return self._permutation(self.epoch(step))[start : start + self._spec.batch_size]
 
@@ -174,6 +195,25 @@ class BatchOrder:
         if self._order[0] != epoch:
             self._order = (epoch, permutation(len(self._samples), self._key.at(epoch)).tolist())
         return self._order[1]
+
+    @cached_property
+    def _peer_labels(self) -> Tensor:
+        """The label of each sample by the others; where there is label_dp, by their answers."""
+        looks, targets = [self._look(0)], []
+        while len(looks) < LOOKS and not torch.equal(looks[0], again := self._look(len(looks))):
+            looks.append(again)
+        for indices in self._chunks():
+            (given,) = self._samples.gather(indices, "peers", 0)[1]
+            targets.append(given if self._answers is None else self._answers.answer(given, indices))
+        return peer_labels(looks, torch.cat(targets), self._classes, self._key.at("peers"))
+
+    def _look(self, number: int) -> Tensor:
+        """What all samples are compared by, under one draw of their augmentation."""
+        parts = [self._samples.gather(indices, "peers", number)[0] for indices in self._chunks()]
+        return torch.cat([features_of(inputs, self._key) for inputs in parts])
+
+    def _chunks(self) -> list[range]:
+        return [range(at, min(at + GATHERED, len(self))) for at in range(0, len(self), GATHERED)]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,6 +6,7 @@ from broker.protocol import messages as m
 from device_agent.session import events as e
 from device_agent.state_folder import StateFolder
 from device_agent.training.trainer import SEALED, DeviceTrainer
+from spliteasy.training.digest import strong_digest
 from spliteasy.training.segment_trainer import tensors_of
 
 ASKED_HISTORY = 2
@@ -26,9 +27,16 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             state.drop_after(step)
             return e.Restored(tuple(state.held()))
         case e.RunHead(step=step, micro=micro):
-            return e.HeadDone(*trainer.run_head(step, micro))
+            done = e.HeadDone(*trainer.run_head(step, micro))
+            if trainer.budget is not None:
+                sent = " ".join(map(strong_digest, tensors_of(done.values.values)))
+                trainer.budget.count(step, "head", sent)
+            return done
         case e.RunTail(values=values, micro=micro):
-            return e.TailDone(trainer.run_tail(values, micro), trainer.shared_loss)
+            gradients, noise = trainer.run_tail(values, micro), trainer.body_noise
+            if trainer.budget is not None and noise is not None:
+                trainer.budget.count(trainer.step + 1, "tail", noise.fingerprint)
+            return e.TailDone(gradients, trainer.shared_loss, noise)
         case e.RunHeadBackward(gradients=gradients, loss=loss):
             trainer.run_head_backward(gradients, loss)
             return e.HeadBackwardDone()
@@ -44,10 +52,10 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             sealed = nonce if SEALED in ends else None
             return e.HandInDone(trainer.round, ends, trainer.fleet_key, trainer.round_samples, sealed)
         case e.TakeMean(mean=mean):
-            sent = dict(zip(mean.names, tensors_of(mean.values), strict=False))
-            if mean.sealed is not None and SEALED in sent:
-                sent = trainer.opened(sent[SEALED], mean.sealed)
-            trainer.take_mean(None if mean.initial else sent, round_=mean.round, drawn=mean.drawn)
+            means = dict(zip(mean.names, tensors_of(mean.values), strict=False))
+            if mean.sealed is not None and SEALED in means:
+                means = trainer.opened(means[SEALED], mean.sealed)
+            trainer.take_mean(None if mean.initial else means, round_=mean.round, drawn=mean.drawn)
             return e.Applied()
         case e.Save(step=step, durable_step=durable_step, asked=asked):
             trainer.abort()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from broker.protocol.messages import SealedSum, Value
+from device_agent.training.budget import Budget
 from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
 from device_agent.training.cut_codec import DeviceWire
@@ -38,8 +39,16 @@ from spliteasy.job.micro_batches import split_batch
 from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.randomness import Key
+from spliteasy.training.private_trainer import (
+    BodyNoise,
+    PrivateTrainer,
+    for_the_body,
+    row_gradients,
+    segment_trainer,
+)
 from spliteasy.training.segment_trainer import (
     MODEL_PREFIX,
+    Gradients,
     OpenForward,
     SegmentTrainer,
     Values,
@@ -115,6 +124,8 @@ class _Step:
     tails: int = 0
     returned: int = 0
     loss: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    """Of each sample, under DP-SGD."""
     spoiled: str | None = None
     """The name of what is NaN or infinite, where the job lets the step pass without effect."""
     nbytes: dict[Travelling, int] = field(default_factory=dict)
@@ -141,6 +152,10 @@ class DeviceTrainer:
     tail: SegmentTrainer | None
     wire: DeviceWire
     transforms: CutTransforms
+    key: Key
+    """The device's for the job."""
+    budget: Budget | None = None
+    """What DP-SGD has spent."""
     watch: HijackWatch | None = None
     """Judges what comes back; None where the job has nothing to judge it by."""
     loss: float | None = None
@@ -188,7 +203,7 @@ class DeviceTrainer:
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
         transforms = CutTransforms(job.spec.privacy, key, head=job.head, tail=job.tail)
         watch = HijackWatch(job, stop=stop_if_hijacked) if may_watch(job) else None
-        trainer = cls(job, batches, tests, head, tail, wire, transforms, watch, device=device)
+        trainer = cls(job, batches, tests, head, tail, wire, transforms, key, watch=watch, device=device)
         trainer._initial = trainer.averaged_ends()
         return trainer
 
@@ -252,7 +267,7 @@ class DeviceTrainer:
         inputs, targets = self.batches.batch(step)
         count, measure = self.job.spec.micro_batches, self.job.measure
         parts, wanted = split_batch(inputs, count), split_batch(targets, count)
-        shares = measure.shares(wanted)
+        shares = [0.0] if self.batches.is_empty(step) else measure.shares(wanted)
         elements = [measure.elements(part) for part in wanted]
         return [_Micro(*micro) for micro in zip(parts, wanted, shares, elements, strict=True)]
 
@@ -304,12 +319,15 @@ class DeviceTrainer:
         down = check_values(values, specs, samples=part.samples)
         opened = tail.forward((*down, *kept), micro=micro)
         self._look(tail, opened.outputs, micro)
-        loss = self.job.loss(tensors_of(opened.outputs), part.targets)
-        if part.share and part.elements:
-            step.loss += float(loss.detach()) * part.share
-            self._refuse_unless(isfinite(step.loss), "the loss")
-        backward_from(loss, part.share)
-        gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
+        if isinstance(tail, PrivateTrainer):
+            gradients = self._private_tail(tail, opened, part, step)
+        else:
+            loss = self.job.loss(tensors_of(opened.outputs), part.targets)
+            if part.share and part.elements:
+                step.loss += float(loss.detach()) * part.share
+                self._refuse_unless(isfinite(step.loss), "the loss")
+            backward_from(loss, part.share)
+            gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         self._refuse_unless(all_finite(tensors_of(gradients)), "a gradient of the tail's inputs")
         sent = self.transforms.gradients(gradients[: len(specs)], step=self.taken + 1)
         if step.spoiled:
@@ -322,6 +340,27 @@ class DeviceTrainer:
             "gradients", sent, step=self.taken + 1, micro=micro, answer="gradients", nbytes=step.nbytes
         )
 
+    def _private_tail(
+        self, tail: PrivateTrainer, opened: OpenForward, part: _Micro, step: _Step
+    ) -> Gradients:
+        """The gradients of the tail's inputs, each sample's by its own loss."""
+        outputs = tensors_of(opened.outputs)
+        losses, gradients = row_gradients(self.job.loss, outputs, part.targets, self.job.measure)
+        if not part.share:  # nobody was drawn
+            losses, gradients = [0.0], [torch.zeros_like(g) for g in gradients]
+        step.loss, step.losses = sum(losses) / len(losses), losses
+        self._refuse_unless(isfinite(step.loss), "the loss")
+        return tail.backward(opened, gradients)
+
+    @property
+    def body_noise(self) -> BodyNoise | None:
+        """What the worker adds to the body's gradients in the step under way; None without DP-SGD."""
+        poisson, step = self.batches.poisson, self._step
+        if poisson is None or step is None or not isinstance(self.tail, PrivateTrainer):
+            return None
+        key = self.tail.noise_key(self.key, "body", step.losses)
+        return for_the_body(key, poisson.noise_multiplier)
+
     def run_head_backward(self, packed: Packed, loss: float | None) -> None:
         """Head backward of the next micro-batch. `loss` is the worker's, if it has it."""
         step, _ = self._live()
@@ -333,7 +372,8 @@ class DeviceTrainer:
         checked = check_gradients(gradients, outputs)
         if self.watch is not None:
             self.watch.gets(checked, part.samples)
-        self.head.backward(part.head, (*checked, *(part.kept_gradients or (None,) * len(kept))))
+        returned = self.transforms.returned(part.inputs, detached(outputs), checked, share=part.share)
+        self.head.backward(part.head, (*returned, *(part.kept_gradients or (None,) * len(kept))))
         part.head = None
         step.returned += 1
         if loss is not None:
@@ -350,7 +390,10 @@ class DeviceTrainer:
                 raise self._not_finite(what)
         if self.watch is not None:
             self.watch.judge(self.taken + 1)
-        for trainer in trainers:
+        for role, trainer in zip(("head", "tail"), trainers, strict=False):
+            if isinstance(trainer, PrivateTrainer) and self.batches.poisson is not None:
+                key = trainer.noise_key(self.key, role, step.losses)
+                trainer.give_noise(key, self.batches.poisson.noise_multiplier)
             trainer.apply()
         self.wire.packer.apply()
         self.loss, self.samples = step.loss if step.counted else None, step.samples
@@ -584,7 +627,7 @@ def end_trainers(
     """Head and tail at step 0."""
 
     def trainer(segment: Segment, role: str) -> SegmentTrainer:
-        return SegmentTrainer(segment.spawn(ends.get(role)), job.spec, device=device, role=role, key=key)
+        return segment_trainer(segment.spawn(ends.get(role)), job.spec, device=device, role=role, key=key)
 
     return trainer(job.head, "head"), trainer(job.tail, "tail") if job.tail else None
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from examples.text.model import IGNORED, LENGTH
 
 PHONES, TEST_PAGES = 4, 4
+TRAINED, TESTED = 320, 64
+"""Pieces of text that a phone has at most."""
 SHORTEST = 16
 
 Text: TypeAlias = dict[str, Tensor]
@@ -24,7 +26,7 @@ def device_data(device: str) -> tuple[list[Text], list[Text]]:
     """(train, test) of one phone: its own pages cut into pieces, and pieces of pages that no phone has."""
     names = sorted(topics)
     mine = names[TEST_PAGES:][hashlib.sha256(device.encode()).digest()[0] % PHONES :: PHONES]
-    return pieces(mine[:6]), pieces(names[:TEST_PAGES])[:64]
+    return pieces(mine)[:TRAINED], pieces(names[:TEST_PAGES])[:TESTED]
 
 
 def pieces(names: list[str]) -> list[Text]:

@@ -8,7 +8,7 @@ from typing import get_args
 from broker import decode
 from broker.protocol import messages as m
 from broker.protocol.assembler import Assembled, Assembler, OverBudget, Partial
-from broker.protocol.frames import Chunk, parse_frame, to_ranges
+from broker.protocol.frames import Chunk, parse_frame
 from broker.transport.base import Delivery
 from broker.transport.topology import (
     FRONT_SHARD,
@@ -24,8 +24,8 @@ from server_worker.inbound import Inbound, Settlement
 from spliteasy.errors import WireError
 
 _REQUESTS = get_args(m.AnyRequest)
-LEAST_RANGES, RANGE_BYTES = 4, 16
-"""The ranges that a HAVE names in any case, and the bytes that each range of frames takes in it at most."""
+LEAST_RANGES, RANGE_BYTES = 4, 32
+"""How many ranges a HAVE tells in any case, and what each of them takes in it at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,38 +126,28 @@ class Intake:
         device = device_of_reply_queue(reply_to)
         return device is not None and self._quotas.afford(device, nbytes)
 
-    def held(self, device: str, message_id: str) -> m.FrameRanges:
-        """Return which frames of an unfinished request are here, as far as a HAVE can name them, and is paid
-        for.
+    def held(self, device: str, message_id: str) -> m.Ranges:
+        """Which bytes of an unfinished request are here, as far as a HAVE can tell them, and is paid for.
 
         What it does not tell is sent again.
         """
         paid = int(self._quotas.credit(device) / 2 / RANGE_BYTES)
-        return to_ranges(self._assembler.held(device, message_id))[
-            : min(m.MAX_RANGES, max(LEAST_RANGES, paid))
-        ]
+        return self._assembler.held(device, message_id)[: min(m.MAX_RANGES, max(LEAST_RANGES, paid))]
 
-    def asked(self, ask: m.Ask, chunk_bytes: int) -> m.FrameRanges:
-        """Return which frames of the asked request are here, in chunks as the device cuts it now."""
-        device = ask.device
-        if not self._assembler.cut_as(device, ask.about, chunk_bytes):
-            if not self._quotas.work(device, self._assembler.bytes_of(device)):
-                return ()
-            self._assembler.recut(device, ask.about, chunk_bytes)
-        return self.held(device, ask.about) or self._adopt(ask)
+    def asked(self, ask: m.Ask) -> m.Ranges:
+        """Which bytes of the asked request are here, also where they came under another id: an agent that
+        was restarted encodes the request again.
 
-    def _adopt(self, ask: m.Ask) -> m.FrameRanges:
-        """Return which frames of it are here under another id, because the agent was restarted since.
-
-        Looking for them costs the device as much as sending them.
+        Looking for those costs the device as much as sending them.
         """
         device = ask.device
-        if ask.total is None or ask.chunk_bytes is None or not ask.digests:
-            return ()
+        held = self.held(device, ask.about)
+        if held or ask.total is None or ask.block_bytes is None or not ask.digests:
+            return held
         if not self._quotas.work(device, self._assembler.bytes_of(device)):
             return ()
         self._assembler.adopt(
-            device, ask.about, chunk_bytes=ask.chunk_bytes, total=ask.total, digests=ask.digests
+            device, ask.about, block_bytes=ask.block_bytes, total=ask.total, digests=ask.digests
         )
         return self.held(device, ask.about)
 

@@ -20,6 +20,7 @@ from server_worker.action import Action
 from spliteasy.codecs.packer import Packed
 from spliteasy.fleet.record import RoundRecord
 from spliteasy.job import Job
+from spliteasy.training.private_trainer import BodyNoise
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -159,6 +160,8 @@ class Backward(EngineRequest[BackwardDone]):
     """The digest of the outputs that the gradients belong to, where the device says it."""
     codec: str | None = None
     """What the activations' gradients are packed by; None: the only codec that the job names."""
+    noise: BodyNoise | None = None
+    """What the noise on the body's gradients is drawn from, where the job trains by DP-SGD."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,11 @@ from spliteasy.graph.tensors import tensors_from_bytes
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import share_of
 from spliteasy.training.digest import digest_of
+from spliteasy.training.private_trainer import PrivateTrainer, from_the_device, segment_trainer
 from spliteasy.training.segment_trainer import (
     Gradients,
     NotFinite,
     OpenForward,
-    SegmentTrainer,
     all_finite,
     backward_from,
     detached,
@@ -67,7 +67,7 @@ class BodyTrainer:
         self.job = job
         self.replica = replica
         self._device = device
-        self.trainer = SegmentTrainer(job.body.spawn(), job.spec, device=device, role="body")
+        self.trainer = segment_trainer(job.body.spawn(), job.spec, device=device, role="body")
         self.state_bytes = self.trainer.nbytes()
         self._open: dict[int, _Open] = {}
         """By micro-batch, those whose backward has not run."""
@@ -206,7 +206,14 @@ class BodyTrainer:
             if own != request.outputs:
                 raise OutputsMismatch(self.replica, request.step, device=request.outputs, own=own)
         arrived = unpack(packed, expected_like(outputs), codecs=self._codecs["gradients"])
-        return self.trainer.backward(opened.graph, check_gradients(arrived, outputs))
+        gradients = check_gradients(arrived, outputs)
+        if isinstance(self.trainer, PrivateTrainer):
+            if request.noise is None:
+                raise DataError(
+                    f"a BACKWARD of {self.replica} came without noise, and the job trains by DP-SGD"
+                )
+            self.trainer.give_noise(from_the_device(request.noise), request.noise.multiplier)
+        return self.trainer.backward(opened.graph, gradients)
 
     def _from_loss(self, opened: _Open) -> tuple[Gradients, float | None]:
         """The gradients of the activations, and the loss where an element has a label."""

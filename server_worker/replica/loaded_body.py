@@ -40,6 +40,7 @@ from spliteasy.codecs.packer import Packed
 from spliteasy.errors import DataError, ReplayMismatch, SplitEasyError
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import micro_sizes
+from spliteasy.training.private_trainer import BodyNoise
 from spliteasy.training.segment_trainer import REBASES_KEY, tensors_of
 
 ROUND_KEY = "fleet/round"
@@ -272,6 +273,7 @@ class LoadedBody:
             gradients=m.packed_in(request),
             outputs=request.outputs,
             codec=request.reply_codec,
+            noise=_noise_in(request),
         )
         if self.returned + 1 < self.micros:
             self._closed(request.request, (yield from asked))
@@ -374,6 +376,12 @@ class LoadedBody:
     def _forget(self) -> None:
         self._forwards, self._results = [], []
         self._open.clear()
+
+
+def _noise_in(request: m.Backward) -> BodyNoise | None:
+    if request.noise is None or request.noise_multiplier is None:
+        return None
+    return BodyNoise(request.noise, request.noise_multiplier)
 
 
 def open_body(job: Job, replica: str, device: str) -> Steps[LoadedBody]:

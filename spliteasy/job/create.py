@@ -20,7 +20,9 @@ from spliteasy.job.source import Source, Tensors, load_source, make_loss
 from spliteasy.job.sparse import check_sparse
 from spliteasy.job.spec import JobSpec
 from spliteasy.planning.planner import plan_source
+from spliteasy.privacy.defences.dp import check_private
 from spliteasy.privacy.defences.label_dp import classes_to_answer
+from spliteasy.privacy.defences.peer_labels import check_peer_labels
 from spliteasy.privacy.defences.transforms import check_transforms
 from spliteasy.privacy.ends import Ends, Role
 from spliteasy.privacy.made import make_ends
@@ -63,6 +65,11 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
         check_recipe(spec.data, signature)
     if spec.privacy.label_dp is not None:
         classes_to_answer(spec, signature)
+    if spec.privacy.peer_labels:
+        classes_to_answer(spec, signature, "peer_labels")
+        check_peer_labels(signature)
+    if spec.privacy.dp is not None:
+        check_private(list(split.segments), least)
     check_transforms(spec.privacy, split.head, split.tail)
     parts = {"spec.json": spec.to_json(), "signature.json": signature.to_json()}
     ends = _ends_of(source, split, loss.own if isinstance(loss, PortableLoss) else ())

@@ -31,6 +31,9 @@ MAX_COUNT = 2**31 - 1
 """Upper bound of counts (batch size, steps, epochs): reads the same in every language."""
 
 MAX_SEED = 2**53 - 1
+ELEMENTWISE = ("fp32", "fp16", "bf16", "lossless")
+"""Codecs in which no number depends on another sample's."""
+
 AUTO = "auto"
 
 
@@ -422,10 +425,42 @@ class LimitsSpec(Section):
     """Share of the steps of an honest training at which it would give alarm."""
 
 
-STRICT: dict[str, Any] = {"gradient_noise": 6.0}
+class DpSpec(Section):
+    """DP-SGD: how little the trained model tells of one sample, against whoever has the model.
+
+    A worker sees each sample's activations and gradients; this protects nothing from it.
+    """
+
+    epsilon: Positive | None = None
+    """What the whole training spends at most; the noise follows from it."""
+    noise_multiplier: Annotated[float, Field(ge=0.1, le=1e6)] | None = None
+    """Or the noise itself: σ in units of `max_grad_norm`; ε follows from it."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    max_grad_norm: Positive = 1.0
+    """The most that one sample moves the sum of gradients, all segments together."""
+    expected_batch: Count
+    """Samples of a step on average: each is drawn with probability expected_batch / samples."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise _refuse("give either epsilon or noise_multiplier")
+        return self
+
+
+STRICT: dict[str, Any] = {"peer_labels": True}
 """The settings of `preset = "strict"`, found by measuring (docs/privacy.md)."""
 
-DEFENCES = ("preset", "clip_activations", "noise_activations", "gradient_noise", "label_dp")
+DEFENCES = (
+    "preset",
+    "clip_activations",
+    "noise_activations",
+    "gradient_noise",
+    "nopeek",
+    "label_dp",
+    "peer_labels",
+    "dp",
+)
 """The keys of `[privacy]` that change what crosses the cuts."""
 
 
@@ -449,8 +484,14 @@ class PrivacySpec(Section):
     """Noise on the gradients that a device sends. "max_norm": each sample's gradient is multiplied by a
     random number, so that all have the expected norm of the largest. A number σ: normal noise in every
     direction, whose norm is about σ times the largest sample's."""
+    nopeek: Positive | None = None
+    """λ: the head's loss gains λ times the distance correlation of inputs and what crosses the first cut."""
     label_dp: Annotated[float, Field(gt=0, le=50)] | None = None
     """ε of randomized response on the training labels, once a sample."""
+    peer_labels: bool = False
+    """Each sample trains on the label that the device's other samples give it, not on its own: a label that
+    nothing else tells leaves no trace. With `label_dp` the peers see the answers only, and its ε holds."""
+    dp: DpSpec | None = None
     limits: LimitsSpec = LimitsSpec()
 
     @model_validator(mode="before")
@@ -464,6 +505,17 @@ class PrivacySpec(Section):
     def _noise_has_a_clip(self) -> Self:
         if self.noise_activations and self.clip_activations is None:
             raise _refuse("noise_activations is in units of clip_activations: set that too")
+        return self
+
+    @model_validator(mode="after")
+    def _dp_stands_alone(self) -> Self:
+        if self.dp and (self.clip_activations is not None or self.gradient_noise or self.nopeek):
+            raise _refuse(
+                "dp clips each sample's gradients and adds its own noise: leave clip_activations, "
+                "gradient_noise and nopeek out"
+            )
+        if self.dp and self.peer_labels:
+            raise _refuse("with peer_labels one sample moves the labels of others, which dp does not count")
         return self
 
     @model_validator(mode="after")
@@ -651,6 +703,11 @@ class JobSpec(Section):
             )
         if self.share_labels and not self.single:
             raise _refuse("share_labels: with two cuts labels stay on the device; remove share_labels")
+        if self.fleet.averages and self.privacy.dp is not None:
+            raise _refuse(
+                'privacy.dp counts what one device\'s training spends, and fleet.mode = "splitfed" goes on from the '
+                "work of others: the two are not built together; leave one of them out"
+            )
         plain = self.fleet.averages_ends and self.fleet.aggregate == "plain"
         if plain and not self.share_ends:
             raise _refuse(
@@ -659,6 +716,32 @@ class JobSpec(Section):
             )
         if self.share_ends and not plain:
             raise _refuse('share_ends: nothing takes the ends here; it belongs to fleet.aggregate = "plain"')
+        return self
+
+    @model_validator(mode="after")
+    def _dp_fits(self) -> Self:
+        dp = self.privacy.dp
+        if dp is None:
+            return self
+        if dp.expected_batch > self.batch_size:
+            raise _refuse(
+                "[privacy.dp] expected_batch is more than batch_size, the most that a batch may have"
+            )
+        reasons = {
+            "name two cuts: with one the worker has the labels": self.single,
+            "samples are clipped one by one: leave micro_batches out": self.micro_batches > 1,
+            "samples are clipped one by one: leave [clip] out": self.clip is not None,
+            "a step that passes without effect tells of its samples: leave on_non_finite out": (
+                self.durability.on_non_finite != "stop"
+            ),
+            "the loss of one sample is needed: name a loss": self.loss.name is None,
+            f"a codec that packs samples together lets one change another; use {', '.join(ELEMENTWISE)}": any(
+                codec not in ELEMENTWISE for codecs in self.link.codecs.values() for codec in codecs
+            ),
+        }
+        for why, found in reasons.items():
+            if found:
+                raise _refuse(f"[privacy.dp]: {why}")
         return self
 
     @property

@@ -39,3 +39,11 @@ def _update(hasher: hashlib.blake2b, tensor: Tensor) -> None:
         words = raw[: rows * row_bytes].view(np.uint64).reshape(rows, _ROW_WORDS)
         hasher.update(np.add.reduce(words, axis=1).tobytes())
     hasher.update(raw[rows * row_bytes :].tobytes())
+
+
+def strong_digest(tensor: Tensor) -> str:
+    """A cryptographic hash over dtype, shape and bits."""
+    hasher = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=32)
+    flat = tensor.detach().contiguous().reshape(-1)
+    hasher.update(flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +26,8 @@ class PlainTransforms:
     def of(cls, job: Job, key: Key) -> PlainTransforms | None:
         """None where nothing that crosses is changed. Raises JobError where hooks can't do it."""
         settings = job.spec.privacy
-        if settings.clip_activations is None and settings.gradient_noise is None:
+        used = (settings.clip_activations, settings.gradient_noise, settings.nopeek)
+        if all(setting is None for setting in used):
             return None
         graph = job.body.program.document.train
         for values in (graph.inputs, graph.outputs[: graph.wire]):
@@ -36,8 +39,11 @@ class PlainTransforms:
                 )
         return cls(CutTransforms(settings, key, head=job.head, tail=job.tail))
 
-    def at(self, step: int) -> AfterCall:
-        """Return the function that runs after the calls that are cuts, in the forward of `step`."""
+    def at(self, step: int, inputs: Sequence[Tensor], share: float) -> AfterCall:
+        """Return the function that runs after the calls that are cuts, in the forward of `step`.
+
+        `inputs`: the micro-batch's, which counts for `share` of the batch.
+        """
 
         def noisy(gradient: Tensor) -> Tensor | None:
             return self._transforms.gradients((gradient,), step=step)[0]
@@ -48,12 +54,21 @@ class PlainTransforms:
                     "the module that a cut names returns no tensor: its defences can't be compared"
                 )
             if place == 0:
-                return self._transforms.activations((output,), purpose="activations", step=step)[0]
+                sent = self._transforms.activations((output,), purpose="activations", step=step)[0]
+                if isinstance(sent, Tensor) and sent.requires_grad:
+                    returned = partial(self._returned, inputs, sent.detach(), share)
+                    sent.register_hook(returned)  # type: ignore[no-untyped-call]
+                return sent
             if output.requires_grad:
                 output.register_hook(noisy)  # type: ignore[no-untyped-call]
             return None
 
         return transform
+
+    def _returned(self, inputs: Sequence[Tensor], sent: Tensor, share: float, gradient: Tensor) -> Tensor:
+        (changed,) = self._transforms.returned(inputs, (sent,), (gradient,), share=share)
+        assert changed is not None
+        return changed
 
 
 def _is_floating(spec: ValueSpec) -> bool:

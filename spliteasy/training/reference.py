@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import split_batch
+from spliteasy.job.spec import DpSpec
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.generators import states_kept
 from spliteasy.runtime.randomness import Key
@@ -28,6 +29,13 @@ from spliteasy.training.masks import drawn
 from spliteasy.training.measures import Measure
 from spliteasy.training.optim import build_optimizer
 from spliteasy.training.plain_transforms import PlainTransforms
+from spliteasy.training.private_trainer import (
+    add_clipped,
+    add_noise,
+    for_the_body,
+    from_the_device,
+    noise_key,
+)
 from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, generator_state
 
 State = dict[str, Tensor]
@@ -48,11 +56,20 @@ class PlainTraining:
     """The user's model, one optimizer over all of it, autograd from the loss to the inputs."""
 
     def __init__(
-        self, job: Job, model: nn.Module, loss: LossFunction, *, device: str, key: Key, ends: Drawn
+        self,
+        job: Job,
+        model: nn.Module,
+        loss: LossFunction,
+        *,
+        device: str,
+        key: Key,
+        ends: Drawn,
+        noise_multiplier: float | None = None,
     ) -> None:
         """`model` as its factory left it, training mode of each submodule included.
 
         It trains as a split one on `device` does, whose key for the job and initial weights these are.
+        `noise_multiplier`: of DP-SGD, where the job asks for it.
         """
         begin_with(model, ends, loss)
         self._model = model
@@ -68,6 +85,8 @@ class PlainTraining:
             partial(generator_state, job.spec, device, role, key=keys.get(role)) for role, _ in present
         ]
         self._loss = loss
+        self._key, self._dp, self._sigma = key, job.spec.privacy.dp, noise_multiplier
+        self._roles = [role for role, _ in present]
         self._clip = job.spec.clip
         self._micro_batches = job.spec.micro_batches
         own = loss.named_parameters() if isinstance(loss, UsersLoss) else []
@@ -84,16 +103,18 @@ class PlainTraining:
             for _, segment in present
         ]
 
-    def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-        """Take one optimizer step on a batch, one micro-batch after the other; returns the batch's loss."""
+    def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, empty: bool = False) -> float:
+        """Take one optimizer step on a batch, one micro-batch after the other; returns the batch's loss.
+
+        `empty`: the batch's one sample counts for nothing, since DP-SGD drew none.
+        """
+        if self._dp is not None:
+            return self._private_step(inputs, targets, self._dp, empty=empty)
         parts = _micro_batches(inputs, targets, self._micro_batches, self._measure)
-        if not self._taken:
-            with states_kept(), left_as_it_was(self._model):
-                self._cuts.count_calls(parts[0][0])
-        self._taken += 1
+        self._begin(parts[0][0])
         total = 0.0
         for micro, (part, wanted, share) in enumerate(parts):
-            with self._drawn(micro), self._defended():
+            with self._drawn(micro), self._defended(part, share):
                 outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
                 loss = self._loss(outputs, wanted)
                 if share:  # else no element has a label, and the loss is no number
@@ -102,11 +123,62 @@ class PlainTraining:
         if self._clip is not None:
             for parameters in self._segments:
                 nn.utils.clip_grad_norm_(parameters, self._clip.max_norm, foreach=False)
+        self._apply()
+        return total
+
+    def _private_step(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor], dp: DpSpec, *, empty: bool
+    ) -> float:
+        """DP-SGD: each sample by itself, clipped by segment, and noise on the sums."""
+        assert self._sigma is not None
+        self._begin(tuple(x[:1] for x in inputs))
+        segments = [[p for p in segment if p.requires_grad] for segment in self._segments]
+        losses = [
+            self._private_sample(row, tuple(x[row : row + 1] for x in inputs), targets, segments, dp)
+            for row in range(0 if empty else inputs[0].shape[0])
+        ]
+        losses = losses or [0.0]
+        by_role = dict(zip(self._roles, segments, strict=True))
+        summed = by_role | {"body": by_role["tail"]}
+        keys = [noise_key(self._key, role, self._taken, summed[role], losses) for role in by_role]
+        for role, key in zip(by_role, keys, strict=True):
+            own = from_the_device(for_the_body(key, self._sigma)) if role == "body" else key
+            add_noise(by_role[role], dp, self._sigma, own)
+        self._apply()
+        return sum(losses) / len(losses)
+
+    def _private_sample(
+        self,
+        row: int,
+        inputs: tuple[Tensor, ...],
+        targets: Sequence[Tensor],
+        segments: Sequence[Sequence[Tensor]],
+        dp: DpSpec,
+    ) -> float:
+        """Add a sample's clipped gradients to what the weights have; returns its loss."""
+        wanted = tuple(target[row : row + 1] for target in targets)
+        if not self._measure.elements(wanted):
+            return 0.0
+        with self._drawn(row):
+            outputs = tuple(leaf for leaf in tree_leaves(self._model(*inputs)) if isinstance(leaf, Tensor))
+            loss = self._loss(outputs, wanted)
+            flat = [p for segment in segments for p in segment]
+            made = iter(torch.autograd.grad(loss, flat, allow_unused=True))
+        for segment in segments:
+            add_clipped(segment, tuple(next(made) for _ in segment), dp)
+        return float(loss.detach())
+
+    def _begin(self, inputs: tuple[Tensor, ...]) -> None:
+        if not self._taken:
+            with states_kept(), left_as_it_was(self._model):
+                self._cuts.count_calls(inputs)
+        self._taken += 1
+
+    def _apply(self) -> None:
         if self._optimizer is not None and self._scheduler is not None:
             self._optimizer.step()
             self._scheduler.step()
             self._optimizer.zero_grad()
-        return total
 
     def _drawn(self, micro: int) -> AbstractContextManager[None]:
         """The random numbers of the step's micro-batch."""
@@ -114,11 +186,11 @@ class PlainTraining:
             return nullcontext()
         return drawn(self._cuts, [state(self._taken, micro) for state in self._states])
 
-    def _defended(self) -> AbstractContextManager[None]:
+    def _defended(self, inputs: Sequence[Tensor], share: float) -> AbstractContextManager[None]:
         """Change values at the cuts as the device does, while it is entered."""
         if self._defences is None:
             return nullcontext()
-        return self._cuts.at_cuts(self._defences.at(self._taken))
+        return self._cuts.at_cuts(self._defences.at(self._taken, inputs, share))
 
     def state(self) -> State:
         """Weights, buffers and optimizer state after the last step: live tensors, not copies."""

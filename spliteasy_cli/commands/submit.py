@@ -123,6 +123,15 @@ def _say_guarantee(job: Job) -> None:
     epsilon = job.spec.privacy.label_dp
     if epsilon is not None:
         typer.echo(guarantee(epsilon, classes_to_answer(job.spec, job.signature)), err=True)
+    if (dp := job.spec.privacy.dp) is not None:
+        from spliteasy.privacy.defences.dp import ADVERSARY, NOT_AGAINST
+
+        asked = f"ε = {dp.epsilon:g}" if dp.epsilon else f"a noise multiplier of {dp.noise_multiplier:g}"
+        typer.echo(
+            f"dp: DP-SGD with {asked} at δ = {dp.delta:g}, for each sample of a device, against {ADVERSARY}; "
+            f"{NOT_AGAINST}. Each agent says its own ε",
+            err=True,
+        )
 
 
 async def store_job(store: Store, job: Job, signature: str | None = None) -> None:

@@ -209,7 +209,7 @@ def run_plain_program(
 ) -> dict[str, State]:
     """Return what the devices end with in one process. Runs the user's model code."""
     devices = {
-        config.device: PlainDevice(plain_training(plan, config), batches, member.stints)
+        config.device: PlainDevice(plain_training(plan, config, batches), batches, member.stints)
         for config, batches, member in zip(plan.configs, plan.batches, members, strict=True)
     }
     return FleetProgram(plan.job, devices).run(records)
@@ -336,13 +336,13 @@ def compare_one(
 
     Runs the user's model code.
     """
-    reference = plain_training(plan, config)
+    reference = plain_training(plan, config, batches)
     for number in range(1, step + 1):
-        reference.step(*batches.batch(number))
+        reference.step(*batches.batch(number), empty=batches.is_empty(number))
     return compared(config.device, step, split, reference.state())
 
 
-def plain_training(plan: ParityPlan, config: AgentConfig) -> PlainTraining:
+def plain_training(plan: ParityPlan, config: AgentConfig, batches: BatchOrder) -> PlainTraining:
     """Return the user's model at step 0, with the device's own ends. Runs the user's model code."""
     device, key = config.device, key_of(config, plan.job)
     with StateFolder(config.state) as state:
@@ -350,7 +350,8 @@ def plain_training(plan: ParityPlan, config: AgentConfig) -> PlainTraining:
     spec = plan.job.spec
     model, _, _ = build_model(spec, plan.root)
     loss = LOSSES[spec.loss.name] if spec.loss.name is not None else users_loss(spec, plan.root)
-    return PlainTraining(plan.job, model, loss, device=device, key=key, ends=ends)
+    sigma = batches.poisson.noise_multiplier if batches.poisson is not None else None
+    return PlainTraining(plan.job, model, loss, device=device, key=key, ends=ends, noise_multiplier=sigma)
 
 
 def compared(device: str, step: int, split: State, plain: State) -> Comparison:

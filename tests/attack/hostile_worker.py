@@ -41,7 +41,7 @@ Answer = Callable[[m.SessionRequest], m.Message]
 
 def have_nothing(request: m.SessionRequest) -> m.Message:
     """Send all of it again."""
-    return m.Have(answers=_asked(request), frames=())
+    return m.Have(answers=_asked(request), ranges=())
 
 
 def busy_for_no_time(request: m.SessionRequest) -> m.Message:

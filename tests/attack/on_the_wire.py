@@ -13,7 +13,7 @@ import torch
 
 from broker import encode
 from broker.protocol import messages as m
-from broker.protocol.frames import to_frames
+from broker.protocol.frames import frame_checksum, frame_header, to_frames
 from broker.protocol.messages import MAX_RANGES
 from broker.transport.topology import DEFAULT_SHARDS, REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
 from server_worker.admission.quotas import BURIED_BYTES, FIRST_CREDIT, OVERHEAD_BYTES
@@ -378,13 +378,9 @@ def _altered(body: bytes, old: bytes, new: bytes) -> bytes:
 
 def _first_of_many(total: int) -> bytes:
     """A right first frame of a message of `total` bytes, in chunks of 1 MiB."""
-    chunk_bytes = 1 << 20
-    identity = bytes.fromhex(m.new_nonce())
-    header = struct.pack(
-        "<4sBBH8sIIQ16s12s", b"SPEF", 1, 0, 0, identity, 0, chunk_bytes, total, bytes(16), bytes(12)
-    )
-    payload = bytes(chunk_bytes)
-    return header + struct.pack("<I", zlib.crc32(payload, zlib.crc32(header))) + payload
+    payload = bytes(1 << 20)
+    header = frame_header(m.new_nonce(), 0, total, chunk_bytes=len(payload))
+    return header + frame_checksum(header, payload) + payload
 
 
 ATTACKS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import struct
 import zlib
@@ -21,11 +20,11 @@ def frames_of(size: int, *, message_id: str = ID, chunk_bytes: int = 100, seed: 
 def forge(**changes: int | bytes) -> bytes:
     """A single frame with chosen fields and a checksum that is right."""
     fields: dict[str, int | bytes] = {
-        "magic": b"SPEF", "version": 1, "flags": 1, "zero": 0, "id": bytes.fromhex(ID), "index": 0,
-        "chunk_bytes": 4, "total": 4, "digest": hashlib.blake2b(digest_size=16).digest(),
-        "reserved": bytes(12), "payload": b"body",
+        "magic": b"SPEF", "version": 2, "zero": bytes(3), "id": bytes.fromhex(ID), "offset": 0,
+        "total": 4, "chunk_bytes": 4, "body_crc": zlib.crc32(b"body"),
+        "reserved": bytes(20), "payload": b"body",
     }  # fmt: skip
     *header, payload = {**fields, **changes}.values()
-    packed = struct.pack("<4sBBH8sIIQ16s12s", *header)
+    packed = struct.pack("<4sB3s8sQQII20s", *header)
     assert isinstance(payload, bytes)
     return packed + struct.pack("<I", zlib.crc32(payload, zlib.crc32(packed))) + payload

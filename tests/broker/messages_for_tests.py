@@ -88,7 +88,7 @@ def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
         messages.Body(**REPLY, names=("conv.weight",), values=values),
         messages.Closed(**REPLY),
         messages.Busy(answers=NONCE, retry_after_s=1.5),
-        messages.Have(answers=NONCE, frames=((0, 3), (5, 6))),
+        messages.Have(answers=NONCE, ranges=((0, 3), (5, 6))),
         messages.Error(**SESSION, answers=NONCE, code="bad-tensor", message="shape", hint="look"),
     ]
     assert {type(message) for message in found} == {*get_args(AnyMessage)}

@@ -109,7 +109,7 @@ def test_a_batch_without_a_label_has_no_loss_and_spoils_nothing(micro_batches: i
     job = labelled.job_of(NAMED, micro_batches=micro_batches, single=single)
     trainer, body = trainer_of(job, "unlabelled_data")
     before = {name: tensor.clone() for name, tensor in trainer.head.segment.named_parameters()}
-    toy._step(trainer, body, 1, lambda _: None)
+    toy.take_step(trainer, body, 1, lambda _: None)
     assert (trainer.step, trainer.loss) == (1, None)
     assert all(torch.equal(before[name], p) for name, p in trainer.head.segment.named_parameters())
     evaluated(trainer, body)

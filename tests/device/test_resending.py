@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from broker.protocol.frames import Chunk, parse_frame
+from broker.protocol.ranges import ByteRanges
 from broker.transport.base import Delivery
 from broker.transport.faults import FAULTLESS, Verdict
 from broker.transport.in_process import MemoryBroker
@@ -60,6 +61,11 @@ def job() -> Job:
     )
 
 
+def count(frames: list[Chunk]) -> int:
+    """How many frames the message has in all."""
+    return -(-frames[0].total // frames[0].chunk_bytes)
+
+
 @dataclass
 class Watch:
     """Sees all frames of the device, by message in order of their first; tells when it is time to die."""
@@ -74,7 +80,7 @@ class Watch:
             chunk = parse_frame(frame)
             self.messages.setdefault(chunk.message_id, []).append(chunk)
             large = self.large()
-            if len(large) == self.die_in + 1 and len(large[-1]) == large[-1][0].count // 2:
+            if len(large) == self.die_in + 1 and len(large[-1]) == count(large[-1]) // 2:
                 self.time_to_die.set()
         return FAULTLESS
 
@@ -83,7 +89,7 @@ class Watch:
 
     def large(self) -> list[list[Chunk]]:
         """The frames that were sent of each message that carries values of a step."""
-        return [frames for frames in self.messages.values() if frames[0].count > 20]
+        return [frames for frames in self.messages.values() if count(frames) > 20]
 
 
 class _Unheard:
@@ -109,9 +115,9 @@ def test_only_what_the_worker_lacks_is_sent_again(kind: str, tracer: Tracer | No
     cut, again = large[watch.die_in], large[watch.die_in + (1 if kind == "FORWARD" else 2)]
     assert not any(chunk.last for chunk in cut)
     assert any(chunk.last for chunk in again)
-    sent_twice = {chunk.index for chunk in cut} & {chunk.index for chunk in again}
+    sent_twice = {chunk.offset for chunk in cut} & {chunk.offset for chunk in again}
     assert 0 < len(sent_twice) <= WINDOW
-    assert {chunk.index for chunk in cut} | {chunk.index for chunk in again} == set(range(cut[0].count))
-    assert len(again) <= cut[0].count // 2 + WINDOW
+    assert ByteRanges((chunk.offset, chunk.end) for chunk in (*cut, *again)).covers(0, cut[0].total)
+    assert len(again) <= count(cut) // 2 + WINDOW
 
     assert_same_bits(agent, body, job())

@@ -74,17 +74,7 @@ def test_a_chunk_that_never_gets_through_is_followed_by_finer_ones() -> None:
     assert speed.up < 12_500
 
 
-async def test_requests_keep_their_size_within_a_connection_and_take_a_new_one_after_it() -> None:
-    link = Link(_no_connection, "phone-1", emit=lambda _: None)
-    request = m.GetJob(session="digits.phone-1")
-    assert link._cut_of(request) == FIRST_CHUNK_BYTES
-    link.speed.sent(16 << 20, 1.0)
-    assert link._cut_of(request) == FIRST_CHUNK_BYTES
-    link._connection_ended()
-    assert link._cut_of(request) == CHUNK_BYTES
-
-
-async def test_what_came_of_a_reply_is_told_in_chunks_as_they_are_cut_now() -> None:
+async def test_the_bytes_that_came_of_a_reply_are_told() -> None:
     link, reply = Link(_no_connection, "phone-1", emit=lambda _: None), m.new_nonce()
     for frame in list(to_frames(bytes(200_000), message_id=reply, chunk_bytes=4 * MIN_CHUNK_BYTES))[:2]:
         link._assembler.add(WORKERS, frame)
@@ -96,14 +86,8 @@ async def test_what_came_of_a_reply_is_told_in_chunks_as_they_are_cut_now() -> N
         about_kind="FORWARD",
         forward=m.new_nonce(),
     )
-    for chunk_bytes, told, frames in (
-        (CHUNK_BYTES, 4 * MIN_CHUNK_BYTES, (0, 2)),
-        (1, MIN_CHUNK_BYTES, (0, 8)),
-        (CHUNK_BYTES, MIN_CHUNK_BYTES, (0, 8)),  # never coarser again
-    ):
-        asked = link._with_partial_replies(ask, chunk_bytes)
-        assert (asked.partial, asked.partial_chunks) == ((reply,), (told,))
-        assert asked.partial_frames == ((frames,),)
+    asked = link._with_partial_replies(ask)
+    assert (asked.partial, asked.partial_ranges) == ((reply,), (((0, 8 * MIN_CHUNK_BYTES),),))
 
 
 async def test_an_urgent_frame_passes_those_that_wait_and_others_keep_their_order() -> None:

@@ -49,7 +49,12 @@ class Device:
     assembler: Assembler = field(default_factory=Assembler)
 
     async def send(
-        self, request: m.Request, *, routing_key: str | None = None, chunk_bytes: int = CHUNK_BYTES
+        self,
+        request: m.Request,
+        *,
+        routing_key: str | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
+        skip: m.Ranges = (),
     ) -> None:
         shard = None if isinstance(request, m.GetJob) else shard_of(request.session, DEFAULT_SHARDS)
         await send_message(
@@ -59,6 +64,7 @@ class Device:
             message_id=request.request,
             headers={REPLY_TO: self.queue},
             chunk_bytes=chunk_bytes,
+            skip=skip,
         )
 
     async def reply(self) -> m.AnyMessage:

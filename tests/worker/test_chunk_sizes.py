@@ -1,13 +1,15 @@
-"""Chunks whose size the device chose: of replies, and of what came in one size and counts in another."""
+"""Chunks whose size the device chose: of replies, and of uploads that go on in another size."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 import torch
 
 from broker.protocol import messages as m
 from broker.protocol.envelope import encode
-from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, to_frames
+from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, payload_digests, to_frames
 from broker.transport.topology import DEFAULT_SHARDS, REPLY_TO, shard_of, uplink_key
 from server_worker.admission.quotas import DeviceQuota
 from tests.simulation import toy
@@ -56,7 +58,7 @@ async def next_frame(device: Device) -> bytes:
     return bytes(delivery.body)
 
 
-async def test_what_came_of_an_upload_counts_in_the_chunks_of_who_asks(server: Server) -> None:
+async def test_a_worker_tells_which_bytes_of_an_upload_are_here(server: Server) -> None:
     """A new connection found the link twice as fast: chunks are twice as large now."""
     async with server.device() as device:
         await device.open(LARGE)
@@ -68,39 +70,46 @@ async def test_what_came_of_an_upload_counts_in_the_chunks_of_who_asks(server: S
         await device.send(ask_about(request), chunk_bytes=16384)
         have = await device.reply()
         assert isinstance(have, m.Have)
-        assert have.frames == ((0, 2),), "two of 16 KiB are whole, the third is not"
+        assert have.ranges == ((0, 5 * 8192),)
+        await device.send(request, chunk_bytes=16384, skip=have.ranges)
+        assert (await device.reply()).kind == "FORWARDED"
 
 
-async def test_a_reply_goes_on_in_the_chunks_that_the_device_counts_in(server: Server) -> None:
+async def test_a_reply_goes_on_where_it_broke_off(server: Server) -> None:
     async with server.device() as device:
         await device.open(LARGE)
         request = forward(samples=SAMPLES, values=(torch.ones(SAMPLES, 5),))
         await device.send(request)
         whole = parse_frame(await next_frame(device))
-        told = {"partial": (whole.message_id,), "partial_frames": (((0, 2),),), "partial_chunks": (9000,)}
-        await device.send(ask_about(request, **told))
+        told = {"partial": (whole.message_id,), "partial_ranges": (((0, 10_000), (30_000, 30_100)),)}
+        await device.send(ask_about(request, **told), chunk_bytes=9000)
         chunks = [parse_frame(await next_frame(device))]
         while chunks[0].message_id != whole.message_id:  # WORKING: it is not quite done with sending
-            await device.send(ask_about(request, **told))
+            await device.send(ask_about(request, **told), chunk_bytes=9000)
             chunks = [parse_frame(await next_frame(device))]
         while not chunks[-1].last:
             chunks.append(parse_frame(await next_frame(device)))
-        assert {chunk.chunk_bytes for chunk in chunks} == {9000}
-        assert sorted(chunk.index for chunk in chunks) == list(range(2, chunks[0].count))
+        places = [(chunk.offset, chunk.end) for chunk in chunks]
+        assert places[:4] == [(10_000, 19_000), (19_000, 28_000), (28_000, 30_000), (30_100, 39_100)]
+        assert all(begin == end for (_, end), (begin, _) in pairwise(places[3:]))
 
 
 @pytest.mark.parametrize("quota", [DeviceQuota(bytes_per_s=1.0, burst_s=300_000.0)])
-async def test_counting_an_upload_anew_costs_as_much_as_sending_it(server: Server) -> None:
+async def test_looking_for_an_upload_under_another_id_costs_as_much_as_sending_it(server: Server) -> None:
     """Else one small message after the other would have the worker read hundreds of MB each."""
     async with server.device() as device:
         await device.open(LARGE)
         request = forward(samples=SAMPLES, values=(torch.ones(SAMPLES, 5),))
-        frames = list(to_frames(encode(request), message_id=request.request, chunk_bytes=8192))
+        body = encode(request)
+        frames = list(to_frames(body, message_id=request.request, chunk_bytes=8192))
         for frame in frames[:5]:
             key = uplink_key(device.name, shard_of(SESSION, DEFAULT_SHARDS))
             await device.transport.publish(key, frame, headers={REPLY_TO: device.queue})
+        digests = tuple(payload_digests([body], 8192, first=4))
         kinds = []
-        for chunk_bytes in (9000, 8192, 9000, 8192, 9000, 8192):
-            await device.send(ask_about(request), chunk_bytes=chunk_bytes)
+        for _ in range(6):
+            again = request.model_copy(update={"request": m.new_nonce()})
+            told = {"total": len(body), "block_bytes": 8192, "digests": digests}
+            await device.send(ask_about(again, **told))
             kinds.append((await device.reply()).kind)
         assert kinds[0] == "HAVE" != kinds[-1]

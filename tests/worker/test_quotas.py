@@ -214,7 +214,7 @@ async def test_the_frames_that_are_here_are_told_as_far_as_is_paid_for(server: S
     ask = m.Ask(
         session="toy.phone-1", attempt=ATTEMPT, step=1, about="0" * 16, about_kind="FORWARD",
         forward="0" * 16,
-        digests=tuple(f"{n:016x}" for n in range(2000)), total=1, chunk_bytes=1,
+        digests=tuple(f"{n:016x}" for n in range(2000)), total=1, block_bytes=1,
     )  # fmt: skip
     frames = list(to_frames(encode(ask), message_id=ask.request, chunk_bytes=16))
     holes = [frame for index, frame in enumerate(frames) if index % 2 == 0][:1500]

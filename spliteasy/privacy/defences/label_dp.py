@@ -59,18 +59,22 @@ def keep_probability(epsilon: float, classes: int) -> float:
     return 1 / (1 + (classes - 1) * math.exp(-epsilon))
 
 
-def classes_to_answer(spec: JobSpec, signature: Signature) -> int:
-    """The classes that a job's labels have. Raises JobError where there is no randomized response on them."""
+def classes_to_answer(spec: JobSpec, signature: Signature, defence: str = "label_dp") -> int:
+    """The classes that a job's labels have. Raises JobError where `defence` can't answer for them."""
+
+    def refused(why: str, hint: str) -> JobError:
+        return JobError(f"[privacy] {defence} answers for class labels only: {why}", hint=hint)
+
     if spec.loss.name not in CLASS_LOSSES:
-        raise _refused("the loss does not say that targets are classes", "use loss cross_entropy or nll")
+        raise refused("the loss does not say that targets are classes", "use loss cross_entropy or nll")
     (target, *more), output = signature.targets, signature.outputs[0]
     if more or target.dtype != "int64" or target.shape:
-        raise _refused(
+        raise refused(
             f"target {target.name!r} is not one class number a sample",
             "train on one int64 number for each sample",
         )
     if len(output.shape) != 1 or output.shape[0] < 2:
-        raise _refused("the model does not give a number for each of two classes or more", "mend its output")
+        raise refused("the model does not give a number for each of two classes or more", "mend its output")
     return output.shape[0]
 
 
@@ -81,7 +85,3 @@ def guarantee(epsilon: float, classes: int) -> str:
         f"once a sample) against {ADVERSARY}: a label that nothing else tells is recovered with probability "
         f"{keep_probability(epsilon, classes):.3f} at most ({1 / classes:.3f} by guessing)"
     )
-
-
-def _refused(why: str, hint: str) -> JobError:
-    return JobError(f"[privacy] label_dp answers for class labels only: {why}", hint=hint)

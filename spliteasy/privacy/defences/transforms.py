@@ -7,7 +7,6 @@ makes a device take a step twice would subtract the noise out.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,8 +17,10 @@ from spliteasy.errors import JobError
 from spliteasy.graph.document import BatchDim, Value, ValueSpec
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import PrivacySpec
+from spliteasy.privacy.defences.nopeek import penalty_gradient
 from spliteasy.privacy.numbers import fill
 from spliteasy.runtime.randomness import Key
+from spliteasy.training.digest import strong_digest
 
 Purpose = Literal["activations", "gradients", "evaluation", "prediction"]
 
@@ -36,6 +37,7 @@ class CutTransforms:
         self._clip = settings.clip_activations
         self._noise = settings.noise_activations
         self._gradient_noise = settings.gradient_noise
+        self._nopeek = settings.nopeek
         self._key = key.at("noise")
 
     def activations(self, values: Sequence[Value], *, purpose: Purpose, step: int) -> tuple[Value, ...]:
@@ -49,6 +51,28 @@ class CutTransforms:
     def gradients(self, gradients: Sequence[Tensor | None], *, step: int) -> tuple[Tensor | None, ...]:
         """Return the gradients of the tail's inputs as they cross the cut."""
         return tuple(None if g is None else self._gradient(g, step) for g in gradients)
+
+    def returned(
+        self,
+        inputs: Sequence[Value],
+        sent: Sequence[Value],
+        gradients: Sequence[Tensor | None],
+        *,
+        share: float,
+    ) -> tuple[Tensor | None, ...]:
+        """What the head's backward gets for the gradients that came: NoPeek's term is added to them.
+
+        `sent`: what crossed the first cut for `inputs`, which count for `share` of the batch.
+        """
+        if self._nopeek is None or not share:
+            return tuple(gradients)
+        seen = [x for x in inputs if isinstance(x, Tensor)]
+        return tuple(
+            g + penalty_gradient(self._nopeek * share, seen, v)
+            if g is not None and isinstance(v, Tensor)
+            else g
+            for g, v in zip(gradients, sent, strict=True)
+        )
 
     def _activation(self, value: Tensor, purpose: Purpose, step: int) -> Tensor:
         if self._clip is None:
@@ -92,14 +116,6 @@ def per_sample(factors: Tensor, value: Tensor) -> Tensor:
     return factors.reshape(-1, *[1] * (value.dim() - 1))
 
 
-def strong_digest(tensor: Tensor) -> str:
-    """A cryptographic hash over dtype, shape and bits."""
-    hasher = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=32)
-    flat = tensor.detach().contiguous().reshape(-1)
-    hasher.update(flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
-
-
 def check_transforms(settings: PrivacySpec, head: Segment, tail: Segment | None) -> None:
     """Refuse cuts at which the transforms can't be applied sample by sample. Raises JobError."""
     if settings.clip_activations is not None:
@@ -111,6 +127,8 @@ def check_transforms(settings: PrivacySpec, head: Segment, tail: Segment | None)
                         "tensor with the batch first, so that it can't be clipped sample by sample",
                         hint="cut where no such tensor crosses, or leave clip_activations out",
                     )
+    if settings.nopeek is not None:
+        check_nopeek(head)
     if settings.gradient_noise is None:
         return
     if tail is None:
@@ -127,6 +145,23 @@ def check_transforms(settings: PrivacySpec, head: Segment, tail: Segment | None)
                 f"[privacy] gradient_noise: {spec.name} crosses the second cut without the batch as its "
                 "first dimension, so that its gradient has no rows of samples",
                 hint="cut elsewhere, or leave gradient_noise out",
+            )
+
+
+def check_nopeek(head: Segment) -> None:
+    """Raise JobError where inputs have no distances, or nothing of the head learns from them."""
+    graph = head.program.document.train
+    floating = [spec for spec in graph.inputs if not spec.is_int and spec.torch_dtype.is_floating_point]
+    if not floating or not all(is_batch_first(spec) for spec in floating):
+        raise JobError(
+            "[privacy] nopeek compares inputs by their distance, and the head has no such input",
+            hint="leave nopeek out",
+        )
+    for spec in graph.outputs[: graph.wire]:
+        if spec.is_int or not is_batch_first(spec):
+            raise JobError(
+                f"[privacy] nopeek: {spec.name} crosses the first cut without the batch in front",
+                hint="cut elsewhere, or leave nopeek out",
             )
 
 
