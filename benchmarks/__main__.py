@@ -23,6 +23,7 @@ PARTS = {
     "scale": (5, "1 and 2 workers on two cores, and 1 to 16 that wait"),
     "memory": (2, "peak memory of agent and worker"),
     "idle": (3, "memory and processor of an agent that waits"),
+    "gateway": (2, "a thousand idle pages on one gateway"),
     "durability": (2, "with Redis over in memory"),
     "recovery": (8, "seconds until training moves again after a fault"),
     "fleet": (6, "one model from ten devices, by each way to average"),

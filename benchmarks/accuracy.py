@@ -93,7 +93,7 @@ def train(task: str, seed: int, codec: str, devices: Sequence[str], epochs: int 
 async def train_devices(
     job: Job, task: str, devices: Sequence[str], folder: Path
 ) -> list[tuple[float, float, float, float]]:
-    """Of each device: accuracy in percent, test loss, bytes up and down a step."""
+    """The results of each device: accuracy in percent, test loss, bytes up and down a step."""
     store = SqliteStore(None)
     connect = async_connect(MemoryBroker())
     try:

@@ -1,4 +1,4 @@
-"""What each defence of `[privacy]` stops and costs, on the digits: attacks, accuracy, bytes and time.
+"""The effect and the cost of each defence of `[privacy]`, on the digits: attacks, accuracy, bytes and time.
 
     python -m benchmarks.defences [--only strict label_dp] [--seeds 2]
     python -m benchmarks.defences --label-dp [--seeds 5]
@@ -89,9 +89,9 @@ class Figure:
     accuracy: float
     """Percent of the test images."""
     bytes_up: float
-    """Of a step."""
+    """The bytes that a step sends up."""
     seconds: float
-    """Of a training."""
+    """The seconds that a training takes."""
 
 
 def spec_of(row: Row, seed: int, epochs: int | None = None) -> JobSpec:
@@ -102,7 +102,7 @@ def spec_of(row: Row, seed: int, epochs: int | None = None) -> JobSpec:
 
 
 def attacked(spec: JobSpec, seed: int, attacks: Sequence[str], steps: int) -> dict[str, dict[str, float]]:
-    """What each attack recovers: of canaries and of all labels."""
+    """The share that each attack recovers: of canaries and of all labels."""
     measured = asyncio.run(measure(spec, ROOT, DATA["digits"], attacks=attacks, seed=seed, steps=steps))
     found: dict[str, dict[str, float]] = {"canary_recovery": {}, "label_recovery": {}}
     for each in measured.rows:

@@ -1,4 +1,4 @@
-"""What DP-SGD costs in accuracy: the digits at ε 8, 3 and 1, trained through agent and worker.
+"""The cost of DP-SGD in accuracy: the digits at ε 8, 3 and 1, trained through agent and worker.
 
     python -m benchmarks.dp [--epsilons 8 3 1] [--seeds 1]
 

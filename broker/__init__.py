@@ -46,7 +46,7 @@ __all__ = [
 
 
 async def connect(url: str, *, heartbeat_s: int | None = None) -> Transport:
-    """A connection to the broker at `url` (`amqp://` or `amqps://`).
+    """A connection to the broker at `url` (`amqp://` or `amqps://`), or to a gateway (`ws://` or `wss://`).
 
     RabbitMQ gives up a client that is silent for two to three times `heartbeat_s` (None: as `AmqpOptions`).
 
@@ -61,7 +61,16 @@ async def connect(url: str, *, heartbeat_s: int | None = None) -> Transport:
 
         options = AmqpOptions() if heartbeat_s is None else AmqpOptions(heartbeat_s=heartbeat_s)
         return await connect_amqp(url, options=options)
+    if scheme in ("ws", "wss"):
+        try:
+            from broker.gateway.client import connect as connect_gateway
+        except ModuleNotFoundError as missing:
+            raise LinkRefused(
+                f"connecting to a gateway needs the package {missing.name}",
+                hint="pip install 'spliteasy[gateway]'",
+            ) from None
+        return await connect_gateway(url)
     raise LinkRefused(
         f"no transport for {scheme} URLs" if scheme else "the broker's URL names no transport",
-        hint="use amqp://user:password@host:port/vhost",
+        hint="use amqp://user:password@host:port/vhost, or wss://… for a gateway",
     )

@@ -262,13 +262,13 @@ class StateFolder:
 
     @property
     def budget(self) -> bytes | None:
-        """What `save_budget` was given last; None before. Raises StateError where it has gone."""
+        """Return what `save_budget` was given last, or None before. Raises StateError where it has gone."""
         path = self.path / "budget"
         raw = self._read(path)
         if raw is None and (path.exists() or self._held):
             raise StateError(
                 f"{path} is damaged or has gone, and what the training spent is not known without it",
-                hint=f"bring back a copy of the whole folder, or delete {self.path} to begin anew",
+                hint=f"bring back a copy of the whole folder, or delete {self.path} to start over",
             )
         return raw
 

@@ -97,7 +97,7 @@ class SessionActor:
         self._chunk_bytes = 0
         """The chunk size of the request that is being served."""
         self._poison: str | None = None
-        """Why the request at hand can never be served."""
+        """Why the current request can never be served."""
         self._partial: Mapping[str, m.Ranges] = {}
         self._sends: list[asyncio.Task[None]] = []
         """The sends of the request that is being served."""

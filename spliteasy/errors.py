@@ -13,6 +13,7 @@
     ├── LinkError             (retriable) the broker can't be reached, or the connection was lost
     │   ├── LinkDeferred      the broker answered no, for a reason that can pass
     │   ├── LinkRefused       (not retriable) the broker answered no: credentials, permissions, arguments
+    │   │   └── AccountRefused    it does not know the account, or the password is wrong
     │   ├── AccountGone       the connection was lost because this account was deleted
     │   └── Unroutable        no queue took the frame
     ├── StoreError
@@ -137,6 +138,10 @@ class LinkRefused(LinkError):
     """The broker answered no: credentials, permissions, arguments. Somebody has to mend that first."""
 
     retriable: ClassVar[bool] = False
+
+
+class AccountRefused(LinkRefused):
+    """The broker does not know the account, or the password is wrong."""
 
 
 class AccountGone(LinkError):

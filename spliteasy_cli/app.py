@@ -16,7 +16,7 @@ from spliteasy_cli.commands import (
     agent,
     dashboard,
     device,
-    fleet,
+    gateway,
     keys,
     leakage,
     model,
@@ -96,8 +96,9 @@ app.command("keygen", rich_help_panel="On a broker and a store")(keys.keygen)
 app.command("fleet-key", rich_help_panel="On a broker and a store")(keys.fleet_key)
 app.command("submit", rich_help_panel="On a broker and a store")(submit.submit)
 app.command("worker", rich_help_panel="On a broker and a store")(worker.worker)
+app.command("gateway", rich_help_panel="On a broker and a store")(gateway.gateway)
 app.command("agent", rich_help_panel="On a broker and a store")(agent.agent)
-app.command("fleet", rich_help_panel="On a broker and a store")(fleet.fleet)
+app.command("fleet", rich_help_panel="On a broker and a store")(status.fleet)
 app.command("status", rich_help_panel="On a broker and a store")(status.status)
 app.command("dashboard", rich_help_panel="On a broker and a store")(dashboard.dashboard)
 app.add_typer(

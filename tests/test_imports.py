@@ -38,7 +38,7 @@ ONLY_IN = {
     "rich": ("spliteasy_cli/", "deploy/"),
     "cryptography": ("spliteasy/job/signing", "server_worker/store/keys", "server_worker/store/sealed"),
     "prometheus_client": ("spliteasy/observability/prometheus",),
-    "aiohttp": ("spliteasy_cli/dashboard/",),
+    "aiohttp": ("spliteasy_cli/dashboard/", "broker/gateway/"),
     "opentelemetry": ("spliteasy/observability/otel",),
     "mlflow": ("spliteasy_cli/history/mlflow_history",),
     "tensorboard": (),

@@ -17,7 +17,7 @@ IMAGES = 1440
 
 
 class PrivateNet(nn.Module):
-    """As the example's, smaller, without batch norm: each sample is computed by itself."""
+    """The example's network, smaller and without batch norm: each sample is computed by itself."""
 
     def __init__(self, width: int = 16, classes: int = 10) -> None:
         super().__init__()

@@ -59,7 +59,7 @@ class Services:
 
 
 @contextmanager
-def services(appendfsync: AppendFsync = "everysec") -> Iterator[Services]:
+def services(appendfsync: AppendFsync = "everysec", *, management: bool = False) -> Iterator[Services]:
     """Start both, durable, in a new folder. SIGTERM now ends the process with all that it started."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     with tempfile.TemporaryDirectory(prefix="spliteasy-bench-") as name, ExitStack() as stack:
@@ -70,6 +70,7 @@ def services(appendfsync: AppendFsync = "everysec") -> Iterator[Services]:
             dist_port=free_port(),
             epmd_port=free_port(),
             password=secrets.token_hex(8),
+            management_port=free_port() if management else None,
         )
         redis = RedisServer(folder=folder / "redis", port=free_port(), appendfsync=appendfsync)
         stack.callback(rabbitmq.stop)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import socket
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +11,22 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from aiormq import exceptions as amqp
 
-from spliteasy.errors import AccountGone, LinkDeferred, LinkError, LinkRefused, SplitEasyError, Unroutable
-from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
+from broker.transport.reachability import Server, unreachable
+from spliteasy.errors import (
+    AccountGone,
+    AccountRefused,
+    LinkDeferred,
+    LinkError,
+    LinkRefused,
+    SplitEasyError,
+    Unroutable,
+)
+from spliteasy.runtime.descriptors import lack_of_descriptors
 from spliteasy.runtime.urls import QUOTE_HINT, split_url
 
-_FINAL_TLS = re.compile("WRONG_VERSION|HTTP_REQUEST|UNKNOWN_CA|BAD_CERTIFICATE|CERTIFICATE_REQUIRED|PROTOCOL")
-"""Reasons of a failed handshake that stay until somebody mends the URL or the certificates."""
 _LIMIT = re.compile(r"\b(limit|maximum)\b", re.IGNORECASE)
 """A limit of connections, channels or queues, which is not reached any more when others have gone."""
 _NOT_ALLOWED = 530
-_DATES = {9, 10}
-"""OpenSSL's codes for a certificate that is not valid yet, or not any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,17 @@ class Address:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+    @property
+    def server(self) -> Server:
+        """The broker, for errors."""
+        return Server(
+            name="broker",
+            host=self.host,
+            port=self.port,
+            schemes=("amqp", "amqps"),
+            start_hint="is it running, and is the URL right? `make up` starts a local one",
+        )
 
     def with_options(self, **options: object) -> str:
         """The URL with query options that it does not set itself."""
@@ -69,27 +82,8 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
     """Why connecting failed: `LinkRefused` where somebody has to mend something, `LinkDeferred` where the
     answer was no and may be yes later.
     """
-    # aiormq wraps what the system said, and repeats only its arguments.
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    if lack_of_descriptors(cause):
-        return LinkError(
-            f"this process can open no connection to the broker at {address}: it has used up its file "
-            "descriptors",
-            hint=LACK_HINT,
-        )
-    if isinstance(error, TimeoutError):
-        return LinkError(f"the broker at {address} does not answer", hint="check the network and the port")
-    if isinstance(cause, ssl.SSLError):
-        return _tls_error(cause, address)
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-        return LinkRefused(
-            f"a TLS file can't be read: {os.strerror(error.errno or 0).lower()}",
-            hint="check cafile, certfile and keyfile in the broker's URL",
-        )
-    if isinstance(cause, socket.gaierror):
-        return LinkError(f"the broker's host {address.host!r} is unknown", hint="check the URL's host name")
     if isinstance(error, amqp.ProbableAuthenticationError | amqp.AuthenticationError):
-        return LinkRefused(
+        return AccountRefused(
             f"the broker at {address} refused the account {address.account!r}",
             hint="check user and password in the broker's URL",
         )
@@ -104,17 +98,14 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
             f"{said}",
             hint="check the URL's path, that the virtual host runs, and the account's permissions and limits",
         )
-    if urlsplit(address.text).scheme == "amqps" and _broke_off(cause):
+    # aiormq wraps what the system said, and repeats only its arguments.
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if urlsplit(address.text).scheme == "amqps" and _broke_off(cause) and not lack_of_descriptors(cause):
         return LinkDeferred(
             f"what answers at {address} broke the connection off, in its TLS handshake or after",
             hint="a broker that is starting or ending does; else check that the port is its TLS port",
         )
-    if isinstance(cause, OSError) and cause.errno:
-        return LinkError(
-            f"the broker at {address} can't be reached: {os.strerror(cause.errno).lower()}",
-            hint="is it running, and is the URL right? `make up` starts a local one",
-        )
-    return LinkError(
+    return unreachable(cause, address.server) or LinkError(
         f"what answers at {address} closed the connection or is no AMQP broker",
         hint="check the port: TLS ports want amqps://",
     )
@@ -123,25 +114,6 @@ def connect_error(error: BaseException, address: Address) -> LinkError:
 def _broke_off(cause: BaseException) -> bool:
     """Return whether the other side hung up on a connection that it had taken."""
     return not isinstance(cause, OSError) or isinstance(cause, ConnectionResetError | ConnectionAbortedError)
-
-
-def _tls_error(error: ssl.SSLError, address: Address) -> LinkError:
-    """Why there is no TLS: a broker that is just starting or ending may break a handshake off, and a device
-    without a clock takes a certificate for one of the future.
-    """
-    if isinstance(error, ssl.SSLCertVerificationError):
-        kind = LinkDeferred if error.verify_code in _DATES else LinkRefused
-        return kind(
-            f"the certificate of {address} is not trusted: {error.verify_message}",
-            hint="check this machine's clock, and the certificate's dates"
-            if kind is LinkDeferred
-            else "give the right authority with ?cafile=PATH, and the host's name as in its certificate",
-        )
-    reason = error.reason or "handshake failed"
-    return (LinkRefused if _FINAL_TLS.search(reason) else LinkDeferred)(
-        f"no TLS with {address}: {reason}",
-        hint="amqps:// is for TLS ports, amqp:// for plain ones; certfile and keyfile must fit",
-    )
 
 
 def lost_error(error: BaseException | None, address: Address) -> LinkError:

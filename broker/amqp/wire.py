@@ -8,18 +8,13 @@ computed for long, takes nobody for dead.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from typing import Any
 
 import aiormq
 from aiormq.connection import TransportFactory
 from yarl import URL
 
-_LEAST_BYTES_S = 256
-"""An upload of this rate, 2 kbit/s, counts as going on: heartbeats are less."""
-_TCP_INFO_BYTES, _BYTES_ACKED = 128, 120
-"""The size of Linux's `struct tcp_info`, and the place of `tcpi_bytes_acked` in it."""
+from broker.transport.socket_progress import LEAST_BYTES_S, tcp_bytes
 
 
 class AmqpConnection(aiormq.Connection):
@@ -95,9 +90,12 @@ class Wire(TransportFactory):
         reader = self._reader
         if reader is None:
             return False
-        received, acked = reader.received, self._bytes_acked()
+        counted = None
+        if self._transport is not None and not self._transport.is_closing():
+            counted = tcp_bytes(self._transport.get_extra_info("socket"))
+        received, acked = reader.received, counted.acked if counted else 0
         self.silent_s = 0.0 if received != self._received else self.silent_s + every_s
-        going_on = acked >= self._acked + _LEAST_BYTES_S * every_s
+        going_on = acked >= self._acked + LEAST_BYTES_S * every_s
         self._received, self._acked = received, acked
         return going_on
 
@@ -105,13 +103,3 @@ class Wire(TransportFactory):
         """Let go of the socket at once: what waits for it to take bytes ends."""
         if self._transport is not None:
             self._transport.abort()
-
-    def _bytes_acked(self) -> int:
-        """Return the bytes that the other end's kernel has acknowledged, or 0 where this kernel
-        does not say."""
-        assert self._transport is not None
-        found = self._transport.get_extra_info("socket")
-        if found is None or self._transport.is_closing() or not hasattr(socket, "TCP_INFO"):
-            return 0
-        info: bytes = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        return int(struct.unpack_from("Q", info, _BYTES_ACKED)[0]) if len(info) == _TCP_INFO_BYTES else 0

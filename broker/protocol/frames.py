@@ -150,7 +150,7 @@ class Chunk:
 
     @property
     def last(self) -> bool:
-        """Whether the body ends with it."""
+        """Return whether the body ends with it."""
         return self.end == self.total
 
 

@@ -202,9 +202,9 @@ class Backward(SessionRequest, Carrier):
     noise: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         default=None, repr=False
     )
-    """What the noise on the body's gradients is drawn from, where the job trains by DP-SGD."""
+    """The source of the noise on the body's gradients, where the job trains by DP-SGD."""
     noise_multiplier: Annotated[float, Field(ge=0.1, le=1e6)] | None = None
-    """How much of it, in units of the job's clip."""
+    """The size of that noise, in units of the job's clip."""
 
 
 class Eval(SessionRequest, Carrier):

@@ -24,12 +24,12 @@ class ByteRanges:
         return zip(self._begins, self._ends, strict=True)
 
     def __len__(self) -> int:
-        """How many separate ranges there are."""
+        """The number of separate ranges."""
         return len(self._begins)
 
     @property
     def nbytes(self) -> int:
-        """How many positions are in the set."""
+        """The number of positions in the set."""
         return sum(self._ends) - sum(self._begins)
 
     def add(self, begin: int, end: int) -> None:
@@ -59,7 +59,7 @@ class ByteRanges:
             yield max(begin, self._begins[index]), min(end, self._ends[index])
 
     def covers(self, begin: int, end: int) -> bool:
-        """Whether every position from `begin` to before `end` is in the set."""
+        """Return whether every position from `begin` to before `end` is in the set."""
         return begin >= end or next(self.within(begin, end), None) == (begin, end)
 
     def gaps(self, end: int) -> Iterator[Range]:

@@ -4,7 +4,8 @@ A transport is *one life of one connection*: when it is lost, every call on it r
 its owner makes a new one (`broker.transport.backoff` paces that). It moves opaque frames
 (`broker.protocol.frames` cuts messages into them) and adds only a principal and a routing key to each
 delivery.
-Implementations: `broker.amqp.connection` (RabbitMQ), `broker.transport.in_process` (one process).
+Implementations: `broker.amqp.connection` (RabbitMQ), `broker.transport.in_process` (one process),
+`broker.gateway.client` (a WebSocket, for devices only: it refuses what only workers do).
 """
 
 from __future__ import annotations

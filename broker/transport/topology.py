@@ -64,6 +64,11 @@ def reply_slot(device: str, slot: int) -> Queue:
     return reply_queue(device, f"{slot % REPLY_SLOTS:016x}")
 
 
+def is_reply_slot(name: str, device: str) -> bool:
+    """Return True where it is one of the names that `reply_slot` gives the device's queues."""
+    return any(name == reply_slot(device, slot).name for slot in range(REPLY_SLOTS))
+
+
 def device_of_reply_queue(name: str) -> str | None:
     """The device that a reply queue belongs to; None where the name is not one of a reply queue."""
     match = REPLY_QUEUE.fullmatch(name)

@@ -123,7 +123,7 @@ class TailDone:
     gradients: Packed
     loss: float | None = None
     noise: BodyNoise | None = None
-    """Under DP-SGD."""
+    """The noise that the worker adds under DP-SGD."""
 
 
 @dataclass(frozen=True, slots=True)

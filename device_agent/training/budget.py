@@ -1,4 +1,4 @@
-"""What a device's training has spent of its privacy budget, on disk before anything leaves the device.
+"""The privacy budget that a device's training has spent, on disk before anything leaves the device.
 
 A release is a step with its values: a step that is computed again to the same values (after a crash, say)
 is the same release, and is not counted again; with other values it is another one. A crash between
@@ -16,7 +16,7 @@ from spliteasy.errors import StateError
 from spliteasy.privacy.defences.dp import PoissonBatches
 
 REMEMBERED = 512
-"""Steps whose releases are known again; one from before them counts anew."""
+"""Steps whose releases are known again; one from before them counts as another."""
 
 Part = Literal["head", "tail"]
 
@@ -51,7 +51,7 @@ class Budget:
         except ValidationError as error:
             raise StateError(
                 f"the privacy budget in {state.path} is damaged",
-                hint=f"bring back a copy of the whole folder, or delete {state.path} to begin anew",
+                hint=f"bring back a copy of the whole folder, or delete {state.path} to start over",
             ) from error
         if raw is None:
             self._save()
@@ -63,7 +63,7 @@ class Budget:
 
     @property
     def epsilon(self) -> float:
-        """What they have spent."""
+        """Return what they have spent."""
         return self._poisson.spent(self.spent)
 
     def count(self, step: int, part: Part, digest: str) -> None:

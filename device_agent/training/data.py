@@ -177,7 +177,7 @@ class BatchOrder:
         return inputs, targets
 
     def is_empty(self, step: int) -> bool:
-        """Whether no sample was drawn for `step`: its batch has one that counts for nothing."""
+        """Return whether no sample was drawn for `step`: its batch has one that counts for nothing."""
         return self.poisson is not None and not self.poisson.draw(step)
 
     def indices(self, step: int) -> list[int]:
@@ -208,7 +208,7 @@ class BatchOrder:
         return peer_labels(looks, torch.cat(targets), self._classes, self._key.at("peers"))
 
     def _look(self, number: int) -> Tensor:
-        """What all samples are compared by, under one draw of their augmentation."""
+        """Return what all samples are compared by, under one draw of their augmentation."""
         parts = [self._samples.gather(indices, "peers", number)[0] for indices in self._chunks()]
         return torch.cat([features_of(inputs, self._key) for inputs in parts])
 

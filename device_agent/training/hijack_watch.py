@@ -20,11 +20,12 @@ from spliteasy.privacy.record import classes_of
 log = structlog.get_logger(__name__)
 
 FEATURES = 1 << 14
-"""Of a sample's gradient that are looked at: directions show in a part of a large one."""
+"""This many elements of a sample's gradient are looked at: directions show in a part of a large one."""
 
 
 def may_watch(job: Job) -> bool:
-    """Whether the job has what the guard compares: classes, a tail on the device, a head that trains."""
+    """Return whether the job has what the guard compares: classes, a tail on the device, a head
+    that trains."""
     trains = any(spec.requires_grad for spec in job.head.program.document.tensors)
     return job.tail is not None and classes_of(job) is not None and trains
 

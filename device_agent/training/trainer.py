@@ -125,7 +125,7 @@ class _Step:
     returned: int = 0
     loss: float = 0.0
     losses: list[float] = field(default_factory=list)
-    """Of each sample, under DP-SGD."""
+    """The loss of each sample, under DP-SGD."""
     spoiled: str | None = None
     """The name of what is NaN or infinite, where the job lets the step pass without effect."""
     nbytes: dict[Travelling, int] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class DeviceTrainer:
     key: Key
     """The device's for the job."""
     budget: Budget | None = None
-    """What DP-SGD has spent."""
+    """The budget that DP-SGD has spent."""
     watch: HijackWatch | None = None
     """Judges what comes back; None where the job has nothing to judge it by."""
     loss: float | None = None
@@ -354,7 +354,7 @@ class DeviceTrainer:
 
     @property
     def body_noise(self) -> BodyNoise | None:
-        """What the worker adds to the body's gradients in the step under way; None without DP-SGD."""
+        """Return what the worker adds to the body's gradients in the open step, or None without DP-SGD."""
         poisson, step = self.batches.poisson, self._step
         if poisson is None or step is None or not isinstance(self.tail, PrivateTrainer):
             return None

@@ -25,7 +25,7 @@ from spliteasy.errors import WireError
 
 _REQUESTS = get_args(m.AnyRequest)
 LEAST_RANGES, RANGE_BYTES = 4, 32
-"""How many ranges a HAVE tells in any case, and what each of them takes in it at most."""
+"""The ranges that a HAVE names in any case, and the bytes that each of them takes in it at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +127,8 @@ class Intake:
         return device is not None and self._quotas.afford(device, nbytes)
 
     def held(self, device: str, message_id: str) -> m.Ranges:
-        """Which bytes of an unfinished request are here, as far as a HAVE can tell them, and is paid for.
+        """Return which bytes of an unfinished request are here, as far as a HAVE can name them, and is paid
+        for.
 
         What it does not tell is sent again.
         """
@@ -135,8 +136,8 @@ class Intake:
         return self._assembler.held(device, message_id)[: min(m.MAX_RANGES, max(LEAST_RANGES, paid))]
 
     def asked(self, ask: m.Ask) -> m.Ranges:
-        """Which bytes of the asked request are here, also where they came under another id: an agent that
-        was restarted encodes the request again.
+        """Return which bytes of the asked request are here, also under another id: an agent that was
+        restarted encodes the request again.
 
         Looking for those costs the device as much as sending them.
         """

@@ -426,13 +426,13 @@ class LimitsSpec(Section):
 
 
 class DpSpec(Section):
-    """DP-SGD: how little the trained model tells of one sample, against whoever has the model.
+    """DP-SGD bounds how little the trained model tells of one sample, against anybody who has the model.
 
     A worker sees each sample's activations and gradients; this protects nothing from it.
     """
 
     epsilon: Positive | None = None
-    """What the whole training spends at most; the noise follows from it."""
+    """The ε that the whole training spends at most; the noise follows from it."""
     noise_multiplier: Annotated[float, Field(ge=0.1, le=1e6)] | None = None
     """Or the noise itself: σ in units of `max_grad_norm`; ε follows from it."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
@@ -705,8 +705,8 @@ class JobSpec(Section):
             raise _refuse("share_labels: with two cuts labels stay on the device; remove share_labels")
         if self.fleet.averages and self.privacy.dp is not None:
             raise _refuse(
-                'privacy.dp counts what one device\'s training spends, and fleet.mode = "splitfed" goes on from the '
-                "work of others: the two are not built together; leave one of them out"
+                "privacy.dp counts what one device's training spends, and a fleet goes on from the work of "
+                "others: the two are not built together; leave one of them out"
             )
         plain = self.fleet.averages_ends and self.fleet.aggregate == "plain"
         if plain and not self.share_ends:

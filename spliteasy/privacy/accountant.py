@@ -1,4 +1,4 @@
-"""How much privacy a training spends: the Rényi accountant of the Gaussian mechanism on Poisson samples.
+"""The Rényi accountant of the Gaussian mechanism on Poisson samples says how much privacy a training spends.
 
 One step draws each sample with probability q, sums what they give at sensitivity 1, and adds normal noise of
 standard deviation σ. Its Rényi divergence of order α is log(A) / (α − 1), A the mean over z ~ N(0, σ²) of
@@ -33,7 +33,8 @@ LEAST_NOISE, MOST_NOISE = 0.1, 1e6
 
 
 def epsilon(*, noise_multiplier: float, rate: float, steps: int, delta: float) -> float:
-    """The ε that so many steps spend at δ, against whoever sees all noisy sums; 0 before the first."""
+    """Return the ε that so many steps spend at δ, against anybody who sees all noisy sums; 0 before the
+    first."""
     if steps == 0:
         return 0.0
     return _converted(_divergences(noise_multiplier, rate), steps, delta)
@@ -60,7 +61,7 @@ def noise_for(*, epsilon_limit: float, rate: float, steps: int, delta: float) ->
 
 
 def _divergences(noise: float, rate: float) -> Doubles:
-    """Of one step, by order."""
+    """Return the divergence of one step, by order."""
     if rate == 1:
         return np.array([order / (2 * noise**2) for order in ORDERS])
     return np.array([_log_mean(order, noise, rate) / (order - 1) for order in ORDERS])

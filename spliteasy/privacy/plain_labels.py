@@ -1,7 +1,7 @@
 """Labels in disguise: tails whose gradients tell the labels to somebody who knows none of their weights.
 
 The gradients of the body's outputs, gb, are made of the tail's weights and the labels. Where they are the
-same under other weights (a tail without any, most of all), whoever knows b and the loss tries the labels out.
+same under other weights (a tail without any, most of all), anybody with b and the loss can try labels out.
 Where each class has an element of gb that lies apart for its samples, as the sign of a logit's gradient does,
 the labels can be read off as they pass.
 """
@@ -114,7 +114,8 @@ def _alike(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> bool
 
 
 def _elements_tell(gradients: Sequence[Tensor | None], labels: Tensor, classes: int) -> bool:
-    """Whether every class has an element that is larger, or smaller, for its samples than for all others."""
+    """Return whether every class has an element that is larger, or smaller, for its samples than for all
+    others."""
     rows = torch.cat([g.reshape(len(labels), -1) for g in gradients if g is not None], 1)
     if not classes <= rows.shape[1] <= 2 * classes:
         return False

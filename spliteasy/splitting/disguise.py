@@ -58,7 +58,7 @@ _INDEXED = {
     "aten.gather.default": 2,
     "aten.take.default": 1,
 }
-"""Which argument of an operator says what is looked up in another."""
+"""The argument of each operator that says what is looked up in another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,11 @@ class Disguise:
     source: int
     kind: Kind
     share: float
-    """How much of the input it shows."""
+    """The share of the input that it shows."""
 
     @property
     def words(self) -> str:
-        """What happens to each element."""
+        """The change of each element, in words."""
         return {
             "equal": "as it is",
             "affine": "scaled or shifted only",
@@ -91,7 +91,7 @@ class Disguise:
 def find_disguises(
     segment: Segment, inputs: Sequence[Tensor], *, training: bool, shared: Collection[int] = ()
 ) -> list[Disguise]:
-    """What the segment, in that mode, sends of `inputs` in disguise; inputs in `shared` may cross.
+    """Return what the segment, in that mode, sends of `inputs` in disguise; inputs in `shared` may cross.
 
     `inputs` is a batch that the segment can be run on: it gives ranges of values and sizes. A segment that
     can't be run on other values of these ranges is measured on none, and nothing is found.
@@ -155,11 +155,11 @@ class _Filler:
         return self.starts[-1]
 
     def whole(self, source: int) -> bool:
-        """Whether the input consists of whole numbers, which may be names of things."""
+        """Return whether the input consists of whole numbers, which may be names of things."""
         return not self._inputs[source].is_floating_point() and self._inputs[source].dtype != torch.uint8
 
     def distinct(self, source: int) -> float:
-        """How many whole numbers its range has."""
+        """Return how many whole numbers its range has."""
         low, high = self._ranges[source]
         return high - low + 1
 
@@ -276,7 +276,7 @@ def _judge(
     places: Sequence[int],
     direct: Sequence[set[int]],
 ) -> list[Disguise]:
-    """Which kind of function each pair of output and input is; pairs that are no disguise are left out.
+    """Return the kind of function of each pair of output and input; pairs that are no disguise are left out.
 
     `runs`: the segment with its weights, and with others.
     """
@@ -312,7 +312,8 @@ def _judge(
 
 
 def _covers(filler: _Filler, number: int, elements: Tensor, outputs: int) -> bool:
-    """Whether functions that weights make, one for each of `elements`, tell a good part of the input."""
+    """Return whether functions that weights make, one for each of `elements`, tell a good part of
+    the input."""
     count = filler.starts[number + 1] - filler.starts[number]
     told = len(torch.unique(elements))
     many = told >= _MANY * filler.rows and told >= _PART * count
@@ -334,7 +335,7 @@ def _kind(x: Tensor, y: Tensor) -> Kind | None:
 
 
 def _kinds(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each column: whether y is x, is affine in x, is monotone in x."""
+    """Return for each column whether y is x, is affine in x, is monotone in x."""
     x, order = x.sort(0)
     y = y.gather(0, order)
     span = y.amax(0) - y.amin(0)
@@ -349,7 +350,7 @@ def _kinds(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _kind_of_whole(x: Tensor, y: Tensor, elements: Tensor, distinct: float, direct: bool) -> Kind | None:
-    """What becomes of whole numbers. A mask computed from them tells two kinds apart: that is nothing."""
+    """Return what becomes of whole numbers. A mask of them tells two kinds apart, which is nothing."""
     equal, affine, monotone = _kinds(x, y)
     tells = max(2.0, min(3.0, distinct))
     told = 0
@@ -368,7 +369,7 @@ def _kind_of_whole(x: Tensor, y: Tensor, elements: Tensor, distinct: float, dire
 
 
 def _direct_sources(graph: Graph, tensors: int) -> list[set[int]]:
-    """For each output, the inputs that reach it otherwise than as an index into a table."""
+    """Return for each output the inputs that reach it otherwise than as an index into a table."""
     reached: list[set[int]] = [set() for _ in range(tensors)]
     reached += [{source} for source in range(len(graph.inputs))]
     for node in graph.nodes:

@@ -59,7 +59,7 @@ class TracedModel:
     paths: tuple[str, ...]
     """All module paths of the model."""
     example: tuple[Tensor, ...]
-    """What the model was traced with."""
+    """The example that the model was traced with."""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -164,8 +164,8 @@ def _disguised(
         if each.kind != "lookup":
             raise _refusal(each, cut, name, op, "training" if training else "evaluation")
         told.append(
-            f"each whole number of the input {name!r} crosses the cut through a table, as {op.name}: whoever "
-            "knows the table reads the input, and who does not can count how often each number comes"
+            f"each whole number of the input {name!r} crosses the cut through a table, as {op.name}: anybody "
+            "who knows the table reads the input, and who does not can count how often each number comes"
         )
     return told
 

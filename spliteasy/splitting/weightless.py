@@ -1,4 +1,5 @@
-"""What a segment does whatever its weights are: whoever knows the graph can compute it, and often undo it.
+"""The part of a segment that does not depend on its weights: anybody who knows the graph can compute it, and
+often undo it.
 
 The weights are changed at random. Elements of what crosses that stay the same don't depend on them. How much
 of an input such elements determine is read off their Jacobian J: a random direction v of the input is
@@ -17,7 +18,7 @@ from spliteasy.graph.segment import Segment
 from spliteasy.runtime.generators import seed_all, states_kept
 
 STEPS = 64
-"""Of the conjugate gradients."""
+"""The steps of the conjugate gradients."""
 
 _SAME = 1e-5
 """Relative difference up to which two values are taken for equal."""

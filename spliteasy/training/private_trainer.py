@@ -38,7 +38,7 @@ class OpenRows(OpenForward):
 
 @dataclass(frozen=True, slots=True)
 class BodyNoise:
-    """What a worker draws the body's noise from. The holder of the trained model never sees it."""
+    """The source of the body's noise on a worker. The holder of the trained model never sees it."""
 
     key: str = field(repr=False)
     """64 hexadecimal digits."""
@@ -58,7 +58,7 @@ class PrivateTrainer(SegmentTrainer):
     _sigma: float = 0.0
 
     def give_noise(self, key: Key, noise_multiplier: float) -> None:
-        """What the noise of the open step is drawn from; `apply` needs it."""
+        """The source of the open step's noise; `apply` needs it."""
         self._noise, self._sigma = key, noise_multiplier
 
     def _forward(self, values: Sequence[Tensor | int], step: int, micro: int) -> OpenRows:
@@ -88,7 +88,7 @@ class PrivateTrainer(SegmentTrainer):
         )
 
     def noise_key(self, key: Key, role: str, losses: Sequence[float]) -> Key:
-        """What the open step's noise is drawn from, by the sums so far."""
+        """Return the source of the open step's noise, by the sums so far."""
         return noise_key(key, role, self.step + 1, self._trainable, losses)
 
     def apply(self) -> None:
@@ -152,7 +152,7 @@ def noise_key(key: Key, role: str, step: int, trainable: Sequence[Tensor], losse
 
 
 def for_the_body(key: Key, multiplier: float) -> BodyNoise:
-    """How the noise of a key travels."""
+    """Return the noise of a key as it travels."""
     return BodyNoise(key.stream(KEY_BYTES).hex(), multiplier)
 
 

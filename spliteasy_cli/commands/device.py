@@ -13,6 +13,7 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime.readable import span
+from spliteasy.runtime.urls import split_url
 from spliteasy_cli.commands.keys import OperatorKeyOption, operator_key
 from spliteasy_cli.commands.status import show_table
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, store_at
@@ -61,6 +62,15 @@ AuthorityOption = Annotated[
 ]
 
 
+GatewayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gateway",
+        metavar="URL",
+        help="wss://host:port of the gateway that the device connects to, in place of the broker.",
+        show_default="none",
+    ),
+]
 WorkerOption = Annotated[
     bool, typer.Option("--worker", help="Make an account for workers instead of one for a device.")
 ]
@@ -82,6 +92,7 @@ def enroll(
     ca: AuthorityOption = None,
     rotate: RotateOption = False,
     operator_key_file: OperatorKeyOption = None,
+    gateway: GatewayOption = None,
     broker: BrokerOption = None,
     store: StoreOption = None,
     management: ManagementOption = None,
@@ -109,6 +120,11 @@ def enroll(
     accounts = accounts_at(management, url)
     file = out or Path(f"{name}.enrol")
     password = SecretStr(secrets.token_urlsafe(32))
+    if gateway is not None and (worker or rotate):
+        raise UserError(
+            "--gateway goes neither with --worker nor with --rotate",
+            hint="workers connect to the broker itself",
+        )
     if rotate and jobs:
         raise UserError("--rotate changes the password only", hint=f"spliteasy device allow {name} JOB...")
     if rotate:
@@ -118,7 +134,7 @@ def enroll(
             role="worker" if worker else "device",
             account=name,
             password=password,
-            broker=_without_account(url),
+            broker=_without_account(url) if gateway is None else _gateway_url(gateway),
             ca=_authority(url, ca),
             job=jobs[0] if jobs else None,
             operator_key=None if worker else operator_key(operator_key_file, url),
@@ -274,6 +290,17 @@ def accounts_at(management: str | None, broker: str) -> Accounts:
     from deploy.accounts import Accounts
 
     return Accounts(find_url("management", management), vhost=unquote(urlsplit(broker).path[1:]) or "/")
+
+
+def _gateway_url(url: str) -> str:
+    """Raises UserError where it is none, or names an account: that is the device's."""
+    try:
+        parts = split_url(url)
+    except ValueError as error:
+        raise UserError(f"the gateway's URL has {error}", hint="wss://host:port") from None
+    if parts.scheme not in ("ws", "wss") or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise UserError("--gateway is not the URL of one", hint="wss://host:port, without an account")
+    return url
 
 
 def _without_account(url: str) -> str:

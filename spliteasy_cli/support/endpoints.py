@@ -31,7 +31,7 @@ BrokerOption = Annotated[
         "--broker",
         envvar="SPLITEASY_BROKER",
         metavar="URL",
-        help="amqp:// or amqps://; by default the local stack's.",
+        help="amqp:// or amqps://, or for agents ws:// or wss:// (a gateway); by default the local stack's.",
         show_default=False,
     ),
 ]

@@ -42,8 +42,8 @@ class Enrolment(BaseModel):
     role: Literal["device", "worker"] = "device"
     account: str = Field(pattern=rf"^{IDENTIFIER.pattern}$")
     password: SecretStr
-    broker: str = Field(pattern=r"^amqps?://[^@]+$")
-    """The broker's URL without the account."""
+    broker: str = Field(pattern=r"^(amqps?|wss?)://[^@]+$")
+    """The URL of the broker, or of a gateway before it, without the account."""
     ca: str | None = None
     """Certificates of the authority that the broker's must come from, in PEM; None: the system's."""
     job: str | None = None

@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from spliteasy.observability import logs
-from tests.attack import on_the_broker, on_the_device, on_the_wire
+from tests.attack import on_the_broker, on_the_device, on_the_gateway, on_the_wire
 from tests.attack.arena import open_arena
 from tests.attack.play import Verdict, play
 from tests.fixtures_rabbitmq import RabbitBroker, new_node
 
-ATTACKS = (*on_the_broker.ATTACKS, *on_the_wire.ATTACKS, *on_the_device.ATTACKS)
+ATTACKS = (*on_the_broker.ATTACKS, *on_the_wire.ATTACKS, *on_the_device.ATTACKS, *on_the_gateway.ATTACKS)
 
 
 def show(verdict: Verdict) -> None:

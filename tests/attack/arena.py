@@ -21,6 +21,7 @@ from deploy.nodes.native import HOST
 from deploy.nodes.rabbitmq import RabbitNode
 from device_agent.agent import Agent, AgentResult
 from device_agent.config import AgentConfig
+from device_agent.link.link import Connect
 from device_agent.observations import Observation, StepTaken
 from server_worker.config import WorkerConfig
 from server_worker.engine.local import LocalEngine
@@ -81,16 +82,18 @@ class Arena:
         *,
         observe: Callable[[Observation], None] = lambda _: None,
         stop: asyncio.Event | None = None,
+        connect: Connect | None = None,
     ) -> AgentResult:
-        """A whole training of an enrolled device. Raises what the agent does, and AssertionError where it
-        ended with other bits than without a wire.
+        """A whole training of an enrolled device, which connects by its enrolment or as `connect` does.
+
+        Raises what the agent does, and AssertionError where it ended with other bits than without a wire.
         """
         compute = TorchThread()
         agent = Agent(
             AgentConfig(
                 job="toy", device=device, data=toy.DATA, secret=SECRET, state=self.folder / f"{device}-state"
             ),
-            connect=lambda: connect_enrolled(self.file(device), patience_s=PATIENCE_S),
+            connect=connect or (lambda: connect_enrolled(self.file(device), patience_s=PATIENCE_S)),
             compute=compute,
             observe=observe,
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 
@@ -62,12 +65,15 @@ class Proxy:
         if self._accept < 0:
             writer.transport.abort()
             return
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._upstream_port)
+        far_reader, far_writer = await self._reach()
         self._writers += [writer, far_writer]
         for source, sink in ((reader, far_writer), (far_reader, writer)):
             pump = asyncio.create_task(self._pump(source, sink))
             self._pumps.add(pump)
             pump.add_done_callback(self._pumps.discard)
+
+    async def _reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self._upstream_port)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
@@ -79,3 +85,18 @@ class Proxy:
             pass
         finally:
             sink.close()
+
+
+class Balancer(Proxy):
+    """Forwards each connection to the next of several ports that takes it."""
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        super().__init__(ports[0])
+        self._ports = deque(ports)
+
+    async def _reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        for _ in range(len(self._ports)):
+            self._ports.rotate()
+            with suppress(ConnectionError):
+                return await asyncio.open_connection("127.0.0.1", self._ports[0])
+        raise ConnectionRefusedError("none of the ports takes it")

@@ -20,7 +20,7 @@ from broker.amqp.options import AmqpOptions
 from broker.amqp.queues import queue_arguments
 from broker.transport import topology
 from broker.transport.base import Delivery, Depth, Subscription
-from spliteasy.errors import LinkDeferred, LinkError, LinkRefused
+from spliteasy.errors import AccountRefused, LinkDeferred, LinkError, LinkRefused
 from tests.broker.conftest import RabbitHub
 from tests.broker.proxy import Proxy
 from tests.fixtures_rabbitmq import RabbitBroker, free_ports
@@ -44,8 +44,8 @@ async def take(subscription: Subscription) -> Delivery:
 @pytest.mark.parametrize(
     ("url", "kind", "says"),
     [
-        ("amqp://spliteasy:{secret}@127.0.0.1:{port}/", LinkRefused, "refused the account 'spliteasy'"),
-        ("amqp://nobody:{secret}@127.0.0.1:{port}/", LinkRefused, "refused the account 'nobody'"),
+        ("amqp://spliteasy:{secret}@127.0.0.1:{port}/", AccountRefused, "refused the account 'spliteasy'"),
+        ("amqp://nobody:{secret}@127.0.0.1:{port}/", AccountRefused, "refused the account 'nobody'"),
         ("amqp://spliteasy:{password}@127.0.0.1:{port}/nowhere", LinkDeferred, "virtual host 'nowhere'"),
         ("amqp://spliteasy:{secret}@127.0.0.1:{closed}/", LinkError, "connection refused"),
         ("amqp://spliteasy:{secret}@no-such-host.invalid/", LinkError, "'no-such-host.invalid' is unknown"),

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from broker import connect
+from broker.gateway.server import Gateway, serve
+from broker.gateway.upstream import broker_upstream
 from broker.transport.topology import REPLY_SLOTS, reply_queue, reply_slot
 from deploy.accounts import Accounts, device_permissions
 from device_agent.observations import Observation, StepTaken
@@ -80,6 +82,33 @@ async def test_enrol_rotate_revoke(operator: Callable[..., Ran], tmp_path: Path)
     assert ran.code == 2
     assert "nobody is enrolled as phone-1" in ran.error
     assert sorted(os.listdir(tmp_path)) == ["phone-1.enrol", "store.db"]
+
+
+async def test_a_device_that_is_enrolled_for_a_gateway_connects_through_it(
+    operator: Callable[..., Ran], rabbitmq_url: str, tmp_path: Path
+) -> None:
+    gateway = Gateway(broker_upstream(rabbitmq_url))
+    async with serve(gateway, host="127.0.0.1", port=0) as port:
+        url = f"ws://127.0.0.1:{port}"
+        ran = await asyncio.to_thread(operator, "device", "enroll", "phone-1", "--gateway", url)
+        assert ran.code == 0, ran.err
+        assert read_enrolment(tmp_path / "phone-1.enrol").broker == url
+        transport = await connect_enrolled(tmp_path / "phone-1.enrol")
+        assert (transport.principal, gateway.devices) == ("phone-1", 1)
+        await transport.declare(reply_slot("phone-1", 3))
+        await transport.close()
+    for wrong in (
+        "amqps://gate.example",
+        "wss://phone-1:secret@gate.example",
+        "gate.example",
+        "wss://a:b@c@d",
+    ):
+        ran = await asyncio.to_thread(operator, "device", "enroll", "phone-1", "--gateway", wrong)
+        assert (ran.code, "secret" in ran.err) == (2, False), ran.err
+    ran = await asyncio.to_thread(
+        operator, "device", "enroll", "w", "--worker", "--gateway", "wss://gate.example"
+    )
+    assert (ran.code, "workers connect to the broker itself" in ran.err) == (2, True)
 
 
 async def test_a_refused_agent_takes_the_file_that_comes_then(

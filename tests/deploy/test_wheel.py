@@ -41,7 +41,7 @@ def test_the_extras_that_documents_name_are_there(wheel: Path) -> None:
     name = next(name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
     told = message_from_string(files.read(name).decode())
     extras = set(told.get_all("Provides-Extra", []))
-    assert {"agent", "worker", "images", "fast", "metrics", "dashboard", "all"} <= extras
+    assert {"agent", "worker", "images", "fast", "metrics", "dashboard", "gateway", "all"} <= extras
     base = {Requirement(line).name for line in told.get_all("Requires-Dist", []) if "extra ==" not in line}
     assert {"torch", "aiormq"} <= base
     assert not base & {"redis", "prometheus-client", "scikit-learn", "matplotlib"}

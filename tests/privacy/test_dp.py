@@ -61,7 +61,7 @@ def test_epsilon_says_how_much_noise_and_every_epsilon_names_its_adversary() -> 
     assert batches.spent(10) < batches.spent(20)
     text = batches.guarantee()
     assert "1e-05)-differentially private" in text
-    assert "against whoever has the trained model" in text
+    assert "against anybody who has the trained model" in text
     assert "not against the worker" in text
 
 

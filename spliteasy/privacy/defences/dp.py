@@ -20,7 +20,7 @@ from spliteasy.privacy.defences.transforms import is_batch_first
 from spliteasy.privacy.numbers import fill
 from spliteasy.runtime.randomness import Key
 
-ADVERSARY = "whoever has the trained model, or all models of the way there"
+ADVERSARY = "anybody who has the trained model, or all models of the way there"
 NOT_AGAINST = (
     "not against the worker, nor a reader of its store or the wire, who see each sample's activations and "
     "gradients"
@@ -76,7 +76,7 @@ class PoissonBatches:
         return epsilon(noise_multiplier=self.noise_multiplier, rate=self.rate, steps=steps, delta=self._delta)
 
     def guarantee(self) -> str:
-        """What is promised at the end of the training, against whom, for a person."""
+        """Say for a person what is promised at the end of the training, and against whom."""
         return (
             f"dp: the model is ({self.spent(self.planned):.3f}, {self.dp.delta:g})-differentially private "
             f"for each of {self._samples} samples (DP-SGD, noise {self.noise_multiplier:.4g}, rate "

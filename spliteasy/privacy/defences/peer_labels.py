@@ -27,7 +27,7 @@ BLOCK = 1024
 """Peers at most: a larger data set is divided at random into blocks, since time grows with the cube."""
 
 LOOKS = 8
-"""How often a sample that is augmented is looked at: two that were moved apart are alike in some looks."""
+"""The number of looks at a sample that is augmented: two that were moved apart are alike in some looks."""
 
 FEATURES = 4096
 """Numbers of a sample that are compared; longer inputs are folded to so many by random signs."""

@@ -60,7 +60,7 @@ class CutTransforms:
         *,
         share: float,
     ) -> tuple[Tensor | None, ...]:
-        """What the head's backward gets for the gradients that came: NoPeek's term is added to them.
+        """Return what the head's backward gets for the gradients that came: NoPeek's term is added to them.
 
         `sent`: what crossed the first cut for `inputs`, which count for `share` of the batch.
         """

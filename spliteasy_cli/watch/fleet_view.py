@@ -1,15 +1,11 @@
-"""`spliteasy fleet`: the rounds of a job whose devices train one model."""
+"""The rounds of a job whose devices train one model, as the store has them and as a person reads them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from spliteasy.errors import UserError
-from spliteasy_cli.support.endpoints import StoreOption, store_at
-from spliteasy_cli.support.log_setup import set_up_logging
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,32 +58,6 @@ class FleetView:
         return "late" if self.now - newest.closed_at >= self.spec.deadline_s else "trains"
 
 
-def fleet(
-    context: typer.Context,
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job: NAME, or NAME@DIGEST for one version.")],
-    last: Annotated[int, typer.Option(min=1, metavar="N", help="Show so many rounds, the newest last.")] = 10,
-    store: StoreOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
-) -> None:
-    """Show the rounds of devices that train one model: who takes part, who is late, and each round's mean."""
-    import asyncio
-
-    set_up_logging(context, "warning")
-    view = asyncio.run(_view(job, store))
-    if as_json:
-        import orjson
-
-        typer.echo(orjson.dumps(as_object(view), option=orjson.OPT_INDENT_2).decode())
-    else:
-        show(view, last)
-
-
-async def _view(job: str, store: str | None) -> FleetView:
-    """Raises UserError where there is no such job, or it has no rounds."""
-    async with store_at(store) as opened:
-        return await read_fleet(opened, job)
-
-
 async def read_fleet(store: Store, job: str) -> FleetView:
     """Return what the store has of the fleet of a job. Raises UserError where there is no such job with
     rounds.
@@ -114,7 +84,7 @@ async def read_fleet(store: Store, job: str) -> FleetView:
     return FleetView(fleet_name, spec, records, members, means, await store.now())
 
 
-def as_object(view: FleetView) -> dict[str, Any]:
+def fleet_as_object(view: FleetView) -> dict[str, Any]:
     """Return the fleet for `--json`."""
     return {
         "fleet": view.name,
@@ -137,7 +107,7 @@ def as_object(view: FleetView) -> dict[str, Any]:
     }
 
 
-def show(view: FleetView, last: int) -> None:
+def show_fleet(view: FleetView, last: int) -> None:
     """Print the round under way, its devices, and the rounds before it."""
     from rich.console import Console
     from rich.table import Table
