@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spliteasy.privacy.accountant import epsilon, noise_for
+from spliteasy.privacy.defences.accountant import epsilon, noise_for
 
 PUBLISHED = [
     # noise multiplier, rate, steps, δ, dp-accounting's RdpAccountant, Opacus's RDPAccountant
