@@ -43,7 +43,7 @@ def contribution(body: Mapping[str, Tensor], job: Job, request: m.Ready) -> byte
     return tensors_to_bytes({**body, **checked_ends(job, request)})
 
 
-def mean_bytes(record: RoundRecord, bodies: dict[str, bytes]) -> bytes:
+def mean_bytes(record: RoundRecord, bodies: Mapping[str, bytes]) -> bytes:
     """Return the mean of what the record's participants handed in. Raises StoreError where it is something
     else.
     """
