@@ -91,7 +91,12 @@ def session_of(store: Store) -> WorkerSession:
         clock=lambda: 0.0,
     )
     return WorkerSession(
-        SESSION, replica, shard=7, memory_budget=MemoryBudget(1 << 30), budget=Budget(1 << 30)
+        SESSION,
+        replica,
+        shard=7,
+        memory_budget=MemoryBudget(1 << 30),
+        budget=Budget(1 << 30),
+        clock=lambda: 0.0,
     )
 
 
