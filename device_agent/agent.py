@@ -17,7 +17,6 @@ import structlog
 
 from broker.protocol import messages as m
 from broker.protocol.frames import CHUNK_BYTES
-from broker.transport.topology import SHARDS, shard_of
 from device_agent.config import AgentConfig
 from device_agent.job_source import JobSource
 from device_agent.link.link import Connect, Link
@@ -105,7 +104,6 @@ class Agent:
         )
         self._timers: dict[e.Timer, asyncio.TimerHandle] = {}
         self._work: set[asyncio.Task[None]] = set()
-        self._failed: BaseException | None = None
         self._step_began = 0.0
         self._steps_in_all = 0
         """Steps that train."""
@@ -145,8 +143,7 @@ class Agent:
 
     def _fail(self, error: StateError) -> None:
         """End the training, not the link, because its state can't be written down."""
-        self._failed = error
-        self._events.put_nowait(e.LinkDown())  # any event wakes the loop, which then raises
+        self._events.put_nowait(e.Failed(error))
 
     async def _may_begin(self, gate: Gate, stop: asyncio.Event) -> bool:
         """Wait before anything is sent or fetched. False where `stop` came first."""
@@ -204,8 +201,7 @@ class Agent:
         fetched = await source.get(state)
         if fetched is None:
             return self._not_begun(state)
-        spec = fetched.job.spec
-        self.link.shard = shard_of(self._session_name, SHARDS)
+        spec, self.link.shard = fetched.job.spec, fetched.shard
         self.link.chunk_bytes = self.config.chunk_bytes or min(spec.link.chunk_bytes, CHUNK_BYTES)
         prepared = await self._compute(
             lambda: prepare(
@@ -258,13 +254,20 @@ class Agent:
                     case _:
                         self._perform(action, state)
             event = await self._events.get()
-            if self._failed is not None:
-                raise self._failed
+            if isinstance(event, e.Failed):
+                raise event.error
+            if isinstance(event, e.Received):
+                self._follow(event.message)
             if self._allowance is not None and self._gate is not None:
                 self._keep_within(self._allowance, self._gate, session, event)
             actions = session.handle(event)
             for watch in watches:
                 watch(event, actions)
+
+    def _follow(self, message: m.AnyMessage) -> None:
+        """Send to the shard that serves the session, as a worker says."""
+        if isinstance(message, m.Opened | m.Reopen) and message.session == self._session_name:
+            self.link.shard = self.link.shard if message.shard is None else message.shard
 
     async def _with_its_cause(self, error: SplitEasyError) -> SplitEasyError:
         """A worker that finds a number not finite can't see the data: look whether that is to blame."""
@@ -318,8 +321,7 @@ class Agent:
             event: e.Event = await self._compute(lambda: effects.perform(action, trainer, state))
             self._report(action)
         except Exception as error:
-            self._failed = error
-            event = e.LinkDown()  # any event wakes the loop, which then raises
+            event = e.Failed(error)
         self._events.put_nowait(event)
         if isinstance(action, e.RunTail if trainer.tail else e.RunHead):
             await self._compute(trainer.work_ahead)  # while the worker works

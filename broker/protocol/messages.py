@@ -37,6 +37,7 @@ Micro = Annotated[int, Field(ge=0, le=1023)]
 """The micro-batch, from 0. Where a batch is not split, it is 0 or left out."""
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Shard = Annotated[int, Field(ge=0, le=9999)]
 TraceParent = Annotated[str, StringConstraints(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
 """The context of a trace as the W3C's Trace Context writes it."""
 
@@ -146,6 +147,8 @@ class GetJob(Request):
 
     kind: Literal["GET_JOB"] = "GET_JOB"
     digest: Digest | None = None
+    without_parts: bool = False
+    """The device holds that version: it asks for the session's shard alone."""
 
 
 class Open(Request):
@@ -308,7 +311,7 @@ class Job(Reply):
 
     kind: Literal["JOB"] = "JOB"
     digest: Digest
-    shard: Annotated[int, Field(ge=0, le=9999)]
+    shard: Shard
     manifest: Annotated[str, StringConstraints(max_length=1 << 20)]
     parts: Annotated[tuple[Name, ...], Field(max_length=64, strict=False)]
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
@@ -323,6 +326,8 @@ class Opened(SessionReply):
     durable_step: Step
     newest: Digest | None = None
     """The version of the job that was submitted last, where that is not the session's."""
+    shard: Shard | None = None
+    """The shard that serves the session. None: an older worker does not say."""
 
 
 class Superseded(Reply):
@@ -339,6 +344,8 @@ class Reopen(Reply):
     kind: Literal["REOPEN"] = "REOPEN"
     attempt: AttemptRef
     reason: Said
+    shard: Shard | None = None
+    """The shard that serves the session, where the request came by another one."""
 
 
 class Forwarded(SessionReply, Carrier):

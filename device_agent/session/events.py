@@ -39,6 +39,13 @@ class LinkDown:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A computation, or writing the state down, has failed: the shell ends with the error."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
 class Received:
     message: m.AnyMessage
 
@@ -167,6 +174,7 @@ class EvalTailDone:
 Event = (
     LinkUp
     | LinkDown
+    | Failed
     | Received
     | Arriving
     | Sent

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from broker.protocol import messages as m
-from server_worker.engine.local import BodyTrainer
-from spliteasy.errors import DataError
+from spliteasy.errors import DataError, StoreError
+from spliteasy.fleet.mean import weighted_mean
 from spliteasy.fleet.parts import averaged_end
-from spliteasy.fleet.sealed import CHECK_WORDS
-from spliteasy.graph.tensors import tensors_to_bytes
+from spliteasy.fleet.record import RoundRecord
+from spliteasy.fleet.sealed import CHECK_WORDS, added_up
+from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.job import Job
 from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, SegmentTrainer, all_finite
 
@@ -29,18 +30,37 @@ SEALED = "sealed"
 """The name of a device's sealed ends, and of their sum."""
 
 
-def contribution(memory: BodyTrainer, request: m.Ready) -> bytes:
+def contribution(body: Mapping[str, Tensor], job: Job, request: m.Ready) -> bytes:
     """Return the bytes that a device's part in the mean is taken from: the same for the same tensors.
 
     Raises DataError for ends that are not those of the job, or not finite.
     """
-    body = memory.averaged_part()
     if not all_finite([tensor for tensor in body.values() if tensor.is_floating_point()]):
         raise DataError(
             "the body that the device trained has numbers that are not finite; it can't be averaged",
             hint="lower the learning rate, or clip the gradients ([clip] max_norm)",
         )
-    return tensors_to_bytes({**body, **checked_ends(memory.job, request)})
+    return tensors_to_bytes({**body, **checked_ends(job, request)})
+
+
+def mean_bytes(record: RoundRecord, bodies: Mapping[str, bytes]) -> bytes:
+    """Return the mean of what the record's participants handed in. Raises StoreError where it is something
+    else.
+    """
+    parts, sealed = {}, list[Tensor]()
+    for device, handed in record.participants.items():
+        if digest_of_contribution(bodies[device]) != handed.digest:
+            raise StoreError(
+                f"what {device} handed in for round {record.number} is not what the record names"
+            )
+        tensors = tensors_from_bytes(bodies[device])
+        if SEALED in tensors:
+            sealed.append(tensors.pop(SEALED))
+        parts[device] = record.weights[device], tensors
+    mean = weighted_mean(parts)
+    if sealed:
+        mean[SEALED] = added_up(sealed)
+    return tensors_to_bytes(mean)
 
 
 def digest_of_contribution(body: bytes) -> str:

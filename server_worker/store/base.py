@@ -221,6 +221,13 @@ class Store(Protocol):
         """
         ...
 
+    async def shards(self, first: int | None = None) -> int | None:
+        """How many shards the stack has; None where nobody has said so yet.
+
+        `first`: the number that it gets then. It never changes afterwards.
+        """
+        ...
+
     # jobs
     async def put_job(self, job: StoredJob) -> None:
         """Store the package under name@digest, and make the name point to it. Idempotent.

@@ -139,7 +139,7 @@ def table(runs: Sequence[DeviceRun]) -> Table:
     grid = Table(title="Result", title_justify="left")
     grid.add_column("device")
     compared = any(run.alone for run in runs)
-    accuracy = ("accuracy alone", "of the common model") if compared else ("test accuracy",)
+    accuracy = ("accuracy alone", "common model") if compared else ("test accuracy",)
     for column in ("steps", "train loss", *accuracy, "bytes/step", "ms/step"):
         grid.add_column(column, justify="right")
     for run in runs:
@@ -190,7 +190,7 @@ def draw(path: Path, runs: Sequence[DeviceRun], title: str) -> None:
         left.set_yscale("log")
     measured = any(run.test_accuracy is not None for run in runs)
     compared = any(run.alone for run in runs)
-    accuracy = "Accuracy: of the common model, and (dotted) of each device alone" if compared else "Accuracy"
+    accuracy = "Accuracy (dotted: each device alone)" if compared else "Accuracy"
     left.set(xlabel="step", ylabel="training loss", title="Loss")
     right.set(
         xlabel="step",

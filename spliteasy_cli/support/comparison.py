@@ -23,7 +23,7 @@ from device_agent.training.data import BatchOrder, load_dataset
 from device_agent.training.ends import initial_ends, job_key, label_key
 from device_agent.training.trainer import HEAD, TAIL, DeviceTrainer
 from server_worker.config import Trust
-from server_worker.engine.local import BodyTrainer
+from server_worker.replica.direct_body import DirectBody
 from server_worker.store import Store, StoreKeys, open_store
 from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.fleet.program import FleetProgram, PlainDevice, Stint
@@ -294,7 +294,7 @@ async def with_body(store: Store, job: Job, session: str, step: int, half: State
     if meta is None or meta.committed != step:
         raise SplitEasyError(f"{session}: the device ended at step {step}, the store did not")
     base = max(kept for kept in meta.snapshots if kept <= step)
-    memory = BodyTrainer(job, session)
+    memory = DirectBody(job, session)
     memory.restore(await store.read_snapshot(session, base), base)
     async for entry in store.read_log(session, after=base, upto=step):
         await asyncio.to_thread(memory.replay, entry)

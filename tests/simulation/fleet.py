@@ -19,7 +19,8 @@ from device_agent.training.codec_policy import BySpeed, StepChoices
 from device_agent.training.data import BatchOrder, load_dataset
 from device_agent.training.ends import draw_ends, ends_key, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer
-from server_worker.engine.local import BODY, BodyTrainer
+from server_worker.engine.body_trainer import BODY, BodyTrainer
+from server_worker.replica.direct_body import DirectBody
 from server_worker.rounds.ends import digest_of_contribution
 from spliteasy.fleet.mean import weighted_mean
 from spliteasy.fleet.record import RoundRecord
@@ -104,12 +105,12 @@ def _mean(
     return {**weighted_mean(bodies), **fixed_mean(ends, bits=fraction_bits(spec, record.drawn))}
 
 
-def averaged(trainer: DeviceTrainer, body: BodyTrainer) -> dict[str, Tensor]:
+def averaged(trainer: DeviceTrainer, body: DirectBody) -> dict[str, Tensor]:
     """The averaged tensors of all three segments."""
     return {**body.averaged_part(), **trainer.averaged_ends()}
 
 
-def sides(variant: toy.Variant, device: str) -> tuple[DeviceTrainer, BodyTrainer]:
+def sides(variant: toy.Variant, device: str) -> tuple[DeviceTrainer, DirectBody]:
     """Both sides of a device at step 0, with the fleet's common ends."""
     job = toy.job(variant)
     key = job_key(SECRET, device=device, job=job.digest)
@@ -119,7 +120,7 @@ def sides(variant: toy.Variant, device: str) -> tuple[DeviceTrainer, BodyTrainer
     choices = StepChoices(job.spec.link, BySpeed(job.spec.link, LinkSpeed()), ahead=1, saved=None)
     ends = draw_ends(job, drawn_from)
     trainer = DeviceTrainer.create(job, order, None, device=device, key=key, ends=ends, choices=choices)
-    return trainer, BodyTrainer(job, f"{job.name}.{device}")
+    return trainer, DirectBody(job, f"{job.name}.{device}")
 
 
 @cache
@@ -137,12 +138,15 @@ def stint(variant: toy.Variant, device: str, theta: Theta, first: int, last: int
     if key not in _STINTS:
         trainer, body = sides(variant, device)
         trainer.take_mean({k: x for k, x in theta.items() if not k.startswith(BODY)}, round_=0, drawn=0)
-        state = body.trainer.snapshot()
+        engines = body.loaded.body
+        assert isinstance(engines, BodyTrainer)
+        state = engines.trainer.snapshot()
         own = {k.removeprefix(BODY): x for k, x in theta.items() if k.startswith(BODY)}
-        body.trainer.load_state({**state, **own}, step=0)
-        for each in (trainer.head, trainer.tail, body.trainer):
+        engines.trainer.load_state({**state, **own}, step=0)
+        for each in (trainer.head, trainer.tail, engines.trainer):
             if each is not None:
                 each.step, each.rebases = first, 0
+        body.loaded.step = first
         for step in range(first + 1, last + 1):
             toy.take_step(trainer, body, step)
         _STINTS[key] = averaged(trainer, body)

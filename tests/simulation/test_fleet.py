@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from server_worker.engine.local import BodyTrainer
+from server_worker.action import Steps
+from server_worker.replica.loaded_body import LoadedBody, StepResult
 from server_worker.rounds import turn
-from server_worker.session.actions import Action, Result
+from server_worker.rounds.ends import mean_bytes
 from server_worker.store import Store
+from server_worker.store.fleet_calls import ReadLossWindow, ReadWeightsOf
 from spliteasy.fleet.record import RoundRecord
 from tests.simulation import toy
 from tests.simulation.faults import CALM, Rates
@@ -46,14 +48,14 @@ def test_a_fleet_under_faults_loses_and_repeats_no_round(variant: toy.Variant) -
 
 
 def act_before_the_decision_is_durable() -> Any:
-    async def at_once(store: Store) -> float:
+    async def at_once(self: ReadLossWindow, store: Store) -> float:
         return 0.0
 
-    return mock.patch.object(turn, "loss_window", at_once)
+    return mock.patch.object(ReadLossWindow, "call", at_once)
 
 
 def mean_over_who_is_there_now() -> Any:
-    def mean_of(number: int, fleet: str) -> Generator[Action, Result, bytes]:
+    def mean_of(number: int, fleet: str) -> Steps[bytes]:
         record: RoundRecord = yield from turn.record_of(number, fleet)
         members = yield from turn.read_members(fleet)
         there = {device: record.participants[device] for device in members if device in record.participants}
@@ -62,8 +64,8 @@ def mean_over_who_is_there_now() -> Any:
         bodies = {}
         for device in some:
             name = turn.weights_name(number, device)
-            bodies[device] = yield turn.StoreCall(lambda s, name=name: turn.read_weights(s, fleet, name))  # type: ignore[misc]
-        return turn.mean_bytes(fewer, bodies)
+            bodies[device] = yield from ReadWeightsOf(fleet, name)
+        return mean_bytes(fewer, bodies)
 
     right = turn.mean_of
     return mock.patch.object(
@@ -72,15 +74,15 @@ def mean_over_who_is_there_now() -> Any:
 
 
 def count_samples_of_rounds_before() -> Any:
-    rebase = BodyTrainer.rebase
+    rebase = LoadedBody.rebase
 
-    def kept(self: BodyTrainer, *args: Any) -> Any:
+    def kept(self: LoadedBody, *args: Any) -> Steps[StepResult]:
         samples = self.samples
-        result = rebase(self, *args)
+        result = yield from rebase(self, *args)
         self.samples = samples
         return result
 
-    return mock.patch.object(BodyTrainer, "rebase", kept)
+    return mock.patch.object(LoadedBody, "rebase", kept)
 
 
 @pytest.mark.parametrize(

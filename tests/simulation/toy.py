@@ -18,7 +18,7 @@ from device_agent.training.codec_policy import BySpeed, CodecChooser, StepChoice
 from device_agent.training.data import BatchOrder, EvaluationBatches, load_dataset
 from device_agent.training.ends import draw_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer, NotFiniteOnDevice
-from server_worker.engine.local import BodyTrainer
+from server_worker.replica.direct_body import DirectBody
 from spliteasy.errors import DataError
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import LinkSpec
@@ -230,7 +230,7 @@ def train_alone(
     trainer = DeviceTrainer.create(
         job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
     )
-    body = BodyTrainer(job, f"{job.name}.{device}")
+    body = DirectBody(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
@@ -238,7 +238,7 @@ def train_alone(
     return trainer.state(), body.snapshot(), digests
 
 
-def take_step(trainer: DeviceTrainer, body: BodyTrainer, step: int, sent: Sent = lambda _: None) -> str:
+def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = lambda _: None) -> str:
     """Take one step on both sides, one micro-batch after the other; the digest of its gradients."""
     attempt = m.AttemptRef(number=1, nonce="0" * 16)
     result, micro = None, 0
@@ -257,10 +257,8 @@ def take_step(trainer: DeviceTrainer, body: BodyTrainer, step: int, sent: Sent =
             oldest_checkpoint=0,
         )
         sent(forward)
-        body.forward(forward)
-        if trainer.tail is None:
-            result = body.backward_from_loss()
-        else:
+        result = body.forward(forward)
+        if trainer.tail is not None:
             backward = m.Backward(
                 session=body.session,
                 attempt=attempt,

@@ -22,7 +22,8 @@ from device_agent.config import AgentConfig
 from device_agent.observations import Observation, RoundEnded
 from device_agent.policy.run_conditions import Gate
 from server_worker.config import Trust, WorkerConfig
-from server_worker.engine.local import BodyTrainer
+from server_worker.engine.local import LocalEngine
+from server_worker.replica.direct_body import DirectBody
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.errors import StateError
@@ -57,7 +58,7 @@ class World:
     variant: toy.Variant
     devices: tuple[str, ...] = ("phone-1", "phone-2")
     workers: int = 2
-    shards: int = topology.SHARDS
+    shards: int = topology.DEFAULT_SHARDS
     rates: Rates | None = None
     reply_timeout_s: float = 10.0
     violations: list[str] = field(default_factory=list)
@@ -217,7 +218,7 @@ class World:
             ),
             connect=connect,
             store=store,
-            compute=VirtualCompute(self._rng, self._faults),
+            engine=LocalEngine(VirtualCompute(self._rng, self._faults)),
             clock=asyncio.get_running_loop().time,
             rng=self._rng,
         )
@@ -353,7 +354,7 @@ class World:
         for device, agent in ended.items():
             if self.violations or agent.trainer is None:
                 return
-            body = BodyTrainer(job, f"toy.{device}")
+            body = DirectBody(job, f"toy.{device}")
             await self._replay(body)
             averaged[device] = fleet.averaged(agent.trainer, body)
         lines = await self._store.fleets.rounds(f"toy@{job.digest}")
@@ -363,11 +364,11 @@ class World:
 
     async def _restored(self, session: str) -> toy.State:
         """The body as a worker would load it now: the newest snapshot, and the log after it."""
-        memory = BodyTrainer(toy.job(self.variant), session)
+        memory = DirectBody(toy.job(self.variant), session)
         await self._replay(memory)
         return memory.snapshot()
 
-    async def _replay(self, memory: BodyTrainer) -> None:
+    async def _replay(self, memory: DirectBody) -> None:
         session = memory.session
         meta = await self._store.session(session)
         assert meta is not None

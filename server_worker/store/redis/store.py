@@ -10,6 +10,7 @@ Keys of a session share one hash tag, so that it lives on one node of a cluster:
     spliteasy:{SESSION}:deliveries        how often requests were delivered again, without an end
     spliteasy:{SESSION}:losses            the loss curve, by step
     spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
+    spliteasy:stack                       how many shards the stack has
     spliteasy:allowed                     the jobs of devices that may train these only
     spliteasy:fleet:{NAME@DIGEST}:…       a fleet's rounds (`fleets.py`)
 
@@ -75,6 +76,7 @@ READ_STEPS = 64
 _ALLOWED = "spliteasy:allowed"
 _JOBS = "spliteasy:jobs"
 _SESSIONS = "spliteasy:sessions"
+_STACK = "spliteasy:stack"
 _WORKERS = "spliteasy:workers"
 
 
@@ -111,6 +113,12 @@ class RedisStore:
     async def now(self) -> float:
         seconds, micros = await self._link.call("TIME")
         return float(seconds + micros / 1e6)
+
+    async def shards(self, first: int | None = None) -> int | None:
+        if first is not None:
+            await self._link.call("HSETNX", _STACK, "shards", first)
+        found = await self._link.call("HGET", _STACK, "shards")
+        return None if found is None else int(found)
 
     # jobs
 

@@ -63,6 +63,7 @@ CREATE TABLE IF NOT EXISTS allowed (device TEXT PRIMARY KEY, jobs TEXT) WITHOUT 
 CREATE TABLE IF NOT EXISTS deliveries (
     session TEXT, request TEXT, count INTEGER, begun_at REAL, PRIMARY KEY (session, request)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stack (setting TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
 """
 """Tables that came later, beside those that were there: no matter to versions that know nothing of them."""
 

@@ -90,6 +90,15 @@ class SqliteStore:
         """Return the bytes of requests that wait in this process for their commits."""
         return self._waiting.nbytes
 
+    async def shards(self, first: int | None = None) -> int | None:
+        def settled(db: sqlite3.Connection) -> int | None:
+            if first is not None:
+                db.execute("INSERT OR IGNORE INTO stack VALUES ('shards', ?)", (first,))
+            row = db.execute("SELECT value FROM stack WHERE setting = 'shards'").fetchone()
+            return None if row is None else int(row[0])
+
+        return await (self._read(settled) if first is None else self._write(settled))
+
     # jobs
 
     async def put_job(self, job: StoredJob) -> None:
