@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _FACTORISES = ("linalg_", "_linalg_", "cholesky", "triangular_solve", "geqrf", "ormqr", "orgqr", "lu_")
-"""How the names of the operators begin that take a matrix apart or invert it."""
+"""The names of operators that take a matrix apart or invert it begin so."""
 _PLAIN = {"linalg_vector_norm", "linalg_cross"}
 """These begin like them and are no more than a pass over the elements."""
 _NOTHING = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty"}
@@ -63,7 +63,7 @@ def _convolution(args: tuple[Any, ...], made: Any) -> int:
     values, weight, transposed = args[0], args[1], bool(args[6])
     places = values if transposed else made
     # Each place of the one side meets the kernel over the channels of the group that it belongs to.
-    return 2 * int(places.numel()) * math.prod(weight.shape[1:])
+    return 2 * int(places.numel()) * int(math.prod(weight.shape[1:]))
 
 
 def _attention(args: tuple[Any, ...], made: Any) -> int:

@@ -45,12 +45,14 @@ MANIFEST = "manifest.json"
 BODY = "body."
 
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
-DRAWN_ENDS, DEFENCES = "secret-ends", "defences"
-FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES})
+DRAWN_ENDS, DEFENCES, ROUNDS = "secret-ends", "defences", "rounds"
+FEATURES: frozenset[str] = frozenset(
+    {LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES, ROUNDS}
+)
 """The features that this version knows and that a package may need, beyond what version 1 always had: batches
 of one sample are refused; micro-batches count for their labelled elements; the job says how data is read;
 devices draw the first weights of head and tail; devices change what crosses the cuts, or the labels they
-train on."""
+train on; devices go on from the mean of all after each round."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -151,7 +153,7 @@ class Job:
     loss: LossFunction
     """(outputs, targets) -> scalar, tuples of tensors in."""
     loss_costs: Costs
-    """What a loss of the user's own takes; nothing is known of a named one's, which takes little."""
+    """The costs of a loss of the user's own. A named one takes little, and counts for nothing."""
     measure: Measure
     """This says what the loss's mean is over, and which predictions are right."""
     body_or_none: Segment | None
@@ -237,6 +239,8 @@ class Job:
             found.add(DRAWN_ENDS)
         if self.spec.defended:
             found.add(DEFENCES)
+        if self.spec.fleet.averages:
+            found.add(ROUNDS)
         return found
 
     def device_parts(self) -> dict[str, bytes]:

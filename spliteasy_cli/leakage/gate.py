@@ -18,7 +18,7 @@ from typing import Literal
 from device_agent.training.data import DeviceData
 from spliteasy.errors import UserError
 from spliteasy.job import Job, JobSpec
-from spliteasy.job.spec import LimitsSpec
+from spliteasy.job.spec import FleetSpec, LimitsSpec
 from spliteasy.privacy.attacks import ATTACKS, FSHA, Attack
 from spliteasy.privacy.guesses import InputGuess, Score
 from spliteasy.privacy.limits import passes
@@ -99,7 +99,7 @@ async def measure(
     code. Raises SplitEasyError.
     """
     often = spec.evaluation.model_copy(update={"every_epochs": 1})
-    copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage", "evaluation": often})
+    copy = _alone(spec).model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage", "evaluation": often})
     job = await asyncio.to_thread(Job.create, copy, root)
     bounds = limits or spec.privacy.limits
     chosen = attacks_named(attacks)
@@ -137,6 +137,21 @@ async def measure(
             played = hijacked
         rows += await asyncio.to_thread(_play, played, who, attack, bounds)
     return Measured(rows=tuple(rows), recording=recording, complete=True)
+
+
+def _alone(spec: JobSpec) -> JobSpec:
+    """Return the job as one device of a fleet trains it: an adversary sees the same kinds of messages of
+    each.
+
+    Where the ends leave the devices in the open, everybody on the way has them at each round, as they have
+    public ones from the beginning.
+    """
+    fleet = spec.fleet
+    if not fleet.averages:
+        return spec
+    in_the_open = fleet.averages_ends and not fleet.seals
+    privacy = spec.privacy.model_copy(update={"ends": "public"}) if in_the_open else spec.privacy
+    return spec.model_copy(update={"fleet": FleetSpec(), "share_ends": False, "privacy": privacy})
 
 
 def _blind(job: Job, who: Adversary) -> Row:

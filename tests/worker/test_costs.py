@@ -9,7 +9,7 @@ import torch
 
 from broker.protocol import messages as m
 from server_worker.admission.budget import Budget
-from server_worker.engine.local import BodyTrainer
+from server_worker.replica.direct_body import DirectBody
 from server_worker.session.refusals import NO_MEMORY
 from spliteasy.codecs.packer import FEEDBACK_PREFIX, bytes_of
 from spliteasy.graph.program import Costs
@@ -56,7 +56,7 @@ async def test_a_request_with_more_bytes_than_its_values_need_is_refused_before_
 
 async def test_targets_are_those_that_the_job_has() -> None:
     single = toy.job(toy.Variant(single=True))
-    memory = BodyTrainer(single, SESSION)
+    memory = DirectBody(single, SESSION).loaded
     right = torch.zeros(4, dtype=torch.int64)
     body_in = torch.ones(4, 5)
     memory.check(forward(values=(body_in, right), targets=1), 0)
@@ -72,7 +72,7 @@ async def test_an_open_step_counts_until_it_is_over(server: Server) -> None:
         answer = await device.ask(first)
         assert isinstance(answer, m.Forwarded)
         session = server.worker.actors[SESSION].session
-        memory = session.own.memory
+        memory = session.replica.body
         assert memory is not None
         assert memory.step_bytes == toy.job(JOB).body.program.costs.train_bytes > 4 * 5 * 4
         assert server.worker.actors.budget.open_bytes == memory.step_bytes
@@ -84,17 +84,18 @@ async def test_an_open_step_counts_until_it_is_over(server: Server) -> None:
 
 
 def test_a_step_with_shared_labels_counts_the_loss_that_the_worker_computes() -> None:
-    memory = BodyTrainer(toy.job(toy.Variant(single=True)), SESSION)
+    memory = DirectBody(toy.job(toy.Variant(single=True)), SESSION).loaded
     body = memory.step_bytes
     memory.job = replace(memory.job, loss_costs=Costs(train_bytes=1000))
     assert memory.step_bytes == body + 1000
-    assert BodyTrainer(toy.job(JOB), SESSION).step_bytes == toy.job(JOB).body.program.costs.train_bytes
+    alone = DirectBody(toy.job(JOB), SESSION).loaded
+    assert alone.step_bytes == toy.job(JOB).body.program.costs.train_bytes
 
 
 def test_what_error_feedback_may_hold_back_counts_from_the_start() -> None:
     """It is as much as the job's batches can fill, whatever sizes a device sends."""
-    plain, held = (BodyTrainer(toy.job(variant), SESSION) for variant in (toy.Variant(), FEEDBACK))
-    more = held.state_bytes - plain.state_bytes
+    plain, held = (DirectBody(toy.job(variant), SESSION) for variant in (toy.Variant(), FEEDBACK))
+    more = held.loaded.state_bytes - plain.loaded.state_bytes
     assert more == 3 * 4 * 4 * (5 + 5), "both ways, two sizes of batch and the open step"
     for step, samples in enumerate((4, 3, 2, 4, 3, 2), start=1):
         request = forward(step, samples=samples, values=(torch.randn(samples, 5),))
