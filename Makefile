@@ -57,12 +57,12 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --no-deps pytorchcv
 	@touch $@
 
-demo: setup ## Train the digits example: 4 devices, 2 workers, all in one process
-	$(BIN)/spliteasy train examples/digits/job.toml --devices $(DEVICES) --workers $(WORKERS) --out runs/demo
-	@$(BIN)/spliteasy leakage examples/digits/job.toml --short
+demo: setup ## One model from 4 phones of which none has seen all ten digits, in one process
+	$(BIN)/spliteasy train examples/fleet/job.toml --devices $(DEVICES) --workers $(WORKERS) --alone --out runs/demo
+	@$(BIN)/spliteasy leakage examples/fleet/job.toml --short
 
-up: setup ## Start RabbitMQ, Redis and WORKERS=2 workers in the background; TLS=1: encrypted, enrolled
-	@$(BIN)/python -m deploy.local up --workers $(WORKERS) $(if $(filter-out 0,$(TLS)),--tls)
+up: setup ## Start RabbitMQ, Redis and WORKERS=2 workers in the background; TLS=1: encrypted, enrolled; SHARDS=64: for up to 64 workers
+	@$(BIN)/python -m deploy.local up --workers $(WORKERS) $(if $(SHARDS),--shards $(SHARDS)) $(if $(filter-out 0,$(TLS)),--tls)
 
 status: setup ## What runs of the local stack, its jobs and sessions
 	@$(BIN)/python -m deploy.local status

@@ -26,6 +26,7 @@ PARTS = {
     "gateway": (2, "a thousand idle pages on one gateway"),
     "durability": (2, "with Redis over in memory"),
     "recovery": (8, "seconds until training moves again after a fault"),
+    "fleet": (6, "one model from ten devices, by each way to average"),
     "profile": (1, "where the time of a step goes"),
 }
 """The benchmarks by name: minutes on a quiet machine, and what is measured."""

@@ -27,6 +27,7 @@ from benchmarks.harness.workloads import WORKLOADS, Workload
 from broker import connect
 from deploy.nodes.redis_server import RedisServer
 from server_worker.config import Trust, WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore
 from server_worker.store.redis.link import connect as connect_redis
 from server_worker.worker import Worker
@@ -133,7 +134,9 @@ async def serve_memory(workload: Workload, broker: str) -> None:
     store, compute = SqliteStore(None), TorchThread()
     await store_job(store, job)
     config = WorkerConfig(trust=Trust.OPEN)
-    await Worker(config, connect=lambda: connect(broker), store=store, compute=compute).run(asyncio.Event())
+    await Worker(config, connect=lambda: connect(broker), store=store, engine=LocalEngine(compute)).run(
+        asyncio.Event()
+    )
 
 
 def table_of(figures: Sequence[Figure]) -> Table:

@@ -27,7 +27,7 @@ from benchmarks.harness.services import Contestant, Field, Services, services
 from benchmarks.harness.submission import submit
 from benchmarks.harness.timed_runs import cpu_seconds, resident_bytes
 from benchmarks.harness.workloads import CROWD, HEAVY
-from broker.transport.topology import SHARDS, shard_of
+from broker.transport.topology import DEFAULT_SHARDS, shard_of
 from server_worker.store import open_store
 
 WORKERS = (1, 2, 4, 8, 16)
@@ -152,8 +152,8 @@ def evenly(job: str, devices: int) -> list[str]:
     for number in count(1):
         if len(names) == devices:
             break
-        free = free or set(range(SHARDS))
-        shard = shard_of(f"{job}.phone-{number}")
+        free = free or set(range(DEFAULT_SHARDS))
+        shard = shard_of(f"{job}.phone-{number}", DEFAULT_SHARDS)
         if shard in free:
             free.remove(shard)
             names.append(f"phone-{number}")

@@ -70,7 +70,7 @@ def worker_permissions() -> Permissions:
 
     It declares reply queues too: so it finds, and deletes, those that are not as devices are to declare them.
     """
-    queues = (DEAD, FRONT, r"spliteasy.shard.[0-9]{2}")
+    queues = (DEAD, FRONT, r"spliteasy.shard.[0-9]{2,3}")
     replies = r"spliteasy.reply.[a-z0-9-]{1,63}.[0-9a-f]{16,64}"
     return Permissions(
         configure=_names(UPLINK, *queues, replies),

@@ -41,6 +41,7 @@ from deploy.stack.services import (
 )
 from deploy.stack.workers import (
     MAX_WORKERS,
+    check_shards,
     enroll_workers,
     running_workers,
     spliteasy,
@@ -51,10 +52,11 @@ from spliteasy.errors import SplitEasyError, UserError
 from spliteasy.observability.logs import redact
 
 
-def up(workers: int, tls: bool = False) -> None:
+def up(workers: int, tls: bool = False, shards: int | None = None) -> None:
     """Start what does not run yet, and wait until it serves. Raises UserError, SplitEasyError.
 
-    With `tls`, workers have an account of their own and believe enrolled devices only.
+    With `tls`, workers have an account of their own and believe enrolled devices only. `shards` is for a new
+    stack: one that has another number is refused.
     """
     is_new = not FOLDER.exists()
     FOLDER.mkdir(mode=0o700, exist_ok=True)
@@ -68,7 +70,9 @@ def up(workers: int, tls: bool = False) -> None:
     make_key()
     if stack.access.tls is not None and not WORKERS.exists():
         enroll_workers(stack)
-    start_workers(stack, max(workers, len(running_workers())))
+    if shards is not None:
+        check_shards(stack, shards)
+    start_workers(stack, max(workers, len(running_workers())), shards)
     _tell_next(stack)
 
 
@@ -90,7 +94,7 @@ Next, each in a terminal of its own:
   {program} submit examples/digits/job.toml
   {agent}
   {program} status
-More workers: make scale WORKERS=4.  Also: make status, make logs, make down.""")
+More workers, up to the number of shards: make scale WORKERS=4.  Also: make status, make logs, make down.""")
 
 
 def make_key() -> None:
@@ -183,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     up_parser = commands.add_parser("up", help="start what does not run yet")
     up_parser.add_argument("--workers", type=int, default=2)
+    up_parser.add_argument("--shards", type=int, help="of a new stack; 16 where it is left out")
     up_parser.add_argument("--tls", action="store_true", help="TLS only, and enrolled devices only")
     commands.add_parser("scale", help="change the number of workers").add_argument("workers", type=int)
     for name, text in (
@@ -198,6 +203,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not 0 <= arguments.get("workers", 0) <= MAX_WORKERS:
             raise UserError(f"{arguments['workers']} workers can't be", hint=f"0 to {MAX_WORKERS}")
+        shards = arguments.get("shards")
+        if shards is not None and shards < 1:
+            raise UserError(f"{shards} shards can't be", hint="1 or more; 16 where it is left out")
         run(**arguments)
     except SplitEasyError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)

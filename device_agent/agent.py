@@ -17,14 +17,13 @@ import structlog
 
 from broker.protocol import messages as m
 from broker.protocol.frames import CHUNK_BYTES
-from broker.transport.topology import SHARDS, shard_of
 from device_agent.config import AgentConfig
 from device_agent.job_source import JobSource
 from device_agent.link.link import Connect, Link
 from device_agent.link.metered import Metered
 from device_agent.link.rate_limit import Pace
 from device_agent.metrics import SessionWatch
-from device_agent.observations import Evaluated, Observe, StateChanged, StepTaken
+from device_agent.observations import Evaluated, Observe, RoundEnded, StateChanged, StepTaken
 from device_agent.policy.data_budget import Allowance
 from device_agent.policy.run_conditions import Gate
 from device_agent.session import events as e
@@ -45,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentResult:
-    """The result of an agent's run."""
+    """The result of an agent's run. Its steps are those that train."""
 
     device: str
     step: int
@@ -105,8 +104,9 @@ class Agent:
         )
         self._timers: dict[e.Timer, asyncio.TimerHandle] = {}
         self._work: set[asyncio.Task[None]] = set()
-        self._failed: BaseException | None = None
         self._step_began = 0.0
+        self._steps_in_all = 0
+        """Steps that train."""
         self._adopt: Callable[[], None] = lambda: None
         name = config.job.partition("@")[0]
         self._session_name = f"{name}.{config.device}"
@@ -143,8 +143,7 @@ class Agent:
 
     def _fail(self, error: StateError) -> None:
         """End the training, not the link, because its state can't be written down."""
-        self._failed = error
-        self._events.put_nowait(e.LinkDown())  # any event wakes the loop, which then raises
+        self._events.put_nowait(e.Failed(error))
 
     async def _may_begin(self, gate: Gate, stop: asyncio.Event) -> bool:
         """Wait before anything is sent or fetched. False where `stop` came first."""
@@ -202,8 +201,7 @@ class Agent:
         fetched = await source.get(state)
         if fetched is None:
             return self._not_begun(state)
-        spec = fetched.job.spec
-        self.link.shard = shard_of(self._session_name, SHARDS)
+        spec, self.link.shard = fetched.job.spec, fetched.shard
         self.link.chunk_bytes = self.config.chunk_bytes or min(spec.link.chunk_bytes, CHUNK_BYTES)
         prepared = await self._compute(
             lambda: prepare(
@@ -215,8 +213,10 @@ class Agent:
                 make_chooser=self._make_chooser,
             )
         )
+        plan = prepared.plan
         self.trainer, self._adopt = prepared.trainer, prepared.adopt
-        session = self.session = DeviceSession(prepared.plan, held=prepared.held)
+        self._steps_in_all = plan.trained(plan.total_steps)
+        session = self.session = DeviceSession(plan, held=prepared.held)
         if self.link.is_up:
             session.handle(e.LinkUp())
         if self._gate is not None and self._gate.why is not None:
@@ -238,11 +238,12 @@ class Agent:
             for action in actions:
                 match action:
                     case e.Finish(done=done):
-                        self._tell("done" if done else f"stopped after step {session.step}")
+                        step = session.plan.trained(session.step)
+                        self._tell("done" if done else f"stopped after step {step}")
                         return AgentResult(
                             device=self.config.device,
-                            step=session.step,
-                            total_steps=session.plan.total_steps,
+                            step=step,
+                            total_steps=session.plan.trained(session.plan.total_steps),
                             done=done,
                             taken=session.taken,
                             job=session.plan.digest,
@@ -253,13 +254,20 @@ class Agent:
                     case _:
                         self._perform(action, state)
             event = await self._events.get()
-            if self._failed is not None:
-                raise self._failed
+            if isinstance(event, e.Failed):
+                raise event.error
+            if isinstance(event, e.Received):
+                self._follow(event.message)
             if self._allowance is not None and self._gate is not None:
                 self._keep_within(self._allowance, self._gate, session, event)
             actions = session.handle(event)
             for watch in watches:
                 watch(event, actions)
+
+    def _follow(self, message: m.AnyMessage) -> None:
+        """Send to the shard that serves the session, as a worker says."""
+        if isinstance(message, m.Opened | m.Reopen) and message.session == self._session_name:
+            self.link.shard = self.link.shard if message.shard is None else message.shard
 
     async def _with_its_cause(self, error: SplitEasyError) -> SplitEasyError:
         """A worker that finds a number not finite can't see the data: look whether that is to blame."""
@@ -313,8 +321,7 @@ class Agent:
             event: e.Event = await self._compute(lambda: effects.perform(action, trainer, state))
             self._report(action)
         except Exception as error:
-            self._failed = error
-            event = e.LinkDown()  # any event wakes the loop, which then raises
+            event = e.Failed(error)
         self._events.put_nowait(event)
         if isinstance(action, e.RunTail if trainer.tail else e.RunHead):
             await self._compute(trainer.work_ahead)  # while the worker works
@@ -326,17 +333,21 @@ class Agent:
         assert trainer is not None
         match action:
             case e.Restore(step=step):
-                self._tell(f"resumed after step {step}" if step else "training")
+                self._tell(f"resumed after step {trainer.taken}" if step else "training")
+            case e.TakeMean(mean=mean):
+                self._observe(
+                    RoundEnded(device=device, round=mean.round, record=mean.record, step=trainer.taken)
+                )
             case e.Apply(skipped=True):
-                self._tell(f"step {trainer.step} skipped, not finite: {trainer.passed}")
+                self._tell(f"step {trainer.taken} skipped, not finite: {trainer.passed}")
             case e.Apply():
-                step = trainer.step
+                step = trainer.taken
                 self._log.debug("step taken", step=step, bytes_up=self.link.bytes_up)
                 self._observe(
                     StepTaken(
                         device=device,
                         step=step,
-                        total_steps=trainer.batches.total_steps,
+                        total_steps=self._steps_in_all,
                         epoch=trainer.batches.epoch(step),
                         loss=trainer.loss,
                         samples=trainer.samples,
@@ -350,7 +361,7 @@ class Agent:
                 self._observe(
                     Evaluated(
                         device=device,
-                        step=trainer.step,
+                        step=trainer.taken,
                         samples=done.samples,
                         loss=done.mean_loss,
                         accuracy=done.accuracy,

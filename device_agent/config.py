@@ -27,6 +27,8 @@ class AgentConfig:
     """End the training where a worker seems to train the head for itself; else this is said in the log."""
     secret: bytes | None = field(default=None, repr=False)
     """32 bytes in place of a secret of the device's own, so that a run can be repeated."""
+    fleet_key: bytes | None = field(default=None, repr=False)
+    """32 bytes that the devices of a fleet share, from which their common initial ends are drawn."""
     takeover: bool = False
     restart: bool = False
     epochs: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class FetchedJob:
     manifest: bytes
     parts: Mapping[str, bytes]
     signature: str | None = None
+    shard: int | None = None
+    """The shard that serves the session, as a worker tells."""
 
     def save(self, state: StateFolder) -> None:
         """Keep the package in the folder, in place of what is there."""
@@ -40,7 +42,7 @@ class FetchedJob:
 
 
 class JobSource:
-    """Gets the job's device parts. It takes the link's events for itself until it has them."""
+    """Gets the job's device parts and the session's shard. Until then it takes the link's events."""
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class JobSource:
         self._tell = tell
 
     async def get(self, state: StateFolder) -> FetchedJob | None:
-        """The job's device parts: from the state folder where it has them, else from a worker.
+        """Return the job's device parts, from the state folder where it has them, and the session's shard.
 
         Where a key is to have signed the job, nothing of an unsigned or altered one is loaded: one that is
         in the folder without its signature is fetched again. A version that is to go on from the folder's
@@ -81,7 +83,8 @@ class JobSource:
             digest = self._digest
         elif own is not None:
             self._check_version(own.job)
-            return own
+            told = await self._fetch(own.job.digest, without_parts=True)
+            return None if told is None else replace(own, shard=told.shard)
         reply = await self._fetch(digest)
         if reply is None:
             return None
@@ -90,7 +93,11 @@ class JobSource:
             check_signature(manifest, signature, key)
         parts = {name: _part_bytes(value) for name, value in zip(reply.parts, reply.values, strict=True)}
         fetched = FetchedJob(
-            await self._compute(lambda: Job.from_parts(manifest, parts)), manifest, parts, signature
+            await self._compute(lambda: Job.from_parts(manifest, parts)),
+            manifest,
+            parts,
+            signature,
+            shard=reply.shard,
         )
         self._check_version(fetched.job)
         if bound in (None, fetched.job.digest):
@@ -115,11 +122,11 @@ class JobSource:
                 else "give this job a state folder of its own with --state DIR",
             )
 
-    async def _fetch(self, digest: str) -> m.Job | None:
+    async def _fetch(self, digest: str, *, without_parts: bool = False) -> m.Job | None:
         """That version, or where `digest` is empty the newest; None where it was stopped meanwhile."""
         if digest and len(digest) != 64:
             raise JobError(f"{self._config.job}: a version is 64 hexadecimal digits", hint="or leave it out")
-        request = m.GetJob(session=self._session, digest=digest or None)
+        request = m.GetJob(session=self._session, digest=digest or None, without_parts=without_parts)
         up = False
         while True:
             try:
@@ -135,6 +142,8 @@ class JobSource:
                     self._link.send(request)
                 case e.LinkDown():
                     up = False
+                case e.Failed(error=error):
+                    raise error
                 case e.NotSent():
                     self._tell("waiting for a worker to serve this broker")
                     asyncio.get_running_loop().call_later(1.0, self._link.send, request)

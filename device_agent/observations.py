@@ -35,6 +35,17 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoundEnded:
+    """The device goes on from the mean of round `round` (0: from the initial model), after `step` steps."""
+
+    device: str
+    round: int
+    record: str
+    """The record that decided the round, by its digest."""
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateChanged:
     """`connected`, `disconnected`, `resumed at step 7`, …"""
 
@@ -42,5 +53,5 @@ class StateChanged:
     text: str
 
 
-Observation = StepTaken | Evaluated | StateChanged
+Observation = StepTaken | Evaluated | RoundEnded | StateChanged
 Observe = Callable[[Observation], None]

@@ -16,9 +16,10 @@ from device_agent.training.budget import Budget
 from device_agent.training.codec_policy import MakeChooser, StepChoices
 from device_agent.training.data import BatchOrder, DeviceData, EvaluationBatches, load_dataset
 from device_agent.training.disguise import refuse_disguised, warn_of_labels
-from device_agent.training.ends import as_paths, initial_ends, job_key, label_key
-from device_agent.training.trainer import DeviceTrainer
+from device_agent.training.ends import as_paths, ends_key, initial_ends, job_key, label_key
+from device_agent.training.trainer import ROUND_KEY, DeviceTrainer
 from spliteasy.errors import StateError, UserError
+from spliteasy.job.spec import FleetSpec
 from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
 from spliteasy.runtime.version import version
 
@@ -68,7 +69,10 @@ def prepare(
     )
     if spec.privacy.label_dp is not None:
         log.info(guarantee(spec.privacy.label_dp, classes_to_answer(spec, job.signature)), job=str(job))
-    ends = initial_ends(job, state, key, refuse_public=config.refuse_public_ends, handing_over=handing_over)
+    drawn_from, fleet_key = ends_key(config.fleet_key, key, job)
+    ends = initial_ends(
+        job, state, drawn_from, refuse_public=config.refuse_public_ends, handing_over=handing_over
+    )
     choices = StepChoices(
         spec.link,
         make_chooser(spec.link, link.speed),
@@ -86,6 +90,7 @@ def prepare(
         choices=choices,
         stop_if_hijacked=config.stop_if_hijacked,
     )
+    trainer.fleet_key, trainer.fleet_secret = fleet_key, drawn_from if fleet_key is not None else None
     if handing_over or config.new_data or not state.held():
         refuse_disguised(job, trainer.head.segment, batches.batch(1)[0])
         warn_of_labels(job)
@@ -107,10 +112,14 @@ def prepare(
             state.hand_over(job=job.digest, fingerprint=mark, ends=as_paths(ends))
             fetched.save(state)
 
+    round_steps = round_length(spec.fleet, batches)
+    rounds = batches.total_steps // round_steps if round_steps else 0
     plan = SessionPlan(
         session=session,
         digest=job.digest,
-        total_steps=batches.total_steps,
+        # Rounds are whole, and each ends with a step that goes on from the mean; so the first one begins.
+        total_steps=rounds * (round_steps + 1) + 1 if round_steps else batches.total_steps,
+        round_steps=round_steps,
         checkpoint_every=spec.durability.checkpoint_every,
         eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
         eval_batches=len(tests) if tests is not None else 0,
@@ -138,11 +147,28 @@ def _check_fit(trainer: DeviceTrainer, state: StateFolder) -> None:
             f"{state.path} has no trained weights of {before} to go on from",
             hint="begin the new version: --restart and another --state folder",
         )
-    if (why := trainer.misfit(state.load_checkpoint(step))) is not None:
+    weights = state.load_checkpoint(step)
+    if job.spec.fleet.averages or ROUND_KEY in weights:
+        raise StateError(
+            f"{job.name}@{job.digest[:12]} can't go on from the weights of {before}: the rounds of a fleet "
+            "belong to one version",
+            hint="begin the new version: --restart and another --state folder",
+        )
+    if (why := trainer.misfit(weights)) is not None:
         raise StateError(
             f"{job.name}@{job.digest[:12]} can't go on from the weights of {before}: {why}",
             hint="begin the new version: --restart and another --state folder",
         )
+
+
+def round_length(fleet: FleetSpec, batches: BatchOrder) -> int:
+    """Steps of this device between two means, at most all that it takes; 0: there are no rounds."""
+    if not fleet.averages:
+        return 0
+    epochs = fleet.epochs_per_round
+    steps = fleet.round_steps if epochs is None else epochs * batches.steps_per_epoch
+    assert steps is not None
+    return min(steps, batches.total_steps)
 
 
 def _check_unchanged(config: AgentConfig, *, handing_over: bool) -> None:

@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
 
 from broker.protocol import messages as m
 from server_worker import metrics
+from server_worker.action import Action, Steps
+from server_worker.engine.base import Engine, EngineRequest
+from server_worker.inbound import Inbound
 from server_worker.job_cache import JobCache
-from server_worker.session.actions import (
-    Action,
-    Background,
-    Begin,
-    Committed,
-    Compute,
-    Finish,
-    Loaded,
-    LoadJob,
-    Send,
-    Steps,
-    StoreCall,
-)
+from server_worker.replica.actions import Loaded, LoadJob
+from server_worker.session.actions import Committed, Send
 from server_worker.session.machine import WorkerSession
 from server_worker.session.refusals import deadly_reply, error_reply
 from server_worker.spans import RequestSpans, spans_of
 from server_worker.store import Store
+from server_worker.store.calls import Begin, Finish, StoreAction
 from spliteasy.errors import KeyMissing, NeedsNewer, SplitEasyError, UnlikeWorker
 from spliteasy.job.micro_batches import MAX_MICRO_BATCHES
 from spliteasy.observability.meter import Meter
 from spliteasy.observability.traces import Tracer
-from spliteasy.runtime import torch_thread
 
 log = structlog.get_logger(__name__)
 
@@ -58,29 +49,11 @@ _WAITED_FOR = {NeedsNewer: "does", UnlikeWorker: "is", KeyMissing: "can open it"
 """A worker that serves a session which this one can't, by why it can't."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
-    """An authenticated request."""
-
-    request: m.AnyRequest
-    raw: bytes | memoryview
-    reply_to: str
-    chunk_bytes: int
-    """The size at which the device cuts frames: its reply is cut no coarser."""
-    again: bool
-    """It was delivered before, to a worker that did not finish it."""
-    arrived_s: float
-    """The moment, by the worker's clock, at which its last frame came."""
-    finish: Callable[[str | None], Awaitable[None]]
-    """This is called once the request was served: it acknowledges the request or, with a reason, moves it to
-    the dead queue."""
-
-
 class ActorHost(Protocol):
     """The worker as its actors see it."""
 
     store: Store
-    compute: torch_thread.Compute
+    engine: Engine
     jobs: JobCache
     meter: Meter
     tracer: Tracer | None
@@ -118,7 +91,7 @@ class SessionActor:
     def __init__(self, session: WorkerSession, host: ActorHost) -> None:
         self.session = session
         self._host = host
-        self._mailbox: deque[Incoming] = deque()
+        self._mailbox: deque[Inbound] = deque()
         self._current: m.AnyRequest | None = None
         self._reply_to = ""
         self._chunk_bytes = 0
@@ -152,10 +125,10 @@ class SessionActor:
         """Return when no request is served or waits, and all replies have left."""
         await self._idle.wait()
 
-    async def offer(self, incoming: Incoming) -> None:
+    async def offer(self, inbound: Inbound) -> None:
         """Take a request; answers at once what needs no turn (WORKING, BUSY)."""
-        self._reply_to = incoming.reply_to
-        request = incoming.request
+        self._reply_to = inbound.reply_to
+        request = inbound.request
         if isinstance(request, m.Ask):
             self._partial = dict(zip(request.partial, request.partial_ranges, strict=False))
         if isinstance(request, m.Ask) and self._is_at(request):
@@ -163,14 +136,14 @@ class SessionActor:
                 session=request.session, answers=request.request, attempt=request.attempt, step=request.step
             )
             await self._host.send(self._reply_to, working)
-            await incoming.finish(None)
+            await inbound.ack()
         elif len(self._mailbox) >= MAX_WAITING:
             busy = m.Busy(answers=request.request, retry_after_s=BUSY_RETRY_S)
             self._host.meter.add(metrics.BUSY, 1, "mailbox")
             await self._host.send(self._reply_to, busy)
-            await incoming.finish(None)
+            await inbound.ack()
         else:
-            self._mailbox.append(incoming)
+            self._mailbox.append(inbound)
             self._idle.clear()
             if not self._serving:
                 self._serving = True
@@ -184,7 +157,7 @@ class SessionActor:
         """Save, and drop the memory."""
         await self._between_requests(self.session.park)
 
-    async def _between_requests(self, steps: Callable[[], Steps]) -> None:
+    async def _between_requests(self, steps: Callable[[], Steps[None]]) -> None:
         async with self._gate:
             try:
                 await self._perform_all(steps())
@@ -198,7 +171,7 @@ class SessionActor:
 
     def _is_at(self, ask: m.Ask) -> bool:
         """Return whether the asked request waits, is being served, or its reply is on its way."""
-        here = [incoming.request for incoming in self._mailbox]
+        here = [inbound.request for inbound in self._mailbox]
         if self._current is not None:
             here.append(self._current)
         return ask.about in self._replying or any(request.request == ask.about for request in here)
@@ -207,38 +180,38 @@ class SessionActor:
         try:
             while self._mailbox:
                 await self._room.acquire()
-                incoming = self._mailbox.popleft()
-                self._current, self._chunk_bytes = incoming.request, incoming.chunk_bytes
+                inbound = self._mailbox.popleft()
+                self._current, self._chunk_bytes = inbound.request, inbound.chunk_bytes
                 self._poison, self._sends = None, []
                 async with self._gate:
                     began = self._host.clock()
-                    waited_s = began - incoming.arrived_s
+                    waited_s = began - inbound.arrived_s
                     self._host.meter.observe(metrics.QUEUE_SECONDS, waited_s)
-                    spans = self._spans = spans_of(self._host.tracer, incoming.request, waited_s=waited_s)
-                    await self._serve(incoming)
-                    if incoming.again:
+                    spans = self._spans = spans_of(self._host.tracer, inbound.request, waited_s=waited_s)
+                    await self._serve(inbound)
+                    if inbound.again:
                         with suppress(SplitEasyError):
                             await self._host.store.end_delivery(
-                                incoming.request.session, incoming.request.request
+                                inbound.request.session, inbound.request.request
                             )
                     if spans is not None:
                         spans.served()
                         self._spans = None
                     self._host.meter.observe(
-                        metrics.REQUEST_SECONDS, self._host.clock() - began, incoming.request.kind
+                        metrics.REQUEST_SECONDS, self._host.clock() - began, inbound.request.kind
                     )
                 self._current = None
-                self._replying.append(incoming.request.request)
-                self._host.background(self._finish(incoming, self._sends, self._poison))
+                self._replying.append(inbound.request.request)
+                self._host.background(self._finish(inbound, self._sends, self._poison))
         finally:
             self._current = None
             self._serving = False
             self._rest()
 
-    async def _finish(self, incoming: Incoming, sends: list[asyncio.Task[None]], poison: str | None) -> None:
+    async def _finish(self, inbound: Inbound, sends: list[asyncio.Task[None]], poison: str | None) -> None:
         """Finish a request once its replies have left: a dead worker's requests come again, and so do their
         replies."""
-        request = incoming.request
+        request = inbound.request
         try:
             try:
                 await asyncio.gather(*sends)
@@ -246,9 +219,9 @@ class SessionActor:
                 log.exception("reply failed", session=request.session, kind=request.kind)
                 poison = f"the worker failed: {type(error).__name__}"
                 await self._send(
-                    error_reply(request, "internal", poison), self._reply_to, {}, incoming.chunk_bytes
+                    error_reply(request, "internal", poison), self._reply_to, {}, inbound.chunk_bytes
                 )
-            await incoming.finish(poison)
+            await (inbound.ack() if poison is None else inbound.dead_letter(poison))
         finally:
             self._replying.remove(request.request)
             self._room.release()
@@ -276,18 +249,18 @@ class SessionActor:
             if spans is not None:
                 spans.replied(getattr(reply, "kind", ""), began_ns)
 
-    async def _serve(self, incoming: Incoming) -> None:
-        request = incoming.request
+    async def _serve(self, inbound: Inbound) -> None:
+        request = inbound.request
         try:
             if (
-                incoming.again
+                inbound.again
                 and await self._host.store.begin_delivery(request.session, request.request) > MAX_DELIVERIES
             ):
                 self.session.drop()
                 self._poison = f"{request.kind} was delivered {MAX_DELIVERIES + 1} times without an end"
                 self._begin_to_send(deadly_reply(request))
                 return
-            await self._perform_all(self.session.handle(request, incoming.raw))
+            await self._perform_all(self.session.handle(request, inbound.raw))
         except (NeedsNewer, UnlikeWorker, KeyMissing) as error:
             self.session.drop()
             text = f"{error.message}; waiting for a worker that {_WAITED_FOR[type(error)]}"
@@ -307,7 +280,7 @@ class SessionActor:
             self._poison = text
             self._begin_to_send(error_reply(request, "internal", text))
 
-    async def _perform_all(self, steps: Steps) -> None:
+    async def _perform_all(self, steps: Steps[None]) -> None:
         try:
             action = next(steps)
             while True:
@@ -325,15 +298,15 @@ class SessionActor:
         finally:
             steps.close()
 
-    async def _perform(self, action: Action) -> Any:
+    async def _perform(self, action: Action[Any]) -> Any:
         host = self._host
         match action:
-            case Compute(run):
-                return await host.compute(run)
-            case StoreCall(call):
-                return await _to_its_end(call(host.store))
+            case EngineRequest():
+                return await host.engine.perform(action)
+            case StoreAction():
+                return await asyncio.shield(self._begun(action))
             case Begin(call):
-                return _begun(call(host.store))
+                return self._begun_aside(call)
             case Finish(handle):
                 return await asyncio.shield(handle)
             case LoadJob(name, digest):
@@ -343,8 +316,6 @@ class SessionActor:
                 if isinstance(reply, m.Error) and reply.code in POISONOUS:
                     self._poison = f"{reply.code}: {reply.message}"
                 return self._begin_to_send(reply)
-            case Background(call, done):
-                return host.background(self._in_background(call, done))
             case Committed(session, step, loss):
                 return host.committed(session, step, loss)
             case Loaded(session, step, replayed, unlike):
@@ -355,23 +326,24 @@ class SessionActor:
                 host.meter.add(metrics.REPLAYED, replayed)
                 return None
 
-    async def _in_background(self, call: Any, done: Callable[[Any], None]) -> None:
-        outcome = None
-        try:
-            outcome = await call(self._host.store)
-        except SplitEasyError as error:
-            log.warning("a background write failed", session=self.session.name, error=str(error))
-        finally:
-            done(outcome)
+    def _begun(self, action: StoreAction[Any]) -> asyncio.Future[Any]:
+        """Return the call as a task that goes on when nobody waits for it: a commit must not stop halfway."""
+        task = asyncio.ensure_future(action.call(self._host.store))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
 
+    def _begun_aside(self, action: StoreAction[Any]) -> asyncio.Future[Any]:
+        """Return a call that perhaps nobody waits for any more: why it fails is logged."""
 
-def _begun(call: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
-    """The call as a task that nobody need wait for."""
-    task = asyncio.ensure_future(call)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task
+        def note(done: asyncio.Future[Any]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                log.warning(
+                    "a store call failed that was made in the background",
+                    session=self.session.name,
+                    call=type(action).__name__,
+                    error=str(error),
+                )
 
-
-async def _to_its_end(call: Coroutine[Any, Any, Any]) -> Any:
-    """Await a store call that goes on when the caller is cancelled: a commit must not stop halfway."""
-    return await asyncio.shield(_begun(call))
+        task = self._begun(action)
+        task.add_done_callback(note)
+        return task

@@ -14,9 +14,9 @@ from server_worker.actor import ActorHost, SessionActor
 from server_worker.admission.authorization import forbidden
 from server_worker.admission.budget import Budget
 from server_worker.config import WorkerConfig
-from server_worker.session.durability import DurabilityClock
+from server_worker.replica.durability import DurabilityClock
+from server_worker.replica.replica import BodyState, Replica, WorkerIdentity
 from server_worker.session.machine import WorkerSession
-from server_worker.session.ownership import BodyState, WorkerIdentity
 from server_worker.session.reorder_buffer import MemoryBudget
 from server_worker.store import Store
 
@@ -62,10 +62,14 @@ class Actors:
         """The actor of a session that is asked for something now."""
         actor = self._actors.get(session)
         if actor is None:
+            job, _, device = session.partition(".")
+            replica = Replica(
+                session, self.identity, job=job, device=device, durability=self._durability, clock=self._clock
+            )
             machine = WorkerSession(
                 session,
-                self.identity,
-                durability=self._durability,
+                replica,
+                shard=shard_of(session, self._config.shards),
                 memory_budget=self.memory_budget,
                 budget=self.budget,
                 clock=self._clock,
@@ -86,12 +90,13 @@ class Actors:
     def loaded(self) -> list[WorkerSession]:
         """The sessions whose memory is here."""
         sessions = [actor.session for actor in self._actors.values()]
-        return [session for session in sessions if session.own.memory is not None]
+        return [session for session in sessions if session.replica.body is not None]
 
     def of_queue(self, queue: str) -> list[str]:
         """The sessions whose requests come by that queue."""
-        shards = self._config.shards
-        return [name for name in self._actors if shard_queue(shard_of(name, shards)).name == queue]
+        return [
+            name for name, actor in self._actors.items() if shard_queue(actor.session.shard).name == queue
+        ]
 
     def active_by_shard(self) -> dict[int, int]:
         """Return how many active sessions each shard has."""
@@ -99,7 +104,7 @@ class Actors:
         load: dict[int, int] = {}
         for name, touched in self._touched.items():
             if touched > horizon:
-                shard = shard_of(name, self._config.shards)
+                shard = self._actors[name].session.shard
                 load[shard] = load.get(shard, 0) + 1
         return load
 
@@ -113,8 +118,8 @@ class Actors:
 
     def jobs(self) -> tuple[str, ...]:
         """The jobs in use, as `name@digest`."""
-        memories = [session.own.memory for session in self.loaded()]
-        return tuple(sorted({f"{each.job.name}@{each.job.digest}" for each in memories if each is not None}))
+        bodies = [session.replica.body for session in self.loaded()]
+        return tuple(sorted({f"{each.job.name}@{each.job.digest}" for each in bodies if each is not None}))
 
     # letting go
 
@@ -144,20 +149,19 @@ class Actors:
         """Let the requests of steps that are open live on in the store, however slow their devices are."""
         horizon = self._clock() - OPEN_STEP_S
         for name, actor in list(self._actors.items()):
-            own = actor.session.own
-            if own.state is not BodyState.FORWARDED:
+            if actor.session.replica.state is not BodyState.FORWARDED:
                 continue
             if actor.idle and self._touched[name] < horizon:
                 self._log.info("the device of an open step was not heard of for too long", session=name)
                 await actor.park()
                 continue
-            attempt, owner = own.live
+            attempt, owner = actor.session.live
             await store.keep_requests(name, attempt=attempt, owner=owner)
 
     async def park_forbidden(self, store: Store) -> None:
         """Drop what devices may not train any more: their next request is refused."""
-        memories = {name: actor.session.own.memory for name, actor in self._actors.items()}
-        held = {name: memory.job.digest for name, memory in memories.items() if memory is not None}
+        bodies = {name: actor.session.replica.body for name, actor in self._actors.items()}
+        held = {name: body.job.digest for name, body in bodies.items() if body is not None}
         for name in await forbidden(store, held):
             self._log.info("a device may not train this any more", session=name)
             await self._actors[name].park()
@@ -166,7 +170,9 @@ class Actors:
         """Park idle sessions beyond the memory that they may take together, or that others wait for."""
         self._forget_empty()
         sessions = [actor.session for actor in self._actors.values()]
-        self.budget.states_bytes = sum(each.own.memory.state_bytes for each in sessions if each.own.memory)
+        self.budget.states_bytes = sum(
+            each.replica.body.state_bytes for each in sessions if each.replica.body
+        )
         held = sum(session.memory_bytes() for session in sessions) + self.budget.wanted_bytes
         self.budget.wanted_bytes = 0
         horizon = self._clock() - OPEN_S
@@ -174,7 +180,7 @@ class Actors:
             if held <= self._config.memory_bytes:
                 return
             session = self._actors[name].session
-            if session.own.state is BodyState.FORWARDED and self._touched[name] > horizon:
+            if session.replica.state is BodyState.FORWARDED and self._touched[name] > horizon:
                 continue  # two sessions that want each other's memory must not throw each other out for ever
             held -= session.memory_bytes()
             self._log.info("a session is parked", session=name)
@@ -185,7 +191,7 @@ class Actors:
         horizon = self._clock() - EMPTY_S
         for name in [name for name, touched in self._touched.items() if touched < horizon]:
             actor = self._actors[name]
-            if actor.idle and actor.session.own.memory is None:
+            if actor.idle and actor.session.replica.body is None:
                 self._forget(name)
 
     def _forget(self, name: str) -> None:

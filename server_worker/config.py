@@ -13,7 +13,7 @@ from broker.protocol.assembler import AssemblerLimits
 from broker.protocol.frames import CHUNK_BYTES
 from broker.protocol.messages import new_nonce
 from broker.transport.patience import UNREACHABLE_S
-from broker.transport.topology import SHARDS
+from broker.transport.topology import DEFAULT_SHARDS
 from server_worker import defaults
 from server_worker.admission.quotas import DeviceQuota
 
@@ -53,7 +53,8 @@ class WorkerConfig:
         default_factory=lambda: f"{socket.gethostname().lower()}-{os.getpid()}-{new_nonce()[:4]}"
     )
     trust: Trust = Trust.ENROLLED
-    shards: int = SHARDS
+    shards: int = DEFAULT_SHARDS
+    """What the stack has, or is to have where this is its first worker: `settle_shards`."""
     prefetch: int = 64
     """Unacknowledged deliveries of one queue: at least the sessions of a shard that are served at once."""
     chunk_bytes: int = CHUNK_BYTES

@@ -23,3 +23,5 @@ DEVICE_SESSIONS = 8
 """One device may train this many jobs at a time."""
 TAKEOVER_S = 5
 """The sessions of a worker that falls silent move to another worker within this time."""
+MAX_SHARDS = 1000
+"""A stack may have this many shards."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 import torch
@@ -12,11 +12,11 @@ import torch
 from broker.protocol import messages as m
 from broker.transport.topology import shard_of
 from server_worker.admission.authorization import may_train
+from server_worker.engine.base import Engine, LoadProgram
 from server_worker.session.refusals import error_reply, not_allowed_reply
 from server_worker.store import Store, StoredJob, no_parts
 from spliteasy.errors import NeedsNewer
 from spliteasy.job import Job, device_parts
-from spliteasy.runtime.torch_thread import Compute
 
 CACHED_BYTES = 256 << 20
 """The devices' parts of jobs may fill this many bytes. The largest job is kept whatever its size."""
@@ -25,9 +25,9 @@ CACHED_BYTES = 256 << 20
 class JobCache:
     """Programs by digest, the least recently used dropped beyond `limit`."""
 
-    def __init__(self, store: Store, compute: Compute, *, limit: int) -> None:
+    def __init__(self, store: Store, engine: Engine, *, limit: int) -> None:
         self._store = store
-        self._compute = compute
+        self._engine = engine
         self.limit = limit
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._loading: dict[str, asyncio.Lock] = {}
@@ -48,7 +48,7 @@ class JobCache:
                     stored = await self._store.get_job(name, digest)
                     if stored is None:
                         return None
-                    job = await self._compute(lambda: Job.from_parts(stored.manifest, stored.parts))
+                    job = await self._engine.perform(LoadProgram(stored.manifest, stored.parts))
                     self._jobs[digest] = job
                     while len(self._jobs) > self.limit:
                         self._jobs.popitem(last=False)
@@ -98,8 +98,10 @@ class DeviceJobs:
             return await self._unknown(request)
         if not may_train(allowed, request.job, stored.digest):
             return not_allowed_reply(request, stored.digest)
-        async with self._reading:  # many devices ask at once for one new job
-            parts = await self._parts_of(stored)
+        parts: Mapping[str, torch.Tensor] = {}
+        if not request.without_parts:
+            async with self._reading:  # many devices ask at once for one new job
+                parts = await self._parts_of(stored)
         return m.Job(
             session=request.session,
             answers=request.request,

@@ -6,7 +6,7 @@ They are for curves only: what a dying worker has not written is lost, and no tr
 from __future__ import annotations
 
 from broker.protocol import messages as m
-from server_worker.engine.local import BodyTrainer, StepResult
+from server_worker.replica.loaded_body import LoadedBody, StepResult
 from server_worker.store import Store
 
 
@@ -26,7 +26,7 @@ class Losses:
             await store.add_losses(session, losses)
 
 
-def step_loss(request: m.Forward | m.Backward, memory: BodyTrainer, result: StepResult) -> float | None:
+def step_loss(request: m.Forward | m.Backward, memory: LoadedBody, result: StepResult) -> float | None:
     """The step's loss: computed here, or reported by the device where the job lets it.
 
     None where the step passed without effect, and where no element of the batch has a label.

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from broker.protocol import messages as m
-from server_worker.session.actions import Action, Compute, Finish, LoadJob, StoreCall
+from server_worker.action import Action
+from server_worker.engine.base import EngineRequest, Together
+from server_worker.replica.actions import LoadJob
+from server_worker.store.calls import Finish, StoreAction
 from spliteasy.observability.traces import Span, Tracer, parse_traceparent
 
 T = TypeVar("T")
-_PHASES: dict[type[Action], str] = {
-    Compute: "compute",
-    StoreCall: "store",
-    Finish: "write the log",
-    LoadJob: "load the job",
-}
+_PHASES: dict[type[Action[Any]], str] = {Finish: "write the log", LoadJob: "load the job"}
 
 
 class RequestSpans:
@@ -37,9 +35,9 @@ class RequestSpans:
         self._began_ns = clock_ns()
         self._record("wait", self._began_ns - round(waited_s * 1e9))
 
-    async def timed(self, action: Action, work: Awaitable[T]) -> T:
+    async def timed(self, action: Action[Any], work: Awaitable[T]) -> T:
         """Await the work of an action."""
-        name, began_ns = _PHASES.get(type(action)), self._clock_ns()
+        name, began_ns = _phase(action), self._clock_ns()
         try:
             return await work
         finally:
@@ -87,3 +85,15 @@ def spans_of(tracer: Tracer | None, request: m.AnyRequest, *, waited_s: float) -
         return RequestSpans(tracer, request, waited_s=waited_s, clock_ns=time.time_ns)
     except ValueError:
         return None
+
+
+def _phase(action: Action[Any]) -> str | None:
+    """The name of an action's span; None for what takes no time."""
+    match action:
+        case Together(requests):
+            return "compute " + ", ".join(type(each).__name__ for each in requests)
+        case EngineRequest():
+            return f"compute {type(action).__name__}"
+        case StoreAction():
+            return f"store {type(action).__name__}"
+    return _PHASES.get(type(action))

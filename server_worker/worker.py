@@ -34,24 +34,26 @@ from broker.transport.patience import SETTLED_S, Patience
 from broker.transport.sender import send_message
 from broker.transport.topology import FRONT, shard_queue, worker_queues
 from server_worker import metrics
-from server_worker.actor import BUSY_RETRY_S, Incoming
+from server_worker.actor import BUSY_RETRY_S
 from server_worker.actors import Actors
-from server_worker.admission.intake import Accepted, AwaitedFrames, Intake
+from server_worker.admission.intake import AwaitedFrames, Intake, Misdirected
 from server_worker.admission.quotas import OVERHEAD_BYTES, Quotas
 from server_worker.admission.reply_queues import ReplyQueues
 from server_worker.config import Trust, WorkerConfig
+from server_worker.engine.base import Engine
+from server_worker.inbound import Inbound, Settlement
 from server_worker.job_cache import DeviceJobs, JobCache
 from server_worker.loss_log import Losses
 from server_worker.placement.balancer import Balancing
 from server_worker.placement.heartbeat import Heartbeat
 from server_worker.placement.queues import Queues
-from server_worker.session.durability import DurabilityClock
-from server_worker.session.refusals import error_reply
+from server_worker.placement.shards import settle_shards
+from server_worker.replica.durability import DurabilityClock
+from server_worker.session.refusals import error_reply, reopen_reply
 from server_worker.store import Store
 from spliteasy.errors import LinkError, StoreError, UserError, WireError
 from spliteasy.observability.meter import SILENT, Meter
 from spliteasy.observability.traces import Tracer
-from spliteasy.runtime.torch_thread import Compute
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +74,7 @@ class Worker:
         *,
         connect: Connect,
         store: Store,
-        compute: Compute,
+        engine: Engine,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         meter: Meter = SILENT,
@@ -83,8 +85,8 @@ class Worker:
         self.tracer = tracer
         self.clock = clock
         self.store = store
-        self.compute = compute
-        self.jobs = JobCache(store, compute, limit=config.jobs)
+        self.engine = engine
+        self.jobs = JobCache(store, engine, limit=config.jobs)
         self._device_jobs = DeviceJobs(store, shards=config.shards)
         self.steps = 0
         self.connected = asyncio.Event()
@@ -109,7 +111,11 @@ class Worker:
         self._log = log.bind(worker=config.name)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, then drain. Raises LinkError and UserError as `Patience` has it."""
+        """Serve until `stop` is set, then drain. Raises LinkError and UserError as `Patience` has it.
+
+        Raises UserError, too, where the stack has another number of shards than this worker's settings say.
+        """
+        await self._settle_shards()
         if self.config.trust is Trust.OPEN:
             self._log.warning("trust is open: any client of this broker can speak for any device")
         beat, tell = asyncio.create_task(self._heartbeat.run()), asyncio.create_task(self._tell())
@@ -124,6 +130,20 @@ class Worker:
             with suppress(StoreError):
                 await self.store.leave(self.config.name)
                 await self.losses.write(self.store)
+
+    async def _settle_shards(self) -> None:
+        """Make sure that all workers count shards alike.
+
+        Raises UserError where they do not, and StoreError as `Patience` has it.
+        """
+        patience, delays = Patience(unreachable_s=self.config.patience_s, clock=self.clock), self._backoff()
+        while True:
+            try:
+                await settle_shards(self.store, self.config.shards)
+                return
+            except StoreError as error:
+                patience.check(error)
+                await asyncio.sleep(next(delays))
 
     async def _serve_connections(self, stop: asyncio.Event) -> None:
         """One connection after the other, until `stop` is set. Raises as `run`."""
@@ -244,9 +264,9 @@ class Worker:
             jobs=len(self.jobs),
             job_limit=self.jobs.limit,
             waiting=sum(actor.waiting for actor in self.actors.all()),
-            log_bytes=sum(session.own.log_bytes for session in sessions),
-            log_fill=max((session.own.log_fill for session in sessions), default=0.0),
-            snapshots=sum(session.own.snapshots.kept for session in sessions),
+            log_bytes=sum(session.replica.log_bytes for session in sessions),
+            log_fill=max((session.replica.log_fill for session in sessions), default=0.0),
+            snapshots=sum(session.replica.snapshots.kept for session in sessions),
             uploads=self._intake.uploads,
             upload_bytes=self._intake.upload_bytes,
         )
@@ -290,42 +310,40 @@ class Worker:
             await asyncio.gather(stopped, lost, *readers, return_exceptions=True)
 
     async def _take(self, delivery: Delivery, subscription: Subscription) -> None:
+        settlement = self._settlement(delivery, subscription)
         try:
-            taken = self._intake.take(delivery)
+            taken = self._intake.take(delivery, settlement, arrived_s=self.clock())
         except WireError as error:
             await self._bury(delivery, subscription, error.message, "refused")
             return
-        if isinstance(taken, Accepted):
+        if isinstance(taken, Misdirected):
+            await self._redirect(taken)
+            await settlement.ack()
+            return
+        if isinstance(taken, Inbound):
             self.meter.add(metrics.BYTES, taken.raw.nbytes, "received", codec_label(taken.request))
-
-        async def finish(poison: str | None = None) -> None:
-            with suppress(LinkError):
-                if poison is None:
-                    await subscription.ack(delivery)
-                else:
-                    await self._bury(delivery, subscription, poison, "poison")
-
         receipt = self._receipt(taken)
         if receipt is not None:
             metrics.count_receipt(self.meter, receipt)
             await self.send(taken.reply_to, receipt)
-            await finish()
-        elif not isinstance(taken, Accepted):
-            await finish()
+            await settlement.ack()
+        elif not isinstance(taken, Inbound):
+            await settlement.ack()
         elif isinstance(taken.request, m.GetJob):
-            self.background(self._answer_front(taken.request, taken, finish))
+            self.background(self._answer_front(taken.request, taken))
         else:
-            await self.actors.touch(taken.request.session).offer(
-                Incoming(
-                    request=taken.request,
-                    raw=taken.raw,
-                    reply_to=taken.reply_to,
-                    chunk_bytes=taken.chunk_bytes,
-                    finish=finish,
-                    again=delivery.redelivered,
-                    arrived_s=self.clock(),
-                )
-            )
+            await self.actors.touch(taken.request.session).offer(taken)
+
+    def _settlement(self, delivery: Delivery, subscription: Subscription) -> Settlement:
+        async def ack() -> None:
+            with suppress(LinkError):
+                await subscription.ack(delivery)
+
+        async def dead_letter(reason: str) -> None:
+            with suppress(LinkError):
+                await self._bury(delivery, subscription, reason, "poison")
+
+        return Settlement(ack=ack, dead_letter=dead_letter)
 
     async def _bury(
         self, delivery: Delivery, subscription: Subscription, reason: str, why: Literal["refused", "poison"]
@@ -340,7 +358,12 @@ class Worker:
         self.meter.add(metrics.DEAD_LETTERS, 1, why)
         await subscription.dead_letter(delivery, reason)
 
-    def _receipt(self, taken: Accepted | AwaitedFrames) -> m.Receipt | None:
+    async def _redirect(self, taken: Misdirected) -> None:
+        """Say which shard serves the session: the device asks there."""
+        text = f"shard {taken.shard} serves the session"
+        await self.send(taken.reply_to, reopen_reply(taken.request, text, shard=taken.shard))
+
+    def _receipt(self, taken: Inbound | AwaitedFrames) -> m.Receipt | None:
         """Return what to say about a request's bytes, where not all of them are here.
 
         The last frame without the others is what a dead worker leaves: its successor asks for the rest.
@@ -360,15 +383,13 @@ class Worker:
             return m.Have(answers=ask.about, ranges=ranges) if ranges else None
         return None
 
-    async def _answer_front(
-        self, request: m.GetJob, taken: Accepted, finish: Callable[[], Awaitable[None]]
-    ) -> None:
+    async def _answer_front(self, request: m.GetJob, inbound: Inbound) -> None:
         try:
             reply: m.Reply = await self._device_jobs.answer(request)
         except StoreError as error:
             reply = error_reply(request, "unavailable", error.message, error.hint, retriable=True)
-        await self.send(taken.reply_to, reply, chunk_bytes=taken.chunk_bytes)
-        await finish()
+        await self.send(inbound.reply_to, reply, chunk_bytes=inbound.chunk_bytes)
+        await inbound.ack()
 
     # the end of a connection
 

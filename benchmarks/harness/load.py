@@ -28,7 +28,8 @@ from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.observations import Observation, StepTaken
 from server_worker.config import Trust, WorkerConfig
-from server_worker.engine.local import BodyTrainer
+from server_worker.engine.body_trainer import BodyTrainer
+from server_worker.engine.local import LocalEngine
 from server_worker.store import open_store
 from server_worker.worker import Worker
 from spliteasy.observability import logs
@@ -93,7 +94,7 @@ async def _worker(broker: str, store: str, wait_ms: str = "0") -> None:
         WorkerConfig(trust=Trust.OPEN),
         connect=lambda: connect(broker),
         store=await open_store(store),
-        compute=compute,
+        engine=LocalEngine(compute),
     )
     running = asyncio.create_task(worker.run(stop))
     await worker.connected.wait()

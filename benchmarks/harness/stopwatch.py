@@ -27,7 +27,7 @@ from device_agent.session.machine import DeviceSession
 from device_agent.training import effects
 from device_agent.training.trainer import DeviceTrainer
 from server_worker.admission.intake import Intake
-from server_worker.engine.local import BodyTrainer
+from server_worker.engine.body_trainer import BodyTrainer
 from server_worker.store.redis.store import RedisStore
 from server_worker.worker import Worker
 
@@ -127,13 +127,14 @@ def install() -> None:
     around(Link, "send", _sending, _nothing)
     around(DeviceSession, "handle", lambda _, event: _received(getattr(event, "message", None)), _nothing)
     around(Intake, "take", None, lambda taken, *_: _received(getattr(taken, "request", None)))
-    for name in ("forward", "backward"):
-        around(
-            BodyTrainer,
-            name,
-            lambda memory, request, name=name: mark(request.step, f"body {name} begins"),
-            lambda _, memory, request, name=name: mark(request.step, f"body {name} ends"),
-        )
+    around(
+        BodyTrainer,
+        "forward",
+        lambda body, _: mark(body.step + 1, "body forward begins"),
+        lambda _, body, __: mark(body.step + 1, "body forward ends"),
+    )
+    around(BodyTrainer, "backward", lambda body, _: mark(body.step + 1, "body backward begins"), _nothing)
+    around(BodyTrainer, "take_step", None, lambda _, body: mark(body.step, "body backward ends"))
     around_async(RedisStore, "put_request", lambda *_, step, body, **__: (step, f"log {_kind(body)}"))
     around_async(RedisStore, "commit", lambda *_, step, **__: (step, "commit"))
     around(Worker, "send", lambda worker, reply_to, reply, *_: _sending(worker, reply), _nothing)

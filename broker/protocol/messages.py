@@ -37,6 +37,7 @@ Micro = Annotated[int, Field(ge=0, le=1023)]
 """The micro-batch, from 0. Where a batch is not split, it is 0 or left out."""
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Shard = Annotated[int, Field(ge=0, le=9999)]
 TraceParent = Annotated[str, StringConstraints(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
 """The context of a trace as the W3C's Trace Context writes it."""
 
@@ -146,6 +147,8 @@ class GetJob(Request):
 
     kind: Literal["GET_JOB"] = "GET_JOB"
     digest: Digest | None = None
+    without_parts: bool = False
+    """The device holds that version: it asks for the session's shard alone."""
 
 
 class Open(Request):
@@ -211,15 +214,37 @@ class Eval(SessionRequest, Carrier):
     samples: Annotated[int, Field(ge=1, le=1 << 20)]
 
 
+class Ready(SessionRequest):
+    """The device's part of a round is done: step `step` goes on from the mean of all.
+
+    Values are the tensors of head and tail that are averaged, in the order of `names`; none where they stay
+    on the device, and none where the device comes new (`round` 0).
+    """
+
+    kind: Literal["READY"] = "READY"
+    round: Step
+    """The round that the device has trained for; 0: it comes new, and wants to begin with the others."""
+    last: bool = False
+    """The device has taken its last step and wants the mean only."""
+    names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()
+    samples: Annotated[int, Field(ge=0, le=1 << 40)] = 0
+    """Samples that the device has trained on in the round, by its own count."""
+    nonce: Nonce | None = None
+    """Names the pad of sealed ends: then values is one tensor, which only the fleet's devices can read."""
+    fleet_key: Nonce | None = None
+    """The name of the fleet key that the device drew its initial ends from."""
+    oldest_checkpoint: Step
+
+
 class Ask(SessionRequest):
     """Ask what became of a request. A device sends it after a deadline or a reconnect, instead of tensors."""
 
     kind: Literal["ASK"] = "ASK"
     about: Nonce
-    about_kind: Literal["FORWARD", "BACKWARD"]
+    about_kind: Literal["FORWARD", "BACKWARD", "READY"]
     micro: Micro = 0
     forward: Nonce
-    """The FORWARD of that step: the same as `about` where that is a FORWARD."""
+    """The FORWARD of that step: the same as `about` where that is no BACKWARD."""
     partial: Annotated[tuple[Nonce, ...], Field(max_length=8, strict=False)] = ()
     """Replies of which some frames have come, by message id."""
     partial_ranges: Annotated[tuple[Ranges, ...], Field(max_length=8, strict=False)] = ()
@@ -286,7 +311,7 @@ class Job(Reply):
 
     kind: Literal["JOB"] = "JOB"
     digest: Digest
-    shard: Annotated[int, Field(ge=0, le=9999)]
+    shard: Shard
     manifest: Annotated[str, StringConstraints(max_length=1 << 20)]
     parts: Annotated[tuple[Name, ...], Field(max_length=64, strict=False)]
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
@@ -301,6 +326,8 @@ class Opened(SessionReply):
     durable_step: Step
     newest: Digest | None = None
     """The version of the job that was submitted last, where that is not the session's."""
+    shard: Shard | None = None
+    """The shard that serves the session. None: an older worker does not say."""
 
 
 class Superseded(Reply):
@@ -317,6 +344,8 @@ class Reopen(Reply):
     kind: Literal["REOPEN"] = "REOPEN"
     attempt: AttemptRef
     reason: Said
+    shard: Shard | None = None
+    """The shard that serves the session, where the request came by another one."""
 
 
 class Forwarded(SessionReply, Carrier):
@@ -345,6 +374,45 @@ class Gradient(SessionReply, Carrier):
     """A gradient was not finite: the step passes without effect, on both sides."""
 
 
+class SealedAddend(Record):
+    """A device's part in a sealed sum."""
+
+    device: Identifier
+    nonce: Nonce
+    weight: Annotated[int, Field(ge=0, le=1 << 40)]
+
+
+class SealedSum(Record):
+    """The devices whose sealed ends a sum has, so that it can be opened."""
+
+    round: Step
+    drawn: Annotated[int, Field(ge=1, le=1 << 20)]
+    """The number of devices drawn for that round, which says where the point of its numbers is."""
+    addends: Annotated[tuple[SealedAddend, ...], Field(max_length=1 << 16, strict=False)]
+
+
+class Mean(SessionReply):
+    """The round has ended: step `step` goes on from this mean.
+
+    Values are the means of head and tail, in the order of `names`; none where these stay on the device.
+    """
+
+    kind: Literal["MEAN"] = "MEAN"
+    step: Step
+    durable_step: Step
+    round: Step
+    """The round that has ended; 0: the training begins."""
+    record: Digest
+    """Names the record that decided the round."""
+    initial: bool = False
+    """No mean was taken yet: the initial model takes its place."""
+    drawn: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """The number of devices drawn for the next round."""
+    sealed: SealedSum | None = None
+    """There where values is one sealed sum."""
+    names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()
+
+
 class Evaluated(SessionReply, Carrier):
     """The body's outputs in evaluation mode."""
 
@@ -358,7 +426,7 @@ class Missing(SessionReply):
     kind: Literal["MISSING"] = "MISSING"
     step: Step
     micro: Micro | None = None
-    missing: Literal["FORWARD", "BACKWARD"]
+    missing: Literal["FORWARD", "BACKWARD", "READY"]
 
 
 class Working(Reply):
@@ -412,7 +480,7 @@ class Error(Reply):
     retriable: bool = False
 
 
-AnyRequest = GetJob | Open | Forward | Backward | Eval | Ask | GetBody | Close
+AnyRequest = GetJob | Open | Forward | Backward | Ready | Eval | Ask | GetBody | Close
 AnyReply = (
     Job
     | Opened
@@ -420,6 +488,7 @@ AnyReply = (
     | Reopen
     | Forwarded
     | Gradient
+    | Mean
     | Evaluated
     | Missing
     | Working

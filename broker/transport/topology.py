@@ -15,7 +15,8 @@ DEAD = "spliteasy.dead"
 
 FRONT = "spliteasy.front"
 FRONT_SHARD = "front"
-SHARDS = 16
+DEFAULT_SHARDS = 16
+"""Shards of a stack that was not told another number. The store knows how many a stack has."""
 IDENTIFIER = re.compile(r"[a-z0-9-]{1,63}")
 REPLY_QUEUE = re.compile(r"spliteasy\.reply\.([a-z0-9-]{1,63})\.([0-9a-f]{16,64})")
 REPLY_TO = "reply-to"
@@ -25,8 +26,11 @@ REPLY_EXPIRES_S = 120.0
 """A reply queue without a reader is deleted after this long."""
 
 
-def shard_of(replica: str, shards: int = SHARDS) -> int:
-    """The shard of a replica (for personal replicas: of the session `<job>.<device>`)."""
+def shard_of(replica: str, shards: int) -> int:
+    """Return the shard of a replica (for personal replicas: of the session `<job>.<device>`).
+
+    For workers, which know how many shards there are: devices are told by JOB and OPENED.
+    """
     return int.from_bytes(hashlib.blake2b(replica.encode(), digest_size=8).digest(), "big") % shards
 
 
@@ -110,6 +114,6 @@ def dead_letter_headers(delivery: Delivery, queue: str, reason: str) -> dict[str
     }
 
 
-def worker_queues(shards: int = SHARDS, *, dead_bytes: int = DEAD_BYTES) -> tuple[Queue, ...]:
+def worker_queues(shards: int, *, dead_bytes: int = DEAD_BYTES) -> tuple[Queue, ...]:
     """All that workers declare at start."""
     return (dead_queue(dead_bytes), front_queue(), *(shard_queue(n) for n in range(shards)))

@@ -18,6 +18,7 @@ from enum import Enum
 
 COMMANDS = (
     "eval", "evalsha", "exists", "hdel", "hget", "hgetall", "hincrby", "hkeys", "hlen", "hmget", "hset",
+    "hsetnx",
     "info", "mget", "persist", "pexpire", "ping", "sadd", "set", "smembers", "srem", "strlen", "time",
     "unlink",
 )  # fmt: skip
@@ -35,8 +36,10 @@ class RedisRole(Enum):
         "%R~spliteasy:allowed",
         "%R~spliteasy:jobs",
         "%R~spliteasy:{*@*}:*",
+        "~spliteasy:fleet:{*@*}:*",
         "~spliteasy:{*.*}:*",
         "~spliteasy:sessions",
+        "~spliteasy:stack",
         "~spliteasy:workers",
     )
     OPERATOR = ("~spliteasy:*",)

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from deploy.stack.daemons import Daemon
 from deploy.stack.layout import FOLDER, STORE_KEY, WORKERS, Stack, port
-from spliteasy.errors import SplitEasyError
+from spliteasy.errors import SplitEasyError, UserError
 
 METRICS_PORT = "SPLITEASY_METRICS_PORT"
 WORKERS_SERVE_S = 90.0
@@ -20,8 +21,11 @@ POLL_S = 0.3
 MAX_WORKERS = 256
 
 
-def start_workers(stack: Stack, count: int) -> None:
-    """Start workers up to `count`, and wait until all serve. Raises SplitEasyError."""
+def start_workers(stack: Stack, count: int, shards: int | None = None) -> None:
+    """Start workers up to `count`, and wait until all serve; the first of a new stack makes its `shards`.
+
+    Raises SplitEasyError.
+    """
     have = {daemon.name for daemon in running_workers()}
     free = (f"worker-{n}" for n in range(1, MAX_WORKERS + 1) if f"worker-{n}" not in have)
     started = [Daemon(next(free), FOLDER) for _ in range(count - len(have))]
@@ -35,7 +39,8 @@ def start_workers(stack: Stack, count: int) -> None:
         name = f"local-{daemon.name}"
         account = ["--trust", "open"] if stack.access.tls is None else ["--enrolment", str(WORKERS)]
         key = ["--store-key", str(STORE_KEY)]
-        command = [sys.executable, "-m", "spliteasy_cli", "worker", "--name", name, *key, *account]
+        spread = [] if shards is None else ["--shards", str(shards)]
+        command = [sys.executable, "-m", "spliteasy_cli", "worker", "--name", name, *key, *account, *spread]
         daemon.start(command, {**environment, **metrics_port(daemon)})
     if started:
         wait_for_workers(stack, started)
@@ -65,8 +70,27 @@ def wait_for_workers(stack: Stack, started: Sequence[Daemon]) -> None:
         time.sleep(POLL_S)
 
 
+def check_shards(stack: Stack, wanted: int) -> None:
+    """Raises UserError where the stack has another number of shards than the wanted one."""
+    found = len((_status(stack) or {}).get("queues", {}).get("shards", ()))
+    if found not in (0, wanted):
+        raise UserError(
+            f"this stack was made with {found} shards, not {wanted}",
+            hint=f"make up, or make up SHARDS={found}; for {wanted}, make a new one: make clean, which "
+            f"deletes its state, then make up SHARDS={wanted}",
+        )
+
+
 def serving_pids(stack: Stack) -> set[int | None]:
     """The pids of the workers that serve, as `spliteasy status` sees them."""
+    status = _status(stack)
+    if status is None:
+        return set()
+    return {worker["pid"] for worker in status["workers"] if worker["state"] == "serving"}
+
+
+def _status(stack: Stack) -> dict[str, Any] | None:
+    """What `spliteasy status` sees; None where broker or store do not answer."""
     seen = subprocess.run(
         [sys.executable, "-m", "spliteasy_cli", "status", "--json"],
         env={**os.environ, **stack.environment},
@@ -75,8 +99,9 @@ def serving_pids(stack: Stack) -> set[int | None]:
         check=False,
     )
     if seen.returncode != 0:
-        return set()
-    return {worker["pid"] for worker in json.loads(seen.stdout)["workers"] if worker["state"] == "serving"}
+        return None
+    status: dict[str, Any] = json.loads(seen.stdout)
+    return status
 
 
 def stop_workers(daemons: Sequence[Daemon]) -> None:

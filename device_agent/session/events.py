@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -36,6 +36,13 @@ class LinkUp:
 @dataclass(frozen=True, slots=True)
 class LinkDown:
     """The connection is gone; what was being sent may have arrived or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A computation, or writing the state down, has failed: the shell ends with the error."""
+
+    error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,21 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class HandInDone:
+    """The hand-in of head and tail, by name; nothing where these stay, or the device comes new."""
+
+    round: int
+    """The round that the device has trained for; 0: it comes new."""
+    ends: Mapping[str, Tensor]
+    fleet_key: str | None
+    """The name of the key that its initial ends were drawn from."""
+    samples: int = 0
+    """Samples that it has trained on in the round."""
+    nonce: str | None = None
+    """Names the pad, where the ends are sealed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
     """A checkpoint was written; `held` are all steps that can be restored, ascending."""
 
@@ -152,6 +174,7 @@ class EvalTailDone:
 Event = (
     LinkUp
     | LinkDown
+    | Failed
     | Received
     | Arriving
     | Sent
@@ -166,6 +189,7 @@ Event = (
     | TailDone
     | HeadBackwardDone
     | Applied
+    | HandInDone
     | Saved
     | EvalHeadDone
     | EvalTailDone
@@ -250,6 +274,18 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class HandIn:
+    """Read out what the round gets of head and tail; gives HandInDone."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeMean:
+    """Head and tail go on from the mean of the round that has ended; gives Applied."""
+
+    mean: m.Mean
+
+
+@dataclass(frozen=True, slots=True)
 class Save:
     """Forget an open forward and write a checkpoint of `step` (if not there yet), prune; gives Saved."""
 
@@ -306,6 +342,8 @@ Action = (
     | RunTail
     | RunHeadBackward
     | Apply
+    | HandIn
+    | TakeMean
     | Save
     | EvalHead
     | EvalTail

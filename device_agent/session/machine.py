@@ -36,6 +36,8 @@ class DeviceSession:
         """The digest of a newer version of the job, where the worker knows of one."""
         self._attempt: m.AttemptRef | None = None
         self._open = OpenStep(plan)
+        self._ready: m.Ready | None = None
+        """The hand-in at the end of a round, while its mean is waited for."""
         self._outbox = Outbox(plan)
         self._stopping = False
         self._hold: str | None = None
@@ -94,6 +96,7 @@ class DeviceSession:
                 return self._next(saved=True)
             case (
                 (State.HEAD, e.HeadDone())
+                | (State.HANDING_IN, e.HandInDone())
                 | (State.TAIL, e.TailDone())
                 | (State.APPLYING, e.HeadBackwardDone())
             ) if self._stopping or self._reopening:
@@ -102,12 +105,14 @@ class DeviceSession:
                 return self._forward(done)
             case State.TAIL, e.TailDone() as done:
                 return self._backward(done)
+            case State.HANDING_IN, e.HandInDone() as done:
+                return self._hand_in(done)
             case State.APPLYING, e.HeadBackwardDone():
                 self._open.returned += 1
                 return self._go_on()
             case State.APPLYING, e.Applied():
                 self.step += 1
-                self.taken += 1
+                self.taken += not self.plan.is_round_end(self.step)
                 self._outbox.begun_before = False
                 self._open.forget()
                 return self._next(saved=False)
@@ -149,6 +154,22 @@ class DeviceSession:
         backward = self._open.backward(tail, attempt=self._live(), step=self.step + 1)
         return [*self._outbox.submit(backward), *self._go_on()]
 
+    def _hand_in(self, done: e.HandInDone) -> list[Action]:
+        self._ready = m.Ready(
+            session=self.plan.session,
+            attempt=self._live(),
+            step=self.step + 1,
+            round=done.round,
+            last=self.step + 1 >= self.plan.total_steps,
+            names=tuple(done.ends),
+            values=tuple(done.ends.values()),
+            fleet_key=done.fleet_key,
+            samples=done.samples,
+            nonce=done.nonce,
+            oldest_checkpoint=min(self.held),
+        )
+        return self._request(State.ROUND_END, self._ready)
+
     def _evaluate(self, head: e.EvalHeadDone) -> list[Action]:
         request = m.Eval(
             session=self.plan.session,
@@ -170,8 +191,7 @@ class DeviceSession:
             return self._save()
         if self._stopping and not last:
             return self._end(done=False)
-        due = last or (plan.eval_every and step % plan.eval_every == 0 and step > 0)
-        if due and plan.eval_batches and not evaluated and not self._just_restored():
+        if plan.evaluates_after(step) and plan.eval_batches and not evaluated and not self._just_restored():
             self._eval_index = 0
             self._move(State.EVAL_HEAD)
             return [e.EvalHead(0)]
@@ -186,6 +206,9 @@ class DeviceSession:
             self._move(State.PAUSED)
             return [e.Note(f"paused: {self._hold}")]
         resumed = [e.Note("going on")] if self.state is State.PAUSED else []
+        if self.plan.is_round_end(self.step + 1):
+            self._move(State.HANDING_IN)
+            return [*resumed, e.HandIn()]
         return [*resumed, *self._go_on()]
 
     def _go_on(self) -> list[Action]:
@@ -264,6 +287,13 @@ class DeviceSession:
                 self._checkpoint_asked = self._checkpoint_asked or message.checkpoint
                 micro.gradient = message
                 return self._arrived(message)
+            case m.Mean() if self.state is State.ROUND_END and message.answers in self._outbox.pending:
+                self.durable_step = max(self.durable_step, message.durable_step)
+                self._move(State.APPLYING)
+                self._ready = None
+                return [*self._all_answered(), e.TakeMean(message)]
+            case m.Missing(missing="READY") if self.state is State.ROUND_END:
+                return self._outbox.send_missing(self._ready, message)
             case m.Missing() if message.step == self.step + 1:
                 return self._outbox.send_missing(self._open.request_missing(message), message)
             case m.Working():

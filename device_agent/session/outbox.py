@@ -13,7 +13,7 @@ from device_agent.session import events as e
 from device_agent.session.events import Action, Timer
 from device_agent.session.plan import SessionPlan
 
-LEAST_RETRY_S = 0.25
+LEAST_RETRY_S = 0.05
 MAX_REASONS = 8
 """This many reasons to wait are logged for one request: a worker must not fill a log with them."""
 
@@ -113,7 +113,7 @@ class Outbox:
 
     def _question(self, request: m.AnyRequest) -> m.AnyRequest:
         """Return what to send about a pending request: an ASK, or the request itself."""
-        if not isinstance(request, m.Forward | m.Backward):
+        if not isinstance(request, m.Forward | m.Backward | m.Ready):
             return request
         if request.request not in self._reached and not self._may_be_there_in_part(request):
             return request
@@ -123,16 +123,18 @@ class Outbox:
             step=request.step,
             about=request.request,
             about_kind=request.kind,
-            micro=request.micro,
-            forward=request.request if isinstance(request, m.Forward) else request.forward,
+            micro=0 if isinstance(request, m.Ready) else request.micro,
+            forward=request.forward if isinstance(request, m.Backward) else request.request,
         )
         self._asks.add(ask.request)
         self._reached[request.request] = self.fence
         return ask
 
-    def _may_be_there_in_part(self, request: m.Forward | m.Backward) -> bool:
+    def _may_be_there_in_part(self, request: m.Forward | m.Backward | m.Ready) -> bool:
         """Return whether an agent before this one may have sent the same values, and they are worth asking
         for."""
+        if isinstance(request, m.Ready):
+            return False
         nbytes = sum(value.nbytes for value in request.values if isinstance(value, Tensor))
         return self.begun_before and nbytes > self._plan.ask_above_bytes
 

@@ -12,9 +12,12 @@ class SessionPlan:
     session: str
     digest: str
     total_steps: int
+    """Steps in all: those that train, and those that go on from a mean (`is_round_end`)."""
     checkpoint_every: int
     eval_every: int
-    """Steps between evaluations; 0: only at the end."""
+    """Steps that train between two evaluations; 0: only at the end."""
+    round_steps: int = 0
+    """Steps that train between two means of a fleet; 0: there are no rounds."""
     eval_batches: int
     """Batches of one evaluation; 0: no test data."""
     has_tail: bool
@@ -33,3 +36,25 @@ class SessionPlan:
     begun the step: the worker may have a part."""
     agent: str | None = None
     """This agent's version."""
+
+    def is_round_end(self, step: int) -> bool:
+        """Return whether `step` trains nothing, and goes on from the mean of a round instead; the first one
+        does.
+        """
+        return self.round_steps > 0 and step % (self.round_steps + 1) == 1
+
+    def trained(self, step: int) -> int:
+        """Return how many of the steps up to `step` train."""
+        period = self.round_steps + 1
+        return step - (step + period - 1) // period if self.round_steps else step
+
+    def evaluates_after(self, step: int) -> bool:
+        """Return whether an evaluation is due after `step`: in a fleet, of a common model only."""
+        if step >= self.total_steps:
+            return True
+        if not self.eval_every or not self.trained(step):
+            return False
+        if not self.round_steps:
+            return step % self.eval_every == 0
+        before = self.trained(step) - self.round_steps
+        return self.is_round_end(step) and self.trained(step) // self.eval_every > before // self.eval_every

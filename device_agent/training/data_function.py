@@ -37,6 +37,14 @@ def data_sets_of(function: Callable[..., Any], device: str, reference: str) -> D
     return train, test, () if validation is None else (_UNUSED,)
 
 
+def takes_device(function: Callable[..., Any], reference: str) -> bool:
+    """Return whether the function is called with the device's id, so that each device may have data of its
+    own.
+    """
+    arguments, named = _arguments(function, "", reference)
+    return bool(arguments or named)
+
+
 def _arguments(
     function: Callable[..., Any], device: str, reference: str
 ) -> tuple[tuple[str, ...], dict[str, str]]:

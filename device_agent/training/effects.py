@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.protocol import messages as m
 from device_agent.session import events as e
 from device_agent.state_folder import StateFolder
-from device_agent.training.trainer import DeviceTrainer
+from device_agent.training.trainer import SEALED, DeviceTrainer
 from spliteasy.training.digest import strong_digest
 from spliteasy.training.segment_trainer import tensors_of
 
@@ -45,6 +45,17 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             return e.Applied()
         case e.Apply(gradients=gradients, loss=loss):
             trainer.apply(gradients, loss)
+            return e.Applied()
+        case e.HandIn():
+            nonce = m.new_nonce()
+            ends = trainer.hand_in(nonce)
+            sealed = nonce if SEALED in ends else None
+            return e.HandInDone(trainer.round, ends, trainer.fleet_key, trainer.round_samples, sealed)
+        case e.TakeMean(mean=mean):
+            means = dict(zip(mean.names, tensors_of(mean.values), strict=False))
+            if mean.sealed is not None and SEALED in means:
+                means = trainer.opened(means[SEALED], mean.sealed)
+            trainer.take_mean(None if mean.initial else means, round_=mean.round, drawn=mean.drawn)
             return e.Applied()
         case e.Save(step=step, durable_step=durable_step, asked=asked):
             trainer.abort()

@@ -9,7 +9,7 @@ import structlog
 from torch import Tensor
 
 from device_agent.state_folder import StateFolder
-from spliteasy.errors import PublicEnds
+from spliteasy.errors import PublicEnds, StateError
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.privacy.ends import Drawn, draw, perturb
@@ -25,6 +25,24 @@ def job_key(secret: bytes, *, device: str, job: str) -> Key:
     The device's name counts, so that two devices that were copied from one image differ.
     """
     return Key(secret).at("device", device, "job", job)
+
+
+def ends_key(config_key: bytes | None, own: Key, job: Job) -> tuple[Key, str | None]:
+    """Return the key that the initial ends are drawn from, and its name where devices share it.
+
+    Ends that are averaged must begin alike: they come from the fleet's key. Raises StateError where there is
+    none. All others are the device's own.
+    """
+    drawn = any(job.ends.drawn.values()) or job.spec.privacy.ends == "perturb"
+    if not job.spec.fleet.averages_ends or not (drawn or job.spec.fleet.seals):
+        return own, None
+    if config_key is None:
+        raise StateError(
+            f"job {job} averages the devices' ends, which have to begin alike, and there is no fleet key",
+            hint="make one for all devices with `spliteasy fleet-key FILE`, and give it: --fleet-key FILE",
+        )
+    key = Key(config_key).at("fleet", "job", job.digest)
+    return key, key.at("name").stream(8).hex()
 
 
 def label_key(secret: bytes) -> Key:

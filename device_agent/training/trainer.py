@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from broker.protocol.messages import Value
+from broker.protocol.messages import SealedSum, Value
 from device_agent.training.budget import Budget
 from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
@@ -29,6 +29,8 @@ from spliteasy.codecs.packer import (
     unpack,
 )
 from spliteasy.errors import DataError, SplitEasyError
+from spliteasy.fleet.parts import averaged_end, rebased
+from spliteasy.fleet.sealed import SealedPart, fraction_bits, seal, unseal
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.document import DTYPES
 from spliteasy.graph.segment import Segment
@@ -45,6 +47,7 @@ from spliteasy.training.private_trainer import (
     segment_trainer,
 )
 from spliteasy.training.segment_trainer import (
+    MODEL_PREFIX,
     Gradients,
     OpenForward,
     SegmentTrainer,
@@ -58,6 +61,9 @@ from spliteasy.training.segment_trainer import (
 )
 
 HEAD, TAIL = "head/", "tail/"
+ROUND_KEY = "fleet/round"
+SEALED = "sealed"
+"""The name of sealed ends, and of their sum."""
 
 
 class NotFiniteOnDevice(SplitEasyError):
@@ -159,6 +165,19 @@ class DeviceTrainer:
     passed: str | None = None
     """Why the last step passed without effect."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    round: int = 0
+    """The round of the fleet that is trained for; 0: none has begun."""
+    round_samples: int = 0
+    """Samples that were trained on in this round."""
+    round_drawn: int = 0
+    """The number of devices drawn for this round."""
+    fleet_key: str | None = None
+    """The name of the key that the initial ends were drawn from, where devices share one."""
+    device: str = ""
+    fleet_secret: Key | None = None
+    """That key: what is handed in is sealed with it, where the job says so."""
+    _initial: dict[str, Tensor] = field(default_factory=dict)
+    """The averaged part of the ends as they began."""
     _step: _Step | None = None
     _next: tuple[int, list[_Micro]] | None = None
     """A batch that was loaded ahead, and its step; its heads have run too, where nothing changes them."""
@@ -184,11 +203,18 @@ class DeviceTrainer:
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
         transforms = CutTransforms(job.spec.privacy, key, head=job.head, tail=job.tail)
         watch = HijackWatch(job, stop=stop_if_hijacked) if may_watch(job) else None
-        return cls(job, batches, tests, head, tail, wire, transforms, key, watch=watch)
+        trainer = cls(job, batches, tests, head, tail, wire, transforms, key, watch=watch, device=device)
+        trainer._initial = trainer.averaged_ends()
+        return trainer
 
     @property
     def step(self) -> int:
         return self.head.step
+
+    @property
+    def taken(self) -> int:
+        """Steps that trained, of all steps: what batches, schedule and random layers follow."""
+        return self.head.taken
 
     @property
     def shared_loss(self) -> float | None:
@@ -205,6 +231,7 @@ class DeviceTrainer:
         shared labels the elements that the loss's mean over several micro-batches is over.
         Raises NotFiniteOnDevice, and DataError where the batch's own values are not finite.
         """
+        step -= self.head.rebases
         if micro == 0:
             self._step = _Step(self._batch(step))
         under_way, tail = self._live()
@@ -255,7 +282,7 @@ class DeviceTrainer:
 
         What goes wrong shows when its turn comes.
         """
-        under_way, step = self._step, self.step + 2
+        under_way, step = self._step, self.taken + 2
         if under_way is None or step > self.batches.total_steps or self._next is not None:
             return
         if (under_way.tails if self.tail else under_way.heads) == len(under_way.micros):
@@ -302,7 +329,7 @@ class DeviceTrainer:
             backward_from(loss, part.share)
             gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         self._refuse_unless(all_finite(tensors_of(gradients)), "a gradient of the tail's inputs")
-        sent = self.transforms.gradients(gradients[: len(specs)], step=self.step + 1)
+        sent = self.transforms.gradients(gradients[: len(specs)], step=self.taken + 1)
         if step.spoiled:
             sent = tuple(None if g is None else _spoilt(g) for g in sent)
         if self.watch is not None:
@@ -310,7 +337,7 @@ class DeviceTrainer:
         part.kept_gradients = gradients[len(specs) :]
         step.tails = micro + 1
         return self.wire.pack(
-            "gradients", sent, step=self.step + 1, micro=micro, answer="gradients", nbytes=step.nbytes
+            "gradients", sent, step=self.taken + 1, micro=micro, answer="gradients", nbytes=step.nbytes
         )
 
     def _private_tail(
@@ -362,7 +389,7 @@ class DeviceTrainer:
             if what is not None:
                 raise self._not_finite(what)
         if self.watch is not None:
-            self.watch.judge(self.step + 1)
+            self.watch.judge(self.taken + 1)
         for role, trainer in zip(("head", "tail"), trainers, strict=False):
             if isinstance(trainer, PrivateTrainer) and self.batches.poisson is not None:
                 key = trainer.noise_key(self.key, role, step.losses)
@@ -370,6 +397,7 @@ class DeviceTrainer:
             trainer.apply()
         self.wire.packer.apply()
         self.loss, self.samples = step.loss if step.counted else None, step.samples
+        self.round_samples += step.samples
         self._step = None
 
     def skip(self) -> None:
@@ -384,6 +412,74 @@ class DeviceTrainer:
         self.head.skip()
         if self.tail is not None:
             self.tail.skip()
+
+    def averaged_ends(self) -> dict[str, Tensor]:
+        """Return a copy of what of head and tail goes into the mean; nothing where they stay this device's
+        own.
+        """
+        fleet = self.job.spec.fleet
+        if not fleet.averages_ends:
+            return {}
+        return {
+            prefix + name: tensor
+            for prefix, trainer in self._ends()
+            for name, tensor in averaged_end(trainer, fleet).items()
+        }
+
+    def hand_in(self, nonce: str) -> dict[str, Tensor]:
+        """Return what the round gets of head and tail; nothing where this device comes new.
+
+        Sealed ends are one tensor, under a pad that `nonce` names. Raises DataError for what can't be sealed.
+        """
+        self.abort()
+        ends, spec = self.averaged_ends() if self.round else {}, self.job.spec
+        if not ends or not spec.fleet.seals:
+            return ends
+        weight = self.round_samples if spec.fleet.weights == "samples" else int(self.round_samples > 0)
+        part = SealedPart(self.device, nonce, weight)
+        bits = fraction_bits(spec, self.round_drawn)
+        return {SEALED: seal(ends, part, key=self._sealing_key(), round_=self.round, bits=bits)}
+
+    def opened(self, total: Tensor, about: SealedSum) -> dict[str, Tensor]:
+        """Return the mean that a sealed sum stands for. Raises WrongSum."""
+        parts = [SealedPart(each.device, each.nonce, each.weight) for each in about.addends]
+        bits, key = fraction_bits(self.job.spec, about.drawn), self._sealing_key()
+        return unseal(total, parts, self._initial, key=key, round_=about.round, bits=bits)
+
+    def _sealing_key(self) -> Key:
+        assert self.fleet_secret is not None, "a device without the fleet's key does not begin"
+        return self.fleet_secret.at("seal")
+
+    def take_mean(self, mean: Mapping[str, Tensor] | None, *, round_: int, drawn: int) -> None:
+        """Go on from the mean of round `round_`; None: from the ends as they began.
+
+        Raises DataError where it is not a mean of these ends.
+        """
+        self.abort()
+        fleet = self.job.spec.fleet
+        tensors = self._initial if mean is None else mean
+        self._check_mean(tensors)
+        for prefix, trainer in self._ends():
+            own = _under(prefix, tensors)
+            state = rebased(trainer.snapshot(), own, fleet) if fleet.averages_ends else None
+            trainer.rebase(state)
+        self.round, self.round_samples, self.round_drawn = round_ + 1, 0, drawn
+
+    def _ends(self) -> list[tuple[str, SegmentTrainer]]:
+        return [(HEAD, self.head)] if self.tail is None else [(HEAD, self.head), (TAIL, self.tail)]
+
+    def _check_mean(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise DataError unless the mean has the weights of these ends, in their shapes, and no NaN."""
+        expected = self._initial
+        weights = {name: tensor for name, tensor in tensors.items() if MODEL_PREFIX in name}
+        if weights.keys() != expected.keys():
+            raise DataError("the worker sent a mean of other tensors than this device's head and tail have")
+        for name, tensor in tensors.items():
+            like = expected.get(name)
+            if like is not None and (tensor.shape != like.shape or tensor.dtype != like.dtype):
+                raise DataError(f"the mean of {name} has another shape or type than this device's own")
+            if tensor.is_floating_point() and not all_finite([tensor]):
+                raise DataError(f"the mean of {name} has numbers that are not finite; nothing was changed")
 
     def abort(self) -> None:
         """Forget the open step."""
@@ -444,6 +540,8 @@ class DeviceTrainer:
         state.update(self.wire.packer.state())
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
+        if self.job.spec.fleet.averages:
+            state[ROUND_KEY] = torch.tensor([self.round, self.round_samples, self.round_drawn])
         return state
 
     def misfit(self, state: Mapping[str, Tensor]) -> str | None:
@@ -463,6 +561,9 @@ class DeviceTrainer:
         self.wire.packer.load_state(state)
         if self.tail is not None:
             self.tail.load_state(_under(TAIL, state), step=step)
+        self.round, self.round_samples, self.round_drawn = (
+            state[ROUND_KEY].tolist() if ROUND_KEY in state else (0, 0, 0)
+        )
 
     def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
         """Return the bytes of `up` and its answers before packing; gradients are as large as their values."""
@@ -487,7 +588,7 @@ class DeviceTrainer:
         is finite."""
         if self._step is None:
             return None
-        number = self.step + 1
+        number = self.taken + 1
         inputs, targets = self.batches.batch(number)
         return self.batches.problem(inputs, targets, self.batches.indices(number))
 
@@ -515,7 +616,7 @@ class DeviceTrainer:
         problem = self.data_problem()
         self.abort()
         return problem or NotFiniteOnDevice(
-            f"{what} is NaN or infinite in step {self.step + 1} on the device; nothing was applied",
+            f"{what} is NaN or infinite in step {self.taken + 1} on the device; nothing was applied",
             hint="the data is finite: lower the learning rate, or clip the gradients ([clip] max_norm)",
         )
 

@@ -42,7 +42,7 @@ class Shifted(Dataset[tuple[Tensor, Tensor]]):
 
 def device_data(device: str) -> tuple[Shifted, TensorDataset]:
     """(train, test) of one phone: float32 [1, 8, 8] images from 0 to 1, int64 labels from 0 to 9."""
-    images, labels, test_images, test_labels = _split()
+    images, labels, test_images, test_labels = training_and_test_images()
     mine = _order(labels)[quarter(device) :: PHONES]
     return Shifted(images[mine], labels[mine]), TensorDataset(test_images, test_labels)
 
@@ -61,7 +61,7 @@ def _order(labels: Tensor) -> Tensor:
 
 
 @cache
-def _split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def training_and_test_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(images, labels) to train on and to test with, the same on every device."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16

@@ -20,22 +20,12 @@ from broker.transport.topology import (
 )
 from server_worker.admission.quotas import Quotas
 from server_worker.config import Trust
+from server_worker.inbound import Inbound, Settlement
 from spliteasy.errors import WireError
 
 _REQUESTS = get_args(m.AnyRequest)
 LEAST_RANGES, RANGE_BYTES = 4, 32
 """The ranges that a HAVE names in any case, and the bytes that each of them takes in it at most."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """A whole request from the device it names."""
-
-    request: m.AnyRequest
-    raw: memoryview
-    reply_to: str
-    chunk_bytes: int
-    """The size at which the device cuts frames, by its link: its replies are cut no coarser."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +37,15 @@ class AwaitedFrames:
     reply_to: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Misdirected:
+    """A whole request that came by another shard than its session's, which is `shard`."""
+
+    request: m.Open | m.SessionRequest
+    reply_to: str
+    shard: int
+
+
 class Intake:
     """Authenticates deliveries and puts requests together from their frames."""
 
@@ -56,7 +55,9 @@ class Intake:
         self._trust = trust
         self._shards = shards
 
-    def take(self, delivery: Delivery) -> Accepted | AwaitedFrames:
+    def take(
+        self, delivery: Delivery, settlement: Settlement, *, arrived_s: float
+    ) -> Inbound | AwaitedFrames | Misdirected:
         """Raises WireError for what must not be served: it goes to the dead queue with that reason.
 
         Whatever it is, it is counted first; beyond the quota what can't be read is dropped without a trace.
@@ -84,21 +85,29 @@ class Intake:
             raise WireError(f"a device may not send {request.kind}")
         if request.device != device:
             raise WireError(f"device {device} sent a request of session {request.session}")
-        expected = (
-            FRONT_SHARD
-            if isinstance(request, m.GetJob)
-            else shard_label(shard_of(request.session, self._shards))
-        )
-        if delivery.routing_key.rpartition(".")[2] != expected:
+        label = delivery.routing_key.rpartition(".")[2]
+        if isinstance(request, m.GetJob) and label != FRONT_SHARD:
             raise WireError(f"{request.kind} of {request.session} came by {delivery.routing_key}")
         within = (
             self._quotas.job(device)
-            if isinstance(request, m.GetJob)
+            if isinstance(request, m.GetJob) and not request.without_parts
             else self._quotas.session(device, request.session)
         )
         if not within:
             return self._over_quota(device, reply_to, outcome)
-        return Accepted(request=request, raw=outcome.body, reply_to=reply_to, chunk_bytes=outcome.chunk_bytes)
+        if not isinstance(request, m.GetJob):
+            shard = shard_of(request.session, self._shards)
+            if label != shard_label(shard):
+                return Misdirected(request=request, reply_to=reply_to, shard=shard)
+        return Inbound(
+            request=request,
+            raw=outcome.body,
+            reply_to=reply_to,
+            chunk_bytes=outcome.chunk_bytes,
+            again=delivery.redelivered,
+            arrived_s=arrived_s,
+            settlement=settlement,
+        )
 
     def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> AwaitedFrames:
         """Drop what a device sent beyond its quota. BUSY tells it so at the end of its message, and not too

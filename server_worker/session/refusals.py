@@ -86,7 +86,7 @@ def unknown_job_reply(request: m.Open, digest: str) -> m.Error:
     )
 
 
-def log_full_reply(request: m.Forward, log_bytes: int) -> m.Error:
+def log_full_reply(request: m.Forward | m.Ready, log_bytes: int) -> m.Error:
     """The log may not grow, and the device keeps it from being cut."""
     return error_reply(
         request,
@@ -127,9 +127,11 @@ def stale_reply(request: m.Open | m.SessionRequest, stored: Attempt) -> m.Supers
     )
 
 
-def reopen_reply(request: m.Open | m.SessionRequest, reason: str) -> m.Reopen:
-    """The session can't go on from the request's step."""
-    return m.Reopen(session=request.session, answers=request.request, attempt=request.attempt, reason=reason)
+def reopen_reply(request: m.Open | m.SessionRequest, reason: str, *, shard: int | None = None) -> m.Reopen:
+    """The session can't go on from the request's step, or not by the shard that the request came by."""
+    return m.Reopen(
+        session=request.session, answers=request.request, attempt=request.attempt, reason=reason, shard=shard
+    )
 
 
 def open_refused(request: m.Open, refusal: StaleAttempt | OtherJob | NoCommonStep) -> m.Reply:

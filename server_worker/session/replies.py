@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from broker.protocol import messages as m
-from server_worker.engine.local import BodyTrainer, MicroResult, StepResult
-from server_worker.session.ownership import Ownership
+from server_worker.replica.loaded_body import LoadedBody, MicroResult, RoundMean, StepResult
+from server_worker.replica.replica import Replica
 from server_worker.session.reorder_buffer import Kind
-from server_worker.store import SessionMeta
+from server_worker.store import Attempt, SessionMeta
 from spliteasy.codecs.packer import Packed
 
 
-def opened(request: m.Open, meta: SessionMeta, *, durable_step: int, newest: str | None = None) -> m.Opened:
+def opened(
+    request: m.Open, meta: SessionMeta, *, durable_step: int, shard: int, newest: str | None = None
+) -> m.Opened:
     """The attempt may begin, after the step that both sides can restore.
 
     `newest`: the digest of the version of the job that was submitted last.
@@ -27,79 +29,98 @@ def opened(request: m.Open, meta: SessionMeta, *, durable_step: int, newest: str
         step=meta.resume_step,
         durable_step=durable_step,
         newest=newest if newest != meta.job_digest else None,
+        shard=shard,
     )
 
 
-def forwarded(own: Ownership, memory: BodyTrainer, request: m.Forward | m.Ask) -> m.Forwarded:
-    """The body's outputs of an open micro-batch."""
-    fields = {**_addressed(own, request), "answers": memory.forward_id(request.micro)}
-    outputs = m.carried(memory.outputs(request.micro))
-    return m.Forwarded(**fields, step=request.step, micro=request.micro, **outputs)
+class Replies:
+    """The replies to one session, of the attempt that is open and under the owner of its replica."""
 
+    def __init__(self, session: str, attempt: Attempt, replica: Replica) -> None:
+        self._replica = replica
+        self._addressed: dict[str, Any] = {
+            "session": session,
+            "attempt": m.AttemptRef(number=attempt.number, nonce=attempt.nonce),
+            "fence": replica.live_owner.fence,
+        }
 
-def missing(own: Ownership, request: m.SessionRequest, kind: Kind, micro: int) -> m.Missing:
-    """The step needs a request that is not here."""
-    return m.Missing(**_addressed(own, request), step=request.step, micro=micro or None, missing=kind)
+    def forwarded(self, body: LoadedBody, request: m.Forward | m.Ask) -> m.Forwarded:
+        """The body's outputs of an open micro-batch."""
+        return m.Forwarded(
+            **self._addressed,
+            answers=body.forward_id(request.micro) or request.request,
+            step=request.step,
+            micro=request.micro,
+            **m.carried(body.outputs(request.micro)),
+        )
 
+    def missing(self, request: m.SessionRequest, kind: Kind | Literal["READY"], micro: int) -> m.Missing:
+        """The step needs a request that is not here."""
+        return m.Missing(
+            **self._addressed, answers=request.request, step=request.step, micro=micro or None, missing=kind
+        )
 
-def gradients(own: Ownership, step: int, result: StepResult) -> tuple[m.Gradient, ...]:
-    """The replies of a committed step, by micro-batch."""
-    durable_step = own.durable_step(step)
-    return tuple(
-        _gradient(own, step, micro, each, durable_step=durable_step, skipped=result.skipped)
-        for micro, each in enumerate(result.micros)
-    )
+    def of_step(self, step: int, result: StepResult) -> tuple[m.Gradient | m.Mean, ...]:
+        """Return the replies of a committed step, by micro-batch; or the one with its mean."""
+        durable_step = self._replica.durable_step(step)
+        if result.mean is not None:
+            return (self._mean(step, result.mean, durable_step=durable_step),)
+        return tuple(
+            self._gradient(step, micro, each, durable_step=durable_step, skipped=result.skipped)
+            for micro, each in enumerate(result.micros)
+        )
 
+    def early_gradient(self, body: LoadedBody, micro: int) -> m.Gradient:
+        """The gradient of a micro-batch of the open step, ahead of the commit.
 
-def early_gradient(own: Ownership, memory: BodyTrainer, micro: int) -> m.Gradient:
-    """Of a micro-batch of the open step, ahead of the commit.
+        It promises nothing as durable: only a commit shows that the store has not gone back meanwhile.
+        """
+        return self._gradient(body.step + 1, micro, body.result(micro), durable_step=0)
 
-    It promises nothing as durable: only a commit shows that the store has not gone back meanwhile.
-    """
-    return _gradient(own, memory.step + 1, micro, memory.result(micro), durable_step=0)
+    def evaluated(self, body: LoadedBody, request: m.Eval, outputs: Packed) -> m.Evaluated:
+        """The body's outputs in evaluation mode."""
+        return m.Evaluated(**self._addressed, answers=request.request, step=body.step, **m.carried(outputs))
 
+    def body(self, body: LoadedBody, request: m.GetBody, tensors: dict[str, Tensor]) -> m.Body:
+        """The body's weights and buffers after the last step."""
+        return m.Body(
+            **self._addressed,
+            answers=request.request,
+            step=body.step,
+            names=tuple(tensors),
+            values=tuple(tensors.values()),
+        )
 
-def evaluated(own: Ownership, memory: BodyTrainer, request: m.Eval, outputs: Packed) -> m.Evaluated:
-    """The body's outputs in evaluation mode."""
-    return m.Evaluated(**_addressed(own, request), step=memory.step, **m.carried(outputs))
+    def closed(self, body: LoadedBody, request: m.Close) -> m.Closed:
+        """The training has ended, and the store can't lose it."""
+        return m.Closed(**self._addressed, answers=request.request, step=body.step)
 
+    def _mean(self, step: int, mean: RoundMean, *, durable_step: int) -> m.Mean:
+        return m.Mean(
+            **self._addressed,
+            answers=mean.answers,
+            step=step,
+            durable_step=durable_step,
+            round=mean.round,
+            record=mean.record,
+            initial=mean.initial,
+            drawn=mean.drawn,
+            sealed=mean.sealed,
+            names=tuple(mean.ends),
+            values=tuple(mean.ends.values()),
+        )
 
-def body(own: Ownership, memory: BodyTrainer, request: m.GetBody, tensors: dict[str, Tensor]) -> m.Body:
-    """The body's weights and buffers after the last step."""
-    return m.Body(
-        **_addressed(own, request), step=memory.step, names=tuple(tensors), values=tuple(tensors.values())
-    )
-
-
-def closed(own: Ownership, memory: BodyTrainer, request: m.Close) -> m.Closed:
-    """The training has ended, and the store can't lose it."""
-    return m.Closed(**_addressed(own, request), step=memory.step)
-
-
-def _addressed(own: Ownership, request: m.SessionRequest) -> dict[str, Any]:
-    """The fields that every reply within the attempt has."""
-    return {
-        "session": own.session,
-        "answers": request.request,
-        "attempt": request.attempt,
-        "fence": own.live[1].fence,
-    }
-
-
-def _gradient(
-    own: Ownership, step: int, micro: int, result: MicroResult, *, durable_step: int, skipped: bool = False
-) -> m.Gradient:
-    attempt, owner = own.live
-    return m.Gradient(
-        session=own.session,
-        answers=result.answers,
-        attempt=m.AttemptRef(number=attempt.number, nonce=attempt.nonce),
-        fence=owner.fence,
-        step=step,
-        micro=micro or None,
-        durable_step=durable_step,
-        loss=result.loss,
-        skipped=skipped,
-        **m.carried(result.gradients),
-        checkpoint=own.log_is_long,
-    )
+    def _gradient(
+        self, step: int, micro: int, result: MicroResult, *, durable_step: int, skipped: bool = False
+    ) -> m.Gradient:
+        return m.Gradient(
+            **self._addressed,
+            answers=result.answers,
+            step=step,
+            micro=micro or None,
+            durable_step=durable_step,
+            loss=result.loss,
+            skipped=skipped,
+            **m.carried(result.gradients),
+            checkpoint=self._replica.log_is_long,
+        )

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-Blob = bytes | bytearray | memoryview
+from server_worker.store.fleets import Blob as Blob
+from server_worker.store.fleets import Fleets
 
 WAITING_BYTES = 2 << 30
 """Requests of one session that no commit has named may take this many bytes."""
@@ -204,6 +205,11 @@ class Store(Protocol):
     """Durable state. One instance per process; safe for concurrent use by asyncio tasks."""
 
     @property
+    def fleets(self) -> Fleets:
+        """Return the rounds of devices that train one model."""
+        ...
+
+    @property
     def loss_window_s(self) -> float:
         """A committed step older than this can't be lost by the store (0: never any)."""
         ...
@@ -212,6 +218,13 @@ class Store(Protocol):
         """Unix time by the store's own clock, the one that `updated_at` is of.
 
         No age of anything stored is ever reckoned by a worker's clock.
+        """
+        ...
+
+    async def shards(self, first: int | None = None) -> int | None:
+        """How many shards the stack has; None where nobody has said so yet.
+
+        `first`: the number that it gets then. It never changes afterwards.
         """
         ...
 

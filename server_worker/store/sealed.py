@@ -25,6 +25,7 @@ from typing import Any, TypeVar, cast
 import orjson
 
 from server_worker.store.base import Attempt, Blob, CommitOutcome, LogEntry, Owner, Store
+from server_worker.store.fleets import Fleets
 from server_worker.store.keys import StoreKey, StoreKeys
 from spliteasy.errors import KeyMissing, SealBroken, UserError
 
@@ -104,6 +105,10 @@ class SealedStore:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+    @property
+    def fleets(self) -> Fleets:
+        return cast(Fleets, SealedFleets(self._store.fleets, self._keys))
 
     async def put_request(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
@@ -204,6 +209,44 @@ class SealedStore:
                 else "name the workers' key file: --store-key FILE, or SPLITEASY_STORE_KEY=FILE",
             )
         return Place(key, session, step, attempt)
+
+
+class SealedFleets:
+    """A fleet's rounds, with weights sealed for their fleet and name; records and devices lie in the open."""
+
+    def __init__(self, fleets: Fleets, keys: StoreKeys) -> None:
+        self._fleets = fleets
+        self._keys = keys
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fleets, name)
+
+    async def put_weights(self, fleet: str, name: str, body: Blob, *, digest: str) -> str:
+        if self._keys.keys:
+            key, whole = self._keys.keys[0], body
+            prefix = f"{LABEL}:{key.name}:".encode()
+            place = Place(key, fleet, 0, Attempt(number=0, nonce=name))
+            body = prefix + await _run(memoryview(body).nbytes, lambda: place.seal(whole, "weights"))
+        return await self._fleets.put_weights(fleet, name, body, digest=digest)
+
+    async def read_weights(self, fleet: str, name: str) -> bytes:
+        found = await self._fleets.read_weights(fleet, name)
+        if not found.startswith(f"{LABEL}:".encode()):
+            if self._keys.open_too:
+                return found
+            raise KeyMissing(
+                f"fleet {fleet}: the weights {name} lie in the store in the open, and only sealed values are "
+                "taken here",
+                hint="add a line `open` at the end of the key file until that round is over",
+            )
+        _, named, value = found.split(b":", 2)
+        if (key := self._keys.named(named.decode(errors="replace"))) is None:
+            raise KeyMissing(
+                f"fleet {fleet}: the weights {name} are sealed with another key, which is not here",
+                hint="add that key to the key file, after the newest",
+            )
+        place = Place(key, fleet, 0, Attempt(number=0, nonce=name))
+        return await _run(len(value), lambda: place.open(value, "weights"))
 
 
 def sealed(store: Store, keys: StoreKeys) -> Store:

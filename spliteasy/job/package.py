@@ -45,12 +45,14 @@ MANIFEST = "manifest.json"
 BODY = "body."
 
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
-DRAWN_ENDS, DEFENCES = "secret-ends", "defences"
-FEATURES: frozenset[str] = frozenset({LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES})
+DRAWN_ENDS, DEFENCES, ROUNDS = "secret-ends", "defences", "rounds"
+FEATURES: frozenset[str] = frozenset(
+    {LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES, ROUNDS}
+)
 """The features that this version knows and that a package may need, beyond what version 1 always had: batches
 of one sample are refused; micro-batches count for their labelled elements; the job says how data is read;
 devices draw the first weights of head and tail; devices change what crosses the cuts, or the labels they
-train on."""
+train on; devices go on from the mean of all after each round."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -234,6 +236,8 @@ class Job:
             found.add(DRAWN_ENDS)
         if self.spec.defended:
             found.add(DEFENCES)
+        if self.spec.fleet.averages:
+            found.add(ROUNDS)
         return found
 
     def device_parts(self) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ RATES = {
     "gb/s": 1e9,
 }
 """Units of a rate, in bytes a second."""
-DURATIONS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+DURATIONS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 SIZES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 

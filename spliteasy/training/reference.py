@@ -203,6 +203,27 @@ class PlainTraining:
                         state[f"{OPTIMIZER_PREFIX}{name}/{key}"] = value
         return state
 
+    def fixed_names(self) -> frozenset[str]:
+        """Return the weights that training does not change, under the original model's names."""
+        return frozenset(name for name, parameter in self._named.items() if not parameter.requires_grad)
+
+    @torch.no_grad()
+    def take_over(self, state: State, *, instead_of: State) -> None:
+        """Go on from `state` in place of the entries `instead_of` of the own one; steps count on."""
+        own = self.state()
+        for name in instead_of:
+            if name.startswith(MODEL_PREFIX):
+                own[name].copy_(state[name])
+        if self._optimizer is None:
+            return
+        for name, parameter in self._named.items():
+            prefix = f"{OPTIMIZER_PREFIX}{name}/"
+            if MODEL_PREFIX + name in instead_of:
+                kept = {key[len(prefix) :]: x.clone() for key, x in state.items() if key.startswith(prefix)}
+                self._optimizer.state.pop(parameter, None)
+                if kept:
+                    self._optimizer.state[parameter].update(kept)
+
 
 def _micro_batches(
     inputs: Sequence[Tensor], targets: Sequence[Tensor], count: int, measure: Measure

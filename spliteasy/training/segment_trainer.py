@@ -25,6 +25,7 @@ from spliteasy.training.optim import build_optimizer, clip_gradients, set_learni
 Values = tuple[Tensor | int, ...]
 Gradients = tuple[Tensor | None, ...]
 STEP_KEY = "trainer/step"
+REBASES_KEY = "trainer/rebases"
 OPTIMIZER_PREFIX = "optimizer/"
 MODEL_PREFIX = "model/"
 
@@ -58,9 +59,10 @@ def generator_state(
 class SegmentTrainer:
     """One segment's weights, buffers and optimizer at a step.
 
-    `step` counts the optimizer steps taken. A step is one forward and one backward for each micro-batch,
-    both in order, and `apply`. From the first forward to `apply` (or `abort`) the batch-norm buffers are
-    ahead of `step`; a first forward computed again, or `abort`, puts them back.
+    `step` counts the steps taken: optimizer steps, and beside them those at which it went on from the mean of
+    a round (`rebases`). An optimizer step is one forward and one backward for each micro-batch, both in
+    order, and `apply`. From the first forward to `apply` (or `abort`) the batch-norm buffers are ahead of
+    `step`; a first forward computed again, or `abort`, puts them back.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class SegmentTrainer:
         """`key`: where random operators begin, on a device; a body's begin where the job's seed says."""
         self.segment = segment
         self.step = 0
+        self.rebases = 0
         self._spec = spec
         self._state_at = partial(generator_state, spec, device, role, key=key)
         self._parameters = dict(segment.named_parameters())
@@ -82,6 +85,11 @@ class SegmentTrainer:
     @property
     def trainable(self) -> bool:
         return bool(self._trainable)
+
+    @property
+    def taken(self) -> int:
+        """Return how many optimizer steps were taken: what batches, schedule and random layers follow."""
+        return self.step - self.rebases
 
     @property
     def fixed(self) -> bool:
@@ -107,10 +115,13 @@ class SegmentTrainer:
         if micro == 0:
             self.abort()
             self._buffers_before = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        return self._forward(values, self.step + 1, micro)
+        return self._forward(values, self.taken + 1, micro)
 
     def forward_ahead(self, values: Sequence[Tensor | int], *, step: int, micro: int) -> OpenForward:
-        """Return what `forward` will give at `step`, of a `fixed` segment. The open step is not touched."""
+        """Return what `forward` will give at optimizer step `step`, of a `fixed` segment.
+
+        The open step is not touched.
+        """
         assert self.fixed
         return self._forward(values, step, micro)
 
@@ -164,7 +175,7 @@ class SegmentTrainer:
         """Take the optimizer step. The caller has looked whether the gradients are `finite`."""
         if self._optimizer is not None:
             clip_gradients(self._trainable, self._spec.clip)
-            set_learning_rate(self._optimizer, self._spec, self.step + 1)
+            set_learning_rate(self._optimizer, self._spec, self.taken + 1)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -174,6 +185,22 @@ class SegmentTrainer:
         """Let a step pass without effect: weights, optimizer and buffers stay as they are."""
         self.abort()
         self.step += 1
+
+    def rebase(self, state: Mapping[str, Tensor] | None) -> None:
+        """Take a step that trains nothing, at the end of a round: go on from `state`, where there is one.
+
+        `state` is as `snapshot` gives it, of any step. Raises ValueError where it is not this segment's.
+        """
+        self.abort()
+        step, rebases = self.step + 1, self.rebases + 1
+        if state is not None:
+            numbers = {STEP_KEY: torch.tensor(step), REBASES_KEY: torch.tensor(rebases)}
+            self.load_state({**state, **numbers}, step=step)
+        self.step, self.rebases = step, rebases
+
+    def fixed_names(self) -> frozenset[str]:
+        """Return the weights that training does not change, by their names in `state`."""
+        return frozenset(MODEL_PREFIX + name for name, p in self._parameters.items() if not p.requires_grad)
 
     def abort(self) -> None:
         """Forget an open forward: gradients go, buffers are what they were before it."""
@@ -210,6 +237,8 @@ class SegmentTrainer:
                         hint="use an optimizer whose state is tensors: sgd, adam or adamw",
                     )
         state[STEP_KEY] = torch.tensor(self.step, dtype=torch.int64)
+        if self.rebases:
+            state[REBASES_KEY] = torch.tensor(self.rebases, dtype=torch.int64)
         return state
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -241,7 +270,9 @@ class SegmentTrainer:
                     if field in self._optimizer_fields:
                         self._optimizer.state[self._parameters[name]][field] = value.clone()
         self.step = step
-        self._check_step_count()
+        self.rebases = int(state[REBASES_KEY]) if REBASES_KEY in state else 0
+        if not self.rebases:  # a mean may bring the count of a device that took more steps
+            self._check_step_count()
 
     def moving(self) -> list[Tensor]:
         """Return what a step may change of the model: trainable weights and buffers, live tensors,

@@ -14,6 +14,7 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime.urls import shown
+from spliteasy_cli.options.fleet_key import FleetKeyOption, read_fleet_key
 from spliteasy_cli.options.histories import HistoryOption, MlflowOption, TensorboardOption, histories
 from spliteasy_cli.options.metrics_endpoint import (
     METRICS_HOST,
@@ -195,6 +196,7 @@ def agent(
     takeover: TakeoverOption = False,
     restart: RestartOption = False,
     refuse_public_ends: RefusePublicEndsOption = False,
+    fleet_key: FleetKeyOption = None,
     stop_if_hijacked: StopIfHijackedOption = False,
     epochs: EpochsOption = None,
     new_data: NewDataOption = False,
@@ -231,6 +233,7 @@ def agent(
         takeover=takeover,
         restart=restart,
         refuse_public_ends=refuse_public_ends,
+        fleet_key=None if fleet_key is None else read_fleet_key(fleet_key),
         stop_if_hijacked=stop_if_hijacked,
         epochs=epochs,
         new_data=new_data,

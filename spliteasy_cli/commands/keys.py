@@ -1,4 +1,4 @@
-"""`spliteasy keygen`, and which keys other commands use: the operator's, and the store's."""
+"""`spliteasy keygen` and `fleet-key`, and which keys other commands use: the operator's, and the store's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.errors import UserError
+from spliteasy_cli.options.fleet_key import write_fleet_key
 from spliteasy_cli.support.endpoints import LOCAL_STACK, local_stack_is
 from spliteasy_cli.support.log_setup import set_up_logging
 
@@ -70,6 +71,19 @@ def keygen(
     public = write_key(file)
     typer.echo(f"{file}: keep it where nobody else reads it; sign with `spliteasy submit JOB --sign {file}`")
     typer.echo(f"{public}: for devices, with `spliteasy device enroll NAME --operator-key {public}`")
+
+
+def fleet_key(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the key goes.")] = Path("fleet.key"),
+) -> None:
+    """Make the key that the devices of a fleet share, whose heads and tails are averaged.
+
+    Copy it to every device of the fleet, and to nobody else: broker, store and workers must not have it.
+    """
+    set_up_logging(context, "warning")
+    write_fleet_key(file)
+    typer.echo(f"{file}: for the devices of the fleet alone, with `spliteasy agent --fleet-key {file}`")
 
 
 def write_key(file: Path) -> Path:

@@ -12,6 +12,7 @@ import typer
 from spliteasy.errors import UserError
 from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.commands.submit import JobFile
+from spliteasy_cli.commands.train import PartitionOption
 from spliteasy_cli.options.fixed_secret import SecretOption, fixed_secret
 from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url
@@ -50,6 +51,11 @@ def parity(
     stack: Annotated[
         bool, typer.Option("--stack", help="Train on the local stack's broker, store and workers.")
     ] = False,
+    fleet: Annotated[
+        bool,
+        typer.Option("--fleet", help="The job must have rounds; they are compared with federated averaging."),
+    ] = False,
+    partition: PartitionOption = None,
     secret: SecretOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
@@ -68,14 +74,19 @@ def parity(
     keys = store_keys(store_key, store or "")
     fixed = fixed_secret(secret)
     with torch_threads(threads), TemporaryDirectory(prefix="spliteasy-parity-") as folder:
-        plan = prepare(job_file, steps, devices, data, Path(folder), fixed)
+        plan = prepare(job_file, steps, devices, data, Path(folder), fixed, partition=partition)
+        if fleet and not plan.job.spec.fleet.averages:
+            raise UserError(
+                f"{job_file} has no rounds to compare", hint='set [fleet] mode = "splitfed" in it'
+            )
         comparisons = run(
             lambda stop: compare(plan, broker, store, keys, workers, stop),
             on_stop="stopping: nothing is compared",
         )
     show(comparisons)
     worst = max((max(c.differences.values()) for c in comparisons), default=float("inf"))
-    same = worst == 0 and all(c.step == steps and not c.unequal_bits for c in comparisons)
+    whole = all(c.step == steps or plan.job.spec.fleet.averages for c in comparisons)
+    same = worst == 0 and whole and not any(c.unequal_bits for c in comparisons)
     if not same and (why := why_different(plan)) is not None:
         typer.echo(f"expected here: {why}")
     typer.echo(f"max_abs_diff={worst:g}")

@@ -1,4 +1,4 @@
-"""`spliteasy status`: jobs, sessions and their step, workers, shards, queue depths."""
+"""`spliteasy status` and `fleet`: jobs, sessions, workers and queue depths; the rounds of a fleet."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from server_worker.store import SessionMeta
     from spliteasy_cli.history.verdicts import GateVerdict
     from spliteasy_cli.watch.cluster import ClusterSnapshot
+    from spliteasy_cli.watch.fleet_view import FleetView
 
 T = TypeVar("T")
 SHORT_DIGEST = 12
@@ -60,6 +61,35 @@ def status(
         from rich.console import Console
 
         show(picture, kept, Console())
+
+
+def fleet(
+    context: typer.Context,
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job: NAME, or NAME@DIGEST for one version.")],
+    last: Annotated[int, typer.Option(min=1, metavar="N", help="Show so many rounds, the newest last.")] = 10,
+    store: StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """Show the rounds of devices that train one model: who takes part, who is late, and each round's mean."""
+    import asyncio
+
+    from spliteasy_cli.watch.fleet_view import fleet_as_object, show_fleet
+
+    set_up_logging(context, "warning")
+    view = asyncio.run(_fleet(job, store))
+    if as_json:
+        import orjson
+
+        typer.echo(orjson.dumps(fleet_as_object(view), option=orjson.OPT_INDENT_2).decode())
+    else:
+        show_fleet(view, last)
+
+
+async def _fleet(job: str, store: str | None) -> FleetView:
+    from spliteasy_cli.watch.fleet_view import read_fleet
+
+    async with store_at(store) as opened:
+        return await read_fleet(opened, job)
 
 
 async def _watch(broker: str | None, store: str | None, stop: asyncio.Event, every_s: float) -> None:

@@ -60,7 +60,12 @@ def submit(
     if key_file is not None:
         typer.echo(f"signed with {key_file}")
     typer.echo(f"gate: {line_of(kept, job.digest, limits)}", err=True)
-    typer.echo(f"next: spliteasy agent --job {job.name} --device phone-1 --data MODULE:FUNCTION", err=True)
+    key = " --fleet-key FILE" if job.spec.fleet.averages_ends else ""
+    typer.echo(
+        f"next: spliteasy agent --job {job.name} --device phone-1 --data MODULE:FUNCTION{key}", err=True
+    )
+    if key:
+        typer.echo("`spliteasy fleet-key FILE` makes the key that all devices of this job share", err=True)
 
 
 def create_job(job_file: Path) -> Job:

@@ -17,6 +17,7 @@ from spliteasy.errors import JobError, UserError
 from spliteasy_cli.commands.agent import EpochsOption, NewDataOption, NewVersionOption
 from spliteasy_cli.commands.submit import JobFile, create_job, store_job
 from spliteasy_cli.options.fixed_secret import SecretOption, fixed_secret
+from spliteasy_cli.options.fleet_key import own_fleet_key
 from spliteasy_cli.options.histories import MlflowOption, TensorboardOption, histories
 from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.support.log_setup import set_up_logging
@@ -40,6 +41,17 @@ HISTORY_FOLDER = "history"
 DATA_FUNCTION = "device_data"
 
 
+PartitionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPLIT",
+        help="Split the data of all devices again over them: iid (evenly), dirichlet:0.3 (classes unevenly; "
+        "the smaller, the more so) or classes:2 (that many classes each).",
+        show_default="as the data function gives them",
+    ),
+]
+
+
 def train(
     context: typer.Context,
     job_file: JobFile,
@@ -58,6 +70,15 @@ def train(
             show_default="device_data in the module of the model's factory",
         ),
     ] = None,
+    partition: PartitionOption = None,
+    alone: Annotated[
+        bool,
+        typer.Option(
+            "--alone",
+            help="Of a job with rounds: also train each device on its own data only, for as many steps, in "
+            "plain PyTorch, and show the accuracy that it reaches beside the common model's.",
+        ),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training in --out instead of starting over.")
     ] = False,
@@ -76,32 +97,60 @@ def train(
     """
     set_up_logging(context, "warning")
     with torch_threads(threads):
+        from spliteasy_cli.support.fleet import check_size
+
         job = create_job(job_file)
         folder = out or Path("runs") / job.name
+        check_size(job.spec.fleet, devices)
+        if alone and not job.spec.fleet.averages:
+            raise UserError(f"--alone: the devices of {job.name} train alone anyway", hint="leave it out")
         configs = [
             replace(config, epochs=epochs, new_data=new_data, new_version=new_version)
-            for config in agent_configs(job, job_file, folder, devices, data, fixed_secret(secret))
+            for config in agent_configs(
+                job, job_file, folder, devices, data, fixed_secret(secret), partition=partition
+            )
         ]
         prepare_folder(folder, resume=resume)
         kept = histories(
             folder / HISTORY_FOLDER, tensorboard, mlflow, job=job.name, digest=job.digest, fresh=not resume
         )
         runs, seconds, done = _train(job, configs, workers, folder, kept)
+        if alone and done:
+            _add_alone(job, job_file, configs, runs)
         write_report(job, runs, folder, workers=workers, seconds=seconds, threads=threads)
     if not done:
         typer.echo("stopped before the end; the same command with --resume goes on from there")
 
 
+def _add_alone(job: Job, job_file: Path, configs: Sequence[AgentConfig], runs: Sequence[DeviceRun]) -> None:
+    """Let each run say what its device reaches alone. Raises UserError where it was stopped."""
+    from spliteasy.runtime.user_code import project_root
+    from spliteasy_cli.support.alone import accuracies_alone
+
+    typer.echo("training each device alone, for comparison", err=True)
+    found = run(lambda stop: accuracies_alone(job, project_root(job_file), configs, stop), on_stop="stopping")
+    for each in runs:
+        each.alone = found[each.device]
+
+
 def agent_configs(
-    job: Job, job_file: Path, folder: Path, devices: int, data: str | None, secret: bytes | None = None
+    job: Job,
+    job_file: Path,
+    folder: Path,
+    devices: int,
+    data: str | None,
+    secret: bytes | None = None,
+    *,
+    partition: str | None = None,
 ) -> list[AgentConfig]:
-    """One agent a device, with its state under `folder`."""
+    """One agent a device, with its state under `folder`; they share a key where their ends are averaged."""
     from device_agent.config import AgentConfig
     from spliteasy.runtime.user_code import project_root
 
     root = project_root(job_file)
     names = [f"phone-{number + 1}" for number in range(devices)]
-    return [
+    fleet_key = own_fleet_key(folder, secret) if job.spec.fleet.averages_ends else None
+    configs = [
         AgentConfig(
             job=f"{job.name}@{job.digest}",
             device=name,
@@ -109,9 +158,16 @@ def agent_configs(
             state=folder / DEVICES_FOLDER / name,
             root=root,
             secret=secret,
+            fleet_key=fleet_key,
         )
         for name in names
     ]
+    if partition is None:
+        return configs
+    from spliteasy.fleet.partition import parse_partition
+    from spliteasy_cli.support.partitioned import partitioned
+
+    return partitioned(configs, job, root, parse_partition(partition))
 
 
 def default_data(spec: JobSpec, root: Path) -> str:
@@ -198,12 +254,14 @@ async def train_embedded(
     from server_worker.store import open_store
     from spliteasy.runtime.torch_thread import TorchThread
     from spliteasy_cli.support.embedded import async_connect, workers_running
+    from spliteasy_cli.support.fleet import begin_rounds
 
     broker = MemoryBroker()
     store = await open_store(f"sqlite:///{store_file}")
     computes = [TorchThread(config.device) for config in configs]
     try:
         await store_job(store, job)
+        await begin_rounds(store, job, configs)
         async with workers_running(workers, store, async_connect(broker), trust=Trust.ENROLLED):
             async with asyncio.TaskGroup() as group:
                 tasks = [

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from broker import Transport
     from server_worker.config import WorkerConfig
+    from server_worker.engine.local import LocalEngine
     from server_worker.store import StoreKeys
     from server_worker.worker import Connect
     from spliteasy.observability.traces import Tracer
@@ -98,6 +99,18 @@ DrainOption = Annotated[
 JobsOption = Annotated[
     int, typer.Option("--jobs", min=1, help="Keep the programs of this many jobs in memory.")
 ]
+ShardsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--shards",
+        min=1,
+        max=defaults.MAX_SHARDS,
+        envvar="SPLITEASY_SHARDS",
+        help="In how many shards sessions are spread over workers, and so the most workers that find work. "
+        "The first worker of a stack fixes it.",
+        show_default="what the stack has; 16 for a new one",
+    ),
+]
 TakeoverOption = Annotated[
     int,
     typer.Option(
@@ -152,6 +165,7 @@ def worker(
     give_up_after: GiveUpOption = None,
     jobs: JobsOption = defaults.JOBS,
     takeover_s: TakeoverOption = defaults.TAKEOVER_S,
+    shards: ShardsOption = None,
     _heartbeat_s: OldHeartbeatOption = None,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = METRICS_HOST,
@@ -187,7 +201,7 @@ def worker(
         reach = partial(_reach, enrolment, where, takeover_s=takeover_s)
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         with tracing(traces, service="spliteasy-worker", instance=settings.name) as tracer:
-            await _serve(settings, reach, store, keys, monitoring, tracer, stop)
+            await _serve(settings, shards, reach, store, keys, monitoring, tracer, stop)
 
     with torch_threads(threads):
         run(main, on_stop="draining: the worker finishes the steps that have begun")
@@ -255,6 +269,7 @@ async def _reach(enrolment: Path | None, url: str, *, takeover_s: int) -> Transp
 
 async def _serve(
     config: WorkerConfig,
+    shards: int | None,
     reach: Connect,
     store: str,
     keys: StoreKeys,
@@ -264,6 +279,7 @@ async def _serve(
 ) -> None:
     """Run the worker over the store and a torch thread, and serve its metrics."""
     from server_worker import gauges, metrics
+    from server_worker.placement.shards import settle_shards
     from server_worker.worker import Worker
     from spliteasy.runtime.torch_thread import TorchThread
 
@@ -271,10 +287,10 @@ async def _serve(
     try:
         async with store_at(store, keys=keys, unreachable_s=config.patience_s) as open_store:
             running = Worker(
-                config,
+                replace(config, shards=await settle_shards(open_store, shards)),
                 connect=reach,
                 store=metrics.metered_store(open_store, meter, time.monotonic),
-                compute=metrics.MeteredCompute(thread, meter, time.monotonic),
+                engine=LocalEngine(metrics.MeteredCompute(thread, meter, time.monotonic)),
                 meter=meter,
                 tracer=tracer,
             )

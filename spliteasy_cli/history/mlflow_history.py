@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from device_agent.observations import Evaluated, Observation, StateChanged, StepTaken
+from device_agent.observations import Evaluated, Observation, RoundEnded, StateChanged, StepTaken
 from spliteasy.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,6 +91,9 @@ class MlflowHistory:
         waiting = self._waiting.setdefault(device, [])
         if isinstance(observation, StateChanged):
             client.set_tag(self._runs[device], "spliteasy.state", observation.text)
+            return
+        if isinstance(observation, RoundEnded):
+            client.set_tag(self._runs[device], "spliteasy.round", str(observation.round))
             return
         for name, value in metrics_of(observation).items():
             if math.isfinite(value):

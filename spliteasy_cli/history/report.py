@@ -53,6 +53,10 @@ class DeviceRun:
     step_seconds: float = 0.0
     """Wall time of the counted steps: reconnects within them are in it, evaluations are not."""
     state: str = "connecting"
+    round: int | None = None
+    """The last round whose mean the device went on from; None: it is in no fleet."""
+    alone: list[tuple[int, float]] = field(default_factory=list)
+    """(step, accuracy) of a training on this device's data only; empty where there was none"""
 
     @property
     def train_loss(self) -> float | None:
@@ -102,6 +106,8 @@ class DeviceRun:
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "ms_per_step": self.ms_per_step,
+            **({"rounds": self.round} if self.round is not None else {}),
+            **({"alone_accuracy": self.alone[-1][1]} if self.alone else {}),
         }
 
 
@@ -132,13 +138,17 @@ def table(runs: Sequence[DeviceRun]) -> Table:
 
     grid = Table(title="Result", title_justify="left")
     grid.add_column("device")
-    for column in ("steps", "train loss", "test accuracy", "bytes/step", "ms/step"):
+    compared = any(run.alone for run in runs)
+    accuracy = ("accuracy alone", "common model") if compared else ("test accuracy",)
+    for column in ("steps", "train loss", *accuracy, "bytes/step", "ms/step"):
         grid.add_column(column, justify="right")
     for run in runs:
+        alone = [number(run.alone[-1][1] if run.alone else None, ".4f")] if compared else []
         grid.add_row(
             run.device,
             str(run.steps),
             number(run.train_loss, ".4f", absent=NOT_MEASURED),
+            *alone,
             number(run.test_accuracy, ".4f", absent=NOT_MEASURED),
             number(run.bytes_per_step, ",.0f"),
             number(run.ms_per_step, ".1f"),
@@ -174,14 +184,18 @@ def draw(path: Path, runs: Sequence[DeviceRun], title: str) -> None:
         left.plot(steps, _smooth(losses), color=color, linewidth=1.6, label=run.device)
         points = [(step, accuracy) for step, _, accuracy in run.evaluations if accuracy is not None]
         right.plot(*zip(*points, strict=True) if points else ([], []), color=color, marker="o", markersize=3)
+        if run.alone:
+            right.plot(*zip(*run.alone, strict=True), color=color, linestyle=":", marker="x", markersize=3)
     if any(loss > 0 for run in runs for _, loss in run.losses):
         left.set_yscale("log")
     measured = any(run.test_accuracy is not None for run in runs)
+    compared = any(run.alone for run in runs)
+    accuracy = "Accuracy (dotted: each device alone)" if compared else "Accuracy"
     left.set(xlabel="step", ylabel="training loss", title="Loss")
     right.set(
         xlabel="step",
         ylabel="accuracy on held-out data",
-        title="Accuracy" if measured else f"Accuracy: {NOT_MEASURED}",
+        title=accuracy if measured else f"Accuracy: {NOT_MEASURED}",
     )
     left.legend(loc="best", fontsize="small", frameon=False, ncols=1 + len(runs) // 9)
     for axes in (left, right):

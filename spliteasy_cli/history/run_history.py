@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import orjson
 import structlog
 
-from device_agent.observations import Evaluated, Observation, Observe, StateChanged, StepTaken
+from device_agent.observations import Evaluated, Observation, Observe, RoundEnded, StateChanged, StepTaken
 from spliteasy.errors import UserError
 from spliteasy_cli.history.report import as_json
 
@@ -126,6 +126,8 @@ def as_record(observation: Observation) -> dict[str, Any]:
                 "accuracy": as_json(done.accuracy),
                 "samples": done.samples,
             }
+        case RoundEnded() as ended:
+            return {"event": "round", "round": ended.round, "step": ended.step}
         case StateChanged(text=text):
             return {"event": "state", "text": text}
 

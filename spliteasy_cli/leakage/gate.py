@@ -19,7 +19,7 @@ from device_agent.training.data import DeviceData
 from spliteasy.errors import UserError
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.package import manifest_of
-from spliteasy.job.spec import LimitsSpec
+from spliteasy.job.spec import FleetSpec, LimitsSpec
 from spliteasy.privacy.attacks import ATTACKS, FSHA, Attack
 from spliteasy.privacy.guesses import InputGuess, Score
 from spliteasy.privacy.limits import passes
@@ -103,7 +103,7 @@ async def measure(
     code. Raises SplitEasyError.
     """
     measured_job = await asyncio.to_thread(Job.create, spec, root)
-    job = await asyncio.to_thread(_copy_to_record, measured_job)
+    job = await asyncio.to_thread(_copy_to_record, measured_job, root)
     bounds = limits or spec.privacy.limits
     chosen = attacks_named(attacks)
     sample = draw_sample(job, data, root, seed=seed)
@@ -147,13 +147,17 @@ async def measure(
     )
 
 
-def _copy_to_record(job: Job) -> Job:
-    """The same job under another name, evaluated after every epoch."""
-    often = job.spec.evaluation.model_copy(update={"every_epochs": 1})
-    name = f"{job.spec.name[:NAME_ROOM]}-leakage"
-    spec = job.spec.model_copy(update={"name": name, "evaluation": often})
+def _copy_to_record(job: Job, root: Path | None) -> Job:
+    """The same job under another name, trained by one device and evaluated after every epoch."""
+    alone = _alone(job.spec)
+    often = alone.evaluation.model_copy(update={"every_epochs": 1})
+    name = f"{alone.name[:NAME_ROOM]}-leakage"
+    spec = alone.model_copy(update={"name": name, "evaluation": often})
+    if alone.privacy.ends != job.spec.privacy.ends:
+        return Job.create(spec, root)
     parts = {**job.parts, "spec.json": spec.to_json()}
-    return Job.from_parts(manifest_of(name, parts, needs=job.needs()), parts)
+    copy = Job.from_parts(manifest_of(name, parts), parts)
+    return Job.from_parts(manifest_of(name, parts, needs=copy.needs()), parts)
 
 
 def verdict_of(job: str, measured: Measured) -> GateVerdict:
@@ -186,6 +190,21 @@ def _kept(row: Row) -> VerdictRow:
         high=score.high,
         limit=row.limit,
     )
+
+
+def _alone(spec: JobSpec) -> JobSpec:
+    """Return the job as one device of a fleet trains it: an adversary sees the same kinds of messages of
+    each.
+
+    Where the ends leave the devices in the open, everybody on the way has them at each round, as they have
+    public ones from the beginning.
+    """
+    fleet = spec.fleet
+    if not fleet.averages:
+        return spec
+    in_the_open = fleet.averages_ends and not fleet.seals
+    privacy = spec.privacy.model_copy(update={"ends": "public"}) if in_the_open else spec.privacy
+    return spec.model_copy(update={"fleet": FleetSpec(), "share_ends": False, "privacy": privacy})
 
 
 def _blind(job: Job, who: Adversary) -> Row:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +17,17 @@ from broker.transport.in_process import MemoryBroker
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.link.link import Connect
-from device_agent.observations import Observation, StepTaken
+from device_agent.observations import Observation, RoundEnded, StepTaken
 from device_agent.state_folder import StateFolder
 from device_agent.training.data import BatchOrder, load_dataset
 from device_agent.training.ends import initial_ends, job_key, label_key
-from device_agent.training.trainer import HEAD, TAIL
+from device_agent.training.trainer import HEAD, TAIL, DeviceTrainer
 from server_worker.config import Trust
-from server_worker.engine.local import BodyTrainer
+from server_worker.replica.direct_body import DirectBody
 from server_worker.store import Store, StoreKeys, open_store
 from spliteasy.errors import DataError, SplitEasyError, UserError
+from spliteasy.fleet.program import FleetProgram, PlainDevice, Stint
+from spliteasy.fleet.record import RoundRecord
 from spliteasy.job import Job, load_job_file
 from spliteasy.job.source import build_model, load_source, users_loss
 from spliteasy.runtime import user_code
@@ -33,12 +36,16 @@ from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy.splitting.split import regrouped_note
 from spliteasy.training.losses import LOSSES
 from spliteasy.training.reference import PlainTraining, State, difference
-from spliteasy.training.segment_trainer import STEP_KEY
+from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX
 from spliteasy_cli.commands.submit import store_job
 from spliteasy_cli.commands.train import STORE_FILE, agent_configs
 from spliteasy_cli.support.embedded import ConnectAs, async_connect, workers_running
+from spliteasy_cli.support.fleet import begin_rounds, check_size, fleet_name
 
 EMBEDDED_WORKERS = 2
+COMPARED = (MODEL_PREFIX, OPTIMIZER_PREFIX)
+"""The names of tensors that plain PyTorch has, too, begin with one of these."""
+
 NAME_ROOM = 55
 """Characters of the job's name that its copy for the comparison keeps."""
 
@@ -55,6 +62,10 @@ class ParityPlan:
     batches: Sequence[BatchOrder]
     """Each device's data once more, for the training in one process."""
 
+    @property
+    def sessions(self) -> list[str]:
+        return [f"{self.job.name}.{config.device}" for config in self.configs]
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -69,13 +80,21 @@ class Comparison:
 
 
 def prepare(
-    job_file: Path, steps: int, devices: int, data: str | None, folder: Path, secret: bytes | None = None
+    job_file: Path,
+    steps: int,
+    devices: int,
+    data: str | None,
+    folder: Path,
+    secret: bytes | None = None,
+    *,
+    partition: str | None = None,
 ) -> ParityPlan:
     """Export the job and load the data; state and store go to `folder`. Raises UserError."""
     spec, root = load_job_file(job_file), user_code.project_root(job_file)
     copy = spec.model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-parity"})
     job = Job.create(copy, root)
-    configs = agent_configs(job, job_file, folder, devices, data, secret)
+    check_size(spec.fleet, devices)
+    configs = agent_configs(job, job_file, folder, devices, data, secret, partition=partition)
     batches = []
     for config in configs:
         key, labels = key_of(config, job), labels_of(config)
@@ -101,6 +120,9 @@ def prepare(
                 hint=f"--steps {once.total_steps}, or more epochs",
             )
         batches.append(once)
+    if spec.fleet.averages:  # rounds are whole, so that as many epochs are trained as have the steps
+        epochs = [-(-steps // each.steps_per_epoch) for each in batches]
+        configs = [replace(config, epochs=n) for config, n in zip(configs, epochs, strict=True)]
     return ParityPlan(job, root, folder, steps, configs, batches)
 
 
@@ -113,11 +135,84 @@ async def compare(
     stop: asyncio.Event,
 ) -> list[Comparison]:
     """Train split, then in one process. Raises UserError, LinkError, StoreError."""
+    if plan.job.spec.fleet.averages:
+        return await compare_fleet(plan, broker, store, keys, workers, stop)
     split = await train_split(plan, broker, store, keys, workers, stop)
     return [
         await asyncio.to_thread(compare_one, plan, config, batches, step, state)
         for config, batches, (step, state) in zip(plan.configs, plan.batches, split, strict=True)
     ]
+
+
+async def compare_fleet(
+    plan: ParityPlan,
+    broker: str | None,
+    store: str | None,
+    keys: StoreKeys,
+    workers: int | None,
+    stop: asyncio.Event,
+) -> list[Comparison]:
+    """Train the fleet to its end, then run the plain program on the rounds as they were decided."""
+    async with _served(plan, broker, store, keys, workers) as (opened, connect_as):
+        async with asyncio.TaskGroup() as group:
+            devices = [
+                group.create_task(_train_member(config, partial(connect_as, config.device), stop))
+                for config in plan.configs
+            ]
+        members = [device.result() for device in devices]
+        lines = await opened.fleets.rounds(fleet_name(plan.job))
+        split = [
+            (await with_body(opened, plan.job, session, member.step, member.half))[1]
+            for session, member in zip(plan.sessions, members, strict=True)
+        ]
+    records = [RoundRecord.from_json(line) for line in lines]
+    plain = await asyncio.to_thread(run_plain_program, plan, members, records)
+    return [
+        compared(config.device, member.stints[-1].step, state, plain[config.device])
+        for config, member, state in zip(plan.configs, members, split, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _TrainedMember:
+    """The end of a device's training in a fleet."""
+
+    step: int
+    """The last of all its steps."""
+    half: State
+    stints: tuple[Stint, ...]
+
+
+async def _train_member(config: AgentConfig, connect: Connect, stop: asyncio.Event) -> _TrainedMember:
+    """Train a device to its end. Raises UserError where it was stopped before."""
+    compute, stints = TorchThread(config.device), list[Stint]()
+
+    def observe(observation: Observation) -> None:
+        if isinstance(observation, RoundEnded):
+            while stints and stints[-1].step >= observation.step:
+                stints.pop()  # the device has gone back since
+            stints.append(Stint(observation.round, observation.step))
+
+    try:
+        agent = Agent(config, connect=connect, compute=compute, observe=observe)
+        result = await agent.run(stop)
+    finally:
+        compute.close()
+    if not result.done:
+        raise UserError("stopped before the end: nothing is compared", hint="let the comparison run")
+    assert agent.trainer is not None
+    return _TrainedMember(agent.trainer.step, half_of(agent.trainer), tuple(stints))
+
+
+def run_plain_program(
+    plan: ParityPlan, members: Sequence[_TrainedMember], records: Sequence[RoundRecord]
+) -> dict[str, State]:
+    """Return what the devices end with in one process. Runs the user's model code."""
+    devices = {
+        config.device: PlainDevice(plain_training(plan, config, batches), batches, member.stints)
+        for config, batches, member in zip(plan.configs, plan.batches, members, strict=True)
+    }
+    return FleetProgram(plan.job, devices).run(records)
 
 
 async def train_split(
@@ -132,30 +227,40 @@ async def train_split(
 
     The device's part is what its agent ends with, the body's what the store restores.
     """
+    async with _served(plan, broker, store, keys, workers) as (opened, connect_as):
+        async with asyncio.TaskGroup() as group:
+            devices = [
+                group.create_task(_train_device(plan, config, partial(connect_as, config.device), stop))
+                for config in plan.configs
+            ]
+        return [
+            await with_body(opened, plan.job, session, step, half)
+            for session, (step, half) in zip(
+                plan.sessions, [device.result() for device in devices], strict=True
+            )
+        ]
+
+
+@asynccontextmanager
+async def _served(
+    plan: ParityPlan, broker: str | None, store: str | None, keys: StoreKeys, workers: int | None
+) -> AsyncIterator[tuple[Store, ConnectAs]]:
+    """Return a store that has the job and nothing of an earlier comparison, and workers that serve it."""
     connect_as = async_connect(MemoryBroker()) if broker is None else _anyhow(partial(connect, broker))
-    sessions = [f"{plan.job.name}.{config.device}" for config in plan.configs]
     opened = await open_store(store or f"sqlite:///{plan.folder / STORE_FILE}", keys)
     try:
         count = workers if workers is not None else 0 if broker else EMBEDDED_WORKERS
         if count == 0 and not await opened.workers():
             raise UserError("no worker serves this store", hint="start one, or give --workers 2")
-        await _forget(opened, sessions)
+        await _forget(opened, plan)
         await store_job(opened, plan.job)
+        await begin_rounds(opened, plan.job, plan.configs)
         trust = Trust.OPEN if broker else Trust.ENROLLED
-        async with workers_running(count, opened, connect_as, trust=trust), asyncio.TaskGroup() as group:
-            devices = [
-                group.create_task(_train_device(plan, config, partial(connect_as, config.device), stop))
-                for config in plan.configs
-            ]
-        halves = [device.result() for device in devices]
-        wholes = [
-            await with_body(opened, plan.job, session, step, half)
-            for session, (step, half) in zip(sessions, halves, strict=True)
-        ]
-        await _forget(opened, sessions)
+        async with workers_running(count, opened, connect_as, trust=trust):
+            yield opened, connect_as
+        await _forget(opened, plan)
     finally:
         await opened.close()
-    return wholes
 
 
 async def _train_device(
@@ -175,10 +280,12 @@ async def _train_device(
     finally:
         compute.close()
     assert agent.trainer is not None
-    state = {
-        name.removeprefix(HEAD).removeprefix(TAIL): tensor for name, tensor in agent.trainer.state().items()
-    }
-    return result.step, state
+    return result.step, half_of(agent.trainer)
+
+
+def half_of(trainer: DeviceTrainer) -> State:
+    """Return the state of head and tail, under the original model's names."""
+    return {name.removeprefix(HEAD).removeprefix(TAIL): tensor for name, tensor in trainer.state().items()}
 
 
 async def with_body(store: Store, job: Job, session: str, step: int, half: State) -> tuple[int, State]:
@@ -187,18 +294,18 @@ async def with_body(store: Store, job: Job, session: str, step: int, half: State
     if meta is None or meta.committed != step:
         raise SplitEasyError(f"{session}: the device ended at step {step}, the store did not")
     base = max(kept for kept in meta.snapshots if kept <= step)
-    memory = BodyTrainer(job, session)
+    memory = DirectBody(job, session)
     memory.restore(await store.read_snapshot(session, base), base)
     async for entry in store.read_log(session, after=base, upto=step):
         await asyncio.to_thread(memory.replay, entry)
     whole = {**half, **memory.snapshot()}
-    whole.pop(STEP_KEY)
-    return step, whole
+    return step, {name: tensor for name, tensor in whole.items() if name.startswith(COMPARED)}
 
 
-async def _forget(store: Store, sessions: Sequence[str]) -> None:
-    for session in sessions:
+async def _forget(store: Store, plan: ParityPlan) -> None:
+    for session in plan.sessions:
         await store.forget(session)
+    await store.fleets.forget(fleet_name(plan.job))
 
 
 def _anyhow(connect: Connect) -> ConnectAs:
@@ -229,6 +336,14 @@ def compare_one(
 
     Runs the user's model code.
     """
+    reference = plain_training(plan, config, batches)
+    for number in range(1, step + 1):
+        reference.step(*batches.batch(number), empty=batches.is_empty(number))
+    return compared(config.device, step, split, reference.state())
+
+
+def plain_training(plan: ParityPlan, config: AgentConfig, batches: BatchOrder) -> PlainTraining:
+    """Return the user's model at step 0, with the device's own ends. Runs the user's model code."""
     device, key = config.device, key_of(config, plan.job)
     with StateFolder(config.state) as state:
         ends = initial_ends(plan.job, state, key, refuse_public=False)
@@ -236,12 +351,11 @@ def compare_one(
     model, _, _ = build_model(spec, plan.root)
     loss = LOSSES[spec.loss.name] if spec.loss.name is not None else users_loss(spec, plan.root)
     sigma = batches.poisson.noise_multiplier if batches.poisson is not None else None
-    reference = PlainTraining(
-        plan.job, model, loss, device=device, key=key, ends=ends, noise_multiplier=sigma
-    )
-    for number in range(1, step + 1):
-        reference.step(*batches.batch(number), empty=batches.is_empty(number))
-    plain = reference.state()
+    return PlainTraining(plan.job, model, loss, device=device, key=key, ends=ends, noise_multiplier=sigma)
+
+
+def compared(device: str, step: int, split: State, plain: State) -> Comparison:
+    """Return how far the split training is from the plain one."""
     differences = {
         name: difference(split[name], plain[name]) if name in split and name in plain else float("inf")
         for name in {*split, *plain}

@@ -10,6 +10,8 @@ from functools import partial
 from broker import Transport
 from broker.transport.in_process import MemoryBroker
 from server_worker.config import Trust, WorkerConfig
+from server_worker.engine.local import LocalEngine
+from server_worker.placement.shards import settle_shards
 from server_worker.store import Store
 from server_worker.worker import Worker
 from spliteasy.runtime.torch_thread import TorchThread
@@ -30,10 +32,13 @@ async def workers_running(
     stop = asyncio.Event()
     computes = [TorchThread(f"worker-{n + 1}") for n in range(count)]
     try:
+        shards = await settle_shards(store, None)
         async with asyncio.TaskGroup() as group:
             for number, compute in enumerate(computes, start=1):
-                config = WorkerConfig(name=f"worker-{number}", trust=trust)
-                worker = Worker(config, connect=partial(connect, config.name), store=store, compute=compute)
+                config = WorkerConfig(name=f"worker-{number}", trust=trust, shards=shards)
+                worker = Worker(
+                    config, connect=partial(connect, config.name), store=store, engine=LocalEngine(compute)
+                )
                 group.create_task(worker.run(stop))
                 await worker.connected.wait()
             try:

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 from broker.protocol import messages as m
-from broker.transport.topology import shard_of
 from device_agent.link.link import Connect, Link
 from device_agent.session import events as e
 from spliteasy.errors import LinkError, RemoteError, StateError
@@ -84,18 +83,23 @@ class SessionClient:
 
 
 @asynccontextmanager
-async def calling(connect: Connect, session: str) -> AsyncIterator[SessionClient]:
-    """A link of the session's device while it is entered. Raises LinkError, LinkRefused."""
+async def calling(connect: Connect, session: str, digest: str) -> AsyncIterator[SessionClient]:
+    """Return a link of the session's device, which trains that version of its job, while it is entered.
+
+    Raises LinkError, LinkRefused, RemoteError.
+    """
     events: asyncio.Queue[e.Event] = asyncio.Queue()
     link = Link(connect, session.partition(".")[2], emit=events.put_nowait)
-    link.shard = shard_of(session)
     running = asyncio.create_task(link.run())
     first = asyncio.create_task(events.get())
     try:
         await asyncio.wait({running, first}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             running.result()
-        yield SessionClient(link, events)
+        client = SessionClient(link, events)
+        told = await client.ask(m.GetJob(session=session, digest=digest, without_parts=True), m.Job)
+        link.shard = told.shard
+        yield client
     finally:
         for task in (running, first):
             task.cancel()

@@ -100,7 +100,7 @@ def other_half(
     store_file = state.absolute().parent.parent / STORE_FILE
     if broker is None and store_file.exists():
         return _calling_embedded(half, f"sqlite:///{store_file}")
-    return calling(partial(connect, find_url("broker", broker)), half.session)
+    return calling(partial(connect, find_url("broker", broker)), half.session, half.job.digest)
 
 
 @asynccontextmanager
@@ -111,7 +111,7 @@ async def _calling_embedded(half: TrainedHalf, store_url: str) -> AsyncIterator[
     try:
         async with (
             workers_running(1, store, connect_as, trust=Trust.ENROLLED),
-            calling(partial(connect_as, device), half.session) as caller,
+            calling(partial(connect_as, device), half.session, half.job.digest) as caller,
         ):
             yield caller
     finally:

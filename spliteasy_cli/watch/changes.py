@@ -192,6 +192,8 @@ def serving(picture: ClusterSnapshot, session: str) -> list[str]:
     """The workers that say they hold the session's shard."""
     from broker.transport.topology import shard_of
 
+    if not picture.shards:
+        return []
     shard = shard_of(session, len(picture.shards))
     return [worker.worker for worker in picture.workers if shard in worker.shards]
 

@@ -78,11 +78,12 @@ class ClusterClient:
 async def take_snapshot(transport: Transport, store: Store) -> ClusterSnapshot:
     from broker.transport import topology
 
+    shards = await store.shards() or 0  # none before the stack's first worker
     return ClusterSnapshot(
         jobs=await store.job_versions(),
         sessions=sorted(await store.sessions(), key=lambda meta: meta.session),
         workers=sorted(await store.workers(), key=lambda worker: worker.worker),
         front=await transport.depth(topology.FRONT),
-        shards=[await transport.depth(topology.shard_queue(n).name) for n in range(topology.SHARDS)],
+        shards=[await transport.depth(topology.shard_queue(n).name) for n in range(shards)],
         dead=await transport.depth(topology.DEAD),
     )

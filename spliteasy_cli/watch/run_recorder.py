@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from device_agent.observations import Evaluated, Observation, StateChanged, StepTaken
+from device_agent.observations import Evaluated, Observation, RoundEnded, StateChanged, StepTaken
 from spliteasy_cli.history.report import DeviceRun, as_json
 
 log = structlog.get_logger(__name__)
@@ -34,6 +34,8 @@ class Watcher:
             case Evaluated():
                 run.evaluations.append((observation.step, observation.loss, observation.accuracy))
                 self._tell(run, True)
+            case RoundEnded():
+                run.round = observation.round
             case StateChanged(text=text):
                 run.state = text
                 self._tell(run, True)

@@ -24,6 +24,7 @@ from device_agent.config import AgentConfig
 from device_agent.link.link import Connect
 from device_agent.observations import Observation, StepTaken
 from server_worker.config import WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.runtime.torch_thread import TorchThread
@@ -141,7 +142,7 @@ async def open_arena(
         replace(WorkerConfig(name="worker"), **settings),  # type: ignore[arg-type]
         connect=lambda: connect_enrolled(folder / "workers.enrol", role="worker", patience_s=PATIENCE_S),
         store=store,
-        compute=compute,
+        engine=LocalEngine(compute),
     )
     stop = asyncio.Event()
     serving = asyncio.create_task(worker.run(stop))

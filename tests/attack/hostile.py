@@ -18,7 +18,7 @@ from broker.protocol import messages as m
 from broker.protocol.assembler import Assembled, Assembler
 from broker.protocol.frames import to_frames
 from broker.transport.base import Subscription, Transport
-from broker.transport.topology import DEAD, REPLY_TO, reply_slot, shard_of, uplink_key
+from broker.transport.topology import DEAD, DEFAULT_SHARDS, REPLY_TO, reply_slot, shard_of, uplink_key
 from tests.attack.arena import Arena
 from tests.simulation import toy
 
@@ -88,7 +88,7 @@ class Hostile:
     @property
     def key(self) -> str:
         """The routing key of the attacker's own session."""
-        return uplink_key(self.name, shard_of(self.session))
+        return uplink_key(self.name, shard_of(self.session, DEFAULT_SHARDS))
 
     async def frame(self, frame: bytes, *, key: str | None = None) -> None:
         """Publish a frame as it is."""

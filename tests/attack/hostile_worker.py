@@ -92,7 +92,7 @@ async def _storm(folder: Path, answer: Answer, seconds: float, metered: int | No
     await store.put_job(toy_job())
     jobs, assembler = DeviceJobs(store, shards=16), Assembler()
     server = broker.connect("worker")
-    queues = worker_queues()
+    queues = worker_queues(16)
     await server.declare(*queues)
     last: list[tuple[m.SessionRequest, str]] = []
 

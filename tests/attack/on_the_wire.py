@@ -15,7 +15,7 @@ from broker import encode
 from broker.protocol import messages as m
 from broker.protocol.frames import frame_checksum, frame_header, to_frames
 from broker.protocol.messages import MAX_RANGES
-from broker.transport.topology import REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
+from broker.transport.topology import DEFAULT_SHARDS, REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
 from server_worker.admission.quotas import BURIED_BYTES, FIRST_CREDIT, OVERHEAD_BYTES
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
 from tests.simulation import toy
@@ -64,7 +64,7 @@ async def speak_without_a_name(attacker: Hostile) -> str:
 async def forge_the_session(attacker: Hostile) -> str:
     """Ask for a step of another device's session, under one's own key."""
     session = "toy.phone-999"
-    key = uplink_key(attacker.name, shard_of(session))
+    key = uplink_key(attacker.name, shard_of(session, DEFAULT_SHARDS))
     await attacker.send(attacker.forward(session=session), key=key)
     said = await attacker.dead.of(attacker.name)
     digest = "0" * 64
@@ -85,9 +85,12 @@ async def answer_to_another(attacker: Hostile) -> str:
 
 async def use_another_shard(attacker: Hostile) -> str:
     """Send one's requests where another worker would claim the session."""
-    shard = (shard_of(attacker.session) + 1) % 16
+    shard = (shard_of(attacker.session, DEFAULT_SHARDS) + 1) % 16
     await attacker.send(attacker.forward(), key=uplink_key(attacker.name, shard))
-    return f"worker: {await attacker.dead.of(attacker.name)}"
+    said = await attacker.reply()
+    if not isinstance(said, m.Reopen):
+        raise Undefended(f"it was answered by {said.kind}")
+    return f"worker: {said.reason}"
 
 
 async def speak_as_a_worker(attacker: Hostile) -> str:

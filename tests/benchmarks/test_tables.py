@@ -11,7 +11,7 @@ from benchmarks.harness.services import ROOT
 from benchmarks.links import bound_s
 from benchmarks.many import Figure
 from benchmarks.scale import evenly
-from broker.transport.topology import SHARDS, shard_of
+from broker.transport.topology import DEFAULT_SHARDS, shard_of
 
 TABLE = Table("Speed", ["system", "ms", "goal"], [["ours", "1.5", goal("≤ 2", True)], ["a|b", "+3", ""]])
 
@@ -53,7 +53,9 @@ def test_devices_are_spread_evenly_over_the_shards() -> None:
     assert len(set(names)) == 40
     assert names[:6] == evenly("waits", 6)
     for start in (0, 16):
-        assert {shard_of(f"waits.{name}") for name in names[start : start + 16]} == set(range(SHARDS))
+        assert {shard_of(f"waits.{name}", DEFAULT_SHARDS) for name in names[start : start + 16]} == set(
+            range(DEFAULT_SHARDS)
+        )
 
 
 def test_fairness_is_the_share_of_devices_that_get_on() -> None:

@@ -20,6 +20,7 @@ from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.observations import Observation, StepTaken
 from server_worker.config import Trust, WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.errors import LinkDeferred, LinkError, LinkRefused
@@ -163,7 +164,9 @@ async def serving(reach: Reach, **settings: float) -> AsyncIterator[asyncio.Task
     await store.put_job(StoredJob(name="toy", digest=job.digest, manifest=job.manifest, parts=job.parts))
     config = WorkerConfig(name=WORKER, trust=Trust.OPEN, **settings)  # type: ignore[arg-type]
     stop = asyncio.Event()
-    running = asyncio.create_task(Worker(config, connect=reach, store=store, compute=thread).run(stop))
+    running = asyncio.create_task(
+        Worker(config, connect=reach, store=store, engine=LocalEngine(thread)).run(stop)
+    )
     try:
         yield running
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from device_agent.state_folder import StateFolder
-from server_worker.engine.local import BodyTrainer
+from server_worker.replica.direct_body import DirectBody
 from server_worker.store import Store
 from spliteasy.training.reference import difference
 from tests.chaos import toy
@@ -47,7 +47,7 @@ async def restored_body(store: Store, training: Training) -> tuple[State, int]:
     meta = await store.session(session)
     assert meta is not None, f"the store has no session {session}"
     base = meta.snapshots[0]
-    memory = BodyTrainer(toy.job(training.job), session)
+    memory = DirectBody(toy.job(training.job), session)
     memory.restore(await store.read_snapshot(session, base), base)
     async for entry in store.read_log(session, after=base, upto=meta.committed):
         memory.replay(entry)

@@ -8,7 +8,7 @@ import random
 import signal
 from pathlib import Path
 
-from broker.transport.topology import shard_of, shard_queue
+from broker.transport.topology import DEFAULT_SHARDS, shard_of, shard_queue
 from tests.chaos.scene import Scene, Strike
 from tests.chaos.stack import Stack
 from tests.fixtures_redis import ask_redis
@@ -52,7 +52,7 @@ async def reply_queue_deleted(scene: Scene, rng: random.Random, kind: str) -> No
 
 async def shard_queue_deleted(scene: Scene, rng: random.Random, kind: str) -> None:
     stack, device = scene.stack, rng.choice(scene.devices)
-    name = shard_queue(shard_of(device.session)).name
+    name = shard_queue(shard_of(device.session, DEFAULT_SHARDS)).name
     active = stack.record.active([device.slot])
     stack.record.strike(kind, name)
     await stack.thread(lambda: stack.rabbit.ctl("delete_queue", name))

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from broker import Depth
-from broker.transport.topology import SHARDS, shard_of
+from broker.transport.topology import DEFAULT_SHARDS, shard_of
 from server_worker.store import Attempt, Owner, SessionMeta, WorkerInfo
 from spliteasy.errors import LinkError, LinkRefused, StoreUnavailable
 from spliteasy_cli.watch.changes import Tracker, changes
@@ -39,13 +39,13 @@ WORKER = WorkerInfo(
     worker="w-1",
     started_at=900.0,
     sessions=1,
-    shards=(shard_of(NAME),),
+    shards=(shard_of(NAME, DEFAULT_SHARDS),),
     steps=10,
     host="h",
     pid=7,
     state="serving",
 )
-NO_DEPTHS = [Depth(messages=0, consumers=1)] * SHARDS
+NO_DEPTHS = [Depth(messages=0, consumers=1)] * DEFAULT_SHARDS
 
 
 def picture(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from broker import connect
-from broker.transport.topology import worker_queues
+from broker.transport.topology import DEFAULT_SHARDS, worker_queues
 from deploy.accounts import Accounts
 from deploy.nodes.certificates import make_certificates
 from deploy.nodes.native import HOST
@@ -76,7 +76,7 @@ async def test_workers_and_operators_come_in_with_what_was_prepared(tmp_path: Pa
     try:
         worker, operator = (environment(prepared, who, ports) for who in ("worker", "operator"))
         transport = await connect(worker["SPLITEASY_BROKER"])
-        await transport.declare(*worker_queues())
+        await transport.declare(*worker_queues(DEFAULT_SHARDS))
         await transport.close()
         for settings in (worker, operator):
             key_file = settings.get("SPLITEASY_STORE_KEY")

@@ -69,6 +69,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
 
 async def serve(store: RedisStore) -> None:
     """All that a worker asks of its store."""
+    assert await store.shards(16) == 16
     assert await store.get_job("digits") == JOB
     assert await store.job_versions() == {"digits": [JOB.digest]}
     assert await store.allowed(["phone-1"]) == {"phone-1": ("digits",)}

@@ -16,7 +16,8 @@ from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.observations import Observation
 from server_worker.config import Trust, WorkerConfig
-from server_worker.engine.local import BodyTrainer
+from server_worker.engine.local import LocalEngine
+from server_worker.replica.direct_body import DirectBody
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.job import Job
@@ -39,7 +40,7 @@ async def serving(broker: MemoryBroker, job: Job) -> AsyncIterator[SqliteStore]:
         WorkerConfig(name="worker", trust=Trust.ENROLLED, retention_check_s=1e9),
         connect=connect,
         store=store,
-        compute=VirtualCompute(random.Random(1)),
+        engine=LocalEngine(VirtualCompute(random.Random(1))),
         clock=loop.time,
         rng=random.Random(1),
     )
@@ -97,7 +98,7 @@ async def body_of(store: SqliteStore, job: Job) -> toy.State:
     session = f"{job.name}.phone-1"
     meta = await store.session(session)
     assert meta is not None
-    body = BodyTrainer(job, session)
+    body = DirectBody(job, session)
     body.restore(await store.read_snapshot(session, meta.snapshots[-1]), meta.snapshots[-1])
     async for entry in store.read_log(session, after=meta.snapshots[-1], upto=meta.committed):
         body.replay(entry)

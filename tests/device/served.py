@@ -11,6 +11,7 @@ from broker import Transport, connect
 from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent.link.link import Connect
 from server_worker.config import Trust, WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, Store, StoredJob, open_store
 from server_worker.worker import Worker
 from spliteasy.runtime.torch_thread import TorchThread
@@ -37,7 +38,7 @@ async def served(
         return broker.connect("worker")
 
     config = WorkerConfig(name="worker", trust=Trust.ENROLLED)
-    worker = Worker(config, connect=connect_here, store=store, compute=compute)
+    worker = Worker(config, connect=connect_here, store=store, engine=LocalEngine(compute))
     stop = asyncio.Event()
     serving = asyncio.create_task(worker.run(stop))
     try:

@@ -15,7 +15,7 @@ from device_agent.training.codec_policy import BySpeed, StepChoices
 from device_agent.training.data import BatchOrder, EvaluationBatches, load_dataset
 from device_agent.training.ends import draw_ends
 from device_agent.training.trainer import DeviceTrainer
-from server_worker.engine.local import BodyTrainer
+from server_worker.replica.direct_body import DirectBody
 from spliteasy.errors import DataError, JobError
 from spliteasy.job import Job
 from spliteasy.job.source import build_model
@@ -39,7 +39,7 @@ def loss_of(loss: dict[str, Any]) -> LossFunction:
     return lambda outputs, targets: function(outputs[0], targets[0])
 
 
-def trainer_of(job: Job, data: str = "device_data") -> tuple[DeviceTrainer, BodyTrainer]:
+def trainer_of(job: Job, data: str = "device_data") -> tuple[DeviceTrainer, DirectBody]:
     found = load_dataset(f"tests.device.labelled:{data}", "phone-1", job.signature)
     assert found.test is not None
     key = key_of(job=job.digest)
@@ -49,10 +49,10 @@ def trainer_of(job: Job, data: str = "device_data") -> tuple[DeviceTrainer, Body
     trainer = DeviceTrainer.create(
         job, batches, tests, device="phone-1", key=key, ends=draw_ends(job, key), choices=choices
     )
-    return trainer, BodyTrainer(job, f"{job.name}.phone-1")
+    return trainer, DirectBody(job, f"{job.name}.phone-1")
 
 
-def evaluated(trainer: DeviceTrainer, body: BodyTrainer) -> None:
+def evaluated(trainer: DeviceTrainer, body: DirectBody) -> None:
     for index in range(len(trainer.tests or ())):
         packed, samples = trainer.eval_head(index)
         request = toy.m.Eval(
@@ -109,7 +109,7 @@ def test_a_batch_without_a_label_has_no_loss_and_spoils_nothing(micro_batches: i
     job = labelled.job_of(NAMED, micro_batches=micro_batches, single=single)
     trainer, body = trainer_of(job, "unlabelled_data")
     before = {name: tensor.clone() for name, tensor in trainer.head.segment.named_parameters()}
-    toy._step(trainer, body, 1, lambda _: None)
+    toy.take_step(trainer, body, 1, lambda _: None)
     assert (trainer.step, trainer.loss) == (1, None)
     assert all(torch.equal(before[name], p) for name, p in trainer.head.segment.named_parameters())
     evaluated(trainer, body)

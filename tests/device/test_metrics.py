@@ -10,6 +10,7 @@ from device_agent import metrics
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from server_worker.config import Trust, WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.observability.prometheus import PrometheusMeter
@@ -39,7 +40,7 @@ async def trained(folder: Path, *, lose_link_after: int | None = None) -> tuple[
             broker.drop(transports[0])
 
     config = WorkerConfig(name="worker", trust=Trust.ENROLLED)
-    worker = Worker(config, connect=connect_worker, store=store, compute=threads[0])
+    worker = Worker(config, connect=connect_worker, store=store, engine=LocalEngine(threads[0]))
     agent = Agent(
         AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=folder / "state"),
         connect=connect_device,

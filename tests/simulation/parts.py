@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from broker import decode
 from broker.protocol import messages as m
+from broker.protocol.envelope import MAGIC
 from server_worker.store import Attempt, Blob, Done, Owner, SessionMeta, SqliteStore
 from spliteasy.errors import StoreUnavailable
 from spliteasy.runtime.torch_thread import NO_MEMORY, guarded
@@ -91,7 +92,11 @@ class Invariants:
     def written(
         self, session: str, step: int, index: int, body: Blob, attempt: Attempt, owner: Owner
     ) -> None:
+        if bytes(memoryview(body)[: len(MAGIC)]) != MAGIC:
+            return  # a mean, beside the request that it answers
         request = decode(body)
+        if isinstance(request, m.Ready):
+            return
         assert isinstance(request, m.Forward | m.Backward)
         codecs = [request.codec, *([request.reply_codec] if request.reply_codec else [])]
         self._written.setdefault((session, attempt, owner, step), {})[index] = request.kind, codecs
@@ -106,6 +111,17 @@ class Invariants:
         """The store lost its last writes: what it had is no measure any more."""
         self._committed.clear()
         self._newest.clear()
+
+
+class FaultyFleets:
+    """The part of the store that has a fleet's rounds, with the same faults at every call."""
+
+    def __init__(self, store: FaultyStore, fleets: Any) -> None:
+        self._store = store
+        self._fleets = fleets
+
+    def __getattr__(self, name: str) -> Any:
+        return self._store.failing(name, getattr(self._fleets, name))
 
 
 class FaultyStore:
@@ -130,10 +146,16 @@ class FaultyStore:
     def loss_window_s(self) -> float:
         return self._store.loss_window_s
 
+    @property
+    def fleets(self) -> Any:
+        return FaultyFleets(self, self._store.fleets)
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
-        if name not in WATCHED:
-            return method
+        return self.failing(name, method) if name in WATCHED else method
+
+    def failing(self, name: str, method: Any) -> Any:
+        """The method as one that fails now and then."""
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             return await self._call(name, method, args, kwargs)

@@ -15,7 +15,7 @@ from unittest import mock
 
 from torch.utils.data import Dataset
 
-from device_agent import agent, setup
+from device_agent import setup
 from device_agent.training import ends
 from device_agent.training.data import DeviceData
 from device_agent.training.samples import Samples, Tensors
@@ -37,7 +37,6 @@ def quick() -> Iterator[None]:
             (os, "fsync", lambda _: None),
             (Job, "from_parts", _from_parts),
             (setup, "load_dataset", _load_dataset),
-            (agent, "SHARDS", SHARDS),
             (Samples, "gather", _gather),
             (ends, "draw_ends", _draw_ends),
         ):

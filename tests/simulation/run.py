@@ -10,7 +10,7 @@ from unittest import mock
 import structlog
 import torch
 
-from server_worker.session import snapshots
+from server_worker.replica import snapshots
 from tests.simulation import toy
 from tests.simulation.clock import run_virtually
 from tests.simulation.faults import Rates

@@ -12,6 +12,7 @@ from broker.transport.in_process import MemoryBroker, MemoryTransport
 from broker.transport.topology import DEAD, reply_queue
 from server_worker.actor import MAX_DELIVERIES
 from server_worker.config import WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from tests.simulation import toy
@@ -67,7 +68,7 @@ async def _play() -> tuple[int, m.AnyMessage, str, int]:
             WorkerConfig(name=f"worker-{number}", heartbeat_s=1000.0),  # nothing is loaded ahead
             connect=connect,
             store=store,
-            compute=compute,
+            engine=LocalEngine(compute),
             clock=loop.time,
         )
         stop = asyncio.Event()

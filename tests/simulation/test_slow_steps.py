@@ -13,6 +13,7 @@ from broker.protocol import messages as m
 from broker.transport.in_process import MemoryBroker, MemoryTransport
 from broker.transport.topology import reply_queue
 from server_worker.config import WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.store.base import PUT_TTL_S
 from server_worker.worker import Worker
@@ -43,7 +44,7 @@ async def _slow_step(takes_s: float) -> m.AnyMessage:
         WorkerConfig(name="worker", heartbeat_s=120.0),
         connect=connect,
         store=store,
-        compute=VirtualCompute(random.Random(0)),
+        engine=LocalEngine(VirtualCompute(random.Random(0))),
         clock=loop.time,
     )
     running = asyncio.create_task(worker.run(stop))

@@ -18,7 +18,7 @@ from device_agent.training.codec_policy import BySpeed, CodecChooser, StepChoice
 from device_agent.training.data import BatchOrder, EvaluationBatches, load_dataset
 from device_agent.training.ends import draw_ends, job_key, label_key
 from device_agent.training.trainer import DeviceTrainer, NotFiniteOnDevice
-from server_worker.engine.local import BodyTrainer
+from server_worker.replica.direct_body import DirectBody
 from spliteasy.errors import DataError
 from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import LinkSpec
@@ -46,6 +46,7 @@ class Variant:
     privacy: tuple[tuple[str, object], ...] = ()
     factory: str = "tests.simulation.toy:build"
     optimizer: tuple[tuple[str, object], ...] = (("name", "sgd"), ("lr", 0.1), ("momentum", 0.9))
+    fleet: tuple[tuple[str, object], ...] = ()
 
     @property
     def auto(self) -> bool:
@@ -105,6 +106,10 @@ def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple
 
 
 DEVICES = ("phone-1", "phone-2")
+FLEET = ("phone-1", "phone-2", "phone-3")
+ROUNDS = (("mode", "splitfed"), ("round_steps", 3), ("deadline", "6s"))
+PLAIN_FLEET = Variant(epochs=2, fleet=(*ROUNDS, ("aggregate", "plain"), ("quorum", 2)))
+SEALED_FLEET = Variant(epochs=2, fleet=ROUNDS)
 
 
 @cache
@@ -141,9 +146,15 @@ def job(variant: Variant) -> Job:
             },
             "evaluation": {"every_epochs": max(1, min(2, variant.epochs - 1))},
             "privacy": dict(variant.privacy),
+            **_of_fleet(variant),
         }
     )
     return Job.create(spec)
+
+
+def _of_fleet(variant: Variant) -> dict[str, object]:
+    fleet = dict(variant.fleet)
+    return {"fleet": fleet, "share_ends": fleet.get("aggregate") == "plain"} if fleet else {}
 
 
 State = dict[str, Tensor]
@@ -219,15 +230,15 @@ def train_alone(
     trainer = DeviceTrainer.create(
         job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
     )
-    body = BodyTrainer(job, f"{job.name}.{device}")
+    body = DirectBody(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
-            digests[step] = _step(trainer, body, step, sent)
+            digests[step] = take_step(trainer, body, step, sent)
     return trainer.state(), body.snapshot(), digests
 
 
-def _step(trainer: DeviceTrainer, body: BodyTrainer, step: int, sent: Sent) -> str:
+def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = lambda _: None) -> str:
     """Take one step on both sides, one micro-batch after the other; the digest of its gradients."""
     attempt = m.AttemptRef(number=1, nonce="0" * 16)
     result, micro = None, 0
@@ -246,10 +257,8 @@ def _step(trainer: DeviceTrainer, body: BodyTrainer, step: int, sent: Sent) -> s
             oldest_checkpoint=0,
         )
         sent(forward)
-        body.forward(forward)
-        if trainer.tail is None:
-            result = body.backward_from_loss()
-        else:
+        result = body.forward(forward)
+        if trainer.tail is not None:
             backward = m.Backward(
                 session=body.session,
                 attempt=attempt,

@@ -19,14 +19,17 @@ from broker.transport.base import Transport
 from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent.agent import Agent, AgentResult
 from device_agent.config import AgentConfig
+from device_agent.observations import Observation, RoundEnded
 from device_agent.policy.run_conditions import Gate
 from server_worker.config import Trust, WorkerConfig
-from server_worker.engine.local import BodyTrainer
+from server_worker.engine.local import LocalEngine
+from server_worker.replica.direct_body import DirectBody
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.errors import StateError
+from spliteasy.fleet.record import RoundRecord
 from tests.drawn import SECRET
-from tests.simulation import toy
+from tests.simulation import fleet, toy
 from tests.simulation.faults import Faults, Rates, drawn_rates
 from tests.simulation.parts import FaultyStore, Invariants, VirtualCompute
 
@@ -55,7 +58,7 @@ class World:
     variant: toy.Variant
     devices: tuple[str, ...] = ("phone-1", "phone-2")
     workers: int = 2
-    shards: int = topology.SHARDS
+    shards: int = topology.DEFAULT_SHARDS
     rates: Rates | None = None
     reply_timeout_s: float = 10.0
     violations: list[str] = field(default_factory=list)
@@ -83,10 +86,12 @@ class World:
         job = toy.job(self.variant)
         expected = {
             (f"toy.{device}", step): digest
-            for device in (() if self.variant.auto else self.devices)
+            for device in (() if self.variant.auto or self.variant.fleet else self.devices)
             for step, digest in toy.undisturbed(device, self.variant)[2].items()
         }
         self._invariants = Invariants(expected)
+        self._taken: list[fleet.Taken] = []
+        """Means that devices went on from, in order."""
         await self._store.put_job(
             StoredJob(name=job.spec.name, digest=job.digest, manifest=job.manifest, parts=job.parts)
         )
@@ -108,8 +113,12 @@ class World:
         operator = asyncio.create_task(self._operator())
         try:
             agents = [asyncio.create_task(self._host_agent(device, folder)) for device in self.devices]
-            for device, agent in zip(self.devices, await asyncio.gather(*agents), strict=True):
-                await self._compare(device, agent)
+            ended = dict(zip(self.devices, await asyncio.gather(*agents), strict=True))
+            if self.variant.fleet:
+                await self._judge_rounds(ended)
+            else:
+                for device, agent in ended.items():
+                    await self._compare(device, agent)
         finally:
             weather.cancel()
             operator.cancel()
@@ -209,7 +218,7 @@ class World:
             ),
             connect=connect,
             store=store,
-            compute=VirtualCompute(self._rng, self._faults),
+            engine=LocalEngine(VirtualCompute(self._rng, self._faults)),
             clock=asyncio.get_running_loop().time,
             rng=self._rng,
         )
@@ -289,6 +298,7 @@ class World:
             device=device,
             data=toy.DATA,
             secret=SECRET,
+            fleet_key=fleet.FLEET_KEY if self.variant.fleet else None,
             state=state,
             takeover=takeover,
             restart=restart,
@@ -301,6 +311,7 @@ class World:
             config,
             connect=connect,
             compute=VirtualCompute(self._rng),
+            observe=self._observe,
             rng=self._rng,
             clock=loop.time,
             gate=self._gate(device) if self.seed % 4 == 0 else None,
@@ -333,15 +344,37 @@ class World:
         self._differ(f"{device}, device side", own, agent.trainer.state())
         self._differ(f"{device}, body", body, await self._restored(f"toy.{device}"))
 
+    def _observe(self, observation: Observation) -> None:
+        if isinstance(observation, RoundEnded):
+            self._taken.append(fleet.Taken(observation.device, observation.round, observation.record))
+
+    async def _judge_rounds(self, ended: Mapping[str, Agent]) -> None:
+        """The rounds are those of the plain program, and every device has the last mean that it was told."""
+        job, averaged = toy.job(self.variant), {}
+        for device, agent in ended.items():
+            if self.violations or agent.trainer is None:
+                return
+            body = DirectBody(job, f"toy.{device}")
+            await self._replay(body)
+            averaged[device] = fleet.averaged(agent.trainer, body)
+        lines = await self._store.fleets.rounds(f"toy@{job.digest}")
+        records = [RoundRecord.from_json(line) for line in lines]
+        self._faults.history += [str(record) for record in records]
+        self.violations += fleet.judge(self.variant, records, self._taken, averaged)
+
     async def _restored(self, session: str) -> toy.State:
         """The body as a worker would load it now: the newest snapshot, and the log after it."""
+        memory = DirectBody(toy.job(self.variant), session)
+        await self._replay(memory)
+        return memory.snapshot()
+
+    async def _replay(self, memory: DirectBody) -> None:
+        session = memory.session
         meta = await self._store.session(session)
         assert meta is not None
-        memory = BodyTrainer(toy.job(self.variant), session)
         memory.restore(await self._store.read_snapshot(session, meta.snapshots[-1]), meta.snapshots[-1])
         async for entry in self._store.read_log(session, after=meta.snapshots[-1], upto=meta.committed):
             memory.replay(entry)
-        return memory.snapshot()
 
     def _differ(self, what: str, expected: toy.State, found: toy.State) -> None:
         if expected.keys() != found.keys():

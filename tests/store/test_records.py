@@ -190,6 +190,16 @@ async def test_a_device_is_limited_to_jobs_until_it_is_not(store: Store) -> None
     assert await store.allowed([*both, "phone-3"]) == {"phone-1": ("digits",)}
 
 
+# The stack ----------------------------------------------------------------------------------------
+
+
+async def test_the_first_number_of_shards_stays(store: Store) -> None:
+    assert await store.shards() is None
+    assert await store.shards(64) == 64
+    assert await store.shards(16) == 64
+    assert await store.shards() == 64
+
+
 # Workers ------------------------------------------------------------------------------------------
 
 

@@ -16,9 +16,18 @@ from broker.protocol.frames import CHUNK_BYTES
 from broker.transport.base import Subscription
 from broker.transport.in_process import MemoryBroker, MemoryTransport
 from broker.transport.sender import send_message
-from broker.transport.topology import DEAD, DEAD_BYTES, REPLY_TO, reply_queue, shard_of, uplink_key
+from broker.transport.topology import (
+    DEAD,
+    DEAD_BYTES,
+    DEFAULT_SHARDS,
+    REPLY_TO,
+    reply_queue,
+    shard_of,
+    uplink_key,
+)
 from server_worker.admission.quotas import DeviceQuota
 from server_worker.config import WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, StoredJob
 from server_worker.worker import Worker
 from spliteasy.runtime.torch_thread import TorchThread
@@ -47,7 +56,7 @@ class Device:
         chunk_bytes: int = CHUNK_BYTES,
         skip: m.Ranges = (),
     ) -> None:
-        shard = None if isinstance(request, m.GetJob) else shard_of(request.session)
+        shard = None if isinstance(request, m.GetJob) else shard_of(request.session, DEFAULT_SHARDS)
         await send_message(
             self.transport,
             routing_key or uplink_key(self.name, shard),
@@ -152,7 +161,7 @@ async def server(
     config = WorkerConfig(
         name="worker", quota=quota, waiting_bytes=waiting_bytes, uploads=uploads, dead_bytes=dead_bytes
     )
-    worker = Worker(config, connect=connect, store=store, compute=compute)
+    worker = Worker(config, connect=connect, store=store, engine=LocalEngine(compute))
     stop = asyncio.Event()
     task = asyncio.create_task(worker.run(stop))
     await worker.connected.wait()

@@ -47,10 +47,10 @@ async def test_what_is_allowed_no_more_ends_with_the_step_at_hand_and_may_go_on_
     async with server.device() as device:
         await device.open()
         assert isinstance(await device.ask(forward()), m.Forwarded)
-        own = server.worker.actors[SESSION].session.own
-        assert own.memory is not None
+        replica = server.worker.actors[SESSION].session.replica
+        assert replica.body is not None
         await server.store.allow("phone-1", ["digits"])
-        while own.memory is not None:  # noqa: ASYNC110 - the next heartbeat; the fixture's deadline ends it
+        while replica.body is not None:  # noqa: ASYNC110 - the next heartbeat; the fixture's deadline ends it
             await asyncio.sleep(0.01)
         assert "may not train" in await refused(device, forward())
         assert "may not train" in await refused(device, m.GetBody(session=SESSION, attempt=ATTEMPT, step=0))

@@ -10,7 +10,7 @@ import torch
 from broker.protocol import messages as m
 from broker.protocol.envelope import encode
 from broker.protocol.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, parse_frame, payload_digests, to_frames
-from broker.transport.topology import REPLY_TO, shard_of, uplink_key
+from broker.transport.topology import DEFAULT_SHARDS, REPLY_TO, shard_of, uplink_key
 from server_worker.admission.quotas import DeviceQuota
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
@@ -65,7 +65,7 @@ async def test_a_worker_tells_which_bytes_of_an_upload_are_here(server: Server) 
         request = forward(samples=SAMPLES, values=(torch.ones(SAMPLES, 5),))
         frames = list(to_frames(encode(request), message_id=request.request, chunk_bytes=8192))
         for frame in frames[:5]:
-            key = uplink_key(device.name, shard_of(SESSION))
+            key = uplink_key(device.name, shard_of(SESSION, DEFAULT_SHARDS))
             await device.transport.publish(key, frame, headers={REPLY_TO: device.queue})
         await device.send(ask_about(request), chunk_bytes=16384)
         have = await device.reply()
@@ -103,7 +103,7 @@ async def test_looking_for_an_upload_under_another_id_costs_as_much_as_sending_i
         body = encode(request)
         frames = list(to_frames(body, message_id=request.request, chunk_bytes=8192))
         for frame in frames[:5]:
-            key = uplink_key(device.name, shard_of(SESSION))
+            key = uplink_key(device.name, shard_of(SESSION, DEFAULT_SHARDS))
             await device.transport.publish(key, frame, headers={REPLY_TO: device.queue})
         digests = tuple(payload_digests([body], 8192, first=4))
         kinds = []

@@ -7,7 +7,7 @@ import torch
 
 from broker.protocol import messages as m
 from server_worker.admission.budget import Budget
-from server_worker.engine.local import BodyTrainer
+from server_worker.replica.direct_body import DirectBody
 from server_worker.session.refusals import NO_MEMORY
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION, Device, Server
@@ -50,7 +50,7 @@ async def test_a_request_with_more_bytes_than_its_values_need_is_refused_before_
 
 async def test_targets_are_those_that_the_job_has() -> None:
     single = toy.job(toy.Variant(single=True))
-    memory = BodyTrainer(single, SESSION)
+    memory = DirectBody(single, SESSION).loaded
     right = torch.zeros(4, dtype=torch.int64)
     body_in = torch.ones(4, 5)
     memory.check(forward(values=(body_in, right), targets=1), 0)
@@ -66,7 +66,7 @@ async def test_an_open_step_counts_until_it_is_over(server: Server) -> None:
         answer = await device.ask(first)
         assert isinstance(answer, m.Forwarded)
         session = server.worker.actors[SESSION].session
-        memory = session.own.memory
+        memory = session.replica.body
         assert memory is not None
         assert memory.step_bytes == toy.job(JOB).body.program.costs.train_bytes > 4 * 5 * 4
         assert server.worker.actors.budget.open_bytes == memory.step_bytes

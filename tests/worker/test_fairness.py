@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from typing import TypeVar
 
@@ -14,8 +14,8 @@ from broker import encode
 from broker.protocol import messages as m
 from broker.protocol.assembler import AssemblerLimits
 from broker.protocol.frames import to_frames
-from broker.transport.topology import REPLY_TO, shard_of, uplink_key
-from spliteasy.runtime.torch_thread import Compute
+from broker.transport.topology import DEFAULT_SHARDS, REPLY_TO, shard_of, uplink_key
+from server_worker.engine.base import Engine, EngineRequest
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, Device, Server
 from tests.worker.test_paused import backward_of
@@ -27,21 +27,21 @@ STEPS = 5
 
 
 class Turns:
-    """Counts the computations of the torch thread."""
+    """Counts what the engine computes."""
 
-    def __init__(self, compute: Compute) -> None:
-        self._compute = compute
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self.taken = 0
 
-    async def __call__(self, run: Callable[[], T]) -> T:
+    async def perform(self, request: EngineRequest[T]) -> T:
         self.taken += 1
-        return await self._compute(run)
+        return await self._engine.perform(request)
 
 
 def names_of_one_shard() -> Iterator[str]:
     """Devices whose requests go through the same queue."""
-    shard = shard_of("toy.d-0")
-    return (name for n in count() if shard_of(f"toy.{(name := f'd-{n}')}") == shard)
+    shard = shard_of("toy.d-0", DEFAULT_SHARDS)
+    return (name for n in count() if shard_of(f"toy.{(name := f'd-{n}')}", DEFAULT_SHARDS) == shard)
 
 
 async def begin(device: Device) -> str:
@@ -55,14 +55,14 @@ async def publish(device: Device, request: m.Request, *, first: int, last: int |
     """Some of the frames of a request."""
     frames = list(to_frames(encode(request), message_id=request.request, chunk_bytes=100))
     for frame in frames[first:last]:
-        key = uplink_key(device.name, shard_of(request.session))
+        key = uplink_key(device.name, shard_of(request.session, DEFAULT_SHARDS))
         await device.transport.publish(key, frame, headers={REPLY_TO: device.queue})
 
 
 async def test_others_train_on_beside_a_greedy_device_and_a_slow_one(server: Server) -> None:
     """Counted is how many computations run between a request and its answer, not how long it takes."""
     names = names_of_one_shard()
-    server.worker.compute = turns = Turns(server.worker.compute)
+    server.worker.engine = turns = Turns(server.worker.engine)
     async with (
         server.device(next(names)) as greedy,
         server.device(next(names)) as slow,

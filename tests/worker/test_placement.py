@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from broker.transport.topology import shard_of
+from broker.transport.topology import DEFAULT_SHARDS, shard_of
 from server_worker.placement.plan import plan_moves
 from server_worker.store import WorkerInfo
 from tests.simulation import toy
@@ -58,7 +58,7 @@ def one_a_shard(count: int) -> tuple[str, ...]:
     """Devices whose sessions lie in shards of their own."""
     found: dict[int, str] = {}
     for number in itertools.count(1):
-        found.setdefault(shard_of(f"toy.phone-{number}"), f"phone-{number}")
+        found.setdefault(shard_of(f"toy.phone-{number}", DEFAULT_SHARDS), f"phone-{number}")
         if len(found) == count:
             return tuple(found.values())
     raise AssertionError
@@ -92,6 +92,21 @@ def test_a_worker_that_joins_has_its_fair_share_within_five_seconds(late: tuple[
     )
     assert run_virtually(world.run()).violations == []
     assert world.loads == [fair] * 4
+
+
+def test_with_more_shards_more_workers_find_work() -> None:
+    """Forty sessions in shards of their own, and twenty workers: with sixteen shards four would have none."""
+    loads: dict[str, dict[int, int]] = {f"w{number:02d}": {} for number in range(20)}
+    loads["w00"] = dict.fromkeys(range(40), 1)
+    for _ in range(10):
+        told = [info(name, sum(load.values()), shards=tuple(load)) for name, load in loads.items()]
+        for name, load in loads.items():
+            plan = plan_moves(name, load, told)
+            for shard in plan.give:
+                taker = plan.next_in_line(shard)
+                assert taker is not None
+                loads[taker][shard] = load.pop(shard)
+    assert [len(load) for load in loads.values()] == [2] * 20
 
 
 def test_two_workers_share_four_devices() -> None:

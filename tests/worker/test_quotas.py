@@ -8,7 +8,7 @@ from broker import decode, encode
 from broker.protocol import messages as m
 from broker.protocol.assembler import Assembled
 from broker.protocol.frames import to_frames
-from broker.transport.topology import DEAD, REPLY_TO, shard_of, uplink_key
+from broker.transport.topology import DEAD, DEFAULT_SHARDS, REPLY_TO, shard_of, uplink_key
 from server_worker.admission.quotas import (
     ANSWERS,
     BURIED,
@@ -126,7 +126,7 @@ async def test_a_dropped_upload_is_told_once_at_its_end(server: Server) -> None:
         frames = list(to_frames(encode(ask), message_id=ask.request, chunk_bytes=50))
         assert len(frames) > 3
         for frame in frames:
-            key = uplink_key(device.name, shard_of(ask.session))
+            key = uplink_key(device.name, shard_of(ask.session, DEFAULT_SHARDS))
             await device.transport.publish(key, frame, headers={REPLY_TO: device.queue})
         reply = await device.reply()
         assert isinstance(reply, m.Busy)
@@ -189,7 +189,7 @@ def test_small_answers_cost_no_more_than_what_was_received() -> None:
 
 async def test_junk_beyond_the_quota_is_dropped_and_leaves_no_dead_letters(server: Server) -> None:
     async with server.device("phone-2") as greedy, server.device() as other:
-        key = uplink_key("phone-2", shard_of("toy.phone-2"))
+        key = uplink_key("phone-2", shard_of("toy.phone-2", DEFAULT_SHARDS))
         for _ in range(3 * int(BURIED)):
             await greedy.transport.publish(key, b"junk", headers={REPLY_TO: greedy.queue})
         assert isinstance(await other.open(), m.Opened)
@@ -218,7 +218,7 @@ async def test_the_frames_that_are_here_are_told_as_far_as_is_paid_for(server: S
     )  # fmt: skip
     frames = list(to_frames(encode(ask), message_id=ask.request, chunk_bytes=16))
     holes = [frame for index, frame in enumerate(frames) if index % 2 == 0][:1500]
-    key = uplink_key("phone-1", shard_of(ask.session))
+    key = uplink_key("phone-1", shard_of(ask.session, DEFAULT_SHARDS))
     async with server.device() as device:
         sent = received = told = 0
         for frame in (*holes, *[frames[-1]] * 1500):

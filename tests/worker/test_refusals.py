@@ -10,7 +10,8 @@ import torch
 
 from broker.protocol import messages as m
 from broker.protocol.frames import to_frames
-from broker.transport.topology import DEAD, REPLY_TO, shard_of, uplink_key
+from broker.transport.topology import DEAD, DEFAULT_SHARDS, REPLY_TO, shard_of, uplink_key
+from server_worker.engine.local import LocalEngine
 from server_worker.session.machine import STARVED_TRIES
 from spliteasy.runtime.torch_thread import NO_MEMORY, guarded
 from tests.simulation import toy
@@ -145,7 +146,9 @@ async def test_a_request_full_of_holes_is_answered_with_as_many_as_fit(server: S
         frames = list(to_frames(bytes(2 * 2500), message_id="b" * 16, chunk_bytes=2))
         for frame in (*frames[::2], frames[-1]):
             await device.transport.publish(
-                uplink_key(device.name, shard_of(SESSION)), frame, headers={REPLY_TO: device.queue}
+                uplink_key(device.name, shard_of(SESSION, DEFAULT_SHARDS)),
+                frame,
+                headers={REPLY_TO: device.queue},
             )
         have = await device.reply()
         assert isinstance(have, m.Have)
@@ -175,12 +178,12 @@ async def test_a_worker_without_memory_says_so_and_goes_on_but_tries_a_step_only
 
         return guarded(allocate)
 
-    compute = server.worker.compute
+    engine = server.worker.engine
     async with server.device() as device:
         await device.open()
-        server.worker.compute = starved
+        server.worker.engine = LocalEngine(starved)
         answers = [await device.ask(forward()) for _ in range(STARVED_TRIES)]
-        server.worker.compute = compute
+        server.worker.engine = engine
         assert await still_serves(device)
     *first, last = [answer for answer in answers if isinstance(answer, m.Error)]
     assert len(first) == STARVED_TRIES - 1

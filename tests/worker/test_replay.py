@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from broker.protocol import messages as m
-from server_worker.engine import local
-from server_worker.engine.local import BodyTrainer, StepResult
+from server_worker.engine import body_trainer
+from server_worker.engine.body_trainer import BodyTrainer
+from server_worker.replica.direct_body import DirectBody
+from server_worker.replica.loaded_body import StepResult
 from spliteasy.training.digest import digest_of
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION, Server
@@ -22,7 +24,7 @@ async def test_a_step_that_replays_to_other_bits_is_refused_with_both_digests(
 ) -> None:
     await one_step(server)
     again = m.AttemptRef(number=2, nonce="b" * 16)
-    monkeypatch.setattr(local, "digest_of", lambda _values: OTHER)  # as other hardware would give
+    monkeypatch.setattr(body_trainer, "digest_of", lambda _values: OTHER)  # as other hardware would give
     async with server.device() as device:
         answer = await device.ask(
             m.Open(session=SESSION, attempt=again, digest=toy.job(JOB).digest, held=(0, 1))
@@ -35,7 +37,14 @@ async def test_a_step_that_replays_to_other_bits_is_refused_with_both_digests(
     assert entry.gradient_digest in answer.message
 
 
-def step_of(body: BodyTrainer, step: int) -> StepResult:
+def trainer_of(body: DirectBody) -> BodyTrainer:
+    """What the engine has of the body."""
+    trainer = body.loaded.body
+    assert isinstance(trainer, BodyTrainer)
+    return trainer
+
+
+def step_of(body: DirectBody, step: int) -> StepResult:
     """One step without any gradient: what goes back to the device is the same each time."""
     request = forward(step)
     body.forward(request)
@@ -50,12 +59,12 @@ def step_of(body: BodyTrainer, step: int) -> StepResult:
 
 def test_the_digest_of_a_step_is_of_the_state_too() -> None:
     """Gradients alone may be one constant: all of these are zero."""
-    first, same, other = (BodyTrainer(toy.job(JOB), SESSION) for _ in range(3))
+    first, same, other = (DirectBody(toy.job(JOB), SESSION) for _ in range(3))
     digests = [step_of(first, step).digest for step in (1, 2, 3)]
     assert [step_of(same, step).digest for step in (1, 2, 3)] == digests
     assert len(set(digests)) == 3
     with torch.no_grad():
-        next(other.trainer.segment.parameters()).view(-1)[0] += 1e-7
+        next(trainer_of(other).trainer.segment.parameters()).view(-1)[0] += 1e-7
     results = [step_of(other, step) for step in (1, 2, 3)]
     assert all(float(value.abs().sum()) == 0 for each in results for value in each.micros[0].gradients.values)  # type: ignore[union-attr]
     assert not {result.digest for result in results} & set(digests)
@@ -63,17 +72,18 @@ def test_the_digest_of_a_step_is_of_the_state_too() -> None:
 
 def test_the_digest_is_of_what_codecs_held_back() -> None:
     variant = toy.Variant(activations="topk:0.5", gradients="topk:0.3")
-    one, two = (BodyTrainer(toy.job(variant), SESSION) for _ in range(2))
-    key = next(iter([*one._packer.state(), "feedback/gradients/0/0/4x5"])).partition("/")[2]
-    two._packer._memory[key] = torch.full((4, 5), 0.5)
-    assert one._digest(()) != two._digest(())
+    one, two = (DirectBody(toy.job(variant), SESSION) for _ in range(2))
+    first, second = trainer_of(one), trainer_of(two)
+    key = next(iter([*first._packer.state(), "feedback/gradients/0/0/4x5"])).partition("/")[2]
+    second._packer._memory[key] = torch.full((4, 5), 0.5)
+    assert first._digest([]) != second._digest([])
 
 
 async def test_an_entry_of_an_earlier_version_is_not_taken_for_other_bits(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as earlier:
-        earlier.setattr(local, "DIGEST", "")
+        earlier.setattr(body_trainer, "DIGEST", "")
         await one_step(server)
     again = m.AttemptRef(number=2, nonce="b" * 16)
     async with server.device() as device:

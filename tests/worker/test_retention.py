@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from server_worker.engine.local import LocalEngine
 from server_worker.job_cache import JobCache
 from server_worker.placement.retention import forget_abandoned
 from server_worker.store import Attempt, Done, SessionMeta, SqliteStore, StoredJob, WorkerInfo
@@ -55,7 +56,7 @@ async def shelf() -> AsyncIterator[Shelf]:
     job = toy.job(toy.Variant())
     assert job.spec.durability.retention_s == 30 * DAY_S
     await store.put_job(StoredJob(name="toy", digest=job.digest, manifest=job.manifest, parts=job.parts))
-    shelf = Shelf(store=store, jobs=JobCache(store, compute, limit=8), digest=job.digest)
+    shelf = Shelf(store=store, jobs=JobCache(store, LocalEngine(compute), limit=8), digest=job.digest)
     yield shelf
     compute.close()
     await store.close()

@@ -14,6 +14,7 @@ from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent.agent import Agent
 from device_agent.observations import Observation, StepTaken
 from server_worker.config import Trust, WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, Store, StoredJob, StoreKeys
 from server_worker.store.sealed import sealed
 from server_worker.worker import Worker
@@ -42,7 +43,7 @@ async def serving(broker: MemoryBroker, store: Store, name: str) -> AsyncIterato
         WorkerConfig(name=name, trust=Trust.ENROLLED, retention_check_s=1e9),
         connect=connect,
         store=store,
-        compute=VirtualCompute(random.Random(1)),
+        engine=LocalEngine(VirtualCompute(random.Random(1))),
         clock=loop.time,
         rng=random.Random(1),
     )

@@ -14,6 +14,7 @@ from broker.protocol import messages as m
 from broker.transport.in_process import MemoryBroker, MemoryTransport
 from server_worker import metrics
 from server_worker.config import WorkerConfig
+from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, StoredJob, WorkerInfo
 from server_worker.worker import Worker
 from tests.recorded import Recorded
@@ -76,7 +77,7 @@ class Scene:
             WorkerConfig(name=name, jobs=jobs),
             connect=connect,
             store=metrics.metered_store(self.store, self.meter, self.clock),
-            compute=VirtualCompute(random.Random(1)),
+            engine=LocalEngine(VirtualCompute(random.Random(1))),
             clock=self.clock,
         )
         running = Running(worker, asyncio.create_task(worker.run(asyncio.Event())), transports, self.broker)

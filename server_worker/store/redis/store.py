@@ -10,7 +10,9 @@ Keys of a session share one hash tag, so that it lives on one node of a cluster:
     spliteasy:{SESSION}:deliveries        how often requests were delivered again, without an end
     spliteasy:{SESSION}:losses            the loss curve, by step
     spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
+    spliteasy:stack                       how many shards the stack has
     spliteasy:allowed                     the jobs of devices that may train these only
+    spliteasy:fleet:{NAME@DIGEST}:…       a fleet's rounds (`fleets.py`)
 
 A token is never used twice, so a copy of a write that arrives late (the client library retries, and the
 first try may have been on its way) can't touch what a script has named meanwhile.
@@ -55,6 +57,7 @@ from server_worker.store.base import (
 )
 from server_worker.store.records import decode_worker, encode_worker, grouped, pieces
 from server_worker.store.redis import scripts
+from server_worker.store.redis.fleets import RedisFleets
 from server_worker.store.redis.link import Command, RedisLink
 from server_worker.store.redis.outcomes import Outcome, outcome_of
 from server_worker.store.redis.values import PIECE_BYTES, get_values, joined, put_values, write_pieces
@@ -73,6 +76,7 @@ READ_STEPS = 64
 _ALLOWED = "spliteasy:allowed"
 _JOBS = "spliteasy:jobs"
 _SESSIONS = "spliteasy:sessions"
+_STACK = "spliteasy:stack"
 _WORKERS = "spliteasy:workers"
 
 
@@ -100,6 +104,7 @@ class RedisStore:
         self._instance = secrets.token_hex(8)
         self._count = itertools.count()
         self._requests: StagedRequests[_Request] = StagedRequests(ttl_s=put_ttl_s, clock=time.monotonic)
+        self.fleets = RedisFleets(link, put_ttl_ms=self._put_ttl_ms, token=self._unique)
 
     @property
     def loss_window_s(self) -> float:
@@ -108,6 +113,12 @@ class RedisStore:
     async def now(self) -> float:
         seconds, micros = await self._link.call("TIME")
         return float(seconds + micros / 1e6)
+
+    async def shards(self, first: int | None = None) -> int | None:
+        if first is not None:
+            await self._link.call("HSETNX", _STACK, "shards", first)
+        found = await self._link.call("HGET", _STACK, "shards")
+        return None if found is None else int(found)
 
     # jobs
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from server_worker.store.base import Attempt, Blob, LogEntry, Owner, SessionMeta
 from server_worker.store.records import pieces
 from server_worker.store.rules import thinned
+from server_worker.store.sqlite import fleets
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
 from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
 
@@ -62,6 +63,7 @@ CREATE TABLE IF NOT EXISTS allowed (device TEXT PRIMARY KEY, jobs TEXT) WITHOUT 
 CREATE TABLE IF NOT EXISTS deliveries (
     session TEXT, request TEXT, count INTEGER, begun_at REAL, PRIMARY KEY (session, request)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stack (setting TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
 """
 """Tables that came later, beside those that were there: no matter to versions that know nothing of them."""
 
@@ -121,7 +123,7 @@ class Database:
             db.execute(f"PRAGMA user_version = {FORMAT}")
             found = FORMAT
         if found == FORMAT:
-            for statement in _LATER.split(";"):
+            for statement in (_LATER + fleets.TABLES).split(";"):
                 db.execute(statement)
         return found
 

@@ -37,6 +37,7 @@ from server_worker.store.base import (
 )
 from server_worker.store.records import decode_worker, encode_worker, pieces
 from server_worker.store.sqlite.file import Database
+from server_worker.store.sqlite.fleets import SqliteFleets
 from server_worker.store.staging import StagedRequests
 from spliteasy.errors import StoreUnavailable
 
@@ -68,6 +69,7 @@ class SqliteStore:
         self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
         self._closed = False
         self._database = self._submit(lambda: Database(path))
+        self.fleets = SqliteFleets(self._write, self._read)
 
     # simulation
 
@@ -87,6 +89,15 @@ class SqliteStore:
     def waiting_bytes(self) -> int:
         """Return the bytes of requests that wait in this process for their commits."""
         return self._waiting.nbytes
+
+    async def shards(self, first: int | None = None) -> int | None:
+        def settled(db: sqlite3.Connection) -> int | None:
+            if first is not None:
+                db.execute("INSERT OR IGNORE INTO stack VALUES ('shards', ?)", (first,))
+            row = db.execute("SELECT value FROM stack WHERE setting = 'shards'").fetchone()
+            return None if row is None else int(row[0])
+
+        return await (self._read(settled) if first is None else self._write(settled))
 
     # jobs
 

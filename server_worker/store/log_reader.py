@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server_worker.store import LogEntry, Store
+from server_worker.store.base import LogEntry, Store
 from spliteasy.errors import StoreUnavailable
 
 BATCH_STEPS = 8

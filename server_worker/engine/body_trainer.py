@@ -1,0 +1,240 @@
+"""A body in this process's memory: weights, optimizer, the open step. Computation only.
+
+Everything here runs in the torch thread and can be thrown away: the store has what it takes to build it
+again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from broker import decode_tensor, encode_tensor
+from server_worker.engine.base import (
+    DIGEST,
+    Backward,
+    BackwardDone,
+    Evaluate,
+    Forward,
+    ForwardDone,
+    RebaseDone,
+    StepDone,
+)
+from spliteasy.codecs.packer import Packed, Packer, bytes_of, expected_like, expected_of, unpack
+from spliteasy.errors import DataError, OutputsMismatch
+from spliteasy.fleet.parts import averaged_part, rebased
+from spliteasy.graph.boundary import check_gradients, check_values
+from spliteasy.graph.tensors import tensors_from_bytes
+from spliteasy.job import Job
+from spliteasy.job.micro_batches import share_of
+from spliteasy.training.digest import digest_of
+from spliteasy.training.private_trainer import PrivateTrainer, from_the_device, segment_trainer
+from spliteasy.training.segment_trainer import (
+    Gradients,
+    NotFinite,
+    OpenForward,
+    all_finite,
+    backward_from,
+    detached,
+    tensors_of,
+)
+
+BODY = "body/"
+"""Begins the names of the body's tensors in a mean, beside those of head and tail."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A micro-batch of the open step, until its backward has run."""
+
+    graph: OpenForward
+    outputs: Packed
+    targets: tuple[Tensor, ...]
+    share: float
+
+
+class BodyTrainer:
+    """A body after step `trainer.step`, and at most one open step on top.
+
+    The open step's micro-batches are computed in order: each forward after those before it, and likewise each
+    backward.
+    """
+
+    def __init__(self, job: Job, replica: str, *, device: str) -> None:
+        self.job = job
+        self.replica = replica
+        self._device = device
+        self.trainer = segment_trainer(job.body.spawn(), job.spec, device=device, role="body")
+        self.state_bytes = self.trainer.nbytes()
+        self._open: dict[int, _Open] = {}
+        """By micro-batch, those whose backward has not run."""
+        self._sent: list[Packed] = []
+        """The gradients that the backwards of the open step gave, by micro-batch."""
+        self._spoiled = False
+        """A gradient of the open step was not finite, and the job lets the step pass."""
+        self._codecs = job.spec.link.codecs
+        self._packer = Packer(self._codecs, job.spec.seed, device, "down")
+        self._tolerant = job.spec.durability.exactness == "tolerance"
+
+    @property
+    def step(self) -> int:
+        return self.trainer.step
+
+    def restore(self, blobs: Mapping[str, bytes], step: int) -> None:
+        """Take over a snapshot of `step`; an empty one is the job's initial state."""
+        if blobs:
+            state = {name: decode_tensor(blob) for name, blob in blobs.items()}
+            self.trainer.load_state(state, step=step)
+            self._packer.load_state(state)
+
+    def snapshot(self) -> dict[str, bytes]:
+        """The state after `step`, one blob a tensor."""
+        state = {**self.trainer.snapshot(), **self._packer.state()}
+        return {name: encode_tensor(tensor) for name, tensor in state.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights and buffers."""
+        return {name: tensor.clone() for name, tensor in self.trainer.segment.state_dict().items()}
+
+    def averaged_part(self) -> dict[str, Tensor]:
+        """Return a copy of what the body hands in at the end of a round."""
+        part = averaged_part(self.trainer, self.job.spec.fleet)
+        return {BODY + name: tensor for name, tensor in part.items()}
+
+    def rebase(self, round_: int, mean: bytes) -> RebaseDone:
+        """Take a step that goes on from the mean of a round, or from the initial model (no bytes)."""
+        self.abort()
+        fleet = self.job.spec.fleet
+        tensors = tensors_from_bytes(mean) if mean else {}
+        own = {name[len(BODY) :]: tensor for name, tensor in tensors.items() if name.startswith(BODY)}
+        if not mean:
+            initial = BodyTrainer(self.job, self.replica, device=self._device)
+            own = averaged_part(initial.trainer, fleet)
+        self.trainer.rebase(rebased(self.trainer.snapshot(), own, fleet))
+        # In the order of names: the reply has to be the same bytes when it is made again.
+        ends = {name: tensors[name] for name in sorted(tensors) if not name.startswith(BODY)}
+        digest = digest_of([round_, *ends.values(), self.step, *self.trainer.moving()])
+        return RebaseDone(DIGEST + digest, ends)
+
+    def forward(self, request: Forward) -> ForwardDone:
+        """Open the next micro-batch of step + 1; micro-batch 0 begins the step anew."""
+        if request.micro == 0:
+            self.abort()
+        specs = self.trainer.segment.input_values
+        arrived = unpack(
+            request.values, expected_of(specs, request.samples), codecs=self._codecs["activations"]
+        )
+        values = check_values(arrived, specs, samples=request.samples)
+        share = self._share(request) if request.targets else 0.0
+        graph = self.trainer.forward(values, micro=request.micro)
+        outputs = Packed(())
+        if not request.targets:
+            outputs = self._packer.pack(
+                "activations",
+                detached(graph.outputs),
+                step=self.step + 1,
+                micro=request.micro,
+                codec=request.codec,
+            )
+        self._open[request.micro] = _Open(graph, outputs, request.targets, share)
+        return ForwardDone(outputs, bytes_of(graph.outputs), share)
+
+    def backward(self, request: Backward) -> BackwardDone:
+        """Close the oldest open micro-batch."""
+        opened = self._open[len(self._sent)]
+        if request.gradients is None:
+            gradients, loss = self._from_loss(opened)
+        else:
+            gradients, loss = self._from_gradients(opened, request, request.gradients), None
+        finite = all_finite([g for g in gradients if g is not None]) and math.isfinite(loss or 0.0)
+        if not finite:
+            self._let_pass()
+        kept = gradients if not self._spoiled else (None,) * len(gradients)
+        micro = len(self._sent)
+        packed = self._packer.pack("gradients", kept, step=self.step + 1, micro=micro, codec=request.codec)
+        del self._open[micro]
+        self._sent.append(packed)
+        return BackwardDone(packed, loss)
+
+    def take_step(self) -> StepDone:
+        """Take the optimizer step, after the backwards of all micro-batches."""
+        if not self._spoiled and not self.trainer.finite():
+            self._let_pass()
+        skipped, count = self._spoiled, len(self.trainer.segment.input_values)
+        sent = [value for packed in self._sent for value in packed.values]
+        if skipped:
+            sent = [None] * (count * len(self._sent))
+            self.trainer.skip()
+            self._packer.abort()
+        else:
+            self.trainer.apply()
+            self._packer.apply()
+        self._forget()
+        return StepDone(self._digest(sent), skipped)
+
+    def evaluate(self, request: Evaluate) -> Packed:
+        """The body's outputs in evaluation mode."""
+        specs = self.trainer.eval_inputs
+        arrived = unpack(
+            request.values, expected_of(specs, request.samples), codecs=self._codecs["activations"]
+        )
+        values = check_values(arrived, specs, samples=request.samples)
+        return self._packer.pack_evaluation(self.trainer.evaluate(values), codec=request.codec)
+
+    def abort(self) -> None:
+        """Forget the open step."""
+        self.trainer.abort()
+        self._packer.abort()
+        self._forget()
+
+    def _share(self, request: Forward) -> float:
+        """What the micro-batch counts for. Raises DataError where that is more than all of the batch."""
+        if request.counted is None:
+            return share_of(request.samples, request.batch)
+        share = share_of(self.job.measure.elements(request.targets), request.counted)
+        if not 0 <= share <= 1:
+            raise DataError(f"a micro-batch counts for {share:.3g} of its batch")
+        return share
+
+    def _from_gradients(self, opened: _Open, request: Backward, packed: Packed) -> Gradients:
+        outputs = opened.graph.outputs
+        if request.outputs is not None and not self._tolerant:
+            own = digest_of(opened.outputs.values)
+            if own != request.outputs:
+                raise OutputsMismatch(self.replica, request.step, device=request.outputs, own=own)
+        arrived = unpack(packed, expected_like(outputs), codecs=self._codecs["gradients"])
+        gradients = check_gradients(arrived, outputs)
+        if isinstance(self.trainer, PrivateTrainer):
+            if request.noise is None:
+                raise DataError(
+                    f"a BACKWARD of {self.replica} came without noise, and the job trains by DP-SGD"
+                )
+            self.trainer.give_noise(from_the_device(request.noise), request.noise.multiplier)
+        return self.trainer.backward(opened.graph, gradients)
+
+    def _from_loss(self, opened: _Open) -> tuple[Gradients, float | None]:
+        """The gradients of the activations, and the loss where an element has a label."""
+        loss = self.job.loss(tensors_of(opened.graph.outputs), opened.targets)
+        backward_from(loss, opened.share)
+        gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.graph.inputs)
+        return gradients, float(loss.detach()) if self.job.measure.measured(opened.targets) else None
+
+    def _digest(self, sent: list[Tensor | int | None]) -> str:
+        """The digest of all that the step gave: gradients as they travel, new weights and buffers, and what
+        codecs held back. Gradients alone would be one constant under a frozen head."""
+        held_back = [tensor for _, tensor in sorted(self._packer.state().items())]
+        return DIGEST + digest_of([*sent, self.step, *self.trainer.moving(), *held_back])
+
+    def _let_pass(self) -> None:
+        """The step will have no effect; raises NotFinite where the job wants to stop instead."""
+        if self.job.spec.durability.on_non_finite != "skip":
+            raise NotFinite
+        self._spoiled = True
+
+    def _forget(self) -> None:
+        self._open.clear()
+        self._sent = []
+        self._spoiled = False

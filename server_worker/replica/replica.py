@@ -1,0 +1,269 @@
+"""One replica on a worker: claimed, loaded, logged, committed, given up. Without I/O.
+
+A replica is what is trained: a body with its optimizer, its log, its snapshots and its owner. Its members
+are those who train it: each is a session, with an attempt of its own, which it names with every write. The
+replica of a personal training has one member, and that session's name.
+
+    COLD ──load──▶ READY ──begin──▶ FORWARDED ──commit──▶ READY
+     ▲               │                │   ▲ forward of the next micro-batch, or of the first again
+     └──── drop ─────┴────────────────┘   └─┘
+
+What is loaded of a replica is only a cache: whatever leaves its relation to the store in doubt drops it, and
+the next request loads it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+
+from broker.protocol import messages as m
+from server_worker.action import Steps
+from server_worker.engine.base import Probe
+from server_worker.engine.probe import alike
+from server_worker.replica.actions import Loaded, LoadJob
+from server_worker.replica.durability import DurabilityClock
+from server_worker.replica.loaded_body import LoadedBody, StepResult, open_body
+from server_worker.replica.snapshots import Snapshots
+from server_worker.store import Attempt, Blob, ClaimOutcome, CommitOutcome, Done, Owner, SessionMeta
+from server_worker.store.calls import (
+    Begin,
+    ClaimSession,
+    CommitStep,
+    Finish,
+    Handle,
+    PutRequest,
+    ReadEntries,
+    ReadSnapshot,
+)
+from spliteasy.errors import StoreError, UnlikeWorker
+
+
+class BodyState(Enum):
+    """Where a replica's body is."""
+
+    COLD = "cold"
+    READY = "ready"
+    FORWARDED = "forwarded"
+
+
+_EDGES = {
+    (BodyState.COLD, BodyState.READY),
+    (BodyState.READY, BodyState.FORWARDED),
+    (BodyState.FORWARDED, BodyState.FORWARDED),
+    (BodyState.FORWARDED, BodyState.READY),
+    *((state, BodyState.COLD) for state in BodyState),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerIdentity:
+    """Who computes: `nonce` is the owner nonce of all its replicas."""
+
+    nonce: str
+
+
+class Replica:
+    """What one worker has of one replica: its body, and what the store said last."""
+
+    def __init__(
+        self,
+        name: str,
+        identity: WorkerIdentity,
+        *,
+        job: str,
+        device: str,
+        durability: DurabilityClock,
+        clock: Callable[[], float],
+    ) -> None:
+        """`device`: the one whose random numbers the body's layers draw."""
+        self.name = name
+        self.job = job
+        """The name of the job that it trains."""
+        self._device = device
+        self.identity = identity
+        self.state = BodyState.COLD
+        self.owner: Owner | None = None
+        self.body: LoadedBody | None = None
+        self.snapshots = Snapshots(name, clock)
+        self.log_bytes = 0
+        """Of its log in the store, after the last commit."""
+        self.doubted = False
+        """Another worker may have owned it meanwhile: ask the store before the body is used."""
+        self._durability = durability
+        self._log_limit = 0
+        self._oldest_checkpoint = 0
+        """Of the member's device, when the open step began."""
+        self._step_bytes = 0
+        """Of the open step's requests."""
+        self._writes: list[Handle[None]] = []
+        """Of the open step's requests to the log; the commit waits for them."""
+
+    @property
+    def live_owner(self) -> Owner:
+        """The owner that every write names. Only where a session of it was opened, or it was loaded."""
+        assert self.owner is not None
+        return self.owner
+
+    @property
+    def log_fill(self) -> float:
+        """How much of the log's limit is used."""
+        return self.log_bytes / self._log_limit if self._log_limit else 0.0
+
+    @property
+    def log_is_full(self) -> bool:
+        return self.log_bytes > self._log_limit
+
+    @property
+    def log_is_long(self) -> bool:
+        """Whether to cut it: a snapshot of this step, and a checkpoint of the device, let it begin here.
+
+        Past half of its limit, or where so much was logged since the last snapshot that one costs little.
+        """
+        assert self.body is not None
+        return self.log_bytes > self._log_limit // 2 or self.snapshots.are_cheap(self.body.state_bytes)
+
+    def durable_step(self, committed: int) -> int:
+        """The newest step ≤ `committed` that the store can't lose any more."""
+        return self._durability.durable_step(self.name, committed)
+
+    # the body
+
+    def check_environment(self, meta: SessionMeta) -> Steps[str | None]:
+        """What computed the steps so far, if that was unlike this machine and the job tolerates it.
+
+        Raises UnlikeWorker where the job does not.
+        """
+        job = yield from LoadJob(self.job, meta.job_digest)
+        if job is None or not meta.committed:
+            return None
+        own = yield from Probe(job)
+        if alike(meta.environment, own):
+            return None
+        if job.spec.durability.exactness == "bits":
+            raise UnlikeWorker(self.name, stored=meta.environment, own=own)
+        return meta.environment
+
+    def claim(self, attempt: Attempt, step: int) -> Steps[ClaimOutcome]:
+        """Ask the store for the replica, to serve a member's request of `step`."""
+        return (yield from ClaimSession(self.name, attempt, step, self.identity.nonce))
+
+    def trusts_again(self, meta: SessionMeta) -> bool:
+        """Whether nobody else owned it since the body was loaded; then that is in doubt no more."""
+        assert self.body is not None
+        if meta.owner != self.owner or meta.committed != self.body.step:
+            return False
+        self.doubted = False
+        return True
+
+    def load(self, meta: SessionMeta, *, replay_last: bool) -> Steps[StepResult | None]:
+        """Load the body from the newest snapshot and the log after it; what the last replayed step gave.
+
+        `replay_last`: take the committed step again even where a snapshot has it, for its GRADIENT.
+        """
+        self._durability.loaded(self.name, meta.committed)
+        job = yield from LoadJob(self.job, meta.job_digest)
+        if job is None:
+            raise StoreError(f"the store has session {self.name} but not its job {meta.job_digest[:12]}")
+        newest = meta.committed - 1 if replay_last and meta.committed else meta.committed
+        unlike = yield from self.check_environment(meta)
+        base = max((step for step in meta.snapshots if step <= newest), default=max(meta.snapshots))
+        blobs = yield from ReadSnapshot(self.name, base)
+        body = yield from open_body(job, self.name, self._device)
+        yield from body.restore(blobs, base)
+        self.owner = meta.owner
+        self.log_bytes, self._log_limit = meta.log_bytes, job.spec.durability.log_max_bytes
+        result = yield from self._replay(body, base, meta.committed)
+        self.body = body
+        self.snapshots.loaded(base, kept=len(meta.snapshots), logged_bytes=meta.log_bytes)
+        self._move(BodyState.READY)
+        yield from Loaded(self.name, meta.committed, meta.committed - base, unlike)
+        return result
+
+    def _replay(self, body: LoadedBody, base: int, upto: int) -> Steps[StepResult | None]:
+        """Take the logged steps after `base` again; one batch is read while the one before is computed."""
+        result: StepResult | None = None
+        ahead = (yield from Begin(ReadEntries(self.name, base, upto))) if base < upto else None
+        while ahead is not None:
+            entries = yield from Finish(ahead)
+            done = entries[-1].step
+            ahead = (yield from Begin(ReadEntries(self.name, done, upto))) if done < upto else None
+            for entry in entries:
+                result = yield from body.replay(entry)
+        return result
+
+    def drop(self) -> None:
+        """Throw the body away; the store has everything."""
+        self._move(BodyState.COLD)
+        self.body, self.owner = None, None
+        self.doubted = False
+
+    def abort(self) -> Steps[None]:
+        """Forget the open step."""
+        if self.body is not None and self.state is BodyState.FORWARDED:
+            yield from self.body.abort()
+            self._move(BodyState.READY)
+
+    # the open step
+
+    def begin(self, request: m.Forward | m.Ready) -> Steps[None]:
+        """The body is about to open the request's micro-batch; the first one begins the step."""
+        self._move(BodyState.FORWARDED)
+        if isinstance(request, m.Ready) or request.micro == 0:
+            self._oldest_checkpoint, self._step_bytes = request.oldest_checkpoint, 0
+            yield from self.let_go_of_writes()
+
+    def log(self, attempt: Attempt, step: int, index: int, raw: Blob) -> Steps[None]:
+        """Begin to write a request's bytes to the log, while it is computed and answered."""
+        self._step_bytes += memoryview(raw).nbytes
+        put = PutRequest(self.name, attempt, self.live_owner, step, index, raw)
+        self._writes.append((yield from Begin(put)))
+
+    def let_go_of_writes(self) -> Steps[None]:
+        """Wait for writes of a step that was given up: none may come in between those of the next try."""
+        writes, self._writes = self._writes, []
+        for write in writes:
+            with suppress(StoreError):
+                yield from Finish(write)
+
+    def commit(self, attempt: Attempt, step: int, digest: str, *, requests: int) -> Steps[CommitOutcome]:
+        """Make the step that the body has taken: `requests` were logged, `digest` is of its gradients.
+
+        After anything but Done the body is ahead of the store, and has to be dropped.
+        """
+        for write in self._writes:
+            yield from Finish(write)
+        self._writes.clear()
+        outcome = yield from CommitStep(
+            session=self.name,
+            attempt=attempt,
+            owner=self.live_owner,
+            step=step,
+            requests=requests,
+            digest=digest,
+            oldest_checkpoint=self._oldest_checkpoint,
+        )
+        if isinstance(outcome, Done):
+            self._move(BodyState.READY)
+            self.log_bytes = outcome.meta.log_bytes
+            self.snapshots.committed(self._step_bytes, kept=len(outcome.meta.snapshots))
+        return outcome
+
+    def snapshot_if_due(self, attempt: Attempt) -> Steps[None]:
+        """Begin to write a snapshot, where it is time for one."""
+        assert self.body is not None
+        yield from self.snapshots.write_if_due(
+            self.body, (attempt, self.live_owner), log_is_long=self.log_is_long
+        )
+
+    def save(self, attempt: Attempt) -> Steps[None]:
+        """Write a snapshot of the newest step, unless there is one."""
+        if self.body is not None:
+            yield from self.snapshots.write(self.body, (attempt, self.live_owner))
+
+    def _move(self, to: BodyState) -> None:
+        if (self.state, to) not in _EDGES:
+            raise AssertionError(f"replica {self.name}: no way from {self.state} to {to}")
+        self.state = to

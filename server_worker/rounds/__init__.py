@@ -1,0 +1,1 @@
+"""Rounds of a fleet: who takes part, when one ends, and the mean that all go on from."""

@@ -1,0 +1,289 @@
+"""A device's turn at the end of a round, without I/O: it hands in, waits, and goes on from the mean.
+
+Everything is in the store: what devices handed in, and the chain of records. So any worker can close a round,
+and take its mean again to the same bits. A record is acted on once the store can't lose it any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from broker import encode
+from broker.protocol import messages as m
+from server_worker.action import Steps
+from server_worker.engine.base import HandIn, TakeMean
+from server_worker.replica.loaded_body import LoadedBody, RoundAbout
+from server_worker.rounds.decision import Members, next_record, wanted
+from server_worker.rounds.ends import digest_of_contribution
+from server_worker.session.refusals import error_reply
+from server_worker.store import Blob
+from server_worker.store.fleet_calls import (
+    AppendRound,
+    DropWeights,
+    ListWeights,
+    PutMember,
+    PutWeights,
+    ReadClock,
+    ReadLossWindow,
+    ReadMembers,
+    ReadNewestRound,
+    ReadRounds,
+    ReadWeightsOf,
+)
+from spliteasy.errors import DataError, StoreError, StoreUnavailable
+from spliteasy.fleet.record import HandedIn, Member, RoundRecord
+
+LEAST_WAIT_S, MOST_WAIT_S = 0.05, 5.0
+"""A device asks again after a tenth of the time that the round has lasted, within these limits."""
+GRACE_S = 10.0
+"""A worker lets no deadline pass that it has not watched for so long (or a quarter of it, if that is
+shorter): after an outage devices get the time to come back."""
+
+JOINING = "waiting for the round to begin"
+HANDED_IN = "waiting for the other devices of the round"
+SETTLING = "waiting until the end of the round is durable"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The device may go on from this mean; empty bytes stand for the initial model."""
+
+    about: RoundAbout
+    mean: bytes
+
+    def logged(self, request: m.Ready) -> tuple[Blob, ...]:
+        """Return what the log keeps of the step: it does not need the ends that were handed in."""
+        return encode(request.model_copy(update={"values": (), "names": ()})), self.about.to_json(), self.mean
+
+
+Outcome = Turn | m.Busy | m.Error
+
+
+class RoundTurns:
+    """The rounds of one session, as this worker has seen them."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.request: m.Ready | None = None
+        """The request that waits for the round's end; its values go once they are in the store."""
+        self._clock = clock
+        self._handed: HandedIn | None = None
+        """The hand-in of `request`, once it is in the store."""
+        self._seen: tuple[str, float] = "", 0.0
+        """The newest record, and since when this worker knows it."""
+
+    def begin(self, request: m.Ready) -> None:
+        """Note that the device is ready. The same request again changes nothing."""
+        if self.request is None or self.request.request != request.request:
+            self.request, self._handed = request, None
+
+    def clear(self) -> None:
+        self.request, self._handed = None, None
+
+    def take(self, loaded: LoadedBody) -> Steps[Outcome]:
+        """Return the answer to the device that waits, as things stand now. Raises DataError, StoreError."""
+        request, fleet = self.request, fleet_of(loaded)
+        assert request is not None
+        newest = parsed((yield from ReadNewestRound(fleet)))
+        now = yield from ReadClock()
+        if newest is not None and newest.fleet_key != request.fleet_key:
+            return wrong_key_reply(request)
+        if request.round != loaded.round:
+            raise DataError(
+                f"the device hands in for round {request.round}, its session is in {loaded.round}"
+            )
+        if request.round > (0 if newest is None else newest.number + 1):
+            raise StoreError(f"the store has lost the record of round {request.round - 1} of fleet {fleet}")
+        if newest is not None and request.round == newest.number + 1:
+            yield from self._hand_in(loaded, fleet)
+        member = Member(
+            seen=now, done=request.last, fleet_key=request.fleet_key, round=request.round, handed=self._handed
+        )
+        yield from PutMember(fleet, request.device, member.to_json())
+        newest = yield from self._close_if_due(loaded, newest, fleet, now)
+        return (yield from self._answer(loaded, newest, fleet, now))
+
+    def _answer(
+        self, loaded: LoadedBody, newest: RoundRecord | None, fleet: str, now: float
+    ) -> Steps[Outcome]:
+        request = self.request
+        assert request is not None
+        if newest is None:
+            few = f"{JOINING}: {wanted(loaded.job.spec.fleet)} devices have to be there"
+            return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=few)
+        wait_s = min(MOST_WAIT_S, max(LEAST_WAIT_S, (now - newest.closed_at) / 10))
+        if newest.number < request.round:
+            return m.Busy(answers=request.request, retry_after_s=wait_s, reason=HANDED_IN)
+        if not request.last and request.device not in newest.cohort:
+            return m.Busy(answers=request.request, retry_after_s=wait_s, reason=JOINING)
+        window_s = yield from ReadLossWindow()
+        if now - newest.closed_at < window_s:
+            return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=SETTLING)
+        mean = yield from mean_of(newest.base, fleet)
+        sealed = None
+        if mean and loaded.job.spec.fleet.seals:
+            sealed = sealed_sum(newest if not newest.void else (yield from record_of(newest.base, fleet)))
+        about = RoundAbout(round=newest.number, record=newest.digest, drawn=len(newest.cohort), sealed=sealed)
+        return Turn(about, mean)
+
+    def _hand_in(self, loaded: LoadedBody, fleet: str) -> Steps[None]:
+        """Put what the device has trained into the store, once. The first that is there stands."""
+        request, spec = self.request, loaded.job.spec
+        if request is None or self._handed is not None:
+            return
+        most = spec.fleet.most_weight(spec.batch_size) if spec.fleet.seals else spec.fleet.max_samples
+        if spec.fleet.weights == "equal":
+            most = spec.fleet.max_samples
+        if request.samples != loaded.samples:
+            raise DataError(
+                f"the device says that it trained on {request.samples} samples in the round, and it was "
+                f"{loaded.samples}"
+            )
+        if most is not None and loaded.samples > most:
+            raise DataError(
+                f"the device trained on {loaded.samples} samples in the round, and the job takes {most}",
+                hint="raise fleet.max_samples in the job",
+            )
+        body = yield from HandIn(loaded.body, request)
+        digest, name = digest_of_contribution(body), weights_name(request.round, request.device)
+        kept = yield from PutWeights(fleet, name, body, digest)
+        handed = HandedIn(
+            samples=loaded.samples,
+            first=loaded.round_began,
+            last=loaded.taken,
+            digest=digest,
+            nonce=request.nonce,
+        )
+        if kept != digest:  # of a life that the device has forgotten
+            members = yield from read_members(fleet)
+            before = members.get(request.device)
+            if before is not None and before.round == request.round and before.handed is not None:
+                handed = before.handed
+            else:
+                yield from DropWeights(fleet, (name,))
+                yield from PutWeights(fleet, name, body, digest)
+        self._handed = handed
+        self.request = request.model_copy(update={"values": (), "names": ()})
+
+    def _close_if_due(
+        self, loaded: LoadedBody, newest: RoundRecord | None, fleet: str, now: float
+    ) -> Steps[RoundRecord | None]:
+        """Write the record that is due, if one is; the newest record then."""
+        spec, members = loaded.job.spec, (yield from read_members(fleet))
+        due = next_record(
+            newest, members, spec.fleet, seed=spec.seed, now=now, may_expire=self._watched(newest, loaded)
+        )
+        if due is None:
+            return newest
+        if newest is not None and newest.base:
+            # While all that it is taken from is there.
+            before = yield from mean_of(newest.base, fleet)
+            due = due.model_copy(update={"mean_before": digest_of_contribution(before)})
+        line, previous = due.to_json(), None if newest is None else newest.to_json()
+        found = yield from AppendRound(fleet, line, due.number, previous)
+        if found is None:
+            raise StoreUnavailable(f"fleet {fleet}: the records have changed meanwhile")
+        if found == line:
+            oldest = due.number, newest.base if newest is not None else 0
+            yield from drop_older(fleet, *oldest)
+        return RoundRecord.from_json(found)
+
+    def _watched(self, newest: RoundRecord | None, loaded: LoadedBody) -> bool:
+        """Return whether this worker knows the newest record for long enough to let its deadline pass."""
+        digest, now = "" if newest is None else newest.digest, self._clock()
+        if self._seen[0] != digest:
+            self._seen = digest, now
+        return now - self._seen[1] >= min(GRACE_S, loaded.job.spec.fleet.deadline_s / 4)
+
+
+def fleet_of(loaded: LoadedBody) -> str:
+    """Return the name of the session's fleet in the store."""
+    return f"{loaded.job.name}@{loaded.job.digest}"
+
+
+def weights_name(number: int, device: str) -> str:
+    """Return the name of what a device handed in for a round."""
+    return f"{number}/{device}"
+
+
+def mean_name(number: int) -> str:
+    return f"{number}/"
+
+
+def parsed(line: bytes | None) -> RoundRecord | None:
+    """Return the record that the store has, if it has one."""
+    return None if line is None else RoundRecord.from_json(line)
+
+
+def read_members(fleet: str) -> Steps[Members]:
+    """Return what is known of the fleet's devices."""
+    found = yield from ReadMembers(fleet)
+    return {device: Member.from_json(about) for device, about in found.items()}
+
+
+def mean_of(number: int, fleet: str) -> Steps[bytes]:
+    """Return the mean of a round as bytes, taken if nobody has yet; empty for round 0.
+
+    It is a pure function of the weights that the round's record names. Raises StoreUnavailable where a
+    worker that is further has dropped them meanwhile.
+    """
+    if number == 0:
+        return b""
+    kept = yield from ReadWeightsOf(fleet, mean_name(number))
+    if kept is not None:
+        return bytes(kept)
+    record = yield from record_of(number, fleet)
+    bodies: dict[str, bytes] = {}
+    for device in record.participants:
+        body = yield from ReadWeightsOf(fleet, weights_name(number, device))
+        if body is None:
+            raise StoreUnavailable(f"fleet {fleet}: the weights of round {number} have just gone")
+        bodies[device] = body
+    mean = yield from TakeMean(record, bodies)
+    digest = digest_of_contribution(mean)
+    first = yield from PutWeights(fleet, mean_name(number), mean, digest)
+    if first != digest:
+        raise StoreError(
+            f"fleet {fleet}: two workers have taken unlike means of round {number}: {first[:12]} and "
+            f"{digest[:12]}"
+        )
+    return mean
+
+
+def record_of(number: int, fleet: str) -> Steps[RoundRecord]:
+    """Return the record of a round. Raises StoreUnavailable where the store has lost it meanwhile."""
+    records = yield from ReadRounds(fleet, number - 1)
+    if not records:
+        raise StoreUnavailable(f"fleet {fleet}: the record of round {number} has just gone")
+    return RoundRecord.from_json(records[0])
+
+
+def sealed_sum(record: RoundRecord) -> m.SealedSum:
+    """Return the devices whose sealed ends the sum of that round has."""
+    addends = [
+        m.SealedAddend(device=device, nonce=handed.nonce or "", weight=record.weights[device])
+        for device, handed in record.participants.items()
+    ]
+    return m.SealedSum(round=record.number, drawn=record.drawn, addends=tuple(addends))
+
+
+def drop_older(fleet: str, number: int, base: int) -> Steps[None]:
+    """Drop what was handed in before round `number`, and the means before that of round `base`."""
+    names = yield from ListWeights(fleet)
+    doomed = []
+    for name in names:
+        round_, _, device = name.partition("/")
+        if int(round_) < (number if device else base):
+            doomed.append(name)
+    if doomed:
+        yield from DropWeights(fleet, tuple(doomed))
+
+
+def wrong_key_reply(request: m.Ready) -> m.Error:
+    """Refuse a device whose initial ends are not those of the others."""
+    return error_reply(
+        request,
+        "not-allowed",
+        "this device has another fleet key than the others, so that their models can't be averaged",
+        "give the key file that the others have: --fleet-key FILE",
+    )

@@ -1,0 +1,67 @@
+"""The tensors of a segment that the mean is taken over, and the way a segment goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from spliteasy.job.spec import FleetSpec
+from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, SegmentTrainer
+
+RUNNING = "running_mean"
+"""The buffer that tells a batch norm from other layers."""
+
+
+def norm_layers(names: Iterable[str]) -> frozenset[str]:
+    """Return the batch-norm layers that keep running statistics, by their paths, from the names of all
+    tensors.
+    """
+    split = (name.rpartition(".") for name in names)
+    return frozenset(layer for layer, _, own in split if own == RUNNING)
+
+
+def is_averaged(name: str, fleet: FleetSpec, norms: frozenset[str]) -> bool:
+    """Return whether the mean is taken over that entry of a state (`model/…`, `optimizer/…/…`)."""
+    if name.startswith(MODEL_PREFIX):
+        tensor = name.removeprefix(MODEL_PREFIX)
+    elif name.startswith(OPTIMIZER_PREFIX) and fleet.optimizer == "average":
+        tensor = name.removeprefix(OPTIMIZER_PREFIX).rpartition("/")[0]
+    else:
+        return False
+    return fleet.norm == "average" or tensor.rpartition(".")[0] not in norms
+
+
+def averaged_part(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor]:
+    """Return a copy of what of the segment's state goes into the mean. Weights that do not train are left
+    out.
+    """
+    state, fixed = trainer.snapshot(), trainer.fixed_names()
+    norms = norm_layers(name.removeprefix(MODEL_PREFIX) for name in state)
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name not in fixed and is_averaged(name, fleet, norms)
+    }
+
+
+def averaged_end(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor]:
+    """Return the same of a head or tail: whole numbers can't be sealed, so that these stay the device's own
+    then.
+    """
+    part = averaged_part(trainer, fleet)
+    return {name: x for name, x in part.items() if x.is_floating_point()} if fleet.seals else part
+
+
+def rebased(state: Mapping[str, Tensor], mean: Mapping[str, Tensor], fleet: FleetSpec) -> dict[str, Tensor]:
+    """Return the state of a segment that goes on from the mean: what is not averaged stays, but for an
+    optimizer's state that is reset, or that the mean has none of.
+    """
+    norms = norm_layers(name.removeprefix(MODEL_PREFIX) for name in state)
+
+    def stays(name: str) -> bool:
+        if fleet.optimizer == "reset":
+            return not name.startswith(OPTIMIZER_PREFIX)
+        return not (name.startswith(OPTIMIZER_PREFIX) and is_averaged(name, fleet, norms))
+
+    return {**{name: tensor for name, tensor in state.items() if stays(name)}, **mean}

@@ -1,0 +1,141 @@
+"""The rounds of a job whose devices train one model, as the store has them and as a person reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from spliteasy.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from server_worker.store import Store
+    from spliteasy.fleet.record import Member, RoundRecord
+    from spliteasy.job.spec import FleetSpec
+
+SHOWN = 12
+"""Characters of a digest that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """A fleet as the store has it, at one moment."""
+
+    name: str
+    spec: FleetSpec
+    records: Sequence[RoundRecord]
+    members: Mapping[str, Member]
+    means: Mapping[int, str]
+    """Digests of the means that are kept, by round."""
+    now: float
+
+    def mean_of(self, record: RoundRecord) -> str | None:
+        """Return the digest of the mean that everybody goes on from after the round; None: the initial model,
+        or it was not taken yet.
+        """
+        later = next((each for each in self.records if each.number == record.number + 1), None)
+        return later.mean_before if later is not None else self.means.get(record.base)
+
+    def devices(self) -> list[dict[str, Any]]:
+        """Return what each device is at, in the round under way."""
+        newest = self.records[-1] if self.records else None
+        cohort = set(newest.cohort) if newest is not None else set()
+        return [
+            {
+                "device": name,
+                "state": self._state(newest, name, self.members.get(name)),
+                "drawn": name in cohort,
+            }
+            for name in sorted({*self.members, *cohort})
+        ]
+
+    def _state(self, newest: RoundRecord | None, name: str, member: Member | None) -> str:
+        if newest is None or name not in newest.cohort:
+            return "done" if member is not None and member.done else "waits for a round"
+        if member is not None and member.round == newest.number + 1:
+            return "handed in"
+        return "late" if self.now - newest.closed_at >= self.spec.deadline_s else "trains"
+
+
+async def read_fleet(store: Store, job: str) -> FleetView:
+    """Return what the store has of the fleet of a job. Raises UserError where there is no such job with
+    rounds.
+    """
+    from spliteasy.fleet.record import Member, RoundRecord
+    from spliteasy.job.spec import JobSpec
+
+    name, _, digest = job.partition("@")
+    versions = (await store.job_versions()).get(name, ())
+    whole = next((each for each in versions if each.startswith(digest)), None)
+    stored = None if whole is None else await store.get_job(name, whole, wanted=lambda names: ["spec.json"])
+    if stored is None:
+        raise UserError(f"there is no job {job}", hint="see `spliteasy status` for those that were submitted")
+    spec = JobSpec.model_validate_json(stored.parts["spec.json"]).fleet
+    if not spec.averages:
+        raise UserError(
+            f"the devices of job {name} train alone: it has no rounds", hint='[fleet] mode = "splitfed"'
+        )
+    fleet_name = f"{name}@{stored.digest}"
+    records = [RoundRecord.from_json(line) for line in await store.fleets.rounds(fleet_name)]
+    members = {device: Member.from_json(x) for device, x in (await store.fleets.members(fleet_name)).items()}
+    weights = await store.fleets.weights(fleet_name)
+    means = {int(key[:-1]): digest for key, digest in weights.items() if key.endswith("/")}
+    return FleetView(fleet_name, spec, records, members, means, await store.now())
+
+
+def fleet_as_object(view: FleetView) -> dict[str, Any]:
+    """Return the fleet for `--json`."""
+    return {
+        "fleet": view.name,
+        "round": view.records[-1].number + 1 if view.records else 0,
+        "deadline_s": view.spec.deadline_s,
+        "devices": view.devices(),
+        "rounds": [
+            {
+                "round": record.number,
+                "record": record.digest,
+                "void": record.number > 0 and record.void,
+                "participants": {name: x.samples for name, x in record.participants.items()},
+                "samples": sum(x.samples for x in record.participants.values()),
+                "drawn_for_next": list(record.cohort),
+                "mean": view.mean_of(record),
+                "closed_at": record.closed_at,
+            }
+            for record in view.records
+        ],
+    }
+
+
+def show_fleet(view: FleetView, last: int) -> None:
+    """Print the round under way, its devices, and the rounds before it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not view.records:
+        console.print(f"{view.name}: no round has begun; {len(view.members)} devices wait")
+        return
+    newest = view.records[-1]
+    age_s = view.now - newest.closed_at
+    console.print(
+        f"{view.name[: view.name.index('@') + 1 + SHOWN]}: round {newest.number + 1} began {age_s:.0f} s ago "
+        f"and ends {view.spec.deadline_s:.0f} s after its beginning at the latest"
+    )
+    grid = Table("device", "state", title="Devices", title_justify="left")
+    for each in view.devices():
+        grid.add_row(each["device"], each["state"])
+    console.print(grid)
+    rounds = Table(title="Rounds", title_justify="left")
+    for column in ("round", "took part", "left out", "samples", "mean"):
+        rounds.add_column(column, justify="right")
+    for before, record in list(zip(view.records, view.records[1:], strict=False))[-last:]:
+        absent = sorted(set(before.cohort) - set(record.participants))
+        rounds.add_row(
+            str(record.number),
+            "void" if record.void else str(len(record.participants)),
+            ", ".join(absent) or "–",
+            str(sum(x.samples for x in record.participants.values())),
+            (view.mean_of(record) or "not taken yet")[:SHOWN],
+        )
+    console.print(rounds)

@@ -1,0 +1,166 @@
+"""One model from many devices: the training equals federated averaging in plain PyTorch, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from spliteasy.fleet import program
+from spliteasy_cli.commands.train import STORE_FILE
+from tests.cli.conftest import Project, Ran
+
+LAST_SAME = "max_abs_diff=0"
+PLAIN = 'mode = "splitfed"\naggregate = "plain"\n'
+OPEN_ENDS = "share_ends = true"
+
+
+def fleet(text: str, *, ends: str = "average") -> dict[str, str]:
+    """What a project needs for a job with rounds."""
+    if ends == "own":
+        return {"more": f'[fleet]\nmode = "splitfed"\nends = "own"\n{text}'}
+    return {"top": OPEN_ENDS, "more": f"[fleet]\n{PLAIN}{text}"}
+
+
+ADAMW = 'name = "adamw"\nlr = 0.01'
+COSINE = '\n[schedule]\nname = "cosine"\nsteps = 20\nwarmup_steps = 3'
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        pytest.param(fleet("round_steps = 2"), id="sgd-batch-norm-dropout"),
+        pytest.param(
+            {**fleet('round_steps = 3\noptimizer = "average"'), "optimizer": ADAMW}, id="adamw-average"
+        ),
+        pytest.param({**fleet('round_steps = 3\noptimizer = "keep"'), "optimizer": ADAMW}, id="adamw-keep"),
+        pytest.param(fleet('round_epochs = 1\noptimizer = "average"\nnorm = "local"'), id="fedbn"),
+        pytest.param(fleet('round_steps = 2\nweights = "equal"\ndevices_per_round = 2'), id="drawn"),
+        pytest.param(fleet('round_steps = 4\noptimizer = "keep"', ends="own"), id="own-ends"),
+        pytest.param({"more": '[fleet]\nmode = "splitfed"\nround_steps = 3'}, id="sealed"),
+        pytest.param(
+            {"more": '[fleet]\nmode = "splitfed"\nround_epochs = 1\noptimizer = "keep"', "optimizer": ADAMW},
+            id="sealed-adamw-keep",
+        ),
+        pytest.param({**fleet("round_steps = 2" + COSINE), "cuts": '["stem"]'}, id="single-split-cosine"),
+    ],
+)
+def test_a_fleet_equals_the_plain_program(
+    job: dict[str, str], spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    if job.get("cuts"):
+        job = {**job, "top": f"{job['top']}\nshare_labels = true"}
+    project = new_project(extra="nn.Dropout(0.3),", **job)
+    ran = spliteasy("parity", "--fleet", project.job_file, "--steps", 10, "--devices", 3)
+    assert ran.code == 0, ran.out + ran.err
+    assert ran.out.splitlines()[-1] == LAST_SAME
+    assert "phone-3, step" in ran.out
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.redis
+def test_a_fleet_on_rabbitmq_and_redis(
+    rabbitmq_url: str, redis_url: str, spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(**fleet("round_epochs = 1"))
+    there = ("--broker", rabbitmq_url, "--store", redis_url, "--workers", 2)
+    ran = spliteasy("parity", "--fleet", project.job_file, "--steps", 10, "--devices", 3, *there)
+    assert ran.code == 0, ran.out + ran.err
+    assert ran.out.splitlines()[-1] == LAST_SAME
+
+
+@pytest.mark.parametrize("broken", ["order", "weights"])
+def test_another_mean_is_seen(
+    broken: str,
+    spliteasy: Callable[..., Ran],
+    new_project: Callable[..., Project],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program that averages in float32, or weighs all devices alike, is not the one that was run."""
+    project = new_project(**fleet("round_steps = 3"))
+    (project.folder / f"{project.module}.py").write_text(
+        (project.folder / f"{project.module}.py").read_text().replace("48, 6", "40 + 8 * int(device[-1]), 6")
+    )
+
+    def other(parts: dict[str, tuple[int, dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+        counted = [(n if broken == "order" else 1, tensors) for n, tensors in parts.values()]
+        total = sum(n for n, _ in counted)
+        return {
+            name: (sum(n * tensors[name] for n, tensors in counted) / total).to(first.dtype)
+            for name, first in counted[0][1].items()
+        }
+
+    monkeypatch.setattr(program, "weighted_mean", other)
+    ran = spliteasy("parity", "--fleet", project.job_file, "--steps", 10, "--devices", 3)
+    assert ran.code == 1
+    assert ran.out.splitlines()[-1] != LAST_SAME
+
+
+def test_training_gives_every_device_the_same_model(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(**fleet("round_epochs = 1"))
+    ran = spliteasy("train", project.job_file, "--devices", 2, "--out", project.folder / "out")
+    assert ran.code == 0, ran.out + ran.err
+    files = []
+    for device in ("phone-1", "phone-2"):
+        files.append(project.folder / f"{device}.safetensors")
+        state = project.folder / "out" / "devices" / device
+        ran = spliteasy("merge", "--state", state, "--output", files[-1])
+        assert ran.code == 0, ran.out + ran.err
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert (project.folder / "out" / STORE_FILE).exists()
+
+
+def test_a_fleet_key_is_needed_where_ends_are_averaged(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    ran = spliteasy("fleet-key", "phones.key")
+    assert ran.code == 0, ran.err
+    assert "phones.key" in ran.out
+    again = spliteasy("fleet-key", "phones.key")
+    assert again.code != 0
+    assert "exists already" in again.error
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ('mode = "shared"', "'shared' is not built yet"),
+        ('mode = "relay"', "'relay' is not built yet"),
+        ('mode = "splitfed"\noptimizer = "average"', "sealed ends are whole numbers"),
+        ('mode = "splitfed"\ndevices_per_round = 2', "a sealed mean takes 3 devices"),
+        ('mode = "splitfed"\nends = "relay"', "'relay' is not built yet"),
+        ('mode = "personal"\nround_steps = 3', 'round_steps belongs to mode = "splitfed"'),
+        ('mode = "splitfed"\nends = "own"\nround_steps = 3\nround_epochs = 1', "give either"),
+        ('mode = "splitfed"\nends = "own"\naggregate = "plain"', "they never do"),
+        ('mode = "splitfed"\nends = "own"\nwindow = 4', 'window belongs to mode = "shared"'),
+        ('mode = "splitfed"\nends = "own"\nquorum = 5\ndevices_per_round = 4', "can never be reached"),
+        ('mode = "splitfed"\naggregate = "plain"', "set share_ends = true"),
+        ('mode = "splitfed"\nends = "own"\ndeadline = "soon"', "deadline"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_with_the_reason(
+    settings: str, told: str, spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(more=f"[fleet]\n{settings}")
+    ran = spliteasy("train", project.job_file)
+    assert ran.code != 0
+    assert told in ran.error
+
+
+def test_a_sealed_mean_of_two_is_refused(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(more='[fleet]\nmode = "splitfed"')
+    ran = spliteasy("train", project.job_file, "--devices", 2)
+    assert "a sealed mean takes 3 devices, and there are 2" in ran.error
+
+
+def test_a_quorum_larger_than_the_fleet_is_refused(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(**fleet("quorum = 3", ends="own"))
+    ran = spliteasy("train", project.job_file, "--devices", 2)
+    assert "can never be reached by 2 devices" in ran.error
