@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from examples.digits.data import Shifted, training_and_test_images
 
 DIGITS = ((0, 1, 2, 3), (3, 4, 5), (5, 6, 7), (7, 8, 9, 0))
-IMAGES = 360
+IMAGES = 420
 """What each phone has, evenly of its digits."""
 
 

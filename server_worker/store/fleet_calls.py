@@ -20,7 +20,7 @@ class ReadClock(StoreAction[float]):
 
 @dataclass(frozen=True, slots=True)
 class ReadLossWindow(StoreAction[float]):
-    """How long the store may still lose what it has written; 0 where that never ends, as in memory."""
+    """The time for which the store may still lose what it has written; 0 where it is in memory alone."""
 
     async def call(self, store: Store) -> float:
         return 0.0 if store.loss_window_s == math.inf else store.loss_window_s
@@ -64,7 +64,7 @@ class AppendRound(StoreAction[bytes | None]):
 
 @dataclass(frozen=True, slots=True)
 class ReadMembers(StoreAction[Mapping[str, bytes]]):
-    """What is known of the fleet's devices."""
+    """The devices of the fleet that wait, as they said last."""
 
     fleet: str
 

@@ -117,11 +117,14 @@ def show_fleet(view: FleetView, last: int) -> None:
         console.print(f"{view.name}: no round has begun; {len(view.members)} devices wait")
         return
     newest = view.records[-1]
-    age_s = view.now - newest.closed_at
-    console.print(
-        f"{view.name[: view.name.index('@') + 1 + SHOWN]}: round {newest.number + 1} began {age_s:.0f} s ago "
-        f"and ends {view.spec.deadline_s:.0f} s after its beginning at the latest"
-    )
+    name = view.name[: view.name.index("@") + 1 + SHOWN]
+    if not newest.cohort:
+        console.print(f"{name}: round {newest.number} was the last so far; no device waits for another one")
+    else:
+        console.print(
+            f"{name}: round {newest.number + 1} began {view.now - newest.closed_at:.0f} s ago and lasts "
+            f"{view.spec.deadline_s:.0f} s at most"
+        )
     grid = Table("device", "state", title="Devices", title_justify="left")
     for each in view.devices():
         grid.add_row(each["device"], each["state"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import orjson
 import pytest
 import torch
+from safetensors.torch import load
 
 from spliteasy.fleet import program
 from spliteasy_cli.commands.train import STORE_FILE
@@ -109,8 +111,18 @@ def test_training_gives_every_device_the_same_model(
         state = project.folder / "out" / "devices" / device
         ran = spliteasy("merge", "--state", state, "--output", files[-1])
         assert ran.code == 0, ran.out + ran.err
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert (project.folder / "out" / STORE_FILE).exists()
+    one, other = (load(file.read_bytes()) for file in files)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    store = ("--store", f"sqlite:///{project.folder / 'out' / STORE_FILE}")
+    shown = spliteasy("fleet", "tiny", *store)
+    assert shown.code == 0, shown.err
+    assert "round 4 was the last so far" in shown.out
+    rounds = orjson.loads(spliteasy("fleet", "tiny", "--json", *store).out)["rounds"]
+    assert [each["round"] for each in rounds] == [0, 1, 2, 3, 4]
+    assert rounds[4]["participants"] == {"phone-1": 40, "phone-2": 40}
+    assert len({each["mean"] for each in rounds[1:]}) == 4
+    assert "there is no job other" in spliteasy("fleet", "other", *store).error
 
 
 def test_a_fleet_key_is_needed_where_ends_are_averaged(

@@ -22,7 +22,7 @@ class Rotary(nn.Module):
         if kind == "parameter":
             self.rates = nn.Parameter(rates)
         else:
-            self.register_buffer("rates", rates, persistent=kind == "persistent buffer")
+            self.register_buffer("rates", rates, persistent=kind != "buffer")
         self.written = kind == "written buffer"
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,160 @@
+"""A job file as a whole: its sections, and what holds between them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+import orjson
+from pydantic import AfterValidator, Field, model_validator
+
+from spliteasy.job.micro_batches import MAX_MICRO_BATCHES
+from spliteasy.job.spec.fleet import FleetSpec
+from spliteasy.job.spec.model import LossSpec, ModelSpec
+from spliteasy.job.spec.optimizer import ClipSpec, ConstantSpec, OptimizerSpec, ScheduleSpec
+from spliteasy.job.spec.privacy import DEFENCES, PrivacySpec
+from spliteasy.job.spec.running import DataSpec, DurabilitySpec, EvaluationSpec, LinkSpec, PlanSpec
+from spliteasy.job.spec.values import (
+    ELEMENTWISE,
+    MAX_SEED,
+    TOP_LEVEL,
+    Count,
+    Identifier,
+    Name,
+    Section,
+    only,
+    refuse,
+    unique,
+)
+
+
+class JobSpec(Section):
+    """One job. `spliteasy.job.load_job_file` reads it from TOML."""
+
+    name: Identifier
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    batch_size: Count
+    drop_last: bool = False
+    epochs: Count
+    micro_batches: Annotated[int, Field(ge=1, le=MAX_MICRO_BATCHES)] = 1
+    """Parts of a batch that travel and are computed one after the other, so that head, upload, body,
+    download and tail overlap; one optimizer step for all (`spliteasy.job.micro_batches`)."""
+    precision: Annotated[str, only("fp32", planned=("fp16", "bf16", "mixed"))] = "fp32"
+    share_inputs: Annotated[tuple[Name, ...], Field(max_length=16), AfterValidator(unique)] = ()
+    """Inputs that may leave the device, by name."""
+    share_labels: bool = False
+    """Labels leave the device: what single split (one cut) needs, since the worker computes the loss."""
+    share_loss: bool = False
+    """The device reports its training loss, a number per step, for the curves that `spliteasy dashboard`
+    draws. With one cut the worker computes it anyway."""
+    share_body: bool = False
+    """A device may fetch the trained body (`spliteasy merge`)."""
+    share_ends: bool = False
+    """Head and tail may leave the device, so that a worker can average them (`[fleet] aggregate =
+    "plain"`)."""
+    model: ModelSpec
+    loss: LossSpec
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec = ConstantSpec()
+    clip: ClipSpec | None = None
+    durability: DurabilitySpec = DurabilitySpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    link: LinkSpec = LinkSpec()
+    fleet: FleetSpec = FleetSpec()
+    data: DataSpec | None = None
+    """None: the devices' data come from functions, or from folders with every class."""
+    privacy: PrivacySpec = PrivacySpec()
+    plan: PlanSpec = PlanSpec()
+
+    @model_validator(mode="after")
+    def _micro_batches_fit(self) -> Self:
+        if self.micro_batches > self.batch_size:
+            raise refuse(
+                f"micro_batches: a batch of {self.batch_size} can't be split into {self.micro_batches}; "
+                f"use at most {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharing_fits(self) -> Self:
+        for name in self.share_inputs:
+            if name not in self.model.inputs:
+                raise refuse(
+                    f"share_inputs: {name!r} is no input; model.inputs has {', '.join(self.model.inputs)}"
+                )
+        if self.single and not self.share_labels:
+            raise refuse(
+                "with one cut the server computes the loss, so labels leave the device: "
+                "set share_labels = true, or name two cuts to keep them"
+            )
+        if self.share_labels and not self.single:
+            raise refuse("share_labels: with two cuts labels stay on the device; remove share_labels")
+        if self.fleet.averages and self.privacy.dp is not None:
+            raise refuse(
+                "privacy.dp counts what one device's training spends, and a fleet goes on from the work of "
+                "others: the two are not built together; leave one of them out"
+            )
+        plain = self.fleet.averages_ends and self.fleet.aggregate == "plain"
+        if plain and not self.share_ends:
+            raise refuse(
+                'fleet.aggregate = "plain" lets the worker see every device\'s head and tail: '
+                'set share_ends = true to allow that, or ends = "own" to keep them'
+            )
+        if self.share_ends and not plain:
+            raise refuse('share_ends: nothing takes the ends here; it belongs to fleet.aggregate = "plain"')
+        return self
+
+    @model_validator(mode="after")
+    def _dp_fits(self) -> Self:
+        dp = self.privacy.dp
+        if dp is None:
+            return self
+        if dp.expected_batch > self.batch_size:
+            raise refuse(
+                "[privacy.dp] expected_batch is more than batch_size, the most that a batch may have"
+            )
+        reasons = {
+            "name two cuts: with one the worker has the labels": self.single,
+            "samples are clipped one by one: leave micro_batches out": self.micro_batches > 1,
+            "samples are clipped one by one: leave [clip] out": self.clip is not None,
+            "a step that passes without effect tells of its samples: leave on_non_finite out": (
+                self.durability.on_non_finite != "stop"
+            ),
+            "the loss of one sample is needed: name a loss": self.loss.name is None,
+            f"a codec that packs samples together lets one change another; use {', '.join(ELEMENTWISE)}": any(
+                codec not in ELEMENTWISE for codecs in self.link.codecs.values() for codec in codecs
+            ),
+        }
+        for why, found in reasons.items():
+            if found:
+                raise refuse(f"[privacy.dp]: {why}")
+        return self
+
+    @property
+    def defended(self) -> bool:
+        """Return whether a device changes what crosses the cuts, or the labels that it trains on."""
+        return any(getattr(self.privacy, key) for key in DEFENCES)
+
+    @property
+    def single(self) -> bool:
+        """One cut: head on the device, body and loss on the worker, no tail."""
+        return self.share_labels if self.model.auto else len(self.model.cuts) == 1
+
+    def to_json(self) -> bytes:
+        """Canonical JSON, every default written out: equal specs give equal bytes.
+
+        `plan` and `privacy.limits` are left out: a training depends on its cuts, not on what they were
+        chosen for, nor on what is measured of it. So are an absent `data`, unused defences and what belongs
+        to rounds where there are none, which older versions do not know.
+        """
+        unused = {key for key in DEFENCES if not getattr(self.privacy, key)}
+        left_out: dict[str, Any] = {"plan": True, "privacy": {"limits", *unused}}
+        if self.data is None:
+            left_out["data"] = True
+        if not self.fleet.averages:
+            left_out["fleet"] = set(FleetSpec.model_fields) - {"mode"}
+        if not self.share_ends:
+            left_out["share_ends"] = True
+        return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)
+
+
+TOP_LEVEL.update(JobSpec.model_fields)

@@ -1,0 +1,131 @@
+"""The sections `[durability]`, `[evaluation]`, `[link]`, `[plan]` and `[data]` of a job file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from spliteasy.job.spec.values import (
+    AUTO,
+    Codec,
+    CodecOrAuto,
+    Count,
+    Name,
+    Positive,
+    Reference,
+    Section,
+    Steps,
+    only,
+    parses,
+    refuse,
+    unique,
+)
+from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
+
+
+class DurabilitySpec(Section):
+    """Settings of what device and store keep, and for how long."""
+
+    checkpoint_every: Count = 10
+    """Steps between two checkpoints of the device."""
+    checkpoint_history: Annotated[int, Field(ge=1, le=100)] = 3
+    """Checkpoints that a device keeps beside those it still needs."""
+    snapshot_every_steps: Count = 50
+    snapshot_every_s: Positive = 30.0
+    log_max_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 1 << 30
+    """The log may have this size; then the session stops. From half of it on a device writes a checkpoint at
+    every step.
+
+    The log gets that large only where checkpoints don't help: a worker's snapshots cut it long before.
+    """
+    retention_s: Positive = 30 * 24 * 3600.0
+    """A session that nobody touched for so long may be forgotten by the store."""
+    on_non_finite: Annotated[str, only("stop", "skip")] = "stop"
+    """A gradient that is NaN or infinite ends the training, or (`skip`) the step passes without effect."""
+    exactness: Annotated[str, only("bits", "tolerance")] = "bits"
+    """A worker that computes other bits is refused, or (`tolerance`) goes on and says so."""
+    on_replay_mismatch: Annotated[str, only("stop")] = "stop"
+
+
+class EvaluationSpec(Section):
+    """Evaluation on the device's test data, through the split."""
+
+    every_epochs: Steps = 1
+    """0: at the end only."""
+    batch_size: Count = 256
+
+
+class LinkSpec(Section):
+    """Settings of how tensors travel. Both directions are alike: activations up and down, gradients up and
+    down.
+
+    Under "auto" the device picks, for each message and by what it measures of its link, a codec of `allow`.
+    """
+
+    chunk_bytes: Annotated[int, Field(ge=4096, le=8 << 20)] = 1 << 20
+    activations: CodecOrAuto = "fp32"
+    gradients: CodecOrAuto = "fp32"
+    allow: Annotated[tuple[Codec, ...], Field(max_length=8), AfterValidator(unique)] = ()
+    """The codecs that "auto" may use, the best liked first: they are the loss of precision that the job
+    accepts."""
+
+    @model_validator(mode="after")
+    def _auto_is_bounded(self) -> Self:
+        if self.auto != bool(self.allow):
+            raise refuse(
+                'activations or gradients = "auto" and allow = ["lossless", "fp16"] (what it may use, the '
+                "best liked first) belong together"
+            )
+        return self
+
+    @property
+    def auto(self) -> bool:
+        """Return whether the device chooses codecs as it goes."""
+        return AUTO in (self.activations, self.gradients)
+
+    @property
+    def codecs(self) -> dict[Literal["activations", "gradients"], tuple[str, ...]]:
+        """The codecs that each kind of values may travel by."""
+        return {
+            "activations": self.allow if self.activations == AUTO else (self.activations,),
+            "gradients": self.allow if self.gradients == AUTO else (self.gradients,),
+        }
+
+
+class PlanSpec(Section):
+    """Device, link and wishes that `spliteasy plan` and `cuts = "auto"` choose the cuts for."""
+
+    uplink: Annotated[str, parses(parse_rate)] = "20mbit"
+    downlink: Annotated[str, parses(parse_rate)] = "50mbit"
+    rtt: Annotated[str, parses(parse_duration)] = "50ms"
+    device_speed: Positive = 1.0
+    """The speed at which a device trains, where the machine that plans the job has 1: a phone has 0.1, say.
+    """
+    server_speed: Positive = 1.0
+    device_memory: Annotated[str, parses(parse_size)] | None = None
+    min_head_layers: Steps = 0
+    """Modules with weights that the head has at least."""
+    max_input_correlation: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Distance correlation between inputs and what the head sends, at most; measured on `sample`."""
+    sample: Reference | None = None
+    """Returns (inputs, targets) as `model.example` does, such as devices have them; default: the example."""
+
+
+class DataSpec(Section):
+    """A recipe for the devices' data: how a folder of pictures becomes the model's inputs and targets.
+
+    Channels and size are those of the model's input (`model.example`).
+    """
+
+    kind: Literal["images"]
+    classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4096), AfterValidator(unique)]
+    """The names of the sub-folders, in the order of the model's outputs: 0 is the first."""
+    resize: Literal["none", "stretch", "crop", "pad"] = "none"
+    """A picture of another size is made to fit in one of these ways: not at all (an error), by stretching it,
+    by covering the model's size and cutting off the rest, or by fitting it in with black around it."""
+    mean: Annotated[tuple[float, ...], Field(max_length=3)] = ()
+    """This is subtracted from the values, which are 0 (black) to 1 (white): one number a channel, or one for
+    all."""
+    std: Annotated[tuple[Positive, ...], Field(max_length=3)] = ()
+    """The values are divided by this, after `mean` was subtracted."""
