@@ -121,7 +121,7 @@ class Packer:
     def _keep(self, key: str, memory: Tensor) -> None:
         """Hold a remainder back. Of the value's other sizes only the largest's is held on to.
 
-        An epoch has full batches and a smaller last one. A device that sends batches of ever other sizes would
+        An epoch has full batches and a smaller last one. A device that sends ever other sizes would
         otherwise fill the memory with one remainder for each.
         """
         value = key.rpartition("/")[0]
