@@ -64,6 +64,8 @@ class WorkerConfig:
     """Requests that came before others of their step and wait for them, of all sessions; beyond it BUSY."""
     jobs: int = defaults.JOBS
     """Job programs kept, the least recently used dropped first."""
+    request_tflop: float = defaults.REQUEST_TFLOP
+    """Jobs are refused of which one request takes more floating-point operations, in millions of millions."""
     patience_s: float = UNREACHABLE_S
     """The first connection to the broker may take this long."""
     give_up_s: float | None = None

@@ -13,6 +13,9 @@ DEAD_MIB = 256
 """The broker keeps this much of the newest dead letters."""
 JOBS = 32
 """A worker keeps the programs of this many jobs in memory."""
+REQUEST_TFLOP = 100.0
+"""One request may take this many million million operations: a quarter of an hour at 100 GFLOP/s, and half of
+the time after which RabbitMQ takes a request from a worker that has not ended it."""
 DRAIN_S = 20.0
 """A stopping worker has this long to finish the requests that it has begun."""
 DEVICE_MESSAGES_PER_S = 2000.0

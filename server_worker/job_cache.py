@@ -12,10 +12,11 @@ import torch
 from broker.protocol import messages as m
 from broker.transport.topology import shard_of
 from server_worker.admission.authorization import may_train
+from server_worker.defaults import REQUEST_TFLOP
 from server_worker.engine.base import Engine, LoadProgram
 from server_worker.session.refusals import error_reply, not_allowed_reply
 from server_worker.store import Store, StoredJob, no_parts
-from spliteasy.errors import NeedsNewer
+from spliteasy.errors import JobError, NeedsNewer
 from spliteasy.job import Job, device_parts
 
 CACHED_BYTES = 256 << 20
@@ -25,10 +26,14 @@ CACHED_BYTES = 256 << 20
 class JobCache:
     """Programs by digest, the least recently used dropped beyond `limit`."""
 
-    def __init__(self, store: Store, engine: Engine, *, limit: int) -> None:
+    def __init__(
+        self, store: Store, engine: Engine, *, limit: int, request_tflop: float = REQUEST_TFLOP
+    ) -> None:
+        """`request_tflop`: the most computing that one request of a job may take."""
         self._store = store
         self._engine = engine
         self.limit = limit
+        self._request_tflop = request_tflop
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._loading: dict[str, asyncio.Lock] = {}
 
@@ -38,7 +43,8 @@ class JobCache:
     async def get(self, name: str, digest: str) -> Job | None:
         """The program of that version; None where the store has none.
 
-        Raises StoreError, PortableError, NeedsNewer.
+        Raises StoreError, PortableError, NeedsNewer, and JobError where a request of the job would take too
+        much computing.
         """
         lock = self._loading.setdefault(digest, asyncio.Lock())
         try:
@@ -53,14 +59,25 @@ class JobCache:
                     while len(self._jobs) > self.limit:
                         self._jobs.popitem(last=False)
                 self._jobs.move_to_end(digest)
+                self._check_computing(job)
                 return job
         finally:
             self._loading.pop(digest, None)  # digests come from devices: nothing stays of made up ones
 
+    def _check_computing(self, job: Job) -> None:
+        tflop = request_flops(job) / 1e12
+        if tflop > self._request_tflop:
+            raise JobError(
+                f"one request of job {job} would take this worker {tflop:,.3g} TFLOP, over its limit of "
+                f"{self._request_tflop:,.3g}",
+                hint="use a smaller batch_size (or evaluation.batch_size) or more micro_batches in the job, "
+                "or start the workers with a larger --request-tflop",
+            )
+
     async def load_ahead(self, jobs: Iterable[str]) -> list[str]:
         """Load what is not here yet of `name@digest`s that may be needed; never in another's place.
 
-        Returns what was loaded, without what needs a newer version. Raises StoreError, PortableError.
+        Returns what was loaded, without what needs a newer version. Raises as `get` does.
         """
         loaded = []
         for job in jobs:
@@ -70,6 +87,14 @@ class JobCache:
                 if wanted and await self.get(name, digest) is not None:
                     loaded.append(job)
         return loaded
+
+
+def request_flops(job: Job) -> int:
+    """Return the operations that the largest request of a job takes: a backward, about twice its forward, or
+    an evaluation. Where labels are shared one request has forward, loss and backward."""
+    costs, loss = job.body.program.costs, job.loss_costs.train_flops
+    training = 3 * (costs.train_flops + loss) if job.spec.single else 2 * costs.train_flops
+    return max(training, costs.eval_flops)
 
 
 class DeviceJobs:

@@ -86,7 +86,7 @@ class Worker:
         self.clock = clock
         self.store = store
         self.engine = engine
-        self.jobs = JobCache(store, engine, limit=config.jobs)
+        self.jobs = JobCache(store, engine, limit=config.jobs, request_tflop=config.request_tflop)
         self._device_jobs = DeviceJobs(store, shards=config.shards)
         self.steps = 0
         self.connected = asyncio.Event()

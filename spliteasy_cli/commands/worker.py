@@ -99,6 +99,14 @@ DrainOption = Annotated[
 JobsOption = Annotated[
     int, typer.Option("--jobs", min=1, help="Keep the programs of this many jobs in memory.")
 ]
+RequestTflopOption = Annotated[
+    float,
+    typer.Option(
+        "--request-tflop",
+        min=0.000001,
+        help="Refuse jobs of which one request takes more than so many million million operations.",
+    ),
+]
 ShardsOption = Annotated[
     int | None,
     typer.Option(
@@ -139,6 +147,7 @@ class Limits:
     waiting_mib: int
     dead_mib: int
     jobs: int
+    request_tflop: float
     drain_s: float
     device_messages: float
     device_mib: float
@@ -164,6 +173,7 @@ def worker(
     drain_s: DrainOption = defaults.DRAIN_S,
     give_up_after: GiveUpOption = None,
     jobs: JobsOption = defaults.JOBS,
+    request_tflop: RequestTflopOption = defaults.REQUEST_TFLOP,
     takeover_s: TakeoverOption = defaults.TAKEOVER_S,
     shards: ShardsOption = None,
     _heartbeat_s: OldHeartbeatOption = None,
@@ -181,6 +191,7 @@ def worker(
         waiting_mib=waiting_mib,
         dead_mib=dead_mib,
         jobs=jobs,
+        request_tflop=request_tflop,
         drain_s=drain_s,
         device_messages=device_messages,
         device_mib=device_mib,
@@ -218,6 +229,7 @@ def worker_config(name: str | None, trust: str, limits: Limits, give_up_s: float
         waiting_bytes=limits.waiting_mib * MIB,
         dead_bytes=limits.dead_mib * MIB,
         jobs=limits.jobs,
+        request_tflop=limits.request_tflop,
         drain_s=limits.drain_s,
         give_up_s=give_up_s,
         quota=DeviceQuota(

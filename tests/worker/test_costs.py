@@ -9,6 +9,7 @@ import torch
 
 from broker.protocol import messages as m
 from server_worker.admission.budget import Budget
+from server_worker.job_cache import request_flops
 from server_worker.replica.direct_body import DirectBody
 from server_worker.session.refusals import NO_MEMORY
 from spliteasy.codecs.packer import FEEDBACK_PREFIX, bytes_of
@@ -109,6 +110,32 @@ def test_what_error_feedback_may_hold_back_counts_from_the_start() -> None:
     state = held.snapshot()
     kept = [tensor for name, tensor in state.items() if name.startswith(FEEDBACK_PREFIX)]
     assert 0 < bytes_of(kept) <= more
+
+
+async def test_a_job_whose_requests_take_too_much_computing_is_refused_with_the_number(
+    server: Server,
+) -> None:
+    server.worker.jobs._request_tflop = 0.000_000_000_1
+    async with server.device() as device:
+        answer = await device.ask(
+            m.Open(session=SESSION, attempt=ATTEMPT, digest=toy.job(JOB).digest, held=(0,))
+        )
+        assert isinstance(answer, m.Error)
+        assert not answer.retriable
+        assert "TFLOP, over its limit of 1e-10" in answer.message
+        assert "more micro_batches" in (answer.hint or "")
+        server.worker.jobs._request_tflop = 1e-6
+        await device.open()
+
+
+def test_the_largest_request_is_a_backward_a_whole_step_or_an_evaluation() -> None:
+    double, single = (toy.job(toy.Variant(single=single)) for single in (False, True))
+    costs = double.body.program.costs
+    assert costs.train_flops > 2 * 4 * 5 * 5, "a linear layer on four samples, and more"
+    assert costs.eval_flops > 2 * costs.train_flops
+    assert request_flops(double) == costs.eval_flops
+    heavy = replace(single, loss_costs=Costs(train_flops=10**9))
+    assert request_flops(heavy) == 3 * (10**9 + single.body.program.costs.train_flops)
 
 
 async def test_a_step_waits_while_others_take_the_memory(server: Server) -> None:
