@@ -92,10 +92,12 @@ def main() -> None:
     torch.set_num_threads(1)
     logs.configure("error")
     began = show_about()
-    figures = [measure(epsilon, options.seeds) for epsilon in options.epsilons]
-    table = table_of(figures, options.seeds)
-    table.show()
-    save("dp", [asdict(one) for one in figures], [table], began)
+    figures: list[Figure] = []
+    for epsilon in options.epsilons:
+        figures.append(measure(epsilon, options.seeds))
+        table = table_of(figures, options.seeds)
+        table.show()
+        save("dp", [asdict(one) for one in figures], [table], began)  # a run that is stopped keeps these
 
 
 if __name__ == "__main__":

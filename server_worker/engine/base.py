@@ -41,7 +41,7 @@ class Body(Protocol):
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of its weights and buffers."""
+        """Bytes of its weights, buffers and optimizer, and the most that error feedback may hold back."""
         ...
 
 

@@ -184,7 +184,10 @@ class LoadedBody:
     @property
     def step_bytes(self) -> int:
         """Bytes that a step takes beside the state, until its last backward."""
-        return self.job.body.program.costs.train_bytes * self.job.spec.micro_batches
+        costs = self.job.body.program.costs.train_bytes
+        if self.job.spec.single:
+            costs += self.job.loss_costs.train_bytes  # labels are shared, and the loss is computed here
+        return costs * self.job.spec.micro_batches
 
     @property
     def eval_bytes(self) -> int:

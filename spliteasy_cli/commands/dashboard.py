@@ -9,6 +9,7 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy_cli.commands.device import ManagementOption, accounts_at
+from spliteasy_cli.options.verdicts import DEFAULT_VERDICTS, VerdictsOption
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
@@ -52,8 +53,9 @@ def dashboard(
     store: StoreOption = None,
     management: ManagementOption = None,
     every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    verdicts: VerdictsOption = DEFAULT_VERDICTS,
 ) -> None:
-    """Serve a web page: devices, sessions, loss, throughput, workers, and what happens to them.
+    """Serve a web page: devices, sessions, loss, throughput, workers, verdicts of the gate, and what happens.
 
     It is read-only without a token. Make one with: (umask 077; openssl rand -hex 24 > dashboard.token)
     """
@@ -77,7 +79,7 @@ def dashboard(
 
         async with ClusterClient(broker, store) as cluster:
             feed = Feed()
-            looks = ClusterFeed(cluster, accounts, feed)
+            looks = ClusterFeed(cluster, accounts, feed, verdicts)
             await looks.look()  # what is wrong with broker and store shows before the page is promised
             operator = ClusterOperator(cluster, accounts)
             async with serve(feed, guard, operator, host=host, port=port) as bound:

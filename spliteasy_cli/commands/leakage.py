@@ -12,6 +12,7 @@ import typer
 from spliteasy.errors import UserError
 from spliteasy_cli.commands.submit import JobFile
 from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
+from spliteasy_cli.options.verdicts import DEFAULT_VERDICTS, VerdictsOption
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
 
@@ -69,13 +70,15 @@ def leakage(
     out: Annotated[
         Path | None, typer.Option(help="The folder for the picture.", show_default="runs/JOB-leakage")
     ] = None,
+    verdicts: VerdictsOption = DEFAULT_VERDICTS,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Train on a sample, record the wire, and let attacks compute labels and inputs from it.
 
     Nothing leaves this machine: agent, worker, broker and store are embedded. A tenth of the labels are
     drawn at random (canaries). The last line is `violations=N`, the scores beyond [privacy.limits] of the
-    job file; the command exits with 1 where there are any.
+    job file; the command exits with 1 where there are any. The verdict on the job's own cuts is kept, and
+    submit, plan, status and the dashboard show it.
     """
     set_up_logging(context, "warning")
     from spliteasy.job import load_job_file
@@ -100,7 +103,17 @@ def leakage(
             ),
             on_stop="stopping after the attack that is running",
         )
+    _keep(spec.name, measured[0], verdicts)
     _report(measured, None if short else (out or Path("runs") / f"{spec.name}-leakage") / PICTURE)
+
+
+def _keep(job: str, own: Measured, folder: Path) -> None:
+    """Write the verdict on the job's own cuts, where no attack was left out by a stop."""
+    from spliteasy_cli.history.verdicts import keep_verdict
+    from spliteasy_cli.leakage.gate import verdict_of
+
+    if own.complete and not keep_verdict(folder, verdict_of(job, own)):
+        typer.echo("the kept verdict stays: it is of these attacks and of others", err=True)
 
 
 def _report(measured: Sequence[Measured], picture: Path | None) -> None:

@@ -13,12 +13,14 @@ from spliteasy.runtime.readable import size
 from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
 from spliteasy_cli.commands.submit import JobFile
 from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
+from spliteasy_cli.options.verdicts import DEFAULT_VERDICTS, VerdictsOption
 from spliteasy_cli.support.log_setup import set_up_logging
 
 if TYPE_CHECKING:
     from spliteasy.job import JobSpec
     from spliteasy.planning.choice import Cut
     from spliteasy.planning.planner import CutPlan
+    from spliteasy_cli.history.verdicts import GateVerdict
 
 SHOWN = 12
 WIDTH = 150
@@ -133,6 +135,7 @@ def plan(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     every: Annotated[bool, typer.Option("--all", help=f"Show every place, not the best {SHOWN}.")] = False,
+    verdicts: VerdictsOption = DEFAULT_VERDICTS,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """List the legal cuts with what they cost, and mark the best for a device and its link.
@@ -157,7 +160,9 @@ def plan(
     from spliteasy.planning.planner import plan_job
     from spliteasy.planning.profile import read_profile
     from spliteasy.runtime.user_code import project_root
+    from spliteasy_cli.history.verdicts import limits_of, newest_of, read_verdicts
 
+    kept = read_verdicts(verdicts).values()
     spec = with_settings(load_job_file(job_file), given, codec)
     device = read_profile(profile) if profile is not None else None
     with torch_threads(threads):
@@ -166,7 +171,16 @@ def plan(
         typer.echo(json.dumps(as_document(found), indent=1))
     else:
         show(found, every=every)
+        typer.echo(_gate(newest_of(kept, spec.name), limits_of(spec.privacy.limits)))
     _draw(found, output)
+
+
+def _gate(verdict: GateVerdict | None, limits: dict[str, float]) -> str:
+    """Return what the gate said last of this job, and at which cuts."""
+    if verdict is None:
+        return "gate: no verdict yet"
+    version = f"{verdict.job}@{verdict.digest[:12]}, cut: {' | '.join(verdict.cuts)}"
+    return f"gate: {verdict.line(limits)} for {version}"
 
 
 def check_units(uplink: str | None, downlink: str | None, rtt: str | None, memory: str | None) -> None:

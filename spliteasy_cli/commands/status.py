@@ -9,18 +9,20 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime.readable import size, span
+from spliteasy_cli.options.verdicts import DEFAULT_VERDICTS, VerdictsOption
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, broker_at, store_at
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
     from broker import Depth
     from server_worker.store import SessionMeta
+    from spliteasy_cli.history.verdicts import GateVerdict
     from spliteasy_cli.watch.cluster import ClusterSnapshot
     from spliteasy_cli.watch.fleet_view import FleetView
 
@@ -37,8 +39,9 @@ def status(
         bool, typer.Option("--watch", help="Stay, and show sessions and events as they happen.")
     ] = False,
     every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 1.0,
+    verdicts: VerdictsOption = DEFAULT_VERDICTS,
 ) -> None:
-    """Show jobs, sessions and their step, workers, shards and queue depths."""
+    """Show jobs and the gate's verdicts, sessions and their step, workers, shards and queue depths."""
     import asyncio
 
     set_up_logging(context, "warning")
@@ -47,15 +50,17 @@ def status(
             raise UserError("--json and --watch do not go together", hint="leave one of them out")
         run(lambda stop: _watch(broker, store, stop, every_s))
         return
-    picture = asyncio.run(_look(broker, store))
+    from spliteasy_cli.history.verdicts import read_verdicts
+
+    picture, kept = asyncio.run(_look(broker, store)), read_verdicts(verdicts)
     if as_json:
         import orjson
 
-        typer.echo(orjson.dumps(as_object(picture), option=orjson.OPT_INDENT_2).decode())
+        typer.echo(orjson.dumps(as_object(picture, kept), option=orjson.OPT_INDENT_2).decode())
     else:
         from rich.console import Console
 
-        show(picture, Console())
+        show(picture, kept, Console())
 
 
 def fleet(
@@ -112,10 +117,19 @@ async def _look(broker: str | None, store: str | None) -> ClusterSnapshot:
         return await take_snapshot(transport, open_store)
 
 
-def as_object(picture: ClusterSnapshot) -> dict[str, Any]:
-    """The picture for `--json`: times in Unix seconds, a queue that does not exist is null."""
+def as_object(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict]) -> dict[str, Any]:
+    """The picture for `--json`: times in Unix seconds, a queue that does not exist is null.
+
+    `gate` has the verdict on each version that has one, by digest.
+    """
+    versions = [digest for digests in picture.jobs.values() for digest in digests]
     return {
         "jobs": {name: list(digests) for name, digests in picture.jobs.items()},
+        "gate": {
+            digest: {**verdicts[digest].model_dump(mode="json"), "violations": verdicts[digest].violations}
+            for digest in versions
+            if digest in verdicts
+        },
         "sessions": [as_record(meta) for meta in picture.sessions],
         "workers": [
             {
@@ -186,14 +200,22 @@ def _depth(depth: Depth | None) -> dict[str, int] | None:
     return None if depth is None else {"messages": depth.messages, "consumers": depth.consumers}
 
 
-def show(picture: ClusterSnapshot, console: Console) -> None:
+def show(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict], console: Console) -> None:
     """Print it as tables; what is empty says what to type."""
+    from spliteasy_cli.history.verdicts import line_of
+
     now = time.time()
     show_table(
         console,
-        ("job", "newest", "versions", "sessions"),
+        ("job", "newest", "versions", "sessions", "gate"),
         [
-            (name, digests[0][:SHORT_DIGEST], len(digests), _sessions_of(picture, name))
+            (
+                name,
+                digests[0][:SHORT_DIGEST],
+                len(digests),
+                _sessions_of(picture, name),
+                line_of(verdicts, digests[0]),
+            )
             for name, digests in sorted(picture.jobs.items())
         ],
         "no jobs: spliteasy submit JOB.toml",

@@ -11,6 +11,7 @@ import typer
 from spliteasy.runtime.readable import size
 from spliteasy_cli.commands.keys import SignOption, signing_key
 from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
+from spliteasy_cli.options.verdicts import DEFAULT_VERDICTS, VerdictsOption
 from spliteasy_cli.support.endpoints import StoreOption, find_url, store_at
 from spliteasy_cli.support.log_setup import set_up_logging
 
@@ -30,6 +31,7 @@ def submit(
     job_file: JobFile,
     sign: SignOption = None,
     store: StoreOption = None,
+    verdicts: VerdictsOption = DEFAULT_VERDICTS,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Export the job's model, cut it, and store spec, segments and initial weights as name@digest.
@@ -40,10 +42,15 @@ def submit(
     import asyncio
 
     set_up_logging(context, "warning")
+    from spliteasy.job import load_job_file
+    from spliteasy_cli.history.verdicts import limits_of, line_of, read_verdicts
+
+    kept = read_verdicts(verdicts)
     key_file = signing_key(
         sign, find_url("store", store)
     )  # what is missing shows before the model is exported
     sign_job = _signer(key_file)
+    limits = limits_of(load_job_file(job_file).privacy.limits)
     with torch_threads(threads):
         job = create_job(job_file)
         asyncio.run(_submit(job, store, sign_job(job.digest) if sign_job else None))
@@ -52,6 +59,7 @@ def submit(
     typer.echo(f"submitted {job.name}@{job.digest} ({len(job.parts)} parts, {size(parts)}; cut: {cuts})")
     if key_file is not None:
         typer.echo(f"signed with {key_file}")
+    typer.echo(f"gate: {line_of(kept, job.digest, limits)}", err=True)
     key = " --fleet-key FILE" if job.spec.fleet.averages_ends else ""
     typer.echo(
         f"next: spliteasy agent --job {job.name} --device phone-1 --data MODULE:FUNCTION{key}", err=True

@@ -9,26 +9,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 from device_agent.training.data import DeviceData
 from spliteasy.errors import UserError
 from spliteasy.job import Job, JobSpec
+from spliteasy.job.package import manifest_of
 from spliteasy.job.spec import FleetSpec, LimitsSpec
 from spliteasy.privacy.attacks import ATTACKS, FSHA, Attack
 from spliteasy.privacy.guesses import InputGuess, Score
 from spliteasy.privacy.limits import passes
 from spliteasy.privacy.record import Adversary, Hijacker
+from spliteasy_cli.history.verdicts import GateVerdict, Judgement, VerdictRow, limits_of
 from spliteasy_cli.leakage.recorder import STEPS, Recording, draw_sample, record, view_of
 
 NAME_ROOM = 55
 """Characters of the job's name that its copy for the recording keeps."""
 
-Verdict = Literal["ok", "violation", "no limit", "not tried"]
 Tell = Callable[[str, int, int], None]
 """A function that is told what is being done, how much of it is done, and how much there is."""
 
@@ -47,7 +48,7 @@ class Row:
     reconstruction: InputGuess | None = None
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Judgement:
         if self.score is None:
             return "not tried"
         if self.limit is None:
@@ -60,6 +61,9 @@ class Measured:
     """The result of `measure` at one pair of cuts."""
 
     rows: tuple[Row, ...]
+    digest: str
+    """The version of the job that was measured."""
+    limits: LimitsSpec
     recording: Recording
     complete: bool
     """False where it was stopped before the last attack."""
@@ -98,9 +102,8 @@ async def measure(
     ends the recording after its current step, and the attacks after the current one. Runs the user's model
     code. Raises SplitEasyError.
     """
-    often = spec.evaluation.model_copy(update={"every_epochs": 1})
-    copy = _alone(spec).model_copy(update={"name": f"{spec.name[:NAME_ROOM]}-leakage", "evaluation": often})
-    job = await asyncio.to_thread(Job.create, copy, root)
+    measured_job = await asyncio.to_thread(Job.create, spec, root)
+    job = await asyncio.to_thread(_copy_to_record, measured_job, root)
     bounds = limits or spec.privacy.limits
     chosen = attacks_named(attacks)
     sample = draw_sample(job, data, root, seed=seed)
@@ -120,11 +123,12 @@ async def measure(
 
     recording = await recorded("recording a training")
     hijacked: Recording | None = None
+    complete = False
     games = [(who, attack) for who in adversaries for attack in chosen if who in attack.adversaries]
     rows = [_blind(job, who) for who in adversaries if who not in {player for player, _ in games}]
     for number, (who, attack) in enumerate(games):
         if stop is not None and stop.is_set():
-            return Measured(rows=tuple(rows), recording=recording, complete=False)
+            break
         tell(attack.name, number, len(games))
         played: Recording = recording
         if who is Adversary.ACTIVE:
@@ -136,7 +140,56 @@ async def measure(
                 continue
             played = hijacked
         rows += await asyncio.to_thread(_play, played, who, attack, bounds)
-    return Measured(rows=tuple(rows), recording=recording, complete=True)
+    else:
+        complete = True
+    return Measured(
+        rows=tuple(rows), digest=measured_job.digest, limits=bounds, recording=recording, complete=complete
+    )
+
+
+def _copy_to_record(job: Job, root: Path | None) -> Job:
+    """The same job under another name, trained by one device and evaluated after every epoch."""
+    alone = _alone(job.spec)
+    often = alone.evaluation.model_copy(update={"every_epochs": 1})
+    name = f"{alone.name[:NAME_ROOM]}-leakage"
+    spec = alone.model_copy(update={"name": name, "evaluation": often})
+    if alone.privacy.ends != job.spec.privacy.ends:
+        return Job.create(spec, root)
+    parts = {**job.parts, "spec.json": spec.to_json()}
+    copy = Job.from_parts(manifest_of(name, parts), parts)
+    return Job.from_parts(manifest_of(name, parts, needs=copy.needs()), parts)
+
+
+def verdict_of(job: str, measured: Measured) -> GateVerdict:
+    """Return what is kept of a run of the gate on that job."""
+    return GateVerdict(
+        job=job,
+        digest=measured.digest,
+        at=time.time(),
+        cuts=measured.recording.job.spec.model.cuts,
+        steps=len(measured.recording.steps),
+        limits=limits_of(measured.limits),
+        rows=tuple(_kept(row) for row in measured.rows),
+    )
+
+
+def _kept(row: Row) -> VerdictRow:
+    score = row.score
+    if score is None:
+        return VerdictRow(
+            adversary=row.adversary, attack=row.attack, verdict=row.verdict, why_not=row.why_not
+        )
+    return VerdictRow(
+        adversary=row.adversary,
+        attack=row.attack,
+        verdict=row.verdict,
+        measure=score.limit,
+        score=score.value,
+        chance=score.chance,
+        low=score.low,
+        high=score.high,
+        limit=row.limit,
+    )
 
 
 def _alone(spec: JobSpec) -> JobSpec:

@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from spliteasy.errors import SplitEasyError, UserError
+from spliteasy_cli.history.verdicts import GateVerdict, line_of, read_verdicts
 from spliteasy_cli.watch.changes import Tracker, look_once, serving
 from spliteasy_cli.watch.cluster import ClusterClient, ClusterSnapshot
 from spliteasy_cli.watch.enrolled_devices import Device, as_devices
@@ -55,8 +57,10 @@ class ClusterOperator:
 class ClusterFeed:
     """Looks at broker and store again and again, and gives the feed what it sees."""
 
-    def __init__(self, eyes: ClusterClient, accounts: Accounts | None, feed: Feed) -> None:
+    def __init__(self, eyes: ClusterClient, accounts: Accounts | None, feed: Feed, verdicts: Path) -> None:
+        """`verdicts`: the folder in which the gate keeps them."""
         self._eyes, self._accounts, self._feed = eyes, accounts, feed
+        self._verdicts, self._gate = verdicts, dict[str, GateVerdict]()
         self._tracker = Tracker(events=deque(maxlen=EVENTS))
         self._rates: deque[tuple[float, float]] = deque(maxlen=RATES)
         self._curves = Curves(eyes)
@@ -86,11 +90,16 @@ class ClusterFeed:
             if time.monotonic() - self._slow_at >= SLOW_S:
                 self._slow_at = time.monotonic()
                 await self._look_at_accounts(picture)
+                await self._look_at_verdicts()
         feed.publish("rates", [[round(at, 1), round(rate, 3)] for at, rate in self._rates])
         feed.publish("losses", self._curves.points)
         feed.publish("events", [_event(at, *news) for at, news in reversed(tracker.events)])
         if picture is not None:
             feed.publish("jobs", {name: list(digests) for name, digests in sorted(picture.jobs.items())})
+            feed.publish(
+                "gate",
+                {name: line_of(self._gate, digests[0]) for name, digests in sorted(picture.jobs.items())},
+            )
             feed.publish("workers", [_worker(each) for each in picture.workers])
             feed.publish("shards", _shards(picture))
             feed.publish("devices", self._all_devices(picture))
@@ -115,6 +124,12 @@ class ClusterFeed:
             except (SplitEasyError, TimeoutError) as error:
                 log.warning("the list of devices can't be read", error=str(error) or "no answer")
                 self._devices = None
+
+    async def _look_at_verdicts(self) -> None:
+        try:
+            self._gate = await asyncio.to_thread(read_verdicts, self._verdicts)
+        except UserError as error:
+            log.warning("the gate's verdicts can't be read", error=str(error))
 
     def _all_devices(self, picture: ClusterSnapshot) -> list[dict[str, Any]]:
         """Those with an account, and those that have a session; `enrolled` is null where nobody can tell."""

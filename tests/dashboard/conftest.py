@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -30,6 +31,8 @@ class Dashboard:
     url: str
     store: Store
     following: ClusterFeed
+    verdicts: Path
+    """The folder in which the page looks for the gate's."""
     feed: Feed
     client: aiohttp.ClientSession
     accounts: Accounts
@@ -51,7 +54,7 @@ OpenDashboard = Callable[..., AbstractAsyncContextManager[Dashboard]]
 
 @pytest.fixture
 def open_dashboard(
-    rabbitmq_url: str, rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, redis_url: str
+    rabbitmq_url: str, rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, redis_url: str, tmp_path: Path
 ) -> OpenDashboard:
     """`open_dashboard(token=…)`, with a session, a worker and losses in the store."""
 
@@ -65,7 +68,7 @@ def open_dashboard(
             await heartbeat(store, "worker-1")
             feed = Feed()
             async with ClusterClient(rabbitmq_url, redis_url) as eyes:
-                following = ClusterFeed(eyes, accounts, feed)
+                following = ClusterFeed(eyes, accounts, feed, tmp_path / "verdicts")
                 await following.look()
                 guarded = Guard(token=token, **guard)
                 async with (
@@ -78,6 +81,7 @@ def open_dashboard(
                         url=f"http://127.0.0.1:{port}/",
                         store=store,
                         following=following,
+                        verdicts=tmp_path / "verdicts",
                         feed=feed,
                         client=client,
                         accounts=accounts,

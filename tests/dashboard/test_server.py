@@ -14,11 +14,13 @@ import aiohttp
 import pytest
 
 from deploy.accounts import Role
-from server_worker.store import Store
+from server_worker.store import Store, StoredJob
 from spliteasy.errors import UserError
 from spliteasy_cli.dashboard import Feed, Guard, read_token
 from spliteasy_cli.dashboard import server as dashboard_server
 from spliteasy_cli.dashboard.guard import MAX_ADDRESSES, MAX_WRONG, TOKEN_ENV, WRONG_S
+from spliteasy_cli.history.verdicts import NONE_YET, keep_verdict
+from tests.cli.test_verdicts import verdict
 from tests.dashboard.conftest import SESSION, TOKEN, OpenDashboard, begin
 from tests.fixtures_rabbitmq import RabbitBroker
 
@@ -56,6 +58,23 @@ async def test_it_shows_what_the_store_has(open_dashboard: OpenDashboard) -> Non
         (device,) = parts["devices"]
         assert (device["device"], device["version"], device["enrolled"]) == ("phone-1", "1.2.3", False)
         assert parts["now"]["fault"] is None
+
+
+async def test_it_shows_what_the_gate_said_of_the_newest_version(open_dashboard: OpenDashboard) -> None:
+    async with open_dashboard() as dashboard:
+        await dashboard.store.put_job(StoredJob(name="digits", digest="a" * 64, manifest=b"", parts={}))
+        await dashboard.following.look()
+        assert (await dashboard.parts())["gate"] == {"digits": NONE_YET}
+        keep_verdict(dashboard.verdicts, verdict())
+        dashboard.following.look_at_all()
+        await dashboard.following.look()
+        said = (await dashboard.parts())["gate"]["digits"]
+        assert said.startswith("violations=1 on 2026-11-28")
+        (file,) = dashboard.verdicts.iterdir()
+        file.write_text("{}")
+        dashboard.following.look_at_all()
+        await dashboard.following.look()
+        assert (await dashboard.parts())["gate"]["digits"] == said, "what was read stays"
 
 
 async def test_each_change_goes_to_who_listens(open_dashboard: OpenDashboard) -> None:

@@ -2,7 +2,7 @@
 
 import { draw, element, short } from "./charts.js";
 
-const PARTS = ["rates", "losses", "events", "jobs", "workers", "shards", "devices", "sessions", "now"];
+const PARTS = ["rates", "losses", "events", "jobs", "gate", "workers", "shards", "devices", "sessions", "now"];
 const COLORS = 8;
 const state = { operate: "no", parts: {}, job: "" };
 const byId = (id) => document.getElementById(id);
@@ -123,6 +123,12 @@ const DEVICES = [
   { label: "", class: "actions", actions: deviceActions },
 ];
 
+const JOBS = [
+  { label: "Job", class: "name", text: (row) => row.job },
+  { label: "Newest version", text: (row) => row.newest.slice(0, 12) },
+  { label: "Gate", text: (row) => row.gate },
+];
+
 function version(job) {
   const [name, digest] = job.split("@");
   return digest ? `${name}@${digest.slice(0, 12)}` : name;
@@ -222,6 +228,7 @@ function show() {
   table("sessions", SESSIONS, parts.sessions.filter(ofJob), (row) => row.session);
   table("workers", WORKERS, parts.workers, (row) => row.worker);
   table("devices", DEVICES, parts.devices, (row) => row.device);
+  table("jobs", JOBS, Object.entries(parts.gate).map(([job, gate]) => ({ job, gate, newest: parts.jobs[job][0] })).filter(ofJob), (row) => row.job);
   shards(parts);
   charts(parts);
   document.title = `SplitEasy: ${parts.sessions.filter((each) => each.state === "training").length} training`;
