@@ -131,7 +131,7 @@ class BodyTrainer:
         return RebaseDone(DIGEST + digest, ends)
 
     def forward(self, request: Forward) -> ForwardDone:
-        """Open the next micro-batch of step + 1; micro-batch 0 begins the step anew."""
+        """Open the next micro-batch of step + 1; micro-batch 0 begins the step again."""
         if request.micro == 0:
             self.abort()
         specs = self.trainer.segment.input_values
@@ -202,7 +202,7 @@ class BodyTrainer:
         self._forget()
 
     def _share(self, request: Forward) -> float:
-        """What the micro-batch counts for. Raises DataError where that is more than all of the batch."""
+        """Return the weight of the micro-batch. Raises DataError where that is more than all of the batch."""
         if request.counted is None:
             return share_of(request.samples, request.batch)
         share = share_of(self.job.measure.elements(request.targets), request.counted)
