@@ -139,6 +139,7 @@ def test_a_worker_without_options_has_the_settings_of_the_library() -> None:
         waiting_mib=defaults.WAITING_MIB,
         dead_mib=defaults.DEAD_MIB,
         jobs=defaults.JOBS,
+        request_tflop=defaults.REQUEST_TFLOP,
         drain_s=defaults.DRAIN_S,
         device_messages=defaults.DEVICE_MESSAGES_PER_S,
         device_mib=defaults.DEVICE_MIB_PER_S,
