@@ -1,4 +1,4 @@
-"""What a machine without I/O asks of its shell: each action is a record that says all that is needed.
+"""Actions are what a machine without I/O asks of its shell: records that say all that is needed.
 
 A machine is a generator. It asks by `result = yield from SomeAction(...)`: the action travels to the shell,
 which performs it and sends the result back. So a test can read what a machine does, a span can name it, and

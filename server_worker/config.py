@@ -54,7 +54,7 @@ class WorkerConfig:
     )
     trust: Trust = Trust.ENROLLED
     shards: int = DEFAULT_SHARDS
-    """What the stack has, or is to have where this is its first worker: `settle_shards`."""
+    """The number of shards that the stack has, or gets where this is its first worker: `settle_shards`."""
     prefetch: int = 64
     """Unacknowledged deliveries of one queue: at least the sessions of a shard that are served at once."""
     chunk_bytes: int = CHUNK_BYTES

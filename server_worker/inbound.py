@@ -28,7 +28,7 @@ class Inbound:
     chunk_bytes: int
     """The size of its chunks: the device chose it by its link, so its replies are cut no coarser."""
     again: bool
-    """Whether it was delivered before, to a worker that did not get to its end."""
+    """True where it was delivered before, to a worker that did not finish it."""
     arrived_s: float
     """When its last frame came, by the worker's clock."""
     settlement: Settlement

@@ -15,13 +15,13 @@ from broker.transport.base import Frame
 from spliteasy.errors import WireError
 
 MAX_PIECES = 1024
-"""How many separate ranges of an unfinished message are kept: a frame that would make more is dropped, and
-has to come again. An honest sender leaves few gaps."""
+"""At most so many separate ranges of an unfinished message are kept: a frame that would make more is dropped,
+and has to come again. An honest sender leaves few gaps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssemblerLimits:
-    """What unfinished messages may take. Only those count: a finished one belongs to the caller."""
+    """The limits on unfinished messages. Only those count: a finished one belongs to the caller."""
 
     body_bytes: int = 512 << 20
     sender_messages: int = 16
@@ -70,7 +70,7 @@ class _Upload:
     touched_s: float
     received: ByteRanges = field(default_factory=ByteRanges)
     last_offset: int | None = None
-    """Where the message's last frame begins; None where it has not come."""
+    """The offset of the message's last frame; None where it has not come."""
     body_crc: int = 0
 
     def take(self, chunk: Chunk) -> None:
@@ -98,7 +98,7 @@ class Assembler:
 
     def add(self, sender: str, frame: Frame) -> Outcome:
         """Take one frame. Raises `WireError` for a malformed one, and for one that contradicts those held
-        under its id: then they are dropped too, and the sender may begin anew.
+        under its id: then they are dropped too, and the sender may begin again.
         """
         self.expire()
         chunk = parse_frame(frame)

@@ -161,7 +161,7 @@ def _pack_tensor(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
     name = _NAMES.get(tensor.dtype)
     if name is None or tensor.layout is not torch.strided:
         raise WireError(f"a {tensor.layout} tensor of {tensor.dtype} has no form on the wire")
-    tensor = tensor.detach().cpu().resolve_neg()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     shape = list(tensor.shape)
     if tensor.numel() == 0:
         return {"dtype": name, "shape": shape}, memoryview(b"")

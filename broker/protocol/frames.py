@@ -8,8 +8,8 @@ A frame is a header of 64 bytes and a payload. All numbers are little-endian:
      8   8   message id: raw bytes, unique to one body of one sender
     16   8   offset of the payload in the body (u64)
     24   8   total: bytes of the body (u64, within 2^53)
-    32   4   chunk_bytes: the largest payload that the sender cuts at present (u32). Whoever answers the
-             message cuts the answer no coarser: the sender chose that size by its link
+    32   4   chunk_bytes: the largest payload that the sender cuts at present (u32). The answer is cut no
+             coarser: the sender chose that size by its link
     36   4   in the message's last frame, whose payload ends at `total`, crc32 of the whole body (u32);
              zero in the others
     40  20   zero

@@ -90,7 +90,7 @@ def serving_pids(stack: Stack) -> set[int | None]:
 
 
 def _status(stack: Stack) -> dict[str, Any] | None:
-    """What `spliteasy status` sees; None where broker or store do not answer."""
+    """Return what `spliteasy status` sees; None where broker or store do not answer."""
     seen = subprocess.run(
         [sys.executable, "-m", "spliteasy_cli", "status", "--json"],
         env={**os.environ, **stack.environment},

@@ -36,12 +36,12 @@ class Body(Protocol):
 
     @property
     def replica(self) -> str:
-        """Whose body it is, for messages to people."""
+        """The name of the replica that the body belongs to, for messages to people."""
         ...
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of its weights and buffers."""
+        """Bytes of its weights, buffers and optimizer, and the most that error feedback may hold back."""
         ...
 
 
@@ -61,7 +61,7 @@ class LoadProgram(EngineRequest[Job]):
 
 @dataclass(frozen=True, slots=True)
 class Probe(EngineRequest[str]):
-    """What decides the bits of this job here, on one line with the digest of a step at its end.
+    """Tell in one line what decides the bits of this job here, with the digest of a step at its end.
 
     Two engines whose lines are not `alike` may give other bits for the same step.
     """
@@ -108,14 +108,14 @@ class ForwardDone:
     outputs: Packed
     """Empty where the loss is computed here: then nothing goes back before the gradients."""
     output_bytes: int
-    """Of the outputs as they are, unpacked."""
+    """The size in bytes of the outputs as they are, unpacked."""
     share: float
-    """What the micro-batch's loss counts for in its batch's, where the loss is computed here; else 0."""
+    """The weight of the micro-batch's loss in its batch's, where the loss is computed here; else 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward(EngineRequest[ForwardDone]):
-    """Run the training graph on the next micro-batch of step + 1; micro-batch 0 begins that step anew.
+    """Run the training graph on the next micro-batch of step + 1; micro-batch 0 begins that step again.
 
     Raises DataError where the values do not fit the body, or count for more than all of the batch.
     """
@@ -127,21 +127,21 @@ class Forward(EngineRequest[ForwardDone]):
     """Samples of all the step's micro-batches."""
     values: Packed
     targets: tuple[Tensor, ...] = ()
-    """Where the loss is computed here: what it compares the outputs with."""
+    """The targets that the loss compares the outputs with, where it is computed here."""
     counted: float | None = None
     """Labelled elements of all of them, which the loss's mean is over; None: it is over samples."""
     codec: str | None = None
-    """What the outputs are packed by; None: the only codec that the job names."""
+    """The codec of the outputs; None is the only codec that the job names."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackwardDone:
-    """What a backward gave for the device."""
+    """The result of a backward, for the device."""
 
     gradients: Packed
-    """Of the activations, as they travel; None each once the step is known to pass without effect."""
+    """The gradients of the activations, as they travel; None for each once the step is known to be void."""
     loss: float | None
-    """Where it was computed here and an element of the micro-batch has a label."""
+    """The loss, where it was computed here and an element of the micro-batch has a label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,13 +155,13 @@ class Backward(EngineRequest[BackwardDone]):
     body: Body
     step: int
     gradients: Packed | None
-    """Of the outputs; None: the loss is computed here, and they follow from it."""
+    """The gradients of the outputs; None where the loss is computed here, since they follow from it."""
     outputs: str | None = None
     """The digest of the outputs that the gradients belong to, where the device says it."""
     codec: str | None = None
-    """What the activations' gradients are packed by; None: the only codec that the job names."""
+    """The codec of the activations' gradients; None is the only codec that the job names."""
     noise: BodyNoise | None = None
-    """What the noise on the body's gradients is drawn from, where the job trains by DP-SGD."""
+    """The source of the noise on the body's gradients, where the job trains by DP-SGD."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class StepDone:
     """An optimizer step of a body."""
 
     digest: str
-    """Of the gradients of all micro-batches, as they travel, and of the state after the step."""
+    """The digest of the gradients of all micro-batches, as they travel, and of the state after the step."""
     skipped: bool
     """A number of the step was not finite, and the job lets such a step pass without effect."""
 
@@ -206,7 +206,7 @@ class Evaluate(EngineRequest[Packed]):
 
 @dataclass(frozen=True, slots=True)
 class HandIn(EngineRequest[bytes]):
-    """What a device hands in at the end of a round, as bytes: its body's averaged part, and its ends.
+    """Make the bytes that a device hands in at the end of a round: its body's averaged part, and its ends.
 
     Raises DataError for ends that are not those of the job, and where a number of the body is not finite.
     """
@@ -271,6 +271,6 @@ class Engine(Protocol):
         """The result of the request, or what it raises: OutOfMemory, and what the request's record names.
 
         A request that failed leaves its body's open step as it may be: `Abort`, or a first forward again,
-        puts that right. Whoever cancels the call does not stop what has begun.
+        puts that right. Cancelling the call does not stop what has begun.
         """
         ...

@@ -29,7 +29,7 @@ from spliteasy.fleet.parts import averaged_part, rebased
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.tensors import tensors_from_bytes
 from spliteasy.job import Job
-from spliteasy.job.micro_batches import share_of
+from spliteasy.job.micro_batches import micro_sizes, share_of
 from spliteasy.training.digest import digest_of
 from spliteasy.training.private_trainer import PrivateTrainer, from_the_device, segment_trainer
 from spliteasy.training.segment_trainer import (
@@ -68,7 +68,6 @@ class BodyTrainer:
         self.replica = replica
         self._device = device
         self.trainer = segment_trainer(job.body.spawn(), job.spec, device=device, role="body")
-        self.state_bytes = self.trainer.nbytes()
         self._open: dict[int, _Open] = {}
         """By micro-batch, those whose backward has not run."""
         self._sent: list[Packed] = []
@@ -77,7 +76,19 @@ class BodyTrainer:
         """A gradient of the open step was not finite, and the job lets the step pass."""
         self._codecs = job.spec.link.codecs
         self._packer = Packer(self._codecs, job.spec.seed, device, "down")
+        self.state_bytes = self.trainer.nbytes() + self._feedback_bytes()
         self._tolerant = job.spec.durability.exactness == "tolerance"
+
+    def _feedback_bytes(self) -> int:
+        """The most that error feedback holds back, which the job's shapes bound. It counts from the start: no
+        request can make the state larger."""
+        spec, body, packer = self.job.spec, self.job.body, self._packer
+        down = () if spec.single else body.output_values[: body.n_wire]
+        total = 0
+        for samples in micro_sizes(spec.batch_size, spec.micro_batches):
+            total += packer.feedback_bytes("activations", expected_of(down, samples))
+            total += packer.feedback_bytes("gradients", expected_of(body.input_values, samples))
+        return total
 
     @property
     def step(self) -> int:
@@ -120,7 +131,7 @@ class BodyTrainer:
         return RebaseDone(DIGEST + digest, ends)
 
     def forward(self, request: Forward) -> ForwardDone:
-        """Open the next micro-batch of step + 1; micro-batch 0 begins the step anew."""
+        """Open the next micro-batch of step + 1; micro-batch 0 begins the step again."""
         if request.micro == 0:
             self.abort()
         specs = self.trainer.segment.input_values
@@ -191,7 +202,7 @@ class BodyTrainer:
         self._forget()
 
     def _share(self, request: Forward) -> float:
-        """What the micro-batch counts for. Raises DataError where that is more than all of the batch."""
+        """Return the weight of the micro-batch. Raises DataError where that is more than all of the batch."""
         if request.counted is None:
             return share_of(request.samples, request.batch)
         share = share_of(self.job.measure.elements(request.targets), request.counted)

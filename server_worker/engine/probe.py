@@ -1,4 +1,4 @@
-"""What a machine computes: the digest of one step of a job's body on fixed inputs, at the job's batch sizes.
+"""The probe tells machines apart: the digest of one step of a job's body on fixed inputs, at its batch sizes.
 
 Two machines whose kernels, threads or libraries differ may give other bits for the same step. Names and
 versions do not tell (the same capability has several kernels), so the step itself is taken.
@@ -29,7 +29,7 @@ _known: OrderedDict[str, str] = OrderedDict()
 
 
 def environment_of(job: Job) -> str:
-    """What decides the bits of this job here, on one line; the digest of the probe at its end."""
+    """Tell in one line what decides the bits of this job here; the digest of the probe is at its end."""
     if job.digest not in _known:
         _known[job.digest] = f"{environment()}, probe {_probe(job)}"
         while len(_known) > KEPT:
@@ -38,7 +38,7 @@ def environment_of(job: Job) -> str:
 
 
 def alike(stored: str, own: str) -> bool:
-    """Whether both name the same probe, or one of them none: an earlier version's."""
+    """Return whether both name the same probe, or one of them none, as earlier versions did."""
     one, other = _PROBED.search(stored), _PROBED.search(own)
     return one is None or other is None or one[1] == other[1]
 

@@ -1,4 +1,4 @@
-"""How many shards the stack has: the store says it, so that all sides agree."""
+"""The number of shards lies in the store, so that all sides agree."""
 
 from __future__ import annotations
 

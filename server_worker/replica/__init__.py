@@ -1,1 +1,1 @@
-"""What is trained: a body with its optimizer, its log, its snapshots and its owner, as one worker has it."""
+"""A replica is what is trained: a body with its optimizer, its log, its snapshots and its owner."""

@@ -1,4 +1,4 @@
-"""What a replica asks its shell to do, beside calls of the store and of the engine."""
+"""A replica asks its shell for these actions, beside calls of the store and of the engine."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ class Loaded(Action[None]):
     step: int
     replayed: int
     unlike: str | None = None
-    """Where another machine computed it, and the job tolerates that: which."""
+    """The machine that computed it, where that is unlike this one and the job tolerates it."""

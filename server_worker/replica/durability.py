@@ -1,4 +1,4 @@
-"""Which committed steps the store can no longer lose, by its declared loss window."""
+"""The durable step is the newest that the store can no longer lose, by its declared loss window."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class DurabilityClock:
-    """Which committed step of a session the store can no longer lose."""
+    """The clock tells which committed step of a session the store can no longer lose."""
 
     def __init__(self, window_s: float, clock: Callable[[], float]) -> None:
         self._window_s = 0.0 if window_s == math.inf else window_s

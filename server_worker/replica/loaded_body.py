@@ -49,14 +49,14 @@ ROUND_KEY = "fleet/round"
 
 @dataclass(frozen=True, slots=True)
 class MicroResult:
-    """What the backward of one micro-batch gave: its activations' gradients and, if known here, its loss."""
+    """The result of one micro-batch's backward: its activations' gradients and, if known here, its loss."""
 
     answers: str
     """The request that its GRADIENT answers."""
     gradients: Packed
     loss: float | None
     share: float
-    """What its loss counts for in the batch's."""
+    """The weight of its loss in the batch's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +72,14 @@ class RoundMean:
     initial: bool
     """No mean was taken yet: the initial model takes its place."""
     drawn: int
-    """How many devices were drawn for the next round."""
+    """The number of devices that were drawn for the next round."""
     sealed: m.SealedSum | None
-    """Of whom the sum is, where the ends were sealed."""
+    """The devices whose sum it is, where the ends were sealed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAbout:
-    """What goes with a mean: the log keeps it beside the mean's bytes."""
+    """The facts that go with a mean: the log keeps them beside the mean's bytes."""
 
     round: int
     record: str
@@ -99,11 +99,11 @@ class RoundAbout:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step of the body gave: an optimizer step, or one that goes on from a mean."""
+    """The result of one step of the body: an optimizer step, or one that goes on from a mean."""
 
     micros: tuple[MicroResult, ...]
     digest: str
-    """Of the gradients of all of them, and of the state after the step."""
+    """The digest of the gradients of all of them, and of the state after the step."""
     skipped: bool = False
     """A gradient was not finite, and the job lets such a step pass without effect."""
     mean: RoundMean | None = None
@@ -151,7 +151,7 @@ class LoadedBody:
 
     @property
     def micros(self) -> int:
-        """How many micro-batches the open step has."""
+        """The number of micro-batches of the open step."""
         return len(micro_sizes(self._batch, self.job.spec.micro_batches))
 
     def forward_id(self, micro: int) -> str | None:
@@ -159,15 +159,15 @@ class LoadedBody:
         return self._forwards[micro] if micro < len(self._forwards) else None
 
     def outputs(self, micro: int) -> Packed:
-        """What the forward of a micro-batch sends down, until its backward was computed."""
+        """Return what the forward of a micro-batch sends down, until its backward was computed."""
         return self._open[micro].outputs
 
     def result(self, micro: int) -> MicroResult:
-        """What the backward of the open step's micro-batch gave."""
+        """Return the result of the backward of the open step's micro-batch."""
         return self._results[micro]
 
     def knows(self, request: str) -> bool:
-        """Whether the open step was computed from that request."""
+        """Return whether the open step was computed from that request."""
         return request in self._forwards or any(result.answers == request for result in self._results)
 
     # memory
@@ -184,7 +184,10 @@ class LoadedBody:
     @property
     def step_bytes(self) -> int:
         """Bytes that a step takes beside the state, until its last backward."""
-        return self.job.body.program.costs.train_bytes * self.job.spec.micro_batches
+        costs = self.job.body.program.costs.train_bytes
+        if self.job.spec.single:
+            costs += self.job.loss_costs.train_bytes  # labels are shared, and the loss is computed here
+        return costs * self.job.spec.micro_batches
 
     @property
     def eval_bytes(self) -> int:
@@ -192,7 +195,7 @@ class LoadedBody:
         return self.job.body.program.costs.eval_bytes
 
     def check(self, request: m.Forward | m.Backward | m.Eval, raw_bytes: int) -> None:
-        """Whether the request is of the sizes that the job says, before anything is taken for it.
+        """Check that the request is of the sizes that the job says, before anything is taken for it.
 
         Raises DataError where it claims more samples than the job's batch, is no micro-batch of it, or is
         larger than what it may carry.
@@ -231,7 +234,7 @@ class LoadedBody:
         return (yield from ReadWeights(self.body))
 
     def forward(self, request: m.Forward) -> Steps[StepResult | None]:
-        """Compute the next micro-batch's forward of step + 1; micro-batch 0 begins the step anew.
+        """Compute the next micro-batch's forward of step + 1; micro-batch 0 begins the step again.
 
         With shared labels its backward follows from the loss, and the last one takes the step. Raises
         DataError where the values do not fit the body, or the micro-batch not the batch.
@@ -328,7 +331,7 @@ class LoadedBody:
                 f"session {self.replica}: step {entry.step} was logged by an earlier version, whose digest "
                 "says nothing of the state",
                 hint="let a worker of that version serve the session, and stop it by SIGTERM, so that it "
-                "leaves a snapshot; or begin anew with `spliteasy agent --restart`",
+                "leaves a snapshot; or begin again with `spliteasy agent --restart`",
             )
         tolerant = self.job.spec.durability.exactness == "tolerance"
         if result.digest != entry.gradient_digest and not tolerant:

@@ -42,7 +42,7 @@ from spliteasy.errors import StoreError, UnlikeWorker
 
 
 class BodyState(Enum):
-    """Where a replica's body is."""
+    """The place of a replica's body."""
 
     COLD = "cold"
     READY = "ready"
@@ -60,13 +60,13 @@ _EDGES = {
 
 @dataclass(frozen=True, slots=True)
 class WorkerIdentity:
-    """Who computes: `nonce` is the owner nonce of all its replicas."""
+    """The identity of a worker that computes: `nonce` is the owner nonce of all its replicas."""
 
     nonce: str
 
 
 class Replica:
-    """What one worker has of one replica: its body, and what the store said last."""
+    """One replica as one worker has it: its body, and what the store said last."""
 
     def __init__(
         self,
@@ -89,17 +89,17 @@ class Replica:
         self.body: LoadedBody | None = None
         self.snapshots = Snapshots(name, clock)
         self.log_bytes = 0
-        """Of its log in the store, after the last commit."""
+        """The size in bytes of its log in the store, after the last commit."""
         self.doubted = False
         """Another worker may have owned it meanwhile: ask the store before the body is used."""
         self._durability = durability
         self._log_limit = 0
         self._oldest_checkpoint = 0
-        """Of the member's device, when the open step began."""
+        """The oldest checkpoint of the member's device, when the open step began."""
         self._step_bytes = 0
-        """Of the open step's requests."""
+        """The size in bytes of the open step's requests."""
         self._writes: list[Handle[None]] = []
-        """Of the open step's requests to the log; the commit waits for them."""
+        """The writes of the open step's requests to the log; the commit waits for them."""
 
     @property
     def live_owner(self) -> Owner:
@@ -109,7 +109,7 @@ class Replica:
 
     @property
     def log_fill(self) -> float:
-        """How much of the log's limit is used."""
+        """The share of the log's limit that is used."""
         return self.log_bytes / self._log_limit if self._log_limit else 0.0
 
     @property
@@ -118,9 +118,10 @@ class Replica:
 
     @property
     def log_is_long(self) -> bool:
-        """Whether to cut it: a snapshot of this step, and a checkpoint of the device, let it begin here.
+        """Return whether to cut it: a snapshot of this step and a checkpoint of the device let it begin here.
 
-        Past half of its limit, or where so much was logged since the last snapshot that one costs little.
+        It is cut past half of its limit, or where so much was logged since the last snapshot that one
+        costs little.
         """
         assert self.body is not None
         return self.log_bytes > self._log_limit // 2 or self.snapshots.are_cheap(self.body.state_bytes)
@@ -132,7 +133,7 @@ class Replica:
     # the body
 
     def check_environment(self, meta: SessionMeta) -> Steps[str | None]:
-        """What computed the steps so far, if that was unlike this machine and the job tolerates it.
+        """Return what computed the steps so far, if that was unlike this machine and the job tolerates it.
 
         Raises UnlikeWorker where the job does not.
         """
@@ -151,7 +152,7 @@ class Replica:
         return (yield from ClaimSession(self.name, attempt, step, self.identity.nonce))
 
     def trusts_again(self, meta: SessionMeta) -> bool:
-        """Whether nobody else owned it since the body was loaded; then that is in doubt no more."""
+        """Return whether nobody else owned it since the body was loaded; then that is in doubt no more."""
         assert self.body is not None
         if meta.owner != self.owner or meta.committed != self.body.step:
             return False

@@ -1,4 +1,4 @@
-"""Whether a device's request is of the sizes that the job says, before anything is taken for it."""
+"""The sizes of a device's request are held against the job before anything is taken for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spliteasy.job.io_schema import dtype_name
 from spliteasy.job.micro_batches import micro_sizes
 
 HEADER_BYTES = 1 << 20
-"""What a request may have beside its values, which no codec makes four times as long."""
+"""The bytes that a request may have beside its values, which no codec makes four times as long."""
 
 
 def check_forward(job: Job, request: m.Forward, raw_bytes: int) -> None:

@@ -29,7 +29,7 @@ class Snapshots:
 
     def __init__(self, replica: str, clock: Callable[[], float]) -> None:
         self.kept = 0
-        """How many the store has, when the session was last loaded or committed."""
+        """The number that the store had when the session was last loaded or committed."""
         self._replica = replica
         self._clock = clock
         self._covered = 0
@@ -54,11 +54,11 @@ class Snapshots:
         self._logged_bytes += step_bytes
 
     def are_cheap(self, state_bytes: int) -> bool:
-        """Whether one more is little beside what was logged since the last one: a third of all, at most."""
+        """Return whether one more is small beside what was logged since the last one: a third at most."""
         return not self._is_writing and self._logged_bytes > max(LOG_BYTES, 2 * state_bytes)
 
     def covers(self, step: int) -> bool:
-        """Whether there is one of `step`, or a newer one."""
+        """Return whether there is one of `step`, or a newer one."""
         return step <= self._covered
 
     def write_if_due(

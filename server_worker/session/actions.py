@@ -1,4 +1,4 @@
-"""What a session asks its shell to do, beside what its replica, the store and the engine are asked."""
+"""A session asks its shell for these actions, beside those of its replica, the store and the engine."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ class Committed(Action[None]):
     session: str
     step: int
     loss: float | None = None
-    """Where the worker has computed it, or the device may and did report it."""
+    """The loss, where the worker has computed it, or the device may and did report it."""

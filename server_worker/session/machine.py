@@ -75,11 +75,11 @@ class WorkerSession:
     ) -> None:
         self.name = name
         self.replica = replica
-        """What it trains."""
+        """The replica that it trains."""
         self.attempt: Attempt | None = None
         """The device's, as the store has it; None where the session was not opened or loaded here."""
         self.paused = False
-        """Whether the operator lets no step begin, as the store said with the last commit, load or open."""
+        """True where the operator lets no step begin, as the store last said (at a commit, load or open)."""
         self.shard = shard
         """The shard that serves the session."""
         self._opening = Opening(
@@ -103,7 +103,7 @@ class WorkerSession:
 
     @property
     def replies(self) -> Replies:
-        """What says yes to the device, as long as the session is open here."""
+        """The replies that say yes to the device, as long as the session is open here."""
         return Replies(self.name, self.live[0], self.replica)
 
     # what the shell asks
@@ -115,7 +115,7 @@ class WorkerSession:
         return held + self._arrivals.nbytes
 
     def knows(self, request: str) -> bool:
-        """Whether the open step was computed from that request, or the request waits for its turn in it."""
+        """Return whether the open step was computed from that request, or the request waits for its turn."""
         body, ready = self.replica.body, self._turns.request
         if ready is not None and ready.request == request:
             return True
@@ -156,7 +156,7 @@ class WorkerSession:
             self._settle()
 
     def save(self) -> Steps[None]:
-        """Write a snapshot of the newest step, so that whoever takes over replays only what comes after."""
+        """Write a snapshot of the newest step, so that a successor replays only what comes after."""
         if self.attempt is not None:
             yield from self.replica.save(self.attempt)
 
@@ -209,7 +209,7 @@ class WorkerSession:
                 yield from Send(no_memory_reply(request))
                 return
         if isinstance(request, m.Forward) and body.forward_id(request.micro) is not None:
-            yield from self._abort()  # the device computed it anew: all begins anew
+            yield from self._abort()  # the device computed it again, so that all of the step begins again
         if isinstance(request, m.Forward) and self.replica.log_is_full:
             yield from Send(log_full_reply(request, self.replica.log_bytes))
             return
@@ -335,12 +335,12 @@ class WorkerSession:
             yield from Send(self.replies.missing(request, kind, micro))
 
     def _begins(self, request: m.Forward | m.Backward | m.Ask, body: LoadedBody) -> bool:
-        """Whether the request is of a step of which nothing was computed here, or which begins anew."""
+        """Return whether the request is of a step that was not begun here, or that begins again."""
         forward = request.request if isinstance(request, m.Forward) else request.forward
         return not body.forwarded or body.forward_id(request.micro) not in (None, forward)
 
     def _held_back(self, request: m.SessionRequest) -> Steps[bool]:
-        """Whether no step may begin now; the device was told so then."""
+        """Return whether no step may begin now; then the device has been told."""
         if self.paused:
             meta = yield from ReadSession(self.name)
             self.paused = meta is not None and meta.paused
@@ -388,7 +388,7 @@ class WorkerSession:
     # may it, and is it here
 
     def _allowed(self, request: m.Open | m.SessionRequest, digest: str) -> Steps[bool]:
-        """Whether the device may train that version of the job; it was told so where it may not."""
+        """Return whether the device may train that version of the job; if not, it has been told."""
         if may_train((yield from ReadAllowed(request.device)), request.job, digest):
             return True
         yield from Send(not_allowed_reply(request, digest))
@@ -477,7 +477,7 @@ class WorkerSession:
         yield from self.replica.snapshot_if_due(attempt)
 
     def _reserve(self, nbytes: int) -> bool:
-        """Whether the session may take so many bytes in all, beside its state."""
+        """Return whether the session may take so many bytes in all, beside its state."""
         more = max(0, nbytes - self._reserved)
         if not self._budget.take(more):
             return False

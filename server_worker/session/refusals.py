@@ -14,7 +14,7 @@ NO_MEMORY = "the steps of other sessions take the worker's memory"
 MEMORY_RETRY_S = 1.0
 PAUSED = "paused by the operator"
 PAUSE_RETRY_S = 2.0
-BEGIN_ANEW = "begin the version anew: --restart and another --state folder"
+BEGIN_AGAIN = "begin the version again: --restart and another --state folder"
 
 
 def paused_reply(request: m.SessionRequest) -> m.Busy:
@@ -146,7 +146,7 @@ def open_refused(request: m.Open, refusal: StaleAttempt | OtherJob | NoCommonSte
                 f"session {request.session} trains {request.job}@{digest[:12]}, "
                 f"the device asks for {request.job}@{request.digest[:12]}",
                 "use the state folder of that version, with --new-version to go on from its weights; or "
-                "begin anew: --restart and another --state folder",
+                "begin again: --restart and another --state folder",
             )
         case NoCommonStep(oldest=oldest, committed=committed):
             server = "nothing" if oldest is None else f"steps {oldest} to {committed}"
@@ -155,12 +155,12 @@ def open_refused(request: m.Open, refusal: StaleAttempt | OtherJob | NoCommonSte
                 "no-common-step",
                 f"no step that both sides can restore: the device holds {_told(request.held)}, "
                 f"the store can restore {server}",
-                "begin anew with `spliteasy agent --restart`",
+                "begin again with `spliteasy agent --restart`",
             )
 
 
 def goes_on_from(request: m.Open, stored: SessionMeta | None) -> bool:
-    """Whether the store has the session under the version that the device went on from."""
+    """Return whether the store has the session under the version that the device went on from."""
     return (
         stored is not None
         and not request.restart
@@ -176,7 +176,7 @@ def misfit_reply(request: m.Open, why: str) -> m.Error:
         "other-job",
         f"{request.job}@{request.digest[:12]} can't go on from the weights of "
         f"{request.job}@{(request.previous or '')[:12]}: {why}",
-        BEGIN_ANEW,
+        BEGIN_AGAIN,
     )
 
 

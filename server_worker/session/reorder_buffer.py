@@ -17,14 +17,14 @@ MOST_TOLD = 64
 
 Kind = Literal["FORWARD", "BACKWARD"]
 PartKey = tuple[Kind, int]
-"""Which request of a step: its kind and micro-batch."""
+"""A request of a step: its kind and micro-batch."""
 
 MAX_BYTES = 512 << 20
-"""What may wait of one session."""
+"""The bytes of one session that may wait."""
 
 
 class MemoryBudget:
-    """What may wait of all sessions of a worker."""
+    """The bytes that may wait, over all sessions of a worker."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -64,10 +64,10 @@ class ReorderBuffer:
         return backward or self._pop(("FORWARD", forwarded))
 
     def absent(self, place: PartKey, forwarded: int, returned: int, *, news: bool = False) -> list[PartKey]:
-        """What is not here and has to be computed before `place`, and `place` itself if it is not here.
+        """Return what is absent and has to be computed before `place`, and `place` itself if it is absent.
 
-        `news`: only what this has not said before. The first `MOST_TOLD` are named: when they have come, the
-        device asks again.
+        `news` asks only for what this has not said before. The first `MOST_TOLD` are named: when they have
+        come, the device asks again.
         """
         kind, micro = place
         needed: list[PartKey] = [("FORWARD", n) for n in range(forwarded, micro + 1)]
@@ -79,11 +79,11 @@ class ReorderBuffer:
         return absent
 
     def holds(self, request: str) -> bool:
-        """Whether the request of that id waits."""
+        """Return whether the request of that id waits."""
         return any(held.request == request for held, _ in self._held.values())
 
     def clear(self) -> None:
-        """The step is over, or begins anew."""
+        """Forget the step: it is over, or begins again."""
         self._held.clear()
         self._told.clear()
         self._count(-self.nbytes)

@@ -222,9 +222,9 @@ class Store(Protocol):
         ...
 
     async def shards(self, first: int | None = None) -> int | None:
-        """How many shards the stack has; None where nobody has said so yet.
+        """Return how many shards the stack has; None where nobody has said so yet.
 
-        `first`: the number that it gets then. It never changes afterwards.
+        `first` is the number that it gets then. It never changes afterwards.
         """
         ...
 

@@ -25,7 +25,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class StoreAction(Action[R]):
-    """A call of the store; its result is the outcome. It goes on to its end, whoever stops waiting."""
+    """A call of the store, whose result is the outcome. It goes on to its end even if nobody waits for it."""
 
     __slots__ = ()
 
@@ -118,10 +118,10 @@ class CommitStep(StoreAction[CommitOutcome]):
     owner: Owner
     step: int
     requests: int
-    """How many were put for it."""
+    """The number of requests that were put for it."""
     digest: str
     oldest_checkpoint: int
-    """Of the device, when the step began."""
+    """The device's oldest checkpoint, when the step began."""
 
     async def call(self, store: Store) -> CommitOutcome:
         return await store.commit(
@@ -233,7 +233,7 @@ class Handle(Protocol[R_co]):
     """A store call under way, or over."""
 
     def done(self) -> bool:
-        """Whether it is over, so that waiting for it takes no time."""
+        """Return whether it is over, so that waiting for it takes no time."""
         ...
 
     def __await__(self) -> Generator[Any, Any, R_co]: ...

@@ -23,6 +23,8 @@ PLAIN = "fp32"
 """The codec under which values travel as they are."""
 
 FEEDBACK_PREFIX = "feedback/"
+KEPT_SIZES = 2
+"""Error feedback holds remainders of this many sizes of a value: of full batches, and of the newest other."""
 Place = Literal["activations", "gradients"]
 PLACES: tuple[Place, ...] = ("activations", "gradients")
 Expected = tuple[tuple[int, ...], torch.dtype] | None
@@ -113,8 +115,25 @@ class Packer:
             if memory is None:
                 self._memory.pop(key, None)
             else:
-                self._memory[key] = memory
+                self._keep(key, memory)
         self._pending.clear()
+
+    def _keep(self, key: str, memory: Tensor) -> None:
+        """Hold a remainder back. Of the value's other sizes only the largest's is held on to.
+
+        An epoch has full batches and a smaller last one. A device that sends ever other sizes would
+        otherwise fill the memory with one remainder for each.
+        """
+        value = key.rpartition("/")[0]
+        others = [held for held in self._memory if held != key and held.rpartition("/")[0] == value]
+        for held in sorted(others, key=lambda held: self._memory[held].numel())[:-1]:
+            del self._memory[held]
+        self._memory[key] = memory
+
+    def feedback_bytes(self, place: Place, expected: Iterable[Expected]) -> int:
+        """Return the most that error feedback takes for values of these shapes, which are those of a full
+        batch: remainders of two sizes of each, and those of the open step."""
+        return (KEPT_SIZES + 1) * bytes_expected(expected) if self.feedback(place) else 0
 
     def abort(self) -> None:
         """The step did not: forget what was held back in it."""

@@ -3,7 +3,7 @@
 The program is run in each mode on torch's meta device, which knows shapes and dtypes but holds no data: every
 operator must accept its arguments, no value may be absurdly large, inputs must be left as they are, and the
 outputs must be what the graph says. That is so at a batch of two samples, and at the sizes that the job will
-run it at: then it is known, too, what memory a run will take.
+run it at: then it is known, too, what memory and computing a run will take.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from spliteasy.errors import PortableError
 from spliteasy.graph import limits
 from spliteasy.graph.document import INNER_DTYPES, Document, TensorSpec, Value, ValueSpec
+from spliteasy.graph.flops import FlopCounter
 from spliteasy.graph.operators import FACTORISATIONS, MULTIVARIATE
 from spliteasy.graph.program import Batches, Code, Costs, Program
 from spliteasy.graph.recurrent import check_recurrent
@@ -40,11 +41,11 @@ _IN_PIECES = {
 
 
 def check_program(program: Program, batches: Batches | None = None) -> Costs:
-    """Return the memory that a run takes at the largest of the batches. Raises `PortableError` with the mode
-    and the reason."""
+    """Return what a run takes at the largest of the batches. Raises `PortableError` with the mode and the
+    reason."""
     document = program.document
     _check_names(document)
-    costs = {}
+    costs: dict[str, tuple[int, int]] = {}
     sizes_of = {"train": batches.train, "eval": batches.eval} if batches else {"train": (), "eval": ()}
     for mode, sizes in sizes_of.items():
         try:
@@ -52,7 +53,10 @@ def check_program(program: Program, batches: Batches | None = None) -> Costs:
                 costs[mode] = _check_code(document, program.code(mode == "train"), batch, mode == "train")
         except PortableError as error:
             raise PortableError(f"segment {document.name[:60]!r}, {mode} graph: {error.message}") from None
-    return Costs(train_bytes=costs["train"], eval_bytes=costs["eval"])
+    (train_bytes, train_flops), (eval_bytes, eval_flops) = costs["train"], costs["eval"]
+    return Costs(
+        train_bytes=train_bytes, eval_bytes=eval_bytes, train_flops=train_flops, eval_flops=eval_flops
+    )
 
 
 def _check_names(document: Document) -> None:
@@ -68,8 +72,8 @@ def _check_names(document: Document) -> None:
             seen.add(name)
 
 
-def _check_code(document: Document, code: Code, batch: int, training: bool) -> int:
-    """The bytes of memory that a run at that batch takes, beside the segment's own tensors."""
+def _check_code(document: Document, code: Code, batch: int, training: bool) -> tuple[int, int]:
+    """Return the bytes that a run at that batch takes beside the segment's tensors, and its operations."""
     graph = code.graph
     if len(graph.outputs) != len(graph.results) or graph.wire > len(graph.results):
         raise PortableError("the outputs' numbers and descriptions differ in count")
@@ -78,7 +82,7 @@ def _check_code(document: Document, code: Code, batch: int, training: bool) -> i
     memory = _Memory(keep=training)
     for value in inputs:
         memory.add(value)
-    with torch.set_grad_enabled(training):
+    with torch.set_grad_enabled(training), FlopCounter() as counter:
         outputs = _run(code, tensors, inputs, _elements(batch), memory)
     parameters = [t for t, spec in zip(tensors, document.tensors, strict=True) if spec.kind == "parameter"]
     for tensor in (*parameters, *inputs):
@@ -88,7 +92,7 @@ def _check_code(document: Document, code: Code, batch: int, training: bool) -> i
         problem = spec.problem_with(value, batch)
         if problem is not None:
             raise PortableError(f"output {problem}")
-    return memory.peak_bytes
+    return memory.peak_bytes, counter.flops
 
 
 class _Memory:

@@ -135,13 +135,18 @@ class Batches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Bytes of memory that a run takes at the largest batch, beside the segment's own tensors.
+    """The memory and the computing that a run takes at the largest batch; 0 where nothing is known.
 
-    In training those of all values between, which a backward needs; in evaluation the most at a time.
+    The bytes are those beside the segment's own tensors: in training those of all values between, which a
+    backward needs; in evaluation the most at a time.
     """
 
-    train_bytes: int
-    eval_bytes: int
+    train_bytes: int = 0
+    eval_bytes: int = 0
+    train_flops: int = 0
+    """Floating-point operations of the forward in training, estimated. The backward takes about twice as
+    many."""
+    eval_flops: int = 0
 
 
 class Program:
@@ -153,8 +158,8 @@ class Program:
         self.device = device
         self.train = Code(document.train, len(document.tensors))
         self.eval = Code(document.eval, len(document.tensors))
-        self.costs = Costs(train_bytes=0, eval_bytes=0)
-        """The memory of a run, as far as it was checked at the job's batches (`check_program`)."""
+        self.costs = Costs()
+        """The costs of a run, as far as it was checked at the job's batches (`check_program`)."""
 
     def code(self, training: bool) -> Code:
         return self.train if training else self.eval

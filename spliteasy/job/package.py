@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from spliteasy.errors import JobError, NeedsNewer, PortableError
 from spliteasy.graph.encoding import document_from_json
-from spliteasy.graph.program import Batches
+from spliteasy.graph.program import Batches, Costs
 from spliteasy.graph.segment import Segment, load_segment, load_segment_tensors
 from spliteasy.job.io_schema import Signature
 from spliteasy.job.measure import measure_of
@@ -152,6 +152,8 @@ class Job:
     """This says which tensors of head and tail have no values until a device draws them."""
     loss: LossFunction
     """(outputs, targets) -> scalar, tuples of tensors in."""
+    loss_costs: Costs
+    """The costs of a loss of the user's own. A named one takes little, and counts for nothing."""
     measure: Measure
     """This says what the loss's mean is over, and which predictions are right."""
     body_or_none: Segment | None
@@ -186,7 +188,7 @@ class Job:
         batches = batches_of(spec)
         ends = ends_from_json(found["ends.json"]) if "ends.json" in found else Ends()
         head, tail = (_segment(found, role, batches, ends) for role in ("head", "tail"))
-        loss = _loss(spec, found)
+        loss, loss_costs = _loss(spec, found, batches)
         if head is None or (tail is None) != spec.single:
             raise PortableError(f"job {spec.name}: the package lacks a segment, or has one too many")
         return cls(
@@ -199,6 +201,7 @@ class Job:
             tail=tail,
             ends=ends,
             loss=loss,
+            loss_costs=loss_costs,
             measure=measure_of(spec, loss),
             body_or_none=_segment(found, "body", batches, Ends()),
         )
@@ -321,12 +324,13 @@ def _segment(parts: Mapping[str, bytes], role: str, batches: Batches, ends: Ends
     return load_segment(graph, values, batches=batches)
 
 
-def _loss(spec: JobSpec, parts: Mapping[str, bytes]) -> LossFunction:
+def _loss(spec: JobSpec, parts: Mapping[str, bytes], batches: Batches) -> tuple[LossFunction, Costs]:
     graph, tensors = parts.get("loss.json"), parts.get("loss.safetensors")
     if spec.loss.name is not None and graph is None and tensors is None:
-        return LOSSES[spec.loss.name]
+        return LOSSES[spec.loss.name], Costs()
     if spec.loss.name is not None or graph is None or tensors is None:
         raise PortableError(f"job {spec.name}: the package's loss is not what its spec says")
     from spliteasy.splitting.losses import load_function  # a named loss needs nothing of it
 
-    return load_function(graph, load_segment_tensors(tensors))
+    loss = load_function(graph, load_segment_tensors(tensors), batches=batches)
+    return loss, loss.costs

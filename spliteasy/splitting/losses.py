@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spliteasy.errors import DataError, JobError, PortableError
 from spliteasy.graph.document import Document, ValueSpec, misfit
+from spliteasy.graph.program import Batches, Costs
 from spliteasy.graph.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.export import trace_inputs
@@ -60,6 +61,11 @@ class PortableLoss:
         return self((*outputs, *(info.tensor for info in self.own)), targets)
 
     @property
+    def costs(self) -> Costs:
+        """The memory that the loss of a batch takes, as far as it was checked at the job's batches."""
+        return self._segment.program.costs
+
+    @property
     def document(self) -> Document:
         """The graph; its tensors are `tensors`, in order."""
         return self._segment.program.document
@@ -100,9 +106,18 @@ def trace_function(
         raise JobError(error.message, hint=error.hint) from None
 
 
-def load_function(graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu") -> PortableLoss:
-    """Build a loss from what travelled. Raises `PortableError`, as `load_segment` does."""
-    return PortableLoss(load_segment(graph, tensors, device).train())
+def load_function(
+    graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu", *, batches: Batches | None = None
+) -> PortableLoss:
+    """Build a loss from what travelled. It is checked at the `batches` that it will be computed at.
+
+    Raises `PortableError`, as `load_segment` does, and where evaluation would have another loss than
+    training: `PortableLoss` runs one graph for both.
+    """
+    segment = load_segment(graph, tensors, device, batches=batches).train()
+    if segment.program.document.train != segment.program.document.eval:
+        raise PortableError("a loss has one graph for training and evaluation")
+    return PortableLoss(segment)
 
 
 class _Wrapped(nn.Module):

@@ -35,7 +35,7 @@ def check_partition(
     if crossing:
         which = ", ".join(sorted(set().union(*(origins(op) for op in crossing))))
         after = places_without_inputs(partition.trace, partition.ends, shared)
-        hint = f"share_inputs=({which!r},) allows it"
+        hint = f"share_inputs=({which!r},) allows it (a job names it as its model.inputs do)"
         raise CutError(
             f"cut after {names[0]!r}: the model's input {which} would leave the device",
             hint=f"cut after {' or '.join(map(repr, after))}, or {hint}" if after else hint,

@@ -175,7 +175,8 @@ def _refusal(found: Disguise, cut: str, name: str, op: Op, mode: str) -> CutErro
     return CutError(
         f"cut after {cut!r}: in {mode}, {op.name} ({op.target}{module}) would carry {found.share:.0%} of the "
         f"model's input {name} out of the device, each element {found.words}",
-        hint=f"cut behind layers that mix elements of the input, or share_inputs=({name!r},) allows it",
+        hint="cut behind layers that mix elements of the input, or "
+        f"share_inputs=({name!r},) allows it (a job names it as its model.inputs do)",
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spliteasy.codecs.packer import Packer, expected_like, unpack
+from spliteasy.codecs.packer import KEPT_SIZES, PLACES, Expected, Packer, bytes_of, expected_like, unpack
 from spliteasy.errors import DataError
 
 ALLOW = ("fp32", "lossless", "topk:0.25", "topk:0.5")
@@ -95,3 +95,22 @@ def test_where_the_job_names_one_codec_nobody_need_ask_for_it() -> None:
     assert side.pack("gradients", (values(1),), step=1).codec == "int8"
     with pytest.raises(DataError, match="'fp32' asked for gradients, the job allows int8"):
         side.pack("gradients", (values(1),), step=1, codec="fp32")
+
+
+def test_batches_of_ever_other_sizes_do_not_fill_the_memory() -> None:
+    """The remainder of full batches and that of the newest other size are held back, for each value."""
+    side = Packer({"activations": ("topk:0.25",), "gradients": ("topk:0.25",)}, 7, "phone-1")
+    course = [5, 64, 3, *range(1, 64), 64, 7]
+    for step, samples in enumerate(course):
+        for place in PLACES:
+            side.pack(place, (torch.randn(samples, 9), torch.randn(samples, 2)), step=step)
+        side.apply()
+        full = max(course[: step + 1])
+        state = side.state()
+        assert {f"feedback/gradients/0/0/{size}x9" for size in (full, samples)} <= state.keys()
+        assert len(state) <= len(PLACES) * 2 * KEPT_SIZES
+    assert {name.rpartition("/")[2] for name in side.state()} == {"64x9", "64x2", "7x9", "7x2"}
+    full_batch: list[Expected] = [((64, 9), torch.float32), ((64, 2), torch.float32)]
+    most = sum(side.feedback_bytes(place, full_batch) for place in PLACES)
+    assert bytes_of(side.state().values()) < most == 3 * 2 * 64 * 11 * 4
+    assert packer().feedback_bytes("gradients", full_batch) == 0, "int8 holds nothing back"

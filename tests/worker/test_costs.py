@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,9 +11,13 @@ from broker.protocol import messages as m
 from server_worker.admission.budget import Budget
 from server_worker.replica.direct_body import DirectBody
 from server_worker.session.refusals import NO_MEMORY
+from spliteasy.codecs.packer import FEEDBACK_PREFIX, bytes_of
+from spliteasy.graph.program import Costs
 from tests.simulation import toy
 from tests.worker.conftest import ATTEMPT, JOB, SESSION, Device, Server
 from tests.worker.test_refusals import forward
+
+FEEDBACK = toy.Variant(activations="topk:0.5", gradients="topk:0.3")
 
 
 async def refused(device: Device, request: m.Request) -> str:
@@ -75,6 +81,34 @@ async def test_an_open_step_counts_until_it_is_over(server: Server) -> None:
         assert server.worker.actors.budget.open_bytes == memory.step_bytes
         await refused(device, forward(samples=3))
         assert server.worker.actors.budget.open_bytes == 0
+
+
+def test_a_step_with_shared_labels_counts_the_loss_that_the_worker_computes() -> None:
+    memory = DirectBody(toy.job(toy.Variant(single=True)), SESSION).loaded
+    body = memory.step_bytes
+    memory.job = replace(memory.job, loss_costs=Costs(train_bytes=1000))
+    assert memory.step_bytes == body + 1000
+    alone = DirectBody(toy.job(JOB), SESSION).loaded
+    assert alone.step_bytes == toy.job(JOB).body.program.costs.train_bytes
+
+
+def test_what_error_feedback_may_hold_back_counts_from_the_start() -> None:
+    """It is as much as the job's batches can fill, whatever sizes a device sends."""
+    plain, held = (DirectBody(toy.job(variant), SESSION) for variant in (toy.Variant(), FEEDBACK))
+    more = held.loaded.state_bytes - plain.loaded.state_bytes
+    assert more == 3 * 4 * 4 * (5 + 5), "both ways, two sizes of batch and the open step"
+    for step, samples in enumerate((4, 3, 2, 4, 3, 2), start=1):
+        request = forward(step, samples=samples, values=(torch.randn(samples, 5),))
+        held.forward(request)
+        gradient = torch.randn(samples, 5)
+        held.backward(
+            m.Backward(
+                session=SESSION, attempt=ATTEMPT, step=step, forward=request.request, values=(gradient,)
+            )
+        )
+    state = held.snapshot()
+    kept = [tensor for name, tensor in state.items() if name.startswith(FEEDBACK_PREFIX)]
+    assert 0 < bytes_of(kept) <= more
 
 
 async def test_a_step_waits_while_others_take_the_memory(server: Server) -> None:
