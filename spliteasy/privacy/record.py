@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from spliteasy.job import Job
 from spliteasy.training.segment_trainer import Gradients, Values, tensors_of
 
 Tensors = tuple[Tensor, ...]
+Purpose = Literal["evaluation", "prediction"]
+"""Test data that is scored while a job trains, or samples that the trained model is asked about."""
 
 
 class Adversary(StrEnum):
@@ -28,7 +30,7 @@ class Adversary(StrEnum):
     ACTIVE = "active"
     """A worker that answers with gradients of its own making."""
     STORE = "store"
-    """A reader of the store: the job package and the log of FORWARD and BACKWARD, no evaluations."""
+    """A reader of the store: the job package and the log of FORWARD and BACKWARD, nothing of evaluations."""
     MEMBER = "member"
     """Another device of the same job."""
     HOLDER = "holder"
@@ -57,9 +59,10 @@ Step = tuple[Exchange, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Evaluated:
-    """One batch of test data in evaluation mode, after `step`."""
+    """One batch of samples in evaluation mode, after `step`."""
 
     step: int
+    purpose: Purpose = "evaluation"
     activations: Values
     outputs: Values
 
@@ -97,6 +100,7 @@ class View:
     steps: tuple[Step, ...]
     """Step k is at k − 1."""
     evaluations: tuple[Evaluated, ...] = ()
+    """Evaluations while it trained, and predictions behind them."""
     steps_per_epoch: int
     auxiliary: tuple[Tensors, Tensors] | None = None
     """(inputs, targets) of the same kind as the device's, but of none of its samples: public data."""
@@ -173,7 +177,7 @@ class Truth:
     members: int
     """The first so many of the view's candidates were trained on, the others not."""
     evaluated: Truth | None = None
-    """The same of the recorded batches of evaluations, in place of steps."""
+    """The same of the recorded batches of evaluations and predictions, in place of steps."""
 
     def labels(self, steps: range) -> Tensor:
         """The class of every sample of these steps: int64 [samples]."""

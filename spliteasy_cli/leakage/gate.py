@@ -25,7 +25,8 @@ from spliteasy.privacy.guesses import InputGuess, Score
 from spliteasy.privacy.limits import passes
 from spliteasy.privacy.record import Adversary, Hijacker
 from spliteasy_cli.history.verdicts import GateVerdict, Judgement, VerdictRow, limits_of
-from spliteasy_cli.leakage.recorder import STEPS, Recording, draw_sample, record, view_of
+from spliteasy_cli.leakage.recorder import STEPS, Recording, record, view_of
+from spliteasy_cli.leakage.sample import draw_sample
 
 NAME_ROOM = 55
 """Characters of the job's name that its copy for the recording keeps."""

@@ -188,7 +188,7 @@ def spliteasy(capsys: pytest.CaptureFixture[str], _no_stack: None) -> Callable[.
 @pytest.fixture
 def _no_stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No broker or store is named by the environment, and none runs in the current folder."""
-    for variable in ("SPLITEASY_BROKER", "SPLITEASY_STORE", "SPLITEASY_THREADS"):
+    for variable in ("SPLITEASY_BROKER", "SPLITEASY_STORE", "SPLITEASY_THREADS", "SPLITEASY_VERDICTS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")

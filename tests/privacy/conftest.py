@@ -13,7 +13,8 @@ from spliteasy.job.spec import PrivacySpec
 from spliteasy.privacy.guesses import Guess, Score
 from spliteasy.privacy.record import Adversary
 from spliteasy_cli.leakage.gate import attacks_named
-from spliteasy_cli.leakage.recorder import Recording, draw_sample, record, view_of
+from spliteasy_cli.leakage.recorder import Recording, record, view_of
+from spliteasy_cli.leakage.sample import draw_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples/digits/job.toml"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from spliteasy.job import Job
 from spliteasy.privacy.attacks import ATTACKS, FSHA
 from spliteasy.privacy.hijack import WINDOW
 from spliteasy.privacy.record import Adversary
+from spliteasy.training.segment_trainer import tensors_of
 from spliteasy_cli.leakage.recorder import Recording, record, view_of
-from tests.privacy.conftest import Play
+from tests.privacy.conftest import ROOT, Play
 
 
 def test_what_was_learned_by_heart_tells_who_was_trained_on(memorized: Recording, play: Play) -> None:
@@ -39,6 +43,35 @@ def test_evaluations_tell_what_steps_tell(digits: Recording, play: Play) -> None
     assert scores["linkage"].low > 20 * scores["linkage"].chance
     _, scores = play(digits, "evaluation-inversion", Adversary.HOLDER)
     assert scores["input_mse"].high < 0.5 * scores["input_mse"].chance
+
+
+def test_predictions_tell_what_evaluations_tell(digits: Recording, play: Play) -> None:
+    """With public ends each attack on predictions succeeds: the positive control."""
+    predicted = [
+        each for each in view_of(digits, Adversary.WORKER).evaluations if each.purpose == "prediction"
+    ]
+    assert [each.step for each in predicted] == [len(digits.steps)]
+    _, scores = play(digits, "prediction-labels")
+    assert scores["label_recovery"].low > scores["label_recovery"].chance + 0.3
+    _, scores = play(digits, "prediction-linkage")
+    assert scores["linkage"].low > 20 * scores["linkage"].chance
+    _, scores = play(digits, "prediction-inversion", Adversary.HOLDER)
+    assert scores["input_mse"].high < 0.5 * scores["input_mse"].chance
+
+
+def test_predictions_pass_the_defences_and_are_of_training_samples_where_there_is_no_test_data(
+    memorized: Recording, tmp_path: Path
+) -> None:
+    clipped = memorized.job.spec.privacy.model_copy(update={"clip_activations": 0.1})
+    job = Job.create(memorized.job.spec.model_copy(update={"privacy": clipped}), ROOT)
+    recording = asyncio.run(record(job, replace(memorized.sample, test=None), tmp_path, steps=2))
+    (predicted,) = view_of(recording, Adversary.WORKER).evaluations
+    assert (predicted.purpose, predicted.step) == ("prediction", 2)
+    (sent,) = tensors_of(predicted.activations)
+    assert float(sent.norm(dim=1).max()) <= 0.1 + 1e-6
+    assert recording.truth.evaluated is not None
+    asked = recording.truth.evaluated.inputs[0][0]
+    assert torch.equal(asked, recording.members[0][0][: len(asked)])
 
 
 def test_a_reader_of_the_store_sees_no_evaluation(digits: Recording) -> None:

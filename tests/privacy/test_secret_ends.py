@@ -11,7 +11,8 @@ from spliteasy.job import Job, JobSpec
 from spliteasy.job.spec import PrivacySpec
 from spliteasy.privacy.attacks.tail_tracking import follow
 from spliteasy.privacy.record import Adversary
-from spliteasy_cli.leakage.recorder import Recording, draw_sample, record, view_of
+from spliteasy_cli.leakage.recorder import Recording, record, view_of
+from spliteasy_cli.leakage.sample import draw_sample
 from tests.privacy.conftest import DATA, ROOT, STEPS, Play
 
 
