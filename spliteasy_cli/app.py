@@ -121,7 +121,9 @@ def _moved(old: str, new: str) -> Callable[[typer.Context], None]:
     """Return the command that answers for an old spelling with the new one."""
 
     def moved(context: typer.Context) -> None:
-        command = shlex.join(["spliteasy", *new.split(), *context.args])
+        # A URL may have a password in it, even in several arguments where nobody quoted it.
+        arguments = [] if any("://" in argument for argument in context.args) else context.args
+        command = shlex.join(["spliteasy", *new.split(), *arguments])
         raise UserError(f"`spliteasy {old}` is `spliteasy {new}` now", hint=command)
 
     return moved

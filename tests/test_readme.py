@@ -57,8 +57,3 @@ def test_every_command_that_is_named_exists() -> None:
     named |= set(re.findall(r"`spliteasy ([a-z]+)", README))
     assert named
     assert named <= known
-
-
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^):]+)\)", README):
-        assert (ROOT / target).exists(), target

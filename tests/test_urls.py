@@ -68,8 +68,10 @@ async def test_a_url_with_an_unquoted_password(scheme: str, password: str, form:
         "agent --job j --device d --data m:f --debug --broker amqp://u:{}@127.0.0.1:1/",
         "worker --debug --store sqlite:// --broker amqp://u:{}@127.0.0.1:1/",
         "sessions --store redis://:{}@127.0.0.1:1/0",
+        "session list --store redis://:{}@127.0.0.1:1/0",
         "status --debug --store redis://:{}@127.0.0.1:1/0 --broker amqp://u:x@127.0.0.1:1/",
         "devices --management http://u:{}@127.0.0.1:1 --broker amqp://u:x@127.0.0.1:1/",
+        "device list --management http://u:{}@127.0.0.1:1 --broker amqp://u:x@127.0.0.1:1/",
         "agent --job j --device d --data m:f --broker amqp://127.0.0.1:1 --traces u:{}@127.0.0.1",
     ],
 )

@@ -345,13 +345,13 @@ def test_a_model_that_does_not_fit_gets_one_line(changes: dict[str, Any], told: 
 def test_what_a_newer_version_needs_is_said_before_anything_else(job: Job) -> None:
     assert orjson.loads(job.manifest)["needs"] == ["least-samples", "secret-ends"], "its batch norm wants two"
     assert b"needs" not in manifest_of(job.name, job.parts)
-    newer = orjson.loads(manifest_of(job.name, job.parts, needs=["rounds", "averaging"]))
+    newer = orjson.loads(manifest_of(job.name, job.parts, needs=["tides", "averaging"]))
     newer |= {"version": 2, "of_then": []}
     with pytest.raises(NeedsNewer) as raised:
         Job.from_parts(orjson.dumps(newer), {})
-    assert raised.value.needs == ("averaging", "rounds")
-    assert f"job {job.name} needs averaging, rounds" in str(raised.value)
-    for wrong in (["A"], "rounds", [1], ["x"] * 33):
+    assert raised.value.needs == ("averaging", "tides")
+    assert f"job {job.name} needs averaging, tides" in str(raised.value)
+    for wrong in (["A"], "tides", [1], ["x"] * 33):
         with pytest.raises(PortableError, match="malformed"):
             Job.from_parts(orjson.dumps({**newer, "needs": wrong}), {})
 
