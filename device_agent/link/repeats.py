@@ -21,6 +21,8 @@ MOST_ANEW_S = 30.0
 """… so long, where the request is small, carries tensors, or begins an attempt."""
 FORGIVEN_S = 10.0
 """After this long a request counts one time fewer."""
+MOST_COUNTED = 64.0
+"""Times that count at most: by then the delay is the longest, and a device may ask for hours (for a round)."""
 MAX_KEYS = 4096
 
 
@@ -46,7 +48,7 @@ class Repeats:
         """Return how long to wait before the request is sent. It counts as sent then."""
         key, now_s = key_of(request), self._clock()
         sent = self._sent.pop(key, None) or _Sent(0.0, now_s)
-        times = max(0.0, sent.times - max(0.0, now_s - sent.last_s) / FORGIVEN_S)
+        times = min(MOST_COUNTED, max(0.0, sent.times - max(0.0, now_s - sent.last_s) / FORGIVEN_S))
         least_s = 0.0 if times < FREE else min(LEAST_S * 2 ** (times - FREE), _most_s(request))
         due_s = max(now_s, sent.last_s + least_s)
         self._sent[key] = _Sent(times + 1, due_s)

@@ -117,9 +117,11 @@ class RoundTurns:
         if not request.last and request.device not in newest.cohort:
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=JOINING)
         window_s = yield from ReadLossWindow()
-        if now - newest.closed_at < window_s:
+        if now - newest.closed_at < window_s or self._known_s(newest) < window_s:
             return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=SETTLING)
         mean = yield from mean_of(newest.base, fleet)
+        # Only now: had the store lost the record, the means before it would have to be taken again.
+        yield from drop_older(fleet, newest.number, newest.base)
         sealed = None
         if mean and loaded.job.spec.fleet.seals:
             sealed = sealed_sum(newest if not newest.void else (yield from record_of(newest.base, fleet)))
@@ -183,17 +185,18 @@ class RoundTurns:
         found = yield from AppendRound(fleet, line, due.number, previous)
         if found is None:
             raise StoreUnavailable(f"fleet {fleet}: the records have changed meanwhile")
-        if found == line:
-            oldest = due.number, newest.base if newest is not None else 0
-            yield from drop_older(fleet, *oldest)
         return RoundRecord.from_json(found)
 
     def _watched(self, newest: RoundRecord | None, loaded: LoadedBody) -> bool:
         """Return whether this worker knows the newest record for long enough to let its deadline pass."""
+        return self._known_s(newest) >= min(GRACE_S, loaded.job.spec.fleet.deadline_s / 4)
+
+    def _known_s(self, newest: RoundRecord | None) -> float:
+        """Return for how many seconds this worker has known the newest record."""
         digest, now = "" if newest is None else newest.digest, self._clock()
         if self._seen[0] != digest:
             self._seen = digest, now
-        return now - self._seen[1] >= min(GRACE_S, loaded.job.spec.fleet.deadline_s / 4)
+        return now - self._seen[1]
 
 
 def fleet_of(loaded: LoadedBody) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from broker.protocol import messages as m
 from device_agent.link.metered import Metered
-from device_agent.link.repeats import FREE, MOST_ANEW_S, Repeats
+from device_agent.link.repeats import FREE, MOST_ANEW_S, MOST_S, Repeats
 from device_agent.policy.data_budget import Allowance
 from spliteasy.errors import LinkError
 from tests.attack.hostile_worker import ANSWERS, Answer, storm
@@ -69,6 +69,15 @@ def test_attempts_count_on_over_connections_and_are_forgiven_with_time() -> None
     assert begin() > 1
     now[0] += 100 * MOST_ANEW_S
     assert begin() == 0
+
+
+def test_a_request_may_be_sent_for_hours() -> None:
+    """A device that waits for the end of a round asks again and again; the delay neither grows nor breaks."""
+    now = [0.0]
+    repeats = Repeats(lambda: now[0])
+    for _ in range(5000):
+        now[0] += repeats.wait_s(ask("1" * 16))
+    assert repeats.wait_s(ask("1" * 16)) == MOST_S
 
 
 def test_nothing_leaves_that_the_day_has_no_room_for() -> None:
