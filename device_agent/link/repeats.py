@@ -22,7 +22,7 @@ MOST_ANEW_S = 30.0
 FORGIVEN_S = 10.0
 """After this long a request counts one time fewer."""
 MOST_COUNTED = 64.0
-"""Times that count at most: by then the delay is the longest, and a device may ask for hours (for a round)."""
+"""The most times that count. The delay has long stopped growing then, and a device may ask for hours."""
 MAX_KEYS = 4096
 
 
