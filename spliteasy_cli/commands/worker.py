@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from broker import Transport
     from server_worker.config import WorkerConfig
-    from server_worker.engine.local import LocalEngine
     from server_worker.store import StoreKeys
     from server_worker.worker import Connect
     from spliteasy.observability.traces import Tracer
@@ -291,6 +290,7 @@ async def _serve(
 ) -> None:
     """Run the worker over the store and a torch thread, and serve its metrics."""
     from server_worker import gauges, metrics
+    from server_worker.engine.local import LocalEngine
     from server_worker.placement.shards import settle_shards
     from server_worker.worker import Worker
     from spliteasy.runtime.torch_thread import TorchThread
