@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -105,8 +106,8 @@ def test_a_difference_is_seen(
 ) -> None:
     taken = reference.PlainTraining.step
 
-    def careless(self: reference.PlainTraining, inputs: object, targets: object) -> float:
-        loss = taken(self, inputs, targets)  # type: ignore[arg-type]
+    def careless(self: reference.PlainTraining, *batch: Any, **about: Any) -> float:
+        loss = taken(self, *batch, **about)
         with torch.no_grad():
             weight = self._model.get_parameter("middle.0.weight")
             weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(float("inf")))
