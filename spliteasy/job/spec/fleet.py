@@ -62,7 +62,9 @@ class FleetSpec(Section):
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
         if self.mode == "personal":
-            if unused := sorted(self.model_fields_set - {"mode"}):
+            defaults = {key: field.default for key, field in type(self).model_fields.items()}
+            given = self.model_fields_set - {"mode"}
+            if unused := sorted(key for key in given if getattr(self, key) != defaults[key]):
                 raise refuse(
                     f'{", ".join(unused)} belongs to mode = "splitfed": under "personal" nothing is averaged'
                 )
