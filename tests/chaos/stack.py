@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from benchmarks.emulator import LinkEmulator
 from deploy.nodes.rabbitmq import RabbitNode
@@ -129,8 +129,17 @@ class Stack:
         """Run what blocks in a thread; `stop` waits for it even if the caller is cancelled."""
         task: asyncio.Task[T] = asyncio.create_task(asyncio.to_thread(run))
         self._threads.add(task)
-        task.add_done_callback(self._threads.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        """Forget a thread that has ended.
+
+        Where its caller was cancelled, nobody else looks at its error, and asyncio would complain of that.
+        """
+        self._threads.discard(task)
+        if not task.cancelled():
+            task.exception()
 
     async def submit(self) -> None:
         """Store the jobs, as `spliteasy submit` does."""
