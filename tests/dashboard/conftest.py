@@ -108,6 +108,7 @@ async def begin(store: Store, session: str, attempt: int = 1) -> None:
 
 
 async def heartbeat(store: Store, worker: str, host: str = "host-1") -> None:
+    await store.shards(16)
     info = WorkerInfo(
         worker=worker, started_at=0.0, sessions=1, shards=(3,), steps=7, host=host, pid=1, state="serving"
     )
