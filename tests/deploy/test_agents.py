@@ -177,7 +177,7 @@ async def test_agents_arrive_train_are_upgraded_fall_back_and_go(
             code, text = await operator.all("deploy", "--wheel", wheels["first"])
             said.append(text)
             assert code == 0, text
-            assert len(re.findall(r": 0\.1\.0\+[0-9a-f]{8} runs \(new, supervisor\)", text)) == 2
+            assert len(re.findall(r": 0\.2\.0\+[0-9a-f]{8} runs \(new, supervisor\)", text)) == 2
             assert_imports((operator.home("phone-2") / "agent.log").read_text())
             for device in DEVICES:
                 await operator.wait_for(device, "ready", "paused")

@@ -181,7 +181,9 @@ def test_images_elsewhere_are_pinned() -> None:
 
 def test_settings_and_commands_exist() -> None:
     code = "".join(
-        path.read_text() for folder in ("spliteasy", "deploy") for path in (ROOT / folder).rglob("*.py")
+        path.read_text()
+        for folder in ("spliteasy", "spliteasy_cli", "deploy")
+        for path in (ROOT / folder).rglob("*.py")
     )
     texts = [path.read_text() for path in (*DOCKERFILES, *COMPOSE_FILES, *MANIFESTS)]
     named = {name for text in texts for name in re.findall(r"SPLITEASY_[A-Z_]+", text)}

@@ -21,7 +21,7 @@ from deploy.nodes.native import HOST
 from deploy.nodes.rabbitmq import RabbitNode
 from deploy.nodes.redis_server import RedisServer
 from server_worker.store import open_store
-from spliteasy.errors import LinkDeferred, LinkError, LinkRefused, StoreError
+from spliteasy.errors import LinkDeferred, LinkError, LinkRefused, StoreError, UserError
 from tests.attack.arena import open_arena
 from tests.fixtures_rabbitmq import free_ports, new_node
 
@@ -134,7 +134,7 @@ async def test_redis_by_tls_only(tls: TlsFiles, tmp_path: Path) -> None:
             server.url.replace(str(tls.ca), str(foreign)),
             server.url.replace("rediss:", "redis:").partition("?")[0],
         ):
-            with pytest.raises(StoreError):
+            with pytest.raises((StoreError, UserError)):
                 await open_store(url + ("&" if "?" in url else "?") + "timeout_s=3")
     finally:
         server.kill()
