@@ -14,8 +14,8 @@ from broker.protocol.frames import CHUNK_BYTES
 from broker.protocol.messages import new_nonce
 from broker.transport.patience import UNREACHABLE_S
 from broker.transport.topology import DEFAULT_SHARDS
-from server_worker import defaults
 from server_worker.admission.quotas import DeviceQuota
+from spliteasy.runtime import worker_defaults as defaults
 
 CLAIM_S = 0.4
 """Seconds (95th percentile) from when the broker gives a worker up until another one has its sessions."""

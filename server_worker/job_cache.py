@@ -12,12 +12,12 @@ import torch
 from broker.protocol import messages as m
 from broker.transport.topology import shard_of
 from server_worker.admission.authorization import may_train
-from server_worker.defaults import REQUEST_TFLOP
 from server_worker.engine.base import Engine, LoadProgram
 from server_worker.session.refusals import error_reply, not_allowed_reply
 from server_worker.store import Store, StoredJob, no_parts
 from spliteasy.errors import JobError, NeedsNewer
 from spliteasy.job import Job, device_parts
+from spliteasy.runtime.worker_defaults import REQUEST_TFLOP
 
 CACHED_BYTES = 256 << 20
 """The devices' parts of jobs may fill this many bytes. The largest job is kept whatever its size."""

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server_worker import defaults
+from spliteasy.runtime import worker_defaults as defaults
 
 MAX_DEVICES = 10_000
 OVERHEAD_BYTES = 256

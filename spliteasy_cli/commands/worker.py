@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server_worker import defaults
 from spliteasy.errors import UserError
+from spliteasy.runtime import worker_defaults as defaults
 from spliteasy.runtime.urls import shown
 from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.options.config_file import ConfigOption

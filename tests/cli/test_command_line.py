@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from broker.transport.topology import DEAD_BYTES
-from server_worker import defaults
 from server_worker.config import WorkerConfig
+from spliteasy.runtime import worker_defaults as defaults
 from spliteasy_cli.app import MOVED
 from spliteasy_cli.command_reference import reference
 from spliteasy_cli.commands import worker

@@ -16,7 +16,7 @@ import pytest
 
 from server_worker import metrics
 from server_worker.config import CLAIM_S, amqp_heartbeat_s
-from server_worker.defaults import TAKEOVER_S
+from spliteasy.runtime.worker_defaults import TAKEOVER_S
 from tests.cli.conftest import Project, Ran, finish, read_until, started
 from tests.fixtures_rabbitmq import RabbitBroker
 

@@ -40,7 +40,8 @@ def test_the_gradients_of_a_linear_tail_tell_labels_and_canaries(
 
 def test_the_outputs_tell_usual_labels_but_no_canaries(digits: Recording, play: Play) -> None:
     _, scores = play(digits, "cluster-outputs")
-    assert scores["label_recovery"].low > 2 * scores["label_recovery"].chance
+    assert scores["label_recovery"].value > 3 * scores["label_recovery"].chance
+    assert scores["label_recovery"].low > 2.5 * scores["label_recovery"].chance
     assert scores["canary_recovery"].low <= scores["canary_recovery"].chance
 
 
