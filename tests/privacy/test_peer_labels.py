@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -133,12 +134,18 @@ def test_with_label_dp_peers_see_the_answers_only() -> None:
 LABEL_ATTACKS = ("cluster-gradients", "cosine", "spectral", "few-labels", "norm", "cluster-outputs")
 
 
-@pytest.mark.parametrize("ends", ["secret", "public"])
-def test_under_the_strict_preset_no_attack_recovers_canaries(ends: str) -> None:
+@pytest.mark.parametrize(("ends", "most"), [("secret", 0.20), ("public", 0.25)])
+def test_under_the_strict_preset_no_attack_recovers_canaries(ends: str, most: float) -> None:
+    """With public ends the norms of gradients tell a little more than the goal of 0.20 (docs/privacy.md)."""
     spec = load_job_file(DIGITS)
     strict = PrivacySpec.model_validate({"preset": "strict", "ends": ends})
     spec = spec.model_copy(update={"privacy": strict})
-    measured = asyncio.run(measure(spec, ROOT, DATA, attacks=[*LABEL_ATTACKS, "tail-tracking"], steps=24))
-    scores = [row.score for row in measured.rows if row.score and row.score.limit == "canary_recovery"]
-    assert len(scores) == 7
-    assert max(score.low for score in scores) <= 0.20, "36 canaries: the interval is about 0.14 wide"
+    recovered: dict[str, list[float]] = {}
+    for seed in range(2):  # 36 canaries each: one of them alone says little
+        attacks = [*LABEL_ATTACKS, "tail-tracking"]
+        measured = asyncio.run(measure(spec, ROOT, DATA, attacks=attacks, steps=24, seed=seed))
+        for row in measured.rows:
+            if row.score and row.score.limit == "canary_recovery":
+                recovered.setdefault(row.attack, []).append(row.score.value)
+    assert [len(values) for values in recovered.values()] == [2] * 7
+    assert max(map(mean, recovered.values())) <= most
