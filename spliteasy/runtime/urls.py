@@ -28,7 +28,7 @@ def split_url(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        raise ValueError("a port or host that is none") from None
+        raise ValueError("a host or port that is not valid") from None
     if "@" in parts.path + parts.query + parts.fragment:
         raise ValueError("an @ behind its host, as where a password is not quoted")
     if re.search(r"\s", url):

@@ -51,7 +51,7 @@ async def take(subscription: Subscription) -> Delivery:
         ("amqp://spliteasy:{secret}@no-such-host.invalid/", LinkError, "'no-such-host.invalid' is unknown"),
         ("amqps://spliteasy:{secret}@127.0.0.1:{port}/", LinkRefused, "no TLS"),
         ("amqps://spliteasy:{secret}@127.0.0.1:{port}/?cafile=/no/file", LinkRefused, "no such file"),
-        ("amqp://spliteasy:{secret}@127.0.0.1:999999/", LinkRefused, "port or host that is none"),
+        ("amqp://spliteasy:{secret}@127.0.0.1:999999/", LinkRefused, "host or port that is not valid"),
         ("amqps://spliteasy:{secret}@127.0.0.1:{port}/?cadata=abc", LinkRefused, "malformed"),
         ("amqp:///vhost", LinkRefused, "not one of AMQP"),
         ("mqtt://spliteasy:{secret}@127.0.0.1:{port}/", LinkRefused, "no transport for mqtt"),

@@ -358,7 +358,7 @@ def test_accounts_that_are_not_ours_are_left_alone(
         ("https://a:s3cret@127.0.0.1:{open}", "can't be reached"),
         ("https://a:s3cret@127.0.0.1?cafile=/no/file", "/no/file can't be read"),
         ("amqp://a:s3cret@127.0.0.1", "not one of HTTP"),
-        ("http://127.0.0.1:999999", "port or host that is none"),
+        ("http://127.0.0.1:999999", "host or port that is not valid"),
     ],
 )
 def test_what_is_wrong_with_a_management_url(

@@ -116,7 +116,7 @@ async def test_a_gateway_without_its_broker_is_alive_but_not_ready() -> None:
         (["--origin", "example.com"], "is no origin"),
         (["--origin", "https://example.com/page"], "is no origin"),
         (["--broker", "ws://a:b@127.0.0.1:1"], "stands before a broker"),
-        (["--broker", "amqp://a:s3cret/b@127.0.0.1:1"], "quoted"),
+        (["--broker", "amqp://a:s3cret/b@127.0.0.1:1"], "quote what is special"),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
