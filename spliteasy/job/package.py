@@ -239,7 +239,7 @@ class Job:
             found.add(DRAWN_ENDS)
         if self.spec.defended:
             found.add(DEFENCES)
-        if self.spec.fleet.averages:
+        if self.spec.fleet.has_rounds:
             found.add(ROUNDS)
         return found
 

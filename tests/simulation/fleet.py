@@ -96,6 +96,8 @@ def _mean(
     variant: toy.Variant, record: RoundRecord, parts: Mapping[str, tuple[int, Theta]]
 ) -> dict[str, Tensor]:
     spec = toy.job(variant).spec
+    if spec.fleet.hands_over:
+        return dict(next(iter(parts.values()))[1])
     if not spec.fleet.seals:
         return weighted_mean(parts)
     bodies = {d: (n, {k: x for k, x in part.items() if k.startswith(BODY)}) for d, (n, part) in parts.items()}
