@@ -114,7 +114,7 @@ def test_the_canonical_json_is_stable_and_reads_back(tmp_path: Path) -> None:
         ("name", "My Job", "name: should be 1 to 63 of the characters a-z, 0-9 and -, not 'My Job'"),
         ("name", "a\n", "name: should be 1 to 63"),
         ("epoch", 3, "epoch: unknown key, did you mean epochs?"),
-        ("zzz", 3, "zzz: unknown key; known here: batch_size, "),
+        ("zzz", 3, "zzz: unknown key; known here: accumulate, "),
         ("model.seed", 3, "model.seed: unknown key here; it belongs at the top of the file"),
         ("batch_size", 0, "batch_size: should be greater than or equal to 1, not 0"),
         ("batch_size", "8", "batch_size: should be a valid integer, not '8'"),
