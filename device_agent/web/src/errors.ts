@@ -1,0 +1,33 @@
+/** Errors that a person may read: what was wrong, and where it helps a hint of what to do. See `spliteasy/errors.py`. */
+
+export class SplitEasyError extends Error {
+  readonly hint: string | null;
+
+  constructor(message: string, hint: string | null = null) {
+    super(message);
+    this.name = new.target.name;
+    this.hint = hint;
+  }
+}
+
+/** A job package that is wrong. */
+export class JobError extends SplitEasyError {}
+
+/** Data that does not fit the job. */
+export class DataError extends SplitEasyError {}
+
+/** A graph or tensors that are malformed or not allowed. */
+export class PortableError extends SplitEasyError {}
+
+/** The job needs what this build of the agent can't do; `operators` are the operators' names, where it is about those. */
+export class NotSupported extends SplitEasyError {
+  readonly operators: readonly string[];
+
+  constructor(message: string, operators: readonly string[] = [], hint: string | null = null) {
+    super(message, hint);
+    this.operators = operators;
+  }
+}
+
+/** The engine would need more memory than it may have. */
+export class OutOfMemory extends SplitEasyError {}
