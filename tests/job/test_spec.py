@@ -140,7 +140,7 @@ def test_the_canonical_json_is_stable_and_reads_back(tmp_path: Path) -> None:
         ("model.cuts", ["a"], "with one cut the server computes the loss, so labels leave the device"),
         ("loss.name", "hinge", "loss.name: should be 'cross_entropy', "),
         ("loss.function", "m:loss", "loss: give either name or function"),
-        ("optimizer.name", "lion", "optimizer: name must be one of 'sgd', 'adam', 'adamw', not 'lion'"),
+        ("optimizer.name", "rprop", "optimizer: name must be one of 'sgd', 'adam', 'adamw', 'rmsprop', "),
         ("optimizer.momentun", 0.9, "optimizer.momentun: unknown key, did you mean momentum?"),
         ("optimizer.lr", float("inf"), "optimizer.lr: should be a finite number, not inf"),
         ("optimizer.lr", -1, "optimizer.lr: should be greater than 0, not -1"),
