@@ -29,7 +29,13 @@ class Case:
     """One node over inputs: tensors among the arguments, and lists of them, become inputs."""
 
     def __init__(
-        self, name: str, op: str, *args: Any, pick: int | None = None, fixed: Sequence[int] = (), **kwargs: Any
+        self,
+        name: str,
+        op: str,
+        *args: Any,
+        pick: int | None = None,
+        fixed: Sequence[int] = (),
+        **kwargs: Any,
     ) -> None:
         """`pick`: how many results a list of them has. `fixed`: inputs that take no gradient, by number."""
         self.name = name
@@ -58,7 +64,11 @@ class Case:
         document = self._document(outputs)
         weights = [torch.randn_like(out) if _differentiable(out) else None for out in outputs]
         total = sum(
-            ((out * weight).sum() for out, weight in zip(outputs, weights, strict=True) if weight is not None),
+            (
+                (out * weight).sum()
+                for out, weight in zip(outputs, weights, strict=True)
+                if weight is not None
+            ),
             start=torch.zeros(()),
         )
         if total.requires_grad:
@@ -174,11 +184,42 @@ def _normalization() -> Iterator[Case]:
     x = torch.randn(3, 4, 5, 3)
     w, b = torch.rand(4) + 0.5, torch.randn(4)
     yield Case("batch norm", "aten.batch_norm.default", x, w, b, None, None, True, 0.1, 1e-5, False)
-    yield Case("batch norm fixed", "aten.batch_norm.default", x, w, b, torch.zeros(4), torch.ones(4) * 2, False, 0.1, 1e-3, False, fixed=(3, 4))
-    yield Case("batch norm rows", "aten.batch_norm.default", torch.randn(6, 4), w, b, None, None, True, 0.1, 1e-5, False)
-    yield Case("batch norm bare", "aten.batch_norm.default", x, None, None, None, None, True, 0.1, 1e-5, False)
-    yield Case("layer norm", "aten.layer_norm.default", torch.randn(2, 5, 7), [7], torch.randn(7), torch.randn(7))
-    yield Case("layer norm of two", "aten.layer_norm.default", x, [5, 3], torch.randn(5, 3), torch.randn(5, 3), 1e-6)
+    yield Case(
+        "batch norm fixed",
+        "aten.batch_norm.default",
+        x,
+        w,
+        b,
+        torch.zeros(4),
+        torch.ones(4) * 2,
+        False,
+        0.1,
+        1e-3,
+        False,
+        fixed=(3, 4),
+    )
+    yield Case(
+        "batch norm rows",
+        "aten.batch_norm.default",
+        torch.randn(6, 4),
+        w,
+        b,
+        None,
+        None,
+        True,
+        0.1,
+        1e-5,
+        False,
+    )
+    yield Case(
+        "batch norm bare", "aten.batch_norm.default", x, None, None, None, None, True, 0.1, 1e-5, False
+    )
+    yield Case(
+        "layer norm", "aten.layer_norm.default", torch.randn(2, 5, 7), [7], torch.randn(7), torch.randn(7)
+    )
+    yield Case(
+        "layer norm of two", "aten.layer_norm.default", x, [5, 3], torch.randn(5, 3), torch.randn(5, 3), 1e-6
+    )
     yield Case("layer norm bare", "aten.layer_norm.default", torch.randn(3, 6), [6])
     yield Case("rms norm", "aten.rms_norm.default", torch.randn(3, 6), [6], torch.randn(6), 1e-6)
     yield Case("group norm", "aten.group_norm.default", x, 2, w, b)
@@ -215,7 +256,13 @@ def _arithmetic() -> Iterator[Case]:
     x, y = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     row, column = torch.randn(4), torch.randn(3, 1)
     for name in ("add", "sub", "mul", "div"):
-        for other, what in ((y, "same"), (row, "row"), (column, "column"), (1.5, "number"), (torch.randn(()), "scalar")):
+        for other, what in (
+            (y, "same"),
+            (row, "row"),
+            (column, "column"),
+            (1.5, "number"),
+            (torch.randn(()), "scalar"),
+        ):
             yield Case(f"{name} {what}", f"aten.{name}.Tensor", x, other)
     yield Case("add alpha", "aten.add.Tensor", x, row, alpha=0.5)
     yield Case("sub alpha", "aten.sub.Tensor", x, y, alpha=2)
@@ -363,7 +410,9 @@ def _losses() -> Iterator[Case]:
     x, y = torch.randn(5, 4), torch.randn(5, 4)
     labels = torch.tensor([0, 3, -100, 2, 1])
     for reduction in (0, 1, 2):
-        yield Case(f"cross entropy {reduction}", "aten.cross_entropy_loss.default", x, labels, None, reduction)
+        yield Case(
+            f"cross entropy {reduction}", "aten.cross_entropy_loss.default", x, labels, None, reduction
+        )
         yield Case(f"mse {reduction}", "aten.mse_loss.default", x, y, reduction, fixed=(1,))
     weights, yes = torch.tensor([0.5, 1.0, 2.0, 0.3]), (y > 0).float()
     entropy, logits = "aten.cross_entropy_loss.default", "aten.binary_cross_entropy_with_logits.default"
