@@ -15,6 +15,10 @@ def test_the_types_are_right() -> None:
     run(packages(), "node_modules/typescript/bin/tsc", "--noEmit")
 
 
+def test_the_types_of_messages_are_those_of_the_schemas() -> None:
+    run(packages(), "types.mjs", "--check")
+
+
 def test_what_ships_is_what_the_sources_give(tmp_path: Path) -> None:
     """Where this fails, run `npm run build` in device_agent/web and commit what it writes."""
     run(packages(), "build.mjs", "--out", str(tmp_path / "dist"))

@@ -31,3 +31,41 @@ export class NotSupported extends SplitEasyError {
 
 /** The engine would need more memory than it may have. */
 export class OutOfMemory extends SplitEasyError {}
+
+/** Bytes that are not of this protocol. */
+export class WireError extends SplitEasyError {}
+
+/** What this device keeps of a training can't be used. */
+export class StateError extends SplitEasyError {}
+
+/** A worker refused a request for good. */
+export class RemoteError extends SplitEasyError {
+  constructor(
+    message: string,
+    readonly code: string,
+    hint: string | null = null,
+  ) {
+    super(message, hint);
+  }
+}
+
+/** The connection failed; `retriable`: it may work later without anybody's doing. */
+export class LinkError extends SplitEasyError {
+  constructor(
+    message: string,
+    hint: string | null = null,
+    readonly retriable: boolean = true,
+  ) {
+    super(message, hint);
+  }
+}
+
+/** The account or its password is not taken any more. */
+export class AccountRefused extends LinkError {
+  constructor(message: string, hint: string | null = null) {
+    super(message, hint, false);
+  }
+}
+
+/** No queue takes a frame, since no worker has served this broker yet. */
+export class Unroutable extends LinkError {}
