@@ -183,54 +183,29 @@ def _pooling() -> Iterator[Case]:
 def _normalization() -> Iterator[Case]:
     x = torch.randn(3, 4, 5, 3)
     w, b = torch.rand(4) + 0.5, torch.randn(4)
-    yield Case("batch norm", "aten.batch_norm.default", x, w, b, None, None, True, 0.1, 1e-5, False)
-    yield Case(
-        "batch norm fixed",
-        "aten.batch_norm.default",
-        x,
-        w,
-        b,
-        torch.zeros(4),
-        torch.ones(4) * 2,
-        False,
-        0.1,
-        1e-3,
-        False,
-        fixed=(3, 4),
-    )
-    yield Case(
-        "batch norm rows",
-        "aten.batch_norm.default",
-        torch.randn(6, 4),
-        w,
-        b,
-        None,
-        None,
-        True,
-        0.1,
-        1e-5,
-        False,
-    )
-    yield Case(
-        "batch norm bare", "aten.batch_norm.default", x, None, None, None, None, True, 0.1, 1e-5, False
-    )
-    yield Case(
-        "layer norm", "aten.layer_norm.default", torch.randn(2, 5, 7), [7], torch.randn(7), torch.randn(7)
-    )
-    yield Case(
-        "layer norm of two", "aten.layer_norm.default", x, [5, 3], torch.randn(5, 3), torch.randn(5, 3), 1e-6
-    )
+    batch, layer = "aten.batch_norm.default", "aten.layer_norm.default"
+    seen, own = (torch.zeros(4), torch.ones(4) * 2), (None, None)
+    yield Case("batch norm", batch, x, w, b, *own, True, 0.1, 1e-5, False)
+    yield Case("batch norm fixed", batch, x, w, b, *seen, False, 0.1, 1e-3, False, fixed=(3, 4))
+    yield Case("batch norm rows", batch, torch.randn(6, 4), w, b, *own, True, 0.1, 1e-5, False)
+    yield Case("batch norm bare", batch, x, None, None, *own, True, 0.1, 1e-5, False)
+    yield Case("layer norm", layer, torch.randn(2, 5, 7), [7], torch.randn(7), torch.randn(7))
+    yield Case("layer norm of two", layer, x, [5, 3], torch.randn(5, 3), torch.randn(5, 3), 1e-6)
     yield Case("layer norm bare", "aten.layer_norm.default", torch.randn(3, 6), [6])
     yield Case("rms norm", "aten.rms_norm.default", torch.randn(3, 6), [6], torch.randn(6), 1e-6)
     yield Case("group norm", "aten.group_norm.default", x, 2, w, b)
 
 
+ANYWHERE = """
+    relu relu6 hardtanh silu sigmoid tanh gelu hardswish hardsigmoid softplus leaky_relu elu mish log_sigmoid
+    exp sin cos erf erfc neg abs sign floor ceil round trunc square expm1 tan sinh cosh atan exp2 reciprocal
+"""
+"""Functions of any number."""
+
+
 def _functions() -> Iterator[Case]:
     x, above = torch.randn(3, 7) * 2, torch.rand(3, 7) + 0.2
-    for name in (
-        "relu relu6 hardtanh silu sigmoid tanh gelu hardswish hardsigmoid softplus leaky_relu elu mish log_sigmoid "
-        "exp sin cos erf erfc neg abs sign floor ceil round trunc square expm1 tan sinh cosh atan exp2 reciprocal"
-    ).split():
+    for name in ANYWHERE.split():
         yield Case(name, f"aten.{name}.default", x)
     for name in ("sqrt", "rsqrt", "log", "log1p", "log2", "log10"):
         yield Case(name, f"aten.{name}.default", above)
@@ -409,13 +384,13 @@ def _attention() -> Iterator[Case]:
 def _losses() -> Iterator[Case]:
     x, y = torch.randn(5, 4), torch.randn(5, 4)
     labels = torch.tensor([0, 3, -100, 2, 1])
+    entropy, logits = "aten.cross_entropy_loss.default", "aten.binary_cross_entropy_with_logits.default"
     for reduction in (0, 1, 2):
         yield Case(
             f"cross entropy {reduction}", "aten.cross_entropy_loss.default", x, labels, None, reduction
         )
         yield Case(f"mse {reduction}", "aten.mse_loss.default", x, y, reduction, fixed=(1,))
     weights, yes = torch.tensor([0.5, 1.0, 2.0, 0.3]), (y > 0).float()
-    entropy, logits = "aten.cross_entropy_loss.default", "aten.binary_cross_entropy_with_logits.default"
     yield Case("cross entropy weighted", entropy, x, labels, weights, fixed=(2,))
     yield Case("cross entropy of pictures", entropy, torch.randn(2, 3, 2, 4), _whole(2, 2, 4, below=3))
     yield Case("cross entropy smoothed", entropy, x, labels, None, 1, -100, 0.1)
