@@ -14,7 +14,7 @@ export const TEXTS = {
   staysSamples: "Your {samples}. The page keeps them on this phone and sends them nowhere.",
   staysLabels: "Which {samples} have which label.",
   leavesTitle: "What is sent to the server",
-  leavesActivations: "Numbers that the first layers of the model compute from your {samples}, and what the last layers learn back. They are not your {samples}, but who runs the server may be able to guess something from them.",
+  leavesActivations: "Numbers that the first layers of the model compute from your {samples}, and what the last layers learn back. They are not your {samples}, but whoever runs the server may be able to guess something about them and their labels.",
   leavesLabels: "The labels of your {samples}: in this training the server computes the error itself.",
   leavesLoss: "How large the error is in each step.",
   leavesPublic: "This training begins with weights that the server knows, so that it can guess more than otherwise.",

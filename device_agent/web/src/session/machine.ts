@@ -70,7 +70,7 @@ export class DeviceSession {
       case "NotSent":
         return this.outbox.notSent(event.request);
       case "Fired":
-        if (event.timer === "STOP") return WAITING.has(this.state) ? this.stopNow() : [];
+        if (event.timer === "STOP") return this.inStep ? this.stopNow() : [];
         return event.timer === "REPLY" ? this.outbox.noReply() : this.outbox.nudge();
       case "StopAsked":
         return this.stop();
@@ -101,6 +101,7 @@ export class DeviceSession {
       case "HANDING_IN HandInDone":
       case "TAIL TailDone":
       case "APPLYING HeadBackwardDone":
+      case "EVAL_HEAD EvalHeadDone":
         if (this.stopping || this.reopening) return this.stopNow();
     }
     if (ended === "RAISING AttemptRaised" && event.type === "AttemptRaised") return this.beginAttempt(event.attempt);
@@ -241,12 +242,13 @@ export class DeviceSession {
   }
 
   private afterSaving(): Action[] {
+    if (this.stopping) return this.end(false);
     if (this.reopening) {
       this.reopening = false;
       this.move("RAISING");
       return [{ type: "RaiseAttempt", above: this.live().number }];
     }
-    return this.stopping ? this.end(false) : this.next(true);
+    return this.next(true);
   }
 
   // messages
@@ -418,8 +420,7 @@ export class DeviceSession {
   private stop(): Action[] {
     this.stopping = true;
     if (this.state === "OPENING" || this.state === "RAISING" || this.state === "RESTORING") return this.end(false);
-    const inStep = this.state === "FORWARDING" || this.state === "BACKWARDING";
-    if (inStep && this.outbox.online) return [{ type: "Arm", timer: "STOP", delay_s: this.plan.of.stop_grace_s }];
+    if (this.inStep && this.outbox.online) return [{ type: "Arm", timer: "STOP", delay_s: this.plan.of.stop_grace_s }];
     return WAITING.has(this.state) || this.state === "PAUSED" ? this.stopNow() : [];
   }
 
@@ -437,6 +438,10 @@ export class DeviceSession {
   private fail(error: SplitEasyError): Action[] {
     this.state = "ENDED";
     return [{ type: "Fail", error }];
+  }
+
+  private get inStep(): boolean {
+    return this.state === "FORWARDING" || this.state === "BACKWARDING";
   }
 
   private live(): AttemptRef {
