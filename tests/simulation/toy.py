@@ -55,6 +55,13 @@ class Variant:
 
 
 NOISY = (("clip_activations", 1.5), ("noise_activations", 0.1))
+DP = ("dp", (("noise_multiplier", 1.0), ("expected_batch", 4)))
+
+SAMPLES, BATCH = 14, 4
+PRIVATE = Variant(
+    batch=SAMPLES, epochs=2, factory="tests.simulation.toy:build_private", privacy=(DP, ("label_dp", 2.0))
+)
+"""DP-SGD: any number of the samples may be drawn, none among them."""
 
 VARIANTS = (
     Variant(),
@@ -72,10 +79,13 @@ VARIANTS = (
     Variant(privacy=(*NOISY, ("gradient_noise", "max_norm"), ("label_dp", 1.0))),
     Variant(batch=8, micro_batches=3, privacy=(*NOISY, ("gradient_noise", 0.3)), gradients="int8"),
     Variant(single=True, privacy=(*NOISY, ("label_dp", 3.0)), activations="topk:0.5", epochs=2),
+    Variant(privacy=(*NOISY, ("nopeek", 0.5), ("gradient_noise", 0.3)), epochs=2),
+    Variant(batch=8, micro_batches=3, privacy=(("nopeek", 2.0), ("peer_labels", True), ("label_dp", 1.0))),
+    Variant(privacy=(("preset", "strict"),), epochs=2),
+    PRIVATE,
 )
-"""The variants that a sweep of seeds goes through in turn."""
+"""The variants that a sweep of seeds goes through in turn: so many that each meets every kind of weather."""
 
-SAMPLES, BATCH = 14, 4
 DATA = "tests.simulation.toy:device_data"
 
 
@@ -89,6 +99,13 @@ def build() -> nn.Module:
         nn.BatchNorm1d(5),
         nn.ReLU(),
         nn.Linear(5, 3),
+    )
+
+
+def build_private() -> nn.Module:
+    """The same without what mixes samples."""
+    return nn.Sequential(
+        *(nn.LayerNorm(5) if isinstance(module, nn.BatchNorm1d) else module for module in build().children())
     )
 
 
@@ -145,7 +162,9 @@ def job(variant: Variant) -> Job:
                 "allow": variant.allow,
             },
             "evaluation": {"every_epochs": max(1, min(2, variant.epochs - 1))},
-            "privacy": dict(variant.privacy),
+            "privacy": {
+                key: dict(value) if isinstance(value, tuple) else value for key, value in variant.privacy
+            },
             **_of_fleet(variant),
         }
     )
@@ -259,13 +278,17 @@ def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = 
         sent(forward)
         result = body.forward(forward)
         if trainer.tail is not None:
+            gradients = trainer.run_tail(body.outputs(micro), micro)
+            noise = trainer.body_noise
             backward = m.Backward(
                 session=body.session,
                 attempt=attempt,
                 step=step,
                 micro=micro,
                 forward=forward.request,
-                **m.carried(trainer.run_tail(body.outputs(micro), micro)),
+                noise=noise.key if noise else None,
+                noise_multiplier=noise.multiplier if noise else None,
+                **m.carried(gradients),
             )
             sent(backward)
             result = body.backward(backward)
