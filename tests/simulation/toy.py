@@ -83,8 +83,9 @@ VARIANTS = (
     Variant(batch=8, micro_batches=3, privacy=(("nopeek", 2.0), ("peer_labels", True), ("label_dp", 1.0))),
     Variant(privacy=(("preset", "strict"),), epochs=2),
     PRIVATE,
+    Variant(batch=7, micro_batches=2, factory="tests.simulation.toy:build_two", privacy=(("marvell", 4.0),)),
 )
-"""The variants that a sweep of seeds goes through in turn: so many that each meets every kind of weather."""
+"""The variants that a sweep of seeds goes through in turn."""
 
 DATA = "tests.simulation.toy:device_data"
 
@@ -102,8 +103,13 @@ def build() -> nn.Module:
     )
 
 
+def build_two() -> nn.Module:
+    """`build` for two classes."""
+    return nn.Sequential(*list(build().children())[:-1], nn.Linear(5, 2))
+
+
 def build_private() -> nn.Module:
-    """The same without what mixes samples."""
+    """`build` without what mixes samples."""
     return nn.Sequential(
         *(nn.LayerNorm(5) if isinstance(module, nn.BatchNorm1d) else module for module in build().children())
     )
@@ -116,7 +122,7 @@ def example() -> tuple[Tensor, Tensor]:
 def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple[Tensor, ...]]]:
     generator = torch.Generator().manual_seed(int(device.rpartition("-")[2]))
     inputs = torch.randn(SAMPLES, 6, generator=generator)
-    targets = torch.randint(0, 3, (SAMPLES,), generator=generator)
+    targets = torch.randint(0, 2, (SAMPLES,), generator=generator)
     if device.startswith("broken-"):
         inputs[3, 2] = float("inf")
     return TensorDataset(inputs, targets), TensorDataset(inputs[:5], targets[:5])
