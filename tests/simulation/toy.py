@@ -47,6 +47,7 @@ class Variant:
     factory: str = "tests.simulation.toy:build"
     optimizer: tuple[tuple[str, object], ...] = (("name", "sgd"), ("lr", 0.1), ("momentum", 0.9))
     fleet: tuple[tuple[str, object], ...] = ()
+    accumulate: int = 1
 
     @property
     def auto(self) -> bool:
@@ -84,6 +85,9 @@ VARIANTS = (
     Variant(privacy=(("preset", "strict"),), epochs=2),
     PRIVATE,
     Variant(batch=7, micro_batches=2, factory="tests.simulation.toy:build_two", privacy=(("marvell", 4.0),)),
+    Variant(accumulate=3, optimizer=(("name", "rmsprop"), ("lr", 0.01), ("momentum", 0.9), ("ema", 0.7))),
+    Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
+    Variant(single=True, accumulate=2, optimizer=(("name", "lion"), ("lr", 0.01), ("ema", 0.9))),
 )
 """The variants that a sweep of seeds goes through in turn."""
 
@@ -145,6 +149,7 @@ def job(variant: Variant) -> Job:
             "seed": 7,
             "batch_size": variant.batch,
             "micro_batches": variant.micro_batches,
+            "accumulate": variant.accumulate,
             "epochs": variant.epochs,
             "share_labels": single,
             "share_loss": variant.share_loss,
