@@ -119,7 +119,7 @@ class CutTransforms:
         changed = noisy(rows, positives(targets), power, self._normal(rows, "gradients", step))
         if changed is None:
             changed = self._max_norm(rows, step)
-        parts = iter(changed.split([g[0].numel() for g in present], dim=1))
+        parts = iter(torch.split(changed, [g[0].numel() for g in present], dim=1))
         return tuple(None if g is None else next(parts).reshape(g.shape).to(g.dtype) for g in gradients)
 
     def _normal(
