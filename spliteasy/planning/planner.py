@@ -61,7 +61,7 @@ def plan_job(
     leaks: Sequence[Leak] = (),
     judge: Judge = lambda _: (),
 ) -> CutPlan:
-    """CutPlan under the job's `[plan]`. Imports and runs the user's code, and times its model here.
+    """Return the CutPlan under the job's `[plan]`: the user's code is imported, run and timed here.
 
     `leaks`: limits that are known not to hold at some cuts. `judge`: looks at each cut before it is proposed.
     Raises JobError, and CutError where no cut keeps to the constraints.
