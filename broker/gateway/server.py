@@ -99,7 +99,7 @@ class Gateway:
         self._meter.set(metrics.HELD_BYTES, self.budgets.held.total)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """One request of HTTP: for the socket, or for a file of the page."""
+        """Serve one request of HTTP: for the socket, or for a file of the page."""
         file = None if self._pages is None or request.path == wire.PATH else self._pages.answer(request)
         if file is not None:
             return file

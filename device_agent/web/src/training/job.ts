@@ -26,6 +26,9 @@ const FEATURES: Readonly<Record<string, string | null>> = {
   "secret-ends": null,
   defences: "transforms of what crosses the cut ([privacy])",
   rounds: "rounds of a fleet ([fleet])",
+  accumulation: "accumulate",
+  "averaged-weights": "[optimizer] ema",
+  "more-optimizers": "an optimizer other than sgd, adam and adamw",
 };
 
 export interface SampleSpec {

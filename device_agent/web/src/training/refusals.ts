@@ -8,6 +8,9 @@ export function refuseUnsupported({ spec, signature }: Job): void {
   const privacy = spec.privacy ?? {};
   const reasons: [string, unknown][] = [
     ['[fleet] mode other than "personal"', (spec.fleet?.mode ?? "personal") !== "personal"],
+    ["accumulate", (spec.accumulate ?? 1) > 1],
+    ["[optimizer] ema", spec.optimizer.ema],
+    [`the optimizer ${spec.optimizer.name}`, !isKnown(spec.optimizer)],
     ['precision other than "fp32"', (spec.precision ?? "fp32") !== "fp32"],
     ["[privacy] clip_activations and noise_activations", privacy.clip_activations || privacy.noise_activations],
     ["[privacy] gradient_noise", privacy.gradient_noise],
@@ -25,6 +28,13 @@ export function refuseUnsupported({ spec, signature }: Job): void {
     throw new JobError(`the training needs ${found[0]}, which a browser can't do yet`, "train it with the Python agent");
   }
 }
+
+/** Whether the engine has the optimizer. */
+export function isKnown(optimizer: Job["spec"]["optimizer"]): optimizer is Known {
+  return optimizer.name === "sgd" || optimizer.name === "adam" || optimizer.name === "adamw";
+}
+
+type Known = Extract<Job["spec"]["optimizer"], { readonly name: "sgd" | "adam" | "adamw" }>;
 
 function told(spec: SampleSpec | undefined): string {
   return spec === undefined ? "none" : `${spec.dtype}[${spec.shape.join(", ")}]`;

@@ -15,6 +15,7 @@ import type { DataSet } from "./data_set.ts";
 import { drawEnds, jobKey } from "./ends.ts";
 import { checkEntropy, type Weight } from "./entropy.ts";
 import { part, type Job } from "./job.ts";
+import { isKnown } from "./refusals.ts";
 import { DeviceTrainer, type Parts } from "./trainer.ts";
 import { toEngine } from "./values.ts";
 
@@ -28,11 +29,14 @@ export async function loadParts(job: Job, engine: Engine, state: StateFolder, de
   const key = jobKey(await state.secret(), device, job.digest);
   const ends = await initialEnds(job, state, key);
   const codecs = codecsOf(job);
+  const { optimizer } = spec;
+  if (!isKnown(optimizer)) throw new JobError(`the training needs the optimizer ${optimizer.name}, which a browser can't do yet`);
+  const clip = spec.clip ? { max_norm: spec.clip.max_norm } : null;
   const load = (role: "head" | "tail"): Promise<SegmentTrainer> => {
     const own = Object.entries(ends).filter(([path]) => path.startsWith(`${role}/`));
     const drawn = Object.fromEntries(own.map(([path, tensor]) => [path.slice(role.length + 1), toEngine(tensor)]));
     const source = { graph: part(job.parts, `${role}.json`), tensors: part(job.parts, `${role}.safetensors`), drawn };
-    return engine.load(source, { role, optimizer: spec.optimizer, schedule: spec.schedule ?? { name: "constant" }, clip: spec.clip as null ?? null, key: key.bytes() });
+    return engine.load(source, { role, optimizer, schedule: spec.schedule ?? { name: "constant" }, clip, key: key.bytes() });
   };
   const head = await load("head");
   const tail = job.hasTail ? await load("tail") : null;
