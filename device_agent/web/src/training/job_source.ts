@@ -1,6 +1,6 @@
 /** An agent's job: from what it keeps, or from a worker over the link: `device_agent/job_source.py`. */
 
-import { JobError, RemoteError } from "../errors.ts";
+import { JobError, RemoteError, StateError } from "../errors.ts";
 import { newNonce } from "../protocol/hex.ts";
 import { Tensor } from "../protocol/tensor.ts";
 import type { StateFolder } from "../storage/state_folder.ts";
@@ -22,7 +22,11 @@ export async function storedJob(state: StateFolder, enrolment: Enrolment): Promi
   const signature = SIGNATURE in kept ? new TextDecoder().decode(kept[SIGNATURE].bytes) : null;
   if (enrolment.operatorKey !== null) await checkSignature(manifest, signature, enrolment.operatorKey);
   const parts = Object.entries(kept).filter(([name]) => name.startsWith(PART));
-  return openJob(manifest, new Map(parts.map(([name, part]) => [name.slice(PART.length), part.bytes])));
+  const job = await openJob(manifest, new Map(parts.map(([name, part]) => [name.slice(PART.length), part.bytes])));
+  const [, pinned] = enrolment.job.split("@");
+  if (pinned === undefined || pinned === job.digest) return job;
+  if (state.binding === null) return null; // nothing was trained yet: the link's version is fetched
+  throw new StateError("this link is for another version of the training than the one that was begun here", "start over, to train that version");
 }
 
 /** Fetch the job from a worker, check it, and keep it. */
