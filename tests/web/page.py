@@ -72,6 +72,12 @@ async def losses(page: Page, job: str) -> list[float]:
     return found
 
 
+async def show(page: Page, link: str, *, width: int = 360, scheme: str = "light") -> None:
+    """Load the page from nothing, so that another fragment is another visit."""
+    for url in ("about:blank", link):
+        await page.show(url, width=width, height=780, scheme=scheme)
+
+
 async def press(page: Page, label: str) -> None:
     """Press the button of that label, once it is there and may be pressed."""
     is_it = f"(b) => b.textContent === {json.dumps(label)} && b.checkVisibility()"

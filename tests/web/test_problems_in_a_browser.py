@@ -9,17 +9,13 @@ from pathlib import Path
 import pytest
 
 from spliteasy_cli.browser.page import page_link
-from tests.dashboard.browser import Page, find_browser, open_page
-from tests.web.page import DEVICE, digits, digits_served, says
+from tests.dashboard.browser import find_browser, open_page
+from tests.web.page import DEVICE, digits, digits_served, says, show
 
 BROWSER = find_browser() or ""
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium: apt-get install chromium-headless-shell")
 INSECURE = "Object.defineProperty(window, 'isSecureContext', {value: false})"
 NO_FILES = "delete StorageManager.prototype.getDirectory"
-
-
-async def show(page: Page, link: str) -> None:
-    await page.show(link, width=360, height=780, scheme="dark")
 
 
 async def test_what_is_wrong_is_told_and_what_to_do(tmp_path: Path) -> None:
@@ -31,11 +27,9 @@ async def test_what_is_wrong_is_told_and_what_to_do(tmp_path: Path) -> None:
     ):
         await show(page, f"{served.address}/#not-a-link")
         await says(page, "This link is not complete")
-        await show(page, "about:blank")
         old = page_link(served.address, device=DEVICE, password="old", job=job.name, operator_key=None)
         await show(page, old)
         await says(page, "The server does not know this phone any more")
-        await show(page, "about:blank")
         other = page_link(
             served.address,
             device=DEVICE,
@@ -46,7 +40,6 @@ async def test_what_is_wrong_is_told_and_what_to_do(tmp_path: Path) -> None:
         await show(page, other)
         await says(page, "not signed by the operator that sent you the link")
         for script, sentence in ((INSECURE, "came over http"), (NO_FILES, "keep no files")):
-            await show(page, "about:blank")
             added = await page.call("Page.addScriptToEvaluateOnNewDocument", source=script)
             await show(page, served.links[DEVICE])
             await says(page, sentence)

@@ -96,8 +96,9 @@ export function text(name: Name, values: Readonly<Record<string, string | number
 
 /** Bytes for a person. */
 export function size(bytes: number): string {
-  if (bytes < 1e6) return `${Math.max(1, Math.round(bytes / 1e3))} kB`;
-  return bytes < 1e9 ? `${(bytes / 1e6).toPrecision(2)} MB` : `${(bytes / 1e9).toPrecision(2)} GB`;
+  const [unit, name] = bytes < 1e6 ? [1e3, "kB"] : bytes < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
+  const number = bytes / unit;
+  return `${number < 10 ? Math.max(0.1, number).toFixed(1) : Math.round(number)}\u00a0${name}`;
 }
 
 /** A span of time for a person. */

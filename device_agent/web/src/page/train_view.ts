@@ -68,7 +68,7 @@ export class TrainView {
     this.times = [...this.times.slice(-TIMED), seconds];
     const each = this.times.reduce((sum, time) => sum + time, 0) / this.times.length;
     if (loss !== null) this.facts.loss.textContent = loss.toPrecision(3);
-    this.facts.bytes.textContent = `↑ ${size(bytesUp)}  ↓ ${size(bytesDown)}`;
+    this.facts.bytes.textContent = `↑ ${size(bytesUp)} ↓ ${size(bytesDown)}`;
     this.facts.left.textContent = span(each * (this.total - step));
     this.at(step);
   }
