@@ -14,6 +14,9 @@ Z = 1.959963984540054
 PERMUTATIONS = 50
 RESAMPLES = 1000
 
+RIDGE = 1e-3
+"""The penalty of ridge regression, in units of the mean squared norm."""
+
 
 def wilson(share: float, samples: float) -> tuple[float, float]:
     """The Wilson score interval (95 %) of a share that was seen on so many independent samples."""
@@ -125,3 +128,14 @@ def _spread(rows: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
         far = torch.cdist(rows, rows[chosen]).min(dim=1).values.pow(2).clamp_min(1e-20)
         chosen.append(int(torch.multinomial(far, 1, generator=generator)))
     return rows[chosen].clone()
+
+
+def ridge(features: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
+    """Return what the `seen` features come from, as ridge regression from `features` learned it."""
+    centre, target = features.mean(0), wanted.mean(0)
+    x, y = (features - centre).double(), (wanted - target).double()
+    # In the space of the samples, of which there are fewer than features as a rule.
+    gram = x @ x.T
+    gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    found: Tensor = (seen - centre).double() @ x.T @ torch.linalg.solve(gram, y) + target
+    return found.float()

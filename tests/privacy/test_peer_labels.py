@@ -50,6 +50,33 @@ def test_similar_samples_agree_on_a_label_and_overrule_one_that_differs() -> Non
     assert torch.equal(peer_labels([features], wrong, 3, key_of()), labels)
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.01])
+def test_a_sample_that_is_there_several_times_tells_its_label_no_more_than_one(apart: float) -> None:
+    """Every ninth sample has one to three twins with the same wrong label."""
+    features, labels = groups()
+    odd = torch.arange(0, 60, 9)
+    generator = torch.Generator().manual_seed(2)
+    for times in (1, 2, 3):
+        copies = [
+            features[odd] + apart * torch.randn(features[odd].shape, generator=generator).double()
+            for _ in range(times)
+        ]
+        told = labels.clone()
+        told[odd] = (told[odd] + 1) % 3
+        all_labels = torch.cat([told, *[told[odd]] * times])
+        answers = peer_labels([torch.cat([features, *copies])], all_labels, 3, key_of())
+        assert torch.equal(answers[odd], labels[odd])
+
+
+def test_a_crowd_of_equal_samples_decides_by_its_majority() -> None:
+    """Two inputs, of which everybody has one or the other: without a crowd nothing would tell a class."""
+    labels = torch.arange(40) % 2
+    features = labels[:, None].double().repeat(1, 4)
+    told = labels.clone()
+    told[:4] = 1 - told[:4]
+    assert torch.equal(peer_labels([features], told, 2, key_of()), labels)
+
+
 def test_a_large_data_set_is_answered_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = groups()
     monkeypatch.setattr(defence, "BLOCK", 25)
