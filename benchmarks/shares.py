@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.defences import LABEL_ATTACKS, SHIPPED, Row, spec_of
 from benchmarks.harness.accuracy_tasks import DATA, ROOT
 from benchmarks.harness.report import Table, save, show_about
+from examples.digits.model import DigitNet
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.observability import logs
@@ -40,7 +41,7 @@ from spliteasy_cli.leakage.sample import draw_sample
 MASK = 100.0
 """The size of a share's mask, in units of the largest gradient. More would cost the sum its digits."""
 
-ITERATIONS = 400
+ITERATIONS = 250
 ENOUGH = 1e-10
 
 
@@ -84,12 +85,10 @@ def weight_gradients(body: Segment, activations: Tensor, gradient: Tensor) -> Te
 
 def solved(body: Segment, activations: Tensor, total: Tensor, like: Tensor) -> Tensor:
     """The gradients of the outputs whose weight gradients are `total`, by least squares (CGLS)."""
-    copy = body.spawn().train()
-    for parameter in copy.parameters():
-        parameter.data = parameter.data.double()
-    (output,) = copy.forward(activations.double())
-    assert isinstance(output, Tensor)
-    weights = [p for p in copy.parameters() if p.requires_grad]
+    net = DigitNet().double().train()
+    net.load_state_dict(body.state_dict(), strict=False)
+    output = net.pool(net.blocks(activations.double()))
+    weights = list(net.blocks.parameters())
     probe = torch.zeros_like(output, requires_grad=True)
     columns = torch.autograd.grad(output, weights, probe, create_graph=True)
     made = torch.cat([g.flatten() for g in columns])

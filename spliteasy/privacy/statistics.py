@@ -139,3 +139,24 @@ def ridge(features: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
     gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     found: Tensor = (seen - centre).double() @ x.T @ torch.linalg.solve(gram, y) + target
     return found.float()
+
+
+def put_in_order(known: Tensor, seen: Tensor) -> Tensor:
+    """Return `seen` [samples, tokens, features] with each token at the place that it looks like.
+
+    `known`: tokens in their own order, of other samples. Each place is given away once, the surest first.
+    Where a head adds positions to its tokens, each tells of its place: so whoever knows the head undoes
+    `[privacy] shuffle_tokens`, and attacks that did not would measure their own naivety.
+    """
+    samples, tokens, features = seen.shape
+    places = torch.eye(tokens).repeat(len(known), 1)
+    scores = ridge(known.flatten(0, 1), places, seen.flatten(0, 1)).reshape(samples, tokens, tokens)
+    order = torch.zeros(samples, tokens, dtype=torch.int64)
+    rows = torch.arange(samples)
+    for _ in range(tokens):
+        best = scores.flatten(1).argmax(1)
+        token, place = best // tokens, best % tokens
+        order[rows, place] = token
+        scores[rows, token] = -torch.inf
+        scores[rows, :, place] = -torch.inf
+    return seen.gather(1, order[:, :, None].expand(-1, -1, features))

@@ -13,9 +13,9 @@ from benchmarks.harness.patch_digits import Mixing, Patches, PatchNet, job_of
 from server_worker.store.keys import StoreKeys
 from spliteasy.errors import JobError
 from spliteasy.job import Job, parse_job
-from spliteasy.privacy.attacks.reordering import put_in_order
 from spliteasy.privacy.defences.shuffle import drawn_order, restored, shuffled
 from spliteasy.privacy.defences.transforms import CutTransforms
+from spliteasy.privacy.statistics import put_in_order
 from spliteasy.runtime.randomness import Key
 from spliteasy_cli.support.comparison import compare, prepare
 from tests.drawn import key_of

@@ -23,10 +23,9 @@ from spliteasy.privacy.attacks.base import (
     first_tensor,
     no_auxiliary,
 )
-from spliteasy.privacy.attacks.reordering import put_in_order
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Adversary, Tensors, View, rows_of
-from spliteasy.privacy.statistics import ridge
+from spliteasy.privacy.statistics import put_in_order, ridge
 from spliteasy.runtime.randomness import drawing, state_of
 
 ROUNDS = 200
