@@ -145,7 +145,7 @@ def put_in_order(known: Tensor, seen: Tensor) -> Tensor:
     """Return `seen` [samples, tokens, features] with each token at the place that it looks like.
 
     `known`: tokens in their own order, of other samples. Each place is given away once, the surest first.
-    Where a head adds positions to its tokens, each tells of its place: so whoever knows the head undoes
+    Where a head adds positions to its tokens, each tells of its place: so one who knows the head undoes
     `[privacy] shuffle_tokens`, and attacks that did not would measure their own naivety.
     """
     samples, tokens, features = seen.shape

@@ -100,7 +100,7 @@ class PrivacySpec(Section):
     apart the least, in units of the squared distance of the classes' mean gradients."""
     shuffle_tokens: bool = False
     """The tokens or patches of a sample cross in an order that only the device knows, and come back into
-    their own behind the second cut. For bodies that treat all positions alike."""
+    their own behind the second cut. It takes bodies that treat all positions alike."""
     nopeek: Positive | None = None
     """λ: the head's loss gains λ times the distance correlation of inputs and what crosses the first cut."""
     label_dp: Annotated[float, Field(gt=0, le=50)] | None = None
