@@ -58,7 +58,7 @@ SELECTED: Sequence[tuple[str, tuple[str, str], int]] = (
 )
 """Networks with their cuts and the number of their settings.
 
-Attention goes without Adam: where a gradient is 0, as that of a key's bias, it makes large steps of rounding errors.
+Attention goes without Adam, which makes large steps of rounding errors where a gradient is 0.
 """
 
 
