@@ -15,7 +15,7 @@ export class AgentLink {
     this.worker = new Worker(new URL(WORKER, document.baseURI), { type: "module" });
     this.worker.onmessage = ({ data }: MessageEvent<Observation>) => this.heard(data);
     this.worker.onerror = ({ message }) =>
-      this.heard({ type: "failed", failure: { message: message || "the agent can't be loaded", hint: null, kind: "Bug" } });
+      this.heard({ type: "failed", failure: { message: message || "the agent can't be loaded", hint: null, kind: "bug" } });
     this.tell({ type: "open", fragment, page: new URL(".", document.baseURI).href, startOver });
   }
 

@@ -8,7 +8,7 @@ import { AgentLink } from "./agent_link.ts";
 import { DataView } from "./data_view.ts";
 import { button, element, show } from "./dom.ts";
 import { WakeLock } from "./support.ts";
-import { text } from "./texts.ts";
+import { sentence, text } from "./texts.ts";
 import { TrainView } from "./train_view.ts";
 import { TryView } from "./try_view.ts";
 
@@ -133,11 +133,12 @@ export class App {
     this.wakeLock.set(false);
     this.train.setRunning(false);
     this.status.textContent = "";
-    if (kind === "AccountRefused") return this.complain(text("expired"), null, this.loadAgain());
-    const stored = kind === "StateError";
-    const ways = stored && this.job !== null ? [button(text("startOver"), () => this.startOver()), button(text("takeOver"), () => this.start(true), "plain")] : [];
-    const newer = stored && message.includes("newer than this one");
-    this.complain(newer ? text("superseded") : message, newer ? null : hint, ...(stored ? [...ways, ...(this.job === null ? [button(text("startOver"), () => this.startOver())] : [])] : [this.loadAgain()]));
+    if (kind === "account") return this.complain(text("expired"), null, this.loadAgain());
+    if (kind !== "state") return this.complain(message, hint, this.loadAgain());
+    const ways = [button(text("startOver"), () => this.startOver())];
+    if (this.job !== null) ways.push(button(text("takeOver"), () => this.start(true), "plain"));
+    const newer = message.includes("newer than this one");
+    this.complain(newer ? text("superseded") : message, newer ? null : hint, ...ways);
   }
 
   private startOver(): void {
@@ -154,8 +155,7 @@ export class App {
   }
 
   private complain(message: string, hint: string | null, ...ways: HTMLElement[]): void {
-    const sentence = message.charAt(0).toUpperCase() + message.slice(1);
-    const told = [element("h2", {}, text("problem")), element("p", {}, sentence), hint === null ? null : element("p", { class: "hint" }, hint)];
+    const told = [element("h2", {}, text("problem")), element("p", {}, sentence(message)), hint === null ? null : element("p", { class: "hint" }, sentence(hint))];
     this.problem.replaceChildren(...told.filter((each) => each !== null), element("div", { class: "row" }, ...ways));
     show(this.problem, true);
     this.problem.scrollIntoView({ block: "nearest" });

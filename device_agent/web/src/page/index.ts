@@ -5,7 +5,7 @@ import { readEnrolment } from "../training/enrolment.ts";
 import { App } from "./app.ts";
 import { element } from "./dom.ts";
 import { missing } from "./support.ts";
-import { text } from "./texts.ts";
+import { sentence, text } from "./texts.ts";
 
 const KEPT = "spliteasy enrolment";
 
@@ -29,7 +29,7 @@ function begin(root: HTMLElement): void {
     new App(root, fragmentOf());
   } catch (error) {
     if (!(error instanceof SplitEasyError)) throw error;
-    const told = [element("h2", {}, text("problem")), element("p", {}, error.message), ...(error.hint === null ? [] : [element("p", { class: "hint" }, error.hint)])];
+    const told = [element("h2", {}, text("problem")), element("p", {}, sentence(error.message)), ...(error.hint === null ? [] : [element("p", { class: "hint" }, sentence(error.hint))])];
     root.replaceChildren(element("header", {}, element("h1", {}, text("title"))), element("section", { class: "problem", role: "alert" }, ...told));
   }
 }

@@ -94,6 +94,11 @@ export function text(name: Name, values: Readonly<Record<string, string | number
   return TEXTS[name].replace(/\{(\w+)\}/g, (_, key: string) => String(values[key] ?? ""));
 }
 
+/** An error's message as a sentence begins. */
+export function sentence(message: string): string {
+  return message.charAt(0).toUpperCase() + message.slice(1);
+}
+
 /** Bytes for a person. */
 export function size(bytes: number): string {
   const [unit, name] = bytes < 1e6 ? [1e3, "kB"] : bytes < 1e9 ? [1e6, "MB"] : [1e9, "GB"];

@@ -33,7 +33,7 @@ export interface DataShown {
 export interface Failure {
   readonly message: string;
   readonly hint: string | null;
-  readonly kind: string;
+  readonly kind: "account" | "state" | "other" | "bug";
 }
 
 export type Observation =

@@ -1,6 +1,6 @@
 /** The agent in a Web Worker: it takes commands of the page, and tells it what happens. */
 
-import { SplitEasyError } from "../errors.ts";
+import { AccountRefused, SplitEasyError, StateError } from "../errors.ts";
 import { createEngine } from "../engine/index.ts";
 import { PrivateFolder } from "../storage/folder.ts";
 import { alone } from "../storage/lock.ts";
@@ -117,7 +117,13 @@ function shownData({ data, hasBegun }: Agent): DataShown {
 }
 
 function failureOf(error: unknown): Failure {
-  if (error instanceof SplitEasyError) return { message: error.message, hint: error.hint, kind: error.name };
+  if (error instanceof SplitEasyError) return { message: error.message, hint: error.hint, kind: kindOf(error) };
   console.error(error);
-  return { message: error instanceof Error ? error.message : String(error), hint: "load the page again", kind: "Bug" };
+  return { message: error instanceof Error ? error.message : String(error), hint: "load the page again", kind: "bug" };
+}
+
+/** What the page offers to do about it. Names of classes do not tell: they are shortened where the page is built. */
+function kindOf(error: SplitEasyError): Failure["kind"] {
+  if (error instanceof AccountRefused) return "account";
+  return error instanceof StateError ? "state" : "other";
 }
