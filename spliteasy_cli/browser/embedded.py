@@ -26,7 +26,7 @@ SAMPLES = "/samples.json"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served: the gateway, and the link of each device by its name."""
+    """The gateway, and the link of each device by its name."""
 
     gateway: Gateway
     address: str
