@@ -26,6 +26,7 @@ from spliteasy_cli.support.embedded import async_connect
 from tests.device.served import served, served_by, toy_job
 from tests.drawn import SECRET
 from tests.simulation import toy
+from tests.store.steps import rewrite
 
 GROWN = "tests.device.test_going_on:grown_data"
 
@@ -261,7 +262,7 @@ async def test_a_store_that_lost_the_hand_over_makes_it_again(tmp_path: Path) ->
         await live(broker, config_of(tmp_path))
         await store.put_job(newer)
         await live(broker, replace(config_of(tmp_path), new_version=True, epochs=2))
-        store._database._connection.execute("UPDATE sessions SET job_digest = ?", (old.digest,))
+        await rewrite(store, "toy.phone-1", job_digest=old.digest)
         result, _ = await live(broker, config_of(tmp_path))
     assert (result.job, result.step, result.taken) == (newer.digest, 12, 4)
 

@@ -23,11 +23,8 @@ from server_worker.store.base import (
     PUT_TTL_S,
     Attempt,
     Blob,
-    ClaimOutcome,
     CommitOutcome,
-    Done,
     LogEntry,
-    OpenOutcome,
     Owner,
     SessionMeta,
     StoredJob,
@@ -36,7 +33,8 @@ from server_worker.store.base import (
     all_parts,
 )
 from server_worker.store.records import decode_worker, encode_worker, pieces
-from server_worker.store.sqlite.file import Database
+from server_worker.store.sessions import Change, Moved, Sessions, Versioned, Written
+from server_worker.store.sqlite.file import Beside, Database
 from server_worker.store.sqlite.fleets import SqliteFleets
 from server_worker.store.staging import StagedRequests
 from spliteasy.errors import StoreUnavailable
@@ -44,7 +42,7 @@ from spliteasy.errors import StoreUnavailable
 _T = TypeVar("_T")
 
 
-class SqliteStore:
+class SqliteStore(Sessions[Beside]):
     """The store on a SQLite file (`path`), or in memory (`path` None).
 
     Calls run in order in a thread of the store's own; `inline` runs them in the caller instead, without
@@ -62,6 +60,7 @@ class SqliteStore:
         put_ttl_s: float = PUT_TTL_S,
         loss_window_s: float | None = None,
     ) -> None:
+        super().__init__()
         self.loss_window_s: float = (0.0 if path else math.inf) if loss_window_s is None else loss_window_s
         self._clock = clock or time.time
         self._put_ttl_s, self._ticks = put_ttl_s, clock or time.monotonic
@@ -160,60 +159,11 @@ class SqliteStore:
 
     # sessions
 
-    async def open_session(
-        self,
-        session: str,
-        *,
-        job_digest: str,
-        attempt: Attempt,
-        held: Sequence[int],
-        worker: str,
-        environment: str,
-        agent: str = "",
-        total_steps: int = 0,
-        restart: bool = False,
-    ) -> OpenOutcome:
-        def opened(db: sqlite3.Connection) -> OpenOutcome:
-            outcome = rules.opened(
-                self._database.meta(session),
-                session,
-                job_digest=job_digest,
-                attempt=attempt,
-                held=held,
-                worker=worker,
-                environment=environment,
-                agent=agent,
-                total_steps=total_steps,
-                restart=restart,
-            )
-            return self._stored(outcome) if isinstance(outcome, Done) else outcome
+    async def _load(self, session: str) -> Versioned | None:
+        return await self._read(lambda db: self._database.record(session))
 
-        return await self._write(opened)
-
-    async def hand_over(
-        self, session: str, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
-    ) -> CommitOutcome:
-        def handed_over(db: sqlite3.Connection) -> CommitOutcome:
-            outcome = rules.handed_over(
-                self._database.meta(session),
-                attempt=attempt,
-                owner=owner,
-                job_digest=job_digest,
-                environment=environment,
-            )
-            return self._stored(outcome) if isinstance(outcome, Done) else outcome
-
-        return await self._write(handed_over)
-
-    async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
-        def claimed(db: sqlite3.Connection) -> ClaimOutcome:
-            outcome = rules.claimed(self._database.meta(session), attempt=attempt, step=step, worker=worker)
-            return self._stored(outcome) if isinstance(outcome, Done) else outcome
-
-        return await self._write(claimed)
-
-    async def session(self, session: str) -> SessionMeta | None:
-        return await self._read(lambda db: self._database.meta(session))
+    async def _store(self, change: Change[Beside]) -> Written | Moved:
+        return await self._write(lambda db: self._database.change(change, now=self._clock()))
 
     async def put_request(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
@@ -240,45 +190,42 @@ class SqliteStore:
     ) -> CommitOutcome:
         bodies = self._waiting.get(session, step=step, attempt=attempt, owner=owner, count=requests)
 
-        def committed(db: sqlite3.Connection) -> CommitOutcome:
-            meta = self._database.meta(session)
-            outcome = rules.committed(
+        def beside(before: SessionMeta | None, after: SessionMeta) -> Beside | None:
+            moved = before is None or before.committed < after.committed
+            return (lambda db: db.append_log(session, step, gradient_digest, bodies)) if moved else None
+
+        outcome = await self._move(
+            session,
+            lambda meta: rules.committed(
                 meta,
                 attempt=attempt,
                 owner=owner,
                 step=step,
-                repeat=self._database.logged_digest(session, step) == gradient_digest,
+                gradient_digest=gradient_digest,
                 oldest_checkpoint=oldest_checkpoint,
-            )
-            if not isinstance(outcome, Done):
-                return outcome
-            if outcome.meta != meta:
-                self._database.append_log(session, step, gradient_digest, bodies)
-            return self._stored(outcome)
-
-        outcome = await self._write(committed)
+            ),
+            beside=beside,
+        )
         self._waiting.drop(session, step=step, owner=owner)
         return outcome
 
     async def put_snapshot(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
     ) -> CommitOutcome:
-        def put(db: sqlite3.Connection) -> CommitOutcome:
-            meta = self._database.meta(session)
-            outcome = rules.snapshotted(meta, attempt=attempt, owner=owner, step=step)
-            if not isinstance(outcome, Done):
-                return outcome
-            assert meta is not None
-            if step in outcome.meta.snapshots and step not in meta.snapshots:
-                self._database.add_snapshot(session, step, tensors)
-            return self._stored(outcome)
+        def beside(before: SessionMeta | None, after: SessionMeta) -> Beside | None:
+            named = before is not None and step in after.snapshots and step not in before.snapshots
+            return (lambda db: db.add_snapshot(session, step, tensors)) if named else None
 
-        return await self._write(put)
+        return await self._move(
+            session,
+            lambda meta: rules.snapshotted(meta, attempt=attempt, owner=owner, step=step),
+            beside=beside,
+        )
 
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
         def read(db: sqlite3.Connection) -> dict[str, bytes]:
-            meta = self._database.meta(session)
-            if meta is None or step not in meta.snapshots:
+            found = self._database.record(session)
+            if found is None or step not in found.meta.snapshots:
                 raise KeyError(f"session {session} has no snapshot of step {step}")
             return _joined(
                 db.execute(
@@ -296,20 +243,6 @@ class SqliteStore:
     def _log_entry(self, session: str, step: int, db: sqlite3.Connection) -> LogEntry:
         return self._database.log_entry(session, step)
 
-    async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
-        def closed(db: sqlite3.Connection) -> CommitOutcome:
-            outcome = rules.closed(self._database.meta(session), attempt=attempt, owner=owner)
-            return self._stored(outcome) if isinstance(outcome, Done) else outcome
-
-        return await self._write(closed)
-
-    async def pause(self, session: str, paused: bool) -> bool:
-        def pause(db: sqlite3.Connection) -> bool:
-            statement = "UPDATE sessions SET paused = ? WHERE session = ?"
-            return db.execute(statement, (paused, session)).rowcount > 0
-
-        return await self._write(pause)
-
     async def add_losses(self, session: str, losses: Mapping[int, float]) -> None:
         await self._write(lambda db: self._database.add_losses(session, losses))
 
@@ -321,22 +254,13 @@ class SqliteStore:
 
     async def forget(self, session: str) -> bool:
         self._waiting.drop_session(session)
-        return await self._write(lambda db: self._database.delete(session))
-
-    async def forget_abandoned(self, session: str, *, owner: Owner, idle_s: float) -> bool:
-        def forget(db: sqlite3.Connection) -> bool:
-            meta = self._database.meta(session)
-            return rules.abandoned(
-                meta, owner=owner, idle_s=idle_s, now=self._clock()
-            ) and self._database.delete(session)
-
-        return await self._write(forget)
+        return await super().forget(session)
 
     # requests that end their worker
 
     async def begin_delivery(self, session: str, request: str) -> int:
         def begin(db: sqlite3.Connection) -> int:
-            if self._database.meta(session) is None:
+            if self._database.record(session) is None:
                 return 0
             now = self._clock()
             db.execute("DELETE FROM deliveries WHERE begun_at <= ?", (now - DELIVERIES_TTL_S,))
@@ -413,10 +337,6 @@ class SqliteStore:
             self._executor.shutdown(wait=False)
 
     # plumbing
-
-    def _stored(self, outcome: Done) -> Done:
-        """Write the record and drop what it no longer reaches; within a transaction."""
-        return Done(meta=self._database.put_meta(outcome.meta, updated_at=self._clock()))
 
     async def _write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         return await self._run(lambda: self._database.transaction(work))
