@@ -36,14 +36,19 @@ from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy.splitting.split import regrouped_note
 from spliteasy.training.losses import LOSSES
 from spliteasy.training.reference import PlainTraining, State, difference
-from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX
+from spliteasy.training.segment_trainer import (
+    ACCUMULATED_PREFIX,
+    AVERAGE_PREFIX,
+    MODEL_PREFIX,
+    OPTIMIZER_PREFIX,
+)
 from spliteasy_cli.commands.submit import store_job
 from spliteasy_cli.commands.train import STORE_FILE, agent_configs
 from spliteasy_cli.support.embedded import ConnectAs, async_connect, workers_running
 from spliteasy_cli.support.fleet import begin_rounds, check_size, fleet_name
 
 EMBEDDED_WORKERS = 2
-COMPARED = (MODEL_PREFIX, OPTIMIZER_PREFIX)
+COMPARED = (MODEL_PREFIX, OPTIMIZER_PREFIX, ACCUMULATED_PREFIX, AVERAGE_PREFIX)
 """The names of tensors that plain PyTorch has, too, begin with one of these."""
 
 NAME_ROOM = 55
@@ -120,7 +125,7 @@ def prepare(
                 hint=f"--steps {once.total_steps}, or more epochs",
             )
         batches.append(once)
-    if spec.fleet.averages:  # rounds are whole, so that as many epochs are trained as have the steps
+    if spec.fleet.has_rounds:  # rounds are whole, so that as many epochs are trained as have the steps
         epochs = [-(-steps // each.steps_per_epoch) for each in batches]
         configs = [replace(config, epochs=n) for config, n in zip(configs, epochs, strict=True)]
     return ParityPlan(job, root, folder, steps, configs, batches)
@@ -135,7 +140,7 @@ async def compare(
     stop: asyncio.Event,
 ) -> list[Comparison]:
     """Train split, then in one process. Raises UserError, LinkError, StoreError."""
-    if plan.job.spec.fleet.averages:
+    if plan.job.spec.fleet.has_rounds:
         return await compare_fleet(plan, broker, store, keys, workers, stop)
     split = await train_split(plan, broker, store, keys, workers, stop)
     return [
@@ -223,7 +228,7 @@ async def train_split(
     workers: int | None,
     stop: asyncio.Event,
 ) -> list[tuple[int, State]]:
-    """Each device's last step, and the whole model's state after it.
+    """Return each device's last step, and the whole model's state after it.
 
     The device's part is what its agent ends with, the body's what the store restores.
     """

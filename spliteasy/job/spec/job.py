@@ -26,6 +26,8 @@ from spliteasy.job.spec.values import (
     unique,
 )
 
+MAX_ACCUMULATED = 1 << 12
+
 
 class JobSpec(Section):
     """One job. `spliteasy.job.load_job_file` reads it from TOML."""
@@ -38,6 +40,8 @@ class JobSpec(Section):
     micro_batches: Annotated[int, Field(ge=1, le=MAX_MICRO_BATCHES)] = 1
     """Parts of a batch that travel and are computed one after the other, so that head, upload, body,
     download and tail overlap; one optimizer step for all (`spliteasy.job.micro_batches`)."""
+    accumulate: Annotated[int, Field(ge=1, le=MAX_ACCUMULATED)] = 1
+    """Batches whose gradients are added up, each divided by this number, before the optimizer steps."""
     precision: Annotated[str, only("fp32", planned=("fp16", "bf16", "mixed"))] = "fp32"
     share_inputs: Annotated[tuple[Name, ...], Field(max_length=16), AfterValidator(unique)] = ()
     """Inputs that may leave the device, by name."""
@@ -75,6 +79,30 @@ class JobSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _whole_windows(self) -> Self:
+        """Refuse what would leave weights or averages of them that no plain program has."""
+        reasons = {
+            "accumulate = 1, the default": self.accumulate > 1,
+            "optimizer.ema left out": self.optimizer.ema is not None,
+        }
+        for instead, found in reasons.items():
+            if found and self.fleet.has_rounds:
+                raise refuse(
+                    "a round of [fleet] ends between two steps of the optimizer, and its mean is of the "
+                    f"weights alone: use {instead}"
+                )
+        if self.accumulate > 1 and self.privacy.dp is not None:
+            raise refuse(
+                "[privacy.dp] adds noise to each batch: use a larger expected_batch in place of accumulate"
+            )
+        if self.accumulate > 1 and self.durability.on_non_finite == "skip":
+            raise refuse(
+                "a batch that passes without effect would leave a sum of fewer batches than accumulate: use "
+                'on_non_finite = "stop", or a larger batch_size in place of accumulate'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sharing_fits(self) -> Self:
         for name in self.share_inputs:
             if name not in self.model.inputs:
@@ -88,16 +116,16 @@ class JobSpec(Section):
             )
         if self.share_labels and not self.single:
             raise refuse("share_labels: with two cuts labels stay on the device; remove share_labels")
-        if self.fleet.averages and self.privacy.dp is not None:
+        if self.fleet.has_rounds and self.privacy.dp is not None:
             raise refuse(
                 "privacy.dp counts what one device's training spends, and a fleet goes on from the work of "
                 "others: the two are not built together; leave one of them out"
             )
-        plain = self.fleet.averages_ends and self.fleet.aggregate == "plain"
+        plain = self.fleet.ends_leave and self.fleet.aggregate == "plain"
         if plain and not self.share_ends:
             raise refuse(
                 'fleet.aggregate = "plain" lets the worker see every device\'s head and tail: '
-                'set share_ends = true to allow that, or ends = "own" to keep them'
+                "set share_ends = true to allow that, or leave aggregate out to seal them"
             )
         if self.share_ends and not plain:
             raise refuse('share_ends: nothing takes the ends here; it belongs to fleet.aggregate = "plain"')
@@ -140,7 +168,7 @@ class JobSpec(Section):
         return self.share_labels if self.model.auto else len(self.model.cuts) == 1
 
     def to_json(self) -> bytes:
-        """Canonical JSON, every default written out: equal specs give equal bytes.
+        """Return canonical JSON, every default written out: equal specs give equal bytes.
 
         `plan` and `privacy.limits` are left out: a training depends on its cuts, not on what they were
         chosen for, nor on what is measured of it. So are an absent `data`, unused defences and what belongs
@@ -150,10 +178,14 @@ class JobSpec(Section):
         left_out: dict[str, Any] = {"plan": True, "privacy": {"limits", *unused}}
         if self.data is None:
             left_out["data"] = True
-        if not self.fleet.averages:
+        if not self.fleet.has_rounds:
             left_out["fleet"] = set(FleetSpec.model_fields) - {"mode"}
         if not self.share_ends:
             left_out["share_ends"] = True
+        if self.accumulate == 1:
+            left_out["accumulate"] = True
+        if self.optimizer.ema is None:
+            left_out["optimizer"] = {"ema"}
         return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)
 
 
