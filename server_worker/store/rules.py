@@ -37,9 +37,9 @@ def opened(
     held: Sequence[int],
     worker: str,
     environment: str,
-    agent: str,
-    total_steps: int,
-    restart: bool,
+    agent: str = "",
+    total_steps: int = 0,
+    restart: bool = False,
 ) -> OpenOutcome:
     """Begin an attempt at the newest step that both sides can restore."""
     if meta is None:

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from server_worker.store import rules
@@ -30,6 +30,7 @@ from server_worker.store.base import (
     SessionMeta,
     UnknownSession,
 )
+from server_worker.store.staging import StagedRequests
 from spliteasy.errors import StoreUnavailable
 
 TRIES = 16
@@ -41,6 +42,7 @@ HELD_RECORDS = 4096
 _O = TypeVar("_O")
 """The outcomes of a call, of which one is Done."""
 _B = TypeVar("_B")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +102,13 @@ class Moved:
     now: Versioned | None
 
 
-class Sessions(ABC, Generic[_B]):
-    """The part of a store that moves sessions. `_B` is the form of what is stored beside a record."""
+class Sessions(ABC, Generic[_B, _R]):
+    """The part of a store that moves sessions. `_B` is the form of what is stored beside a record, `_R` that
+    of a request which waits for its commit, for `put_ttl_s` by `ticks`.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, put_ttl_s: float, ticks: Callable[[], float]) -> None:
+        self._requests: StagedRequests[_R] = StagedRequests(ttl_s=put_ttl_s, clock=ticks)
         self._held: OrderedDict[str, Versioned] = OrderedDict()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._instance = secrets.token_hex(8)
@@ -120,57 +125,60 @@ class Sessions(ABC, Generic[_B]):
         Raises StoreError, with nothing changed, where data that it names is not there any more.
         """
 
+    @abstractmethod
+    def _logged(self, session: str, step: int, gradient_digest: str, requests: Sequence[_R | None]) -> _B:
+        """Return the log entry of a step; a request that is None is not there any more."""
+
+    async def _discard(self, session: str, beside: _B) -> None:
+        """Delete what was written for a change that was not made, unless an earlier copy of it was."""
+
     # the contract's calls
 
     async def session(self, session: str) -> SessionMeta | None:
         return _meta(await self._looked(session))
 
-    async def open_session(
+    async def open_session(self, session: str, **asked: Any) -> OpenOutcome:
+        return await self._move(session, lambda meta: rules.opened(meta, session, **asked))
+
+    async def hand_over(self, session: str, **asked: Any) -> CommitOutcome:
+        return await self._move(session, lambda meta: rules.handed_over(meta, **asked))
+
+    async def claim(self, session: str, **asked: Any) -> ClaimOutcome:
+        return await self._move(session, lambda meta: rules.claimed(meta, **asked))
+
+    async def close_session(self, session: str, **asked: Any) -> CommitOutcome:
+        return await self._move(session, lambda meta: rules.closed(meta, **asked))
+
+    async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
+        self._requests.keep(session, attempt=attempt, owner=owner)
+
+    async def commit(
         self,
         session: str,
         *,
-        job_digest: str,
         attempt: Attempt,
-        held: Sequence[int],
-        worker: str,
-        environment: str,
-        agent: str = "",
-        total_steps: int = 0,
-        restart: bool = False,
-    ) -> OpenOutcome:
-        return await self._move(
-            session,
-            lambda meta: rules.opened(
-                meta,
-                session,
-                job_digest=job_digest,
-                attempt=attempt,
-                held=held,
-                worker=worker,
-                environment=environment,
-                agent=agent,
-                total_steps=total_steps,
-                restart=restart,
-            ),
-        )
-
-    async def hand_over(
-        self, session: str, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
+        owner: Owner,
+        step: int,
+        requests: int,
+        gradient_digest: str,
+        oldest_checkpoint: int,
     ) -> CommitOutcome:
-        return await self._move(
+        found = self._requests.get(session, step=step, attempt=attempt, owner=owner, count=requests)
+        outcome = await self._move(
             session,
-            lambda meta: rules.handed_over(
-                meta, attempt=attempt, owner=owner, job_digest=job_digest, environment=environment
+            lambda meta: rules.committed(
+                meta,
+                attempt=attempt,
+                owner=owner,
+                step=step,
+                gradient_digest=gradient_digest,
+                oldest_checkpoint=oldest_checkpoint,
             ),
+            beside=self._logged(session, step, gradient_digest, found),
+            reached=lambda before, after: before.committed < after.committed,
         )
-
-    async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
-        return await self._move(
-            session, lambda meta: rules.claimed(meta, attempt=attempt, step=step, worker=worker)
-        )
-
-    async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
-        return await self._move(session, lambda meta: rules.closed(meta, attempt=attempt, owner=owner))
+        self._requests.drop(session, step=step, owner=owner)
+        return outcome
 
     async def pause(self, session: str, paused: bool) -> bool:
         def decided(meta: SessionMeta | None) -> Done | UnknownSession:
@@ -179,6 +187,7 @@ class Sessions(ABC, Generic[_B]):
         return isinstance(await self._move(session, decided, touch=False), Done)
 
     async def forget(self, session: str) -> bool:
+        self._requests.drop_session(session)
         return await self._delete(session, lambda meta: True)
 
     async def forget_abandoned(self, session: str, *, owner: Owner, idle_s: float) -> bool:
@@ -192,20 +201,26 @@ class Sessions(ABC, Generic[_B]):
         session: str,
         decide: Callable[[SessionMeta | None], _O],
         *,
-        beside: Callable[[SessionMeta | None, SessionMeta], _B | None] | None = None,
+        beside: _B | None = None,
+        reached: Callable[[SessionMeta, SessionMeta], bool] = lambda before, after: True,
         touch: bool = True,
     ) -> _O:
-        """Decide, and store what was decided with what `beside` gives for the record before and after."""
+        """Decide, and store what was decided; with `beside`, if the record after reaches it and that before
+        did not."""
         async with self._turn(session):
-            return await self._moved(session, decide, beside, touch)
+            outcome, used = await self._moved(session, decide, beside, reached, touch)
+            if beside is not None and not used:
+                await self._discard(session, beside)
+            return outcome
 
     async def _moved(
         self,
         session: str,
         decide: Callable[[SessionMeta | None], _O],
-        beside: Callable[[SessionMeta | None, SessionMeta], _B | None] | None,
+        beside: _B | None,
+        reached: Callable[[SessionMeta, SessionMeta], bool],
         touch: bool,
-    ) -> _O:
+    ) -> tuple[_O, bool]:
         now = self._held.get(session)
         looked = now is None
         if looked:
@@ -214,23 +229,24 @@ class Sessions(ABC, Generic[_B]):
             outcome = decide(_meta(now))
             if not isinstance(outcome, Done):
                 if looked:
-                    return outcome
+                    return outcome, False
                 now, looked = await self._looked(session), True
                 continue
             unchanged = now is not None and not touch and outcome.meta == now.meta
             version = now.version if now is not None and unchanged else self._unique()
+            used = now is not None and reached(now.meta, outcome.meta)
             change = Change(
                 session=session,
                 before=now,
                 after=Versioned(version, outcome.meta),
-                beside=None if beside is None else beside(_meta(now), outcome.meta),
+                beside=beside if used else None,
                 touch=touch,
             )
             stored = await self._store(change)
             if isinstance(stored, Written):
                 assert stored.meta is not None
                 self._hold(session, Versioned(version, stored.meta))
-                return cast(_O, Done(meta=stored.meta))
+                return cast(_O, Done(meta=stored.meta)), used
             now, looked = stored.now, True
             self._hold(session, now)
         raise StoreUnavailable(f"session {session} was moved by others again and again")

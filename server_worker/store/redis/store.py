@@ -61,7 +61,6 @@ from server_worker.store.redis.fleets import RedisFleets
 from server_worker.store.redis.link import Command, RedisLink
 from server_worker.store.redis.values import PIECE_BYTES, Entry, get_values, put_values, write_pieces
 from server_worker.store.sessions import Change, Moved, Sessions, Versioned, Written
-from server_worker.store.staging import StagedRequests
 from spliteasy.errors import StoreError, StoreFull, UserError
 
 HELD_BYTES = 256 << 10
@@ -113,14 +112,13 @@ class _Beside:
     """All that waits is deleted, of the kind that this is the beginning of."""
 
 
-class RedisStore(Sessions[_Beside]):
+class RedisStore(Sessions[_Beside, _Request]):
     """The store on a Redis server; `open_store` makes one. It owns `link`."""
 
     def __init__(self, link: RedisLink, *, put_ttl_s: float = PUT_TTL_S) -> None:
-        super().__init__()
+        super().__init__(put_ttl_s=put_ttl_s, ticks=time.monotonic)
         self._link = link
         self._put_ttl_ms = round(put_ttl_s * 1000)
-        self._requests: StagedRequests[_Request] = StagedRequests(ttl_s=put_ttl_s, clock=time.monotonic)
         self.fleets = RedisFleets(link, put_ttl_ms=self._put_ttl_ms, token=self._unique)
 
     @property
@@ -262,9 +260,7 @@ class RedisStore(Sessions[_Beside]):
             waits = await self._move(
                 session,
                 lambda meta: rules.put_aside(meta, attempt=attempt, owner=owner, step=step),
-                beside=lambda _, __: _Beside(
-                    wait={token: f"{nbytes} {len(cut)}"}, gone=[last.token] if last else []
-                ),
+                beside=_Beside(wait={token: f"{nbytes} {len(cut)}"}, gone=[last.token] if last else []),
                 touch=False,
             )
             if isinstance(waits, Done):  # else the session is another's by now, as the commit will say
@@ -282,50 +278,18 @@ class RedisStore(Sessions[_Beside]):
         if self._requests.keep(session, attempt=attempt, owner=owner):
             await self._link.script(scripts.KEEP, [f"{_base(session)}:record"], self._put_ttl_ms)
 
-    async def commit(
-        self,
-        session: str,
-        *,
-        attempt: Attempt,
-        owner: Owner,
-        step: int,
-        requests: int,
-        gradient_digest: str,
-        oldest_checkpoint: int,
-    ) -> CommitOutcome:
-        found = self._requests.get(session, step=step, attempt=attempt, owner=owner, count=requests)
-        there = [request for request in found if request is not None]
+    def _logged(
+        self, session: str, step: int, gradient_digest: str, requests: Sequence[_Request | None]
+    ) -> _Beside:
+        there = [request for request in requests if request is not None]
         blobs = {request.token: request.pieces for request in there}
-        if len(there) < requests:
+        if len(there) < len(requests):
             blobs["none"] = 1  # never given out: the store finds it missing, if all else is right
         entry = Entry(sum(request.nbytes for request in there), blobs, gradient_digest)
-        named = _Beside(
-            entries={f"log.{step}": entry},
-            writes=[write for request in there for write in request.writes] if len(there) == requests else (),
-            clear="request:",
+        writes = [write for request in there for write in request.writes]
+        return _Beside(
+            entries={f"log.{step}": entry}, writes=() if "none" in blobs else writes, clear="request:"
         )
-        used: list[_Beside | None] = []
-
-        def beside(before: SessionMeta | None, after: SessionMeta) -> _Beside | None:
-            used.append(named if before is None or before.committed < after.committed else None)
-            return used[-1]
-
-        outcome = await self._move(
-            session,
-            lambda meta: rules.committed(
-                meta,
-                attempt=attempt,
-                owner=owner,
-                step=step,
-                gradient_digest=gradient_digest,
-                oldest_checkpoint=oldest_checkpoint,
-            ),
-            beside=beside,
-        )
-        if used and not (isinstance(outcome, Done) and used[-1]):
-            await self._discard(session, f"log.{step}", blobs)
-        self._requests.drop(session, step=step, owner=owner)
-        return outcome
 
     async def put_snapshot(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
@@ -345,25 +309,19 @@ class RedisStore(Sessions[_Beside]):
         token = f"snapshot:{self._unique()}"
         count = sum(1 for tensor in tensors.values() for _ in pieces(tensor, PIECE_BYTES))
         size = f"{sum(memoryview(tensor).nbytes for tensor in tensors.values())} {count}"
-        waits = await self._move(session, wait, beside=lambda _, __: _Beside(wait={token: size}), touch=False)
+        waits = await self._move(session, wait, beside=_Beside(wait={token: size}), touch=False)
         if not isinstance(waits, Done):
             return waits
         async with self._full_leaves_nothing(session, token):
             count, index = await put_values(
                 self._link, f"{_base(session)}:{token}", tensors, ttl_ms=self._put_ttl_ms
             )
-        name, entry = f"snapshot.{step}", Entry(0, {token: count}, index.decode())
-        named = False
-
-        def beside(before: SessionMeta | None, after: SessionMeta) -> _Beside | None:
-            nonlocal named
-            named = before is not None and step in after.snapshots and step not in before.snapshots
-            return _Beside(entries={name: entry}) if named else None
-
-        outcome = await self._move(session, decide, beside=beside)
-        if not (isinstance(outcome, Done) and named):
-            await self._discard(session, name, entry.blobs)
-        return outcome
+        return await self._move(
+            session,
+            decide,
+            beside=_Beside(entries={f"snapshot.{step}": Entry(0, {token: count}, index.decode())}),
+            reached=lambda before, after: step in after.snapshots and step not in before.snapshots,
+        )
 
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
         meta = await self.session(session)
@@ -400,14 +358,14 @@ class RedisStore(Sessions[_Beside]):
         found = await self._link.call("HGET", f"{_base(session)}:record", name)
         return None if found is None else Entry.decode(found)
 
-    async def _discard(self, session: str, name: str, blobs: Mapping[str, int]) -> None:
-        """Delete what was written for an entry that came to nothing; but an earlier try may have made it."""
-        entry = await self._entry(session, name)
-        gone = [token for token in blobs if entry is None or token not in entry.blobs]
-        if gone:
-            keys = [key for token in gone for key in _keys(session, token, blobs[token])]
-            waiting = f"{_base(session)}:waiting"
-            await self._link.batch([("UNLINK", *keys), ("HDEL", waiting, *gone)])
+    async def _discard(self, session: str, beside: _Beside) -> None:
+        for name, offered in beside.entries.items():
+            entry = await self._entry(session, name)
+            gone = [token for token in offered.blobs if entry is None or token not in entry.blobs]
+            if gone:
+                keys = [key for token in gone for key in _keys(session, token, offered.blobs[token])]
+                waiting = f"{_base(session)}:waiting"
+                await self._link.batch([("UNLINK", *keys), ("HDEL", waiting, *gone)])
 
     # reports
 
@@ -428,10 +386,6 @@ class RedisStore(Sessions[_Beside]):
         names = sorted(name.decode() for name in await self._link.call("ZRANGE", _SESSIONS, 0, -1))
         metas = [await self.session(name) for name in names]
         return [meta for meta in metas if meta is not None]
-
-    async def forget(self, session: str) -> bool:
-        self._requests.drop_session(session)
-        return await super().forget(session)
 
     async def _delete(self, session: str, *args: Any, **unless: Any) -> bool:
         found = await super()._delete(session, *args, **unless)

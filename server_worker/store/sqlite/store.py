@@ -1,8 +1,9 @@
 """The embedded store: one SQLite file, for a single machine and for simulations.
 
-The tables follow the session's meta record: `rules.py` decides, then entries that the new record no
-longer reaches are deleted, all in one transaction a call. Requests that no commit has named yet wait in
-memory, so a commit is one durable write; a process that dies takes them along, as it may.
+A session's record is one row, and one statement replaces it if it still has the version that was decided on;
+what the new record reaches and what it no longer reaches follow in the same transaction. Requests that no
+commit has named yet wait in memory, so a commit is one durable write; a process that dies takes them along,
+as it may.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from spliteasy.errors import StoreUnavailable
 _T = TypeVar("_T")
 
 
-class SqliteStore(Sessions[Beside]):
+class SqliteStore(Sessions[Beside, bytes]):
     """The store on a SQLite file (`path`), or in memory (`path` None).
 
     Calls run in order in a thread of the store's own; `inline` runs them in the caller instead, without
@@ -60,11 +61,10 @@ class SqliteStore(Sessions[Beside]):
         put_ttl_s: float = PUT_TTL_S,
         loss_window_s: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(put_ttl_s=put_ttl_s, ticks=clock or time.monotonic)
         self.loss_window_s: float = (0.0 if path else math.inf) if loss_window_s is None else loss_window_s
         self._clock = clock or time.time
         self._put_ttl_s, self._ticks = put_ttl_s, clock or time.monotonic
-        self._waiting: StagedRequests[bytes] = StagedRequests(ttl_s=put_ttl_s, clock=self._ticks)
         self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
         self._closed = False
         self._database = self._submit(lambda: Database(path))
@@ -78,7 +78,7 @@ class SqliteStore(Sessions[Beside]):
 
     def restore(self, image: bytes) -> None:
         """Go back to an earlier `image`: a store that lost what came after it, and all waiting requests."""
-        self._waiting = StagedRequests(ttl_s=self._put_ttl_s, clock=self._ticks)
+        self._requests = StagedRequests(ttl_s=self._put_ttl_s, clock=self._ticks)
         self._submit(lambda: self._database.restore(image))
 
     async def now(self) -> float:
@@ -87,7 +87,7 @@ class SqliteStore(Sessions[Beside]):
     @property
     def waiting_bytes(self) -> int:
         """Return the bytes of requests that wait in this process for their commits."""
-        return self._waiting.nbytes
+        return self._requests.nbytes
 
     async def shards(self, first: int | None = None) -> int | None:
         def settled(db: sqlite3.Connection) -> int | None:
@@ -169,57 +169,26 @@ class SqliteStore(Sessions[Beside]):
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
     ) -> None:
         nbytes = memoryview(body).nbytes
-        self._waiting.check_room(session, step=step, attempt=attempt, owner=owner, index=index, nbytes=nbytes)
-        self._waiting.put(
+        self._requests.check_room(
+            session, step=step, attempt=attempt, owner=owner, index=index, nbytes=nbytes
+        )
+        self._requests.put(
             session, step=step, attempt=attempt, owner=owner, index=index, value=bytes(body), nbytes=nbytes
         )
 
-    async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
-        self._waiting.keep(session, attempt=attempt, owner=owner)
-
-    async def commit(
-        self,
-        session: str,
-        *,
-        attempt: Attempt,
-        owner: Owner,
-        step: int,
-        requests: int,
-        gradient_digest: str,
-        oldest_checkpoint: int,
-    ) -> CommitOutcome:
-        bodies = self._waiting.get(session, step=step, attempt=attempt, owner=owner, count=requests)
-
-        def beside(before: SessionMeta | None, after: SessionMeta) -> Beside | None:
-            moved = before is None or before.committed < after.committed
-            return (lambda db: db.append_log(session, step, gradient_digest, bodies)) if moved else None
-
-        outcome = await self._move(
-            session,
-            lambda meta: rules.committed(
-                meta,
-                attempt=attempt,
-                owner=owner,
-                step=step,
-                gradient_digest=gradient_digest,
-                oldest_checkpoint=oldest_checkpoint,
-            ),
-            beside=beside,
-        )
-        self._waiting.drop(session, step=step, owner=owner)
-        return outcome
+    def _logged(
+        self, session: str, step: int, gradient_digest: str, requests: Sequence[bytes | None]
+    ) -> Beside:
+        return lambda db: db.append_log(session, step, gradient_digest, requests)
 
     async def put_snapshot(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
     ) -> CommitOutcome:
-        def beside(before: SessionMeta | None, after: SessionMeta) -> Beside | None:
-            named = before is not None and step in after.snapshots and step not in before.snapshots
-            return (lambda db: db.add_snapshot(session, step, tensors)) if named else None
-
         return await self._move(
             session,
             lambda meta: rules.snapshotted(meta, attempt=attempt, owner=owner, step=step),
-            beside=beside,
+            beside=lambda db: db.add_snapshot(session, step, tensors),
+            reached=lambda before, after: step in after.snapshots and step not in before.snapshots,
         )
 
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
@@ -251,10 +220,6 @@ class SqliteStore(Sessions[Beside]):
 
     async def sessions(self) -> Sequence[SessionMeta]:
         return await self._read(lambda db: self._database.metas())
-
-    async def forget(self, session: str) -> bool:
-        self._waiting.drop_session(session)
-        return await super().forget(session)
 
     # requests that end their worker
 
