@@ -45,9 +45,7 @@ async def test_files_come_with_a_policy_that_allows_no_other_code() -> None:
             assert len(await answer.read()) < 200
 
 
-@pytest.mark.parametrize(
-    "path", ["/x.js", "/%2e%2e/pyproject.toml", "/index.html/", "/page.js%00", "//page.js"]
-)
+@pytest.mark.parametrize("path", ["/x.js", "/%2e%2e/pyproject.toml", "/index.html/", "/page.js%00"])
 async def test_nothing_else_can_be_asked_for(path: str) -> None:
     async with served() as (_, client), client.get(path) as answer:
         assert answer.status == 404
