@@ -365,6 +365,7 @@ class Agent:
                         samples=done.samples,
                         loss=done.mean_loss,
                         accuracy=done.accuracy,
+                        metrics=done.metrics,
                     )
                 )
 

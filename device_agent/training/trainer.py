@@ -39,6 +39,7 @@ from spliteasy.job.micro_batches import split_batch
 from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.randomness import Key
+from spliteasy.training.metrics import Metric
 from spliteasy.training.private_trainer import (
     BodyNoise,
     PrivateTrainer,
@@ -83,6 +84,10 @@ class Evaluation:
     """Predictions that were right or wrong; 0 where the loss does not classify, or nothing has a label."""
     judged: bool = True
     """The predictions of every batch could be judged."""
+    finite: bool = True
+    """No output of any batch was NaN."""
+    gathered: dict[str, Metric] = field(default_factory=dict)
+    """The metrics that the job names."""
 
     @property
     def mean_loss(self) -> float | None:
@@ -93,6 +98,11 @@ class Evaluation:
     def accuracy(self) -> float | None:
         """None where it can't be measured."""
         return self.correct / self.counted if self.judged and self.counted else None
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The metrics that the job names; None where they can't be measured, as with NaN among outputs."""
+        return {name: metric.value() if self.finite else None for name, metric in self.gathered.items()}
 
 
 @dataclass(slots=True)
@@ -496,7 +506,7 @@ class DeviceTrainer:
         """The wire values of test batch `index` in evaluation mode, and its size."""
         assert self.tests is not None
         if index == 0:
-            self.evaluation = Evaluation()
+            self.evaluation = Evaluation(gathered=self.job.metrics())
         inputs, self._targets = self.tests.batch(index, self.step)
         outputs = self.head.evaluate(inputs)
         wire = self.head.eval_wire
@@ -521,7 +531,14 @@ class DeviceTrainer:
                 self._check_test_batch(index)
             result.elements += elements
             result.loss += loss * elements
-        right = measure.right(tensors, self._targets) if all(map(has_no_nan, tensors)) else None
+        finite = all(map(has_no_nan, tensors))
+        result.finite = result.finite and finite
+        for name, metric in result.gathered.items() if finite else ():
+            given = (
+                tensors[: len(self.job.signature.outputs)] if name in self.job.metric_functions else tensors
+            )
+            metric.add(given, self._targets)
+        right = measure.right(tensors, self._targets) if finite else None
         result.judged = result.judged and right is not None
         if right is not None:
             result.correct += right[0]

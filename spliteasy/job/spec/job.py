@@ -186,6 +186,8 @@ class JobSpec(Section):
             left_out["accumulate"] = True
         if self.optimizer.ema is None:
             left_out["optimizer"] = {"ema"}
+        if not self.evaluation.metrics:
+            left_out["evaluation"] = {"metrics"}
         return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from spliteasy.job.spec.values import (
     AUTO,
+    REFERENCE,
     Codec,
     CodecOrAuto,
     Count,
@@ -48,12 +50,43 @@ class DurabilitySpec(Section):
     on_replay_mismatch: Annotated[str, only("stop")] = "stop"
 
 
+METRICS = ("accuracy", "token_accuracy", "top_5", "f1", "auc", "iou", "mae", "rmse", "perplexity")
+"""Metrics by name (`spliteasy.training.metrics`)."""
+MAX_FUNCTIONS = 4
+
+
+def _metric(name: str) -> str:
+    if name in METRICS or REFERENCE.fullmatch(name):
+        return name
+    near = difflib.get_close_matches(name, METRICS, n=2, cutoff=0.5) or METRICS
+    raise refuse(
+        f"{name!r} is no metric; use {' or '.join(map(repr, near))}, or name a function "
+        "over (outputs, targets) as module:function"
+    )
+
+
+MetricName = Annotated[str, AfterValidator(_metric)]
+
+
 class EvaluationSpec(Section):
     """Evaluation on the device's test data, through the split."""
 
     every_epochs: Steps = 1
     """0: at the end only."""
     batch_size: Count = 256
+    metrics: Annotated[tuple[MetricName, ...], Field(max_length=16), AfterValidator(unique)] = ()
+    """Metrics beside the loss, by name or as `module:function` over (outputs, targets), traced at submit."""
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The metrics that are functions of the user's, in order."""
+        return tuple(name for name in self.metrics if ":" in name)
+
+    @model_validator(mode="after")
+    def _few_functions(self) -> Self:
+        if len(self.functions) > MAX_FUNCTIONS:
+            raise refuse(f"metrics: at most {MAX_FUNCTIONS} may be functions, and {len(self.functions)} are")
+        return self
 
 
 class LinkSpec(Section):
