@@ -34,7 +34,7 @@ def ends_key(config_key: bytes | None, own: Key, job: Job) -> tuple[Key, str | N
     none. All others are the device's own.
     """
     drawn = any(job.ends.drawn.values()) or job.spec.privacy.ends == "perturb"
-    if not job.spec.fleet.averages_ends or not (drawn or job.spec.fleet.seals):
+    if not job.spec.fleet.ends_leave or not (drawn or job.spec.fleet.seals):
         return own, None
     if config_key is None:
         raise StateError(

@@ -29,7 +29,8 @@ from spliteasy.codecs.packer import (
     unpack,
 )
 from spliteasy.errors import DataError, SplitEasyError
-from spliteasy.fleet.parts import averaged_end, rebased
+from spliteasy.fleet.handover import open_handover, seal_handover
+from spliteasy.fleet.parts import averaged_end, like_of_optimizer, rebased
 from spliteasy.fleet.sealed import SealedPart, fraction_bits, seal, unseal
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.document import DTYPES
@@ -49,6 +50,7 @@ from spliteasy.training.private_trainer import (
 )
 from spliteasy.training.segment_trainer import (
     MODEL_PREFIX,
+    OPTIMIZER_PREFIX,
     Gradients,
     OpenForward,
     SegmentTrainer,
@@ -429,7 +431,7 @@ class DeviceTrainer:
         own.
         """
         fleet = self.job.spec.fleet
-        if not fleet.averages_ends:
+        if not fleet.ends_leave:
             return {}
         return {
             prefix + name: tensor
@@ -446,13 +448,25 @@ class DeviceTrainer:
         ends, spec = self.averaged_ends() if self.round else {}, self.job.spec
         if not ends or not spec.fleet.seals:
             return ends
+        key = self._sealing_key()
+        if spec.fleet.hands_over:
+            sealed = seal_handover(ends, key=key, device=self.device, turn=self.round, nonce=nonce)
+            return {SEALED: sealed}
         weight = self.round_samples if spec.fleet.weights == "samples" else int(self.round_samples > 0)
         part = SealedPart(self.device, nonce, weight)
         bits = fraction_bits(spec, self.round_drawn)
-        return {SEALED: seal(ends, part, key=self._sealing_key(), round_=self.round, bits=bits)}
+        return {SEALED: seal(ends, part, key=key, round_=self.round, bits=bits)}
 
     def opened(self, total: Tensor, about: SealedSum) -> dict[str, Tensor]:
-        """Return the mean that a sealed sum stands for. Raises WrongSum."""
+        """Return the mean that a sealed sum stands for, or what a device handed over. Raises WrongSum,
+        ForeignHandover, DataError.
+        """
+        if self.job.spec.fleet.hands_over:
+            if len(about.addends) != 1:
+                raise DataError(f"the worker sent the handover of {len(about.addends)} devices")
+            by = about.addends[0]
+            key = self._sealing_key()
+            return open_handover(total, key=key, device=by.device, turn=about.round, nonce=by.nonce)
         parts = [SealedPart(each.device, each.nonce, each.weight) for each in about.addends]
         bits, key = fraction_bits(self.job.spec, about.drawn), self._sealing_key()
         return unseal(total, parts, self._initial, key=key, round_=about.round, bits=bits)
@@ -461,10 +475,13 @@ class DeviceTrainer:
         assert self.fleet_secret is not None, "a device without the fleet's key does not begin"
         return self.fleet_secret.at("seal")
 
-    def take_mean(self, mean: Mapping[str, Tensor] | None, *, round_: int, drawn: int) -> None:
+    def take_mean(
+        self, mean: Mapping[str, Tensor] | None, *, round_: int, drawn: int, scheduled: int | None = None
+    ) -> None:
         """Go on from the mean of round `round_`; None: from the ends as they began.
 
-        Raises DataError where it is not a mean of these ends.
+        `scheduled`: the steps that the schedule goes on from, where these are not the device's own. Raises
+        DataError where it is not a mean of these ends.
         """
         self.abort()
         fleet = self.job.spec.fleet
@@ -472,8 +489,8 @@ class DeviceTrainer:
         self._check_mean(tensors)
         for prefix, trainer in self._ends():
             own = _under(prefix, tensors)
-            state = rebased(trainer.snapshot(), own, fleet) if fleet.averages_ends else None
-            trainer.rebase(state)
+            state = rebased(trainer.snapshot(), own, fleet) if fleet.ends_leave else None
+            trainer.rebase(state, scheduled=scheduled)
         self.round, self.round_samples, self.round_drawn = round_ + 1, 0, drawn
 
     def _ends(self) -> list[tuple[str, SegmentTrainer]]:
@@ -487,6 +504,10 @@ class DeviceTrainer:
             raise DataError("the worker sent a mean of other tensors than this device's head and tail have")
         for name, tensor in tensors.items():
             like = expected.get(name)
+            if OPTIMIZER_PREFIX in name:
+                like = like_of_optimizer(name, expected, self.job.spec)
+                if like is None:
+                    raise DataError(f"the worker sent {name}, which no optimizer of this device keeps")
             if like is not None and (tensor.shape != like.shape or tensor.dtype != like.dtype):
                 raise DataError(f"the mean of {name} has another shape or type than this device's own")
             if tensor.is_floating_point() and not all_finite([tensor]):
@@ -558,7 +579,7 @@ class DeviceTrainer:
         state.update(self.wire.packer.state())
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
-        if self.job.spec.fleet.averages:
+        if self.job.spec.fleet.has_rounds:
             state[ROUND_KEY] = torch.tensor([self.round, self.round_samples, self.round_drawn])
         return state
 

@@ -115,7 +115,7 @@ class BodyTrainer:
         part = averaged_part(self.trainer, self.job.spec.fleet)
         return {BODY + name: tensor for name, tensor in part.items()}
 
-    def rebase(self, round_: int, mean: bytes) -> RebaseDone:
+    def rebase(self, round_: int, mean: bytes, *, scheduled: int | None = None) -> RebaseDone:
         """Take a step that goes on from the mean of a round, or from the initial model (no bytes)."""
         self.abort()
         fleet = self.job.spec.fleet
@@ -124,10 +124,10 @@ class BodyTrainer:
         if not mean:
             initial = BodyTrainer(self.job, self.replica, device=self._device)
             own = averaged_part(initial.trainer, fleet)
-        self.trainer.rebase(rebased(self.trainer.snapshot(), own, fleet))
+        self.trainer.rebase(rebased(self.trainer.snapshot(), own, fleet), scheduled=scheduled)
         # In the order of names: the reply has to be the same bytes when it is made again.
         ends = {name: tensors[name] for name in sorted(tensors) if not name.startswith(BODY)}
-        digest = digest_of([round_, *ends.values(), self.step, *self.trainer.moving()])
+        digest = digest_of([round_, self.trainer.ahead, *ends.values(), self.step, *self.trainer.moving()])
         return RebaseDone(DIGEST + digest, ends)
 
     def forward(self, request: Forward) -> ForwardDone:

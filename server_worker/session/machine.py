@@ -268,7 +268,7 @@ class WorkerSession:
         if request.step == body.step:
             yield from Send(self._gradients[0])
             return
-        if not body.job.spec.fleet.averages:
+        if not body.job.spec.fleet.has_rounds:
             raise DataError(f"job {request.job} has no rounds, and READY arrived")
         yield from self._abort()
         self._turns.begin(request)

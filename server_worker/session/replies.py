@@ -106,6 +106,7 @@ class Replies:
             initial=mean.initial,
             drawn=mean.drawn,
             sealed=mean.sealed,
+            scheduled=mean.scheduled,
             names=tuple(mean.ends),
             values=tuple(mean.ends.values()),
         )

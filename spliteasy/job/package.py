@@ -266,7 +266,7 @@ class Job:
             found.add(DRAWN_ENDS)
         if self.spec.defended:
             found.add(DEFENCES)
-        if self.spec.fleet.averages:
+        if self.spec.fleet.has_rounds:
             found.add(ROUNDS)
         if self.spec.accumulate > 1:
             found.add(ACCUMULATION)

@@ -80,6 +80,8 @@ class PlainTraining:
         begin_with(model, ends, loss)
         self._model = model
         self._taken = 0
+        self._ahead = 0
+        """Steps by which the schedule is ahead of `_taken`, since others took them."""
         segments = [("head", job.head), ("body", job.body), ("tail", job.tail)]
         present = [(role, segment) for role, segment in segments if segment is not None]
         random = any(segment.has_random for _, segment in present)
@@ -103,7 +105,9 @@ class PlainTraining:
         self._measure = job.measure
         self._optimizer = build_optimizer(job.spec.optimizer, self._named.items())
         self._scheduler = (
-            LambdaLR(self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + 1))
+            LambdaLR(
+                self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + self._ahead + 1)
+            )
             if self._optimizer is not None
             else None
         )
@@ -214,6 +218,14 @@ class PlainTraining:
         if self._defences is None:
             return nullcontext()
         return self._cuts.at_cuts(self._defences.at(self._taken, inputs, share))
+
+    def schedule_from(self, steps: int) -> None:
+        """Let the schedule of the learning rate go on as if so many steps had been taken."""
+        self._ahead = steps - self._taken
+        if self._scheduler is not None and self._optimizer is not None:
+            rates = zip(self._optimizer.param_groups, self._scheduler.base_lrs, strict=True)
+            for group, rate in rates:
+                group["lr"] = rate * self._scheduler.lr_lambdas[0](self._taken)
 
     def state(self) -> State:
         """Weights, buffers, optimizer state, averages and sums of gradients after the last step: live

@@ -102,7 +102,7 @@ def train(
         job = create_job(job_file)
         folder = out or Path("runs") / job.name
         check_size(job.spec.fleet, devices)
-        if alone and not job.spec.fleet.averages:
+        if alone and not job.spec.fleet.has_rounds:
             raise UserError(f"--alone: the devices of {job.name} train alone anyway", hint="leave it out")
         configs = [
             replace(config, epochs=epochs, new_data=new_data, new_version=new_version)
@@ -149,7 +149,7 @@ def agent_configs(
 
     root = project_root(job_file)
     names = [f"phone-{number + 1}" for number in range(devices)]
-    fleet_key = own_fleet_key(folder, secret) if job.spec.fleet.averages_ends else None
+    fleet_key = own_fleet_key(folder, secret) if job.spec.fleet.ends_leave else None
     configs = [
         AgentConfig(
             job=f"{job.name}@{job.digest}",

@@ -201,9 +201,9 @@ def _alone(spec: JobSpec) -> JobSpec:
     public ones from the beginning.
     """
     fleet = spec.fleet
-    if not fleet.averages:
+    if not fleet.has_rounds:
         return spec
-    in_the_open = fleet.averages_ends and not fleet.seals
+    in_the_open = fleet.ends_leave and not fleet.seals
     privacy = spec.privacy.model_copy(update={"ends": "public"}) if in_the_open else spec.privacy
     return spec.model_copy(update={"fleet": FleetSpec(), "share_ends": False, "privacy": privacy})
 

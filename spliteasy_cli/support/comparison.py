@@ -125,7 +125,7 @@ def prepare(
                 hint=f"--steps {once.total_steps}, or more epochs",
             )
         batches.append(once)
-    if spec.fleet.averages:  # rounds are whole, so that as many epochs are trained as have the steps
+    if spec.fleet.has_rounds:  # rounds are whole, so that as many epochs are trained as have the steps
         epochs = [-(-steps // each.steps_per_epoch) for each in batches]
         configs = [replace(config, epochs=n) for config, n in zip(configs, epochs, strict=True)]
     return ParityPlan(job, root, folder, steps, configs, batches)
@@ -140,7 +140,7 @@ async def compare(
     stop: asyncio.Event,
 ) -> list[Comparison]:
     """Train split, then in one process. Raises UserError, LinkError, StoreError."""
-    if plan.job.spec.fleet.averages:
+    if plan.job.spec.fleet.has_rounds:
         return await compare_fleet(plan, broker, store, keys, workers, stop)
     split = await train_split(plan, broker, store, keys, workers, stop)
     return [

@@ -114,6 +114,9 @@ FLEET = ("phone-1", "phone-2", "phone-3")
 ROUNDS = (("mode", "splitfed"), ("round_steps", 3), ("deadline", "6s"))
 PLAIN_FLEET = Variant(epochs=2, fleet=(*ROUNDS, ("aggregate", "plain"), ("quorum", 2)))
 SEALED_FLEET = Variant(epochs=2, fleet=ROUNDS)
+TURNS = (("mode", "relay"), ("round_steps", 3), ("deadline", "6s"))
+PLAIN_RELAY = Variant(epochs=2, fleet=(*TURNS, ("aggregate", "plain")))
+SEALED_RELAY = Variant(epochs=2, fleet=TURNS)
 
 
 @cache
