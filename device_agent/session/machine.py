@@ -348,9 +348,10 @@ class DeviceSession:
         )
 
     def _doubt_the_store(self) -> list[Action]:
-        """A reply of an older owner: a zombie's, to be ignored; unless it answers what was asked again.
+        """Handle a reply of an older owner: ignore it, unless it answers what was asked again.
 
-        Then the store has gone back and counts fences again. A new attempt begins from what both have.
+        A worker that has lost the session without knowing sends such replies. Where one answers what was
+        asked again, the store went back and counts fences again: a new attempt begins from what both have.
         """
         if not self._outbox.nudged or self.state is State.OPENING or not self._outbox.pending:
             return []

@@ -65,11 +65,7 @@ _WAIT_IN_STEP: dict[Occasion, frozenset[State]] = {**_WAIT, Timer.STOP: _to(_S.S
 
 TRANSITIONS: Mapping[State, Mapping[Occasion, frozenset[State]]] = {
     _S.RAISING: {e.AttemptRaised: _to(_S.OPENING), e.StopAsked: _to(_S.ENDED)},
-    _S.OPENING: {
-        m.Opened: _to(_S.RESTORING),
-        m.Superseded: _to(_S.RAISING),
-        e.StopAsked: _to(_S.ENDED),
-    },
+    _S.OPENING: {m.Opened: _to(_S.RESTORING), m.Superseded: _to(_S.RAISING), e.StopAsked: _to(_S.ENDED)},
     _S.RESTORING: {e.Restored: _to(*_BEGIN, _S.EVAL_HEAD, _S.CLOSING), e.StopAsked: _to(_S.ENDED)},
     _S.PAUSED: {e.Go: _to(_S.HEAD, _S.HANDING_IN), e.StopAsked: _to(_S.SAVING)},
     _S.HEAD: {e.HeadDone: _to(_S.HEAD, _S.FORWARDING, _S.TAIL, _S.APPLYING, _S.SAVING)},

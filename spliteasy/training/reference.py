@@ -128,7 +128,7 @@ class PlainTraining:
         self._begin(parts[0][0])
         total = 0.0
         for micro, (part, wanted, share) in enumerate(parts):
-            with self._drawn(micro), self._defended(part, share / self._window):
+            with self._drawn(micro), self._defended(part, wanted, share / self._window):
                 outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
                 loss = self._loss(outputs, wanted)
                 if share:  # else no element has a label, and the loss is no number
@@ -213,11 +213,13 @@ class PlainTraining:
             return nullcontext()
         return drawn(self._cuts, [state(self._taken, micro) for state in self._states])
 
-    def _defended(self, inputs: Sequence[Tensor], share: float) -> AbstractContextManager[None]:
+    def _defended(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor], share: float
+    ) -> AbstractContextManager[None]:
         """Change values at the cuts as the device does, while it is entered."""
         if self._defences is None:
             return nullcontext()
-        return self._cuts.at_cuts(self._defences.at(self._taken, inputs, share))
+        return self._cuts.at_cuts(self._defences.at(self._taken, inputs, targets, share))
 
     def schedule_from(self, steps: int) -> None:
         """Let the schedule of the learning rate go on as if so many steps had been taken."""
@@ -275,7 +277,7 @@ def _micro_batches(
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest absolute difference; infinity where shape, dtype or a NaN's place differ.
+    """Return the largest absolute difference; infinity where shape, dtype or a NaN's place differ.
 
     0.0 means the same bits, but for the sign of a zero and the payload of a NaN.
     """
