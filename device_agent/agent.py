@@ -368,6 +368,8 @@ class Agent:
                         metrics=done.metrics,
                     )
                 )
+                if trainer.stopping is not None and trainer.stopping.finished:
+                    self._tell(trainer.stopping.why())
 
     def _tell(self, text: str) -> None:
         self._log.info(text)

@@ -17,6 +17,8 @@ from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
 from device_agent.training.cut_codec import DeviceWire
 from device_agent.training.data import BatchOrder, EvaluationBatches
+from device_agent.training.early_stopping import KEY as STOPPING_KEY
+from device_agent.training.early_stopping import EarlyStopping
 from device_agent.training.hijack_watch import HijackWatch, may_watch
 from device_agent.training.samples import Tensors
 from spliteasy.codecs.packer import (
@@ -37,6 +39,7 @@ from spliteasy.graph.document import DTYPES
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import split_batch
+from spliteasy.job.spec import LOSS
 from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.randomness import Key
@@ -100,6 +103,10 @@ class Evaluation:
     def accuracy(self) -> float | None:
         """None where it can't be measured."""
         return self.correct / self.counted if self.judged and self.counted else None
+
+    def number(self, name: str) -> float | None:
+        """The loss, or the metric of that name; None where it was not measured."""
+        return self.mean_loss if name == LOSS else self.metrics[name]
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -177,6 +184,8 @@ class DeviceTrainer:
     passed: str | None = None
     """Why the last step passed without effect."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    stopping: EarlyStopping | None = None
+    """There where an evaluation may end the training."""
     round: int = 0
     """The round of the fleet that is trained for; 0: none has begun."""
     round_samples: int = 0
@@ -217,6 +226,8 @@ class DeviceTrainer:
         watch = HijackWatch(job, stop=stop_if_hijacked) if may_watch(job) else None
         trainer = cls(job, batches, tests, head, tail, wire, transforms, key, watch=watch, device=device)
         trainer._initial = trainer.averaged_ends()
+        if job.spec.evaluation.patience is not None:
+            trainer.stopping = EarlyStopping(job.spec.evaluation)
         return trainer
 
     @property
@@ -540,7 +551,10 @@ class DeviceTrainer:
         assert self.tests is not None
         samples = self._targets[0].shape[0]
         self._count(evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples), index)
-        return index + 1 < len(self.tests)
+        more = index + 1 < len(self.tests)
+        if not more and self.stopping is not None:
+            self.stopping.judge(self.step, self.evaluation.number(self.job.spec.evaluation.chosen_by))
+        return more
 
     def _count(self, outputs: tuple[Value, ...], index: int) -> None:
         tensors, measure, result = tensors_of(outputs), self.job.measure, self.evaluation
@@ -579,6 +593,8 @@ class DeviceTrainer:
         state.update(self.wire.packer.state())
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
+        if self.stopping is not None:
+            state[STOPPING_KEY] = self.stopping.state()
         if self.job.spec.fleet.has_rounds:
             state[ROUND_KEY] = torch.tensor([self.round, self.round_samples, self.round_drawn])
         return state
@@ -600,6 +616,8 @@ class DeviceTrainer:
         self.wire.packer.load_state(state)
         if self.tail is not None:
             self.tail.load_state(_under(TAIL, state), step=step)
+        if self.stopping is not None:
+            self.stopping.load_state(state.get(STOPPING_KEY))
         self.round, self.round_samples, self.round_drawn = (
             state[ROUND_KEY].tolist() if ROUND_KEY in state else (0, 0, 0)
         )

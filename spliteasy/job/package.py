@@ -52,11 +52,11 @@ BODY = "body."
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
 DRAWN_ENDS, DEFENCES, ROUNDS = "secret-ends", "defences", "rounds"
 ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS = "accumulation", "averaged-weights", "more-optimizers"
-METRICS = "metrics"
+METRICS, EARLY_STOPPING = "metrics", "early-stopping"
 FEATURES: frozenset[str] = frozenset(
     {
         *(LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES, ROUNDS),
-        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS, METRICS),
+        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS, METRICS, EARLY_STOPPING),
     }
 )
 """The features that this version knows and that a package may need, beyond what version 1 always had: batches
@@ -64,7 +64,7 @@ of one sample are refused; micro-batches count for their labelled elements; the 
 devices draw the first weights of head and tail; devices change what crosses the cuts, or the labels they
 train on; devices go on from the mean of all after each round; gradients of several batches are added up; a
 moving average of the weights is evaluated; the optimizer is neither SGD nor Adam nor AdamW; the job
-names metrics."""
+names metrics; devices end a training that no longer improves."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -276,6 +276,8 @@ class Job:
             found.add(MORE_OPTIMIZERS)
         if self.spec.evaluation.metrics:
             found.add(METRICS)
+        if self.spec.evaluation.patience is not None:
+            found.add(EARLY_STOPPING)
         return found
 
     def device_parts(self) -> dict[str, bytes]:

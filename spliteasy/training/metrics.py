@@ -18,7 +18,6 @@ from spliteasy.errors import JobError
 from spliteasy.training.losses import LossFunction
 from spliteasy.training.measures import Classes, Measure, Tensors, YesNo
 
-LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse", "perplexity"})
 _ERRORS = {"mae": 1, "rmse": 2}
 
 

@@ -14,6 +14,7 @@ from spliteasy.job.spec.values import (
     CodecOrAuto,
     Count,
     Name,
+    NonNegative,
     Positive,
     Reference,
     Section,
@@ -53,6 +54,8 @@ class DurabilitySpec(Section):
 METRICS = ("accuracy", "token_accuracy", "top_5", "f1", "auc", "iou", "mae", "rmse", "perplexity")
 """Metrics by name (`spliteasy.training.metrics`)."""
 MAX_FUNCTIONS = 4
+LOSS = "loss"
+LOWER_IS_BETTER = frozenset({LOSS, "mae", "rmse", "perplexity"})
 
 
 def _metric(name: str) -> str:
@@ -76,6 +79,42 @@ class EvaluationSpec(Section):
     batch_size: Count = 256
     metrics: Annotated[tuple[MetricName, ...], Field(max_length=16), AfterValidator(unique)] = ()
     """Metrics beside the loss, by name or as `module:function` over (outputs, targets), traced at submit."""
+    patience: Count | None = None
+    """Evaluations without improvement after which the training ends. None: it goes on to its last epoch."""
+    best_by: Name | None = None
+    """The metric that `patience` goes by, or "loss". None: the first of `metrics`, else the loss."""
+    best_is: Literal["lowest", "highest"] | None = None
+    """None: as the metric means it; of a function the highest."""
+    min_delta: NonNegative = 0.0
+    """An evaluation is better where it improves on the best one by more than this."""
+
+    @property
+    def chosen_by(self) -> str:
+        """The number that `patience` goes by."""
+        return self.best_by or (self.metrics[0] if self.metrics else LOSS)
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Return whether a lower number is better."""
+        return self.best_is == "lowest" if self.best_is else self.chosen_by in LOWER_IS_BETTER
+
+    @property
+    def unused(self) -> set[str]:
+        """The keys that say nothing here, and that older versions do not know."""
+        stopping = {"patience", "best_by", "best_is", "min_delta"}
+        return (stopping if self.patience is None else set()) | (set() if self.metrics else {"metrics"})
+
+    @model_validator(mode="after")
+    def _stopping_fits(self) -> Self:
+        if self.patience is None and (self.best_by or self.best_is or self.min_delta):
+            raise refuse("best_by, best_is and min_delta say when an evaluation is better: set patience too")
+        if self.chosen_by not in (LOSS, *self.metrics):
+            raise refuse(
+                f"best_by: {self.chosen_by!r} is not measured; add it to metrics, or name one of them"
+            )
+        if self.patience is not None and not self.every_epochs:
+            raise refuse("patience needs evaluations while the training goes on: set every_epochs")
+        return self
 
     @property
     def functions(self) -> tuple[str, ...]:
