@@ -207,7 +207,7 @@ def tables_of(figures: Sequence[Figure], limit_mb: int) -> list[Table]:
         [
             one.network,
             str(one.batch),
-            " \\| ".join(one.cuts) if one.way == "planner" else one.way,
+            " and ".join(one.cuts) if one.way == "planner" else one.way,
             f"{one.seconds:.2f}",
             f"{one.device_s:.3f}",
             f"{one.bytes_up / 1e6:.1f}" if one.cuts else "",
