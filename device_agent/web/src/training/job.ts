@@ -28,6 +28,8 @@ const FEATURES: Readonly<Record<string, string | null>> = {
   rounds: "rounds of a fleet ([fleet])",
   accumulation: "accumulate",
   "averaged-weights": "[optimizer] ema",
+  metrics: "[evaluation] metrics",
+  "early-stopping": "[evaluation] patience",
   "more-optimizers": "an optimizer other than sgd, adam and adamw",
 };
 

@@ -8,6 +8,8 @@ export function refuseUnsupported({ spec, signature }: Job): void {
   const privacy = spec.privacy ?? {};
   const reasons: [string, unknown][] = [
     ['[fleet] mode other than "personal"', (spec.fleet?.mode ?? "personal") !== "personal"],
+    ["[evaluation] patience", spec.evaluation?.patience],
+    ["[evaluation] best_by", spec.evaluation?.best_by],
     ["accumulate", (spec.accumulate ?? 1) > 1],
     ["[optimizer] ema", spec.optimizer.ema],
     [`the optimizer ${spec.optimizer.name}`, !isKnown(spec.optimizer)],

@@ -75,6 +75,7 @@ function settingsOf({ name, digest, spec, hasTail }: Job, { batches, tests }: De
     eval_batches: tests.count,
     has_tail: hasTail,
     micro_batches: spec.micro_batches ?? 1,
+    stops_early: false, // a job that may end early is refused
     ...restart,
     previous: null,
     reply_timeout_s: 10,
