@@ -66,6 +66,11 @@ class Row:
 PATCHES, TWO = "patches", "two classes"
 DATA[PATCHES], DATA[TWO] = DATA["digits"], f"{two_digits.__name__}:device_data"
 ROWS = (
+    Row("none", SHIPPED, {}, TWO),
+    Row("marvell 4", SHIPPED, {"marvell": 4.0}, TWO),
+    Row("marvell 16", SHIPPED, {"marvell": 16.0}, TWO),
+    Row("none", ("stem", "body"), {}, PATCHES),
+    Row("shuffle_tokens", ("stem", "body"), {"shuffle_tokens": True}, PATCHES),
     Row("none", SHIPPED, {}),
     Row("strict", SHIPPED, {"preset": "strict"}),
     Row("max_norm", SHIPPED, {"gradient_noise": "max_norm"}),
@@ -81,11 +86,6 @@ ROWS = (
     Row("strict", DEEPER, {"preset": "strict"}),
     Row("noise 3", DEEPER, {"gradient_noise": 3.0}),
     Row("noise 6", DEEPER, {"gradient_noise": 6.0}),
-    Row("none", SHIPPED, {}, TWO),
-    Row("marvell 4", SHIPPED, {"marvell": 4.0}, TWO),
-    Row("marvell 16", SHIPPED, {"marvell": 16.0}, TWO),
-    Row("none", ("stem", "body"), {}, PATCHES),
-    Row("shuffle_tokens", ("stem", "body"), {"shuffle_tokens": True}, PATCHES),
 )
 
 

@@ -136,11 +136,3 @@ def test_plan_lets_the_gate_look_at_what_it_would_propose(
     (kept,) = read_verdicts(folder).values()
     assert "gate: violations=0 on " in ran.out
     assert f"cut: {' | '.join(kept.cuts)}" in ran.out
-
-    file = project.job_file
-    file.write_text(file.read_text().replace("label_recovery = 1.0", "linkage = 0.0"))
-    refused = spliteasy("plan", file, "--verdicts", folder, *data)
-    assert refused.code == 2
-    assert "[privacy.limits]" in refused.error
-    assert "linkage" in refused.error
-    assert any(row.measure == "linkage" for each in read_verdicts(folder).values() for row in each.rows)
