@@ -50,7 +50,7 @@ export class Program {
       const names = missing.map((op) => op.replace(/^aten\./, "").replace(/\.default$/, ""));
       throw new NotSupported(
         `${document.name} needs what a browser can't compute yet: ${names.join(", ")}`, missing,
-        "train this job on a device with Python, or express the model with other operators (docs/browser.md)",
+        "train this job on a device with Python, or express the model with other operators (docs/browser-engine.md)",
       );
     }
     this.#steps = this.#compiled();
