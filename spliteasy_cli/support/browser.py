@@ -61,6 +61,7 @@ def _nodes(document: Document) -> Iterable[Any]:
     return (*document.train.nodes, *document.eval.nodes)
 
 
-def _dtypes(document: Document) -> Iterable[str]:
-    values = (value for graph in (document.train, document.eval) for value in (*graph.inputs, *graph.outputs))
-    return {spec.dtype for spec in (*document.tensors, *values) if spec.dtype is not None}
+def _dtypes(document: Document) -> set[str]:
+    graphs = (document.train, document.eval)
+    values = (value.dtype for graph in graphs for value in (*graph.inputs, *graph.outputs))
+    return {spec.dtype for spec in document.tensors} | {dtype for dtype in values if dtype is not None}

@@ -21,7 +21,9 @@ export function maxPool(
       if (top < 0) top += ((-top + dh - 1) / dh) * dh;
       const bottom = min(h, i * sh - ph + (kh - 1) * dh + 1);
       for (let j = 0; j < ow;) {
-        if (j >= first && j + 4 <= inner) {
+        if (j >= first && j < inner && inner - first >= 4) {
+          const back = max(0, j + 4 - inner); // the last four may be computed beside some that were
+          j -= back; y -= <usize>back << 2; index -= <usize>back << 2;
           let best = f32x4.splat(-f32.POSITIVE_INFINITY), at = i32x4.add(i32x4.splat(top * w + j * sw - pw), lanes);
           for (let a = top; a < bottom; a += dh) {
             for (let b = 0; b < kw; b++) {
