@@ -25,7 +25,6 @@ export interface Kernels {
   ): void;
   convolveWeights(
     rows: number, places: number, taps: number, x: number, place: number, offset: number, dy: number, dw: number,
-    even: number,
   ): void;
   packGradients(rows: number, lines: number, width: number, quads: number, dy: number, out: number): void;
   packWeights(rows: number, taps: number, w: number, rowStride: number, order: number, out: number): void;

@@ -76,47 +76,17 @@ export function convolve(
     let w = weights;
     for (let r = 0; r < rows; r += 4) {
       let c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
-      let o = offset;
-      for (const pairs = offset + (<usize>(taps & ~1) << 2); o < pairs; o += 8, w += 32) {
-        {
-          const at = <usize>load<i32>(o, 0);
-          const b0 = v128.load(x0 + at), b1 = v128.load(x1 + at);
-          let v = v128.load32_splat(w, 0);
-          c00 = madd(c00, v, b0); c01 = madd(c01, v, b1);
-          v = v128.load32_splat(w, 4);
-          c10 = madd(c10, v, b0); c11 = madd(c11, v, b1);
-          v = v128.load32_splat(w, 8);
-          c20 = madd(c20, v, b0); c21 = madd(c21, v, b1);
-          v = v128.load32_splat(w, 12);
-          c30 = madd(c30, v, b0); c31 = madd(c31, v, b1);
-        }
-        {
-          const at = <usize>load<i32>(o, 4);
-          const b0 = v128.load(x0 + at), b1 = v128.load(x1 + at);
-          let v = v128.load32_splat(w, 16);
-          c00 = madd(c00, v, b0); c01 = madd(c01, v, b1);
-          v = v128.load32_splat(w, 20);
-          c10 = madd(c10, v, b0); c11 = madd(c11, v, b1);
-          v = v128.load32_splat(w, 24);
-          c20 = madd(c20, v, b0); c21 = madd(c21, v, b1);
-          v = v128.load32_splat(w, 28);
-          c30 = madd(c30, v, b0); c31 = madd(c31, v, b1);
-        }
-      }
-      if (taps & 1) {
-        {
-          const at = <usize>load<i32>(o, 0);
-          const b0 = v128.load(x0 + at), b1 = v128.load(x1 + at);
-          let v = v128.load32_splat(w, 0);
-          c00 = madd(c00, v, b0); c01 = madd(c01, v, b1);
-          v = v128.load32_splat(w, 4);
-          c10 = madd(c10, v, b0); c11 = madd(c11, v, b1);
-          v = v128.load32_splat(w, 8);
-          c20 = madd(c20, v, b0); c21 = madd(c21, v, b1);
-          v = v128.load32_splat(w, 12);
-          c30 = madd(c30, v, b0); c31 = madd(c31, v, b1);
-        }
-        w += 16;
+      for (let o = offset, stop = offset + (<usize>taps << 2); o < stop; o += 4, w += 16) {
+        const at = <usize>load<i32>(o);
+        const b0 = v128.load(x0 + at), b1 = v128.load(x1 + at);
+        let v = v128.load32_splat(w);
+        c00 = madd(c00, v, b0); c01 = madd(c01, v, b1);
+        v = v128.load32_splat(w, 4);
+        c10 = madd(c10, v, b0); c11 = madd(c11, v, b1);
+        v = v128.load32_splat(w, 8);
+        c20 = madd(c20, v, b0); c21 = madd(c21, v, b1);
+        v = v128.load32_splat(w, 12);
+        c30 = madd(c30, v, b0); c31 = madd(c31, v, b1);
       }
       if (bias) {
         const from = bias + (<usize>r << 2);
@@ -195,42 +165,19 @@ export function packGradients(rows: i32, lines: i32, width: i32, quads: i32, dy:
 
 /**
  * dw[r][tap] += sum over p of dy[r][p] * x[place[p] + offset[tap]], where `dy` was packed by `packGradients`. Rows of
- * `dw` have `taps` numbers. Where rows of outputs have an even number of quadruples (`even`), two go together.
+ * `dw` have `taps` numbers.
  */
 export function convolveWeights(
-  rows: i32, places: i32, taps: i32, x: usize, place: usize, offset: usize, dy: usize, dw: usize, even: i32,
+  rows: i32, places: i32, taps: i32, x: usize, place: usize, offset: usize, dy: usize, dw: usize,
 ): void {
   const zero = f32x4.splat(0), stop = place + (<usize>places << 2), down = <usize>taps << 2;
-  const pairs = even ? stop : place;
   for (let r = 0; r < rows; r += 4, dy += <usize>places << 6) {
     for (let t = 0; t < taps; t += 2) {
       const both = t + 1 < taps;
       const xa = x + <usize>load<i32>(offset + (<usize>t << 2));
       const xb = both ? x + <usize>load<i32>(offset + (<usize>(t + 1) << 2)) : xa;
       let c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
-      let q = place, y = dy;
-      for (; q < pairs; q += 8, y += 128) {
-        const from = <usize>load<i32>(q), at = xa + from, bt = xb + from;
-        let b0 = v128.load(at), b1 = v128.load(bt);
-        let v = v128.load(y);
-        c00 = madd(c00, v, b0); c01 = madd(c01, v, b1);
-        v = v128.load(y, 16);
-        c10 = madd(c10, v, b0); c11 = madd(c11, v, b1);
-        v = v128.load(y, 32);
-        c20 = madd(c20, v, b0); c21 = madd(c21, v, b1);
-        v = v128.load(y, 48);
-        c30 = madd(c30, v, b0); c31 = madd(c31, v, b1);
-                b0 = v128.load(at, 16); b1 = v128.load(bt, 16);
-        v = v128.load(y, 64);
-        c00 = madd(c00, v, b0); c01 = madd(c01, v, b1);
-        v = v128.load(y, 80);
-        c10 = madd(c10, v, b0); c11 = madd(c11, v, b1);
-        v = v128.load(y, 96);
-        c20 = madd(c20, v, b0); c21 = madd(c21, v, b1);
-        v = v128.load(y, 112);
-        c30 = madd(c30, v, b0); c31 = madd(c31, v, b1);
-      }
-      for (; q < stop; q += 4, y += 64) {
+      for (let q = place, y = dy; q < stop; q += 4, y += 64) {
         const from = <usize>load<i32>(q);
         const b0 = v128.load(xa + from), b1 = v128.load(xb + from);
         let v = v128.load(y);

@@ -171,8 +171,7 @@ function weightGradient(c: Context, s: Sizes, x: NdArray, dy: NdArray, dw: NdArr
         spreadPlanes(c, s, x.at + 4 * at * s.ci * s.h * s.w, pass, tables);
         kernels.packGradients(s.co, s.oh, s.ow, quads(s.ow) / 4, dy.at + 4 * at * s.co * s.oh * s.ow, packed);
         const to = dw.at + 4 * (at % s.groups) * s.co * taps;
-        const even = quads(s.ow) % 8 === 0 ? 1 : 0;
-        kernels.convolveWeights(s.co, count, taps, tables.planes, tables.places, tables.offsets, packed, to, even);
+        kernels.convolveWeights(s.co, count, taps, tables.planes, tables.places, tables.offsets, packed, to);
       }
     });
   });
