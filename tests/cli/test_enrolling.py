@@ -56,7 +56,7 @@ def operator(
 def test_a_phone_is_enrolled_by_a_link(operator: Callable[..., Ran], tmp_path: Path) -> None:
     web = ("device", "enroll", "phone-2", "--web", "--gateway", "ws://127.0.0.1:8443")
     ran = operator(*web)
-    assert ran.code == 1, "it needs a job"
+    assert ran.code == 2, "it needs a job"
     assert "--web needs" in ran.err
     ran = operator(*web, "--job", "digits")
     assert ran.code == 0, ran.err
