@@ -177,6 +177,11 @@ class LoadedBody:
         return self.body.state_bytes
 
     @property
+    def shared_bytes(self) -> Mapping[str, int]:
+        """Return the bytes of what it shares with other bodies, by digest."""
+        return self.body.shared_bytes
+
+    @property
     def open_bytes(self) -> int:
         """Bytes that the open step takes; it is counted whole from its first micro-batch on."""
         return self.step_bytes if self._forwards else 0
@@ -329,7 +334,7 @@ class LoadedBody:
         if not entry.gradient_digest.startswith(DIGEST):
             raise SplitEasyError(
                 f"session {self.replica}: step {entry.step} was logged by an earlier version, whose digest "
-                "says nothing of the state",
+                "is of other tensors",
                 hint="let a worker of that version serve the session, and stop it by SIGTERM, so that it "
                 "leaves a snapshot; or begin again with `spliteasy agent --restart`",
             )
