@@ -216,6 +216,10 @@ def _delivering(value: Value) -> Value:
     return value
 
 
+class Taken(dict[str, Tensor]):
+    """Tensors that are given away: each goes as it is copied, so that a large one is not in memory twice."""
+
+
 def load_segment(
     graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu", *, batches: Batches | None = None
 ) -> Segment:
@@ -229,7 +233,11 @@ def load_segment(
     """
     program = Program(document_from_json(graph), device)
     program.costs = check_program(program, batches)
-    copies = {name: t if t.is_meta else _copy(t).to(device) for name, t in tensors.items()}
+    copies = {}
+    for name in list(tensors):
+        tensor = tensors.pop(name) if isinstance(tensors, Taken) else tensors[name]
+        copies[name] = tensor if tensor.is_meta else _copy(tensor).to(device)
+        del tensor
     return Segment(program, copies)
 
 
