@@ -47,17 +47,19 @@ BODY = "body."
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
 DRAWN_ENDS, DEFENCES, ROUNDS = "secret-ends", "defences", "rounds"
 ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS = "accumulation", "averaged-weights", "more-optimizers"
+BF16 = "bf16"
 FEATURES: frozenset[str] = frozenset(
     {
         *(LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES, ROUNDS),
-        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS),
+        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS, BF16),
     }
 )
 """The features that this version knows and that a package may need, beyond what version 1 always had: batches
 of one sample are refused; micro-batches count for their labelled elements; the job says how data is read;
 devices draw the first weights of head and tail; devices change what crosses the cuts, or the labels they
 train on; devices go on from the mean of all after each round; gradients of several batches are added up; a
-moving average of the weights is evaluated; the optimizer is neither SGD nor Adam nor AdamW."""
+moving average of the weights is evaluated; the optimizer is neither SGD nor Adam nor AdamW; the graphs have
+autocast's casts to bfloat16 in them."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -246,6 +248,8 @@ class Job:
             found.add(DEFENCES)
         if self.spec.fleet.averages:
             found.add(ROUNDS)
+        if self.spec.precision == "bf16":
+            found.add(BF16)
         if self.spec.accumulate > 1:
             found.add(ACCUMULATION)
         if self.spec.optimizer.ema is not None:
