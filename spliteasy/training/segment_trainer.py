@@ -40,6 +40,8 @@ OPTIMIZER_PREFIX = "optimizer/"
 MODEL_PREFIX = "model/"
 ACCUMULATED_PREFIX = "accumulated/"
 AVERAGE_PREFIX = "average/"
+_OF_WEIGHTS = (OPTIMIZER_PREFIX, ACCUMULATED_PREFIX, AVERAGE_PREFIX)
+"""Begin the names of what a state has of each weight beside it."""
 
 
 class NotFinite(ArithmeticError):
@@ -400,8 +402,13 @@ class SegmentTrainer:
         return [*self._trainable, *self._buffers.values(), *self._accumulated.values()]
 
     def nbytes(self) -> int:
-        """Bytes of the state's tensors."""
-        return sum(tensor.nbytes for tensor in self.state().values())
+        """Bytes of the state's tensors, with what the first steps add to it."""
+        kept = len(self._optimizer_fields - {"step"}) + (self._spec.accumulate > 1)
+        kept += self._spec.optimizer.ema is not None
+        weights = self._trainable if self._optimizer is not None else []
+        coming = sum(kept * parameter.nbytes for parameter in weights)
+        there = sum(t.nbytes for name, t in self.state().items() if not name.startswith(_OF_WEIGHTS))
+        return there + coming
 
     def _optimizer_state(self, parameter: Tensor) -> dict[str, Any]:
         return self._optimizer.state.get(parameter, {}) if self._optimizer is not None else {}

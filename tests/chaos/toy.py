@@ -25,9 +25,11 @@ CHUNK_BYTES = 4096
 """A FORWARD or BACKWARD is three frames."""
 
 TWO_CUTS, SINGLE, LOSSY, AUTO, MICRO = "chaos", "chaos-single", "chaos-lossy", "chaos-auto", "chaos-micro"
-JOBS = (AUTO, MICRO, TWO_CUTS, SINGLE, LOSSY)
+FROZEN = "chaos-frozen"
+JOBS = (AUTO, MICRO, TWO_CUTS, SINGLE, LOSSY, FROZEN)
 """Single: one cut and shared labels. Lossy: what the codecs leave out is carried over to later steps. Micro:
-batches in two parts. Auto: the same, and the device chooses the codecs by its link."""
+batches in two parts. Auto: the same, and the device chooses the codecs by its link. Frozen: the body trains
+so little that a step's state is smaller than its requests."""
 
 LINKS: dict[str, dict[str, object]] = {
     LOSSY: {"activations": "int8", "gradients": "topk:0.3"},
@@ -79,7 +81,12 @@ def job(name: str) -> Job:
                 "cuts": ("2",) if name == SINGLE else ("2", "7"),
             },
             "loss": {"name": "cross_entropy"},
-            "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+            "optimizer": {
+                "name": "sgd",
+                "lr": 0.05,
+                "momentum": 0.9,
+                "groups": [{"pattern": "[37].*", "frozen": True}] if name == FROZEN else [],
+            },
             "durability": {"checkpoint_every": 5, "snapshot_every_steps": 20, "checkpoint_history": 2},
             "evaluation": {"every_epochs": 5},
             "link": {"chunk_bytes": CHUNK_BYTES, **LINKS.get(name, {})},
