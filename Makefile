@@ -25,7 +25,7 @@ SSH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CODE := spliteasy spliteasy_cli broker device_agent server_worker deploy tests examples benchmarks
+CODE := spliteasy spliteasy_cli broker device_agent server_worker deploy testing tests examples benchmarks
 
 # Several processes share the cores here: one thread each is faster than all of them fighting for all,
 # and the number of threads is part of what makes a run bit-identical.
@@ -106,8 +106,9 @@ lint: setup ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff format --check $(wildcard $(CODE))
 	$(BIN)/mypy
 
-docs: setup ## Write docs/commands.md from the parser
+docs: setup ## Write docs/commands.md from the parser, and draw ARCHITECTURE.md's states from their table
 	$(BIN)/python -m spliteasy_cli.command_reference > docs/commands.md
+	$(BIN)/python -m spliteasy_cli.state_diagram ARCHITECTURE.md
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix $(wildcard $(CODE))

@@ -13,7 +13,7 @@ from pathlib import Path
 from spliteasy.errors import SplitEasyError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("spliteasy", "spliteasy_cli", "broker", "device_agent", "server_worker", "deploy")
+PACKAGES = ("spliteasy", "spliteasy_cli", "broker", "device_agent", "server_worker", "deploy", "testing")
 FILES = ("pyproject.toml", "README.md", "LICENSE")
 EPOCH = "315532800"
 """1980, the oldest that a zip file can say: the same sources give the same bytes."""
@@ -23,7 +23,7 @@ BUILDS_WHEELS = (70, 1)
 
 
 def build_wheel(out: Path) -> Path:
-    """The wheel, put into the folder `out`. Raises UserError, SplitEasyError."""
+    """Return the wheel, put into the folder `out`. Raises UserError, SplitEasyError."""
     missing = [name for name in (*FILES, *PACKAGES) if not (ROOT / name).exists()]
     if missing:
         raise UserError(

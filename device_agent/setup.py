@@ -148,7 +148,7 @@ def _check_fit(trainer: DeviceTrainer, state: StateFolder) -> None:
             hint="begin the new version: --restart and another --state folder",
         )
     weights = state.load_checkpoint(step)
-    if job.spec.fleet.averages or ROUND_KEY in weights:
+    if job.spec.fleet.has_rounds or ROUND_KEY in weights:
         raise StateError(
             f"{job.name}@{job.digest[:12]} can't go on from the weights of {before}: the rounds of a fleet "
             "belong to one version",
@@ -163,7 +163,7 @@ def _check_fit(trainer: DeviceTrainer, state: StateFolder) -> None:
 
 def round_length(fleet: FleetSpec, batches: BatchOrder) -> int:
     """Steps of this device between two means, at most all that it takes; 0: there are no rounds."""
-    if not fleet.averages:
+    if not fleet.has_rounds:
         return 0
     epochs = fleet.epochs_per_round
     steps = fleet.round_steps if epochs is None else epochs * batches.steps_per_epoch

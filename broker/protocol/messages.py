@@ -409,7 +409,10 @@ class Mean(SessionReply):
     drawn: Annotated[int, Field(ge=0, le=1 << 20)] = 0
     """The number of devices drawn for the next round."""
     sealed: SealedSum | None = None
-    """There where values is one sealed sum."""
+    """There where values is one sealed sum, or what one device has sealed for the next."""
+    scheduled: Step | None = None
+    """The steps that the learning rate's schedule goes on from: those of all devices, where one hands its
+    optimizer over to the next. None: each device counts its own."""
     names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()
 
 

@@ -55,7 +55,9 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             means = dict(zip(mean.names, tensors_of(mean.values), strict=False))
             if mean.sealed is not None and SEALED in means:
                 means = trainer.opened(means[SEALED], mean.sealed)
-            trainer.take_mean(None if mean.initial else means, round_=mean.round, drawn=mean.drawn)
+            trainer.take_mean(
+                None if mean.initial else means, round_=mean.round, drawn=mean.drawn, scheduled=mean.scheduled
+            )
             return e.Applied()
         case e.Save(step=step, durable_step=durable_step, asked=asked):
             trainer.abort()

@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 def job_key(secret: bytes, *, device: str, job: str) -> Key:
-    """The key of a device for the job version of that digest: everything secret of a training begins here.
+    """Return the key of a device for the job version of that digest: all secrets of a training come from it.
 
     The device's name counts, so that two devices that were copied from one image differ.
     """
@@ -34,7 +34,7 @@ def ends_key(config_key: bytes | None, own: Key, job: Job) -> tuple[Key, str | N
     none. All others are the device's own.
     """
     drawn = any(job.ends.drawn.values()) or job.spec.privacy.ends == "perturb"
-    if not job.spec.fleet.averages_ends or not (drawn or job.spec.fleet.seals):
+    if not job.spec.fleet.ends_leave or not (drawn or job.spec.fleet.seals):
         return own, None
     if config_key is None:
         raise StateError(

@@ -29,7 +29,8 @@ from spliteasy.codecs.packer import (
     unpack,
 )
 from spliteasy.errors import DataError, SplitEasyError
-from spliteasy.fleet.parts import averaged_end, rebased
+from spliteasy.fleet.handover import open_handover, seal_handover
+from spliteasy.fleet.parts import averaged_end, like_of_optimizer, rebased
 from spliteasy.fleet.sealed import SealedPart, fraction_bits, seal, unseal
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.document import DTYPES
@@ -48,6 +49,7 @@ from spliteasy.training.private_trainer import (
 )
 from spliteasy.training.segment_trainer import (
     MODEL_PREFIX,
+    OPTIMIZER_PREFIX,
     Gradients,
     OpenForward,
     SegmentTrainer,
@@ -329,7 +331,7 @@ class DeviceTrainer:
             backward_from(loss, part.share, self.job.spec.accumulate)
             gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         self._refuse_unless(all_finite(tensors_of(gradients)), "a gradient of the tail's inputs")
-        sent = self.transforms.gradients(gradients[: len(specs)], step=self.taken + 1)
+        sent = self.transforms.gradients(gradients[: len(specs)], part.targets, step=self.taken + 1)
         if step.spoiled:
             sent = tuple(None if g is None else _spoilt(g) for g in sent)
         if self.watch is not None:
@@ -362,7 +364,7 @@ class DeviceTrainer:
         return for_the_body(key, poisson.noise_multiplier)
 
     def run_head_backward(self, packed: Packed, loss: float | None) -> None:
-        """Head backward of the next micro-batch. `loss` is the worker's, if it has it."""
+        """Run the head's backward pass of the next micro-batch. `loss` is the worker's, if it has it."""
         step, _ = self._live()
         part = step.micros[step.returned]
         assert part.head is not None
@@ -381,7 +383,7 @@ class DeviceTrainer:
             step.loss += loss * part.share
 
     def apply(self, packed: Packed, loss: float | None) -> None:
-        """Head backward of the last micro-batch, then head and tail step together."""
+        """Run the head's backward pass of the last micro-batch, then let head and tail step together."""
         self.run_head_backward(packed, loss)
         step, tail = self._live()
         trainers = [self.head] if tail is None else [self.head, tail]
@@ -419,7 +421,7 @@ class DeviceTrainer:
         own.
         """
         fleet = self.job.spec.fleet
-        if not fleet.averages_ends:
+        if not fleet.ends_leave:
             return {}
         return {
             prefix + name: tensor
@@ -436,13 +438,25 @@ class DeviceTrainer:
         ends, spec = self.averaged_ends() if self.round else {}, self.job.spec
         if not ends or not spec.fleet.seals:
             return ends
+        key = self._sealing_key()
+        if spec.fleet.hands_over:
+            sealed = seal_handover(ends, key=key, device=self.device, turn=self.round, nonce=nonce)
+            return {SEALED: sealed}
         weight = self.round_samples if spec.fleet.weights == "samples" else int(self.round_samples > 0)
         part = SealedPart(self.device, nonce, weight)
         bits = fraction_bits(spec, self.round_drawn)
-        return {SEALED: seal(ends, part, key=self._sealing_key(), round_=self.round, bits=bits)}
+        return {SEALED: seal(ends, part, key=key, round_=self.round, bits=bits)}
 
     def opened(self, total: Tensor, about: SealedSum) -> dict[str, Tensor]:
-        """Return the mean that a sealed sum stands for. Raises WrongSum."""
+        """Return the mean that a sealed sum stands for, or what a device handed over. Raises WrongSum,
+        ForeignHandover, DataError.
+        """
+        if self.job.spec.fleet.hands_over:
+            if len(about.addends) != 1:
+                raise DataError(f"the worker sent the handover of {len(about.addends)} devices")
+            by = about.addends[0]
+            key = self._sealing_key()
+            return open_handover(total, key=key, device=by.device, turn=about.round, nonce=by.nonce)
         parts = [SealedPart(each.device, each.nonce, each.weight) for each in about.addends]
         bits, key = fraction_bits(self.job.spec, about.drawn), self._sealing_key()
         return unseal(total, parts, self._initial, key=key, round_=about.round, bits=bits)
@@ -451,10 +465,13 @@ class DeviceTrainer:
         assert self.fleet_secret is not None, "a device without the fleet's key does not begin"
         return self.fleet_secret.at("seal")
 
-    def take_mean(self, mean: Mapping[str, Tensor] | None, *, round_: int, drawn: int) -> None:
+    def take_mean(
+        self, mean: Mapping[str, Tensor] | None, *, round_: int, drawn: int, scheduled: int | None = None
+    ) -> None:
         """Go on from the mean of round `round_`; None: from the ends as they began.
 
-        Raises DataError where it is not a mean of these ends.
+        `scheduled`: the steps that the schedule goes on from, where these are not the device's own. Raises
+        DataError where it is not a mean of these ends.
         """
         self.abort()
         fleet = self.job.spec.fleet
@@ -462,8 +479,8 @@ class DeviceTrainer:
         self._check_mean(tensors)
         for prefix, trainer in self._ends():
             own = _under(prefix, tensors)
-            state = rebased(trainer.snapshot(), own, fleet) if fleet.averages_ends else None
-            trainer.rebase(state)
+            state = rebased(trainer.snapshot(), own, fleet) if fleet.ends_leave else None
+            trainer.rebase(state, scheduled=scheduled)
         self.round, self.round_samples, self.round_drawn = round_ + 1, 0, drawn
 
     def _ends(self) -> list[tuple[str, SegmentTrainer]]:
@@ -477,6 +494,10 @@ class DeviceTrainer:
             raise DataError("the worker sent a mean of other tensors than this device's head and tail have")
         for name, tensor in tensors.items():
             like = expected.get(name)
+            if OPTIMIZER_PREFIX in name:
+                like = like_of_optimizer(name, expected, self.job.spec)
+                if like is None:
+                    raise DataError(f"the worker sent {name}, which no optimizer of this device keeps")
             if like is not None and (tensor.shape != like.shape or tensor.dtype != like.dtype):
                 raise DataError(f"the mean of {name} has another shape or type than this device's own")
             if tensor.is_floating_point() and not all_finite([tensor]):
@@ -505,7 +526,7 @@ class DeviceTrainer:
         return self.wire.pack_evaluation(sent), inputs[0].shape[0]
 
     def eval_tail(self, index: int, packed: Packed) -> bool:
-        """Add test batch `index` to `evaluation`; whether another batch follows."""
+        """Add test batch `index` to `evaluation`, and return whether another batch follows."""
         assert self.tests is not None
         samples = self._targets[0].shape[0]
         self._count(evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples), index)
@@ -541,7 +562,7 @@ class DeviceTrainer:
         state.update(self.wire.packer.state())
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
-        if self.job.spec.fleet.averages:
+        if self.job.spec.fleet.has_rounds:
             state[ROUND_KEY] = torch.tensor([self.round, self.round_samples, self.round_drawn])
         return state
 
@@ -613,7 +634,7 @@ class DeviceTrainer:
         step.spoiled = step.spoiled or what
 
     def _not_finite(self, what: str) -> SplitEasyError:
-        """The error for it: the data is to blame where it is not finite itself."""
+        """Return the error for it: the data is to blame where it is not finite itself."""
         problem = self.data_problem()
         self.abort()
         return problem or NotFiniteOnDevice(
@@ -625,7 +646,7 @@ class DeviceTrainer:
 def end_trainers(
     job: Job, *, device: str, key: Key, ends: Drawn
 ) -> tuple[SegmentTrainer, SegmentTrainer | None]:
-    """Head and tail at step 0."""
+    """Return head and tail at step 0."""
 
     def trainer(segment: Segment, role: str) -> SegmentTrainer:
         return segment_trainer(segment.spawn(ends.get(role)), job.spec, device=device, role=role, key=key)

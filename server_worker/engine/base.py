@@ -226,10 +226,12 @@ class HandIn(EngineRequest[bytes]):
 
 @dataclass(frozen=True, slots=True)
 class TakeMean(EngineRequest[bytes]):
-    """The mean of what the record's participants handed in, by device. Raises StoreError where it is not what
-    the record names.
+    """The mean of what the record's participants handed in, by device; of one that hands over, just that.
+
+    Raises StoreError where it is not what the record names.
     """
 
+    job: Job
     record: RoundRecord
     bodies: Mapping[str, bytes]
 
@@ -250,6 +252,8 @@ class Rebase(EngineRequest[RebaseDone]):
     body: Body
     round: int
     mean: bytes
+    scheduled: int | None = None
+    """The number of steps that the learning rate's schedule goes on from; None: the device's own."""
 
 
 @dataclass(frozen=True, slots=True)

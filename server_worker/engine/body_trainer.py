@@ -103,7 +103,7 @@ class BodyTrainer:
             self._packer.load_state(state)
 
     def snapshot(self) -> dict[str, bytes]:
-        """The state after `step`, one blob a tensor."""
+        """Return the state after `step`, one blob a tensor."""
         state = {**self.trainer.snapshot(), **self._packer.state()}
         return {name: encode_tensor(tensor) for name, tensor in state.items()}
 
@@ -116,7 +116,7 @@ class BodyTrainer:
         part = averaged_part(self.trainer, self.job.spec.fleet)
         return {BODY + name: tensor for name, tensor in part.items()}
 
-    def rebase(self, round_: int, mean: bytes) -> RebaseDone:
+    def rebase(self, round_: int, mean: bytes, *, scheduled: int | None = None) -> RebaseDone:
         """Take a step that goes on from the mean of a round, or from the initial model (no bytes)."""
         self.abort()
         fleet = self.job.spec.fleet
@@ -125,10 +125,10 @@ class BodyTrainer:
         if not mean:
             initial = BodyTrainer(self.job, self.replica, device=self._device)
             own = averaged_part(initial.trainer, fleet)
-        self.trainer.rebase(rebased(self.trainer.snapshot(), own, fleet))
+        self.trainer.rebase(rebased(self.trainer.snapshot(), own, fleet), scheduled=scheduled)
         # In the order of names: the reply has to be the same bytes when it is made again.
         ends = {name: tensors[name] for name in sorted(tensors) if not name.startswith(BODY)}
-        digest = digest_of([round_, *ends.values(), self.step, *self.trainer.moving()])
+        digest = digest_of([round_, self.trainer.ahead, *ends.values(), self.step, *self.trainer.moving()])
         return RebaseDone(DIGEST + digest, ends)
 
     def forward(self, request: Forward) -> ForwardDone:
@@ -235,8 +235,11 @@ class BodyTrainer:
         return gradients, float(loss.detach()) if self.job.measure.measured(opened.targets) else None
 
     def _digest(self, sent: list[Tensor | int | None]) -> str:
-        """The digest of all that the step gave: gradients as they travel, new weights and buffers, and what
-        codecs held back. Gradients alone would be one constant under a frozen head."""
+        """Return the digest of all that the step gave.
+
+        It covers gradients as they travel, new weights and buffers, and what codecs held back: gradients
+        alone would be one constant under a frozen head.
+        """
         held_back = [tensor for _, tensor in sorted(self._packer.state().items())]
         return DIGEST + digest_of([*sent, self.step, *self.trainer.moving(), *held_back])
 

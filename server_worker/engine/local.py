@@ -76,10 +76,10 @@ def _perform(request: EngineRequest[Any]) -> Any:
             return _own(body).weights()
         case HandIn(body, ready):
             return contribution(_own(body).averaged_part(), _own(body).job, ready)
-        case TakeMean(record, bodies):
-            return mean_bytes(record, bodies)
-        case Rebase(body, round_, mean):
-            return _own(body).rebase(round_, mean)
+        case TakeMean(job, record, bodies):
+            return mean_bytes(job, record, bodies)
+        case Rebase(body, round_, mean, scheduled):
+            return _own(body).rebase(round_, mean, scheduled=scheduled)
         case Probe(job):
             return environment_of(job)
         case LoadProgram(manifest, parts):

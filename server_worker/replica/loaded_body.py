@@ -76,6 +76,8 @@ class RoundMean:
     """The number of devices that were drawn for the next round."""
     sealed: m.SealedSum | None
     """The devices whose sum it is, where the ends were sealed."""
+    scheduled: int | None
+    """The number of steps that the learning rate's schedule goes on from; None: each device's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,7 @@ class RoundAbout:
     record: str
     drawn: int
     sealed: m.SealedSum | None = None
+    scheduled: int | None = None
 
     def to_json(self) -> bytes:
         sealed = None if self.sealed is None else self.sealed.model_dump(mode="json")
@@ -156,7 +159,7 @@ class LoadedBody:
         return len(micro_sizes(self._batch, self.job.spec.micro_batches))
 
     def forward_id(self, micro: int) -> str | None:
-        """The FORWARD of the open step's micro-batch."""
+        """Return the FORWARD of the open step's micro-batch."""
         return self._forwards[micro] if micro < len(self._forwards) else None
 
     def outputs(self, micro: int) -> Packed:
@@ -228,9 +231,9 @@ class LoadedBody:
         self.step = step
 
     def snapshot(self) -> Steps[dict[str, bytes]]:
-        """The state after `step`, one blob a tensor."""
+        """Return the state after `step`, one blob a tensor."""
         state = yield from TakeSnapshot(self.body)
-        if not self.job.spec.fleet.averages:
+        if not self.job.spec.fleet.has_rounds:
             return state
         about = torch.tensor([self.round, self.samples, self.round_began])
         return {**state, ROUND_KEY: encode_tensor(about)}
@@ -294,7 +297,7 @@ class LoadedBody:
     def rebase(self, request: m.Ready, about: RoundAbout, mean: bytes) -> Steps[StepResult]:
         """Take a step that goes on from the mean of a round, or from the initial model (no bytes)."""
         self._forget()
-        done = yield from Rebase(self.body, about.round, mean)
+        done = yield from Rebase(self.body, about.round, mean, about.scheduled)
         self.step += 1
         self._rebases += 1
         self.round, self.samples, self.round_began = about.round + 1, 0, self.taken
@@ -306,6 +309,7 @@ class LoadedBody:
             initial=not mean,
             drawn=about.drawn,
             sealed=about.sealed if mean else None,
+            scheduled=about.scheduled,
         )
         return StepResult((), done.digest, mean=result)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from spliteasy.fleet.record import Member, RoundRecord
 from spliteasy.job.spec import LEAST_SEALED, FleetSpec
@@ -44,15 +44,20 @@ def next_record(
     if len(handed) < len(newest.cohort) and not expired:
         return None
     there = {device: member for device, member in members.items() if member.fleet_key == newest.fleet_key}
-    cohort = drawn(waiting(there, fleet, now=now), fleet, seed=seed, number=number + 1)
+    can_train = waiting(there, fleet, now=now)
+    if fleet.hands_over:
+        cohort = next_in_turn(can_train, after=max(newest.cohort, default=""))
+    else:
+        cohort = drawn(can_train, fleet, seed=seed, number=number + 1)
     if not newest.cohort and not cohort:
         return None  # all have ended: the next round begins when a device comes
+    by_samples = fleet.weights == "samples" and not fleet.hands_over
     weights = {
-        device: each.samples if fleet.weights == "samples" else int(each.samples > 0)
-        for device, each in handed.items()
+        device: each.samples if by_samples else int(each.samples > 0) for device, each in handed.items()
     }
     counting = sum(weight > 0 for weight in weights.values())
-    enough = LEAST_SEALED if fleet.seals else 1
+    enough = LEAST_SEALED if fleet.seals_sums else 1
+    taken = sum(each.last - each.first for each in handed.values()) if fleet.hands_over else 0
     counts = len(handed) >= least(fleet, len(newest.cohort)) and counting >= enough
     return RoundRecord(
         number=number,
@@ -64,6 +69,7 @@ def next_record(
         cohort=cohort,
         closed_at=now,
         mean_before=mean_before,
+        steps=newest.steps + (taken if counts else 0),
         fleet_key=newest.fleet_key,
     )
 
@@ -86,17 +92,24 @@ def first_record(members: Members, fleet: FleetSpec, *, seed: int, now: float) -
         participants={},
         weights={},
         base=0,
-        cohort=drawn(alike, fleet, seed=seed, number=1),
+        cohort=first_cohort(alike, fleet, seed=seed),
         closed_at=now,
         fleet_key=key,
     )
+
+
+def first_cohort(devices: Sequence[str], fleet: FleetSpec, *, seed: int) -> tuple[str, ...]:
+    """Return the devices of the first round, of those that are there."""
+    if fleet.hands_over:
+        return next_in_turn(sorted(devices), after="")
+    return drawn(devices, fleet, seed=seed, number=1)
 
 
 def wanted(fleet: FleetSpec) -> int:
     """Return how many devices have to be there before the first round begins."""
     if fleet.devices_per_round is not None:
         return fleet.devices_per_round
-    least_of_all = LEAST_SEALED if fleet.seals else 1
+    least_of_all = LEAST_SEALED if fleet.seals_sums else 1
     return max(least_of_all, fleet.quorum if isinstance(fleet.quorum, int) else 1)
 
 
@@ -113,6 +126,12 @@ def waiting(members: Members, fleet: FleetSpec, *, now: float) -> list[str]:
     """
     horizon = now - fleet.deadline_s
     return [device for device, each in sorted(members.items()) if each.seen >= horizon and not each.done]
+
+
+def next_in_turn(devices: Sequence[str], *, after: str) -> tuple[str, ...]:
+    """Return the device whose turn it is, if there is one: that with the next name, or again the first."""
+    later = [device for device in devices if device > after]
+    return tuple((later or list(devices))[:1])
 
 
 def drawn(devices: Iterable[str], fleet: FleetSpec, *, seed: int, number: int) -> tuple[str, ...]:

@@ -15,19 +15,21 @@ from torch import Tensor
 
 from broker.protocol import messages as m
 from spliteasy.errors import DataError, StoreError
+from spliteasy.fleet.handover import CODE_BYTES
 from spliteasy.fleet.mean import weighted_mean
-from spliteasy.fleet.parts import averaged_end
+from spliteasy.fleet.parts import averaged_end, like_of_optimizer
 from spliteasy.fleet.record import RoundRecord
 from spliteasy.fleet.sealed import CHECK_WORDS, added_up
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.job import Job
-from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, SegmentTrainer, all_finite
+from spliteasy.training.segment_trainer import SegmentTrainer, all_finite
 
-OPTIMIZER_TENSORS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq"})
-"""Tensors that an optimizer keeps of a weight, as large as the weight itself."""
-COUNTER = "step"
 SEALED = "sealed"
 """The name of a device's sealed ends, and of their sum."""
+_OF_OPTIMIZERS = 3
+"""Optimizers keep at most so many tensors of a weight that are as large as the weight."""
+_HEADER_BYTES = 512
+"""The most that the names, shapes and types of a weight and what optimizers keep of it take in a handover."""
 
 
 def contribution(body: Mapping[str, Tensor], job: Job, request: m.Ready) -> bytes:
@@ -43,9 +45,10 @@ def contribution(body: Mapping[str, Tensor], job: Job, request: m.Ready) -> byte
     return tensors_to_bytes({**body, **checked_ends(job, request)})
 
 
-def mean_bytes(record: RoundRecord, bodies: Mapping[str, bytes]) -> bytes:
-    """Return the mean of what the record's participants handed in. Raises StoreError where it is something
-    else.
+def mean_bytes(job: Job, record: RoundRecord, bodies: Mapping[str, bytes]) -> bytes:
+    """Return the mean of what the record's participants handed in; where one hands over, just that.
+
+    Raises StoreError where it is something else than the record names.
     """
     parts, sealed = {}, list[Tensor]()
     for device, handed in record.participants.items():
@@ -53,6 +56,8 @@ def mean_bytes(record: RoundRecord, bodies: Mapping[str, bytes]) -> bytes:
             raise StoreError(
                 f"what {device} handed in for round {record.number} is not what the record names"
             )
+        if job.spec.fleet.hands_over:
+            return bodies[device]
         tensors = tensors_from_bytes(bodies[device])
         if SEALED in tensors:
             sealed.append(tensors.pop(SEALED))
@@ -71,9 +76,10 @@ def digest_of_contribution(body: bytes) -> str:
 def checked_ends(job: Job, request: m.Ready) -> dict[str, Tensor]:
     """Return the ends that the request carries, by name. Raises DataError."""
     fleet = job.spec.fleet
-    expected = expected_ends(job) if fleet.averages_ends else {}
+    expected = expected_ends(job) if fleet.ends_leave else {}
     if fleet.seals:
-        return {SEALED: _checked_sealed(request, expected)}
+        sealed = _sealed_handover if fleet.hands_over else _sealed_numbers
+        return {SEALED: sealed(request, expected)}
     sent = dict(zip(request.names, request.values, strict=False))
     if len(sent) != len(request.names) or len(request.names) != len(request.values):
         raise DataError(f"{len(request.values)} tensors arrived for {len(request.names)} names")
@@ -81,7 +87,7 @@ def checked_ends(job: Job, request: m.Ready) -> dict[str, Tensor]:
         raise DataError(f"the device's ends lack {lacking[0]}")
     tensors: dict[str, Tensor] = {}
     for name, value in sent.items():
-        like = expected[name] if name in expected else _like_of_optimizer(name, expected, fleet.optimizer)
+        like = expected[name] if name in expected else like_of_optimizer(name, expected, job.spec)
         if like is None:
             raise DataError(f"the job has no tensor {name[:60]!r} to average")
         if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
@@ -91,12 +97,32 @@ def checked_ends(job: Job, request: m.Ready) -> dict[str, Tensor]:
     return tensors
 
 
-def _checked_sealed(request: m.Ready, expected: Mapping[str, Tensor]) -> Tensor:
-    """Sealed ends: of the right length, which is all that can be told of them."""
+def _sealed_handover(request: m.Ready, expected: Mapping[str, Tensor]) -> Tensor:
+    """Return what a device hands over to the next one: nothing can be told of it but its size."""
+    value = _only_sealed(request)
+    most = CODE_BYTES + sum(
+        (1 + _OF_OPTIMIZERS) * (tensor.nbytes + _HEADER_BYTES) + 2 * len(name.encode())
+        for name, tensor in expected.items()
+    )
+    if value.dtype != torch.uint8 or value.dim() != 1 or not CODE_BYTES < len(value) <= most:
+        raise DataError(
+            f"a sealed handover of this job has {most} bytes at most, not {list(value.shape)} of "
+            f"{value.dtype}"
+        )
+    return value
+
+
+def _only_sealed(request: m.Ready) -> Tensor:
     value = request.values[0] if len(request.values) == 1 else None
-    count = sum(tensor.numel() for tensor in expected.values()) + CHECK_WORDS
     if request.nonce is None or request.names != (SEALED,) or not isinstance(value, Tensor):
         raise DataError("sealed ends were expected, and the device sent others")
+    return value
+
+
+def _sealed_numbers(request: m.Ready, expected: Mapping[str, Tensor]) -> Tensor:
+    """Return sealed ends that are added up: of the right length, which is all that can be told of them."""
+    value = _only_sealed(request)
+    count = sum(tensor.numel() for tensor in expected.values()) + CHECK_WORDS
     if value.dtype != torch.int64 or tuple(value.shape) != (count,):
         raise DataError(
             f"sealed ends are {count} numbers of int64, not {tuple(value.shape)} of {value.dtype}"
@@ -113,20 +139,6 @@ def expected_ends(job: Job) -> dict[str, Tensor]:
         part = averaged_end(trainer, job.spec.fleet)
         found |= {f"{role}/{name}": tensor for name, tensor in part.items()}
     return found
-
-
-def _like_of_optimizer(name: str, expected: Mapping[str, Tensor], policy: str) -> Tensor | None:
-    """Return a tensor of the shape that the optimizer's tensor `name` must have; None where there is no such
-    one.
-    """
-    role, _, rest = name.partition("/")
-    if policy != "average" or not rest.startswith(OPTIMIZER_PREFIX):
-        return None
-    weight, _, key = rest.removeprefix(OPTIMIZER_PREFIX).rpartition("/")
-    like = expected.get(f"{role}/{MODEL_PREFIX}{weight}")
-    if like is None or key not in OPTIMIZER_TENSORS | {COUNTER}:
-        return None
-    return torch.zeros(()) if key == COUNTER else like
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], max_norm: float) -> None:

@@ -42,6 +42,7 @@ shorter): after an outage devices get the time to come back."""
 
 JOINING = "waiting for the round to begin"
 HANDED_IN = "waiting for the other devices of the round"
+LAST_TURN = "waiting for the devices that still have turns to take"
 SETTLING = "waiting until the end of the round is durable"
 
 
@@ -114,18 +115,28 @@ class RoundTurns:
         wait_s = min(MOST_WAIT_S, max(LEAST_WAIT_S, (now - newest.closed_at) / 10))
         if newest.number < request.round:
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=HANDED_IN)
+        hands_over = loaded.job.spec.fleet.hands_over
+        goes_on = newest.cohort if hands_over else ()
+        if request.last and goes_on:
+            return m.Busy(answers=request.request, retry_after_s=wait_s, reason=LAST_TURN)
         if not request.last and request.device not in newest.cohort:
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=JOINING)
         window_s = yield from ReadLossWindow()
         if now - newest.closed_at < window_s or self._known_s(newest) < window_s:
             return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=SETTLING)
-        mean = yield from mean_of(newest.base, fleet)
+        mean = yield from mean_of(newest.base, loaded)
         # Only now: had the store lost the record, the means before it would have to be taken again.
         yield from drop_older(fleet, newest.number, newest.base)
         sealed = None
         if mean and loaded.job.spec.fleet.seals:
             sealed = sealed_sum(newest if not newest.void else (yield from record_of(newest.base, fleet)))
-        about = RoundAbout(round=newest.number, record=newest.digest, drawn=len(newest.cohort), sealed=sealed)
+        about = RoundAbout(
+            round=newest.number,
+            record=newest.digest,
+            drawn=len(newest.cohort),
+            sealed=sealed,
+            scheduled=newest.steps if hands_over else None,
+        )
         return Turn(about, mean)
 
     def _hand_in(self, loaded: LoadedBody, fleet: str) -> Steps[None]:
@@ -133,7 +144,7 @@ class RoundTurns:
         request, spec = self.request, loaded.job.spec
         if request is None or self._handed is not None:
             return
-        most = spec.fleet.most_weight(spec.batch_size) if spec.fleet.seals else spec.fleet.max_samples
+        most = spec.fleet.most_weight(spec.batch_size) if spec.fleet.seals_sums else spec.fleet.max_samples
         if spec.fleet.weights == "equal":
             most = spec.fleet.max_samples
         if request.samples != loaded.samples:
@@ -179,7 +190,7 @@ class RoundTurns:
             return newest
         if newest is not None and newest.base:
             # While all that it is taken from is there.
-            before = yield from mean_of(newest.base, fleet)
+            before = yield from mean_of(newest.base, loaded)
             due = due.model_copy(update={"mean_before": digest_of_contribution(before)})
         line, previous = due.to_json(), None if newest is None else newest.to_json()
         found = yield from AppendRound(fleet, line, due.number, previous)
@@ -224,7 +235,7 @@ def read_members(fleet: str) -> Steps[Members]:
     return {device: Member.from_json(about) for device, about in found.items()}
 
 
-def mean_of(number: int, fleet: str) -> Steps[bytes]:
+def mean_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
     """Return the mean of a round as bytes, taken if nobody has yet; empty for round 0.
 
     It is a pure function of the weights that the round's record names. Raises StoreUnavailable where a
@@ -232,6 +243,7 @@ def mean_of(number: int, fleet: str) -> Steps[bytes]:
     """
     if number == 0:
         return b""
+    fleet = fleet_of(loaded)
     kept = yield from ReadWeightsOf(fleet, mean_name(number))
     if kept is not None:
         return bytes(kept)
@@ -242,7 +254,7 @@ def mean_of(number: int, fleet: str) -> Steps[bytes]:
         if body is None:
             raise StoreUnavailable(f"fleet {fleet}: the weights of round {number} have just gone")
         bodies[device] = body
-    mean = yield from TakeMean(record, bodies)
+    mean = yield from TakeMean(loaded.job, record, bodies)
     digest = digest_of_contribution(mean)
     first = yield from PutWeights(fleet, mean_name(number), mean, digest)
     if first != digest:

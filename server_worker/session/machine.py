@@ -161,7 +161,7 @@ class WorkerSession:
             yield from self.replica.save(self.attempt)
 
     def park(self) -> Steps[None]:
-        """Save, then drop."""
+        """Save the session, then drop it."""
         yield from self.save()
         self.drop()
         yield from self.replica.let_go_of_writes()
@@ -270,7 +270,7 @@ class WorkerSession:
         if request.step == body.step:
             yield from Send(self._gradients[0])
             return
-        if not body.job.spec.fleet.averages:
+        if not body.job.spec.fleet.has_rounds:
             raise DataError(f"job {request.job} has no rounds, and READY arrived")
         yield from self._abort()
         self._turns.begin(request)

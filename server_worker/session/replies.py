@@ -71,7 +71,7 @@ class Replies:
         )
 
     def early_gradient(self, body: LoadedBody, micro: int) -> m.Gradient:
-        """The gradient of a micro-batch of the open step, ahead of the commit.
+        """Return the gradient of a micro-batch of the open step, ahead of the commit.
 
         It promises nothing as durable: only a commit shows that the store has not gone back meanwhile.
         """
@@ -106,6 +106,7 @@ class Replies:
             initial=mean.initial,
             drawn=mean.drawn,
             sealed=mean.sealed,
+            scheduled=mean.scheduled,
             names=tuple(mean.ends),
             values=tuple(mean.ends.values()),
         )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
-from spliteasy.job.spec import FleetSpec
+from spliteasy.fleet.mean import COUNTER
+from spliteasy.job.spec import FleetSpec, JobSpec
+from spliteasy.training.optim import state_fields
 from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, SegmentTrainer
 
 RUNNING = "running_mean"
@@ -50,7 +53,21 @@ def averaged_end(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor]
     then.
     """
     part = averaged_part(trainer, fleet)
-    return {name: x for name, x in part.items() if x.is_floating_point()} if fleet.seals else part
+    return {name: x for name, x in part.items() if x.is_floating_point()} if fleet.seals_sums else part
+
+
+def like_of_optimizer(name: str, expected: Mapping[str, Tensor], spec: JobSpec) -> Tensor | None:
+    """Return a tensor of the shape and type that the optimizer's tensor `name` of an end must have
+    (`role/optimizer/…/…`); None where there is no such one. `expected` has the weights.
+    """
+    role, _, rest = name.partition("/")
+    if spec.fleet.optimizer != "average" or not rest.startswith(OPTIMIZER_PREFIX):
+        return None
+    weight, _, key = rest.removeprefix(OPTIMIZER_PREFIX).rpartition("/")
+    like = expected.get(f"{role}/{MODEL_PREFIX}{weight}")
+    if like is None or key not in state_fields(spec.optimizer):
+        return None
+    return torch.zeros(()) if key == COUNTER else like
 
 
 def rebased(state: Mapping[str, Tensor], mean: Mapping[str, Tensor], fleet: FleetSpec) -> dict[str, Tensor]:

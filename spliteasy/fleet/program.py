@@ -4,6 +4,10 @@
         θ ← the mean of what r's participants have trained, by their names    (where r is void: θ stays)
         each device that begins its next round from r: θ_i ← θ, then its steps of plain PyTorch
 
+Where each device hands over to the next, a round is the turn of one, its mean is all that the device has,
+with its optimizer, and the schedule of the learning rate counts everybody's steps: one process that trains
+one model on the devices' data, one device after the other.
+
 Who took part in a round, and where each device began, was decided in the run and is on record; all else the
 program computes itself, from the user's own model.
 """
@@ -62,14 +66,16 @@ class FleetProgram:
 
     def __init__(self, job: Job, devices: Mapping[str, PlainDevice]) -> None:
         self._spec, self._fleet = job.spec, job.spec.fleet
-        segments = [job.body, *((job.head, job.tail) if self._fleet.averages_ends else ())]
+        segments = [job.body, *((job.head, job.tail) if self._fleet.ends_leave else ())]
         self._names = set[str]()
         for segment in segments:
             if segment is not None:
                 self._names |= set(segment.state_dict())
-        ends = (job.head, job.tail) if self._fleet.averages_ends else ()
+        ends = (job.head, job.tail) if self._fleet.ends_leave else ()
         self._ends = {name for segment in ends if segment is not None for name in segment.state_dict()}
         self._devices = dict(sorted(devices.items()))
+        self._steps = 0
+        """Steps behind the mean, where the schedule counts those of all devices."""
 
     def run(self, records: Sequence[RoundRecord]) -> dict[str, State]:
         """Return each device's whole state after its last mean. Raises SplitEasyError if the records do not
@@ -98,6 +104,9 @@ class FleetProgram:
                 )
             counts = handed.samples if self._fleet.weights == "samples" else int(handed.samples > 0)
             parts[name] = counts, self._part(device.training)
+            if self._fleet.hands_over:
+                self._steps += device.step - device.began
+                return parts[name][1]
         if not self._fleet.seals:
             return weighted_mean(parts)
         bits = fraction_bits(self._spec, record.drawn)
@@ -119,6 +128,8 @@ class FleetProgram:
             return
         own = self._own(device.training.state())
         device.training.take_over(rebased(own, theta, self._fleet), instead_of=own)
+        if self._fleet.hands_over:
+            device.training.schedule_from(self._steps)
         device.samples, device.began = 0, device.step
         if begins + 1 == len(device.stints):
             return
@@ -141,7 +152,9 @@ class FleetProgram:
             for name, tensor in own.items()
             if _tensor_of(name) not in fixed
             and is_averaged(name, self._fleet, norms)
-            and (tensor.is_floating_point() or not self._fleet.seals or _tensor_of(name) not in self._ends)
+            and (
+                tensor.is_floating_point() or not self._fleet.seals_sums or _tensor_of(name) not in self._ends
+            )
         }
 
 

@@ -59,6 +59,8 @@ class RoundRecord(_Part):
     """Unix time, by the store's clock."""
     mean_before: Hex | None = None
     """The digest of the mean that this round began from; None: the initial model."""
+    steps: Count = 0
+    """Optimizer steps behind the mean, where the learning rate's schedule counts those of all devices."""
     fleet_key: Hex | None = None
     """The name of the fleet key that the devices drew their initial ends from; it does not tell the key."""
 

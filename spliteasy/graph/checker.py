@@ -152,7 +152,7 @@ def _elements(batch: int) -> int:
 def _run(
     code: Code, tensors: list[Tensor], inputs: list[Value], elements: int, memory: _Memory
 ) -> tuple[tuple[Value, ...], set[int]]:
-    """One dry run: its outputs, and the storages that it writes into.
+    """Do one dry run, and return its outputs and the storages that it writes into.
 
     Whatever an operator thinks of its arguments becomes a `PortableError`.
     """

@@ -246,7 +246,7 @@ class Job:
             found.add(DRAWN_ENDS)
         if self.spec.defended:
             found.add(DEFENCES)
-        if self.spec.fleet.averages:
+        if self.spec.fleet.has_rounds:
             found.add(ROUNDS)
         if self.spec.precision == "bf16":
             found.add(BF16)

@@ -80,6 +80,8 @@ class PlainTraining:
         begin_with(model, ends, loss)
         self._model = model
         self._taken = 0
+        self._ahead = 0
+        """Steps by which the schedule is ahead of `_taken`, since others took them."""
         segments = [("head", job.head), ("body", job.body), ("tail", job.tail)]
         present = [(role, segment) for role, segment in segments if segment is not None]
         random = any(segment.has_random for _, segment in present)
@@ -103,7 +105,9 @@ class PlainTraining:
         self._measure = job.measure
         self._optimizer = build_optimizer(job.spec.optimizer, self._named.items())
         self._scheduler = (
-            LambdaLR(self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + 1))
+            LambdaLR(
+                self._optimizer, lambda taken: schedule.factor(job.spec.schedule, taken + self._ahead + 1)
+            )
             if self._optimizer is not None
             else None
         )
@@ -124,7 +128,7 @@ class PlainTraining:
         self._begin(parts[0][0])
         total = 0.0
         for micro, (part, wanted, share) in enumerate(parts):
-            with self._drawn(micro), self._defended(part, share / self._window):
+            with self._drawn(micro), self._defended(part, wanted, share / self._window):
                 outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
                 loss = self._loss(outputs, wanted)
                 if share:  # else no element has a label, and the loss is no number
@@ -209,11 +213,21 @@ class PlainTraining:
             return nullcontext()
         return drawn(self._cuts, [state(self._taken, micro) for state in self._states])
 
-    def _defended(self, inputs: Sequence[Tensor], share: float) -> AbstractContextManager[None]:
+    def _defended(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor], share: float
+    ) -> AbstractContextManager[None]:
         """Change values at the cuts as the device does, while it is entered."""
         if self._defences is None:
             return nullcontext()
-        return self._cuts.at_cuts(self._defences.at(self._taken, inputs, share))
+        return self._cuts.at_cuts(self._defences.at(self._taken, inputs, targets, share))
+
+    def schedule_from(self, steps: int) -> None:
+        """Let the schedule of the learning rate go on as if so many steps had been taken."""
+        self._ahead = steps - self._taken
+        if self._scheduler is not None and self._optimizer is not None:
+            rates = zip(self._optimizer.param_groups, self._scheduler.base_lrs, strict=True)
+            for group, rate in rates:
+                group["lr"] = rate * self._scheduler.lr_lambdas[0](self._taken)
 
     def state(self) -> State:
         """Weights, buffers, optimizer state, averages and sums of gradients after the last step: live
@@ -263,7 +277,7 @@ def _micro_batches(
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest absolute difference; infinity where shape, dtype or a NaN's place differ.
+    """Return the largest absolute difference; infinity where shape, dtype or a NaN's place differ.
 
     0.0 means the same bits, but for the sign of a zero and the payload of a NaN.
     """

@@ -36,6 +36,7 @@ STEP_KEY = "trainer/step"
 BASE_KEY = "trainer/base"
 """Names the frozen tensors that are not in a state: a digest over them."""
 REBASES_KEY = "trainer/rebases"
+AHEAD_KEY = "trainer/ahead"
 OPTIMIZER_PREFIX = "optimizer/"
 MODEL_PREFIX = "model/"
 ACCUMULATED_PREFIX = "accumulated/"
@@ -87,6 +88,8 @@ class SegmentTrainer:
         self.segment = segment
         self.step = 0
         self.rebases = 0
+        self.ahead = 0
+        """Steps by which the schedule of the learning rate is ahead of `taken`: other devices took them."""
         self._spec = spec
         self._state_at = partial(generator_state, spec, device, role, key=key)
         self._parameters = dict(segment.named_parameters())
@@ -204,7 +207,7 @@ class SegmentTrainer:
             self._accumulated = {name: gradient for name, gradient in pairs if gradient is not None}
         elif self._optimizer is not None:
             clip_gradients(self._trainable, self._spec.clip)
-            set_learning_rate(self._optimizer, self._spec, batches // window)
+            set_learning_rate(self._optimizer, self._spec, batches // window + self.ahead)
             self._optimizer.step()
             self._accumulated = {}
             self._average_weights()
@@ -231,17 +234,19 @@ class SegmentTrainer:
         self.abort()
         self.step += 1
 
-    def rebase(self, state: Mapping[str, Tensor] | None) -> None:
+    def rebase(self, state: Mapping[str, Tensor] | None, *, scheduled: int | None = None) -> None:
         """Take a step that trains nothing, at the end of a round: go on from `state`, where there is one.
 
         `state` is as `snapshot` gives it, of any step. Raises ValueError where it is not this segment's.
+        `scheduled`: where the schedule goes on from, if that is not this segment's own steps.
         """
         self.abort()
+        ahead = 0 if scheduled is None else scheduled - self.taken
         step, rebases = self.step + 1, self.rebases + 1
         if state is not None:
             numbers = {STEP_KEY: torch.tensor(step), REBASES_KEY: torch.tensor(rebases)}
             self.load_state({**state, **numbers}, step=step)
-        self.step, self.rebases = step, rebases
+        self.step, self.rebases, self.ahead = step, rebases, ahead
 
     def fixed_names(self) -> frozenset[str]:
         """Return the weights that training does not change, by their names in `state`."""
@@ -317,10 +322,12 @@ class SegmentTrainer:
         state[STEP_KEY] = torch.tensor(self.step, dtype=torch.int64)
         if self.rebases:
             state[REBASES_KEY] = torch.tensor(self.rebases, dtype=torch.int64)
+        if self.ahead:
+            state[AHEAD_KEY] = torch.tensor(self.ahead, dtype=torch.int64)
         return state
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of `state`, as it is between steps: an open forward's buffers are not in it."""
+        """Return a copy of `state`, as it is between steps: an open forward's buffers are not in it."""
         copy = {name: tensor.clone() for name, tensor in self.state().items()}
         for name, buffer in (self._buffers_before or {}).items():
             copy[MODEL_PREFIX + name] = buffer.clone()
@@ -352,6 +359,7 @@ class SegmentTrainer:
         self._average = self._kept(state, AVERAGE_PREFIX) if self._spec.optimizer.ema is not None else {}
         self.step = step
         self.rebases = int(state[REBASES_KEY]) if REBASES_KEY in state else 0
+        self.ahead = int(state[AHEAD_KEY]) if AHEAD_KEY in state else 0
         if not self.rebases:  # a mean may bring the count of a device that took more steps
             self._check_step_count()
 

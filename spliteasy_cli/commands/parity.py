@@ -75,7 +75,7 @@ def parity(
     fixed = fixed_secret(secret)
     with torch_threads(threads), TemporaryDirectory(prefix="spliteasy-parity-") as folder:
         plan = prepare(job_file, steps, devices, data, Path(folder), fixed, partition=partition)
-        if fleet and not plan.job.spec.fleet.averages:
+        if fleet and not plan.job.spec.fleet.has_rounds:
             raise UserError(
                 f"{job_file} has no rounds to compare", hint='set [fleet] mode = "splitfed" in it'
             )
@@ -85,7 +85,7 @@ def parity(
         )
     show(comparisons)
     worst = max((max(c.differences.values()) for c in comparisons), default=float("inf"))
-    whole = all(c.step == steps or plan.job.spec.fleet.averages for c in comparisons)
+    whole = all(c.step == steps or plan.job.spec.fleet.has_rounds for c in comparisons)
     same = worst == 0 and whole and not any(c.unequal_bits for c in comparisons)
     if not same and (why := why_different(plan)) is not None:
         typer.echo(f"expected here: {why}")

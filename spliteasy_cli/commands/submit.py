@@ -60,7 +60,7 @@ def submit(
     if key_file is not None:
         typer.echo(f"signed with {key_file}")
     typer.echo(f"gate: {line_of(kept, job.digest, limits)}", err=True)
-    key = " --fleet-key FILE" if job.spec.fleet.averages_ends else ""
+    key = " --fleet-key FILE" if job.spec.fleet.ends_leave else ""
     typer.echo(
         f"next: spliteasy agent --job {job.name} --device phone-1 --data MODULE:FUNCTION{key}", err=True
     )
@@ -78,6 +78,7 @@ def create_job(job_file: Path) -> Job:
     _warn_of_public_ends(job)
     _warn_of_labels(job)
     _warn_of_limits(job, spec.privacy.limits)
+    _warn_of_relay(job)
     _say_guarantee(job)
     return job
 
@@ -122,6 +123,23 @@ def _warn_of_limits(job: Job, limits: LimitsSpec) -> None:
 
     for each in advice(job, limits):
         structlog.get_logger(__name__).warning(each.why, hint=each.hint)
+
+
+def _warn_of_relay(job: Job) -> None:
+    """Say where the turns of devices with unlike data would make the model forget."""
+    import structlog
+
+    from spliteasy.fleet.parts import norm_layers
+
+    segments = [each for each in (job.head, job.body, job.tail) if each is not None]
+    norms = sorted({layer for segment in segments for layer in norm_layers(segment.state_dict())})
+    if job.spec.fleet.hands_over and job.spec.fleet.norm == "average" and norms:
+        structlog.get_logger(__name__).warning(
+            'mode = "relay" and batch norm: the running statistics become those of the device whose turn it '
+            "was, so that the model forgets the others' data where devices have unlike data",
+            layers="; ".join(norms[:NAMED]),
+            hint='use group norm in the model, or mode = "splitfed" (docs/fleet.md has figures)',
+        )
 
 
 def _say_guarantee(job: Job) -> None:

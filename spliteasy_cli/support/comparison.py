@@ -14,7 +14,6 @@ from torch import Tensor
 
 from broker import Transport, connect
 from broker.transport.in_process import MemoryBroker
-from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.link.link import Connect
 from device_agent.observations import Observation, RoundEnded, StepTaken
@@ -32,7 +31,6 @@ from spliteasy.job import Job, load_job_file
 from spliteasy.job.source import build_model, load_source, users_loss
 from spliteasy.runtime import user_code
 from spliteasy.runtime.randomness import Key
-from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy.splitting.split import regrouped_note
 from spliteasy.training.losses import LOSSES
 from spliteasy.training.reference import PlainTraining, State, difference
@@ -44,7 +42,7 @@ from spliteasy.training.segment_trainer import (
 )
 from spliteasy_cli.commands.submit import store_job
 from spliteasy_cli.commands.train import STORE_FILE, agent_configs
-from spliteasy_cli.support.embedded import ConnectAs, async_connect, workers_running
+from spliteasy_cli.support.embedded import ConnectAs, async_connect, run_agent, workers_running
 from spliteasy_cli.support.fleet import begin_rounds, check_size, fleet_name
 
 EMBEDDED_WORKERS = 2
@@ -125,7 +123,7 @@ def prepare(
                 hint=f"--steps {once.total_steps}, or more epochs",
             )
         batches.append(once)
-    if spec.fleet.averages:  # rounds are whole, so that as many epochs are trained as have the steps
+    if spec.fleet.has_rounds:  # rounds are whole, so that as many epochs are trained as have the steps
         epochs = [-(-steps // each.steps_per_epoch) for each in batches]
         configs = [replace(config, epochs=n) for config, n in zip(configs, epochs, strict=True)]
     return ParityPlan(job, root, folder, steps, configs, batches)
@@ -140,7 +138,7 @@ async def compare(
     stop: asyncio.Event,
 ) -> list[Comparison]:
     """Train split, then in one process. Raises UserError, LinkError, StoreError."""
-    if plan.job.spec.fleet.averages:
+    if plan.job.spec.fleet.has_rounds:
         return await compare_fleet(plan, broker, store, keys, workers, stop)
     split = await train_split(plan, broker, store, keys, workers, stop)
     return [
@@ -190,7 +188,7 @@ class _TrainedMember:
 
 async def _train_member(config: AgentConfig, connect: Connect, stop: asyncio.Event) -> _TrainedMember:
     """Train a device to its end. Raises UserError where it was stopped before."""
-    compute, stints = TorchThread(config.device), list[Stint]()
+    stints = list[Stint]()
 
     def observe(observation: Observation) -> None:
         if isinstance(observation, RoundEnded):
@@ -198,11 +196,7 @@ async def _train_member(config: AgentConfig, connect: Connect, stop: asyncio.Eve
                 stints.pop()  # the device has gone back since
             stints.append(Stint(observation.round, observation.step))
 
-    try:
-        agent = Agent(config, connect=connect, compute=compute, observe=observe)
-        result = await agent.run(stop)
-    finally:
-        compute.close()
+    result, agent = await run_agent(config, connect, stop=stop, observe=observe)
     if not result.done:
         raise UserError("stopped before the end: nothing is compared", hint="let the comparison run")
     assert agent.trainer is not None
@@ -228,7 +222,7 @@ async def train_split(
     workers: int | None,
     stop: asyncio.Event,
 ) -> list[tuple[int, State]]:
-    """Each device's last step, and the whole model's state after it.
+    """Return each device's last step, and the whole model's state after it.
 
     The device's part is what its agent ends with, the body's what the store restores.
     """
@@ -273,17 +267,12 @@ async def _train_device(
 ) -> tuple[int, State]:
     """Train `plan.steps` steps (fewer if `stop` is set): the last step, head and tail after it."""
     enough = asyncio.Event()
-    compute = TorchThread(config.device)
 
     def observe(observation: Observation) -> None:
         if stop.is_set() or (isinstance(observation, StepTaken) and observation.step >= plan.steps):
             enough.set()
 
-    try:
-        agent = Agent(config, connect=connect, compute=compute, observe=observe)
-        result = await agent.run(enough)
-    finally:
-        compute.close()
+    result, agent = await run_agent(config, connect, stop=enough, observe=observe)
     assert agent.trainer is not None
     return result.step, half_of(agent.trainer)
 

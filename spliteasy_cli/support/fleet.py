@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from device_agent.config import AgentConfig
 from device_agent.training.ends import ends_key
-from server_worker.rounds.decision import drawn
+from server_worker.rounds.decision import first_cohort
 from server_worker.store import Store
 from spliteasy.errors import UserError
 from spliteasy.fleet.record import RoundRecord
@@ -22,9 +22,9 @@ def fleet_name(job: Job) -> str:
 
 def check_size(fleet: FleetSpec, devices: int) -> None:
     """Refuse a fleet that is too small for its own settings. Raises UserError."""
-    if not fleet.averages:
+    if not fleet.has_rounds:
         return
-    if fleet.seals and devices < LEAST_SEALED:
+    if fleet.seals_sums and devices < LEAST_SEALED:
         raise UserError(
             f"a sealed mean takes {LEAST_SEALED} devices, and there are {devices}",
             hint=f'--devices {LEAST_SEALED}, or share_ends = true with fleet.aggregate = "plain"',
@@ -42,7 +42,7 @@ async def begin_rounds(store: Store, job: Job, configs: Sequence[AgentConfig]) -
     Devices of other processes come one by one, and the first round is of those that came before it began.
     """
     spec = job.spec
-    if not spec.fleet.averages:
+    if not spec.fleet.has_rounds:
         return
     _, key = ends_key(configs[0].fleet_key, Key(bytes(KEY_BYTES)), job)
     record = RoundRecord(
@@ -51,7 +51,7 @@ async def begin_rounds(store: Store, job: Job, configs: Sequence[AgentConfig]) -
         participants={},
         weights={},
         base=0,
-        cohort=drawn((config.device for config in configs), spec.fleet, seed=spec.seed, number=1),
+        cohort=first_cohort([config.device for config in configs], spec.fleet, seed=spec.seed),
         closed_at=await store.now(),
         fleet_key=key,
     )

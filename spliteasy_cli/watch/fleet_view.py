@@ -72,7 +72,7 @@ async def read_fleet(store: Store, job: str) -> FleetView:
     if stored is None:
         raise UserError(f"there is no job {job}", hint="see `spliteasy status` for those that were submitted")
     spec = JobSpec.model_validate_json(stored.parts["spec.json"]).fleet
-    if not spec.averages:
+    if not spec.has_rounds:
         raise UserError(
             f"the devices of job {name} train alone: it has no rounds", hint='[fleet] mode = "splitfed"'
         )

@@ -20,20 +20,33 @@ BATCH, WIDTH = 8, 256
 SAMPLES = 76
 """9 whole batches and one of 4."""
 
-EPOCHS = 10
+STEPS_PER_EPOCH, EPOCHS = 10, 10
 CHUNK_BYTES = 4096
 """A FORWARD or BACKWARD is three frames."""
 
 TWO_CUTS, SINGLE, LOSSY, AUTO, MICRO = "chaos", "chaos-single", "chaos-lossy", "chaos-auto", "chaos-micro"
-FROZEN = "chaos-frozen"
-JOBS = (AUTO, MICRO, TWO_CUTS, SINGLE, LOSSY, FROZEN)
+PRIVATE, FROZEN = "chaos-private", "chaos-frozen"
+JOBS = (AUTO, PRIVATE, MICRO, TWO_CUTS, SINGLE, LOSSY, FROZEN)
 """Single: one cut and shared labels. Lossy: what the codecs leave out is carried over to later steps. Micro:
-batches in two parts. Auto: the same, and the device chooses the codecs by its link. Frozen: the body trains
-so little that a step's state is smaller than its requests."""
+batches in two parts, on labels that other samples give. Auto: batches in two parts, the device chooses the
+codecs by its link, and noise is on all that it sends. Private: DP-SGD.
+Frozen: the body trains so little that a step's state is smaller than its requests."""
 
 LINKS: dict[str, dict[str, object]] = {
     LOSSY: {"activations": "int8", "gradients": "topk:0.3"},
     AUTO: {"activations": "auto", "gradients": "auto", "allow": ("lossless", "topk:0.3", "int8", "fp32")},
+}
+
+DEFENCES: dict[str, dict[str, object]] = {
+    AUTO: {
+        "clip_activations": 20.0,
+        "noise_activations": 0.01,
+        "gradient_noise": 0.3,
+        "nopeek": 0.5,
+        "label_dp": 2.0,
+    },
+    MICRO: {"preset": "strict"},
+    PRIVATE: {"dp": {"noise_multiplier": 1.0, "expected_batch": BATCH}},
 }
 
 
@@ -52,6 +65,14 @@ def build() -> nn.Module:
     )
 
 
+def build_private() -> nn.Module:
+    """The same without what mixes samples."""
+    layers = build().children()
+    return nn.Sequential(
+        *(nn.GroupNorm(4, x.num_features) if isinstance(x, nn.BatchNorm1d) else x for x in layers)
+    )
+
+
 def example() -> tuple[Tensor, Tensor]:
     return torch.zeros(BATCH, 12), torch.zeros(BATCH, dtype=torch.int64)
 
@@ -65,18 +86,18 @@ def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple
 
 @cache
 def job(name: str) -> Job:
-    """The job of that name. 10 steps an epoch."""
+    """The job of that name. `STEPS_PER_EPOCH` steps an epoch."""
     spec = JobSpec.model_validate(
         {
             "name": name,
             "seed": 7,
-            "batch_size": BATCH,
+            "batch_size": SAMPLES if name == PRIVATE else BATCH,
             "micro_batches": 2 if name in (AUTO, MICRO) else 1,
             "epochs": EPOCHS,
             "share_labels": name == SINGLE,
             "share_body": True,
             "model": {
-                "factory": "tests.chaos.toy:build",
+                "factory": f"tests.chaos.toy:{'build_private' if name == PRIVATE else 'build'}",
                 "example": "tests.chaos.toy:example",
                 "cuts": ("2",) if name == SINGLE else ("2", "7"),
             },
@@ -89,6 +110,7 @@ def job(name: str) -> Job:
             },
             "durability": {"checkpoint_every": 5, "snapshot_every_steps": 20, "checkpoint_history": 2},
             "evaluation": {"every_epochs": 5},
+            "privacy": DEFENCES.get(name, {}),
             "link": {"chunk_bytes": CHUNK_BYTES, **LINKS.get(name, {})},
         }
     )

@@ -25,6 +25,10 @@ def fleet(text: str, *, ends: str = "average") -> dict[str, str]:
     return {"top": OPEN_ENDS, "more": f"[fleet]\n{PLAIN}{text}"}
 
 
+RELAY_IN_THE_OPEN = {
+    "top": OPEN_ENDS,
+    "more": '[fleet]\nmode = "relay"\naggregate = "plain"\nround_steps = 3',
+}
 ADAMW = 'name = "adamw"\nlr = 0.01'
 COSINE = '\n[schedule]\nname = "cosine"\nsteps = 20\nwarmup_steps = 3'
 
@@ -45,6 +49,11 @@ COSINE = '\n[schedule]\nname = "cosine"\nsteps = 20\nwarmup_steps = 3'
             {"more": '[fleet]\nmode = "splitfed"\nround_epochs = 1\noptimizer = "keep"', "optimizer": ADAMW},
             id="sealed-adamw-keep",
         ),
+        pytest.param({"more": '[fleet]\nmode = "relay"\nround_steps = 2' + COSINE}, id="relay-cosine"),
+        pytest.param(
+            {"more": '[fleet]\nmode = "relay"\nround_epochs = 1', "optimizer": ADAMW}, id="relay-adamw-epochs"
+        ),
+        pytest.param({**RELAY_IN_THE_OPEN, "cuts": '["stem"]'}, id="relay-in-the-open-single-split"),
         pytest.param({**fleet("round_steps = 2" + COSINE), "cuts": '["stem"]'}, id="single-split-cosine"),
     ],
 )
@@ -140,10 +149,14 @@ def test_a_fleet_key_is_needed_where_ends_are_averaged(
     ("settings", "told"),
     [
         ('mode = "shared"', "'shared' is not built yet"),
-        ('mode = "relay"', "'relay' is not built yet"),
+        ('mode = "relay"\nends = "average"', "head and tail are handed over"),
+        ('mode = "relay"\noptimizer = "keep"', "the optimizers are handed over"),
+        ('mode = "relay"\ndevices_per_round = 4', "one device trains at a time"),
+        ('mode = "relay"\nweights = "equal"', "nothing is weighed"),
+        ('mode = "relay"\nquorum = 1', "a turn has one device"),
         ('mode = "splitfed"\noptimizer = "average"', "sealed ends are whole numbers"),
         ('mode = "splitfed"\ndevices_per_round = 2', "a sealed mean takes 3 devices"),
-        ('mode = "splitfed"\nends = "relay"', "'relay' is not built yet"),
+        ('mode = "splitfed"\nends = "relay"', 'that needs mode = "relay"'),
         ('mode = "personal"\nround_steps = 3', 'round_steps belongs to mode = "splitfed"'),
         ('mode = "splitfed"\nends = "own"\nround_steps = 3\nround_epochs = 1', "give either"),
         ('mode = "splitfed"\nends = "own"\naggregate = "plain"', "they never do"),

@@ -167,3 +167,32 @@ def test_records_are_a_chain_that_names_all_before_it() -> None:
     assert one.digest != other.digest
     with pytest.raises(StoreError, match="can't be read"):
         RoundRecord.from_json(b'{"number": -1}')
+
+
+def relay() -> FleetSpec:
+    return FleetSpec(mode="relay", deadline="60s")
+
+
+def test_turns_go_round_in_the_order_of_names_and_count_everybodys_steps() -> None:
+    fleet, there = relay(), {device: waits(seen=5.0) for device in ("b", "a", "c")}
+    record = decide(None, there, fleet, 0.0)
+    assert record is not None
+    assert record.cohort == ("a",)
+    for number, (device, after) in enumerate((("a", "b"), ("b", "c"), ("c", "a")), start=1):
+        assert decide(record, there, fleet, 20.0) is None, "nobody has handed over"
+        record = decide(record, {**there, device: handed_in(number)}, fleet, 20.0)
+        assert record is not None
+        assert (record.number, record.base, record.cohort) == (number, number, (after,))
+        assert (record.weights, record.steps) == ({device: 1}, 4 * number)
+
+
+def test_a_turn_that_is_not_handed_in_is_void_and_the_next_device_has_it() -> None:
+    fleet = relay()
+    first = decide(None, {device: waits() for device in ("a", "b")}, fleet, 0.0)
+    assert first is not None
+    late = decide(first, {"a": waits(seen=0.0), "b": waits(seen=59.0)}, fleet, 61.0)
+    assert late is not None
+    assert (late.void, late.base, late.steps, late.cohort) == (True, 0, 0, ("b",))
+    ended = decide(late, {"a": waits(seen=0.0), "b": handed_in(2, done=True)}, fleet, 70.0)
+    assert ended is not None
+    assert (ended.base, ended.cohort) == (2, ()), "who is not there has no turn"

@@ -9,12 +9,14 @@ from unittest import mock
 import pytest
 
 from server_worker.action import Steps
+from server_worker.engine import body_trainer
 from server_worker.replica.loaded_body import LoadedBody, StepResult
 from server_worker.rounds import turn
 from server_worker.rounds.ends import mean_bytes
 from server_worker.store import Store
 from server_worker.store.fleet_calls import ReadLossWindow, ReadWeightsOf
 from spliteasy.fleet.record import RoundRecord
+from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX
 from tests.simulation import toy
 from tests.simulation.faults import CALM, Rates
 from tests.simulation.run import play
@@ -32,12 +34,20 @@ FREQUENT = Rates(
 SEEDS = 4
 
 
-@pytest.mark.parametrize("variant", [toy.PLAIN_FLEET, toy.SEALED_FLEET], ids=["plain", "sealed"])
-def test_a_calm_fleet_is_federated_averaging(variant: toy.Variant) -> None:
+FLEETS = {
+    "plain": toy.PLAIN_FLEET,
+    "sealed": toy.SEALED_FLEET,
+    "relay": toy.PLAIN_RELAY,
+    "sealed-relay": toy.SEALED_RELAY,
+}
+
+
+@pytest.mark.parametrize("variant", FLEETS.values(), ids=FLEETS)
+def test_a_calm_fleet_is_its_plain_program(variant: toy.Variant) -> None:
     assert play(0, rates=CALM, variant=variant, devices=toy.FLEET).violations == ()
 
 
-@pytest.mark.parametrize("variant", [toy.PLAIN_FLEET, toy.SEALED_FLEET], ids=["plain", "sealed"])
+@pytest.mark.parametrize("variant", FLEETS.values(), ids=FLEETS)
 def test_a_fleet_under_faults_loses_and_repeats_no_round(variant: toy.Variant) -> None:
     for seed in range(SEEDS):
         summary = play(seed, rates=FREQUENT, variant=variant, devices=toy.FLEET)
@@ -55,7 +65,8 @@ def act_before_the_decision_is_durable() -> Any:
 
 
 def mean_over_who_is_there_now() -> Any:
-    def mean_of(number: int, fleet: str) -> Steps[bytes]:
+    def mean_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
+        fleet = turn.fleet_of(loaded)
         record: RoundRecord = yield from turn.record_of(number, fleet)
         members = yield from turn.read_members(fleet)
         there = {device: record.participants[device] for device in members if device in record.participants}
@@ -65,11 +76,11 @@ def mean_over_who_is_there_now() -> Any:
         for device in some:
             name = turn.weights_name(number, device)
             bodies[device] = yield from ReadWeightsOf(fleet, name)
-        return mean_bytes(fewer, bodies)
+        return mean_bytes(loaded.job, fewer, bodies)
 
     right = turn.mean_of
     return mock.patch.object(
-        turn, "mean_of", lambda number, fleet: mean_of(number, fleet) if number else right(0, fleet)
+        turn, "mean_of", lambda number, loaded: mean_of(number, loaded) if number else right(0, loaded)
     )
 
 
@@ -85,21 +96,32 @@ def count_samples_of_rounds_before() -> Any:
     return mock.patch.object(LoadedBody, "rebase", kept)
 
 
+def take_over_the_body_without_its_optimizer() -> Any:
+    right = body_trainer.rebased
+
+    def rebased(state: Any, mean: Any, fleet: Any) -> Any:
+        found = right(state, mean, fleet)
+        return {name: x for name, x in found.items() if not name.startswith(OPTIMIZER_PREFIX)}
+
+    return mock.patch.object(body_trainer, "rebased", rebased)
+
+
 @pytest.mark.parametrize(
-    ("mutation", "rates"),
+    ("mutation", "rates", "variant"),
     [
-        (act_before_the_decision_is_durable, FREQUENT),
-        (mean_over_who_is_there_now, CALM),
-        (count_samples_of_rounds_before, CALM),
+        (act_before_the_decision_is_durable, FREQUENT, toy.PLAIN_FLEET),
+        (mean_over_who_is_there_now, CALM, toy.PLAIN_FLEET),
+        (count_samples_of_rounds_before, CALM, toy.PLAIN_FLEET),
+        (take_over_the_body_without_its_optimizer, CALM, toy.PLAIN_RELAY),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
-def test_a_broken_fleet_is_caught(mutation: Callable[[], Any], rates: Rates) -> None:
+def test_a_broken_fleet_is_caught(mutation: Callable[[], Any], rates: Rates, variant: toy.Variant) -> None:
     for seed in range(40):
         with mutation():
-            broken = play(seed, rates=rates, variant=toy.PLAIN_FLEET, devices=toy.FLEET)
+            broken = play(seed, rates=rates, variant=variant, devices=toy.FLEET)
         if broken.violations:
-            whole = play(seed, rates=rates, variant=toy.PLAIN_FLEET, devices=toy.FLEET)
+            whole = play(seed, rates=rates, variant=variant, devices=toy.FLEET)
             assert whole.violations == ()
             return
     pytest.fail("40 seeds did not notice")

@@ -16,18 +16,26 @@ ROUND_SAMPLES = 1 << 20
 """The most samples of a device's round where sealing needs a limit and the job says none."""
 LEAST_SEALED = 3
 
+_RELAY_HAS_NO = {
+    "devices_per_round": "one device trains at a time",
+    "weights": "nothing is averaged, so that nothing is weighed",
+    "quorum": "a turn has one device, and is void without it",
+}
+
 
 class FleetSpec(Section):
     """Settings of the rounds in which devices make one model (docs/fleet.md).
 
     Under "splitfed" every device trains its own copy of the body for a round, and at the round's end all go
-    on from the mean (SplitFed V1; with `ends = "own"` V3). Every key but `mode` belongs to it.
+    on from the mean (SplitFed V1; with `ends = "own"` V3). Under "relay" one device trains at a time, and
+    hands all that it has over to the next: weights, statistics, optimizers, and the schedule's position.
     """
 
-    mode: Annotated[str, only("personal", "splitfed", planned=("shared", "relay"))] = "personal"
+    mode: Annotated[str, only("personal", "splitfed", "relay", planned=("shared",))] = "personal"
     """"personal": each device trains a model of its own."""
-    ends: Annotated[str, only("average", "own", planned=("relay",))] = "average"
-    """Head and tail are averaged with the body, or stay each device's own."""
+    ends: Annotated[str, only("average", "own", "relay")] = "average"
+    """Head and tail are averaged with the body, stay each device's own, or are handed over ("relay", which
+    belongs to the mode of that name)."""
     round_steps: Count | None = None
     """Training steps of a device between two means; or `round_epochs`: passes over its own data."""
     round_epochs: Count | None = None
@@ -44,8 +52,8 @@ class FleetSpec(Section):
     norm: Annotated[str, only("average", "local")] = "average"
     """"local" (FedBN): batch norm, with its weights and running statistics, stays each device's own."""
     aggregate: Annotated[str, only("plain", "sealed")] | None = None
-    """Averaged ends leave a device "sealed", the default, so that only devices can read them, or "plain", in
-    the open (with `share_ends`)."""
+    """Ends that are averaged or handed over leave a device "sealed", the default, so that only devices can
+    read them, or "plain", in the open (with `share_ends`)."""
     max_samples: Annotated[int, Field(ge=1, le=MAX_ROUND_SAMPLES)] | None = None
     """The most samples that a device may have trained on in a round."""
     max_norm: Positive = 1e6
@@ -57,29 +65,38 @@ class FleetSpec(Section):
         for key in _SHARED_MODE_KEYS:
             if isinstance(data, dict) and key in data:
                 raise refuse(f'{key} belongs to mode = "shared", which is not built yet; remove it')
+        if isinstance(data, dict) and data.get("mode") == "relay":
+            return {"ends": "relay", "optimizer": "average"} | data
         return data
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
+        changed = self._changed()
         if self.mode == "personal":
-            defaults = {key: field.default for key, field in type(self).model_fields.items()}
-            given = self.model_fields_set - {"mode"}
-            if unused := sorted(key for key in given if getattr(self, key) != defaults[key]):
+            if changed:
                 raise refuse(
-                    f'{", ".join(unused)} belongs to mode = "splitfed": under "personal" nothing is averaged'
+                    f'{", ".join(sorted(changed))} belongs to mode = "splitfed": under "personal" nothing is '
+                    "averaged"
                 )
             return self
+        if self.mode == "relay":
+            self._check_relay(changed)
+        elif self.ends == "relay":
+            raise refuse(
+                f'ends = "relay" hands head and tail over to the next device: that needs mode = "relay", and '
+                f'under "{self.mode}" ends are "average" or "own"'
+            )
         if self.round_steps is not None and self.round_epochs is not None:
             raise refuse("give either round_steps or round_epochs: both say when a round ends")
         if self.ends == "own" and self.aggregate is not None:
             raise refuse('aggregate says how ends leave a device, and with ends = "own" they never do')
-        if self.seals and self.optimizer == "average":
+        if self.seals_sums and self.optimizer == "average":
             raise refuse(
                 'optimizer = "average" needs numbers of any size, and sealed ends are whole numbers within a '
                 'range: use optimizer = "reset" or "keep", or aggregate = "plain"'
             )
         few = self.devices_per_round
-        if self.seals and few is not None and few < LEAST_SEALED:
+        if self.seals_sums and few is not None and few < LEAST_SEALED:
             raise refuse(
                 f"devices_per_round = {few}: a sealed mean takes {LEAST_SEALED} devices, since the mean "
                 "of two tells each of them what the other has"
@@ -93,10 +110,36 @@ class FleetSpec(Section):
             raise refuse("deadline must be longer than nothing")
         return self
 
+    def _changed(self) -> set[str]:
+        """Return the keys that were given another value than their default."""
+        defaults = {key: field.default for key, field in type(self).model_fields.items()}
+        given = self.model_fields_set - {"mode"}
+        return {key for key in given if getattr(self, key) != defaults[key]}
+
+    def _check_relay(self, changed: set[str]) -> None:
+        for key, why in _RELAY_HAS_NO.items():
+            if key in changed:
+                raise refuse(f'{key} has no meaning under mode = "relay": {why}; remove it')
+        if self.ends != "relay":
+            raise refuse(
+                f'ends = "{self.ends}": under mode = "relay" head and tail are handed over to the next '
+                "device; remove ends"
+            )
+        if self.optimizer != "average":
+            raise refuse(
+                f'optimizer = "{self.optimizer}": under mode = "relay" the optimizers are handed over with '
+                "the weights; remove optimizer"
+            )
+
     @property
-    def averages(self) -> bool:
-        """Return whether there are rounds at all."""
-        return self.mode == "splitfed"
+    def has_rounds(self) -> bool:
+        """Return whether there are rounds at all (under "relay": turns)."""
+        return self.mode != "personal"
+
+    @property
+    def hands_over(self) -> bool:
+        """Return whether a round is the turn of one device, whose work the next one goes on with."""
+        return self.mode == "relay"
 
     @property
     def epochs_per_round(self) -> int | None:
@@ -104,14 +147,19 @@ class FleetSpec(Section):
         return None if self.round_steps is not None else self.round_epochs or 1
 
     @property
-    def averages_ends(self) -> bool:
-        """Return whether head and tail leave the devices for the mean."""
-        return self.averages and self.ends == "average"
+    def ends_leave(self) -> bool:
+        """Return whether head and tail leave the devices, to be averaged or handed over."""
+        return self.has_rounds and self.ends != "own"
 
     @property
     def seals(self) -> bool:
         """Return whether head and tail leave the devices so that only devices can read them."""
-        return self.averages_ends and self.aggregate != "plain"
+        return self.ends_leave and self.aggregate != "plain"
+
+    @property
+    def seals_sums(self) -> bool:
+        """Return whether what is sealed is added up: as whole numbers, of three devices or more."""
+        return self.seals and not self.hands_over
 
     def most_weight(self, batch_size: int) -> int:
         """Return the most that a device can count for in a mean."""

@@ -87,7 +87,7 @@ class JobSpec(Section):
             "optimizer.ema left out": self.optimizer.ema is not None,
         }
         for instead, found in reasons.items():
-            if found and self.fleet.averages:
+            if found and self.fleet.has_rounds:
                 raise refuse(
                     "a round of [fleet] ends between two steps of the optimizer, and its mean is of the "
                     f"weights alone: use {instead}"
@@ -117,16 +117,16 @@ class JobSpec(Section):
             )
         if self.share_labels and not self.single:
             raise refuse("share_labels: with two cuts labels stay on the device; remove share_labels")
-        if self.fleet.averages and self.privacy.dp is not None:
+        if self.fleet.has_rounds and self.privacy.dp is not None:
             raise refuse(
                 "privacy.dp counts what one device's training spends, and a fleet goes on from the work of "
                 "others: the two are not built together; leave one of them out"
             )
-        plain = self.fleet.averages_ends and self.fleet.aggregate == "plain"
+        plain = self.fleet.ends_leave and self.fleet.aggregate == "plain"
         if plain and not self.share_ends:
             raise refuse(
                 'fleet.aggregate = "plain" lets the worker see every device\'s head and tail: '
-                'set share_ends = true to allow that, or ends = "own" to keep them'
+                "set share_ends = true to allow that, or leave aggregate out to seal them"
             )
         if self.share_ends and not plain:
             raise refuse('share_ends: nothing takes the ends here; it belongs to fleet.aggregate = "plain"')
@@ -177,7 +177,7 @@ class JobSpec(Section):
         return self.share_labels if self.model.auto else len(self.model.cuts) == 1
 
     def to_json(self) -> bytes:
-        """Canonical JSON, every default written out: equal specs give equal bytes.
+        """Return canonical JSON, every default written out: equal specs give equal bytes.
 
         `plan` and `privacy.limits` are left out: a training depends on its cuts, not on what they were
         chosen for, nor on what is measured of it. So are an absent `data`, unused defences and what belongs
@@ -187,7 +187,7 @@ class JobSpec(Section):
         left_out: dict[str, Any] = {"plan": True, "privacy": {"limits", *unused}}
         if self.data is None:
             left_out["data"] = True
-        if not self.fleet.averages:
+        if not self.fleet.has_rounds:
             left_out["fleet"] = set(FleetSpec.model_fields) - {"mode"}
         if not self.share_ends:
             left_out["share_ends"] = True
