@@ -56,7 +56,7 @@ def frozen_of(body: Segment, spec: JobSpec) -> Iterable[str]:
             group = group_of(spec.optimizer, names[id(tensors[each.name])])
             if not each.requires_grad or (group is not None and group.frozen):
                 yield each.name
-        elif not spec.fleet.averages:
+        elif not spec.fleet.has_rounds:
             yield each.name
 
 

@@ -473,7 +473,7 @@ class WorkerSession:
             self.replica.taken_again(result.digest)
             self._arrivals.clear()
             self._gradients = self.replies.of_step(request.step, result)
-            yield from Send(self._gradients[request.micro])
+            yield from Send(self._gradients[0 if isinstance(request, m.Ready) else request.micro])
             return
         outcome = yield from self.replica.commit(attempt, request.step, result.digest, requests=requests)
         if not isinstance(outcome, Done):

@@ -25,11 +25,11 @@ _MOVES = (_aten.clone.default, _aten._unsafe_view.default)
 """Operators within others whose result is their argument's numbers, in another place."""
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes each cast of an argument: which argument, by its place, and to what."""
 
     def __init__(self, arguments: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.casts: list[tuple[int | None, torch.dtype]] = []
         self._places = {id(tensor): place for place, tensor in enumerate(arguments)}
         self._of: dict[int, set[int]] = {}
@@ -63,7 +63,8 @@ def casts_of(
     tensors = list({id(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}.values())
     if not any(tensor.is_floating_point() for tensor in tensors):
         return {}
-    with _casting(), _Watch(tensors) as watch:
+    watch = _Watch(tensors)
+    with _casting(), watch:
         call(*args, **kwargs)
     left = list(watch.casts)
     if not left:
@@ -105,7 +106,8 @@ def _own_casts(
     call: Callable[..., Any], tensors: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[tuple[int | None, torch.dtype]]:
     """The casts that the operator makes without autocast too; none where it takes no such arguments then."""
-    with _Watch(tensors) as watch:
+    watch = _Watch(tensors)
+    with watch:
         try:
             call(*args, **kwargs)
         except RuntimeError:
@@ -114,4 +116,5 @@ def _own_casts(
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    address: int = tensor.untyped_storage()._cdata
+    return address
