@@ -21,6 +21,8 @@ from spliteasy.errors import PortableError
 
 LOW = torch.bfloat16
 _aten = torch.ops.aten
+_RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_")
+"""Begin the names of operators that cast what goes from one step in time to the next within themselves."""
 _MOVES = (_aten.clone.default, _aten._unsafe_view.default)
 """Operators within others whose result is their argument's numbers, in another place."""
 
@@ -74,7 +76,7 @@ def casts_of(
             left.remove(cast)
     found: dict[int, torch.dtype] = {}
     for place, dtype in left:
-        if place is None:
+        if place is None or name.startswith(_RECURRENT):
             raise PortableError(
                 f"{name} casts values within it under autocast, which a graph can't do",
                 hint='express it with matmul, linear or a convolution, or use precision = "fp32"',
