@@ -176,10 +176,10 @@ def plan(
     from spliteasy_cli.history.verdicts import leaks_of, limits_of, newest_of, read_verdicts, settings_of
     from spliteasy_cli.leakage.judge import judge_of
 
-    kept = read_verdicts(verdicts).values()
     spec, root = with_settings(load_job_file(job_file), given, codec), project_root(job_file)
     device = read_profile(profile) if profile is not None else None
     limits = spec.privacy.limits
+    kept = read_verdicts(verdicts).values()
     mine = [each for each in kept if each.job == spec.name and each.settings == settings_of(spec)]
     with torch_threads(threads):
         found = plan_job(
@@ -193,7 +193,8 @@ def plan(
         typer.echo(json.dumps(as_document(found), indent=1))
     else:
         show(found, every=every)
-        typer.echo(_gate(newest_of(kept, spec.name), limits_of(spec.privacy.limits)))
+        newest = newest_of(read_verdicts(verdicts).values(), spec.name)  # one may be of just now
+        typer.echo(_gate(newest, limits_of(limits)))
     _draw(found, output)
 
 
