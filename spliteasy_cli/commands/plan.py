@@ -233,6 +233,7 @@ def with_settings(spec: JobSpec, given: dict[str, Any], codec: str | None) -> Jo
 
 def as_document(found: CutPlan) -> dict[str, Any]:
     """Return all numbers of the plan, for programs."""
+    from spliteasy_cli.support.browser import gaps
 
     def cut(row: Cut | None) -> dict[str, Any] | None:
         return dataclasses.asdict(row) if row is not None else None
@@ -248,6 +249,7 @@ def as_document(found: CutPlan) -> dict[str, Any]:
         "best": cut(found.best),
         "own": cut(found.own),
         "cuts": [cut(row) for row in found.rows],
+        "browser_lacks": list(gaps(found.operators)),
         "notes": list(found.notes),
     }
 
@@ -258,6 +260,7 @@ def show(found: CutPlan, *, every: bool) -> None:
     from rich.table import Table
 
     from spliteasy.planning.planner import names_of
+    from spliteasy_cli.support.browser import gaps, said
 
     rows = list(found.rows)
     if not every:
@@ -279,6 +282,8 @@ def show(found: CutPlan, *, every: bool) -> None:
     Console(width=console.width if console.is_terminal else WIDTH).print(grid)
     for note in found.notes:
         typer.echo(f"note: {note}")
+    if missing := gaps(found.operators):
+        typer.echo(f"note: {said(missing)}")
     typer.echo(f"cuts = {names_of(found.best.cuts)}   predicted {_ms(found.best.step_s)} a step")
     if found.own is not None and found.own.cuts != found.best.cuts:
         times = found.own.step_s / found.best.step_s
