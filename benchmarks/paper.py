@@ -226,7 +226,7 @@ def spread_of(figures: Sequence[Figure]) -> Table:
     rows = []
     for batch in sorted({one.batch for one in figures}):
         times = [one.device_s or 0.0 for one in figures if one.way == "stem" and one.batch == batch]
-        if len(times) == 1:
+        if len(times) < 2:
             continue  # one network has no spread
         middle = statistics.median(times)
         low, high = min(times) / middle - 1, max(times) / middle - 1
