@@ -6,13 +6,13 @@ and take its mean again to the same bits. A record is acted on once the store ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from broker import encode
 from broker.protocol import messages as m
 from server_worker.action import Steps
-from server_worker.engine.base import HandIn, TakeMean
+from server_worker.engine.base import HandIn, TakeEnds, TakeMean
 from server_worker.replica.loaded_body import LoadedBody, RoundAbout
 from server_worker.rounds.decision import Members, next_record, wanted
 from server_worker.rounds.ends import digest_of_contribution
@@ -33,7 +33,10 @@ from server_worker.store.fleet_calls import (
 )
 from spliteasy.errors import DataError, StoreError, StoreUnavailable
 from spliteasy.fleet.record import HandedIn, Member, RoundRecord
+from spliteasy.job.spec import FleetSpec
 
+ENDS = "=ends"
+"""Names the mean of the ends, beside what devices handed in: no device has a name like it."""
 LEAST_WAIT_S, MOST_WAIT_S = 0.05, 5.0
 """A device asks again after a tenth of the time that the round has lasted, within these limits."""
 GRACE_S = 10.0
@@ -52,10 +55,13 @@ class Turn:
 
     about: RoundAbout
     mean: bytes
+    ends: bytes = b""
+    """The mean of the ends, where it is not in `mean`: those of a shared body are of another round."""
 
     def logged(self, request: m.Ready) -> tuple[Blob, ...]:
         """Return what the log keeps of the step: it does not need the ends that were handed in."""
-        return encode(request.model_copy(update={"values": (), "names": ()})), self.about.to_json(), self.mean
+        asked = encode(request.model_copy(update={"values": (), "names": ()}))
+        return asked, self.about.to_json(), self.mean, self.ends
 
 
 Outcome = Turn | m.Busy | m.Error
@@ -115,9 +121,8 @@ class RoundTurns:
         wait_s = min(MOST_WAIT_S, max(LEAST_WAIT_S, (now - newest.closed_at) / 10))
         if newest.number < request.round:
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=HANDED_IN)
-        hands_over = loaded.job.spec.fleet.hands_over
-        goes_on = newest.cohort if hands_over else ()
-        if request.last and goes_on:
+        spec = loaded.job.spec.fleet
+        if request.last and _is_under_way(newest, spec, loaded):
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=LAST_TURN)
         if not request.last and request.device not in newest.cohort:
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=JOINING)
@@ -125,19 +130,29 @@ class RoundTurns:
         if now - newest.closed_at < window_s or self._known_s(newest) < window_s:
             return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=SETTLING)
         mean = yield from mean_of(newest.base, loaded)
+        ends_base = newest.ends_base if spec.shares_body else newest.base
+        keeps_ends = spec.shares_body and (not spec.ends_leave or newest.opened == loaded.opened)
+        ends = b""
+        if spec.shares_body and not keeps_ends:
+            ends = yield from ends_of(ends_base, loaded)
+        elif spec.shares_body and newest.opened == newest.number:
+            yield from ends_of(ends_base, loaded)  # while all that it is taken from is there
         # Only now: had the store lost the record, the means before it would have to be taken again.
-        yield from drop_older(fleet, newest.number, newest.base)
+        yield from drop_older(fleet, newest)
         sealed = None
-        if mean and loaded.job.spec.fleet.seals:
-            sealed = sealed_sum(newest if not newest.void else (yield from record_of(newest.base, fleet)))
+        if ends_base and spec.seals and not keeps_ends:
+            own = newest if newest.number == ends_base else (yield from record_of(ends_base, fleet))
+            sealed = sealed_sum(own, spec)
         about = RoundAbout(
             round=newest.number,
+            opened=newest.opened,
             record=newest.digest,
-            drawn=len(newest.cohort),
+            drawn=newest.drawn_for_next,
             sealed=sealed,
-            scheduled=newest.steps if hands_over else None,
+            scheduled=newest.steps if spec.hands_over or spec.shares_body else None,
+            ends="kept" if keeps_ends else "mean" if ends_base else "initial",
         )
-        return Turn(about, mean)
+        return Turn(about, mean, ends)
 
     def _hand_in(self, loaded: LoadedBody, fleet: str) -> Steps[None]:
         """Put what the device has trained into the store, once. The first that is there stands."""
@@ -152,9 +167,9 @@ class RoundTurns:
                 f"the device says that it trained on {request.samples} samples in the round, and it was "
                 f"{loaded.samples}"
             )
-        if most is not None and loaded.samples > most:
+        if most is not None and loaded.round_samples > most:
             raise DataError(
-                f"the device trained on {loaded.samples} samples in the round, and the job takes {most}",
+                f"the device trained on {loaded.round_samples} samples in the round, and the job takes {most}",
                 hint="raise fleet.max_samples in the job",
             )
         body = yield from HandIn(loaded.body, request)
@@ -162,6 +177,8 @@ class RoundTurns:
         kept = yield from PutWeights(fleet, name, body, digest)
         handed = HandedIn(
             samples=loaded.samples,
+            round_samples=loaded.round_samples,
+            whole=request.whole,
             first=loaded.round_began,
             last=loaded.taken,
             digest=digest,
@@ -224,6 +241,10 @@ def mean_name(number: int) -> str:
     return f"{number}/"
 
 
+def ends_name(number: int) -> str:
+    return f"{number}/{ENDS}"
+
+
 def parsed(line: bytes | None) -> RoundRecord | None:
     """Return the record that the store has, if it has one."""
     return None if line is None else RoundRecord.from_json(line)
@@ -248,21 +269,57 @@ def mean_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
     if kept is not None:
         return bytes(kept)
     record = yield from record_of(number, fleet)
+    before = b""
+    if loaded.job.spec.fleet.shares_body:
+        before = yield from mean_of((yield from record_of(number - 1, fleet)).base, loaded)
+    bodies = yield from _handed_in(fleet, dict.fromkeys(record.participants, number))
+    mean = yield from TakeMean(loaded.job, record, bodies, before)
+    return (yield from _kept(fleet, mean_name(number), mean))
+
+
+def ends_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
+    """Return the mean of the ends of the round that a record ended, where the body is shared; empty for
+    record 0. Raises StoreUnavailable as `mean_of` does.
+    """
+    if number == 0:
+        return b""
+    fleet = fleet_of(loaded)
+    kept = yield from ReadWeightsOf(fleet, ends_name(number))
+    if kept is not None:
+        return bytes(kept)
+    record = yield from record_of(number, fleet)
+    bodies = yield from _handed_in(fleet, {device: each.window for device, each in record.ended.items()})
+    mean = yield from TakeEnds(loaded.job, record, bodies)
+    return (yield from _kept(fleet, ends_name(number), mean))
+
+
+def _handed_in(fleet: str, by: Mapping[str, int]) -> Steps[dict[str, bytes]]:
+    """Return what each device handed in for the round given. Raises StoreUnavailable where it has gone."""
     bodies: dict[str, bytes] = {}
-    for device in record.participants:
+    for device, number in by.items():
         body = yield from ReadWeightsOf(fleet, weights_name(number, device))
         if body is None:
             raise StoreUnavailable(f"fleet {fleet}: the weights of round {number} have just gone")
         bodies[device] = body
-    mean = yield from TakeMean(loaded.job, record, bodies)
+    return bodies
+
+
+def _kept(fleet: str, name: str, mean: bytes) -> Steps[bytes]:
+    """Keep a mean. Raises StoreError where another one stands there: it is a pure function."""
     digest = digest_of_contribution(mean)
-    first = yield from PutWeights(fleet, mean_name(number), mean, digest)
+    first = yield from PutWeights(fleet, name, mean, digest)
     if first != digest:
         raise StoreError(
-            f"fleet {fleet}: two workers have taken unlike means of round {number}: {first[:12]} and "
-            f"{digest[:12]}"
+            f"fleet {fleet}: two workers have taken unlike means {name}: {first[:12]} and {digest[:12]}"
         )
     return mean
+
+
+def _is_under_way(newest: RoundRecord, fleet: FleetSpec, loaded: LoadedBody) -> bool:
+    """Return whether a device that has ended waits for others: for their turns, or for the round's end."""
+    if fleet.hands_over:
+        return bool(newest.cohort)
+    return fleet.shares_body and newest.opened == loaded.opened
 
 
 def record_of(number: int, fleet: str) -> Steps[RoundRecord]:
@@ -273,22 +330,31 @@ def record_of(number: int, fleet: str) -> Steps[RoundRecord]:
     return RoundRecord.from_json(records[0])
 
 
-def sealed_sum(record: RoundRecord) -> m.SealedSum:
+def sealed_sum(record: RoundRecord, fleet: FleetSpec) -> m.SealedSum:
     """Return the devices whose sealed ends the sum of that round has."""
-    addends = [
-        m.SealedAddend(device=device, nonce=handed.nonce or "", weight=record.weights[device])
-        for device, handed in record.participants.items()
-    ]
-    return m.SealedSum(round=record.number, drawn=record.drawn, addends=tuple(addends))
+    if fleet.shares_body:
+        addends = [
+            m.SealedAddend(device=device, nonce=each.nonce or "", weight=fleet.weight_of(each.samples))
+            for device, each in record.ended.items()
+        ]
+    else:
+        addends = [
+            m.SealedAddend(device=device, nonce=handed.nonce or "", weight=record.weights[device])
+            for device, handed in record.participants.items()
+        ]
+    return m.SealedSum(round=record.began + 1, drawn=record.drawn, addends=tuple(addends))
 
 
-def drop_older(fleet: str, number: int, base: int) -> Steps[None]:
-    """Drop what was handed in before round `number`, and the means before that of round `base`."""
+def drop_older(fleet: str, newest: RoundRecord) -> Steps[None]:
+    """Drop what nobody needs any more once the newest record can't be lost: what was handed in before it or,
+    where the body is shared, before the round under way, and the means before those that all go on from.
+    """
     names = yield from ListWeights(fleet)
     doomed = []
     for name in names:
-        round_, _, device = name.partition("/")
-        if int(round_) < (number if device else base):
+        number, _, what = name.partition("/")
+        needed_from = {"": newest.base, ENDS: newest.ends_base}.get(what, newest.opened)
+        if int(number) < needed_from:
             doomed.append(name)
     if doomed:
         yield from DropWeights(fleet, tuple(doomed))

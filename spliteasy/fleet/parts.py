@@ -9,7 +9,12 @@ from torch import Tensor
 
 from spliteasy.fleet.mean import COUNTER
 from spliteasy.job.spec import FleetSpec
-from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, SegmentTrainer
+from spliteasy.training.segment_trainer import (
+    GRADIENT_PREFIX,
+    MODEL_PREFIX,
+    OPTIMIZER_PREFIX,
+    SegmentTrainer,
+)
 
 OPTIMIZER_TENSORS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq"})
 """Tensors that an optimizer keeps of a weight, as large as the weight itself."""
@@ -46,6 +51,21 @@ def averaged_part(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor
         name: tensor
         for name, tensor in state.items()
         if name not in fixed and is_averaged(name, fleet, norms)
+    }
+
+
+def model_part(trainer: SegmentTrainer) -> dict[str, Tensor]:
+    """Return a copy of the segment's weights and buffers."""
+    return {name: x for name, x in trainer.snapshot().items() if name.startswith(MODEL_PREFIX)}
+
+
+def window_part(trainer: SegmentTrainer) -> dict[str, Tensor]:
+    """Return a copy of what a shared body has of a device's batch: gradients, and buffers after its forward."""
+    buffers = trainer.buffer_names()
+    return {
+        name: tensor
+        for name, tensor in trainer.snapshot().items()
+        if name.startswith(GRADIENT_PREFIX) or name in buffers
     }
 
 

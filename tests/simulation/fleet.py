@@ -67,7 +67,7 @@ def judge(
         found += [
             f"{device} ended with another {name} than the mean of round {last[device].round}"
             for name in expected
-            if not torch.equal(expected[name], tensors[name])
+            if name not in tensors or not torch.equal(expected[name], tensors[name])
         ]
     return found
 
