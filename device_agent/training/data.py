@@ -134,6 +134,13 @@ class BatchOrder:
             )
         self._check_last_batch(rest, signature.least_samples)
         self.total_steps = self.steps_per_epoch * spec.epochs
+        self.total_steps -= self.total_steps % spec.accumulate
+        if self.total_steps == 0:
+            raise DataError(
+                f"device {device} has {self.steps_per_epoch * spec.epochs} batches in all, fewer than "
+                f"accumulate = {spec.accumulate}: the optimizer would never step",
+                hint="use more epochs, a smaller batch_size or a smaller accumulate",
+            )
         self._order: tuple[int, list[int]] = (-1, [])
         self._classes = 0
         self._answers: RandomizedResponse | None = None

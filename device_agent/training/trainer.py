@@ -328,7 +328,7 @@ class DeviceTrainer:
             if part.share and part.elements:
                 step.loss += float(loss.detach()) * part.share
                 self._refuse_unless(isfinite(step.loss), "the loss")
-            backward_from(loss, part.share)
+            backward_from(loss, part.share, self.job.spec.accumulate)
             gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         self._refuse_unless(all_finite(tensors_of(gradients)), "a gradient of the tail's inputs")
         sent = self.transforms.gradients(gradients[: len(specs)], step=self.taken + 1)
@@ -374,7 +374,8 @@ class DeviceTrainer:
         checked = check_gradients(gradients, outputs)
         if self.watch is not None:
             self.watch.gets(checked, part.samples)
-        returned = self.transforms.returned(part.inputs, detached(outputs), checked, share=part.share)
+        share = part.share / self.job.spec.accumulate
+        returned = self.transforms.returned(part.inputs, detached(outputs), checked, share=share)
         self.head.backward(part.head, (*returned, *(part.kept_gradients or (None,) * len(kept))))
         part.head = None
         step.returned += 1
@@ -494,7 +495,7 @@ class DeviceTrainer:
         for name, tensor in tensors.items():
             like = expected.get(name)
             if OPTIMIZER_PREFIX in name:
-                like = like_of_optimizer(name, expected, self.job.spec.fleet)
+                like = like_of_optimizer(name, expected, self.job.spec)
                 if like is None:
                     raise DataError(f"the worker sent {name}, which no optimizer of this device keeps")
             if like is not None and (tensor.shape != like.shape or tensor.dtype != like.dtype):

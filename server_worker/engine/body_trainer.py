@@ -109,7 +109,7 @@ class BodyTrainer:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights and buffers."""
-        return {name: tensor.clone() for name, tensor in self.trainer.segment.state_dict().items()}
+        return self.trainer.weights()
 
     def averaged_part(self) -> dict[str, Tensor]:
         """Return a copy of what the body hands in at the end of a round."""
@@ -238,7 +238,7 @@ class BodyTrainer:
     def _from_loss(self, opened: _Open) -> tuple[Gradients, float | None]:
         """The gradients of the activations, and the loss where an element has a label."""
         loss = self.job.loss(tensors_of(opened.graph.outputs), opened.targets)
-        backward_from(loss, opened.share)
+        backward_from(loss, opened.share, self.job.spec.accumulate)
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.graph.inputs)
         return gradients, float(loss.detach()) if self.job.measure.measured(opened.targets) else None
 

@@ -26,7 +26,7 @@ from spliteasy.training.segment_trainer import SegmentTrainer, all_finite
 
 SEALED = "sealed"
 """The name of a device's sealed ends, and of their sum."""
-_OF_OPTIMIZERS = 2
+_OF_OPTIMIZERS = 3
 """Optimizers keep at most so many tensors of a weight that are as large as the weight."""
 _HEADER_BYTES = 512
 """The most that the names, shapes and types of a weight and what optimizers keep of it take in a handover."""
@@ -93,7 +93,7 @@ def checked_ends(job: Job, request: m.Ready) -> dict[str, Tensor]:
         raise DataError(f"the device's ends lack {lacking[0]}")
     tensors: dict[str, Tensor] = {}
     for name, value in sent.items():
-        like = expected[name] if name in expected else like_of_optimizer(name, expected, fleet)
+        like = expected[name] if name in expected else like_of_optimizer(name, expected, job.spec)
         if like is None:
             raise DataError(f"the job has no tensor {name[:60]!r} to average")
         if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:

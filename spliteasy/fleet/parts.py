@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from spliteasy.fleet.mean import COUNTER
-from spliteasy.job.spec import FleetSpec
+from spliteasy.job.spec import FleetSpec, JobSpec
+from spliteasy.training.optim import state_fields
 from spliteasy.training.segment_trainer import (
     GRADIENT_PREFIX,
     MODEL_PREFIX,
@@ -16,8 +17,6 @@ from spliteasy.training.segment_trainer import (
     SegmentTrainer,
 )
 
-OPTIMIZER_TENSORS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq"})
-"""Tensors that an optimizer keeps of a weight, as large as the weight itself."""
 RUNNING = "running_mean"
 """The buffer that tells a batch norm from other layers."""
 
@@ -77,16 +76,16 @@ def averaged_end(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor]
     return {name: x for name, x in part.items() if x.is_floating_point()} if fleet.seals_sums else part
 
 
-def like_of_optimizer(name: str, expected: Mapping[str, Tensor], fleet: FleetSpec) -> Tensor | None:
+def like_of_optimizer(name: str, expected: Mapping[str, Tensor], spec: JobSpec) -> Tensor | None:
     """Return a tensor of the shape and type that the optimizer's tensor `name` of an end must have
     (`role/optimizer/…/…`); None where there is no such one. `expected` has the weights.
     """
     role, _, rest = name.partition("/")
-    if fleet.optimizer != "average" or not rest.startswith(OPTIMIZER_PREFIX):
+    if spec.fleet.optimizer != "average" or not rest.startswith(OPTIMIZER_PREFIX):
         return None
     weight, _, key = rest.removeprefix(OPTIMIZER_PREFIX).rpartition("/")
     like = expected.get(f"{role}/{MODEL_PREFIX}{weight}")
-    if like is None or key not in OPTIMIZER_TENSORS | {COUNTER}:
+    if like is None or key not in state_fields(spec.optimizer):
         return None
     return torch.zeros(()) if key == COUNTER else like
 

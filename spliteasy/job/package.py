@@ -46,13 +46,18 @@ BODY = "body."
 
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
 DRAWN_ENDS, DEFENCES, ROUNDS = "secret-ends", "defences", "rounds"
+ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS = "accumulation", "averaged-weights", "more-optimizers"
 FEATURES: frozenset[str] = frozenset(
-    {LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES, ROUNDS}
+    {
+        *(LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES, ROUNDS),
+        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS),
+    }
 )
 """The features that this version knows and that a package may need, beyond what version 1 always had: batches
 of one sample are refused; micro-batches count for their labelled elements; the job says how data is read;
 devices draw the first weights of head and tail; devices change what crosses the cuts, or the labels they
-train on; devices go on from the mean of all after each round."""
+train on; devices go on from the mean of all after each round; gradients of several batches are added up; a
+moving average of the weights is evaluated; the optimizer is neither SGD nor Adam nor AdamW."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -241,6 +246,12 @@ class Job:
             found.add(DEFENCES)
         if self.spec.fleet.has_rounds:
             found.add(ROUNDS)
+        if self.spec.accumulate > 1:
+            found.add(ACCUMULATION)
+        if self.spec.optimizer.ema is not None:
+            found.add(AVERAGED_WEIGHTS)
+        if self.spec.optimizer.name not in ("sgd", "adam", "adamw"):
+            found.add(MORE_OPTIMIZERS)
         return found
 
     def device_parts(self) -> dict[str, bytes]:

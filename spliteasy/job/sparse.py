@@ -46,6 +46,8 @@ def _why_dense(spec: JobSpec, name: str) -> str | None:
     optimizer, group = spec.optimizer, group_of(spec.optimizer, name)
     if not isinstance(optimizer, SgdSpec):
         return optimizer.name
+    if spec.accumulate > 1:
+        return "accumulate"
     decay = optimizer.weight_decay if group is None or group.weight_decay is None else group.weight_decay
     for setting, value in (("momentum", optimizer.momentum), ("weight_decay", decay)):
         if value:

@@ -11,11 +11,21 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
-from spliteasy.job.spec import ClipSpec, GroupSpec, JobSpec, OptimizerSpec, SgdSpec
+from spliteasy.job.spec import (
+    AdagradSpec,
+    ClipSpec,
+    GroupSpec,
+    JobSpec,
+    LionSpec,
+    OptimizerSpec,
+    RmsPropSpec,
+    SgdSpec,
+)
 from spliteasy.training import schedule
+from spliteasy.training.lion import Lion
 
 BASE_LR = "initial_lr"
 """Key of a group's unscheduled rate, named as torch's schedulers name it."""
@@ -54,29 +64,38 @@ def build_optimizer(
         lr = spec.lr if group is None or group.lr is None else group.lr
         decay = spec.weight_decay if group is None or group.weight_decay is None else group.weight_decay
         groups.append({"params": parameters, "lr": lr, BASE_LR: lr, "weight_decay": decay})
-    if isinstance(spec, SgdSpec):
-        return SGD(
-            groups,
-            lr=spec.lr,
-            momentum=spec.momentum,
-            dampening=spec.dampening,
-            nesterov=spec.nesterov,
-            foreach=False,
-            fused=False,
-        )
-    adam = Adam if spec.name == "adam" else AdamW
-    return adam(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, foreach=False, fused=False)
+    settings = spec.model_dump(exclude={"name", "weight_decay", "groups", "ema"})
+    if isinstance(spec, LionSpec):
+        return Lion(groups, **settings)
+    if isinstance(spec, RmsPropSpec):
+        return RMSprop(groups, **settings, foreach=False)
+    kinds: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "adagrad": Adagrad}
+    return kinds[spec.name](groups, **settings, foreach=False, fused=False)  # type: ignore[call-arg]
+
+
+def fresh_state(spec: OptimizerSpec, parameter: Tensor) -> dict[str, Any]:
+    """Return what an optimizer that has taken no step keeps of the parameter: for most of them nothing."""
+    ungrouped = spec.model_copy(update={"groups": ()})
+    optimizer = build_optimizer(ungrouped, [("", nn.Parameter(parameter.detach()))])
+    return next(iter(optimizer.state.values()), {}) if optimizer is not None else {}
 
 
 def state_fields(spec: OptimizerSpec) -> frozenset[str]:
     """Return the names of what the optimizer keeps of a parameter."""
     if isinstance(spec, SgdSpec):
         return frozenset({"momentum_buffer"} if spec.momentum else ())
+    if isinstance(spec, RmsPropSpec):
+        momentum = {"momentum_buffer"} if spec.momentum else set()
+        return frozenset({"step", "square_avg", *momentum, *({"grad_avg"} if spec.centered else ())})
+    if isinstance(spec, AdagradSpec):
+        return frozenset({"step", "sum"})
+    if isinstance(spec, LionSpec):
+        return frozenset({"exp_avg"})
     return frozenset({"step", "exp_avg", "exp_avg_sq"})
 
 
 def set_learning_rate(optimizer: Optimizer | None, spec: JobSpec, step: int) -> None:
-    """Set every group's rate for training step `step` (1 is the first)."""
+    """Set every group's rate for the optimizer's step `step` (1 is the first)."""
     if optimizer is None:
         return
     scale = schedule.factor(spec.schedule, step)

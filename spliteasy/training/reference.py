@@ -27,7 +27,7 @@ from spliteasy.training.cut_calls import CutCalls
 from spliteasy.training.losses import LossFunction, UsersLoss
 from spliteasy.training.masks import drawn
 from spliteasy.training.measures import Measure
-from spliteasy.training.optim import build_optimizer
+from spliteasy.training.optim import build_optimizer, fresh_state
 from spliteasy.training.plain_transforms import PlainTransforms
 from spliteasy.training.private_trainer import (
     add_clipped,
@@ -36,7 +36,13 @@ from spliteasy.training.private_trainer import (
     from_the_device,
     noise_key,
 )
-from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, generator_state
+from spliteasy.training.segment_trainer import (
+    ACCUMULATED_PREFIX,
+    AVERAGE_PREFIX,
+    MODEL_PREFIX,
+    OPTIMIZER_PREFIX,
+    generator_state,
+)
 
 State = dict[str, Tensor]
 """`model/<name>` and `optimizer/<name>/<key>`, under the original model's names."""
@@ -90,7 +96,10 @@ class PlainTraining:
         self._key, self._dp, self._sigma = key, job.spec.privacy.dp, noise_multiplier
         self._roles = [role for role, _ in present]
         self._clip = job.spec.clip
-        self._micro_batches = job.spec.micro_batches
+        self._micro_batches, self._window = job.spec.micro_batches, job.spec.accumulate
+        self._decay = job.spec.optimizer.ema
+        self._average: dict[str, Tensor] = {}
+        self._optimizer_spec = job.spec.optimizer
         own = loss.named_parameters() if isinstance(loss, UsersLoss) else []
         self._named = dict((*model.named_parameters(), *own))
         self._measure = job.measure
@@ -108,7 +117,8 @@ class PlainTraining:
         ]
 
     def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, empty: bool = False) -> float:
-        """Take one optimizer step on a batch, one micro-batch after the other; returns the batch's loss.
+        """Train on one batch, one micro-batch after the other, and let the optimizer step after as many
+        batches as the job adds up; returns the batch's loss.
 
         `empty`: the batch's one sample counts for nothing, since DP-SGD drew none.
         """
@@ -118,12 +128,15 @@ class PlainTraining:
         self._begin(parts[0][0])
         total = 0.0
         for micro, (part, wanted, share) in enumerate(parts):
-            with self._drawn(micro), self._defended(part, share):
+            with self._drawn(micro), self._defended(part, share / self._window):
                 outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
                 loss = self._loss(outputs, wanted)
                 if share:  # else no element has a label, and the loss is no number
-                    (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+                    scaled = loss if share == 1 else loss * share
+                    (scaled if self._window == 1 else scaled / self._window).backward()  # type: ignore[no-untyped-call]
                     total += float(loss.detach()) * share
+        if self._taken % self._window:
+            return total
         if self._clip is not None:
             for parameters in self._segments:
                 nn.utils.clip_grad_norm_(parameters, self._clip.max_norm, foreach=False)
@@ -183,6 +196,16 @@ class PlainTraining:
             self._optimizer.step()
             self._scheduler.step()
             self._optimizer.zero_grad()
+            if self._decay is not None:
+                self._average_weights(self._decay)
+
+    @torch.no_grad()
+    def _average_weights(self, decay: float) -> None:
+        for name, parameter in self._named.items():
+            if parameter.requires_grad and name in self._average:
+                self._average[name].lerp_(parameter, 1 - decay)
+            elif parameter.requires_grad:
+                self._average[name] = parameter.detach().clone()
 
     def _drawn(self, micro: int) -> AbstractContextManager[None]:
         """The random numbers of the step's micro-batch."""
@@ -205,7 +228,8 @@ class PlainTraining:
                 group["lr"] = rate * self._scheduler.lr_lambdas[0](self._taken)
 
     def state(self) -> State:
-        """Weights, buffers and optimizer state after the last step: live tensors, not copies."""
+        """Weights, buffers, optimizer state, averages and sums of gradients after the last step: live
+        tensors, not copies."""
         state = {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._model.state_dict().items()}
         state |= {MODEL_PREFIX + name: tensor.detach() for name, tensor in self._named.items()}
         if self._optimizer is not None:
@@ -213,6 +237,10 @@ class PlainTraining:
                 for key, value in self._optimizer.state.get(parameter, {}).items():
                     if isinstance(value, Tensor):
                         state[f"{OPTIMIZER_PREFIX}{name}/{key}"] = value
+        state |= {AVERAGE_PREFIX + name: average for name, average in self._average.items()}
+        for name, parameter in self._named.items():
+            if self._taken % self._window and parameter.grad is not None:
+                state[ACCUMULATED_PREFIX + name] = parameter.grad
         return state
 
     def fixed_names(self) -> frozenset[str]:
@@ -232,6 +260,7 @@ class PlainTraining:
             prefix = f"{OPTIMIZER_PREFIX}{name}/"
             if MODEL_PREFIX + name in instead_of:
                 kept = {key[len(prefix) :]: x.clone() for key, x in state.items() if key.startswith(prefix)}
+                kept = kept or fresh_state(self._optimizer_spec, parameter)
                 self._optimizer.state.pop(parameter, None)
                 if kept:
                     self._optimizer.state[parameter].update(kept)

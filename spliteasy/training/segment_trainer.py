@@ -6,8 +6,8 @@ messages or stores. A trainer belongs to one thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,13 @@ from spliteasy.graph.document import ValueSpec
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import JobSpec
 from spliteasy.runtime.randomness import Key, drawing, seed_of, state_of
-from spliteasy.training.optim import build_optimizer, clip_gradients, set_learning_rate, state_fields
+from spliteasy.training.optim import (
+    build_optimizer,
+    clip_gradients,
+    fresh_state,
+    set_learning_rate,
+    state_fields,
+)
 
 Values = tuple[Tensor | int, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -30,6 +36,8 @@ AHEAD_KEY = "trainer/ahead"
 OPTIMIZER_PREFIX = "optimizer/"
 MODEL_PREFIX = "model/"
 GRADIENT_PREFIX = "gradient/"
+ACCUMULATED_PREFIX = "accumulated/"
+AVERAGE_PREFIX = "average/"
 
 
 class NotFinite(ArithmeticError):
@@ -61,10 +69,11 @@ def generator_state(
 class SegmentTrainer:
     """One segment's weights, buffers and optimizer at a step.
 
-    `step` counts the steps taken: optimizer steps, and beside them those at which it went on from the mean of
-    a round (`rebases`). An optimizer step is one forward and one backward for each micro-batch, both in
-    order, and `apply`. From the first forward to `apply` (or `abort`) the batch-norm buffers are ahead of
-    `step`; a first forward computed again, or `abort`, puts them back.
+    `step` counts the steps taken: batches that were trained on, and beside them steps at which it went on
+    from the mean of a round (`rebases`). A batch is one forward and one backward for each micro-batch, both
+    in order, and `apply`, which lets the optimizer step; where the job accumulates, after as many batches as
+    it says. From the first forward to `apply` (or `abort`) the batch-norm buffers are ahead of `step`; a
+    first forward computed again, or `abort`, puts them back.
     """
 
     def __init__(
@@ -86,6 +95,10 @@ class SegmentTrainer:
         self._trainable = [p for p in self._parameters.values() if p.requires_grad]
         self._buffers = dict(segment.named_buffers())
         self._buffers_before: dict[str, Tensor] | None = None
+        self._accumulated: dict[str, Tensor] = {}
+        """The gradients of the batches since the optimizer's last step, where the job accumulates."""
+        self._average: dict[str, Tensor] = {}
+        """The moving average of each trainable weight, once the optimizer has stepped, where the job asks."""
         segment.train()
 
     @property
@@ -94,7 +107,7 @@ class SegmentTrainer:
 
     @property
     def taken(self) -> int:
-        """Return how many optimizer steps were taken: what batches, schedule and random layers follow."""
+        """Return how many batches were trained on: what their order and random layers follow."""
         return self.step - self.rebases
 
     @property
@@ -178,14 +191,37 @@ class SegmentTrainer:
         return None
 
     def apply(self) -> None:
-        """Take the optimizer step. The caller has looked whether the gradients are `finite`."""
-        if self._optimizer is not None:
+        """Take the optimizer step, or keep the gradients for it where the job adds up more batches first.
+
+        The caller has looked whether the gradients are `finite`.
+        """
+        batches, window = self.taken + 1, self._spec.accumulate
+        if batches % window:
+            pairs = ((name, parameter.grad) for name, parameter in self._parameters.items())
+            self._accumulated = {name: gradient for name, gradient in pairs if gradient is not None}
+        elif self._optimizer is not None:
             clip_gradients(self._trainable, self._spec.clip)
-            set_learning_rate(self._optimizer, self._spec, self.taken + self.ahead + 1)
+            set_learning_rate(self._optimizer, self._spec, batches // window + self.ahead)
             self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+            self._accumulated = {}
+            self._average_weights()
+        for parameter in self._trainable:
+            parameter.grad = None
         self.step += 1
         self._buffers_before = None
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        decay = self._spec.optimizer.ema
+        if decay is None:
+            return
+        for name, parameter in self._parameters.items():
+            if not parameter.requires_grad:
+                continue
+            if name in self._average:
+                self._average[name].lerp_(parameter, 1 - decay)
+            else:
+                self._average[name] = parameter.detach().clone()
 
     def hold(self) -> None:
         """Let the step pass without the optimizer: its gradients are kept, and buffers are as it left them.
@@ -249,9 +285,10 @@ class SegmentTrainer:
         return frozenset(MODEL_PREFIX + name for name, p in self._parameters.items() if not p.requires_grad)
 
     def abort(self) -> None:
-        """Forget an open forward: gradients go, buffers are what they were before it."""
-        for parameter in self._trainable:
-            parameter.grad = None
+        """Forget an open forward: gradients and buffers are what they were before it."""
+        for name, parameter in self._parameters.items():
+            kept = self._accumulated.get(name)
+            parameter.grad = None if kept is None else kept.clone()
         if self._buffers_before is not None:
             with torch.no_grad():
                 for name, buffer in self._buffers.items():
@@ -260,14 +297,34 @@ class SegmentTrainer:
 
     @torch.no_grad()
     def evaluate(self, values: Sequence[Tensor | int]) -> Values:
-        """Run the evaluation graph on the state after `step`; an open forward is neither seen nor touched."""
-        if self._buffers_before is not None:
-            return self.segment.spawn(self._buffers_before).eval().forward(*values)
+        """Run the evaluation graph on the state after `step`, with averaged weights where there are some.
+
+        An open forward is neither seen nor touched.
+        """
         self.segment.eval()
         try:
-            return self.segment.forward(*values)
+            with self._in_place({**self._average, **(self._buffers_before or {})}):
+                return self.segment.forward(*values)
         finally:
             self.segment.train()
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights and buffers as `evaluate` uses them."""
+        with self._in_place(self._average):
+            return {name: tensor.detach().clone() for name, tensor in self.segment.state_dict().items()}
+
+    @contextmanager
+    def _in_place(self, others: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put other values in the place of tensors of the segment, while it is entered."""
+        own = {**self._parameters, **self._buffers}
+        kept = {name: own[name].data for name in others}
+        try:
+            for name, value in others.items():
+                own[name].data = value
+            yield
+        finally:
+            for name, value in kept.items():
+                own[name].data = value
 
     def state(self) -> dict[str, Tensor]:
         """Weights, buffers and optimizer state after `step`, by name: live tensors, not copies."""
@@ -283,6 +340,8 @@ class SegmentTrainer:
                         hint="use an optimizer whose state is tensors: sgd, adam or adamw",
                     )
         state |= {GRADIENT_PREFIX + name: gradient for name, gradient in self.held.items()}
+        state |= {ACCUMULATED_PREFIX + name: gradient for name, gradient in self._accumulated.items()}
+        state |= {AVERAGE_PREFIX + name: average for name, average in self._average.items()}
         state[STEP_KEY] = torch.tensor(self.step, dtype=torch.int64)
         if self.rebases:
             state[REBASES_KEY] = torch.tensor(self.rebases, dtype=torch.int64)
@@ -311,28 +370,42 @@ class SegmentTrainer:
             raise ValueError(f"the state is not the segment's: {why}")
         for name, tensor in own.items():
             tensor.copy_(state[MODEL_PREFIX + name])
-        if self._optimizer is not None:
-            self._optimizer.state.clear()
-            for key, value in state.items():
-                if key.startswith(OPTIMIZER_PREFIX):
-                    name, _, field = key[len(OPTIMIZER_PREFIX) :].rpartition("/")
-                    if field in self._optimizer_fields:
-                        self._optimizer.state[self._parameters[name]][field] = value.clone()
-        self.held = {
-            key.removeprefix(GRADIENT_PREFIX): value.clone()
-            for key, value in state.items()
-            if key.startswith(GRADIENT_PREFIX)
-        }
+        self._load_optimizer(state)
+        self._accumulated = self._kept(state, ACCUMULATED_PREFIX) if self._spec.accumulate > 1 else {}
+        self._average = self._kept(state, AVERAGE_PREFIX) if self._spec.optimizer.ema is not None else {}
+        self.held = self._kept(state, GRADIENT_PREFIX)
         self.step = step
         self.rebases = int(state[REBASES_KEY]) if REBASES_KEY in state else 0
         self.ahead = int(state[AHEAD_KEY]) if AHEAD_KEY in state else 0
         if not self.rebases:  # a mean may bring the count of a device that took more steps
             self._check_step_count()
 
+    def _load_optimizer(self, state: Mapping[str, Tensor]) -> None:
+        if self._optimizer is None:
+            return
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            if key.startswith(OPTIMIZER_PREFIX):
+                name, _, field = key[len(OPTIMIZER_PREFIX) :].rpartition("/")
+                if field in self._optimizer_fields:
+                    found.setdefault(name, {})[field] = value.clone()
+        self._optimizer.state.clear()
+        for name, parameter in self._parameters.items():
+            own = found.get(name, {})
+            if own.keys() != self._optimizer_fields:
+                own = fresh_state(self._spec.optimizer, parameter)
+            if own and parameter.requires_grad:
+                self._optimizer.state[parameter].update(own)
+
+    def _kept(self, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """Return a copy of what the state has under the prefix for weights that train."""
+        named = ((name, state.get(prefix + name)) for name, p in self._parameters.items() if p.requires_grad)
+        return {name: tensor.clone() for name, tensor in named if tensor is not None}
+
     def moving(self) -> list[Tensor]:
-        """Return what a step may change of the model: trainable weights and buffers, live tensors,
-        in order."""
-        return [*self._trainable, *self._buffers.values()]
+        """Return what a step may change of the model: trainable weights, buffers and gradients that are
+        added up, live tensors, in order."""
+        return [*self._trainable, *self._buffers.values(), *self._accumulated.values()]
 
     def nbytes(self) -> int:
         """Bytes of the state's tensors."""
@@ -379,14 +452,16 @@ def tensors_of(values: Sequence[Tensor | int | None]) -> tuple[Tensor, ...]:
     return tuple(value for value in values if isinstance(value, Tensor))
 
 
-def backward_from(loss: Tensor, share: float = 1.0) -> None:
-    """Backward from a scalar, times what its micro-batch counts for in the batch.
+def backward_from(loss: Tensor, share: float = 1.0, accumulate: int = 1) -> None:
+    """Backward from a scalar, times what its micro-batch counts for in the batch, and divided by the number
+    of batches that are added up.
 
     Nothing where no weight or input behind it takes a gradient, and where the micro-batch counts for
     nothing, since it has no labelled element and its loss is no number.
     """
     if share and loss.requires_grad:
-        torch.autograd.backward(loss if share == 1 else loss * share)
+        scaled = loss if share == 1 else loss * share
+        torch.autograd.backward(scaled if accumulate == 1 else scaled / accumulate)
 
 
 def detached(values: Values) -> Values:

@@ -36,14 +36,19 @@ from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy.splitting.split import regrouped_note
 from spliteasy.training.losses import LOSSES
 from spliteasy.training.reference import PlainTraining, State, difference
-from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX
+from spliteasy.training.segment_trainer import (
+    ACCUMULATED_PREFIX,
+    AVERAGE_PREFIX,
+    MODEL_PREFIX,
+    OPTIMIZER_PREFIX,
+)
 from spliteasy_cli.commands.submit import store_job
 from spliteasy_cli.commands.train import STORE_FILE, agent_configs
 from spliteasy_cli.support.embedded import ConnectAs, async_connect, workers_running
 from spliteasy_cli.support.fleet import begin_rounds, check_size, fleet_name
 
 EMBEDDED_WORKERS = 2
-COMPARED = (MODEL_PREFIX, OPTIMIZER_PREFIX)
+COMPARED = (MODEL_PREFIX, OPTIMIZER_PREFIX, ACCUMULATED_PREFIX, AVERAGE_PREFIX)
 """The names of tensors that plain PyTorch has, too, begin with one of these."""
 
 NAME_ROOM = 55

@@ -22,7 +22,7 @@ from server_worker.store import open_store
 from spliteasy.errors import StateError
 from spliteasy.job import Job
 from spliteasy.privacy.defences.transforms import CutTransforms
-from spliteasy.training.segment_trainer import MODEL_PREFIX, SegmentTrainer, tensors_of
+from spliteasy.training.segment_trainer import SegmentTrainer, tensors_of
 from spliteasy_cli.commands.train import STORE_FILE
 from spliteasy_cli.support.embedded import async_connect, workers_running
 from spliteasy_cli.support.endpoints import find_url
@@ -43,13 +43,7 @@ class TrainedHalf:
 
     def weights(self) -> dict[str, Tensor]:
         """Weights and buffers of head and tail, under the original model's names."""
-        trainers = [self.head] if self.tail is None else [self.head, self.tail]
-        return {
-            name.removeprefix(MODEL_PREFIX): tensor
-            for trainer in trainers
-            for name, tensor in trainer.state().items()
-            if name.startswith(MODEL_PREFIX)
-        }
+        return {**self.head.weights(), **(self.tail.weights() if self.tail is not None else {})}
 
     async def predict(self, inputs: tuple[Tensor, ...], caller: SessionClient) -> tuple[Tensor, ...]:
         """The whole model's outputs in evaluation mode; the body's part is asked for."""

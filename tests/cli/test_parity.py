@@ -68,6 +68,30 @@ NOISY = "[privacy]\nclip_activations = 1.0\nnoise_activations = 0.2"
             id="noisy-single-split",
         ),
         pytest.param({"extra": "Again(),", "cuts": '["stem", "middle.2.inner.0"]'}, id="computed-again"),
+        pytest.param(
+            {
+                "top": "accumulate = 4",
+                "optimizer": 'name = "rmsprop"\nlr = 0.01\nema = 0.9',
+                "more": '[clip]\nmax_norm = 0.05\n[schedule]\nname = "cosine"\nsteps = 3',
+            },
+            id="accumulated-rmsprop-ema",
+        ),
+        pytest.param(
+            {
+                "top": "accumulate = 5\nmicro_batches = 2",
+                "optimizer": 'name = "adagrad"\nlr = 0.1',
+                "more": "[privacy]\nnopeek = 0.5",
+            },
+            id="part-of-a-window-adagrad-nopeek",
+        ),
+        pytest.param(
+            {
+                "top": "accumulate = 3\nshare_labels = true",
+                "cuts": '["stem"]',
+                "optimizer": 'name = "lion"\nlr = 0.01\nweight_decay = 0.1\nema = 0.5',
+            },
+            id="accumulated-lion-single-split",
+        ),
     ],
 )
 def test_parity(

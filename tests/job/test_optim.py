@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, StepLR
 
 from spliteasy.errors import JobError
 from spliteasy.job import JobSpec, parse_job
+from spliteasy.training.lion import Lion
 from spliteasy.training.losses import LOSSES
 from spliteasy.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from spliteasy.training.schedule import factor
@@ -55,6 +56,18 @@ def train(model: nn.Module, optimizers: list[Any], before_step: Any) -> dict[str
             lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1),
         ),
         ({"name": "adamw", "lr": 0.01}, lambda p: torch.optim.AdamW(p, lr=0.01)),
+        (
+            {"name": "rmsprop", "lr": 0.01, "alpha": 0.9, "momentum": 0.5, "centered": True},
+            lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.9, momentum=0.5, centered=True),
+        ),
+        (
+            {"name": "adagrad", "lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.2, "eps": 1e-6},
+            lambda p: torch.optim.Adagrad(p, lr=0.1, lr_decay=0.1, initial_accumulator_value=0.2, eps=1e-6),
+        ),
+        (
+            {"name": "lion", "lr": 0.01, "betas": [0.8, 0.95], "weight_decay": 0.1},
+            lambda p: Lion(p, lr=0.01, betas=(0.8, 0.95), weight_decay=0.1),
+        ),
     ],
 )
 def test_an_optimizer_a_segment_equals_one_for_the_model(section: dict[str, Any], plain: Any) -> None:
@@ -85,6 +98,26 @@ def test_an_optimizer_a_segment_equals_one_for_the_model(section: dict[str, Any]
 
 # torch's LambdaLR warns when it is stepped before the optimizer; above it always steps after one.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+
+
+def test_lion_is_as_published() -> None:
+    weight, gradients = torch.tensor([1.0, -2.0, 0.5]), torch.randn(4, 3, dtype=torch.float64)
+    parameter = nn.Parameter(weight.double().clone())
+    optimizer = Lion([parameter], lr=0.1, betas=(0.9, 0.99), weight_decay=0.3)
+    expected, momentum = weight.double().clone(), torch.zeros(3, dtype=torch.float64)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        direction = (0.9 * momentum + 0.1 * gradient).sign()
+        expected = expected - 0.1 * (direction + 0.3 * expected)
+        momentum = 0.99 * momentum + 0.01 * gradient
+        assert torch.allclose(parameter.detach(), expected)
+
+
+@pytest.mark.parametrize("name", ["plateau", "ReduceLROnPlateau"])
+def test_a_schedule_by_plateaus_is_refused_with_its_reason(name: str) -> None:
+    with pytest.raises(JobError, match="is no function of the step"):
+        spec_with(schedule={"name": name, "patience": 3})
 
 
 def test_groups_take_their_settings_from_the_first_match() -> None:

@@ -47,6 +47,7 @@ class Variant:
     factory: str = "tests.simulation.toy:build"
     optimizer: tuple[tuple[str, object], ...] = (("name", "sgd"), ("lr", 0.1), ("momentum", 0.9))
     fleet: tuple[tuple[str, object], ...] = ()
+    accumulate: int = 1
 
     @property
     def auto(self) -> bool:
@@ -72,6 +73,9 @@ VARIANTS = (
     Variant(privacy=(*NOISY, ("gradient_noise", "max_norm"), ("label_dp", 1.0))),
     Variant(batch=8, micro_batches=3, privacy=(*NOISY, ("gradient_noise", 0.3)), gradients="int8"),
     Variant(single=True, privacy=(*NOISY, ("label_dp", 3.0)), activations="topk:0.5", epochs=2),
+    Variant(accumulate=3, optimizer=(("name", "rmsprop"), ("lr", 0.01), ("momentum", 0.9), ("ema", 0.7))),
+    Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
+    Variant(single=True, accumulate=2, optimizer=(("name", "lion"), ("lr", 0.01), ("ema", 0.9))),
 )
 """The variants that a sweep of seeds goes through in turn."""
 
@@ -125,6 +129,7 @@ def job(variant: Variant) -> Job:
             "seed": 7,
             "batch_size": variant.batch,
             "micro_batches": variant.micro_batches,
+            "accumulate": variant.accumulate,
             "epochs": variant.epochs,
             "share_labels": single,
             "share_loss": variant.share_loss,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.protocol.schemas import schemas
-from tests.vectors import coded, draws, wire
+from tests.vectors import coded, draws, transcripts, wire
 
 FOLDER = Path(__file__).parent
 VECTORS: Mapping[str, Callable[[], Any]] = {
@@ -28,4 +28,5 @@ def written() -> dict[str, str]:
         name: json.dumps(make(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         for name, make in VECTORS.items()
     }
-    return vectors | {f"schemas/{name}": text.decode() for name, text in schemas().items()}
+    machine = {"machine.json": transcripts.as_text(transcripts.transcripts())}
+    return vectors | machine | {f"schemas/{name}": text.decode() for name, text in schemas().items()}

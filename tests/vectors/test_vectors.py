@@ -22,7 +22,7 @@ from spliteasy.privacy import numbers
 from spliteasy.privacy.defences import label_dp, transforms
 from spliteasy.runtime import randomness
 from spliteasy.runtime.randomness import Key
-from tests.vectors import draws
+from tests.vectors import draws, transcripts
 from tests.vectors.book import FOLDER, VECTORS
 
 
@@ -65,6 +65,10 @@ def test_the_code_makes_what_the_vectors_say(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(schemas()))
 def test_the_schemas_are_those_of_the_code(name: str) -> None:
     assert (FOLDER / "schemas" / name).read_bytes() == schemas()[name]
+
+
+def test_the_machine_does_what_the_transcripts_say() -> None:
+    assert list(transcripts.differing(recorded("machine.json"))) == []
 
 
 def test_every_message_has_a_schema_and_fits_it() -> None:

@@ -26,6 +26,8 @@ from spliteasy.job.spec.values import (
     unique,
 )
 
+MAX_ACCUMULATED = 1 << 12
+
 
 class JobSpec(Section):
     """One job. `spliteasy.job.load_job_file` reads it from TOML."""
@@ -38,6 +40,8 @@ class JobSpec(Section):
     micro_batches: Annotated[int, Field(ge=1, le=MAX_MICRO_BATCHES)] = 1
     """Parts of a batch that travel and are computed one after the other, so that head, upload, body,
     download and tail overlap; one optimizer step for all (`spliteasy.job.micro_batches`)."""
+    accumulate: Annotated[int, Field(ge=1, le=MAX_ACCUMULATED)] = 1
+    """Batches whose gradients are added up, each divided by this number, before the optimizer steps."""
     precision: Annotated[str, only("fp32", planned=("fp16", "bf16", "mixed"))] = "fp32"
     share_inputs: Annotated[tuple[Name, ...], Field(max_length=16), AfterValidator(unique)] = ()
     """Inputs that may leave the device, by name."""
@@ -71,6 +75,30 @@ class JobSpec(Section):
             raise refuse(
                 f"micro_batches: a batch of {self.batch_size} can't be split into {self.micro_batches}; "
                 f"use at most {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_windows(self) -> Self:
+        """Refuse what would leave weights or averages of them that no plain program has."""
+        reasons = {
+            "accumulate = 1, the default": self.accumulate > 1,
+            "optimizer.ema left out": self.optimizer.ema is not None,
+        }
+        for instead, found in reasons.items():
+            if found and self.fleet.has_rounds:
+                raise refuse(
+                    "a round of [fleet] ends between two steps of the optimizer, and its mean is of the "
+                    f"weights alone: use {instead}"
+                )
+        if self.accumulate > 1 and self.privacy.dp is not None:
+            raise refuse(
+                "[privacy.dp] adds noise to each batch: use a larger expected_batch in place of accumulate"
+            )
+        if self.accumulate > 1 and self.durability.on_non_finite == "skip":
+            raise refuse(
+                "a batch that passes without effect would leave a sum of fewer batches than accumulate: use "
+                'on_non_finite = "stop", or a larger batch_size in place of accumulate'
             )
         return self
 
@@ -154,6 +182,10 @@ class JobSpec(Section):
             left_out["fleet"] = set(FleetSpec.model_fields) - {"mode"}
         if not self.share_ends:
             left_out["share_ends"] = True
+        if self.accumulate == 1:
+            left_out["accumulate"] = True
+        if self.optimizer.ema is None:
+            left_out["optimizer"] = {"ema"}
         return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from spliteasy.job.spec.values import (
     Count,
@@ -40,6 +40,9 @@ class GroupSpec(Section):
 class _OptimizerBase(Section):
     lr: Positive
     weight_decay: NonNegative = 0.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The decay of an exponential moving average of the weights, which evaluation, prediction and the merged
+    model use."""
     groups: Annotated[tuple[GroupSpec, ...], Field(max_length=64)] = ()
 
 
@@ -75,7 +78,35 @@ class AdamWSpec(_OptimizerBase):
     eps: Positive = 1e-8
 
 
-OptimizerSpec = Annotated[SgdSpec | AdamSpec | AdamWSpec, Field(discriminator="name")]
+class RmsPropSpec(_OptimizerBase):
+    """`torch.optim.RMSprop`."""
+
+    name: Literal["rmsprop"]
+    alpha: Fraction = 0.99
+    eps: Positive = 1e-8
+    momentum: NonNegative = 0.0
+    centered: bool = False
+
+
+class AdagradSpec(_OptimizerBase):
+    """`torch.optim.Adagrad`."""
+
+    name: Literal["adagrad"]
+    lr_decay: NonNegative = 0.0
+    initial_accumulator_value: NonNegative = 0.0
+    eps: Positive = 1e-10
+
+
+class LionSpec(_OptimizerBase):
+    """Lion: steps of equal size by the sign of a momentum (`spliteasy.training.lion`)."""
+
+    name: Literal["lion"]
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+
+
+OptimizerSpec = Annotated[
+    SgdSpec | AdamSpec | AdamWSpec | RmsPropSpec | AdagradSpec | LionSpec, Field(discriminator="name")
+]
 
 
 class _ScheduleBase(Section):
@@ -114,7 +145,19 @@ class CosineSpec(_ScheduleBase):
         return self
 
 
-ScheduleSpec = Annotated[ConstantSpec | StepSpec | CosineSpec, Field(discriminator="name")]
+def _no_plateau(schedule: Any) -> Any:
+    name = schedule.get("name") if isinstance(schedule, dict) else None
+    if isinstance(name, str) and "plateau" in name.lower():
+        raise refuse(
+            f"{name!r} is no function of the step: it follows evaluations that only the device has, and the "
+            'worker takes its steps without them; use "cosine" or "step"'
+        )
+    return schedule
+
+
+ScheduleSpec = Annotated[
+    ConstantSpec | StepSpec | CosineSpec, Field(discriminator="name"), BeforeValidator(_no_plateau)
+]
 
 
 class ClipSpec(Section):

@@ -52,7 +52,7 @@ def follow(view: View) -> tuple[Tensor, SegmentTrainer]:
             found.append(labels)
             opened = spy.forward(exchange.outputs, micro=micro)
             loss = view.job.loss(tensors_of(opened.outputs), (labels,))
-            backward_from(loss, exchange.share)
+            backward_from(loss, exchange.share, view.job.spec.accumulate)
         if spy.finite():
             spy.apply()
         else:
@@ -70,7 +70,8 @@ def _labels(view: View, spy: SegmentTrainer, exchange: Exchange, micro: int) -> 
         copy.step = spy.step
         opened = copy.forward(exchange.outputs, micro=micro)
         wanted = torch.full((exchange.samples,), label)
-        backward_from(view.job.loss(tensors_of(opened.outputs), (wanted,)), exchange.share)
+        loss = view.job.loss(tensors_of(opened.outputs), (wanted,))
+        backward_from(loss, exchange.share, view.job.spec.accumulate)
         made = rows_of([v.grad for v in opened.inputs if isinstance(v, Tensor)], exchange.samples)
         errors.append((made - sent).pow(2).sum(1))
     return torch.stack(errors).argmin(0)
