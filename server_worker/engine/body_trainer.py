@@ -133,7 +133,9 @@ class BodyTrainer:
         self.trainer.rebase(own, scheduled=request.scheduled)
         # In the order of names: the reply has to be the same bytes when it is made again.
         ends = {name: tensors[name] for name in sorted(tensors) if not name.startswith(BODY)}
-        digest = digest_of([request.round, self.trainer.ahead, *ends.values(), self.step, *self.trainer.moving()])
+        digest = digest_of(
+            [request.round, self.trainer.ahead, *ends.values(), self.step, *self.trainer.moving()]
+        )
         return RebaseDone(DIGEST + digest, ends)
 
     def forward(self, request: Forward) -> ForwardDone:
@@ -246,8 +248,7 @@ class BodyTrainer:
         """The digest of all that the step gave: gradients as they travel, new weights and buffers, and what
         codecs held back. Gradients alone would be one constant under a frozen head."""
         held_back = [tensor for _, tensor in sorted(self._packer.state().items())]
-        moved = [*self.trainer.moving(), *self.trainer.held.values()]
-        return DIGEST + digest_of([*sent, self.step, *moved, *held_back])
+        return DIGEST + digest_of([*sent, self.step, *self.trainer.moving(), *held_back])
 
     def _let_pass(self) -> None:
         """The step will have no effect; raises NotFinite where the job wants to stop instead."""

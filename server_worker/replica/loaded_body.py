@@ -243,9 +243,7 @@ class LoadedBody:
         state = yield from TakeSnapshot(self.body)
         if not self.job.spec.fleet.has_rounds:
             return state
-        about = torch.tensor(
-            [self.round, self.samples, self.round_began, self.opened, self.round_samples]
-        )
+        about = torch.tensor([self.round, self.samples, self.round_began, self.opened, self.round_samples])
         return {**state, ROUND_KEY: encode_tensor(about)}
 
     def weights(self) -> Steps[dict[str, Tensor]]:
@@ -304,7 +302,9 @@ class LoadedBody:
         self._closed(request.request, back)
         return self._stepped(step)
 
-    def rebase(self, request: m.Ready, about: RoundAbout, mean: bytes, ends: bytes = b"") -> Steps[StepResult]:
+    def rebase(
+        self, request: m.Ready, about: RoundAbout, mean: bytes, ends: bytes = b""
+    ) -> Steps[StepResult]:
         """Take a step that goes on from the mean of a round, or from the initial model (no bytes).
 
         `ends`: the mean of the ends, where it is not in `mean`.

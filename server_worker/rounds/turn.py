@@ -131,7 +131,8 @@ class RoundTurns:
             return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=SETTLING)
         mean = yield from mean_of(newest.base, loaded)
         ends_base = newest.ends_base if spec.shares_body else newest.base
-        keeps_ends = spec.shares_body and (not spec.ends_leave or newest.opened == loaded.opened)
+        goes_on = loaded.round > 0 and newest.opened == loaded.opened
+        keeps_ends = spec.shares_body and (goes_on or not spec.ends_leave)
         ends = b""
         if spec.shares_body and not keeps_ends:
             ends = yield from ends_of(ends_base, loaded)
@@ -169,7 +170,8 @@ class RoundTurns:
             )
         if most is not None and loaded.round_samples > most:
             raise DataError(
-                f"the device trained on {loaded.round_samples} samples in the round, and the job takes {most}",
+                f"the device trained on {loaded.round_samples} samples in the round, and the job takes "
+                f"{most}",
                 hint="raise fleet.max_samples in the job",
             )
         body = yield from HandIn(loaded.body, request)

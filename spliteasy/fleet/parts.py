@@ -10,12 +10,7 @@ from torch import Tensor
 from spliteasy.fleet.mean import COUNTER
 from spliteasy.job.spec import FleetSpec, JobSpec
 from spliteasy.training.optim import state_fields
-from spliteasy.training.segment_trainer import (
-    GRADIENT_PREFIX,
-    MODEL_PREFIX,
-    OPTIMIZER_PREFIX,
-    SegmentTrainer,
-)
+from spliteasy.training.segment_trainer import GRADIENT_PREFIX, MODEL_PREFIX, OPTIMIZER_PREFIX, SegmentTrainer
 
 RUNNING = "running_mean"
 """The buffer that tells a batch norm from other layers."""
@@ -59,7 +54,7 @@ def model_part(trainer: SegmentTrainer) -> dict[str, Tensor]:
 
 
 def window_part(trainer: SegmentTrainer) -> dict[str, Tensor]:
-    """Return a copy of what a shared body has of a device's batch: gradients, and buffers after its forward."""
+    """Return a copy of what a shared body has of a device's batch: gradients, and buffers after it."""
     buffers = trainer.buffer_names()
     return {
         name: tensor

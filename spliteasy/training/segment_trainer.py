@@ -404,8 +404,9 @@ class SegmentTrainer:
 
     def moving(self) -> list[Tensor]:
         """Return what a step may change of the model: trainable weights, buffers and gradients that are
-        added up, live tensors, in order."""
-        return [*self._trainable, *self._buffers.values(), *self._accumulated.values()]
+        added up or held, live tensors, in order."""
+        kept = [*self._accumulated.values(), *self.held.values()]
+        return [*self._trainable, *self._buffers.values(), *kept]
 
     def nbytes(self) -> int:
         """Bytes of the state's tensors."""

@@ -26,6 +26,7 @@ from spliteasy.fleet.mean import weighted_mean
 from spliteasy.fleet.record import RoundRecord
 from spliteasy.fleet.sealed import fixed_mean, fraction_bits
 from spliteasy.graph.tensors import tensors_to_bytes
+from spliteasy.training.segment_trainer import MODEL_PREFIX
 from tests.drawn import SECRET
 from tests.simulation import toy
 
@@ -46,7 +47,7 @@ def judge(
     variant: toy.Variant, records: Sequence[RoundRecord], taken: Sequence[Taken], ended: Mapping[str, Theta]
 ) -> list[str]:
     """What is wrong with the rounds. `ended`: the averaged tensors that each device has at its end."""
-    found = [*_chain(records), *_acted(records, taken)]
+    found = [*chain(records), *acted(records, taken)]
     theta = {0: initial(variant)}
     for record in records[1:]:
         if record.void:
@@ -72,7 +73,7 @@ def judge(
     return found
 
 
-def _chain(records: Sequence[RoundRecord]) -> list[str]:
+def chain(records: Sequence[RoundRecord]) -> list[str]:
     """The records are one chain, and whoever took part was drawn."""
     found = []
     for before, record in pairwise(records):
@@ -83,7 +84,7 @@ def _chain(records: Sequence[RoundRecord]) -> list[str]:
     return found
 
 
-def _acted(records: Sequence[RoundRecord], taken: Sequence[Taken]) -> list[str]:
+def acted(records: Sequence[RoundRecord], taken: Sequence[Taken]) -> list[str]:
     """Nobody acted on a record that the store has lost since."""
     return [
         f"{each.device} went on from round {each.round} by a record that is not there any more"
@@ -108,7 +109,10 @@ def _mean(
 
 
 def averaged(trainer: DeviceTrainer, body: DirectBody) -> dict[str, Tensor]:
-    """The averaged tensors of all three segments."""
+    """The tensors of all three segments that are averaged, or shared."""
+    if trainer.job.spec.fleet.shares_body:
+        shared = {BODY + name: x for name, x in body.snapshot().items() if name.startswith(MODEL_PREFIX)}
+        return {**shared, **trainer.averaged_ends()}
     return {**body.averaged_part(), **trainer.averaged_ends()}
 
 

@@ -93,8 +93,8 @@ class FleetSpec(Section):
             self._check_shared()
         elif self.window is not None:
             raise refuse(
-                f'window belongs to mode = "shared": under "{self.mode}" no step takes the batches of several '
-                "devices; remove it"
+                f'window belongs to mode = "shared": under "{self.mode}" no step takes the batches of '
+                "several devices; remove it"
             )
         if self.ends == "own" and self.aggregate is not None:
             raise refuse('aggregate says how ends leave a device, and with ends = "own" they never do')
@@ -142,8 +142,8 @@ class FleetSpec(Section):
     def _check_shared(self) -> None:
         if self.norm == "local":
             raise refuse(
-                'norm = "local" keeps batch norm each device\'s own, and under mode = "shared" the body is one, '
-                'with its batch norm; use mode = "splitfed" (FedBN), or remove norm'
+                'norm = "local" keeps batch norm each device\'s own, and under mode = "shared" the body is '
+                'one, with its batch norm; use mode = "splitfed" (FedBN), or remove norm'
             )
         most = self.devices_per_round
         if self.window is not None and most is not None and self.window > most:
