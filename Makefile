@@ -106,8 +106,9 @@ lint: setup ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff format --check $(wildcard $(CODE))
 	$(BIN)/mypy
 
-docs: setup ## Write docs/commands.md from the parser
+docs: setup ## Write docs/commands.md from the parser, and draw ARCHITECTURE.md's states from their table
 	$(BIN)/python -m spliteasy_cli.command_reference > docs/commands.md
+	$(BIN)/python -m spliteasy_cli.state_diagram ARCHITECTURE.md
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix $(wildcard $(CODE))

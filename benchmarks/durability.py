@@ -94,7 +94,7 @@ def run(workload: Workload, rounds: int) -> list[Figure]:
 def _enter(
     field: Field, running: Services, workload: Workload, name: str, url: str | None, *, vhost: str
 ) -> None:
-    """A worker with that store and a device, in a virtual host of their own."""
+    """Run a worker with that store and a device, in a virtual host of their own."""
     running.rabbitmq.ctl("add_vhost", vhost)
     running.rabbitmq.ctl("set_permissions", "-p", vhost, running.rabbitmq.user, ".*", ".*", ".*")
     broker = running.rabbitmq.url(vhost)
@@ -109,7 +109,7 @@ def _enter(
 
 
 def job_of(workload: Workload) -> dict[str, Any]:
-    """The job file's content."""
+    """Return the job file's content."""
     every = SNAPSHOT_EVERY.get(workload.name)
     settings = {} if every is None else {"snapshot_every_steps": every, "checkpoint_every": every}
     return {**workload.job(f"durability-{workload.name.lower()}"), "durability": settings}

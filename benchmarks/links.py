@@ -103,7 +103,7 @@ def measure(
 
 
 def table_of(figures: Sequence[Figure]) -> Table:
-    """One workload over one link."""
+    """Measure one workload over one link."""
     rows = [
         [
             one.codec,

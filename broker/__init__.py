@@ -46,7 +46,7 @@ __all__ = [
 
 
 async def connect(url: str, *, heartbeat_s: int | None = None) -> Transport:
-    """A connection to the broker at `url` (`amqp://` or `amqps://`), or to a gateway (`ws://` or `wss://`).
+    """Connect to the broker at `url` (`amqp://` or `amqps://`), or to a gateway (`ws://` or `wss://`).
 
     RabbitMQ gives up a client that is silent for two to three times `heartbeat_s` (None: as `AmqpOptions`).
 

@@ -232,7 +232,7 @@ class Accounts:
         self._call("PUT", f"policies/{vhost}/{REPLY_POLICY}", reply_policy())
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The answer's JSON; None where there is none, or no such thing. Raises LinkError, LinkRefused."""
+        """Return the answer's JSON; None where it has none. Raises LinkError, LinkRefused."""
         connection = (
             HTTPSConnection(self._host, self._port, timeout=TIMEOUT_S, context=self._context)
             if self._context

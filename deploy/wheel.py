@@ -23,7 +23,7 @@ BUILDS_WHEELS = (70, 1)
 
 
 def build_wheel(out: Path) -> Path:
-    """The wheel, put into the folder `out`. Raises UserError, SplitEasyError."""
+    """Return the wheel, put into the folder `out`. Raises UserError, SplitEasyError."""
     missing = [name for name in (*FILES, *PACKAGES) if not (ROOT / name).exists()]
     if missing:
         raise UserError(

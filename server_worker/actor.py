@@ -154,7 +154,7 @@ class SessionActor:
         await self._between_requests(self.session.save)
 
     async def park(self) -> None:
-        """Save, and drop the memory."""
+        """Save the session, and drop it from memory."""
         await self._between_requests(self.session.park)
 
     async def _between_requests(self, steps: Callable[[], Steps[None]]) -> None:

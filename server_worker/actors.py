@@ -52,7 +52,7 @@ class Actors:
         return len(self._actors)
 
     def get(self, session: str) -> SessionActor | None:
-        """The session's actor, if there is one."""
+        """Return the session's actor, if there is one."""
         return self._actors.get(session)
 
     def __getitem__(self, session: str) -> SessionActor:

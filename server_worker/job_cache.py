@@ -41,7 +41,7 @@ class JobCache:
         return len(self._jobs)
 
     async def get(self, name: str, digest: str) -> Job | None:
-        """The program of that version; None where the store has none.
+        """Return the program of that version; None where the store has none.
 
         Raises StoreError, PortableError, NeedsNewer, and JobError where a request of the job would take too
         much computing.

@@ -170,7 +170,7 @@ class MeteredCompute:
 
 
 def metered_store(store: Store, meter: Meter, clock: Callable[[], float]) -> Store:
-    """The same store; the time and the outcome of every call go to the meter."""
+    """Return the same store, wrapped: the time and the outcome of every call go to the meter."""
     return cast(Store, _MeteredStore(store, meter, clock))
 
 

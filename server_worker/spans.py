@@ -36,7 +36,7 @@ class RequestSpans:
         self._record("wait", self._began_ns - round(waited_s * 1e9))
 
     async def timed(self, action: Action[Any], work: Awaitable[T]) -> T:
-        """Await the work of an action."""
+        """Await the work of an action, and return its result."""
         name, began_ns = _phase(action), self._clock_ns()
         try:
             return await work
@@ -88,7 +88,7 @@ def spans_of(tracer: Tracer | None, request: m.AnyRequest, *, waited_s: float) -
 
 
 def _phase(action: Action[Any]) -> str | None:
-    """The name of an action's span; None for what takes no time."""
+    """Return the name of an action's span; None for what takes no time."""
     match action:
         case Together(requests):
             return "compute " + ", ".join(type(each).__name__ for each in requests)

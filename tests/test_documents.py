@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from spliteasy.job.spec import JobSpec
+from spliteasy_cli.state_diagram import diagram, with_diagram
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -59,6 +60,12 @@ def test_code_cites_no_document_that_is_not_here() -> None:
         for cited in re.findall(r"\b([\w/]*[A-Z]{4,}\.md|docs/[\w-]+\.md)\b", text):
             assert any(file.endswith(cited) for file in TREE), (name, cited)
         assert name == "tests/test_documents.py" or not re.search(r"\(DESIGN[:)]|DESIGN §", text), name
+
+
+def test_the_states_are_drawn_from_their_table() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    assert diagram() in page
+    assert with_diagram(page) == page, "run `make docs`"
 
 
 def sections(model: type[BaseModel]) -> list[type[BaseModel]]:

@@ -33,7 +33,7 @@ def obey(link: LinkEmulator, line: str) -> str:
 
 
 async def serve(link: LinkEmulator, host: str, port: int) -> asyncio.Server:
-    """A control socket: lines in, lines out."""
+    """Return a control socket: lines in, lines out."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -131,7 +131,7 @@ class LinkEmulator:
         self._lines[direction].limit(count, lambda: self.cut(for_s=for_s))
 
     def refuse(self) -> None:
-        """Reset every new connection, until `restore`."""
+        """Reset every new connection, until `restore` is called."""
         self._refused = True
 
     def restore(self) -> None:

@@ -61,7 +61,7 @@ def distort(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def data_distorted(device: str) -> tuple[Distorted, TensorDataset]:
-    """(train, test) of a phone."""
+    """Return (train, test) of a phone."""
     plain, _ = digits(device)
     return Distorted(plain.images[:, :, 1:-1, 1:-1], plain.labels), _test()
 
@@ -83,7 +83,7 @@ make_distorted = DigitNet
 
 
 def job_of(task: str, seed: int, codec: str, epochs: int | None = None) -> dict[str, Any]:
-    """The job file's content: the example's, evaluated at its end only."""
+    """Return the job file's content: the example's, evaluated at its end only."""
     spec = load_job_file(ROOT / "examples/digits/job.toml")
     job: dict[str, Any] = spec.model_dump(mode="json", exclude_none=True)
     job |= {"name": "accuracy", "seed": seed, "evaluation": {"every_epochs": 0}}

@@ -118,7 +118,7 @@ class Arena:
         await until(lambda: place.serving)
 
     async def kill(self, place: WorkerPlace) -> None:
-        """SIGKILL, and see it gone."""
+        """Kill the process with SIGKILL, and wait until it is gone."""
         if place.process is not None and place.process.returncode is None:
             place.process.kill()
             await place.process.wait()

@@ -39,7 +39,7 @@ def build() -> nn.Module:
 
 
 def device_data(device: str) -> tuple[TensorDataset, TensorDataset]:
-    """(train, test): the images of all four phones, in the middle, and the common test set."""
+    """Return (train, test): the images of all four phones, in the middle, and the common test set."""
     parts = [quarter(f"phone-{number}")[0] for number in range(1, 5)]
     images = torch.cat([part.images[:, :, 1:-1, 1:-1] for part in parts])
     return TensorDataset(images, torch.cat([part.labels for part in parts])), quarter(device)[1]
@@ -50,7 +50,7 @@ def example() -> tuple[Tensor, Tensor]:
 
 
 def job_of(*, epsilon: float, epochs: int, lr: float, seed: int = 1) -> dict[str, Any]:
-    """The job file's content."""
+    """Return the job file's content."""
     return {
         "name": "private-digits",
         "seed": seed,

@@ -51,7 +51,7 @@ class Table:
 
 
 def goal(text: str, met: bool) -> str:
-    """The goal beside a figure, and what became of it."""
+    """Return the goal beside a figure, and what became of it."""
     return f"{text}: {'met' if met else 'NOT met'}"
 
 

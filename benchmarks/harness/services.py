@@ -45,7 +45,7 @@ class Services:
         return self.rabbitmq.url(self.vhost)
 
     def broker_at(self, port: int) -> str:
-        """The same broker by another port, behind a link."""
+        """Return the same broker by another port, behind a link."""
         return replace(self.rabbitmq, port=port).url(self.vhost)
 
     @property
@@ -116,7 +116,7 @@ class Contestant:
         return self.read()
 
     def read(self) -> Any:
-        """The next answer. Raises RuntimeError where the process has ended."""
+        """Return the next answer. Raises RuntimeError where the process has ended."""
         assert self.device.stdout is not None
         line = self.device.stdout.readline()
         if not line:

@@ -109,7 +109,7 @@ def _convolution(channels_in: int, channels: int, stride: int = 1) -> nn.Sequent
 
 
 def _separable(channels_in: int, channels: int) -> nn.Sequential:
-    """A depthwise-separable convolution of stride 2."""
+    """Return a depthwise-separable convolution of stride 2."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_in, 3, 2, padding=1, groups=channels_in, bias=False),
         nn.BatchNorm2d(channels_in),
@@ -151,7 +151,7 @@ class Workload:
         return self.make()
 
     def parts(self, model: nn.Module) -> Parts:
-        """Head, body and tail: they share the model's weights."""
+        """Return head, body and tail: they share the model's weights."""
         names = ["stem", "blocks", "pool", "classifier"]
         last = names.index(self.body_last) + 1
         modules = [model.get_submodule(name) for name in names]
@@ -181,7 +181,7 @@ class Workload:
             return tuple(a.shape), tuple(body(a).shape)
 
     def job(self, name: str, setting: Setting = PLAIN_SETTING) -> dict[str, Any]:
-        """The job file's content."""
+        """Return the job file's content."""
         module = __name__
         return {
             "name": name,

@@ -218,7 +218,7 @@ class AmqpTransport:
             )
 
     async def _publish_channel(self, exchange: str) -> Channel:
-        """The channel for that exchange: opened at first, and again after an error closed it."""
+        """Return the channel for that exchange: opened at first, and again after an error closed it."""
         async with self._opening:
             channel = self._publish_channels.get(exchange)
             if channel is None or channel.is_closed:
@@ -239,8 +239,10 @@ class AmqpTransport:
 
     @asynccontextmanager
     async def _channel(self) -> AsyncIterator[Channel]:
-        """A channel for one call: what the broker refuses closes no other. Left in order, it stays open for
-        who needs one next: opening and closing would be two round trips."""
+        """Lend a channel for one call, so that what the broker refuses closes no other.
+
+        Left in order, the channel stays open for the next call: opening and closing would be two round trips.
+        """
         channel = await self._plain_channel()
         try:
             yield channel
@@ -263,7 +265,7 @@ class AmqpTransport:
 
     @asynccontextmanager
     async def call(self, *, publishing: bool = False) -> AsyncIterator[None]:
-        """Around each use of aiormq: ends in time, and lets only our own errors out."""
+        """Wrap each use of aiormq: it ends in time, and only our own errors leave it."""
         self._check()
         options = self.options
         limit = asyncio.timeout(options.publish_timeout_s if publishing else options.call_timeout_s)

@@ -163,5 +163,5 @@ def translated() -> Iterator[None]:
 
 
 def _reason(text: str) -> str:
-    """The broker's reply text on one line, without the trailing noise."""
+    """Return the broker's reply text on one line, without the trailing noise."""
     return " ".join(text.split())[:200]

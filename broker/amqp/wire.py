@@ -67,7 +67,7 @@ class Wire(TransportFactory):
         self._received = self._acked = 0
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """See aiormq. Raises TimeoutError, or AMQPConnectionError from what the system or TLS said."""
+        """Do as aiormq's method does. Raises TimeoutError, or AMQPConnectionError for system and TLS."""
         loop = asyncio.get_running_loop()
         context = options.pop("ssl_context_provider")
         limit: int = options.pop("limit")

@@ -93,7 +93,7 @@ class Gateway:
         self._meter.set(metrics.HELD_BYTES, self.budgets.held.total)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """One request of HTTP: that for the socket, and no other."""
+        """Serve one request of HTTP: that for the socket, and no other."""
         refusal = self._refusal(request)
         if refusal is not None:
             self._meter.add(metrics.REFUSED, 1, f"HTTP {refusal.status}")

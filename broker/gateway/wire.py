@@ -126,7 +126,7 @@ def encode_packet(packet: Packet) -> bytes:
 
 
 def parse_packet(message: bytes, kinds: Container[Kind], *, frame_bytes: int) -> Packet:
-    """The packet in a message; its body is a view of it.
+    """Return the packet in a message; its body is a view of it.
 
     Raises `WireError` for anything that `encode_packet` would not have made, for a kind that is not among
     `kinds`, and for a frame of more than `frame_bytes`.

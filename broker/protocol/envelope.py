@@ -109,7 +109,7 @@ def encode_parts(message: Message) -> list[Frame]:
 
 
 def decode(data: Frame, limits: EnvelopeLimits = DEFAULT_LIMITS) -> AnyMessage:
-    """The message in `data`; its tensors are views of `data`. Raises `WireError`, and nothing else."""
+    """Return the message in `data`; its tensors are views of `data`. Raises `WireError`, and nothing else."""
     header, values, newer = _unpack(data, limits)
     if not isinstance(header, dict) or "values" in header:
         raise WireError("the message's fields are not an object of ours")
@@ -125,7 +125,7 @@ def encode_tensor(tensor: Tensor) -> bytes:
 
 
 def decode_tensor(data: Frame, limits: EnvelopeLimits = SNAPSHOT_LIMITS) -> Tensor:
-    """The tensor of `encode_tensor`, as a view of `data`. Raises `WireError`."""
+    """Return the tensor of `encode_tensor`, as a view of `data`. Raises `WireError`."""
     header, values, _ = _unpack(data, limits)
     if header is not None or len(values) != 1 or not isinstance(values[0], Tensor):
         raise WireError("not a single tensor")

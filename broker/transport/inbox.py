@@ -42,7 +42,7 @@ class Inbox:
         return left
 
     async def get(self) -> Delivery:
-        """The next delivery. Raises `StopAsyncIteration` after a clean end, else the error.
+        """Return the next delivery. Raises `StopAsyncIteration` after a clean end, else the error.
 
         A cancelled call takes nothing.
         """

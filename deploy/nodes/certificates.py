@@ -44,7 +44,7 @@ class TlsFiles:
     key: Path
 
     def context(self) -> ssl.SSLContext:
-        """A client's: trusts this authority only, checks the server's name, TLS 1.2 and up."""
+        """Return a client's context: this authority only, the server's name checked, TLS 1.2 and up."""
         context = ssl.create_default_context(cafile=self.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context

@@ -134,7 +134,7 @@ def check_same(access: Access, *, tls: bool) -> None:
 
 
 def password(file: Path = PASSWORD) -> str:
-    """A password of the stack: generated once, readable by this user only."""
+    """Return a password of the stack: generated once, readable by this user only."""
     if not file.exists():
         write_private(file, secrets.token_urlsafe(24))
     return file.read_text()

@@ -178,7 +178,7 @@ class ComposeServices:
 
 
 def redis_of(folder: Path, access: Access) -> RedisServer:
-    """The local stack's Redis server."""
+    """Return the local stack's Redis server."""
     if access.tls is None:
         return RedisServer(folder=folder, port=access.redis_port, password=access.password)
     operator = RedisUser(name=ACCOUNT, password=access.password, role=RedisRole.OPERATOR)

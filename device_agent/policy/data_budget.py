@@ -50,7 +50,7 @@ class Allowance:
 
     @property
     def day(self) -> str:
-        """Today."""
+        """Return the day that counts now."""
         return self._today().isoformat()
 
     @property

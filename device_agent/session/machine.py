@@ -15,7 +15,7 @@ from device_agent.session.events import Action, Event, Timer
 from device_agent.session.open_step import Micro, OpenStep
 from device_agent.session.outbox import Outbox
 from device_agent.session.plan import SessionPlan
-from device_agent.session.states import COMPUTING, WAITING, State, moved
+from device_agent.session.states import COMPUTING, WAITING, State, transition
 from spliteasy.codecs.packer import Packed
 from spliteasy.errors import RemoteError, SplitEasyError, StateError
 from spliteasy.training.digest import digest_of
@@ -55,6 +55,13 @@ class DeviceSession:
         """Take one event. An event that nobody waits for any more changes nothing."""
         if self.state is State.ENDED:
             return []
+        before = self.state
+        actions = self._handle(event)
+        if self.state is not before and transition(before, event, self.state) is None:
+            raise AssertionError(f"no way from {before} to {self.state} on {event}")
+        return actions
+
+    def _handle(self, event: Event) -> list[Action]:
         match event:
             case e.LinkUp():
                 return self._outbox.link_up()
@@ -67,7 +74,7 @@ class DeviceSession:
             case e.NotSent(request=request):
                 return self._outbox.not_sent(request)
             case e.Fired(timer=Timer.STOP):
-                return self._stop_now() if self.state in WAITING else []
+                return self._stop_now() if self.state in (State.FORWARDING, State.BACKWARDING) else []
             case e.Fired(timer=Timer.REPLY):
                 return self._outbox.no_reply()
             case e.Fired(timer=Timer.RETRY):
@@ -99,6 +106,7 @@ class DeviceSession:
                 | (State.HANDING_IN, e.HandInDone())
                 | (State.TAIL, e.TailDone())
                 | (State.APPLYING, e.HeadBackwardDone())
+                | (State.EVAL_HEAD, e.EvalHeadDone())
             ) if self._stopping or self._reopening:
                 return self._stop_now()
             case State.HEAD, e.HeadDone() as done:
@@ -125,7 +133,7 @@ class DeviceSession:
             case State.EVAL_TAIL, e.EvalTailDone(more=more):
                 if more and not self._stopping:
                     self._eval_index += 1
-                    self._move(State.EVAL_HEAD)
+                    self.state = State.EVAL_HEAD
                     return [e.EvalHead(self._eval_index)]
                 return self._next(saved=True, evaluated=True)
         raise AssertionError(f"{type(event).__name__} while {self.state.value}")
@@ -194,7 +202,7 @@ class DeviceSession:
             return self._end(done=False)
         if plan.evaluates_after(step) and plan.eval_batches and not evaluated and not self._just_restored():
             self._eval_index = 0
-            self._move(State.EVAL_HEAD)
+            self.state = State.EVAL_HEAD
             return [e.EvalHead(0)]
         if last:
             return self._request(
@@ -204,11 +212,11 @@ class DeviceSession:
 
     def _begin_step(self) -> list[Action]:
         if self._hold is not None:
-            self._move(State.PAUSED)
+            self.state = State.PAUSED
             return [e.Note(f"paused: {self._hold}")]
         resumed = [e.Note("going on")] if self.state is State.PAUSED else []
         if self.plan.is_round_end(self.step + 1):
-            self._move(State.HANDING_IN)
+            self.state = State.HANDING_IN
             return [*resumed, e.HandIn()]
         return [*resumed, *self._go_on()]
 
@@ -219,25 +227,24 @@ class DeviceSession:
         """
         step = self._open
         if step.is_skipped:
-            self._move(State.APPLYING)
+            self.state = State.APPLYING
             return [*self._all_answered(), e.Apply(Packed(()), None, skipped=True)]
         if step.needs_head:
-            self._move(State.HEAD)
+            self.state = State.HEAD
             return [e.RunHead(self.step + 1, len(step.micros))]
         tail = step.next_tail()
         if tail is not None and (outputs := step.micros[tail].outputs) is not None:
             step.micros[tail].outputs = None
             step.micros[tail].outputs_digest = digest_of(outputs.values)
-            self._move(State.TAIL)
+            self.state = State.TAIL
             return [e.RunTail(outputs, tail)]
         if (gradient := step.take_gradient()) is not None:
-            self._move(State.APPLYING)
+            self.state = State.APPLYING
             last = step.returned == step.count - 1
             backward = e.Apply if last else e.RunHeadBackward
             return [backward(m.packed_in(gradient), gradient.loss)]
         waiting = State.BACKWARDING if self.plan.has_tail and tail is None else State.FORWARDING
-        if self.state is not waiting:
-            self._move(waiting)
+        self.state = waiting
         return []
 
     def _just_restored(self) -> bool:
@@ -245,12 +252,12 @@ class DeviceSession:
         return self.state is State.RESTORING and self.step < self.plan.total_steps
 
     def _after_saving(self) -> list[Action]:
-        if self._reopening:
-            self._reopening = False
-            self._move(State.RAISING)
-            return [e.RaiseAttempt(above=self._live().number)]
         if self._stopping:
             return self._end(done=False)
+        if self._reopening:
+            self._reopening = False
+            self.state = State.RAISING
+            return [e.RaiseAttempt(above=self._live().number)]
         return self._next(saved=True)
 
     # messages
@@ -273,7 +280,7 @@ class DeviceSession:
                 self.newest = message.newest
                 self._takeover = self._restart = False
                 self._outbox.begun_before = message.attempt.number > 1
-                self._move(State.RESTORING)
+                self.state = State.RESTORING
                 told = (
                     []
                     if self.newest is None
@@ -290,7 +297,7 @@ class DeviceSession:
                 return self._arrived(message)
             case m.Mean() if self.state is State.ROUND_END and message.answers in self._outbox.pending:
                 self.durable_step = max(self.durable_step, message.durable_step)
-                self._move(State.APPLYING)
+                self.state = State.APPLYING
                 self._ready = None
                 return [*self._all_answered(), e.TakeMean(message)]
             case m.Missing(missing="READY") if self.state is State.ROUND_END:
@@ -300,7 +307,7 @@ class DeviceSession:
             case m.Working():
                 return self._outbox.await_reply()
             case m.Evaluated() if self.state is State.EVALUATING and message.step == self.step:
-                self._move(State.EVAL_TAIL)
+                self.state = State.EVAL_TAIL
                 return [*self._all_answered(), e.EvalTail(self._eval_index, self.step, m.packed_in(message))]
             case m.Closed() if self.state is State.CLOSING:
                 return [*self._all_answered(), *self._end(done=True)]
@@ -342,9 +349,10 @@ class DeviceSession:
         )
 
     def _doubt_the_store(self) -> list[Action]:
-        """A reply of an older owner: a zombie's, to be ignored; unless it answers what was asked again.
+        """Handle a reply of an older owner: ignore it, unless it answers what was asked again.
 
-        Then the store has gone back and counts fences again. A new attempt begins from what both have.
+        A worker that has lost the session without knowing sends such replies. Where one answers what was
+        asked again, the store went back and counts fences again: a new attempt begins from what both have.
         """
         if not self._outbox.nudged or self.state is State.OPENING or not self._outbox.pending:
             return []
@@ -370,7 +378,7 @@ class DeviceSession:
 
     def _superseded(self, message: m.Superseded) -> list[Action]:
         if self.state is State.OPENING and (self._takeover or self._restart):
-            self._move(State.RAISING)
+            self.state = State.RAISING
             return [*self._all_answered(), e.RaiseAttempt(above=message.newest)]
         return self._fail(
             StateError(
@@ -391,7 +399,7 @@ class DeviceSession:
 
     def _request(self, state: State, request: m.AnyRequest) -> list[Action]:
         """Go to `state` and wait there for the answer to `request`."""
-        self._move(state)
+        self.state = state
         return self._outbox.submit(request)
 
     def _all_answered(self) -> list[Action]:
@@ -400,7 +408,7 @@ class DeviceSession:
     # going back and stopping
 
     def _save(self) -> list[Action]:
-        self._move(State.SAVING)
+        self.state = State.SAVING
         return [e.Save(self.step, self.durable_step, self._checkpoint_asked)]
 
     def _reopen(self) -> list[Action]:
@@ -435,6 +443,3 @@ class DeviceSession:
     def _live(self) -> m.AttemptRef:
         assert self._attempt is not None
         return self._attempt
-
-    def _move(self, to: State) -> None:
-        self.state = moved(self.state, to)

@@ -1,4 +1,4 @@
-"""The states of a device's session, and which may follow which.
+"""The states of a device's session, and the transitions between them.
 
 Per step:
 
@@ -14,11 +14,16 @@ Where the device may not go on for now (`Hold`), the next HEAD waits in PAUSED, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+
+from broker.protocol import messages as m
+from device_agent.session import events as e
+from device_agent.session.events import Event, Timer
 
 
 class State(Enum):
-    """The states of a session. Each has one event that ends it; see `_EDGES`."""
+    """The states of a session. `TRANSITIONS` says what ends each."""
 
     RAISING = "raising the attempt"
     OPENING = "opening"
@@ -39,31 +44,51 @@ class State(Enum):
     ENDED = "ended"
 
 
+Occasion = type[Event] | type[m.Reply] | Timer
+"""The kind of event that a transition happens on: a message stands for its arrival, a timer for its end."""
+
+
+def _to(*states: State) -> frozenset[State]:
+    return frozenset(states)
+
+
 _S = State
-_EDGES: dict[State, frozenset[State]] = {
-    _S.RAISING: frozenset({_S.OPENING}),
-    _S.OPENING: frozenset({_S.RESTORING, _S.RAISING}),
-    _S.RESTORING: frozenset({_S.HEAD, _S.HANDING_IN, _S.PAUSED, _S.EVAL_HEAD, _S.CLOSING}),
-    _S.PAUSED: frozenset({_S.HEAD, _S.HANDING_IN, _S.SAVING}),
-    _S.HEAD: frozenset({_S.HEAD, _S.FORWARDING, _S.TAIL, _S.APPLYING, _S.SAVING}),
-    _S.FORWARDING: frozenset({_S.TAIL, _S.APPLYING, _S.SAVING}),
-    _S.TAIL: frozenset({_S.TAIL, _S.FORWARDING, _S.BACKWARDING, _S.APPLYING, _S.SAVING}),
-    _S.BACKWARDING: frozenset({_S.APPLYING, _S.SAVING}),
-    _S.APPLYING: frozenset(
-        {
-            *(_S.APPLYING, _S.TAIL, _S.FORWARDING, _S.BACKWARDING),  # of another micro-batch
-            *(_S.SAVING, _S.EVAL_HEAD, _S.CLOSING, _S.HEAD, _S.HANDING_IN),
-        }
-    ),
-    _S.HANDING_IN: frozenset({_S.ROUND_END, _S.SAVING}),
-    _S.ROUND_END: frozenset({_S.APPLYING, _S.SAVING}),
-    _S.SAVING: frozenset({_S.RAISING, _S.EVAL_HEAD, _S.CLOSING, _S.HEAD, _S.HANDING_IN, _S.PAUSED}),
-    _S.EVAL_HEAD: frozenset({_S.EVALUATING}),
-    _S.EVALUATING: frozenset({_S.EVAL_TAIL, _S.SAVING}),
-    _S.EVAL_TAIL: frozenset({_S.EVAL_HEAD, _S.CLOSING, _S.HEAD, _S.HANDING_IN, _S.PAUSED}),
-    _S.CLOSING: frozenset({_S.SAVING}),
-    _S.ENDED: frozenset(),
+_BEGIN = (_S.HEAD, _S.HANDING_IN, _S.PAUSED)
+"""The states in which a step begins, or is held back."""
+_WAIT: dict[Occasion, frozenset[State]] = {
+    m.Reopen: _to(_S.SAVING),
+    m.SessionReply: _to(_S.SAVING),  # of an older owner, about what was asked again: the store went back
+    e.StopAsked: _to(_S.SAVING),
 }
+"""The ways out of every wait for an answer but the answer, once the session is open."""
+_WAIT_IN_STEP: dict[Occasion, frozenset[State]] = {**_WAIT, Timer.STOP: _to(_S.SAVING)}
+
+TRANSITIONS: Mapping[State, Mapping[Occasion, frozenset[State]]] = {
+    _S.RAISING: {e.AttemptRaised: _to(_S.OPENING), e.StopAsked: _to(_S.ENDED)},
+    _S.OPENING: {m.Opened: _to(_S.RESTORING), m.Superseded: _to(_S.RAISING), e.StopAsked: _to(_S.ENDED)},
+    _S.RESTORING: {e.Restored: _to(*_BEGIN, _S.EVAL_HEAD, _S.CLOSING), e.StopAsked: _to(_S.ENDED)},
+    _S.PAUSED: {e.Go: _to(_S.HEAD, _S.HANDING_IN), e.StopAsked: _to(_S.SAVING)},
+    _S.HEAD: {e.HeadDone: _to(_S.HEAD, _S.FORWARDING, _S.TAIL, _S.APPLYING, _S.SAVING)},
+    _S.FORWARDING: {m.Forwarded: _to(_S.TAIL), m.Gradient: _to(_S.APPLYING), **_WAIT_IN_STEP},
+    _S.TAIL: {e.TailDone: _to(_S.TAIL, _S.FORWARDING, _S.BACKWARDING, _S.APPLYING, _S.SAVING)},
+    _S.BACKWARDING: {m.Gradient: _to(_S.APPLYING), **_WAIT_IN_STEP},
+    _S.APPLYING: {
+        e.HeadBackwardDone: _to(_S.APPLYING, _S.TAIL, _S.FORWARDING, _S.BACKWARDING, _S.SAVING),
+        e.Applied: _to(_S.HEAD, _S.HANDING_IN, _S.SAVING, _S.EVAL_HEAD),
+    },
+    _S.HANDING_IN: {e.HandInDone: _to(_S.ROUND_END, _S.SAVING)},
+    _S.ROUND_END: {m.Mean: _to(_S.APPLYING), **_WAIT},
+    _S.SAVING: {e.Saved: _to(*_BEGIN, _S.RAISING, _S.EVAL_HEAD, _S.CLOSING, _S.ENDED)},
+    _S.EVAL_HEAD: {e.EvalHeadDone: _to(_S.EVALUATING, _S.SAVING)},
+    _S.EVALUATING: {m.Evaluated: _to(_S.EVAL_TAIL), **_WAIT},
+    _S.EVAL_TAIL: {e.EvalTailDone: _to(_S.HEAD, _S.PAUSED, _S.EVAL_HEAD, _S.CLOSING, _S.ENDED)},
+    _S.CLOSING: {m.Closed: _to(_S.ENDED), **_WAIT},
+    _S.ENDED: {},
+}
+"""The states that may follow each state, by what happens. What is not listed changes no state."""
+EVERYWHERE: Mapping[Occasion, frozenset[State]] = {m.Superseded: _to(_S.ENDED), m.Error: _to(_S.ENDED)}
+"""The transitions that may happen in every state but ENDED."""
+
 WAITING = frozenset({_S.OPENING, _S.FORWARDING, _S.BACKWARDING, _S.ROUND_END, _S.EVALUATING, _S.CLOSING})
 """In these states the session waits for an answer."""
 COMPUTING = frozenset({_S.HEAD, _S.TAIL, _S.APPLYING, _S.HANDING_IN})
@@ -71,8 +96,23 @@ COMPUTING = frozenset({_S.HEAD, _S.TAIL, _S.APPLYING, _S.HANDING_IN})
 """
 
 
-def moved(state: State, to: State) -> State:
-    """`to`, if it may follow `state`."""
-    if to not in _EDGES[state]:
-        raise AssertionError(f"no way from {state} to {to}")
-    return to
+def transition(before: State, event: Event, after: State) -> tuple[State | None, Occasion] | None:
+    """Return the row of the table that leads from `before` to `after` on that event: its state (None for one
+    of `EVERYWHERE`) and its occasion; None where no row does.
+    """
+    for occasion in _occasions(event):
+        if after in TRANSITIONS[before].get(occasion, ()):
+            return before, occasion
+        if after in EVERYWHERE.get(occasion, ()):
+            return None, occasion
+    return None
+
+
+def _occasions(event: Event) -> tuple[Occasion, ...]:
+    """The occasions that an event may stand in the table as, the narrowest first."""
+    match event:
+        case e.Received(message=message):
+            return type(message).__mro__
+        case e.Fired(timer=timer):
+            return (timer,)
+    return (type(event),)

@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 def job_key(secret: bytes, *, device: str, job: str) -> Key:
-    """The key of a device for the job version of that digest: everything secret of a training begins here.
+    """Return the key of a device for the job version of that digest: all secrets of a training come from it.
 
     The device's name counts, so that two devices that were copied from one image differ.
     """

@@ -83,7 +83,7 @@ class HijackWatch:
 
 
 def _rows(gradients: Sequence[Tensor | None], samples: int) -> Tensor:
-    """A part of each sample's gradient: float32 [samples, features]."""
+    """Return a part of each sample's gradient: float32 [samples, features]."""
     flat = [
         g.detach().reshape(samples, -1)
         for g in gradients

@@ -363,7 +363,7 @@ class DeviceTrainer:
         return for_the_body(key, poisson.noise_multiplier)
 
     def run_head_backward(self, packed: Packed, loss: float | None) -> None:
-        """Head backward of the next micro-batch. `loss` is the worker's, if it has it."""
+        """Run the head's backward pass of the next micro-batch. `loss` is the worker's, if it has it."""
         step, _ = self._live()
         part = step.micros[step.returned]
         assert part.head is not None
@@ -382,7 +382,7 @@ class DeviceTrainer:
             step.loss += loss * part.share
 
     def apply(self, packed: Packed, loss: float | None) -> None:
-        """Head backward of the last micro-batch, then head and tail step together."""
+        """Run the head's backward pass of the last micro-batch, then let head and tail step together."""
         self.run_head_backward(packed, loss)
         step, tail = self._live()
         trainers = [self.head] if tail is None else [self.head, tail]
@@ -544,7 +544,7 @@ class DeviceTrainer:
         return self.wire.pack_evaluation(sent), inputs[0].shape[0]
 
     def eval_tail(self, index: int, packed: Packed) -> bool:
-        """Add test batch `index` to `evaluation`; whether another batch follows."""
+        """Add test batch `index` to `evaluation`, and return whether another batch follows."""
         assert self.tests is not None
         samples = self._targets[0].shape[0]
         self._count(evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples), index)
@@ -650,7 +650,7 @@ class DeviceTrainer:
         step.spoiled = step.spoiled or what
 
     def _not_finite(self, what: str) -> SplitEasyError:
-        """The error for it: the data is to blame where it is not finite itself."""
+        """Return the error for it: the data is to blame where it is not finite itself."""
         problem = self.data_problem()
         self.abort()
         return problem or NotFiniteOnDevice(
@@ -662,7 +662,7 @@ class DeviceTrainer:
 def end_trainers(
     job: Job, *, device: str, key: Key, ends: Drawn
 ) -> tuple[SegmentTrainer, SegmentTrainer | None]:
-    """Head and tail at step 0."""
+    """Return head and tail at step 0."""
 
     def trainer(segment: Segment, role: str) -> SegmentTrainer:
         return segment_trainer(segment.spawn(ends.get(role)), job.spec, device=device, role=role, key=key)

@@ -41,7 +41,7 @@ class Shifted(Dataset[tuple[Tensor, Tensor]]):
 
 
 def device_data(device: str) -> tuple[Shifted, TensorDataset]:
-    """(train, test) of one phone: float32 [1, 8, 8] images from 0 to 1, int64 labels from 0 to 9."""
+    """Return (train, test) of one phone: float32 [1, 8, 8] images from 0 to 1, int64 labels from 0 to 9."""
     images, labels, test_images, test_labels = training_and_test_images()
     mine = _order(labels)[quarter(device) :: PHONES]
     return Shifted(images[mine], labels[mine]), TensorDataset(test_images, test_labels)

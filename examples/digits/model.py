@@ -37,10 +37,10 @@ def convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequ
 
 
 def build() -> nn.Module:
-    """The job's `model.factory`; torch is seeded with the job's seed before it is called."""
+    """Return the job's `model.factory`; torch is seeded with the job's seed before it is called."""
     return DigitNet()
 
 
 def example() -> tuple[Tensor, Tensor]:
-    """The job's `model.example`: (inputs, targets) whose shapes and dtypes the data will have."""
+    """Return the job's `model.example`: (inputs, targets) whose shapes and dtypes the data will have."""
     return torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)

@@ -19,7 +19,7 @@ IMAGES = 420
 
 
 def device_data(device: str) -> tuple[Shifted, TensorDataset]:
-    """(train, test) of one phone: images of its own digits to train on, of all ten to be tested with."""
+    """Return (train, test) of one phone: images of its own digits to train on, and of all ten to test."""
     images, labels, test_images, test_labels = training_and_test_images()
     mine = _images_of(DIGITS[number_of(device)], labels)
     return Shifted(images[mine], labels[mine]), TensorDataset(test_images, test_labels)

@@ -23,7 +23,7 @@ Text: TypeAlias = dict[str, Tensor]
 
 
 def device_data(device: str) -> tuple[list[Text], list[Text]]:
-    """(train, test) of one phone: its own pages cut into pieces, and pieces of pages that no phone has."""
+    """Return (train, test) of one phone: pieces of its own pages, and of pages that no phone has."""
     names = sorted(topics)
     mine = names[TEST_PAGES:][hashlib.sha256(device.encode()).digest()[0] % PHONES :: PHONES]
     return pieces(mine)[:TRAINED], pieces(names[:TEST_PAGES])[:TESTED]

@@ -103,7 +103,7 @@ class BodyTrainer:
             self._packer.load_state(state)
 
     def snapshot(self) -> dict[str, bytes]:
-        """The state after `step`, one blob a tensor."""
+        """Return the state after `step`, one blob a tensor."""
         state = {**self.trainer.snapshot(), **self._packer.state()}
         return {name: encode_tensor(tensor) for name, tensor in state.items()}
 
@@ -245,8 +245,11 @@ class BodyTrainer:
         return gradients, float(loss.detach()) if self.job.measure.measured(opened.targets) else None
 
     def _digest(self, sent: list[Tensor | int | None]) -> str:
-        """The digest of all that the step gave: gradients as they travel, new weights and buffers, and what
-        codecs held back. Gradients alone would be one constant under a frozen head."""
+        """Return the digest of all that the step gave.
+
+        It covers gradients as they travel, new weights and buffers, and what codecs held back: gradients
+        alone would be one constant under a frozen head.
+        """
         held_back = [tensor for _, tensor in sorted(self._packer.state().items())]
         return DIGEST + digest_of([*sent, self.step, *self.trainer.moving(), *held_back])
 

@@ -69,7 +69,7 @@ def _probe(job: Job) -> str:
 
 
 def _value(spec: ValueSpec, samples: int, generator: torch.Generator) -> Value:
-    """A value of the cut: normal numbers, or zeros, which are an index of everything."""
+    """Return a value of the cut: normal numbers, or zeros, which are an index of everything."""
     if spec.is_int:
         return spec.value_for(samples)
     shape = spec.shape_for(samples)

@@ -170,7 +170,7 @@ class LoadedBody:
         return len(micro_sizes(self._batch, self.job.spec.micro_batches))
 
     def forward_id(self, micro: int) -> str | None:
-        """The FORWARD of the open step's micro-batch."""
+        """Return the FORWARD of the open step's micro-batch."""
         return self._forwards[micro] if micro < len(self._forwards) else None
 
     def outputs(self, micro: int) -> Packed:
@@ -239,7 +239,7 @@ class LoadedBody:
         self.step = step
 
     def snapshot(self) -> Steps[dict[str, bytes]]:
-        """The state after `step`, one blob a tensor."""
+        """Return the state after `step`, one blob a tensor."""
         state = yield from TakeSnapshot(self.body)
         if not self.job.spec.fleet.has_rounds:
             return state

@@ -161,7 +161,7 @@ class WorkerSession:
             yield from self.replica.save(self.attempt)
 
     def park(self) -> Steps[None]:
-        """Save, then drop."""
+        """Save the session, then drop it."""
         yield from self.save()
         self.drop()
         yield from self.replica.let_go_of_writes()

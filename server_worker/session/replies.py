@@ -71,7 +71,7 @@ class Replies:
         )
 
     def early_gradient(self, body: LoadedBody, micro: int) -> m.Gradient:
-        """The gradient of a micro-batch of the open step, ahead of the commit.
+        """Return the gradient of a micro-batch of the open step, ahead of the commit.
 
         It promises nothing as durable: only a commit shows that the store has not gone back meanwhile.
         """

@@ -59,8 +59,8 @@ __all__ = [
 
 
 async def open_store(url: str, keys: StoreKeys | None = None) -> Store:
-    """The store at `url`: `redis://…`, `rediss://…`, `sqlite:///relative`, `sqlite:////absolute` (a file,
-    made with its folder where missing), or `sqlite://` (in memory).
+    """Open the store at `url`: `redis://…`, `rediss://…`, `sqlite:///relative`, `sqlite:////absolute`
+    (a file, made with its folder where missing), or `sqlite://` (in memory).
 
     A caller that reads or writes values (a worker, not a command on records) gives `keys`: they seal and
     open them.

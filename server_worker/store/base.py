@@ -192,7 +192,7 @@ WantedParts = Callable[[Sequence[str]], Sequence[str]]
 
 
 def all_parts(names: Sequence[str]) -> Sequence[str]:
-    """A whole job."""
+    """Return a whole job."""
     return names
 
 
@@ -384,7 +384,7 @@ class Store(Protocol):
         ...
 
     async def sessions(self) -> Sequence[SessionMeta]:
-        """All, by name."""
+        """Return all of them, by name."""
         ...
 
     async def forget(self, session: str) -> bool:

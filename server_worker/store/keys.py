@@ -36,11 +36,11 @@ class StoreKey:
         return f"StoreKey({self.name})"
 
     def for_values(self, session: str) -> bytes:
-        """The session's key for AES-256-GCM."""
+        """Return the session's key for AES-256-GCM."""
         return self._derived(32, "values", session)
 
     def for_labels(self, session: str) -> Any:
-        """The session's AES-SIV: the same text in the same place gives the same bytes."""
+        """Return the session's AES-SIV cipher: the same text in the same place gives the same bytes."""
         from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
         return AESSIV(self._derived(64, "labels", session))

@@ -250,7 +250,7 @@ class SealedFleets:
 
 
 def sealed(store: Store, keys: StoreKeys) -> Store:
-    """The same store: what is written into it is sealed with the first of the keys (as it is without any),
+    """Wrap the store: what is written into it is sealed with the first of the keys (as it is without any),
     and what is read is opened, or refused by KeyMissing and SealBroken. It owns `store`.
     """
     return cast(Store, SealedStore(store, keys))

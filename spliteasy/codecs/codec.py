@@ -128,7 +128,7 @@ def expect_parts(parts: Sequence[Tensor], count: int) -> Sequence[Tensor]:
 
 
 def expect_part(part: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """The part, if it is a dense tensor of that shape and dtype on the CPU; else `WireError`."""
+    """Return the part, if it is a dense tensor of that shape and dtype on the CPU; else `WireError`."""
     if not isinstance(part, Tensor) or part.layout is not torch.strided or part.device.type != "cpu":
         raise WireError("a part of a packed tensor is not a plain tensor")
     if (tuple(part.shape), part.dtype) != (shape, dtype):
@@ -139,7 +139,7 @@ def expect_part(part: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
 
 
 def expect_flat(part: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """The part, if it is a flat tensor of `count` elements; else `WireError`."""
+    """Return the part, if it is a flat tensor of `count` elements; else `WireError`."""
     return expect_part(part, (count,), dtype)
 
 

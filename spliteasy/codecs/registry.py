@@ -30,7 +30,7 @@ def codec_names() -> tuple[str, ...]:
 
 
 def parse_codec(text: str) -> Codec:
-    """The codec of that name: "int8", "topk:0.01". Raises `JobError` for anything else."""
+    """Return the codec of that name: "int8", "topk:0.01". Raises `JobError` for anything else."""
     name, colon, ratio = text.partition(":")
     try:
         if not colon and name in _PLAIN:

@@ -13,5 +13,5 @@ _INTS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def words_of(flat: Tensor) -> NDArray[np.signedinteger[Any]]:
-    """A view; numpy has no bfloat16, so this is also how one gets there."""
+    """Return a view; numpy has no bfloat16, so this is also how one gets there."""
     return flat.view(_INTS[flat.dtype.itemsize]).numpy()

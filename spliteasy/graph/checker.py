@@ -136,7 +136,7 @@ def _elements(batch: int) -> int:
 def _run(
     code: Code, tensors: list[Tensor], inputs: list[Value], elements: int, memory: _Memory
 ) -> tuple[Value, ...]:
-    """One dry run. Whatever an operator thinks of its arguments becomes a `PortableError`."""
+    """Do one dry run. Whatever an operator thinks of its arguments becomes a `PortableError`."""
     done = 0
 
     def invoke(call: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:

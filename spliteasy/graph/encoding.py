@@ -82,7 +82,7 @@ def encode_argument(value: Any) -> Any:
 
 
 def decode_argument(value: Any, depth: int = 0) -> Any:
-    """The reverse; references come back as `Ref`. Raises `PortableError`."""
+    """Return the value that was encoded; references come back as `Ref`. Raises `PortableError`."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):

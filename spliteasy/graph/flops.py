@@ -82,7 +82,7 @@ def _distances(args: tuple[Any, ...], made: Any) -> int:
 
 
 def _cubes(matrix: Tensor) -> int:
-    """The cube of the larger side, for each matrix of a batch."""
+    """Return the cube of the larger side, for each matrix of a batch."""
     if matrix.dim() < 2:
         return matrix.numel()
     return matrix.numel() * max(matrix.shape[-2:])

@@ -286,7 +286,7 @@ _DROPOUT_FLAG: Mapping[str, tuple[int, int]] = {
 
 
 def name_of(target: Any) -> str:
-    """The portable name of an fx target. Raises `PortableError` if it is not on the list."""
+    """Return the portable name of an fx target. Raises `PortableError` if it is not on the list."""
     name = _BUILTIN_NAMES.get(target) if callable(target) else None
     if name is None and isinstance(target, torch._ops.OpOverload):
         name = str(target)

@@ -122,7 +122,7 @@ class Segment(nn.Module):
         return {spec.name: owner[leaf] for spec, (owner, leaf) in zip(table, self._slots, strict=True)}
 
     def spawn(self, tensors: Mapping[str, Tensor] | None = None) -> Segment:
-        """An independent segment on the same program, in the same mode.
+        """Return an independent segment on the same program, in the same mode.
 
         Its tensors are copies of `tensors` where given (by main name), else of this segment's.
         Frozen parameters stay frozen. Raises `PortableError` for unknown names, shapes and dtypes.
@@ -193,7 +193,7 @@ def segment_tensors_bytes(segment: Segment) -> bytes:
 
 
 def load_segment_tensors(data: bytes) -> dict[str, Tensor]:
-    """The reverse. Raises `PortableError` for bytes that are not safetensors."""
+    """Return the tensors of such a file. Raises `PortableError` for bytes that are not safetensors."""
     return tensors_from_bytes(data)
 
 

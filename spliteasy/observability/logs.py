@@ -37,7 +37,7 @@ def redact(text: str) -> str:
 
 
 def redact_event(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """The processor: hides passwords in every value, however deep, and all values of telling names."""
+    """Return the processor, which hides passwords in every value, however deep, and values of telling names."""
     return {key: _clean(key, value) for key, value in event.items()}
 
 

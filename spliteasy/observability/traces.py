@@ -26,7 +26,7 @@ class Context:
         return f"00-{self.trace}-{self.span}-01"
 
     def child(self) -> Context:
-        """A new span of the same trace."""
+        """Return a new span of the same trace."""
         return Context(self.trace, secrets.token_hex(8))
 
 

@@ -148,7 +148,7 @@ class Chooser:
         return weights, trainable, layers
 
     def choose(self) -> tuple[list[Cut], Cut]:
-        """The best legal cut behind each place, in order, and the best of them all.
+        """Return the best legal cut behind each place, in order, and the best of them all.
 
         Cuts at which an input would cross in disguise are looked for among the best only, and marked.
         Raises CutError where no cut keeps to the constraints, saying which one to relax.

@@ -65,7 +65,7 @@ class OperatorCosts:
 
     @property
     def step_s(self) -> float:
-        """A whole step of the model unsplit."""
+        """Measure a whole step of the model unsplit."""
         return float(self.forward_s.sum() + self.backward_s.sum()) + self.loss_s + self.apply_s
 
 

@@ -41,7 +41,7 @@ class Flowing:
     """Must not cross: a model input (or a view of one) that is not shared, or a shape that can't travel."""
 
     def next_use(self, after: int) -> int:
-        """The first use behind that position; past all operators where there is none."""
+        """Return the position of the first use behind that one; past all operators where there is none."""
         place = bisect_right(self.uses, after)
         return self.uses[place] if place < len(self.uses) else self.uses[-1] + 1
 

@@ -54,7 +54,7 @@ class CutPlan:
 def plan_job(
     spec: JobSpec, root: Path | None = None, *, profile: Profile | None = None, budget_s: float = BUDGET_S
 ) -> CutPlan:
-    """CutPlan under the job's `[plan]`. Imports and runs the user's code, and times its model here.
+    """Return the CutPlan under the job's `[plan]`: the user's code is imported, run and timed here.
 
     Raises JobError, and CutError where no cut keeps to the constraints.
     """

@@ -146,7 +146,7 @@ def check_step(step: Step) -> None:
 
 @cache
 def operator_of(name: str) -> Any:
-    """ATen's operator of that name, which is in `OPERATORS`."""
+    """Return ATen's operator of that name, which is in `OPERATORS`."""
     _, base, overload = name.split(".")
     try:
         return getattr(getattr(torch.ops.aten, base), overload)

@@ -91,13 +91,13 @@ def _assign(cost: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> list[int
 
 
 def normalized(rows: Tensor) -> Tensor:
-    """Each row at length 1."""
+    """Return each row at length 1."""
     directions: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return directions
 
 
 def k_means(rows: Tensor, clusters: int, *, restarts: int = 8, rounds: int = 50) -> Tensor:
-    """The cluster of each row: int64 [rows]. The best of several seeded k-means++ starts."""
+    """Return the cluster of each row: int64 [rows]. The best of several seeded k-means++ starts."""
     generator = torch.Generator().manual_seed(0)
     clusters = min(clusters, len(rows))
     best, best_cost = torch.zeros(len(rows), dtype=torch.int64), float("inf")

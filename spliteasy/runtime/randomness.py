@@ -41,7 +41,7 @@ class Key:
         self._key = bytes(key)
 
     def at(self, *parts: str | int) -> Key:
-        """The key of a purpose and place: every part counts, and it tells nothing of this or another."""
+        """Return the key of a purpose and place: every part counts, and it says nothing of other keys."""
         hasher = hashlib.blake2b(key=self._key, digest_size=KEY_BYTES, person=b"spliteasy-key")
         for part in parts:
             text = part.encode() if isinstance(part, str) else b"%d" % part

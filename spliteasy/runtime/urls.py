@@ -37,7 +37,7 @@ def split_url(url: str) -> SplitResult:
 
 
 def shown(url: str) -> str:
-    """The URL for a person: without password and query; of one that is malformed, the scheme only."""
+    """Return the URL for a person: without password and query; of one that is malformed, the scheme only."""
     try:
         parts = split_url(url)
         if not (scheme_of(url) and parts.netloc):

@@ -31,7 +31,7 @@ def project_root(path: Path) -> Path:
 def resolve(
     reference: str, *, root: Path | None = None, what: str = "it", error: type[UserError] = JobError
 ) -> Callable[..., Any]:
-    """The function that `module:function` names, looked up from `root` (default: the current folder).
+    """Return the function that `module:function` names, looked up from `root` (default: the current folder).
 
     `root` is put first on `sys.path` and stays there: the module may import its neighbours later.
     `what` names the setting in errors. Raises `error`.

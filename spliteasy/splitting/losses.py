@@ -71,7 +71,7 @@ class PortableLoss:
         return self._segment.program.document
 
     def graph_json(self) -> bytes:
-        """The graph, canonical."""
+        """Return the graph, canonical."""
         return self._segment.graph_json()
 
     def tensors(self) -> dict[str, Tensor]:

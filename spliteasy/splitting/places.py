@@ -19,7 +19,7 @@ def name_of_call(call: ModuleCall, ends: dict[ModuleCall, int]) -> str:
 
 
 def cut_places(trace: Trace) -> list[tuple[str, int, tuple[str, ...]]]:
-    """Every place after a module call, legal or not, in order: name, position, other names of the place."""
+    """Return every place after a module call, in order, legal or not: name, position, other names."""
     ends = trace.ends
     by_end: dict[int, list[str]] = {}
     for call, end in ends.items():

@@ -143,7 +143,7 @@ def add_noise(trainable: Sequence[Tensor], dp: DpSpec, noise_multiplier: float, 
 
 
 def noise_key(key: Key, role: str, step: int, trainable: Sequence[Tensor], losses: Sequence[float]) -> Key:
-    """The key of a segment's noise: of the clean sums of gradients in `trainable` and each sample's loss.
+    """Return the key of a segment's noise, from the sums of gradients in `trainable` and each sample's loss.
 
     A step that is taken again with other values gets other noise.
     """
@@ -157,7 +157,7 @@ def for_the_body(key: Key, multiplier: float) -> BodyNoise:
 
 
 def from_the_device(noise: BodyNoise) -> Key:
-    """The key of a noise that came."""
+    """Return the key of a noise that came."""
     return Key(bytes.fromhex(noise.key))
 
 

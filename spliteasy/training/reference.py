@@ -303,7 +303,7 @@ def _micro_batches(
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest absolute difference; infinity where shape, dtype or a NaN's place differ.
+    """Return the largest absolute difference; infinity where shape, dtype or a NaN's place differ.
 
     0.0 means the same bits, but for the sign of a zero and the payload of a NaN.
     """

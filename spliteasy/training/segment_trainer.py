@@ -350,7 +350,7 @@ class SegmentTrainer:
         return state
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of `state`, as it is between steps: an open forward's buffers are not in it."""
+        """Return a copy of `state`, as it is between steps: an open forward's buffers are not in it."""
         copy = {name: tensor.clone() for name, tensor in self.state().items()}
         for name, buffer in (self._buffers_before or {}).items():
             copy[MODEL_PREFIX + name] = buffer.clone()

@@ -137,7 +137,7 @@ class _Reader:
         return lambda targets: self._run(slot, (), targets)
 
     def _run(self, slot: int, outputs: Tensors, targets: Tensors) -> Tensor:
-        """The value at `slot`; inputs that it does not depend on may be absent."""
+        """Return the value at `slot`; inputs that it does not depend on may be absent."""
         code = self._code_for(slot)
         absent = torch.empty(0)
         given = outputs or (absent,) * self._outputs

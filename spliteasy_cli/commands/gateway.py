@@ -183,7 +183,7 @@ async def _why_not_ready(gateway: Gateway, url: str) -> str | None:
 
 
 def _place(listen: str) -> tuple[str, int]:
-    """Host and port. Raises UserError."""
+    """Return host and port. Raises UserError."""
     host, colon, port = listen.rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
         raise UserError(f"--listen {listen!r} is no HOST:PORT", hint="127.0.0.1:8443, or [::]:8443")

@@ -112,7 +112,7 @@ def public_half(file: Path) -> Path:
 
 
 def signing_key(option: Path | None, store: str) -> Path | None:
-    """The private key to sign with; None where nobody named one, and the store is not the local stack's."""
+    """Return the private key to sign with; None where none is named and the store is not the local one."""
     return option or (LOCAL_KEY if local_stack_is(store, "store") and LOCAL_KEY.exists() else None)
 
 

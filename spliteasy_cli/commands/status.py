@@ -118,7 +118,7 @@ async def _look(broker: str | None, store: str | None) -> ClusterSnapshot:
 
 
 def as_object(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict]) -> dict[str, Any]:
-    """The picture for `--json`: times in Unix seconds, a queue that does not exist is null.
+    """Return the picture for `--json`: times in Unix seconds, a queue that does not exist is null.
 
     `gate` has the verdict on each version that has one, by digest.
     """
@@ -153,7 +153,7 @@ def as_object(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict]) -> 
 
 
 def as_record(meta: SessionMeta) -> dict[str, Any]:
-    """A session for `--json`."""
+    """Return a session for `--json`."""
     return {
         "session": meta.session,
         "job_digest": meta.job_digest,

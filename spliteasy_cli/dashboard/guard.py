@@ -106,7 +106,7 @@ class Guard:
 
 
 def read_token(file: Path | None) -> str | None:
-    """The operator's token from the file or the environment. Raises UserError where it is of no use."""
+    """Return the operator's token, of the file or the environment. Raises UserError for one of no use."""
     if file is not None:
         try:
             if file.stat().st_mode & 0o077:

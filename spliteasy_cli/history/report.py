@@ -94,7 +94,7 @@ class DeviceRun:
         return steps * statistics.mean(lately) if lately and steps > 0 else None
 
     def summary(self) -> dict[str, Any]:
-        """The device's entry in report.json.
+        """Return the device's entry in report.json.
 
         Bytes are totals up to the last step, with the job's download and the evaluations before it.
         """
@@ -133,7 +133,7 @@ def write_json(path: Path, runs: Sequence[DeviceRun], about: Mapping[str, Any]) 
 
 
 def table(runs: Sequence[DeviceRun]) -> Table:
-    """The closing table."""
+    """Return the closing table."""
     from rich.table import Table
 
     grid = Table(title="Result", title_justify="left")
@@ -157,14 +157,14 @@ def table(runs: Sequence[DeviceRun]) -> Table:
 
 
 def number(value: float | None, form: str, *, absent: str = "–") -> str:
-    """A number for a person; `absent` where it was not measured."""
+    """Return a number for a person; `absent` where it was not measured."""
     if value is None:
         return absent
     return format(value, form) if isfinite(value) else NOT_FINITE
 
 
 def as_json(value: float | None) -> float | str | None:
-    """A number in JSON, which has no NaN: null where it was not measured, a text if not finite."""
+    """Return a number in JSON, which has no NaN: null where it was not measured, a text if not finite."""
     return value if value is None or isfinite(value) else NOT_FINITE
 
 

@@ -232,7 +232,7 @@ async def train_split(
     workers: int | None,
     stop: asyncio.Event,
 ) -> list[tuple[int, State]]:
-    """Each device's last step, and the whole model's state after it.
+    """Return each device's last step, and the whole model's state after it.
 
     The device's part is what its agent ends with, the body's what the store restores.
     """

@@ -57,7 +57,7 @@ EnrolmentOption = Annotated[
 
 
 def find_url(what: Literal["broker", "store", "management"], option: str | None) -> str:
-    """The URL to use. Raises UserError where nobody named one, or a password in it is not quoted."""
+    """Return the URL to use. Raises UserError where nobody named one, or a password in it is not quoted."""
     url = option or _local_stack().get(what)
     if not url:
         raise UserError(

@@ -47,7 +47,7 @@ class SessionClient:
             ) from None
 
     async def _next_reply(self, request: m.Request) -> m.Reply | None:
-        """The next reply to the request; None where it has to be sent again."""
+        """Return the next reply to the request; None says that it has to be sent again."""
         while True:
             try:
                 async with asyncio.timeout(ASK_AGAIN_S):

@@ -90,7 +90,7 @@ def read_half(state: StateFolder) -> TrainedHalf:
 def other_half(
     half: TrainedHalf, state: Path, broker: str | None
 ) -> AbstractAsyncContextManager[SessionClient]:
-    """Somebody to ask for the body: workers on the broker, or one of this process for a folder of `train`."""
+    """Return a client that asks workers for the body, or one of this process for a folder of `train`."""
     store_file = state.absolute().parent.parent / STORE_FILE
     if broker is None and store_file.exists():
         return _calling_embedded(half, f"sqlite:///{store_file}")

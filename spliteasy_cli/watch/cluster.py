@@ -54,7 +54,7 @@ class ClusterClient:
         return await self.ask(take_snapshot)
 
     async def ask(self, question: Callable[[Transport, Store], Awaitable[T]]) -> T:
-        """One question at a time. Raises LinkError, StoreError, and what the question raises."""
+        """Ask one question at a time. Raises LinkError, StoreError, and what the question raises."""
         async with self._turn:
             try:
                 async with asyncio.timeout(LOOK_S):

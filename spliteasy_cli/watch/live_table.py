@@ -60,7 +60,7 @@ async def watch(
 
 
 def screen(tracker: Tracker, loss: Callable[[str], float | None] = unknown_loss) -> Group:
-    """The whole view."""
+    """Return the whole view."""
     picture = tracker.picture
     parts: list[Table | Text] = []
     if picture is not None:

@@ -13,16 +13,19 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from device_agent import setup
 from device_agent.training import ends
 from device_agent.training.data import DeviceData
 from device_agent.training.samples import Samples, Tensors
+from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.job.io_schema import Signature
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.randomness import Key
+from spliteasy.training.digest import digest_of
 from tests.simulation import toy
 
 SHARDS = 4
@@ -39,6 +42,7 @@ def quick() -> Iterator[None]:
             (setup, "load_dataset", _load_dataset),
             (Samples, "gather", _gather),
             (ends, "draw_ends", _draw_ends),
+            (setup, "refuse_disguised", _refuse_disguised),
         ):
             patches.enter_context(mock.patch.object(owner, name, replacement))
         yield
@@ -49,6 +53,8 @@ _make_batch = Samples.gather
 _JOBS: dict[tuple[bytes, tuple[str, ...]], Job] = {}
 _make_ends = ends.draw_ends
 _ENDS: dict[tuple[str, bytes], Drawn] = {}
+_find_disguises = setup.refuse_disguised
+_NOT_DISGUISED: set[tuple[str, str, str]] = set()
 _BATCHES: dict[tuple[Any, ...], tuple[Tensors, Tensors]] = {}
 
 
@@ -83,3 +89,11 @@ def _draw_ends(job: Job, key: Key) -> Drawn:
     if known not in _ENDS:
         _ENDS[known] = _make_ends(job, key)
     return _ENDS[known]
+
+
+def _refuse_disguised(job: Job, head: Segment, inputs: Sequence[Tensor]) -> None:
+    """Measure a head on its inputs once: what raises is not remembered, and so raises again."""
+    measured = job.digest, digest_of(head.state_dict().values()), digest_of(inputs)
+    if measured not in _NOT_DISGUISED:
+        _find_disguises(job, head, inputs)
+        _NOT_DISGUISED.add(measured)

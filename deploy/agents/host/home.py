@@ -136,7 +136,7 @@ class Home:
                     shutil.rmtree(path, ignore_errors=True)
 
     def remove(self, *, state: bool) -> None:
-        """All but state and log, or all."""
+        """Remove all but state and log, or all."""
         if state:
             shutil.rmtree(self.folder, ignore_errors=True)
             return

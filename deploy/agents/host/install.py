@@ -23,7 +23,7 @@ WATCH_S = 0.2
 
 
 def install(settings: Settings, home: Home, name: str, wheel: bytes) -> Path:
-    """The environment with the wheel. Raises HostError; nothing that runs is touched."""
+    """Return the environment with the wheel. Raises HostError; nothing that runs is touched."""
     how = [list(settings.extras), list(settings.pip_options), settings.system_site_packages, sys.executable]
     said = json.dumps([*how, platform.python_version(), sorted(settings.environment.items())])
     identity = hashlib.sha256(wheel + said.encode()).hexdigest()[:12]

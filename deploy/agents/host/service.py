@@ -44,7 +44,7 @@ class Service(Protocol):
 
 
 def service_of(kind: str, device: str, home: Home, run_as: str) -> Service:
-    """The service of that kind."""
+    """Return the service of that kind."""
     return Systemd(device, home, user=run_as or None) if kind == SYSTEMD else Supervised(home)
 
 
@@ -60,7 +60,7 @@ def unit_name(device: str) -> str:
 
 
 def unit(device: str, folder: Path, release: Release, *, user: str | None) -> str:
-    """The text of the unit. `user`: of a system service; None: a service of the user who installs it."""
+    """Return the unit's text. `user` runs a system service; None: it is a service of who installs it."""
     environment = [f"Environment={_quoted(f'{name}={value}')}" for name, value in release.environment.items()]
     hardened = [
         f"User={user}",
@@ -187,7 +187,7 @@ class Supervised:
         return told
 
     def _first(self) -> str:
-        """The state of the first start; `restarting` where that has ended already."""
+        """Return the state of the first start; `restarting` where that has ended already."""
         told = self._told()
         return str(told["state"]) if told["starts"] <= 1 else "restarting"
 

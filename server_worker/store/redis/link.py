@@ -262,7 +262,7 @@ def _errors(where: str, *, tls: bool = False) -> Iterator[None]:
 
 
 def _no_tls(error: BaseException, where: str) -> StoreDeferred | UserError | None:
-    """Why a first connection got no TLS: hung up on, or a certificate that is not trusted. None: neither."""
+    """Say why a first connection got no TLS: hung up on, or a certificate not trusted. None: neither."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConnectionResetError | ConnectionAbortedError | ssl.SSLEOFError):

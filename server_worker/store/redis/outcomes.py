@@ -26,7 +26,7 @@ Outcome = OpenOutcome | ClaimOutcome | CommitOutcome
 
 
 def outcome_of(session: str, answer: list[Any]) -> Outcome:
-    """The outcome. Raises StoreError where a blob that was to be named is gone."""
+    """Return the outcome of what a script said. Raises StoreError where a blob to be named is gone."""
     match answer:
         case [b"done", record, steps, waiting]:
             pairs = iter(record.decode().split("\0"))

@@ -22,7 +22,7 @@ PIECE_BYTES = 1 << 20
 
 
 async def write_pieces(link: RedisLink, writes: Sequence[Command]) -> None:
-    """Do each `SET key piece …`, some MiB in a round trip. Raises StoreFull with nothing left behind."""
+    """Write each `SET key piece …`, some MiB in a round trip. Raises StoreFull with nothing left behind."""
     try:
         if len(writes) == 1:  # as most are: a pipeline would cost more than it saves
             await link.call(*writes[0])

@@ -168,7 +168,7 @@ class JobSpec(Section):
         return self.share_labels if self.model.auto else len(self.model.cuts) == 1
 
     def to_json(self) -> bytes:
-        """Canonical JSON, every default written out: equal specs give equal bytes.
+        """Return canonical JSON, every default written out: equal specs give equal bytes.
 
         `plan` and `privacy.limits` are left out: a training depends on its cuts, not on what they were
         chosen for, nor on what is measured of it. So are an absent `data`, unused defences and what belongs

@@ -40,7 +40,7 @@ class Attack(Protocol):
         ...
 
     def run(self, view: View) -> Guess:
-        """Attack. Deterministic: what it draws comes from fixed seeds."""
+        """Attack, and return the score. The result is deterministic: all draws come from fixed seeds."""
         ...
 
 

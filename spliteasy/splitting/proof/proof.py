@@ -168,7 +168,7 @@ class _Proof:
         )
 
     def _stand_in(self, place: int) -> Tensor:
-        """A tensor of the model for the graph: a copy where the graph may write into it."""
+        """Return a tensor of the model for the graph: a copy where the graph may write into it."""
         info = self._infos[place]
         tensor = info.tensor.detach()
         if info.kind != "parameter" or info.names[0] in self._written:
@@ -227,7 +227,7 @@ def _tells(outputs: list[Tensor] | None) -> bool:
 
 
 def _gradient(leaf: Tensor) -> Tensor | None:
-    """The gradient that a leaf got; a sparse one as a dense one."""
+    """Return the gradient that a leaf got; a sparse one as a dense one."""
     return leaf.grad.to_dense() if leaf.grad is not None and leaf.grad.is_sparse else leaf.grad
 
 

@@ -70,7 +70,7 @@ def trials(example: tuple[Tensor, ...]) -> list[Trial]:
 
 
 def _like(example: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """A random tensor of the example's dtype and range; of a small range of its own where it has none."""
+    """Return a random tensor of the example's dtype and range; of a small range where it has none."""
     shape = (batch, *example.shape[1:])
     if example.numel() == 0 or example.is_complex():
         return torch.zeros(shape, dtype=example.dtype)
@@ -95,7 +95,7 @@ def tensors_of(outputs: Any) -> list[Tensor]:
 
 
 def one_line(error: Exception) -> str:
-    """The text of an error in one line of bearable length."""
+    """Return the text of an error in one line of bearable length."""
     return " ".join(str(error).split())[:300]
 
 
