@@ -64,6 +64,7 @@ def next_record(
         began=newest.opened,
         opened=number,
         cohort=(),
+        there=len(draw.there),
         closed_at=now,
         mean_before=mean_before,
         steps=newest.steps,
@@ -171,6 +172,7 @@ def beginning(
         base=0,
         cohort=cohort,
         rest=rest,
+        there=len(devices),
         closed_at=now,
         fleet_key=fleet_key,
     )

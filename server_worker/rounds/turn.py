@@ -39,6 +39,8 @@ ENDS = "=ends"
 """Names the mean of the ends, beside what devices handed in: no device has a name like it."""
 LEAST_WAIT_S, MOST_WAIT_S = 0.05, 5.0
 """A device asks again after a tenth of the time that the round has lasted, within these limits."""
+POLLS_PER_S = 200
+"""Devices of a large fleet that are not in the round ask so often a second, all together."""
 GRACE_S = 10.0
 """A worker lets no deadline pass that it has not watched for so long (or a quarter of it, if that is
 shorter): after an outage devices get the time to come back."""
@@ -118,7 +120,9 @@ class RoundTurns:
         if newest is None:
             few = f"{JOINING}: {wanted(loaded.job.spec.fleet)} devices have to be there"
             return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=few)
-        wait_s = min(MOST_WAIT_S, max(LEAST_WAIT_S, (now - newest.closed_at) / 10))
+        # Those that are not drawn ask the less often, the more they are: the fleet's polls are bounded.
+        crowd_s = newest.there / POLLS_PER_S if request.device not in newest.cohort else 0.0
+        wait_s = min(MOST_WAIT_S, max(LEAST_WAIT_S, crowd_s, (now - newest.closed_at) / 10))
         if newest.number < request.round:
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=HANDED_IN)
         spec = loaded.job.spec.fleet
@@ -187,7 +191,7 @@ class RoundTurns:
             nonce=request.nonce,
         )
         if kept != digest:  # of a life that the device has forgotten
-            members = yield from read_members(fleet)
+            members = yield from read_members(fleet, (request.device,))
             before = members.get(request.device)
             if before is not None and before.round == request.round and before.handed is not None:
                 handed = before.handed
@@ -200,11 +204,17 @@ class RoundTurns:
     def _close_if_due(
         self, loaded: LoadedBody, newest: RoundRecord | None, fleet: str, now: float
     ) -> Steps[RoundRecord | None]:
-        """Write the record that is due, if one is; the newest record then."""
-        spec, members = loaded.job.spec, (yield from read_members(fleet))
-        due = next_record(
-            newest, members, spec.fleet, seed=spec.seed, now=now, may_expire=self._watched(newest, loaded)
-        )
+        """Write the record that is due, if one is; the newest record then.
+
+        A poll reads the devices of the round alone, and all that are there only where a record may be due.
+        """
+        spec, may_expire = loaded.job.spec, self._watched(newest, loaded)
+        if newest is not None and newest.cohort:
+            expired = may_expire and now - newest.closed_at >= spec.fleet.deadline_s
+            if not expired and not (yield from self._all_handed_in(newest, fleet)):
+                return newest
+        members = yield from read_members(fleet)
+        due = next_record(newest, members, spec.fleet, seed=spec.seed, now=now, may_expire=may_expire)
         if due is None:
             return newest
         if newest is not None and newest.base:
@@ -216,6 +226,16 @@ class RoundTurns:
         if found is None:
             raise StoreUnavailable(f"fleet {fleet}: the records have changed meanwhile")
         return RoundRecord.from_json(found)
+
+    def _all_handed_in(self, newest: RoundRecord, fleet: str) -> Steps[bool]:
+        """Return whether all devices of the round have handed in: only their own requests can change that."""
+        request = self.request
+        if request is None or request.device not in newest.cohort or request.round != newest.number + 1:
+            return False
+        members = yield from read_members(fleet, newest.cohort)
+        return len(members) == len(newest.cohort) and all(
+            each.round == newest.number + 1 and each.handed is not None for each in members.values()
+        )
 
     def _watched(self, newest: RoundRecord | None, loaded: LoadedBody) -> bool:
         """Return whether this worker knows the newest record for long enough to let its deadline pass."""
@@ -252,9 +272,9 @@ def parsed(line: bytes | None) -> RoundRecord | None:
     return None if line is None else RoundRecord.from_json(line)
 
 
-def read_members(fleet: str) -> Steps[Members]:
-    """Return what is known of the fleet's devices."""
-    found = yield from ReadMembers(fleet)
+def read_members(fleet: str, devices: tuple[str, ...] | None = None) -> Steps[Members]:
+    """Return what is known of these devices of the fleet, or of all."""
+    found = yield from ReadMembers(fleet, devices)
     return {device: Member.from_json(about) for device, about in found.items()}
 
 

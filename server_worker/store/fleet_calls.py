@@ -64,12 +64,13 @@ class AppendRound(StoreAction[bytes | None]):
 
 @dataclass(frozen=True, slots=True)
 class ReadMembers(StoreAction[Mapping[str, bytes]]):
-    """The devices of the fleet that wait, as they said last."""
+    """The devices of the fleet that wait, as they said last: these devices, or all."""
 
     fleet: str
+    devices: tuple[str, ...] | None = None
 
     async def call(self, store: Store) -> Mapping[str, bytes]:
-        return await store.fleets.members(self.fleet)
+        return await store.fleets.members(self.fleet, self.devices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,8 @@ class Fleets(Protocol):
         """Keep what is known of a device, in place of what was."""
         ...
 
-    async def members(self, fleet: str) -> Mapping[str, bytes]:
-        """Return what `put_member` was given last, by device."""
+    async def members(self, fleet: str, devices: Sequence[str] | None = None) -> Mapping[str, bytes]:
+        """Return what `put_member` was given last, by device: of these devices, or of all."""
         ...
 
     async def put_weights(self, fleet: str, name: str, body: Blob, *, digest: str) -> str:

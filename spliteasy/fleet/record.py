@@ -76,6 +76,8 @@ class RoundRecord(_Part):
     """The devices drawn for the next round, by name; for the next window, where the body is shared."""
     rest: Devices = ()
     """Those of the round under way whose windows come later."""
+    there: Count = 0
+    """The number of devices that could be drawn when the record was made."""
     opened: Count = 0
     """The record that began the round under way after this one: this one, where it ends a round."""
     began: Count = 0

@@ -40,7 +40,7 @@ class FleetView:
     def devices(self) -> list[dict[str, Any]]:
         """Return what each device is at, in the round under way."""
         newest = self.records[-1] if self.records else None
-        cohort = set(newest.cohort) if newest is not None else set()
+        cohort = {*newest.cohort, *newest.rest} if newest is not None else set()
         return [
             {
                 "device": name,
@@ -51,16 +51,18 @@ class FleetView:
         ]
 
     def _state(self, newest: RoundRecord | None, name: str, member: Member | None) -> str:
+        if newest is not None and name in newest.rest:
+            return "waits for its windows"
         if newest is None or name not in newest.cohort:
             return "done" if member is not None and member.done else "waits for a round"
-        if member is not None and member.round == newest.number + 1:
+        if member is not None and member.round == newest.number + 1 and member.handed is not None:
             return "handed in"
         return "late" if self.now - newest.closed_at >= self.spec.deadline_s else "trains"
 
 
-async def read_fleet(store: Store, job: str) -> FleetView:
-    """Return what the store has of the fleet of a job. Raises UserError where there is no such job with
-    rounds.
+async def read_fleet(store: Store, job: str, *, last: int | None = None) -> FleetView:
+    """Return what the store has of the fleet of a job, with its last records or all. Raises UserError where
+    there is no such job with rounds.
     """
     from spliteasy.fleet.record import Member, RoundRecord
     from spliteasy.job.spec import JobSpec
@@ -77,7 +79,10 @@ async def read_fleet(store: Store, job: str) -> FleetView:
             f"the devices of job {name} train alone: it has no rounds", hint='[fleet] mode = "splitfed"'
         )
     fleet_name = f"{name}@{stored.digest}"
-    records = [RoundRecord.from_json(line) for line in await store.fleets.rounds(fleet_name)]
+    newest, after = await store.fleets.newest_round(fleet_name), -1
+    if newest is not None and last is not None:
+        after = RoundRecord.from_json(newest).number - last
+    records = [RoundRecord.from_json(line) for line in await store.fleets.rounds(fleet_name, after=after)]
     members = {device: Member.from_json(x) for device, x in (await store.fleets.members(fleet_name)).items()}
     weights = await store.fleets.weights(fleet_name)
     means = {int(key[:-1]): digest for key, digest in weights.items() if key.endswith("/")}
@@ -99,11 +104,45 @@ def fleet_as_object(view: FleetView) -> dict[str, Any]:
                 "participants": {name: x.samples for name, x in record.participants.items()},
                 "samples": sum(x.samples for x in record.participants.values()),
                 "drawn_for_next": list(record.cohort),
+                "began_with": record.began,
                 "mean": view.mean_of(record),
                 "closed_at": record.closed_at,
             }
             for record in view.records
         ],
+    }
+
+
+def fleet_at_a_glance(view: FleetView) -> dict[str, Any]:
+    """Return the fleet for the dashboard: the round under way, who is in it and who is late, and the last
+    records.
+    """
+    newest = view.records[-1] if view.records else None
+    devices = view.devices()
+
+    def named(state: str) -> list[str]:
+        return [each["device"] for each in devices if each["state"] == state]
+
+    return {
+        "job": view.name.partition("@")[0],
+        "mode": view.spec.mode,
+        "round": 0 if newest is None else newest.number + 1,
+        "began_at": None if newest is None else newest.closed_at,
+        "in": [] if newest is None else list(newest.cohort),
+        "handed_in": named("handed in"),
+        "late": named("late"),
+        "rounds": [
+            {
+                "round": record.number,
+                "void": record.void,
+                "took_part": len(record.participants),
+                "absent": sorted(set(before.cohort) - set(record.participants)),
+                "samples": sum(each.samples for each in record.participants.values()),
+                "mean": (view.mean_of(record) or "")[:SHOWN],
+                "closed_at": record.closed_at,
+            }
+            for before, record in zip(view.records, view.records[1:], strict=False)
+        ][::-1],
     }
 
 

@@ -20,7 +20,7 @@ BATCH, WIDTH = 8, 256
 SAMPLES = 76
 """9 whole batches and one of 4."""
 
-EPOCHS = 10
+EPOCHS, FLEET_EPOCHS = 10, 10
 CHUNK_BYTES = 4096
 """A FORWARD or BACKWARD is three frames."""
 
@@ -28,6 +28,13 @@ TWO_CUTS, SINGLE, LOSSY, AUTO, MICRO = "chaos", "chaos-single", "chaos-lossy", "
 JOBS = (AUTO, MICRO, TWO_CUTS, SINGLE, LOSSY)
 """Single: one cut and shared labels. Lossy: what the codecs leave out is carried over to later steps. Micro:
 batches in two parts. Auto: the same, and the device chooses the codecs by its link."""
+
+SPLITFED, SHARED = "chaos-splitfed", "chaos-shared"
+FLEETS: dict[str, dict[str, object]] = {
+    SPLITFED: {"mode": "splitfed", "round_steps": 6, "deadline": "15s", "quorum": 1, "aggregate": "plain"},
+    SHARED: {"mode": "shared", "round_steps": 6, "deadline": "15s", "quorum": 1, "aggregate": "plain"},
+}
+"""Jobs whose devices train one model."""
 
 LINKS: dict[str, dict[str, object]] = {
     LOSSY: {"activations": "int8", "gradients": "topk:0.3"},
@@ -70,7 +77,7 @@ def job(name: str) -> Job:
             "seed": 7,
             "batch_size": BATCH,
             "micro_batches": 2 if name in (AUTO, MICRO) else 1,
-            "epochs": EPOCHS,
+            "epochs": EPOCHS if name not in FLEETS else FLEET_EPOCHS,
             "share_labels": name == SINGLE,
             "share_body": True,
             "model": {
@@ -83,6 +90,7 @@ def job(name: str) -> Job:
             "durability": {"checkpoint_every": 5, "snapshot_every_steps": 20, "checkpoint_history": 2},
             "evaluation": {"every_epochs": 5},
             "link": {"chunk_bytes": CHUNK_BYTES, **LINKS.get(name, {})},
+            **({"fleet": FLEETS[name], "share_ends": True} if name in FLEETS else {}),
         }
     )
     return Job.create(spec)

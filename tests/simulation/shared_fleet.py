@@ -28,13 +28,10 @@ Theta = Mapping[str, Tensor]
 
 
 def judge(
-    variant: toy.Variant,
-    records: Sequence[RoundRecord],
-    taken: Sequence[fleet.Taken],
-    ended: Mapping[str, Theta],
+    case: fleet.Case, records: Sequence[RoundRecord], taken: Sequence[fleet.Taken], ended: Mapping[str, Theta]
 ) -> list[str]:
     """What is wrong with the windows. `ended`: the body and the ends that each device has at its end."""
-    windows = _Windows(variant)
+    windows = _Windows(case)
     for before, record in pairwise(records):
         windows.replay(before, record)
     last = {each.device: records[each.round] for each in taken if each.round < len(records)}
@@ -53,10 +50,10 @@ def judge(
 class _Windows:
     """The fleet in one process; `replay` takes one record after the other."""
 
-    def __init__(self, variant: toy.Variant) -> None:
-        self._job = toy.job(variant)
-        self._sides = {device: fleet.sides(variant, device) for device in toy.FLEET}
-        trainer, body = self._sides[toy.FLEET[0]]
+    def __init__(self, case: fleet.Case) -> None:
+        self._job = case.job
+        self._sides = {device: fleet.sides(case, device) for device in case.devices}
+        trainer, body = self._sides[case.devices[0]]
         self.bodies: dict[int, Theta] = {0: _model(body)}
         """The body, with its optimizer, after the records that moved it."""
         self.ends: dict[int, Theta] = {0: trainer.averaged_ends()}

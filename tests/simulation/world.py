@@ -361,7 +361,7 @@ class World:
         records = [RoundRecord.from_json(line) for line in lines]
         self._faults.history += [str(record) for record in records]
         judge = shared_fleet.judge if job.spec.fleet.shares_body else fleet.judge
-        self.violations += judge(self.variant, records, self._taken, averaged)
+        self.violations += judge(fleet.Case.of(self.variant), records, self._taken, averaged)
 
     async def _restored(self, session: str) -> toy.State:
         """The body as a worker would load it now: the newest snapshot, and the log after it."""

@@ -61,6 +61,8 @@ async def test_members_are_what_was_said_last_and_all_is_forgotten_together(stor
     await fleets.put_member(FLEET, "a", b"here")
     await fleets.put_member(FLEET, "b", b"gone")
     assert await fleets.members(FLEET) == {"a": b"here", "b": b"gone"}
+    assert await fleets.members(FLEET, ("b", "never-there")) == {"b": b"gone"}
+    assert await fleets.members(FLEET, ()) == {}
     await fleets.append_round(FLEET, b"zero", number=0, previous=None)
     await fleets.put_weights(FLEET, "1/a", BODY, digest="d1")
     assert await fleets.forget(FLEET)

@@ -96,7 +96,11 @@ class RedisFleets:
     async def put_member(self, fleet: str, device: str, about: bytes) -> None:
         await self._link.call("HSET", _key(fleet, "members"), device, about)
 
-    async def members(self, fleet: str) -> Mapping[str, bytes]:
+    async def members(self, fleet: str, devices: Sequence[str] | None = None) -> Mapping[str, bytes]:
+        if devices is not None:
+            asked = sorted(devices)
+            values = await self._link.call("HMGET", _key(fleet, "members"), *asked) if asked else []
+            return {device: about for device, about in zip(asked, values, strict=True) if about is not None}
         found = await self._link.call("HGETALL", _key(fleet, "members"))
         return {device.decode(): about for device, about in sorted(found.items())}
 

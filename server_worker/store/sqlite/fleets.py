@@ -60,9 +60,18 @@ class SqliteFleets:
             lambda db: db.execute("REPLACE INTO members VALUES (?, ?, ?)", (fleet, device, about))
         )
 
-    async def members(self, fleet: str) -> Mapping[str, bytes]:
-        query = "SELECT device, about FROM members WHERE fleet = ? ORDER BY device"
-        return await self._read(lambda db: dict(db.execute(query, (fleet,)).fetchall()))
+    async def members(self, fleet: str, devices: Sequence[str] | None = None) -> Mapping[str, bytes]:
+        query = "SELECT device, about FROM members WHERE fleet = ?"
+        if devices is None:
+            return await self._read(
+                lambda db: dict(db.execute(f"{query} ORDER BY device", (fleet,)).fetchall())
+            )
+
+        def read(db: sqlite3.Connection) -> dict[str, bytes]:
+            found = (db.execute(f"{query} AND device = ?", (fleet, device)) for device in sorted(devices))
+            return dict(row for rows in found for row in rows)
+
+        return await self._read(read)
 
     async def put_weights(self, fleet: str, name: str, body: Blob, *, digest: str) -> str:
         def put(db: sqlite3.Connection) -> str:
