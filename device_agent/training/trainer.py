@@ -330,7 +330,7 @@ class DeviceTrainer:
             backward_from(loss, part.share, self.job.spec.accumulate)
             gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         self._refuse_unless(all_finite(tensors_of(gradients)), "a gradient of the tail's inputs")
-        sent = self.transforms.gradients(gradients[: len(specs)], step=self.taken + 1)
+        sent = self.transforms.gradients(gradients[: len(specs)], part.targets, step=self.taken + 1)
         if step.spoiled:
             sent = tuple(None if g is None else _spoilt(g) for g in sent)
         if self.watch is not None:

@@ -12,7 +12,6 @@ const HERE = dirname(fileURLToPath(import.meta.url));
 /** The scripts that ship, by the name of the file that each becomes. A source that is missing is not built. */
 const SCRIPTS = {
   engine: "src/engine/index.ts",
-  worker: "src/engine/worker.ts",
   page: "src/page/index.ts",
   training: "src/training/worker.ts",
   service: "src/page/service.ts",

@@ -22,6 +22,7 @@ from spliteasy.job.spec import JobSpec
 from spliteasy.planning.planner import plan_source
 from spliteasy.privacy.defences.dp import check_private
 from spliteasy.privacy.defences.label_dp import classes_to_answer
+from spliteasy.privacy.defences.marvell import check_two_classes
 from spliteasy.privacy.defences.peer_labels import check_peer_labels
 from spliteasy.privacy.defences.transforms import check_transforms
 from spliteasy.privacy.ends import Ends, Role
@@ -68,6 +69,8 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     if spec.privacy.peer_labels:
         classes_to_answer(spec, signature, "peer_labels")
         check_peer_labels(signature)
+    if spec.privacy.marvell is not None:
+        check_two_classes(spec, signature)
     if spec.privacy.dp is not None:
         check_private(list(split.segments), least)
     check_transforms(spec.privacy, split.head, split.tail)

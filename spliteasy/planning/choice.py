@@ -7,6 +7,7 @@ backward, up, body backward and step, down, head backward and step. So its time 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import InputCorrelation
 from spliteasy.planning.costs import KINDS, Numbers, OperatorCosts
 from spliteasy.planning.flow import Flow, position_of
+from spliteasy.planning.leaks import Judge, Layers, Leak, reaches
 from spliteasy.planning.relaxation import Relaxing
 from spliteasy.planning.wire_costs import WireCosts
 from spliteasy.splitting.export import TracedModel
@@ -57,6 +59,8 @@ class Cut:
     correlation: float | None
     violates: tuple[str, ...]
     """The constraints that it does not keep to."""
+    why: str | None = None
+    """The measure that breaks `[privacy.limits]`, where "limits" is among these."""
 
 
 @dataclass(slots=True)
@@ -96,11 +100,19 @@ class Chooser:
         constraints: Constraints,
         label_bytes: int,
         correlation: InputCorrelation | None,
+        leaks: Sequence[Leak] = (),
+        judge: Judge = lambda _: (),
     ) -> None:
+        """`leaks`: those that are known. `judge`: looks at each cut that would be proposed."""
         self._traced, self._spec, self._flow, self._wire = traced, spec, flow, wire
         self._shared, self._conditions, self._constraints = shared, conditions, constraints
         self._label_bytes, self._correlation = label_bytes, correlation
+        self._judge = judge
         self._read(costs)
+        self._leaks: list[tuple[Leak, Layers]] = []
+        for leak in leaks:
+            with suppress(CutError):  # of a model that had this place
+                self._leaks.append((leak, self._layers(self._places(leak.cuts))))
 
     def _read(self, costs: OperatorCosts) -> None:
         """Prefix sums at the places: time on the device and on the server, weights, memory."""
@@ -153,6 +165,16 @@ class Chooser:
         Cuts at which an input would cross in disguise are looked for among the best only, and marked.
         Raises CutError where no cut keeps to the constraints, saying which one to relax.
         """
+        while True:
+            rows, best = self._choose()
+            found = self._judge(best.cuts)
+            if not found:
+                return rows, best
+            layers = self._layers(self._places(best.cuts))
+            self._leaks += [(leak, layers) for leak in found]
+
+    def _choose(self) -> tuple[list[Cut], Cut]:
+        """`choose` by what is known of leaks so far."""
         relaxing = Relaxing(self._constraints)
         rows = []
         for group in self._groups():
@@ -165,6 +187,13 @@ class Chooser:
             (row for row in rows if not row.violates), key=lambda row: (row.step_s, row.memory_bytes)
         )
         if not fitting:
+            if any(row.violates == ("limits",) for row in rows):
+                last = self._leaks[-1][0]
+                raise CutError(
+                    "no cut is left that may keep to [privacy.limits] and to the other constraints; "
+                    f"at {' | '.join(last.cuts)}: {last.why}",
+                    hint="add a defence (docs/privacy.md), or raise the limit",
+                )
             raise relaxing.error()
         refusals = []
         for row in fitting:
@@ -186,10 +215,22 @@ class Chooser:
     def at(self, cuts: Sequence[str]) -> Cut:
         """Return the costs of these cuts. Raises CutError where they can't be right."""
         partitions(self._traced, tuple(cuts), self._shared)
-        ends = cut_trace(self._traced.train, cuts, self._traced.paths).ends
-        places = [int(np.searchsorted(self._flow.positions, end)) for end in ends]
+        places = self._places(cuts)
         group = self._pairs(places[0]) if len(places) == 2 else self._singles()
         return self._row(group, places[-1], tuple(cuts))
+
+    def _places(self, cuts: Sequence[str]) -> tuple[int, ...]:
+        """Return where these cuts are. Raises CutError where the model has no such place."""
+        ends = cut_trace(self._traced.train, cuts, self._traced.paths).ends
+        return tuple(int(np.searchsorted(self._flow.positions, end)) for end in ends)
+
+    def _layers(self, places: tuple[int, ...]) -> Layers:
+        return Layers(places, float(self._layers_at[places[0]]), self._tail_layers(places))
+
+    def _leak(self, places: tuple[int, ...]) -> Leak | None:
+        """Return what is known to leak at these places."""
+        here = self._layers(places)
+        return next((leak for leak, at in self._leaks if reaches(leak, at, here)), None)
 
     def _groups(self) -> Iterator[Estimates]:
         """Cuts of which one is shown: for each first cut all second ones, or each single cut alone."""
@@ -211,7 +252,8 @@ class Chooser:
         order = np.argsort(group.step_s, kind="stable")
         candidates = [int(index) for index in order if group.valid[index]]
         measures = {index: self._measures(group, index) for index in candidates}
-        candidates.sort(key=lambda index: bool(relaxing.violated(measures[index])))
+        leaking = {index: self._leak(group.places(index)) is not None for index in candidates}
+        candidates.sort(key=lambda index: leaking[index] or bool(relaxing.violated(measures[index])))
         found: Cut | None = None
         for index in candidates[:TRIES]:
             if self._is_legal(group.places(index)):
@@ -254,6 +296,7 @@ class Chooser:
 
     def _row(self, group: Estimates, index: int, names: tuple[str, ...] | None = None) -> Cut:
         places = group.places(index)
+        leak = self._leak(places)
         ends = [self._weights_at[place] for place in places]
         bounds = np.diff([0.0, *ends, self._weights_whole])
         return Cut(
@@ -269,7 +312,9 @@ class Chooser:
             step_s=float(group.step_s[index]),
             memory_bytes=int(group.memory[index]),
             correlation=None if self._correlation is None else self._correlation_at(places),
-            violates=Relaxing(self._constraints).violated(self._measures(group, index)),
+            violates=Relaxing(self._constraints).violated(self._measures(group, index))
+            + (("limits",) if leak else ()),
+            why=f"{leak.why} at {' | '.join(leak.cuts)}" if leak else None,
         )
 
     def _singles(self) -> Estimates:

@@ -18,6 +18,7 @@ from spliteasy.planning.conditions import Conditions, Constraints
 from spliteasy.planning.correlation import MIN_SAMPLES, InputCorrelation, varies
 from spliteasy.planning.costs import BUDGET_S, OperatorCosts, Tensors, measure, resized
 from spliteasy.planning.flow import Flow
+from spliteasy.planning.leaks import Judge, Leak
 from spliteasy.planning.profile import USUAL, Profile, measure_compute
 from spliteasy.planning.whole_model import whole_segment
 from spliteasy.planning.wire_costs import packed_wire
@@ -52,13 +53,21 @@ class CutPlan:
 
 
 def plan_job(
-    spec: JobSpec, root: Path | None = None, *, profile: Profile | None = None, budget_s: float = BUDGET_S
+    spec: JobSpec,
+    root: Path | None = None,
+    *,
+    profile: Profile | None = None,
+    budget_s: float = BUDGET_S,
+    leaks: Sequence[Leak] = (),
+    judge: Judge = lambda _: (),
 ) -> CutPlan:
     """Return the CutPlan under the job's `[plan]`: the user's code is imported, run and timed here.
 
+    `leaks`: limits that are known not to hold at some cuts. `judge`: looks at each cut before it is proposed.
     Raises JobError, and CutError where no cut keeps to the constraints.
     """
-    return plan_source(load_source(spec, root), profile=profile, budget_s=budget_s)
+    source = load_source(spec, root)
+    return plan_source(source, profile=profile, budget_s=budget_s, leaks=leaks, judge=judge)
 
 
 def plan_source(
@@ -67,6 +76,8 @@ def plan_source(
     profile: Profile | None = None,
     budget_s: float = BUDGET_S,
     costs: OperatorCosts | None = None,
+    leaks: Sequence[Leak] = (),
+    judge: Judge = lambda _: (),
 ) -> CutPlan:
     """`plan_job` for a model that is built and traced already; `costs`: and timed already."""
     spec, traced = source.spec, source.traced
@@ -97,6 +108,8 @@ def plan_source(
         constraints=(constraints := constraints_of(spec)),
         label_bytes=sum(y.nbytes // len(y) for y in targets) * batch,
         correlation=correlation,
+        leaks=leaks,
+        judge=judge,
     )
     rows, best = chooser.choose()
     own = None
@@ -159,7 +172,7 @@ def constraints_of(spec: JobSpec) -> Constraints:
     """
     settings, privacy = spec.plan, spec.privacy
     memory = settings.device_memory
-    plain = not spec.single and privacy.label_dp is None and privacy.gradient_noise is None
+    plain = not spec.single and privacy.label_dp is None and not privacy.noisy_gradients
     return Constraints(
         device_memory=parse_size(memory, "device_memory") if memory is not None else None,
         min_head_layers=max(settings.min_head_layers, int(bounds_inputs(privacy.limits))),

@@ -36,7 +36,7 @@ def plain_labels(job: Job) -> str | None:
     gradients: what that leaves is for attacks to measure.
     """
     settings = job.spec.privacy
-    if job.tail is None or settings.label_dp is not None or settings.gradient_noise is not None:
+    if job.tail is None or settings.label_dp is not None or settings.noisy_gradients:
         return None
     with states_kept():
         generator = torch.Generator().manual_seed(_SEED)

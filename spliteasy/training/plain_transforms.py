@@ -26,8 +26,7 @@ class PlainTransforms:
     def of(cls, job: Job, key: Key) -> PlainTransforms | None:
         """None where nothing that crosses is changed. Raises JobError where hooks can't do it."""
         settings = job.spec.privacy
-        used = (settings.clip_activations, settings.gradient_noise, settings.nopeek)
-        if all(setting is None for setting in used):
+        if settings.clip_activations is None and settings.nopeek is None and not settings.noisy_gradients:
             return None
         graph = job.body.program.document.train
         for values in (graph.inputs, graph.outputs[: graph.wire]):
@@ -39,14 +38,14 @@ class PlainTransforms:
                 )
         return cls(CutTransforms(settings, key, head=job.head, tail=job.tail))
 
-    def at(self, step: int, inputs: Sequence[Tensor], share: float) -> AfterCall:
+    def at(self, step: int, inputs: Sequence[Tensor], targets: Sequence[Tensor], share: float) -> AfterCall:
         """Return the function that runs after the calls that are cuts, in the forward of `step`.
 
-        `inputs`: the micro-batch's, which counts for `share` of the batch.
+        `inputs` and `targets`: the micro-batch's, which counts for `share` of the batch.
         """
 
         def noisy(gradient: Tensor) -> Tensor | None:
-            return self._transforms.gradients((gradient,), step=step)[0]
+            return self._transforms.gradients((gradient,), targets, step=step)[0]
 
         def transform(place: int, output: Any) -> Any:
             if not isinstance(output, Tensor):

@@ -138,7 +138,7 @@ class PlainTraining:
         self._begin(parts[0][0])
         total = 0.0
         for micro, (part, wanted, share) in enumerate(parts):
-            with self._drawn(micro), self._defended(part, share / self._window):
+            with self._drawn(micro), self._defended(part, wanted, share / self._window):
                 outputs = tuple(leaf for leaf in tree_leaves(self._model(*part)) if isinstance(leaf, Tensor))
                 loss = self._loss(outputs, wanted)
                 if share:  # else no element has a label, and the loss is no number
@@ -227,11 +227,13 @@ class PlainTraining:
             return nullcontext()
         return drawn(self._cuts, [state(self._taken, micro) for state in self._states])
 
-    def _defended(self, inputs: Sequence[Tensor], share: float) -> AbstractContextManager[None]:
+    def _defended(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor], share: float
+    ) -> AbstractContextManager[None]:
         """Change values at the cuts as the device does, while it is entered."""
         if self._defences is None:
             return nullcontext()
-        return self._cuts.at_cuts(self._defences.at(self._taken, inputs, share))
+        return self._cuts.at_cuts(self._defences.at(self._taken, inputs, targets, share))
 
     def apply_given(self, gradients: State, buffers: State) -> None:
         """Take one step of the optimizer with these gradients, and take over these buffers."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from spliteasy.job import JobSpec
     from spliteasy.privacy.record import Adversary
-    from spliteasy_cli.leakage.gate import Measured, Row, Tell
+    from spliteasy_cli.leakage.gate import Measured, Row
 
 EXIT_VIOLATIONS = 1
 EXIT_STOPPED = 130
@@ -77,8 +76,8 @@ def leakage(
 
     Nothing leaves this machine: agent, worker, broker and store are embedded. A tenth of the labels are
     drawn at random (canaries). The last line is `violations=N`, the scores beyond [privacy.limits] of the
-    job file; the command exits with 1 where there are any. The verdict on the job's own cuts is kept, and
-    submit, plan, status and the dashboard show it.
+    job file; the command exits with 1 where there are any. The verdict on each pair of cuts is kept:
+    submit, status and the dashboard show that of their version, and plan proposes no cut that broke a limit.
     """
     set_up_logging(context, "warning")
     from spliteasy.job import load_job_file
@@ -86,6 +85,7 @@ def leakage(
     from spliteasy.runtime.user_code import project_root
     from spliteasy_cli.commands.train import default_data
     from spliteasy_cli.leakage.gate import SHORT_STEPS, TRACKING, attacks_named
+    from spliteasy_cli.leakage.outcome import keep
 
     who = [Adversary(each) for each in _adversaries(adversary or ["worker"])]
     if cuts not in ("own", "all"):
@@ -103,17 +103,9 @@ def leakage(
             ),
             on_stop="stopping after the attack that is running",
         )
-    _keep(spec.name, measured[0], verdicts)
+    for one in reversed(measured):  # the job's own cuts last: the newest verdict is theirs
+        keep(spec.name, one, verdicts)
     _report(measured, None if short else (out or Path("runs") / f"{spec.name}-leakage") / PICTURE)
-
-
-def _keep(job: str, own: Measured, folder: Path) -> None:
-    """Write the verdict on the job's own cuts, where no attack was left out by a stop."""
-    from spliteasy_cli.history.verdicts import keep_verdict
-    from spliteasy_cli.leakage.gate import verdict_of
-
-    if own.complete and not keep_verdict(folder, verdict_of(job, own)):
-        typer.echo("the kept verdict stays: it is of these attacks and of others", err=True)
 
 
 def _report(measured: Sequence[Measured], picture: Path | None) -> None:
@@ -159,13 +151,14 @@ async def _measure(
 
     from spliteasy.privacy.cuts import other_cuts
     from spliteasy_cli.leakage.gate import measure
+    from spliteasy_cli.leakage.outcome import progress
 
     chosen = await asyncio.to_thread(other_cuts, spec, root) if every else [spec.model.cuts]
     found: list[Measured] = []
     for number, cuts in enumerate(chosen, start=1):
         variant = spec.model_copy(update={"model": spec.model.model_copy(update={"cuts": cuts})})
         title = f"{' | '.join(cuts)} ({number} of {len(chosen)})" if every else " | ".join(cuts)
-        with _progress(title) as tell:
+        with progress(title) as tell:
             found.append(
                 await measure(
                     variant,
@@ -182,23 +175,6 @@ async def _measure(
         if stop.is_set():
             break
     return found
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Tell]:
-    """A bar on standard error where that is a terminal; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title)
-
-        def tell(what: str, done: int, of: int) -> None:
-            progress.update(task, description=f"{title}: {what}", completed=done, total=of)
-
-        yield tell
 
 
 def show(rows: Sequence[Row]) -> None:

@@ -32,6 +32,7 @@ _COLUMN = {
     "min_tail_layers": "secrecy of labels",
     "max_input_correlation": "correlation",
     "disguise": "secrecy of inputs",
+    "limits": "limits",
 }
 """The column of the table for each constraint."""
 AS_IN_PLAN = "by [plan], or"
@@ -116,6 +117,15 @@ ProfileOption = Annotated[
 ]
 
 
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The devices' data, as `train` takes it: measure what the proposed cut tells, by the gate.",
+        show_default="what the gate found before is looked up",
+    ),
+]
+
+
 def plan(
     context: typer.Context,
     job_file: JobFile,
@@ -135,13 +145,16 @@ def plan(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     every: Annotated[bool, typer.Option("--all", help=f"Show every place, not the best {SHOWN}.")] = False,
+    data: DataOption = None,
     verdicts: VerdictsOption = DEFAULT_VERDICTS,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """List the legal cuts with what they cost, and mark the best for a device and its link.
 
     The model's operators are timed here; the cuts' bytes, parameters and memory are counted. With two
-    cuts each line is the best second cut for its first one. Imports your model's code.
+    cuts each line is the best second cut for its first one. A cut at which the gate found more than
+    [privacy.limits] allows is not proposed, nor one with as few layers on that side; with --data each cut
+    that would be proposed is measured first. Imports your model's code.
     """
     set_up_logging(context, "warning")
     given = {
@@ -160,13 +173,22 @@ def plan(
     from spliteasy.planning.planner import plan_job
     from spliteasy.planning.profile import read_profile
     from spliteasy.runtime.user_code import project_root
-    from spliteasy_cli.history.verdicts import limits_of, newest_of, read_verdicts
+    from spliteasy_cli.history.verdicts import leaks_of, limits_of, newest_of, read_verdicts, settings_of
+    from spliteasy_cli.leakage.judge import judge_of
 
     kept = read_verdicts(verdicts).values()
-    spec = with_settings(load_job_file(job_file), given, codec)
+    spec, root = with_settings(load_job_file(job_file), given, codec), project_root(job_file)
     device = read_profile(profile) if profile is not None else None
+    limits = spec.privacy.limits
+    mine = [each for each in kept if each.job == spec.name and each.settings == settings_of(spec)]
     with torch_threads(threads):
-        found = plan_job(spec, project_root(job_file), profile=device)
+        found = plan_job(
+            spec,
+            root,
+            profile=device,
+            leaks=[leak for each in mine for leak in leaks_of(each, limits)],
+            judge=judge_of(spec, root, data, mine, verdicts),
+        )
     if as_json:
         typer.echo(json.dumps(as_document(found), indent=1))
     else:
@@ -298,7 +320,8 @@ def _mark(found: CutPlan, row: Cut) -> str:
     if row.cuts == found.best.cuts:
         return "best"
     own = ["yours"] if found.own is not None and row.cuts == found.own.cuts else []
-    return ", ".join([*own, *(f"breaks {_COLUMN[name]}" for name in row.violates)])
+    why = {"limits": f": {row.why}"}
+    return ", ".join([*own, *(f"breaks {_COLUMN[name]}{why.get(name, '')}" for name in row.violates)])
 
 
 def _ms(seconds: float) -> str:

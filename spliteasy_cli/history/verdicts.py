@@ -6,18 +6,22 @@ chance and limit, and the number of scores beyond a limit. Commands that show a 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spliteasy.errors import UserError
+from spliteasy.planning.leaks import SIDES, Leak
+from spliteasy.privacy.limits import LIMIT_KEYS, LimitKey, passes
 from spliteasy.runtime.durable_files import write_file
 
 if TYPE_CHECKING:
-    from spliteasy.job.spec import LimitsSpec
+    from spliteasy.job.spec import JobSpec, LimitsSpec
 
 SHORT_DIGEST = 12
 NONE_YET = "no verdict yet"
@@ -54,6 +58,8 @@ class GateVerdict(_Kept):
     at: float
     """Unix seconds."""
     cuts: tuple[str, ...]
+    settings: str = ""
+    """A digest of the job file's settings but for the cuts: what the verdicts on two cuts have alike."""
     steps: int
     """Steps that were recorded."""
     limits: dict[str, float]
@@ -110,6 +116,34 @@ def line_of(
 ) -> str:
     """Return what is known of a version, in one line."""
     return verdicts[digest].line(limits) if digest in verdicts else NONE_YET
+
+
+def settings_of(spec: JobSpec) -> str:
+    """Return a digest of what a job file says beside its cuts, the plan for them, and the limits."""
+    apart: Any = {"model": {"cuts"}, "plan": True, "privacy": {"limits"}}
+    document = spec.model_dump(mode="json", exclude=apart)
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def leaks_of(verdict: GateVerdict, limits: LimitsSpec) -> list[Leak]:
+    """Return the limits that did not hold: the worst attack of each measure."""
+    worst: dict[LimitKey, VerdictRow] = {}
+    for row in verdict.rows:
+        for key in LIMIT_KEYS:
+            bound = getattr(limits, key)
+            if row.measure != key or row.score is None or bound is None or passes(key, row.score, bound):
+                continue
+            known = worst.get(key)
+            if known is None or known.score is None or not passes(key, known.score, row.score):
+                worst[key] = row
+    return [
+        Leak(
+            cuts=verdict.cuts,
+            side=SIDES.get(key, "pair"),
+            why=f"{key} {row.score:.3g} by {row.attack}, limit {getattr(limits, key):g}",
+        )
+        for key, row in worst.items()
+    ]
 
 
 def newest_of(verdicts: Iterable[GateVerdict], job: str) -> GateVerdict | None:

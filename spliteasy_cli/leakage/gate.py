@@ -24,7 +24,7 @@ from spliteasy.privacy.attacks import ATTACKS, FSHA, Attack
 from spliteasy.privacy.guesses import InputGuess, Score
 from spliteasy.privacy.limits import passes
 from spliteasy.privacy.record import Adversary, Hijacker
-from spliteasy_cli.history.verdicts import GateVerdict, Judgement, VerdictRow, limits_of
+from spliteasy_cli.history.verdicts import GateVerdict, Judgement, VerdictRow, limits_of, settings_of
 from spliteasy_cli.leakage.recorder import STEPS, Recording, record, view_of
 from spliteasy_cli.leakage.sample import draw_sample
 
@@ -64,6 +64,8 @@ class Measured:
     rows: tuple[Row, ...]
     digest: str
     """The version of the job that was measured."""
+    settings: str
+    """The digest of its settings but for the cuts."""
     limits: LimitsSpec
     recording: Recording
     complete: bool
@@ -144,7 +146,12 @@ async def measure(
     else:
         complete = True
     return Measured(
-        rows=tuple(rows), digest=measured_job.digest, limits=bounds, recording=recording, complete=complete
+        rows=tuple(rows),
+        digest=measured_job.digest,
+        settings=settings_of(measured_job.spec),
+        limits=bounds,
+        recording=recording,
+        complete=complete,
     )
 
 
@@ -168,6 +175,7 @@ def verdict_of(job: str, measured: Measured) -> GateVerdict:
         digest=measured.digest,
         at=time.time(),
         cuts=measured.recording.job.spec.model.cuts,
+        settings=measured.settings,
         steps=len(measured.recording.steps),
         limits=limits_of(measured.limits),
         rows=tuple(_kept(row) for row in measured.rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,10 +30,21 @@ async def _worst(store: Store, training: Training, folder: Path) -> float:
     with StateFolder(folder) as state:
         step = state.held()[-1]
         own = state.load_checkpoint(step)
+        if not _counted(training, state):
+            return float("inf")
     body, committed = await restored_body(store, training)
     if committed != step:
         return float("inf")
     return max(_difference(expected.own, own), _difference(expected.body, body))
+
+
+def _counted(training: Training, state: StateFolder) -> bool:
+    """Return whether the privacy budget, if any, counts each release once: not less, whatever was killed."""
+    spec = toy.job(training.job).spec
+    if spec.privacy.dp is None:
+        return True
+    assert state.budget is not None
+    return int(json.loads(state.budget)["spent"]) == toy.STEPS_PER_EPOCH * spec.epochs
 
 
 def undisturbed(training: Training, folder: Path) -> toy.Undisturbed:

@@ -20,14 +20,16 @@ BATCH, WIDTH = 8, 256
 SAMPLES = 76
 """9 whole batches and one of 4."""
 
-EPOCHS, FLEET_EPOCHS = 10, 10
+STEPS_PER_EPOCH, EPOCHS = 10, 10
 CHUNK_BYTES = 4096
 """A FORWARD or BACKWARD is three frames."""
 
 TWO_CUTS, SINGLE, LOSSY, AUTO, MICRO = "chaos", "chaos-single", "chaos-lossy", "chaos-auto", "chaos-micro"
-JOBS = (AUTO, MICRO, TWO_CUTS, SINGLE, LOSSY)
+PRIVATE = "chaos-private"
+JOBS = (AUTO, PRIVATE, MICRO, TWO_CUTS, SINGLE, LOSSY)
 """Single: one cut and shared labels. Lossy: what the codecs leave out is carried over to later steps. Micro:
-batches in two parts. Auto: the same, and the device chooses the codecs by its link."""
+batches in two parts, on labels that other samples give. Auto: batches in two parts, the device chooses the
+codecs by its link, and noise is on all that it sends. Private: DP-SGD."""
 
 SPLITFED, SHARED = "chaos-splitfed", "chaos-shared"
 FLEETS: dict[str, dict[str, object]] = {
@@ -39,6 +41,18 @@ FLEETS: dict[str, dict[str, object]] = {
 LINKS: dict[str, dict[str, object]] = {
     LOSSY: {"activations": "int8", "gradients": "topk:0.3"},
     AUTO: {"activations": "auto", "gradients": "auto", "allow": ("lossless", "topk:0.3", "int8", "fp32")},
+}
+
+DEFENCES: dict[str, dict[str, object]] = {
+    AUTO: {
+        "clip_activations": 20.0,
+        "noise_activations": 0.01,
+        "gradient_noise": 0.3,
+        "nopeek": 0.5,
+        "label_dp": 2.0,
+    },
+    MICRO: {"preset": "strict"},
+    PRIVATE: {"dp": {"noise_multiplier": 1.0, "expected_batch": BATCH}},
 }
 
 
@@ -57,6 +71,14 @@ def build() -> nn.Module:
     )
 
 
+def build_private() -> nn.Module:
+    """The same without what mixes samples."""
+    layers = build().children()
+    return nn.Sequential(
+        *(nn.GroupNorm(4, x.num_features) if isinstance(x, nn.BatchNorm1d) else x for x in layers)
+    )
+
+
 def example() -> tuple[Tensor, Tensor]:
     return torch.zeros(BATCH, 12), torch.zeros(BATCH, dtype=torch.int64)
 
@@ -70,18 +92,18 @@ def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple
 
 @cache
 def job(name: str) -> Job:
-    """The job of that name. 10 steps an epoch."""
+    """The job of that name. `STEPS_PER_EPOCH` steps an epoch."""
     spec = JobSpec.model_validate(
         {
             "name": name,
             "seed": 7,
-            "batch_size": BATCH,
+            "batch_size": SAMPLES if name == PRIVATE else BATCH,
             "micro_batches": 2 if name in (AUTO, MICRO) else 1,
-            "epochs": EPOCHS if name not in FLEETS else FLEET_EPOCHS,
+            "epochs": EPOCHS,
             "share_labels": name == SINGLE,
             "share_body": True,
             "model": {
-                "factory": "tests.chaos.toy:build",
+                "factory": f"tests.chaos.toy:{'build_private' if name == PRIVATE else 'build'}",
                 "example": "tests.chaos.toy:example",
                 "cuts": ("2",) if name == SINGLE else ("2", "7"),
             },
@@ -89,6 +111,7 @@ def job(name: str) -> Job:
             "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
             "durability": {"checkpoint_every": 5, "snapshot_every_steps": 20, "checkpoint_history": 2},
             "evaluation": {"every_epochs": 5},
+            "privacy": DEFENCES.get(name, {}),
             "link": {"chunk_bytes": CHUNK_BYTES, **LINKS.get(name, {})},
             **({"fleet": FLEETS[name], "share_ends": True} if name in FLEETS else {}),
         }

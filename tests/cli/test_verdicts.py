@@ -114,11 +114,13 @@ def test_commands_show_what_the_gate_said_last_of_this_version(
         "label_recovery": "violation",
         "canary_recovery": "no limit",
     }
-    planned = spliteasy("plan", project.job_file).out
-    assert f"for tiny@{digest[:12]}, cut: stem | middle" in planned
-
     file = project.job_file
     file.write_text(file.read_text().replace("label_recovery = 0.5", "label_recovery = 0.6"))
     assert "under other limits" in spliteasy("submit", file, *store).err, "limits are not of the version"
+    refused = spliteasy("plan", file)
+    assert refused.code == 2, "what was found at one cut is taken to hold behind tails of as few layers"
+    assert "[privacy.limits]" in refused.error
+    assert "label_recovery" in refused.error
+    assert "by tail-tracking, limit 0.6 at" not in refused.error
     file.write_text(file.read_text().replace("seed = 3", "seed = 4"))
     assert "gate: no verdict yet" in spliteasy("submit", file, *store).err, "it is another version"

@@ -54,6 +54,16 @@ CALM = Rates(
     state_lost=0.0,
     no_memory=0.0,
 )
+FREQUENT = Rates(
+    cut=0.01,
+    cut_after=0.01,
+    zombie=0.05,
+    agent_crash_s=3.0,
+    worker_crash_s=4.0,
+    rollback_s=8.0,
+    checkpoints_lost=0.0,
+    state_lost=0.0,
+)
 
 
 def drawn_rates(rng: random.Random) -> Rates:

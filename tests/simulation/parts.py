@@ -14,6 +14,7 @@ from server_worker.store import Attempt, Blob, Done, Owner, SessionMeta, SqliteS
 from spliteasy.errors import StoreUnavailable
 from spliteasy.runtime.torch_thread import NO_MEMORY, guarded
 from tests.simulation.faults import Faults
+from tests.simulation.releases import Releases
 
 T = TypeVar("T")
 
@@ -57,6 +58,8 @@ class Invariants:
         """The codecs that the log names, in the order of the choices, by session and committed step."""
         self._written: dict[tuple[str, Attempt, Owner, int], dict[int, tuple[str, list[str]]]] = {}
         self._committed: dict[str, int] = {}
+        self.releases: dict[str, Releases] = {}
+        """By session, under DP-SGD."""
         self._newest: dict[str, SessionMeta] = {}
         """The record of each session as it was opened or claimed last."""
 
@@ -98,6 +101,8 @@ class Invariants:
         if isinstance(request, m.Ready):
             return
         assert isinstance(request, m.Forward | m.Backward)
+        if session in self.releases:
+            self.releases[session].saw(request)
         codecs = [request.codec, *([request.reply_codec] if request.reply_codec else [])]
         self._written.setdefault((session, attempt, owner, step), {})[index] = request.kind, codecs
 

@@ -24,20 +24,10 @@ from server_worker.store.sqlite.file import Database
 from spliteasy.training import segment_trainer
 from spliteasy.training.segment_trainer import SegmentTrainer
 from tests.simulation import world
-from tests.simulation.faults import CALM, Rates
+from tests.simulation.faults import CALM, FREQUENT
 from tests.simulation.run import play
 from tests.simulation.toy import DEVICES, VARIANTS, Variant, undisturbed
 
-FREQUENT = Rates(
-    cut=0.01,
-    cut_after=0.01,
-    zombie=0.05,
-    agent_crash_s=3.0,
-    worker_crash_s=4.0,
-    rollback_s=8.0,
-    checkpoints_lost=0.0,
-    state_lost=0.0,
-)
 DYING = replace(CALM, worker_crash=0.05)
 
 AUTO = next(variant for variant in VARIANTS if variant.auto)

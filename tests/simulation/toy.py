@@ -56,6 +56,13 @@ class Variant:
 
 
 NOISY = (("clip_activations", 1.5), ("noise_activations", 0.1))
+DP = ("dp", (("noise_multiplier", 1.0), ("expected_batch", 4)))
+
+SAMPLES, BATCH = 14, 4
+PRIVATE = Variant(
+    batch=SAMPLES, epochs=2, factory="tests.simulation.toy:build_private", privacy=(DP, ("label_dp", 2.0))
+)
+"""DP-SGD: any number of the samples may be drawn, none among them."""
 
 VARIANTS = (
     Variant(),
@@ -73,13 +80,17 @@ VARIANTS = (
     Variant(privacy=(*NOISY, ("gradient_noise", "max_norm"), ("label_dp", 1.0))),
     Variant(batch=8, micro_batches=3, privacy=(*NOISY, ("gradient_noise", 0.3)), gradients="int8"),
     Variant(single=True, privacy=(*NOISY, ("label_dp", 3.0)), activations="topk:0.5", epochs=2),
+    Variant(privacy=(*NOISY, ("nopeek", 0.5), ("gradient_noise", 0.3)), epochs=2),
+    Variant(batch=8, micro_batches=3, privacy=(("nopeek", 2.0), ("peer_labels", True), ("label_dp", 1.0))),
+    Variant(privacy=(("preset", "strict"),), epochs=2),
+    PRIVATE,
+    Variant(batch=7, micro_batches=2, factory="tests.simulation.toy:build_two", privacy=(("marvell", 4.0),)),
     Variant(accumulate=3, optimizer=(("name", "rmsprop"), ("lr", 0.01), ("momentum", 0.9), ("ema", 0.7))),
     Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
     Variant(single=True, accumulate=2, optimizer=(("name", "lion"), ("lr", 0.01), ("ema", 0.9))),
 )
 """The variants that a sweep of seeds goes through in turn."""
 
-SAMPLES, BATCH = 14, 4
 DATA = "tests.simulation.toy:device_data"
 
 
@@ -96,6 +107,18 @@ def build() -> nn.Module:
     )
 
 
+def build_two() -> nn.Module:
+    """`build` for two classes."""
+    return nn.Sequential(*list(build().children())[:-1], nn.Linear(5, 2))
+
+
+def build_private() -> nn.Module:
+    """`build` without what mixes samples."""
+    return nn.Sequential(
+        *(nn.LayerNorm(5) if isinstance(module, nn.BatchNorm1d) else module for module in build().children())
+    )
+
+
 def example() -> tuple[Tensor, Tensor]:
     return torch.zeros(BATCH, 6), torch.zeros(BATCH, dtype=torch.int64)
 
@@ -103,7 +126,7 @@ def example() -> tuple[Tensor, Tensor]:
 def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple[Tensor, ...]]]:
     generator = torch.Generator().manual_seed(int(device.rpartition("-")[2]))
     inputs = torch.randn(SAMPLES, 6, generator=generator)
-    targets = torch.randint(0, 3, (SAMPLES,), generator=generator)
+    targets = torch.randint(0, 2, (SAMPLES,), generator=generator)
     if device.startswith("broken-"):
         inputs[3, 2] = float("inf")
     return TensorDataset(inputs, targets), TensorDataset(inputs[:5], targets[:5])
@@ -157,7 +180,9 @@ def job(variant: Variant) -> Job:
                 "allow": variant.allow,
             },
             "evaluation": {"every_epochs": max(1, min(2, variant.epochs - 1))},
-            "privacy": dict(variant.privacy),
+            "privacy": {
+                key: dict(value) if isinstance(value, tuple) else value for key, value in variant.privacy
+            },
             **_of_fleet(variant),
         }
     )
@@ -271,13 +296,17 @@ def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = 
         sent(forward)
         result = body.forward(forward)
         if trainer.tail is not None:
+            gradients = trainer.run_tail(body.outputs(micro), micro)
+            noise = trainer.body_noise
             backward = m.Backward(
                 session=body.session,
                 attempt=attempt,
                 step=step,
                 micro=micro,
                 forward=forward.request,
-                **m.carried(trainer.run_tail(body.outputs(micro), micro)),
+                noise=noise.key if noise else None,
+                noise_multiplier=noise.multiplier if noise else None,
+                **m.carried(gradients),
             )
             sent(backward)
             result = body.backward(backward)

@@ -32,6 +32,7 @@ from tests.drawn import SECRET
 from tests.simulation import fleet, shared_fleet, toy
 from tests.simulation.faults import Faults, Rates, drawn_rates
 from tests.simulation.parts import FaultyStore, Invariants, VirtualCompute
+from tests.simulation.releases import Releases
 
 LOSS_WINDOW_S = 2.0
 FAULTY_S = 60.0
@@ -96,6 +97,10 @@ class World:
             StoredJob(name=job.spec.name, digest=job.digest, manifest=job.manifest, parts=job.parts)
         )
         folder = Path(tempfile.mkdtemp(prefix="sim-", dir=_memory_folder()))
+        if job.spec.privacy.dp is not None:
+            self._invariants.releases = {
+                f"toy.{device}": Releases(folder / device) for device in self.devices
+            }
         try:
             async with asyncio.timeout(DEADLINE_S):
                 await self._play(folder)
@@ -104,7 +109,10 @@ class World:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             await self._store.close()
-        return Outcome(self.seed, self.violations + self._invariants.violations, self._faults, loop.time())
+        found = [line for each in self._invariants.releases.values() for line in each.found]
+        return Outcome(
+            self.seed, self.violations + self._invariants.violations + found, self._faults, loop.time()
+        )
 
     async def _play(self, folder: Path) -> None:
         stop = asyncio.Event()
@@ -257,17 +265,23 @@ class World:
                     self._broker.drop(transport)
                 if self._faults.strikes(self._faults.rates.state_lost, "state folder lost", device):
                     shutil.rmtree(state, ignore_errors=True)
-                    self._lost.add(device)
+                    self._forget(device)
                 elif copy.exists() and self._faults.strikes(
                     self._faults.rates.checkpoints_lost, "checkpoints lost", device
                 ):
                     shutil.rmtree(state, ignore_errors=True)  # it was killed before it made one
                     shutil.copytree(copy, state)
-                    self._lost.add(device)
+                    self._forget(device)
                 elif self._rng.random() < 0.5 and state.exists():
                     shutil.rmtree(copy, ignore_errors=True)
                     shutil.copytree(state, copy)
             await asyncio.sleep(self._rng.choice((0.0, 0.5, 4.0)))
+
+    def _forget(self, device: str) -> None:
+        """The device's folder is older than what it has done."""
+        self._lost.add(device)
+        if self._invariants.releases:
+            self._invariants.releases[f"toy.{device}"].lost = True
 
     def _refused(self, device: str, error: BaseException) -> tuple[bool, bool]:
         """Return what a person would do about an agent that stopped: (take over, start over).
@@ -343,6 +357,9 @@ class World:
             own, body, _ = toy.undisturbed(device, self.variant)
         self._differ(f"{device}, device side", own, agent.trainer.state())
         self._differ(f"{device}, body", body, await self._restored(f"toy.{device}"))
+        poisson = agent.trainer.batches.poisson
+        if poisson is not None:
+            self._invariants.releases[f"toy.{device}"].judge(poisson.planned)
 
     def _observe(self, observation: Observation) -> None:
         if isinstance(observation, RoundEnded):

@@ -65,6 +65,7 @@ DEFENCES = (
     "clip_activations",
     "noise_activations",
     "gradient_noise",
+    "marvell",
     "nopeek",
     "label_dp",
     "peer_labels",
@@ -93,6 +94,9 @@ class PrivacySpec(Section):
     """Noise on the gradients that a device sends. "max_norm": each sample's gradient is multiplied by a
     random number, so that all have the expected norm of the largest. A number σ: normal noise in every
     direction, whose norm is about σ times the largest sample's."""
+    marvell: Positive | None = None
+    """The mean power of normal noise on the gradients that a device sends, under which two classes are told
+    apart the least, in units of the squared distance of the classes' mean gradients."""
     nopeek: Positive | None = None
     """λ: the head's loss gains λ times the distance correlation of inputs and what crosses the first cut."""
     label_dp: Annotated[float, Field(gt=0, le=50)] | None = None
@@ -110,6 +114,17 @@ class PrivacySpec(Section):
             return {**STRICT, **data}
         return data
 
+    @property
+    def noisy_gradients(self) -> bool:
+        """Return whether the gradients that a device sends have noise."""
+        return self.gradient_noise is not None or self.marvell is not None
+
+    @model_validator(mode="after")
+    def _one_noise_on_gradients(self) -> Self:
+        if self.gradient_noise is not None and self.marvell is not None:
+            raise refuse("gradient_noise and marvell are both noise on the same gradients: choose one")
+        return self
+
     @model_validator(mode="after")
     def _noise_has_a_clip(self) -> Self:
         if self.noise_activations and self.clip_activations is None:
@@ -118,10 +133,10 @@ class PrivacySpec(Section):
 
     @model_validator(mode="after")
     def _dp_stands_alone(self) -> Self:
-        if self.dp and (self.clip_activations is not None or self.gradient_noise or self.nopeek):
+        if self.dp and (self.clip_activations is not None or self.noisy_gradients or self.nopeek):
             raise refuse(
                 "dp clips each sample's gradients and adds its own noise: leave clip_activations, "
-                "gradient_noise and nopeek out"
+                "gradient_noise, marvell and nopeek out"
             )
         if self.dp and self.peer_labels:
             raise refuse("with peer_labels one sample moves the labels of others, which dp does not count")

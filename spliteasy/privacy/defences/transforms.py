@@ -17,6 +17,7 @@ from spliteasy.errors import JobError
 from spliteasy.graph.document import BatchDim, Value, ValueSpec
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import PrivacySpec
+from spliteasy.privacy.defences.marvell import noisy, positives
 from spliteasy.privacy.defences.nopeek import penalty_gradient
 from spliteasy.privacy.numbers import fill
 from spliteasy.runtime.randomness import Key
@@ -37,6 +38,7 @@ class CutTransforms:
         self._clip = settings.clip_activations
         self._noise = settings.noise_activations
         self._gradient_noise = settings.gradient_noise
+        self._marvell = settings.marvell
         self._nopeek = settings.nopeek
         self._key = key.at("noise")
 
@@ -48,8 +50,14 @@ class CutTransforms:
             for v in values
         )
 
-    def gradients(self, gradients: Sequence[Tensor | None], *, step: int) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the tail's inputs as they cross the cut."""
+    def gradients(
+        self, gradients: Sequence[Tensor | None], targets: Sequence[Tensor] = (), *, step: int
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the tail's inputs, for samples of these targets, as they cross the cut."""
+        if self._marvell is not None:
+            return self._two_classes(gradients, targets[0], self._marvell, step)
+        if self._gradient_noise is None:
+            return tuple(gradients)
         return tuple(None if g is None else self._gradient(g, step) for g in gradients)
 
     def returned(
@@ -84,17 +92,35 @@ class CutTransforms:
 
     @torch.no_grad()
     def _gradient(self, gradient: Tensor, step: int) -> Tensor:
-        if self._gradient_noise is None:
-            return gradient
-        squares = gradient.flatten(1).double().square().sum(1)
-        largest = squares.max() if squares.numel() else squares.sum()
         if self._gradient_noise == "max_norm":
-            spread = torch.where(squares > 0, largest / squares - 1, 0).clamp_min(0).sqrt()
-            draws = self._normal(gradient, "gradients", step, shape=squares.shape)
-            factors = per_sample(1 + spread * draws.double(), gradient)
-            return (gradient.double() * factors).to(gradient.dtype)
-        share = float(self._gradient_noise) * (largest / max(1, gradient[0].numel())).sqrt()
+            return self._max_norm(gradient, step)
+        squares = _squares(gradient)
+        largest = squares.max() if squares.numel() else squares.sum()
+        share = float(self._gradient_noise or 0) * (largest / max(1, gradient[0].numel())).sqrt()
         return gradient + self._normal(gradient, "gradients", step) * share.to(gradient.dtype)
+
+    def _max_norm(self, gradient: Tensor, step: int) -> Tensor:
+        squares = _squares(gradient)
+        largest = squares.max() if squares.numel() else squares.sum()
+        spread = torch.where(squares > 0, largest / squares - 1, 0).clamp_min(0).sqrt()
+        draws = self._normal(gradient, "gradients", step, shape=squares.shape)
+        factors = per_sample(1 + spread * draws.double(), gradient)
+        return (gradient.double() * factors).to(gradient.dtype)
+
+    @torch.no_grad()
+    def _two_classes(
+        self, gradients: Sequence[Tensor | None], targets: Tensor, power: float, step: int
+    ) -> tuple[Tensor | None, ...]:
+        """All gradients of a sample are one row; where one class is alone, rows have the same lengths."""
+        present = [g for g in gradients if g is not None]
+        if not present:
+            return tuple(gradients)
+        rows = torch.cat([g.flatten(1).double() for g in present], dim=1)
+        changed = noisy(rows, positives(targets), power, self._normal(rows, "gradients", step))
+        if changed is None:
+            changed = self._max_norm(rows, step)
+        parts = iter(torch.split(changed, [g[0].numel() for g in present], dim=1))
+        return tuple(None if g is None else next(parts).reshape(g.shape).to(g.dtype) for g in gradients)
 
     def _normal(
         self, clean: Tensor, purpose: Purpose, step: int, *, shape: torch.Size | None = None
@@ -103,6 +129,11 @@ class CutTransforms:
         noise = torch.empty(clean.shape if shape is None else shape, dtype=clean.dtype)
         fill(noise, "normal", (0.0, 1.0), self._key.at(purpose, step, strong_digest(clean)))
         return noise
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    """Return the squared norm of each sample's gradient."""
+    return gradient.flatten(1).double().square().sum(1)
 
 
 def clipped(value: Tensor, most: float) -> Tensor:
@@ -129,12 +160,13 @@ def check_transforms(settings: PrivacySpec, head: Segment, tail: Segment | None)
                     )
     if settings.nopeek is not None:
         check_nopeek(head)
-    if settings.gradient_noise is None:
+    if not settings.noisy_gradients:
         return
+    name = "marvell" if settings.gradient_noise is None else "gradient_noise"
     if tail is None:
         raise JobError(
-            "[privacy] gradient_noise is for gradients that a device sends, and with one cut it sends none",
-            hint="name two cuts, or leave gradient_noise out",
+            f"[privacy] {name} is for gradients that a device sends, and with one cut it sends none",
+            hint=f"name two cuts, or leave {name} out",
         )
     graph = head.program.document.train
     kept = len(graph.outputs) - graph.wire
@@ -142,9 +174,9 @@ def check_transforms(settings: PrivacySpec, head: Segment, tail: Segment | None)
     for spec in inputs[: len(inputs) - kept]:
         if spec.needs_grad and not is_batch_first(spec):
             raise JobError(
-                f"[privacy] gradient_noise: {spec.name} crosses the second cut without the batch as its "
+                f"[privacy] {name}: {spec.name} crosses the second cut without the batch as its "
                 "first dimension, so that its gradient has no rows of samples",
-                hint="cut elsewhere, or leave gradient_noise out",
+                hint=f"cut elsewhere, or leave {name} out",
             )
 
 

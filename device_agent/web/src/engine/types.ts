@@ -1,9 +1,9 @@
 /**
  * The interface of the engine: it trains head and tail of a job from their portable graphs.
  *
- * Everything that computes is asynchronous, so that the same interface is served by an engine in this thread
- * (`createEngine`, for Node and for code that runs in a worker itself) and by one in a Web Worker (`remoteEngine`).
- * Calls of one engine are computed one after the other, in the order in which they were made.
+ * Everything that computes is asynchronous, so that an engine can live in another thread than its user. The agent's
+ * own runs where the session runs, in a Web Worker; tests run it in Node. Calls of one engine are computed one after
+ * the other, in the order in which they were made.
  */
 
 /** The kinds of numbers that cross a cut, and the arrays that hold them. `bfloat16` and `float16` are raw 16-bit words. */

@@ -204,6 +204,7 @@ export interface Mean {
   readonly names?: readonly string[];
   readonly record: string;
   readonly round: number;
+  readonly scheduled?: number | null;
   readonly sealed?: SealedSum | null;
   readonly session: string;
   readonly step: number;

@@ -1,7 +1,19 @@
 /** Made by `npm run types` out of the JSON Schemas; not to be changed by hand. */
 
+export interface AdagradSpec {
+  readonly ema?: number | null;
+  readonly eps?: number;
+  readonly groups?: readonly GroupSpec[];
+  readonly initial_accumulator_value?: number;
+  readonly lr: number;
+  readonly lr_decay?: number;
+  readonly name: "adagrad";
+  readonly weight_decay?: number;
+}
+
 export interface AdamSpec {
   readonly betas?: readonly [number, number];
+  readonly ema?: number | null;
   readonly eps?: number;
   readonly groups?: readonly GroupSpec[];
   readonly lr: number;
@@ -11,6 +23,7 @@ export interface AdamSpec {
 
 export interface AdamWSpec {
   readonly betas?: readonly [number, number];
+  readonly ema?: number | null;
   readonly eps?: number;
   readonly groups?: readonly GroupSpec[];
   readonly lr: number;
@@ -110,6 +123,15 @@ export interface LinkSpec {
   readonly gradients?: string;
 }
 
+export interface LionSpec {
+  readonly betas?: readonly [number, number];
+  readonly ema?: number | null;
+  readonly groups?: readonly GroupSpec[];
+  readonly lr: number;
+  readonly name: "lion";
+  readonly weight_decay?: number;
+}
+
 export interface LossSpec {
   readonly function?: string | null;
   readonly name?: "cross_entropy" | "nll" | "bce_with_logits" | "mse" | "l1" | "smooth_l1" | null;
@@ -142,6 +164,7 @@ export interface PrivacySpec {
   readonly gradient_noise?: "max_norm" | number | null;
   readonly label_dp?: number | null;
   readonly limits?: LimitsSpec;
+  readonly marvell?: number | null;
   readonly noise_activations?: number;
   readonly nopeek?: number | null;
   readonly peer_labels?: boolean;
@@ -149,8 +172,21 @@ export interface PrivacySpec {
   readonly preset?: "strict" | null;
 }
 
+export interface RmsPropSpec {
+  readonly alpha?: number;
+  readonly centered?: boolean;
+  readonly ema?: number | null;
+  readonly eps?: number;
+  readonly groups?: readonly GroupSpec[];
+  readonly lr: number;
+  readonly momentum?: number;
+  readonly name: "rmsprop";
+  readonly weight_decay?: number;
+}
+
 export interface SgdSpec {
   readonly dampening?: number;
+  readonly ema?: number | null;
   readonly groups?: readonly GroupSpec[];
   readonly lr: number;
   readonly momentum?: number;
@@ -167,6 +203,7 @@ export interface StepSpec {
 }
 
 export interface SpecRoot {
+  readonly accumulate?: number;
   readonly batch_size: number;
   readonly clip?: ClipSpec | null;
   readonly data?: DataSpec | null;
@@ -180,7 +217,7 @@ export interface SpecRoot {
   readonly micro_batches?: number;
   readonly model: ModelSpec;
   readonly name: string;
-  readonly optimizer: SgdSpec | AdamSpec | AdamWSpec;
+  readonly optimizer: SgdSpec | AdamSpec | AdamWSpec | RmsPropSpec | AdagradSpec | LionSpec;
   readonly plan?: PlanSpec;
   readonly precision?: string;
   readonly privacy?: PrivacySpec;
