@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from spliteasy_cli.history.verdicts import GateVerdict, line_of, read_verdicts
 from spliteasy_cli.watch.changes import Tracker, look_once, serving
 from spliteasy_cli.watch.cluster import ClusterClient, ClusterSnapshot
 from spliteasy_cli.watch.enrolled_devices import Device, as_devices
-from spliteasy_cli.watch.fleet_view import fleet_at_a_glance, read_fleet
+from spliteasy_cli.watch.fleet_view import FleetView, fleet_at_a_glance, read_fleet
 from spliteasy_cli.watch.loss_curves import Curves
 
 if TYPE_CHECKING:
+    from broker import Transport
     from deploy.accounts import Accounts
-    from server_worker.store import SessionMeta
+    from server_worker.store import SessionMeta, Store
     from spliteasy_cli.dashboard import Feed
 
 EVENTS = 200
@@ -142,7 +144,7 @@ class ClusterFeed:
             if version in self._alone:
                 continue
             try:
-                view = await self._eyes.ask(lambda _, store, name=version: read_fleet(store, name, last=ROUNDS))  # type: ignore[misc]
+                view = await self._eyes.ask(partial(_rounds_of, version))
             except UserError:
                 self._alone.add(version)
             except SplitEasyError as error:
@@ -206,6 +208,10 @@ def _revoke_device(accounts: Accounts, device: str) -> bool:
 
     enrolled = {account.name for account in accounts.list() if account.role is Role.DEVICE}
     return device in enrolled and accounts.revoke(device)
+
+
+async def _rounds_of(version: str, _: Transport, store: Store) -> FleetView:
+    return await read_fleet(store, version, last=ROUNDS)
 
 
 def _event(at: float, kind: str, subject: str, text: str) -> dict[str, Any]:
