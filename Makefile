@@ -25,7 +25,7 @@ SSH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CODE := spliteasy spliteasy_cli broker device_agent server_worker deploy tests examples benchmarks
+CODE := spliteasy spliteasy_cli broker device_agent server_worker deploy testing tests examples benchmarks
 
 # Several processes share the cores here: one thread each is faster than all of them fighting for all,
 # and the number of threads is part of what makes a run bit-identical.

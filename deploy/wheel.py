@@ -13,7 +13,7 @@ from pathlib import Path
 from spliteasy.errors import SplitEasyError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("spliteasy", "spliteasy_cli", "broker", "device_agent", "server_worker", "deploy")
+PACKAGES = ("spliteasy", "spliteasy_cli", "broker", "device_agent", "server_worker", "deploy", "testing")
 FILES = ("pyproject.toml", "README.md", "LICENSE")
 EPOCH = "315532800"
 """1980, the oldest that a zip file can say: the same sources give the same bytes."""

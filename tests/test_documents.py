@@ -14,7 +14,17 @@ from spliteasy_cli.state_diagram import diagram, with_diagram
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-PARTS = ("spliteasy", "spliteasy_cli", "broker", "device_agent", "server_worker", "deploy", "docs", "tests")
+PARTS = (
+    "spliteasy",
+    "spliteasy_cli",
+    "broker",
+    "device_agent",
+    "server_worker",
+    "deploy",
+    "docs",
+    "testing",
+    "tests",
+)
 TREE = [
     *(path.name for path in ROOT.iterdir() if path.is_file()),
     *(

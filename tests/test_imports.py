@@ -18,6 +18,7 @@ OURS = {
     "device_agent",
     "server_worker",
     "deploy",
+    "testing",
     "tests",
     "benchmarks",
     "examples",
@@ -29,6 +30,7 @@ MAY_IMPORT = {
     "server_worker": {"server_worker", "broker", "spliteasy"},
     "deploy": {"deploy", "broker", "spliteasy"},
     "spliteasy_cli": {"spliteasy_cli", "deploy", "device_agent", "server_worker", "broker", "spliteasy"},
+    "testing": {"testing", "spliteasy_cli", "device_agent", "server_worker", "broker", "spliteasy"},
 }
 ONLY_IN = {
     "aiormq": ("broker/amqp/",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,17 +16,11 @@ import torch
 from pydantic import ValidationError
 
 from broker.protocol import messages as m
-from broker.transport.in_process import MemoryBroker, MemoryTransport
-from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.spans import traced
-from server_worker.config import Trust, WorkerConfig
-from server_worker.engine.local import LocalEngine
 from server_worker.spans import spans_of
-from server_worker.store import SqliteStore, StoredJob
-from server_worker.worker import Worker
 from spliteasy.observability.traces import Context, Span, Tracer, parse_traceparent, step_context
-from spliteasy.runtime.torch_thread import TorchThread
+from testing import serving
 from tests.drawn import SECRET
 from tests.simulation import toy
 
@@ -81,44 +74,16 @@ async def train(
     state: Path, agent_tracer: Tracer | None, worker_tracer: Tracer | None
 ) -> tuple[int, list[bytes]]:
     """A whole training; its steps, and the requests in the log. The bits must be those without a wire."""
-    broker, store, computes = MemoryBroker(), SqliteStore(None, inline=True), (TorchThread(), TorchThread())
-    job = toy.job(toy.Variant())
-    await store.put_job(StoredJob(name="toy", digest=job.digest, manifest=job.manifest, parts=job.parts))
-
-    async def connect(name: str) -> MemoryTransport:
-        return broker.connect(name)
-
-    worker = Worker(
-        WorkerConfig(name="worker", trust=Trust.ENROLLED),
-        connect=lambda: connect("worker"),
-        store=store,
-        engine=LocalEngine(computes[0]),
-        tracer=worker_tracer,
-    )
-    agent = Agent(
-        AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=state),
-        connect=lambda: connect("phone-1"),
-        compute=computes[1],
-        tracer=agent_tracer,
-    )
-    stop = asyncio.Event()
-    serving = asyncio.create_task(worker.run(stop))
-    try:
-        async with asyncio.timeout(60):
-            result = await agent.run(asyncio.Event())
+    config = AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=state)
+    async with serving(toy.job(toy.Variant()), tracer=worker_tracer) as cluster:
+        result, agent = await cluster.train(config, tracer=agent_tracer)
         assert agent.trainer is not None
         expected, found = toy.undisturbed("phone-1", toy.Variant())[0], agent.trainer.state()
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-        meta = await store.session("toy.phone-1")
+        meta = await cluster.store.session("toy.phone-1")
         assert meta is not None
-        log = store.read_log("toy.phone-1", after=meta.snapshots[0], upto=meta.committed)
+        log = cluster.store.read_log("toy.phone-1", after=meta.snapshots[0], upto=meta.committed)
         return result.total_steps, [body async for entry in log for body in entry.requests]
-    finally:
-        stop.set()
-        await serving
-        await store.close()
-        for compute in computes:
-            compute.close()
 
 
 async def test_each_step_is_one_trace_over_agent_and_worker(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def redact(text: str) -> str:
 
 
 def redact_event(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """Return the processor, which hides passwords in every value, however deep, and values of telling names."""
+    """Hide passwords in every value, however deep, and values of telling names; a structlog processor."""
     return {key: _clean(key, value) for key, value in event.items()}
 
 

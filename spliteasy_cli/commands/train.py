@@ -249,16 +249,13 @@ async def train_embedded(
     import asyncio
 
     from broker.transport.in_process import MemoryBroker
-    from device_agent.agent import Agent
     from server_worker.config import Trust
     from server_worker.store import open_store
-    from spliteasy.runtime.torch_thread import TorchThread
-    from spliteasy_cli.support.embedded import async_connect, workers_running
+    from spliteasy_cli.support.embedded import async_connect, run_agent, workers_running
     from spliteasy_cli.support.fleet import begin_rounds
 
     broker = MemoryBroker()
     store = await open_store(f"sqlite:///{store_file}")
-    computes = [TorchThread(config.device) for config in configs]
     try:
         await store_job(store, job)
         await begin_rounds(store, job, configs)
@@ -266,19 +263,14 @@ async def train_embedded(
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(
-                        Agent(
-                            config,
-                            connect=partial(async_connect(broker), config.device),
-                            compute=compute,
-                            observe=observe,
-                        ).run(stop)
+                        run_agent(
+                            config, partial(async_connect(broker), config.device), stop=stop, observe=observe
+                        )
                     )
-                    for config, compute in zip(configs, computes, strict=True)
+                    for config in configs
                 ]
-            return [task.result() for task in tasks]
+            return [task.result()[0] for task in tasks]
     finally:
-        for compute in computes:
-            compute.close()
         await store.close()
 
 

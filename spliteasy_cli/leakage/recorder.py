@@ -19,7 +19,6 @@ from torch import Tensor
 
 from broker import decode
 from broker.protocol import messages as m
-from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.link.link import Connect
 from device_agent.observations import Observation, StepTaken
@@ -36,7 +35,6 @@ from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.privacy.ends import draw
 from spliteasy.privacy.record import Adversary, Evaluated, Hijacker, Released, Step, Tensors, Truth, View
-from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy.training.reference import State
 from spliteasy.training.segment_trainer import MODEL_PREFIX
 from spliteasy_cli.commands.submit import store_job
@@ -44,7 +42,7 @@ from spliteasy_cli.leakage.decoded import evaluations_of, exchange_of, steps_of
 from spliteasy_cli.leakage.sample import DEVICE, OTHER, Sample, gather, to_predict
 from spliteasy_cli.leakage.wire_tap import TappedBroker
 from spliteasy_cli.support.comparison import with_body
-from spliteasy_cli.support.embedded import async_connect, workers_running
+from spliteasy_cli.support.embedded import async_connect, run_agent, workers_running
 from spliteasy_cli.support.session_client import calling
 from spliteasy_cli.support.trained_device import TrainedHalf
 
@@ -96,7 +94,6 @@ async def record(
     broker = TappedBroker(None if hijacker is None else _Hijacking(job, hijacker))
     url = f"sqlite:///{folder / 'store.sqlite'}"
     store = await open_store(url, StoreKeys((StoreKey(STORE_KEY),), open_too=False) if sealed else None)
-    compute = TorchThread(DEVICE)
     enough = asyncio.Event()
 
     def observe(observation: Observation) -> None:
@@ -115,17 +112,15 @@ async def record(
     try:
         await store_job(store, job)
         async with workers_running(1, store, connect_as, trust=Trust.ENROLLED):
-            agent = Agent(config, connect=partial(connect_as, DEVICE), compute=compute, observe=observe)
-            result = await agent.run(enough)
+            connect = partial(connect_as, DEVICE)
+            result, agent = await run_agent(config, connect, stop=enough, observe=observe)
             trained = len(broker.messages)
             assert agent.trainer is not None
             if predicted is not None:
-                connect = partial(connect_as, DEVICE)
                 await _predict(predicted[0], agent.trainer, folder / DEVICE, result.step, connect)
         session = f"{job.name}.{DEVICE}"
         _, state = await with_body(store, job, session, result.step, _ends(agent.trainer))
     finally:
-        compute.close()
         await store.close()
     readable = await _store_is_readable(url, session, result.step)
     messages = broker.messages[:trained], broker.messages[trained:]

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from broker import Transport, connect
 from broker.transport.in_process import MemoryBroker
-from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.link.link import Connect
 from device_agent.observations import Observation, RoundEnded, StepTaken
@@ -33,7 +32,6 @@ from spliteasy.job import Job, load_job_file
 from spliteasy.job.source import build_model, load_source, users_loss
 from spliteasy.runtime import user_code
 from spliteasy.runtime.randomness import Key
-from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy.splitting.split import regrouped_note
 from spliteasy.training.losses import LOSSES
 from spliteasy.training.reference import PlainTraining, State, difference
@@ -45,7 +43,7 @@ from spliteasy.training.segment_trainer import (
 )
 from spliteasy_cli.commands.submit import store_job
 from spliteasy_cli.commands.train import STORE_FILE, agent_configs
-from spliteasy_cli.support.embedded import ConnectAs, async_connect, workers_running
+from spliteasy_cli.support.embedded import ConnectAs, async_connect, run_agent, workers_running
 from spliteasy_cli.support.fleet import begin_rounds, check_size, fleet_name
 
 EMBEDDED_WORKERS = 2
@@ -191,7 +189,7 @@ class _TrainedMember:
 
 async def _train_member(config: AgentConfig, connect: Connect, stop: asyncio.Event) -> _TrainedMember:
     """Train a device to its end. Raises UserError where it was stopped before."""
-    compute, stints = TorchThread(config.device), list[Stint]()
+    stints = list[Stint]()
 
     def observe(observation: Observation) -> None:
         if isinstance(observation, RoundEnded):
@@ -199,11 +197,7 @@ async def _train_member(config: AgentConfig, connect: Connect, stop: asyncio.Eve
                 stints.pop()  # the device has gone back since
             stints.append(Stint(observation.round, observation.step))
 
-    try:
-        agent = Agent(config, connect=connect, compute=compute, observe=observe)
-        result = await agent.run(stop)
-    finally:
-        compute.close()
+    result, agent = await run_agent(config, connect, stop=stop, observe=observe)
     if not result.done:
         raise UserError("stopped before the end: nothing is compared", hint="let the comparison run")
     assert agent.trainer is not None
@@ -277,17 +271,12 @@ async def _train_device(
 ) -> tuple[int, State]:
     """Train `plan.steps` steps (fewer if `stop` is set): the last step, head and tail after it."""
     enough = asyncio.Event()
-    compute = TorchThread(config.device)
 
     def observe(observation: Observation) -> None:
         if stop.is_set() or (isinstance(observation, StepTaken) and observation.step >= plan.steps):
             enough.set()
 
-    try:
-        agent = Agent(config, connect=connect, compute=compute, observe=observe)
-        result = await agent.run(enough)
-    finally:
-        compute.close()
+    result, agent = await run_agent(config, connect, stop=enough, observe=observe)
     assert agent.trainer is not None
     return result.step, half_of(agent.trainer)
 

@@ -1,14 +1,19 @@
-"""Broker, store and workers within this process: what `train`, `parity` and `predict` can run on."""
+"""Broker, store, workers and agents within this process: what `train`, `parity` and `predict` can run on."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from broker import Transport
 from broker.transport.in_process import MemoryBroker
+from device_agent.agent import Agent, AgentResult
+from device_agent.config import AgentConfig
+from device_agent.link.link import Connect
 from server_worker.config import Trust, WorkerConfig
 from server_worker.engine.local import LocalEngine
 from server_worker.placement.shards import settle_shards
@@ -22,32 +27,61 @@ ConnectAs = Callable[[str], Awaitable[Transport]]
 
 @asynccontextmanager
 async def workers_running(
-    count: int, store: Store, connect: ConnectAs, *, trust: Trust
-) -> AsyncIterator[None]:
-    """`count` workers of this process serve while it is entered; they drain at the end.
+    count: int,
+    store: Store,
+    connect: ConnectAs,
+    *,
+    trust: Trust,
+    config: WorkerConfig | None = None,
+    **parts: Any,
+) -> AsyncIterator[Sequence[Worker]]:
+    """Let `count` workers of this process serve while the context is entered; they drain at the end.
 
-    `connect` is called with a worker's name. What ends a worker (LinkRefused, a bug) cancels the body of
-    the `async with`, and is raised.
+    `connect` is called with a worker's name. `config` has their settings but for name, trust and shards;
+    `parts` are further arguments of each `Worker`. What ends a worker (LinkRefused, a bug) cancels the body
+    of the `async with`, and is raised.
     """
+    settings = config or WorkerConfig(name="worker")
     stop = asyncio.Event()
     computes = [TorchThread(f"worker-{n + 1}") for n in range(count)]
     try:
         shards = await settle_shards(store, None)
+        workers = []
         async with asyncio.TaskGroup() as group:
             for number, compute in enumerate(computes, start=1):
-                config = WorkerConfig(name=f"worker-{number}", trust=trust, shards=shards)
+                name = f"worker-{number}"
                 worker = Worker(
-                    config, connect=partial(connect, config.name), store=store, engine=LocalEngine(compute)
+                    replace(settings, name=name, trust=trust, shards=shards),
+                    connect=partial(connect, name),
+                    store=store,
+                    engine=LocalEngine(compute),
+                    **parts,
                 )
+                workers.append(worker)
                 group.create_task(worker.run(stop))
                 await worker.connected.wait()
             try:
-                yield
+                yield workers
             finally:
                 stop.set()
     finally:
         for compute in computes:
             compute.close()
+
+
+async def run_agent(
+    config: AgentConfig, connect: Connect, *, stop: asyncio.Event | None = None, **parts: Any
+) -> tuple[AgentResult, Agent]:
+    """Run an agent in a torch thread of its own, to its end or until `stop` is set.
+
+    `parts` are further arguments of `Agent`. What it raises is raised.
+    """
+    compute = TorchThread(config.device)
+    try:
+        agent = Agent(config, connect=connect, **{"compute": compute, **parts})
+        return await agent.run(stop or asyncio.Event()), agent
+    finally:
+        compute.close()
 
 
 def async_connect(broker: MemoryBroker) -> ConnectAs:

@@ -18,7 +18,8 @@ from device_agent.policy.data_budget import AHEAD, Allowance
 from device_agent.policy.run_conditions import Gate
 from device_agent.session.states import State
 from spliteasy.runtime.torch_thread import TorchThread
-from tests.device.served import served, toy_job
+from testing import serving
+from tests.device.served import toy_job
 from tests.drawn import SECRET
 from tests.simulation import toy
 
@@ -153,7 +154,8 @@ async def test_it_pauses_within_the_allowance_and_goes_on_the_next_day(tmp_path:
         by_day[phone.day] = phone.traffic - sum(by_day.values())
         phone.day = date.fromordinal(phone.day.toordinal() + 1)
 
-    async with served(toy_job()) as (broker, _):
+    broker = MemoryBroker()
+    async with serving(toy_job(), broker=broker):
         phone = Phone(broker, tmp_path, DAILY, paused=sleep_over)
         assert (await phone.train()).done
     assert len(by_day) > 1
@@ -163,7 +165,8 @@ async def test_it_pauses_within_the_allowance_and_goes_on_the_next_day(tmp_path:
 
 
 async def test_a_restart_counts_what_was_used_and_a_larger_allowance_goes_on(tmp_path: Path) -> None:
-    async with served(toy_job()) as (broker, _):
+    broker = MemoryBroker()
+    async with serving(toy_job(), broker=broker):
         first = Phone(broker, tmp_path, LIMIT, paused=lambda phone: phone.stop.set())
         result = await first.train()
         assert not result.done

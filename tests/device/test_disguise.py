@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,16 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from broker.transport.in_process import MemoryTransport
-from device_agent.agent import Agent
 from device_agent.config import AgentConfig
 from device_agent.training.data import DeviceData
 from device_agent.training.trainer import DeviceTrainer
-from server_worker.store import StoredJob
 from spliteasy.errors import JobError
 from spliteasy.job import Job, parse_job
-from spliteasy.runtime.torch_thread import TorchThread
-from tests.device.served import served
+from testing import serving
 from tests.drawn import SECRET
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,21 +67,11 @@ def job(factory: str, **more: object) -> Job:
 
 async def train(job: Job, state: Path, data: TensorDataset) -> int:
     """The steps of an agent that is served the job, and has that data."""
-    stored = StoredJob(name=job.name, digest=job.digest, manifest=job.manifest, parts=job.parts)
-    compute = TorchThread()
-    async with served(stored) as (broker, _):
-
-        async def connect() -> MemoryTransport:
-            return broker.connect("phone-1")
-
-        config = AgentConfig(
-            job=job.name, device="phone-1", data=DeviceData(data, None), secret=SECRET, state=state
-        )
-        try:
-            async with asyncio.timeout(60):
-                return (await Agent(config, connect=connect, compute=compute).run(asyncio.Event())).step
-        finally:
-            compute.close()
+    config = AgentConfig(
+        job=job.name, device="phone-1", data=DeviceData(data, None), secret=SECRET, state=state
+    )
+    async with serving(job) as cluster:
+        return (await cluster.train(config))[0].step
 
 
 def data(least: float) -> TensorDataset:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,17 +10,14 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from broker.transport.in_process import MemoryBroker
 from device_agent.agent import Agent, AgentResult
 from device_agent.config import AgentConfig
-from device_agent.link.link import Connect
 from device_agent.observations import Observation, StepTaken
 from device_agent.state_folder import StateFolder
-from server_worker.store import Store, StoredJob
+from server_worker.store import StoredJob
 from spliteasy.errors import StateError
-from spliteasy.runtime.torch_thread import TorchThread
-from spliteasy_cli.support.embedded import async_connect
-from tests.device.served import served, served_by, toy_job
+from testing import Cluster, serving
+from tests.device.served import toy_job
 from tests.drawn import SECRET
 from tests.simulation import toy
 
@@ -42,22 +36,15 @@ def grown_data(device: str) -> tuple[TensorDataset, TensorDataset]:
 
 
 async def live(
-    broker: MemoryBroker | Connect, config: AgentConfig, taken: list[int] | None = None
+    cluster: Cluster, config: AgentConfig, taken: list[int] | None = None
 ) -> tuple[AgentResult, Agent]:
     """One life of the agent, to its end."""
-    compute = TorchThread()
-    connect = partial(async_connect(broker), "phone-1") if isinstance(broker, MemoryBroker) else broker
 
     def observe(observation: Observation) -> None:
         if taken is not None and isinstance(observation, StepTaken):
             taken.append(observation.step)
 
-    try:
-        async with asyncio.timeout(60):
-            agent = Agent(config, connect=connect, compute=compute, observe=observe)
-            return await agent.run(asyncio.Event()), agent
-    finally:
-        compute.close()
+    return await cluster.train(config, observe=observe)
 
 
 def config_of(state: Path) -> AgentConfig:
@@ -65,11 +52,11 @@ def config_of(state: Path) -> AgentConfig:
 
 
 async def test_more_epochs_go_on_as_if_the_job_had_had_them(tmp_path: Path) -> None:
-    async with served(toy_job(toy.Variant(epochs=2))) as (broker, _):
+    async with serving(toy_job(toy.Variant(epochs=2))) as cluster:
         config = config_of(tmp_path)
-        first, _ = await live(broker, config)
-        again, _ = await live(broker, config)
-        more, agent = await live(broker, replace(config, epochs=3))
+        first, _ = await live(cluster, config)
+        again, _ = await live(cluster, config)
+        more, agent = await live(cluster, replace(config, epochs=3))
     assert (first.step, first.taken, first.done) == (8, 8, True)
     assert (again.step, again.taken) == (8, 0)
     assert (more.step, more.taken, more.done) == (12, 4, True)
@@ -80,32 +67,32 @@ async def test_more_epochs_go_on_as_if_the_job_had_had_them(tmp_path: Path) -> N
 
 
 async def test_data_that_has_grown_is_offered_and_taken(tmp_path: Path) -> None:
-    async with served(toy_job(toy.Variant(epochs=2))) as (broker, _):
+    async with serving(toy_job(toy.Variant(epochs=2))) as cluster:
         config = config_of(tmp_path)
-        await live(broker, config)
+        await live(cluster, config)
         grown = replace(config, data=GROWN)
         with pytest.raises(StateError, match=r"not the one that .* was trained on \(go on .*--new-data"):
-            await live(broker, grown)
+            await live(cluster, grown)
         taken: list[int] = []
-        result, _ = await live(broker, replace(grown, new_data=True), taken)
+        result, _ = await live(cluster, replace(grown, new_data=True), taken)
         assert (result.step, taken) == (12, [9, 10, 11, 12])
-        kept, _ = await live(broker, grown)
+        kept, _ = await live(cluster, grown)
         assert (kept.step, kept.taken) == (12, 0), "from then on the folder is of the new data"
         with pytest.raises(StateError, match="--new-data"):
-            await live(broker, config)
+            await live(cluster, config)
 
 
 async def test_a_newer_version_of_the_job_is_told(tmp_path: Path) -> None:
     old, newer = toy_job(toy.Variant(epochs=2)), toy_job(toy.Variant(epochs=3))
-    async with served(old) as (broker, store):
-        first, _ = await live(broker, config_of(tmp_path))
+    async with serving(old) as cluster:
+        first, _ = await live(cluster, config_of(tmp_path))
         assert (first.newest, first.job) == (None, old.digest)
-        await store.put_job(newer)
-        again, _ = await live(broker, config_of(tmp_path))
+        await cluster.store.put_job(newer)
+        again, _ = await live(cluster, config_of(tmp_path))
         assert (again.newest, again.job, again.taken) == (newer.digest, old.digest, 0)
         with pytest.raises(StateError, match=r"trained weights with --new-version; or .*--state DIR"):
-            await live(broker, replace(config_of(tmp_path), job=f"toy@{newer.digest}"))
-        anew, _ = await live(broker, replace(config_of(tmp_path / "other"), restart=True))
+            await live(cluster, replace(config_of(tmp_path), job=f"toy@{newer.digest}"))
+        anew, _ = await live(cluster, replace(config_of(tmp_path / "other"), restart=True))
         assert (anew.newest, anew.job, anew.step) == (None, newer.digest, 12)
 
 
@@ -132,23 +119,23 @@ def unbiased() -> nn.Module:
 async def test_a_newer_version_goes_on_from_the_trained_weights(tmp_path: Path) -> None:
     old, newer = toy_job(toy.Variant(epochs=2)), toy_job(toy.Variant(epochs=3))
     config = replace(config_of(tmp_path), new_version=True)
-    async with served(old) as (broker, store):
-        first, _ = await live(broker, config)
+    async with serving(old) as cluster:
+        first, _ = await live(cluster, config)
         assert (first.job, first.step) == (old.digest, 8), "the first start trains the newest"
-        await store.put_job(newer)
+        await cluster.store.put_job(newer)
         taken: list[int] = []
-        more, agent = await live(broker, config, taken)
+        more, agent = await live(cluster, config, taken)
         assert (more.job, more.step, more.done, taken) == (newer.digest, 12, True, [9, 10, 11, 12])
-        meta = await store.session("toy.phone-1")
+        meta = await cluster.store.session("toy.phone-1")
         assert meta is not None
         assert (meta.job_digest, meta.committed, meta.closed) == (newer.digest, 12, True)
         trained = state_of(agent)
-        again, agent = await live(broker, replace(config, new_version=False))
+        again, agent = await live(cluster, replace(config, new_version=False))
         assert (again.job, again.step, again.taken, again.newest) == (newer.digest, 12, 0, None)
         assert all(torch.equal(trained[name], tensor) for name, tensor in state_of(agent).items())
         with pytest.raises(StateError, match="--new-version"):
-            await live(broker, replace(config_of(tmp_path), job=f"toy@{old.digest}"))
-        back, _ = await live(broker, replace(config, job=f"toy@{old.digest}"))
+            await live(cluster, replace(config_of(tmp_path), job=f"toy@{old.digest}"))
+        back, _ = await live(cluster, replace(config, job=f"toy@{old.digest}"))
         assert (back.job, back.step, back.taken) == (old.digest, 12, 0), "any version may go on from any"
 
 
@@ -156,13 +143,13 @@ async def test_the_version_that_goes_on_begins_with_the_bits_of_the_one_before(t
     """The newer version has no step left: its weights are those that the older one ended with."""
     old, newer = toy_job(toy.Variant(epochs=2)), toy_job(toy.Variant(epochs=2, exactness="tolerance"))
     assert old.digest != newer.digest
-    async with served(old) as (broker, store):
-        _, agent = await live(broker, config_of(tmp_path))
-        before, body = state_of(agent), await store.read_snapshot("toy.phone-1", 8)
-        await store.put_job(newer)
-        result, agent = await live(broker, replace(config_of(tmp_path), new_version=True))
+    async with serving(old) as cluster:
+        _, agent = await live(cluster, config_of(tmp_path))
+        before, body = state_of(agent), await cluster.store.read_snapshot("toy.phone-1", 8)
+        await cluster.store.put_job(newer)
+        result, agent = await live(cluster, replace(config_of(tmp_path), new_version=True))
         assert (result.job, result.step, result.taken) == (newer.digest, 8, 0)
-        assert body == await store.read_snapshot("toy.phone-1", 8) != {}
+        assert body == await cluster.store.read_snapshot("toy.phone-1", 8) != {}
     assert any("momentum_buffer" in name for name in before), "the optimizer's state is kept"
     after = state_of(agent)
     assert before.keys() == after.keys()
@@ -171,14 +158,14 @@ async def test_the_version_that_goes_on_begins_with_the_bits_of_the_one_before(t
 
 async def test_a_version_with_another_optimizer_begins_its_state_anew(tmp_path: Path) -> None:
     adam = toy.Variant(epochs=3, optimizer=(("name", "adam"), ("lr", 0.01)))
-    async with served(toy_job(toy.Variant(epochs=2))) as (broker, store):
-        await live(broker, config_of(tmp_path))
+    async with serving(toy_job(toy.Variant(epochs=2))) as cluster:
+        await live(cluster, config_of(tmp_path))
         for variant, fields in (
             (adam, "exp_avg exp_avg_sq step"),
             (toy.Variant(epochs=4), "momentum_buffer"),
         ):
-            await store.put_job(toy_job(variant))
-            result, agent = await live(broker, replace(config_of(tmp_path), new_version=True))
+            await cluster.store.put_job(toy_job(variant))
+            result, agent = await live(cluster, replace(config_of(tmp_path), new_version=True))
             assert (result.step, result.taken) == (variant.epochs * 4, 4)
             kept = {name.rpartition("/")[2] for name in state_of(agent) if "/optimizer/" in name}
             assert " ".join(sorted(kept)) == fields
@@ -188,45 +175,45 @@ async def test_a_version_of_other_shapes_is_refused_and_changes_nothing(tmp_path
     old = toy_job(toy.Variant(epochs=2))
     body = toy_job(toy.Variant(factory="tests.device.test_going_on:unbiased"))
     ends = toy_job(toy.Variant(single=True))
-    async with served(old) as (broker, store):
+    async with serving(old) as cluster:
         config = config_of(tmp_path)
-        await live(broker, config)
-        before = await store.session("toy.phone-1")
+        await live(cluster, config)
+        before = await cluster.store.session("toy.phone-1")
         for newer, why in ((body, "it has no 3.bias"), (ends, "it has no 7.bias")):
-            await store.put_job(newer)
+            await cluster.store.put_job(newer)
             with pytest.raises(StateError) as refused:
-                await live(broker, replace(config, new_version=True))
+                await live(cluster, replace(config, new_version=True))
             versions = f"toy@{newer.digest[:12]} can't go on from the weights of toy@{old.digest[:12]}"
             assert f"{versions}: {why}" in str(refused.value)
             assert "--restart" in (refused.value.hint or "")
-        after = await store.session("toy.phone-1")
+        after = await cluster.store.session("toy.phone-1")
         assert before is not None
         assert after is not None
         assert (after.job_digest, after.committed) == (before.job_digest, before.committed)
-        again, _ = await live(broker, replace(config, epochs=3))
+        again, _ = await live(cluster, replace(config, epochs=3))
         assert (again.job, again.step) == (old.digest, 12), "the old version can still go on"
 
 
 async def test_without_trained_weights_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
-    async with served(toy_job(toy.Variant(epochs=2))) as (broker, store):
-        await live(broker, config_of(tmp_path))
+    async with serving(toy_job(toy.Variant(epochs=2))) as cluster:
+        await live(cluster, config_of(tmp_path))
         with StateFolder(tmp_path) as state:
             state.drop_after(-1)
             state.save_checkpoint(0, {})
-        await store.put_job(toy_job(toy.Variant(epochs=3)))
+        await cluster.store.put_job(toy_job(toy.Variant(epochs=3)))
         with pytest.raises(StateError, match="has no trained weights of toy@"):
-            await live(broker, replace(config_of(tmp_path), new_version=True))
+            await live(cluster, replace(config_of(tmp_path), new_version=True))
 
 
 async def test_a_session_that_the_store_forgot_is_not_begun_anew(tmp_path: Path) -> None:
-    async with served(toy_job(toy.Variant(epochs=2))) as (broker, store):
-        await live(broker, config_of(tmp_path))
+    async with serving(toy_job(toy.Variant(epochs=2))) as cluster:
+        await live(cluster, config_of(tmp_path))
         with StateFolder(tmp_path) as state:
             state.save_checkpoint(0, state.load_checkpoint(8))
-        await store.forget("toy.phone-1")
-        await store.put_job(toy_job(toy.Variant(epochs=3)))
+        await cluster.store.forget("toy.phone-1")
+        await cluster.store.put_job(toy_job(toy.Variant(epochs=3)))
         with pytest.raises(StateError, match="the store can restore nothing"):
-            await live(broker, replace(config_of(tmp_path), new_version=True))
+            await live(cluster, replace(config_of(tmp_path), new_version=True))
 
 
 @pytest.mark.parametrize("at", ["hand_over", "save_job"])
@@ -236,9 +223,9 @@ async def test_a_hand_over_that_was_cut_short_goes_on(
     """The agent dies when the store has handed over and the folder has not, or has by half."""
     newer = toy_job(toy.Variant(epochs=3))
     config = replace(config_of(tmp_path), new_version=True)
-    async with served(toy_job(toy.Variant(epochs=2))) as (broker, store):
-        await live(broker, config)
-        await store.put_job(newer)
+    async with serving(toy_job(toy.Variant(epochs=2))) as cluster:
+        await live(cluster, config)
+        await cluster.store.put_job(newer)
 
         def dies(*args: object, **named: object) -> None:
             raise KeyError("the power went")
@@ -246,23 +233,23 @@ async def test_a_hand_over_that_was_cut_short_goes_on(
         with monkeypatch.context() as patch:
             patch.setattr(StateFolder, at, dies)
             with pytest.raises(KeyError):
-                await live(broker, config)
-        meta = await store.session("toy.phone-1")
+                await live(cluster, config)
+        meta = await cluster.store.session("toy.phone-1")
         assert meta is not None
         assert (meta.job_digest, meta.committed) == (newer.digest, 8)
-        result, _ = await live(broker, config)
+        result, _ = await live(cluster, config)
     assert (result.job, result.step, result.taken) == (newer.digest, 12, 4)
 
 
 async def test_a_store_that_lost_the_hand_over_makes_it_again(tmp_path: Path) -> None:
     """Redis may lose its last second: the session is then the old version's again."""
     old, newer = toy_job(toy.Variant(epochs=2)), toy_job(toy.Variant(epochs=3))
-    async with served(old) as (broker, store):
-        await live(broker, config_of(tmp_path))
-        await store.put_job(newer)
-        await live(broker, replace(config_of(tmp_path), new_version=True, epochs=2))
-        store._database._connection.execute("UPDATE sessions SET job_digest = ?", (old.digest,))
-        result, _ = await live(broker, config_of(tmp_path))
+    async with serving(old) as cluster:
+        await live(cluster, config_of(tmp_path))
+        await cluster.store.put_job(newer)
+        await live(cluster, replace(config_of(tmp_path), new_version=True, epochs=2))
+        cluster.store._database._connection.execute("UPDATE sessions SET job_digest = ?", (old.digest,))
+        result, _ = await live(cluster, config_of(tmp_path))
     assert (result.job, result.step, result.taken) == (newer.digest, 12, 4)
 
 
@@ -276,18 +263,16 @@ async def test_over_rabbitmq_and_redis_it_ends_with_the_same_bits(
     states = []
     for name in ("here", "there"):
         config = config_of(tmp_path / name)
-        place: AbstractAsyncContextManager[tuple[MemoryBroker | Connect, Store]] = (
-            served(old) if name == "here" else served_by(rabbitmq_url, redis_url, old)
-        )
-        async with place as (broker, store):
-            await live(broker, config)
-            await store.put_job(newer)
-            result, agent = await live(broker, replace(config, new_version=True))
+        place = {} if name == "here" else {"broker": rabbitmq_url, "store": redis_url}
+        async with serving(old, **place) as cluster:
+            await live(cluster, config)
+            await cluster.store.put_job(newer)
+            result, agent = await live(cluster, replace(config, new_version=True))
             assert (result.job, result.step, result.taken, result.done) == (newer.digest, 12, 4, True)
-            meta = await store.session("toy.phone-1")
+            meta = await cluster.store.session("toy.phone-1")
             assert meta is not None
             assert (meta.job_digest, meta.committed) == (newer.digest, 12)
-            states.append({**state_of(agent), **await store.read_snapshot("toy.phone-1", 12)})
+            states.append({**state_of(agent), **await cluster.store.read_snapshot("toy.phone-1", 12)})
     here, there = states
     assert here.keys() == there.keys()
     assert [n for n, value in here.items() if not _same(value, there[n])] == []

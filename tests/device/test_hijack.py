@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,19 +11,16 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from broker.protocol import messages as m
-from broker.transport.in_process import MemoryBroker, MemoryTransport
-from device_agent.agent import Agent
+from broker.transport.in_process import MemoryBroker
 from device_agent.config import AgentConfig
 from device_agent.training.data import DeviceData
 from device_agent.training.hijack_watch import may_watch
-from server_worker.store import StoredJob
 from spliteasy.codecs.packer import PLAIN
 from spliteasy.errors import Hijacked
 from spliteasy.job import Job, parse_job
 from spliteasy.privacy.hijack import WINDOW
-from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy_cli.leakage.wire_tap import TappedBroker
-from tests.device.served import served
+from testing import serving
 from tests.drawn import SECRET
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,21 +88,11 @@ class Puller:
 
 async def train(made: Job, state: Path, broker: MemoryBroker, *, stop: bool = False) -> int:
     """The steps of an agent whose worker's answers pass through that broker."""
-    stored = StoredJob(name=made.name, digest=made.digest, manifest=made.manifest, parts=made.parts)
-    compute = TorchThread()
-
-    async def connect() -> MemoryTransport:
-        return broker.connect("phone-1")
-
-    async with served(stored, broker):
-        config = AgentConfig(
-            job=made.name, device="phone-1", data=data(), secret=SECRET, state=state, stop_if_hijacked=stop
-        )
-        try:
-            async with asyncio.timeout(60):
-                return (await Agent(config, connect=connect, compute=compute).run(asyncio.Event())).step
-        finally:
-            compute.close()
+    config = AgentConfig(
+        job=made.name, device="phone-1", data=data(), secret=SECRET, state=state, stop_if_hijacked=stop
+    )
+    async with serving(made, broker=broker) as cluster:
+        return (await cluster.train(config))[0].step
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])

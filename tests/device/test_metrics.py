@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 from broker.transport.in_process import MemoryBroker, MemoryTransport
 from device_agent import metrics
 from device_agent.agent import Agent
 from device_agent.config import AgentConfig
-from server_worker.config import Trust, WorkerConfig
-from server_worker.engine.local import LocalEngine
-from server_worker.store import SqliteStore, StoredJob
-from server_worker.worker import Worker
 from spliteasy.observability.prometheus import PrometheusMeter
 from spliteasy.runtime.torch_thread import TorchThread
+from testing import serving
 from tests.drawn import SECRET
 from tests.recorded import Recorded
 from tests.simulation import toy
@@ -22,14 +18,8 @@ from tests.simulation import toy
 
 async def trained(folder: Path, *, lose_link_after: int | None = None) -> tuple[Agent, Recorded]:
     """A device's whole training of the toy job; its link goes down once, after so many steps."""
-    broker, store, meter = MemoryBroker(), SqliteStore(None, inline=True), Recorded()
-    job = toy.job(toy.Variant())
-    await store.put_job(StoredJob(name="toy", digest=job.digest, manifest=job.manifest, parts=job.parts))
-    threads = TorchThread("worker"), TorchThread("device")
+    broker, meter = MemoryBroker(), Recorded()
     transports: list[MemoryTransport] = []
-
-    async def connect_worker() -> MemoryTransport:
-        return broker.connect("worker")
 
     async def connect_device() -> MemoryTransport:
         transports.append(broker.connect("phone-1"))
@@ -39,27 +29,10 @@ async def trained(folder: Path, *, lose_link_after: int | None = None) -> tuple[
         if meter.get(metrics.STEPS) == lose_link_after and len(transports) == 1:
             broker.drop(transports[0])
 
-    config = WorkerConfig(name="worker", trust=Trust.ENROLLED)
-    worker = Worker(config, connect=connect_worker, store=store, engine=LocalEngine(threads[0]))
-    agent = Agent(
-        AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=folder / "state"),
-        connect=connect_device,
-        compute=threads[1],
-        observe=lose_link,
-        meter=meter,
-    )
-    stop = asyncio.Event()
-    serving = asyncio.create_task(worker.run(stop))
-    try:
-        async with asyncio.timeout(60):
-            await worker.connected.wait()
-            assert (await agent.run(asyncio.Event())).done
-    finally:
-        stop.set()
-        await serving
-        await store.close()
-        for thread in threads:
-            thread.close()
+    config = AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=folder / "state")
+    async with serving(toy.job(toy.Variant()), broker=broker) as cluster:
+        result, agent = await cluster.train(config, connect=connect_device, observe=lose_link, meter=meter)
+    assert result.done
     return agent, meter
 
 

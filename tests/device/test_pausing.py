@@ -16,7 +16,8 @@ from device_agent.observations import Observation, StateChanged, StepTaken
 from device_agent.policy.run_conditions import Gate
 from device_agent.session.states import State
 from spliteasy.runtime.torch_thread import TorchThread
-from tests.device.served import served, toy_job
+from testing import serving
+from tests.device.served import toy_job
 from tests.drawn import SECRET
 from tests.simulation import toy
 
@@ -90,7 +91,8 @@ class Phone:
 
 
 async def test_it_pauses_between_steps_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    async with served(toy_job()) as (broker, _):
+    broker = MemoryBroker()
+    async with serving(toy_job(), broker=broker):
         phone = Phone(broker, tmp_path)
         assert (await phone.train()).done
     [(state, step, on_disk)] = phone.paused_at
@@ -101,7 +103,8 @@ async def test_it_pauses_between_steps_and_ends_with_the_same_bits(tmp_path: Pat
 
 
 async def test_stopped_while_it_pauses_it_goes_on_from_there(tmp_path: Path) -> None:
-    async with served(toy_job()) as (broker, _):
+    broker = MemoryBroker()
+    async with serving(toy_job(), broker=broker):
         phone = Phone(broker, tmp_path, may_go_on=False)
         result = await phone.train()
         [(_, step, _)] = phone.paused_at
@@ -115,7 +118,8 @@ async def test_stopped_while_it_pauses_it_goes_on_from_there(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("may_go_on", [True, False])
 async def test_at_night_nothing_is_sent_or_fetched(may_go_on: bool, tmp_path: Path) -> None:
-    async with served(toy_job()) as (broker, _):
+    broker = MemoryBroker()
+    async with serving(toy_job(), broker=broker):
         phone = Phone(broker, tmp_path, night=True, may_go_on=may_go_on)
         result = await phone.train()
     assert phone.told[0] == "paused: night"
@@ -129,7 +133,8 @@ async def test_stopped_before_its_job_came_it_ends_well(tmp_path: Path) -> None:
     )
     result = await phone.train()
     assert (result.done, result.step, result.total_steps) == (False, 0, 0)
-    async with served(toy_job()) as (broker, _):
+    broker = MemoryBroker()
+    async with serving(toy_job(), broker=broker):
         again = Phone(broker, tmp_path)
         assert (await again.train()).done
     again.assert_same_bits()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from math import isfinite
 from pathlib import Path
 
@@ -12,12 +11,11 @@ from broker import decode
 from broker.protocol import messages as m
 from broker.protocol.assembler import Assembled, Assembler
 from broker.transport.faults import FAULTLESS, Faultless, Verdict
-from broker.transport.in_process import MemoryTransport
+from broker.transport.in_process import MemoryBroker
 from broker.transport.topology import device_of_key
-from device_agent.agent import Agent
 from device_agent.config import AgentConfig
-from spliteasy.runtime.torch_thread import TorchThread
-from tests.device.served import served, toy_job
+from testing import serving
+from tests.device.served import toy_job
 from tests.drawn import SECRET
 from tests.simulation import toy
 
@@ -40,19 +38,11 @@ class Listening(Faultless):
 @pytest.mark.parametrize("share_loss", [False, True])
 async def test_each_step_tells_its_loss_once_or_never(share_loss: bool, tmp_path: Path) -> None:
     variant = toy.Variant(batch=7, micro_batches=2, epochs=2, share_loss=share_loss)
-    compute, heard = TorchThread(), Listening()
+    heard, broker = Listening(), MemoryBroker()
+    broker.policy = heard
     config = AgentConfig(job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=tmp_path)
-    async with served(toy_job(variant)) as (broker, _):
-        broker.policy = heard
-
-        async def connect() -> MemoryTransport:
-            return broker.connect("phone-1")
-
-        try:
-            async with asyncio.timeout(60):
-                result = await Agent(config, connect=connect, compute=compute).run(asyncio.Event())
-        finally:
-            compute.close()
+    async with serving(toy_job(variant), broker=broker) as cluster:
+        result, _ = await cluster.train(config)
     assert result.done
     assert len(heard.backwards) == 2 * result.step
     for backward in heard.backwards:

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from broker.transport.in_process import MemoryBroker, MemoryTransport
-from device_agent.agent import Agent, AgentResult
+from device_agent.agent import AgentResult
 from device_agent.config import AgentConfig
 from server_worker.store import StoredJob
 from spliteasy.errors import JobError, PortableError
 from spliteasy.job.package import job_digest, manifest_of
 from spliteasy.job.signing import read_public_key, read_signer
-from spliteasy.runtime.torch_thread import TorchThread
-from tests.device.served import served, toy_job
+from testing import Cluster, serving
+from tests.device.served import toy_job
 from tests.drawn import SECRET
 from tests.job.test_signing import write_keys
 from tests.simulation import toy
 
 
-async def train(broker: MemoryBroker, state: Path, key: str | None) -> AgentResult:
-    async def connect() -> MemoryTransport:
-        return broker.connect("phone-1")
-
-    compute = TorchThread()
+async def train(cluster: Cluster, state: Path, key: str | None) -> AgentResult:
     config = AgentConfig(
         job="toy", device="phone-1", data=toy.DATA, secret=SECRET, state=state, operator_key=key
     )
-    try:
-        async with asyncio.timeout(60):
-            return await Agent(config, connect=connect, compute=compute).run(asyncio.Event())
-    finally:
-        compute.close()
+    return (await cluster.train(config))[0]
 
 
 def with_another_seed(job: StoredJob) -> StoredJob:
@@ -57,13 +47,13 @@ def with_another_head(job: StoredJob) -> StoredJob:
 async def test_a_signed_job_is_trained_and_kept_with_its_signature(tmp_path: Path) -> None:
     private, public = write_keys(tmp_path)
     job, state, key = toy_job(), tmp_path / "state", read_public_key(public)
-    async with served(replace(job, signature=read_signer(private)(job.digest))) as (broker, store):
-        assert (await train(broker, state, key)).done
-        await store.put_job(replace(job, signature="0" * 128))
-        assert (await train(broker, state, key)).done, "nothing is fetched that is in the folder"
+    async with serving(replace(job, signature=read_signer(private)(job.digest))) as cluster:
+        assert (await train(cluster, state, key)).done
+        await cluster.store.put_job(replace(job, signature="0" * 128))
+        assert (await train(cluster, state, key)).done, "nothing is fetched that is in the folder"
         another = read_public_key(write_keys(tmp_path, "new.key")[1])
         with pytest.raises(JobError, match="not signed by the operator"):
-            await train(broker, state, another)
+            await train(cluster, state, another)
 
 
 @pytest.mark.parametrize(
@@ -81,19 +71,19 @@ async def test_what_is_not_signed_is_not_loaded(
     private, public = write_keys(tmp_path)
     job = toy_job()
     job = replace(job, signature=read_signer(private)(job.digest))
-    async with served(altered(job)) as (broker, _):
+    async with serving(altered(job)) as cluster:
         with pytest.raises(error, match=says):
-            await train(broker, tmp_path / "state", read_public_key(public))
+            await train(cluster, tmp_path / "state", read_public_key(public))
     assert not (tmp_path / "state" / "job").exists()
 
 
 async def test_a_folder_from_before_the_key_gets_the_signature_of_its_own_version(tmp_path: Path) -> None:
     private, public = write_keys(tmp_path)
     job, state, key = toy_job(), tmp_path / "state", read_public_key(public)
-    async with served(job) as (broker, store):
-        assert (await train(broker, state, None)).done
+    async with serving(job) as cluster:
+        assert (await train(cluster, state, None)).done
         with pytest.raises(JobError, match="takes signed ones only"):
-            await train(broker, state, key)
-        await store.put_job(replace(job, signature=read_signer(private)(job.digest)))
-        await store.put_job(with_another_seed(job))  # the newest version is not what the folder is of
-        assert (await train(broker, state, key)).done
+            await train(cluster, state, key)
+        await cluster.store.put_job(replace(job, signature=read_signer(private)(job.digest)))
+        await cluster.store.put_job(with_another_seed(job))  # the newest version is not what the folder is of
+        assert (await train(cluster, state, key)).done
