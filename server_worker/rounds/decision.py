@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spliteasy.fleet.record import EndedRound, Member, RoundRecord
+from spliteasy.fleet.record import MOST_VOIDS, EndedRound, Member, RoundRecord
 from spliteasy.job.spec import LEAST_SEALED, FleetSpec
 
 Members = Mapping[str, Member]
@@ -27,15 +27,19 @@ def next_record(
     seed: int,
     now: float,
     may_expire: bool,
+    resumed: bool = False,
     mean_before: str | None = None,
 ) -> RoundRecord | None:
     """Return the record that is due, or None where the round goes on.
 
     `may_expire`: whether the deadline counts, which it does not at once after an outage of the workers.
+    `resumed`: a person lets a fleet go on that too many void rounds have paused.
     `mean_before` is the digest of the mean that the round began from.
     """
     if newest is None:
         return first_record(members, fleet, seed=seed, now=now)
+    if newest.paused and not resumed:
+        return None
     number = newest.number + 1
     handed = {
         device: member.handed
@@ -70,6 +74,11 @@ def next_record(
         steps=newest.steps,
         fleet_key=newest.fleet_key,
     )
+    voids = newest.voids + 1 if record.void and newest.cohort else 0
+    if voids >= MOST_VOIDS:
+        paused = {"voids": voids, "ends_base": newest.ends_base}
+        return record.model_copy(update=paused)
+    record = record.model_copy(update={"voids": voids})
     if fleet.shares_body:
         record = _after_window(record, newest, draw)
     elif fleet.hands_over:

@@ -123,6 +123,12 @@ class RoundTurns:
         # Those that are not drawn ask the less often, the more they are: the fleet's polls are bounded.
         crowd_s = newest.there / POLLS_PER_S if request.device not in newest.cohort else 0.0
         wait_s = min(MOST_WAIT_S, max(LEAST_WAIT_S, crowd_s, (now - newest.closed_at) / 10))
+        if newest.paused and not request.last:
+            reason = (
+                f"the fleet is paused: too few devices handed in, so that {newest.voids} rounds in a row "
+                f"were void; `spliteasy fleet {loaded.job.name} --resume` lets it go on"
+            )
+            return m.Busy(answers=request.request, retry_after_s=MOST_WAIT_S, reason=reason)
         if newest.number < request.round:
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=HANDED_IN)
         spec = loaded.job.spec.fleet

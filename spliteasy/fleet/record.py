@@ -20,6 +20,10 @@ Count = Annotated[int, Field(ge=0)]
 Devices = Annotated[tuple[Device, ...], Field(strict=False)]
 
 
+MOST_VOIDS = 20
+"""After so many void rounds in a row a fleet is paused."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -93,6 +97,8 @@ class RoundRecord(_Part):
     steps: Count = 0
     """Optimizer steps behind the mean, where the learning rate's schedule counts those of all devices, or of
     the body that they share."""
+    voids: Count = 0
+    """The number of void rounds in a row, up to this one."""
     fleet_key: Hex | None = None
     """The name of the fleet key that the devices drew their initial ends from; it does not tell the key."""
 
@@ -100,6 +106,11 @@ class RoundRecord(_Part):
     def drawn_for_next(self) -> int:
         """Return the number of devices drawn for the round under way after this record."""
         return len(self.cohort) + len(self.rest) if self.opened == self.number else self.drawn
+
+    @property
+    def paused(self) -> bool:
+        """Return whether so many rounds in a row were void that none begins until a person says so."""
+        return self.voids >= MOST_VOIDS
 
     @property
     def void(self) -> bool:

@@ -29,6 +29,8 @@ class FleetView:
     means: Mapping[int, str]
     """Digests of the means that are kept, by round."""
     now: float
+    seed: int
+    """The job's, by which devices are drawn."""
 
     def mean_of(self, record: RoundRecord) -> str | None:
         """Return the digest of the mean that everybody goes on from after the round; None: the initial model,
@@ -73,7 +75,8 @@ async def read_fleet(store: Store, job: str, *, last: int | None = None) -> Flee
     stored = None if whole is None else await store.get_job(name, whole, wanted=lambda names: ["spec.json"])
     if stored is None:
         raise UserError(f"there is no job {job}", hint="see `spliteasy status` for those that were submitted")
-    spec = JobSpec.model_validate_json(stored.parts["spec.json"]).fleet
+    whole_spec = JobSpec.model_validate_json(stored.parts["spec.json"])
+    spec = whole_spec.fleet
     if not spec.has_rounds:
         raise UserError(
             f"the devices of job {name} train alone: it has no rounds", hint='[fleet] mode = "splitfed"'
@@ -86,7 +89,32 @@ async def read_fleet(store: Store, job: str, *, last: int | None = None) -> Flee
     members = {device: Member.from_json(x) for device, x in (await store.fleets.members(fleet_name)).items()}
     weights = await store.fleets.weights(fleet_name)
     means = {int(key[:-1]): digest for key, digest in weights.items() if key.endswith("/")}
-    return FleetView(fleet_name, spec, records, members, means, await store.now())
+    return FleetView(fleet_name, spec, records, members, means, await store.now(), whole_spec.seed)
+
+
+async def resume_fleet(store: Store, view: FleetView) -> None:
+    """Let a fleet that void rounds have paused begin its next round. Raises UserError where it is not paused,
+    or nobody is there.
+    """
+    from server_worker.rounds.decision import next_record
+
+    name = view.name.partition("@")[0]
+    newest = view.records[-1] if view.records else None
+    if newest is None or not newest.paused:
+        raise UserError(f"the fleet of job {name} is not paused", hint="see `spliteasy fleet JOB`")
+    due = next_record(
+        newest,
+        view.members,
+        view.spec,
+        seed=view.seed,
+        now=view.now,
+        may_expire=True,
+        resumed=True,
+        mean_before=view.means.get(newest.base),
+    )
+    if due is None:
+        raise UserError(f"no device of job {name} is there to train", hint="start their agents")
+    await store.fleets.append_round(view.name, due.to_json(), number=due.number, previous=newest.to_json())
 
 
 def fleet_as_object(view: FleetView) -> dict[str, Any]:
@@ -94,6 +122,7 @@ def fleet_as_object(view: FleetView) -> dict[str, Any]:
     return {
         "fleet": view.name,
         "round": view.records[-1].number + 1 if view.records else 0,
+        "paused": bool(view.records) and view.records[-1].paused,
         "deadline_s": view.spec.deadline_s,
         "devices": view.devices(),
         "rounds": [
@@ -128,6 +157,7 @@ def fleet_at_a_glance(view: FleetView) -> dict[str, Any]:
         "mode": view.spec.mode,
         "round": 0 if newest is None else newest.number + 1,
         "began_at": None if newest is None else newest.closed_at,
+        "paused": newest is not None and newest.paused,
         "in": [] if newest is None else list(newest.cohort),
         "handed_in": named("handed in"),
         "late": named("late"),
@@ -157,7 +187,11 @@ def show_fleet(view: FleetView, last: int) -> None:
         return
     newest = view.records[-1]
     name = view.name[: view.name.index("@") + 1 + SHOWN]
-    if not newest.cohort:
+    if newest.paused:
+        console.print(
+            f"{name}: paused, since {newest.voids} rounds in a row were void; let it go on with --resume"
+        )
+    elif not newest.cohort:
         console.print(f"{name}: round {newest.number} was the last so far; no device waits for another one")
     else:
         console.print(

@@ -208,3 +208,12 @@ def test_a_quorum_larger_than_the_fleet_is_refused(
     project = new_project(**fleet("quorum = 3", ends="own"))
     ran = spliteasy("train", project.job_file, "--devices", 2)
     assert "can never be reached by 2 devices" in ran.error
+
+
+def test_a_fleet_that_is_not_paused_is_not_resumed(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(**fleet("round_epochs = 1"))
+    spliteasy("train", project.job_file, "--devices", 2, "--out", project.folder / "out")
+    store = ("--store", f"sqlite:///{project.folder / 'out' / STORE_FILE}")
+    assert "is not paused" in spliteasy("fleet", "tiny", "--resume", *store).error

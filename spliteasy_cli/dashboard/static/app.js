@@ -128,7 +128,7 @@ const FLEETS = [
   { label: "Mode", text: (row) => row.mode },
   { label: "Round", class: "number", text: (row) => String(row.round) },
   { label: "Began", text: (row) => ago(row.began_at) },
-  { label: "In it", text: (row) => row.in.join(", ") || "nobody" },
+  { label: "In it", text: (row) => (row.paused ? "paused: too many void rounds" : row.in.join(", ") || "nobody") },
   { label: "Handed in", text: (row) => row.handed_in.join(", ") || "–" },
   { label: "Late", text: (row) => row.late.join(", ") || "–" },
 ];
