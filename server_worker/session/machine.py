@@ -28,6 +28,7 @@ from server_worker.session.refusals import (
     CLOSE_RETRY_S,
     NO_ROOM,
     NOT_DURABLE,
+    behind_reply,
     body_not_shared_reply,
     failure_reply,
     log_full_reply,
@@ -429,6 +430,8 @@ class WorkerSession:
                 yield from Send(stale_reply(request, stored))
             case StepBehind(committed=committed) if committed < request.step:
                 yield from Send(reopen_reply(request, f"the store is at step {committed}"))
+            case StepBehind(committed=committed) if exact:
+                yield from Send(behind_reply(request, committed))
             case StepBehind():
                 pass  # a late duplicate: the device has moved on
             case UnknownSession():

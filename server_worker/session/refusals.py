@@ -107,6 +107,16 @@ def body_not_shared_reply(request: m.GetBody) -> m.Error:
     )
 
 
+def behind_reply(request: m.SessionRequest, committed: int) -> m.Error:
+    """The request asks for a step that the body has left behind."""
+    return error_reply(
+        request,
+        "no-common-step",
+        f"{request.session} is at step {committed}, and this asks for step {request.step}",
+        "let the device's agent go on for a moment, so that it writes a newer checkpoint, and ask again",
+    )
+
+
 def not_allowed_reply(request: m.Request, digest: str = "") -> m.Error:
     """The operator lets the device train other jobs, or another version of this one."""
     version = f"version {digest[:12]} of job {request.job}" if digest else f"job {request.job}"

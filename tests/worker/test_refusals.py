@@ -90,6 +90,23 @@ async def test_a_gradient_of_another_shape_is_refused_and_the_step_can_go_on(ser
         )
 
 
+async def test_an_evaluation_of_a_step_before_is_told_which_step_is_there(server: Server) -> None:
+    async with server.device() as device:
+        await device.open()
+        request = forward()
+        output = await device.ask(request)
+        assert isinstance(output, m.Forwarded)
+        ids = {"session": SESSION, "attempt": ATTEMPT}
+        backward = m.Backward(**ids, step=1, forward=request.request, values=output.values)
+        assert isinstance(await device.ask(backward), m.Gradient)
+        for late in (m.Eval(**ids, step=0, samples=4, values=(torch.ones(4, 5),)), m.GetBody(**ids, step=0)):
+            reply = await device.ask(late)
+            assert isinstance(reply, m.Error)
+            assert (reply.code, reply.retriable) == ("no-common-step", False)
+            assert "is at step 1, and this asks for step 0" in reply.message
+            assert "let the device's agent go on" in (reply.hint or "")
+
+
 async def test_a_step_ahead_is_told_to_open_anew_and_a_late_one_is_dropped(server: Server) -> None:
     async with server.device() as device:
         await device.open()

@@ -12,6 +12,7 @@ import "./losses.ts";
 import "./norm.ts";
 import "./pooling.ts";
 import "./reductions.ts";
+import "./scatter.ts";
 import "./views.ts";
 
 export { functionalName, operatorNames, operatorOf, type Operator, type Result } from "./rules.ts";
