@@ -166,7 +166,11 @@ class RoundTurns:
         return Turn(about, mean, ends)
 
     def _hand_in(self, loaded: LoadedBody, fleet: str) -> Steps[None]:
-        """Put what the device has trained into the store, once. The first that is there stands."""
+        """Put what the device has trained into the store, once.
+
+        An earlier life of the device may have handed in something else. Both stay, each under its digest: a
+        record may name either.
+        """
         request, spec = self.request, loaded.job.spec
         if request is None or self._handed is not None:
             return
@@ -185,9 +189,9 @@ class RoundTurns:
                 hint="raise fleet.max_samples in the job",
             )
         body = yield from HandIn(loaded.body, request)
-        digest, name = digest_of_contribution(body), weights_name(request.round, request.device)
-        kept = yield from PutWeights(fleet, name, body, digest)
-        handed = HandedIn(
+        digest = digest_of_contribution(body)
+        yield from PutWeights(fleet, weights_name(request.round, request.device, digest), body, digest)
+        self._handed = HandedIn(
             samples=loaded.samples,
             round_samples=loaded.round_samples,
             whole=request.whole,
@@ -196,15 +200,6 @@ class RoundTurns:
             digest=digest,
             nonce=request.nonce,
         )
-        if kept != digest:  # of a life that the device has forgotten
-            members = yield from read_members(fleet, (request.device,))
-            before = members.get(request.device)
-            if before is not None and before.round == request.round and before.handed is not None:
-                handed = before.handed
-            else:
-                yield from DropWeights(fleet, (name,))
-                yield from PutWeights(fleet, name, body, digest)
-        self._handed = handed
         self.request = request.model_copy(update={"values": (), "names": ()})
 
     def _close_if_due(
@@ -219,7 +214,7 @@ class RoundTurns:
             expired = may_expire and now - newest.closed_at >= spec.fleet.deadline_s
             if not expired and not (yield from self._all_handed_in(newest, fleet)):
                 return newest
-        members = yield from read_members(fleet)
+        members = yield from self._with_weights((yield from read_members(fleet)), fleet)
         due = next_record(newest, members, spec.fleet, seed=spec.seed, now=now, may_expire=may_expire)
         if due is None:
             return newest
@@ -228,10 +223,34 @@ class RoundTurns:
             before = yield from mean_of(newest.base, loaded)
             due = due.model_copy(update={"mean_before": digest_of_contribution(before)})
         line, previous = due.to_json(), None if newest is None else newest.to_json()
-        found = yield from AppendRound(fleet, line, due.number, previous)
+        named = [weights_name(due.number, name, each.digest) for name, each in due.participants.items()]
+        if newest is not None and newest.base:
+            named.append(mean_name(newest.base))
+        found = yield from AppendRound(fleet, line, due.number, previous, tuple(named))
         if found is None:
             raise StoreUnavailable(f"fleet {fleet}: the records have changed meanwhile")
         return RoundRecord.from_json(found)
+
+    def _with_weights(self, members: Members, fleet: str) -> Steps[Members]:
+        """Return the devices, and what they handed in where the store still has it: one that went back may
+        have forgotten weights, and a device may say again that it handed them in.
+
+        Raises StoreUnavailable where these are this device's own: it is asked for them again.
+        """
+        names, request = (yield from ListWeights(fleet)), self.request
+
+        def lost(device: str, member: Member) -> bool:
+            handed = member.handed
+            return handed is not None and weights_name(member.round, device, handed.digest) not in names
+
+        gone = {device for device, member in members.items() if lost(device, member)}
+        if request is not None and request.device in gone and self._handed is not None:
+            self.clear()
+            raise StoreUnavailable(f"fleet {fleet}: the store has forgotten what {request.device} handed in")
+        return {
+            device: member.model_copy(update={"handed": None}) if device in gone else member
+            for device, member in members.items()
+        }
 
     def _all_handed_in(self, newest: RoundRecord, fleet: str) -> Steps[bool]:
         """Return whether all devices of the round have handed in: only their own requests can change that."""
@@ -260,9 +279,9 @@ def fleet_of(loaded: LoadedBody) -> str:
     return f"{loaded.job.name}@{loaded.job.digest}"
 
 
-def weights_name(number: int, device: str) -> str:
+def weights_name(number: int, device: str, digest: str) -> str:
     """Return the name of what a device handed in for a round."""
-    return f"{number}/{device}"
+    return f"{number}/{device}/{digest}"
 
 
 def mean_name(number: int) -> str:
@@ -300,7 +319,8 @@ def mean_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
     before = b""
     if loaded.job.spec.fleet.shares_body:
         before = yield from mean_of((yield from record_of(number - 1, fleet)).base, loaded)
-    bodies = yield from _handed_in(fleet, dict.fromkeys(record.participants, number))
+    named = {device: (number, each.digest) for device, each in record.participants.items()}
+    bodies = yield from _handed_in(fleet, named)
     mean = yield from TakeMean(loaded.job, record, bodies, before)
     return (yield from _kept(fleet, mean_name(number), mean))
 
@@ -316,16 +336,17 @@ def ends_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
     if kept is not None:
         return bytes(kept)
     record = yield from record_of(number, fleet)
-    bodies = yield from _handed_in(fleet, {device: each.window for device, each in record.ended.items()})
+    named = {device: (each.window, each.digest) for device, each in record.ended.items()}
+    bodies = yield from _handed_in(fleet, named)
     mean = yield from TakeEnds(loaded.job, record, bodies)
     return (yield from _kept(fleet, ends_name(number), mean))
 
 
-def _handed_in(fleet: str, by: Mapping[str, int]) -> Steps[dict[str, bytes]]:
-    """Return what each device handed in for the round given. Raises StoreUnavailable where it has gone."""
+def _handed_in(fleet: str, named: Mapping[str, tuple[int, str]]) -> Steps[dict[str, bytes]]:
+    """Return what each device handed in, by round and digest. Raises StoreUnavailable where it has gone."""
     bodies: dict[str, bytes] = {}
-    for device, number in by.items():
-        body = yield from ReadWeightsOf(fleet, weights_name(number, device))
+    for device, (number, digest) in named.items():
+        body = yield from ReadWeightsOf(fleet, weights_name(number, device, digest))
         if body is None:
             raise StoreUnavailable(f"fleet {fleet}: the weights of round {number} have just gone")
         bodies[device] = body
@@ -384,8 +405,10 @@ def drop_older(fleet: str, newest: RoundRecord) -> Steps[None]:
         needed_from = {"": newest.base, ENDS: newest.ends_base}.get(what, newest.opened)
         if int(number) < needed_from:
             doomed.append(name)
+    needs = [mean_name(newest.base)] if newest.base else []
+    needs += [ends_name(newest.ends_base)] if newest.ends_base else []
     if doomed:
-        yield from DropWeights(fleet, tuple(doomed))
+        yield from DropWeights(fleet, tuple(doomed), tuple(needs))
 
 
 def wrong_key_reply(request: m.Ready) -> m.Error:

@@ -79,7 +79,7 @@ def mean_over_who_is_there_now() -> Any:
         fewer = record.model_copy(update={"participants": some})
         bodies = {}
         for device in some:
-            name = turn.weights_name(number, device)
+            name = turn.weights_name(number, device, some[device].digest)
             bodies[device] = yield from ReadWeightsOf(fleet, name)
         return mean_bytes(loaded.job, fewer, bodies)
 
