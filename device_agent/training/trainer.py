@@ -111,6 +111,8 @@ class _Micro:
     head: OpenForward | None = None
     packed: Packed | None = None
     """The head's wire values, where they were packed ahead."""
+    order: Tensor | None = None
+    """The order in which its tokens cross, where it is not their own."""
     kept_gradients: tuple[Tensor | None, ...] = ()
 
     @property
@@ -184,6 +186,7 @@ class DeviceTrainer:
     """A batch that was loaded ahead, and its step; its heads have run too, where nothing changes them."""
     _targets: tuple[Tensor, ...] = ()
     _kept: Values = ()
+    _order: Tensor | None = None
 
     @classmethod
     def create(
@@ -238,7 +241,7 @@ class DeviceTrainer:
         under_way, tail = self._live()
         part = under_way.micros[micro]
         if part.head is None:
-            part.head = self._through_cut(self.head.forward(part.inputs, micro=micro), step)
+            part.head = self._through_cut(part, self.head.forward(part.inputs, micro=micro), step)
         under_way.heads = micro + 1
         wire = detached(part.head.outputs[: self.head.segment.n_wire])
         self._look(self.head, wire, micro)
@@ -296,15 +299,17 @@ class DeviceTrainer:
     def _run_heads(self, step: int, micros: list[_Micro]) -> None:
         for number, micro in enumerate(micros):
             opened = self.head.forward_ahead(micro.inputs, step=step, micro=number)
-            opened = self._through_cut(opened, step)
+            opened = self._through_cut(micro, opened, step)
             wire = detached(opened.outputs[: self.head.segment.n_wire])
             micro.packed = self.wire.pack_ahead("activations", wire, step=step, micro=number)
             micro.head = opened
 
-    def _through_cut(self, opened: OpenForward, step: int) -> OpenForward:
+    def _through_cut(self, part: _Micro, opened: OpenForward, step: int) -> OpenForward:
         """The head's forward with what crosses the cut as it is sent; its backward begins from there."""
         wire = self.head.segment.n_wire
-        sent = self.transforms.activations(opened.outputs[:wire], purpose="activations", step=step)
+        clean = opened.outputs[:wire]
+        part.order = self.transforms.order(clean, purpose="activations", step=step)
+        sent = self.transforms.activations(clean, purpose="activations", step=step, order=part.order)
         return replace(opened, outputs=(*sent, *opened.outputs[wire:]))
 
     def run_tail(self, packed: Packed, micro: int = 0) -> Packed:
@@ -317,7 +322,7 @@ class DeviceTrainer:
         inputs = tail.segment.input_values
         specs = inputs[: len(inputs) - len(kept)]
         values = self.wire.unpack("activations", packed, expected_of(specs, part.samples))
-        down = check_values(values, specs, samples=part.samples)
+        down = self.transforms.in_order(check_values(values, specs, samples=part.samples), part.order)
         opened = tail.forward((*down, *kept), micro=micro)
         self._look(tail, opened.outputs, micro)
         if isinstance(tail, PrivateTrainer):
@@ -330,7 +335,9 @@ class DeviceTrainer:
             backward_from(loss, part.share, self.job.spec.accumulate)
             gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         self._refuse_unless(all_finite(tensors_of(gradients)), "a gradient of the tail's inputs")
-        sent = self.transforms.gradients(gradients[: len(specs)], part.targets, step=self.taken + 1)
+        sent = self.transforms.gradients(
+            gradients[: len(specs)], part.targets, step=self.taken + 1, order=part.order
+        )
         if step.spoiled:
             sent = tuple(None if g is None else _spoilt(g) for g in sent)
         if self.watch is not None:
@@ -540,14 +547,18 @@ class DeviceTrainer:
         outputs = self.head.evaluate(inputs)
         wire = self.head.eval_wire
         self._kept = outputs[wire:]
-        sent = self.transforms.activations(outputs[:wire], purpose="evaluation", step=self.step)
+        self._order = self.transforms.order(outputs[:wire], purpose="evaluation", step=self.step)
+        sent = self.transforms.activations(
+            outputs[:wire], purpose="evaluation", step=self.step, order=self._order
+        )
         return self.wire.pack_evaluation(sent), inputs[0].shape[0]
 
     def eval_tail(self, index: int, packed: Packed) -> bool:
         """Add test batch `index` to `evaluation`, and return whether another batch follows."""
         assert self.tests is not None
         samples = self._targets[0].shape[0]
-        self._count(evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples), index)
+        made = evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples, order=self._order)
+        self._count(made, index)
         return index + 1 < len(self.tests)
 
     def _count(self, outputs: tuple[Value, ...], index: int) -> None:
@@ -671,16 +682,26 @@ def end_trainers(
 
 
 def evaluation_outputs(
-    job: Job, tail: SegmentTrainer | None, packed: Packed, kept: Values, *, samples: int
+    job: Job,
+    tail: SegmentTrainer | None,
+    packed: Packed,
+    kept: Values,
+    *,
+    samples: int,
+    order: Tensor | None = None,
 ) -> tuple[Value, ...]:
-    """The model's outputs from the body's, in evaluation mode. Raises DataError."""
+    """The model's outputs from the body's, in evaluation mode. Raises DataError.
+
+    `order`: the one in which tokens went to the body, where it is not their own.
+    """
     codecs = job.spec.link.codecs["activations"]
     if tail is None:
         expected = [((samples, *spec.shape), DTYPES[spec.dtype]) for spec in job.signature.outputs]
         return unpack(packed, expected, codecs=codecs)
     specs = tail.eval_inputs[: len(tail.eval_inputs) - len(kept)]
     values = unpack(packed, expected_of(specs, samples), codecs=codecs)
-    return tail.evaluate((*check_values(values, specs, samples=samples), *kept))
+    down = CutTransforms.in_order(check_values(values, specs, samples=samples), order)
+    return tail.evaluate((*down, *kept))
 
 
 def has_no_nan(tensor: Tensor) -> bool:

@@ -24,6 +24,7 @@ from spliteasy.privacy.defences.dp import check_private
 from spliteasy.privacy.defences.label_dp import classes_to_answer
 from spliteasy.privacy.defences.marvell import check_two_classes
 from spliteasy.privacy.defences.peer_labels import check_peer_labels
+from spliteasy.privacy.defences.shuffle import check_shuffle
 from spliteasy.privacy.defences.transforms import check_transforms
 from spliteasy.privacy.ends import Ends, Role
 from spliteasy.privacy.made import make_ends
@@ -73,6 +74,8 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
         check_two_classes(spec, signature)
     if spec.privacy.dp is not None:
         check_private(list(split.segments), least)
+    if spec.privacy.shuffle_tokens:
+        check_shuffle(split.head, split.body, split.tail)
     check_transforms(spec.privacy, split.head, split.tail)
     parts = {"spec.json": spec.to_json(), "signature.json": signature.to_json()}
     ends = _ends_of(source, split, loss.own if isinstance(loss, PortableLoss) else ())

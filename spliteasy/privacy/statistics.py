@@ -14,6 +14,9 @@ Z = 1.959963984540054
 PERMUTATIONS = 50
 RESAMPLES = 1000
 
+RIDGE = 1e-3
+"""The penalty of ridge regression, in units of the mean squared norm."""
+
 
 def wilson(share: float, samples: float) -> tuple[float, float]:
     """The Wilson score interval (95 %) of a share that was seen on so many independent samples."""
@@ -125,3 +128,35 @@ def _spread(rows: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
         far = torch.cdist(rows, rows[chosen]).min(dim=1).values.pow(2).clamp_min(1e-20)
         chosen.append(int(torch.multinomial(far, 1, generator=generator)))
     return rows[chosen].clone()
+
+
+def ridge(features: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
+    """Return what the `seen` features come from, as ridge regression from `features` learned it."""
+    centre, target = features.mean(0), wanted.mean(0)
+    x, y = (features - centre).double(), (wanted - target).double()
+    # In the space of the samples, of which there are fewer than features as a rule.
+    gram = x @ x.T
+    gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    found: Tensor = (seen - centre).double() @ x.T @ torch.linalg.solve(gram, y) + target
+    return found.float()
+
+
+def put_in_order(known: Tensor, seen: Tensor) -> Tensor:
+    """Return `seen` [samples, tokens, features] with each token at the place that it looks like.
+
+    `known`: tokens in their own order, of other samples. Each place is given away once, the surest first.
+    Where a head adds positions to its tokens, each tells of its place: so one who knows the head undoes
+    `[privacy] shuffle_tokens`, and attacks that did not would measure their own naivety.
+    """
+    samples, tokens, features = seen.shape
+    places = torch.eye(tokens).repeat(len(known), 1)
+    scores = ridge(known.flatten(0, 1), places, seen.flatten(0, 1)).reshape(samples, tokens, tokens)
+    order = torch.zeros(samples, tokens, dtype=torch.int64)
+    rows = torch.arange(samples)
+    for _ in range(tokens):
+        best = scores.flatten(1).argmax(1)
+        token, place = best // tokens, best % tokens
+        order[rows, place] = token
+        scores[rows, token] = -torch.inf
+        scores[rows, :, place] = -torch.inf
+    return seen.gather(1, order[:, :, None].expand(-1, -1, features))

@@ -26,7 +26,8 @@ class PlainTransforms:
     def of(cls, job: Job, key: Key) -> PlainTransforms | None:
         """None where nothing that crosses is changed. Raises JobError where hooks can't do it."""
         settings = job.spec.privacy
-        if settings.clip_activations is None and settings.nopeek is None and not settings.noisy_gradients:
+        changed = settings.clip_activations is not None or settings.noisy_gradients
+        if not (changed or settings.nopeek or settings.shuffle_tokens):
             return None
         graph = job.body.program.document.train
         for values in (graph.inputs, graph.outputs[: graph.wire]):
@@ -44,6 +45,8 @@ class PlainTransforms:
         `inputs` and `targets`: the micro-batch's, which counts for `share` of the batch.
         """
 
+        order: Tensor | None = None
+
         def noisy(gradient: Tensor) -> Tensor | None:
             return self._transforms.gradients((gradient,), targets, step=step)[0]
 
@@ -52,15 +55,19 @@ class PlainTransforms:
                 raise JobError(
                     "the module that a cut names returns no tensor: its defences can't be compared"
                 )
+            nonlocal order
             if place == 0:
-                sent = self._transforms.activations((output,), purpose="activations", step=step)[0]
+                order = self._transforms.order((output,), purpose="activations", step=step)
+                sent = self._transforms.activations((output,), purpose="activations", step=step, order=order)[
+                    0
+                ]
                 if isinstance(sent, Tensor) and sent.requires_grad:
                     returned = partial(self._returned, inputs, sent.detach(), share)
                     sent.register_hook(returned)  # type: ignore[no-untyped-call]
                 return sent
             if output.requires_grad:
                 output.register_hook(noisy)  # type: ignore[no-untyped-call]
-            return None
+            return self._transforms.in_order((output,), order)[0]
 
         return transform
 

@@ -50,6 +50,31 @@ def test_similar_samples_agree_on_a_label_and_overrule_one_that_differs() -> Non
     assert torch.equal(peer_labels([features], wrong, 3, key_of()), labels)
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.01])
+def test_a_sample_that_is_there_several_times_tells_its_label_no_more_than_one(apart: float) -> None:
+    """What a sample and its twins say of it changes nothing in what it trains on."""
+    features, labels = groups()
+    generator = torch.Generator().manual_seed(2)
+    for index, times in ((0, 1), (7, 2), (20, 5)):
+        away = torch.randn(times, features.shape[1], generator=generator).double()
+        there = torch.cat([features, features[index] + apart * away])
+        found = set()
+        for label in range(3):
+            told = torch.cat([labels, torch.full((times,), label)])
+            told[index] = label
+            found.add(int(peer_labels([there], told, 3, key_of())[index]))
+        assert found == {int(labels[index])}
+
+
+def test_a_crowd_of_equal_samples_decides_by_its_majority() -> None:
+    """Two inputs, of which everybody has one or the other: without a crowd nothing would tell a class."""
+    labels = torch.arange(40) % 2
+    features = labels[:, None].double().repeat(1, 4)
+    told = labels.clone()
+    told[:4] = 1 - told[:4]
+    assert torch.equal(peer_labels([features], told, 2, key_of()), labels)
+
+
 def test_a_large_data_set_is_answered_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = groups()
     monkeypatch.setattr(defence, "BLOCK", 25)

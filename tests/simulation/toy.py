@@ -84,6 +84,12 @@ VARIANTS = (
     Variant(batch=8, micro_batches=3, privacy=(("nopeek", 2.0), ("peer_labels", True), ("label_dp", 1.0))),
     Variant(privacy=(("preset", "strict"),), epochs=2),
     PRIVATE,
+    Variant(
+        batch=7,
+        micro_batches=2,
+        factory="tests.simulation.toy:build_tokens",
+        privacy=(*NOISY, ("shuffle_tokens", True), ("gradient_noise", 0.3)),
+    ),
     Variant(batch=7, micro_batches=2, factory="tests.simulation.toy:build_two", privacy=(("marvell", 4.0),)),
     Variant(accumulate=3, optimizer=(("name", "rmsprop"), ("lr", 0.01), ("momentum", 0.9), ("ema", 0.7))),
     Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
@@ -110,6 +116,31 @@ def build() -> nn.Module:
 def build_two() -> nn.Module:
     """`build` for two classes."""
     return nn.Sequential(*list(build().children())[:-1], nn.Linear(5, 2))
+
+
+class Tokens(nn.Module):
+    """The numbers of a sample as three tokens of two, or their mean again."""
+
+    def __init__(self, *, apart: bool) -> None:
+        super().__init__()
+        self.apart = apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], 3, 2) if self.apart else x.mean(1)
+
+
+def build_tokens() -> nn.Module:
+    """Layers for each token, so that their order does not matter."""
+    return nn.Sequential(
+        nn.Sequential(Tokens(apart=True), nn.Linear(2, 5)),
+        nn.LayerNorm(5),
+        nn.ReLU(),
+        nn.Linear(5, 5),
+        nn.Dropout(0.3),
+        nn.LayerNorm(5),
+        nn.Linear(5, 5),
+        nn.Sequential(Tokens(apart=False), nn.ReLU(), nn.Linear(5, 3)),
+    )
 
 
 def build_private() -> nn.Module:

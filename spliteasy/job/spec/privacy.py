@@ -66,6 +66,7 @@ DEFENCES = (
     "noise_activations",
     "gradient_noise",
     "marvell",
+    "shuffle_tokens",
     "nopeek",
     "label_dp",
     "peer_labels",
@@ -97,6 +98,9 @@ class PrivacySpec(Section):
     marvell: Positive | None = None
     """The mean power of normal noise on the gradients that a device sends, under which two classes are told
     apart the least, in units of the squared distance of the classes' mean gradients."""
+    shuffle_tokens: bool = False
+    """The tokens or patches of a sample cross in an order that only the device knows, and come back into
+    their own behind the second cut. It takes bodies that treat all positions alike."""
     nopeek: Positive | None = None
     """λ: the head's loss gains λ times the distance correlation of inputs and what crosses the first cut."""
     label_dp: Annotated[float, Field(gt=0, le=50)] | None = None
@@ -133,10 +137,11 @@ class PrivacySpec(Section):
 
     @model_validator(mode="after")
     def _dp_stands_alone(self) -> Self:
-        if self.dp and (self.clip_activations is not None or self.noisy_gradients or self.nopeek):
+        changed = self.clip_activations is not None or self.noisy_gradients or self.shuffle_tokens
+        if self.dp and (changed or self.nopeek):
             raise refuse(
                 "dp clips each sample's gradients and adds its own noise: leave clip_activations, "
-                "gradient_noise, marvell and nopeek out"
+                "gradient_noise, marvell, shuffle_tokens and nopeek out"
             )
         if self.dp and self.peer_labels:
             raise refuse("with peer_labels one sample moves the labels of others, which dp does not count")

@@ -25,9 +25,9 @@ from spliteasy.privacy.attacks.base import (
 )
 from spliteasy.privacy.guesses import InputGuess
 from spliteasy.privacy.record import Adversary, Tensors, View, rows_of
+from spliteasy.privacy.statistics import put_in_order, ridge
 from spliteasy.runtime.randomness import drawing, state_of
 
-RIDGE = 1e-3
 ROUNDS = 200
 RATE = 3e-3
 BATCH = 64
@@ -67,15 +67,12 @@ def pairs(view: View) -> Pairs:
     return Pairs(inputs[0][:seen], torch.cat(rows), torch.cat(shaped), steps)
 
 
-def ridge(features: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
-    """Return what the `seen` features come from, as ridge regression from `features` learned it."""
-    centre, target = features.mean(0), wanted.mean(0)
-    x, y = (features - centre).double(), (wanted - target).double()
-    # In the space of the samples, of which there are fewer than features as a rule.
-    gram = x @ x.T
-    gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    found: Tensor = (seen - centre).double() @ x.T @ torch.linalg.solve(gram, y) + target
-    return found.float()
+def seen_rows(view: View, learned: Pairs) -> Tensor:
+    """Return what the device sent, a row for each sample, with shuffled tokens put into order again."""
+    if not view.job.spec.privacy.shuffle_tokens:
+        return view.activations(learned.steps)
+    sent = torch.cat([first_tensor(each.activations) for each in exchanges(view, learned.steps)])
+    return put_in_order(learned.shaped, sent).flatten(1)
 
 
 class LinearDecoder:
@@ -90,7 +87,7 @@ class LinearDecoder:
 
     def run(self, view: View) -> InputGuess:
         learned = pairs(view)
-        seen = view.activations(learned.steps)[:SHOWN]
+        seen = seen_rows(view, learned)[:SHOWN]
         found = ridge(learned.rows, learned.inputs.flatten(1), seen)
         return InputGuess(inputs=found.reshape(len(seen), *learned.inputs.shape[1:]), steps=learned.steps)
 
@@ -112,7 +109,7 @@ class ConvolutionalDecoder:
             features = learned.shaped
             seen = torch.cat([first_tensor(e.activations) for e in exchanges(view, steps)])
         else:
-            features, seen = learned.rows, view.activations(steps)
+            features, seen = learned.rows, seen_rows(view, learned)
         decoder = trained_decoder(features, learned.inputs)
         with torch.no_grad():
             return InputGuess(inputs=decoder(seen[:SHOWN]), steps=steps)

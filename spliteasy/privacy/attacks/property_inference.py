@@ -9,9 +9,10 @@ Source: Pasquini et al., "Unleashing the tiger" (CCS 2021), property inference.
 from __future__ import annotations
 
 from spliteasy.privacy.attacks.base import WIRE, no_auxiliary
-from spliteasy.privacy.attacks.decoders import pairs, ridge
+from spliteasy.privacy.attacks.decoders import pairs
 from spliteasy.privacy.guesses import PropertyGuess
 from spliteasy.privacy.record import Adversary, View
+from spliteasy.privacy.statistics import ridge
 
 
 class PropertyInference:

@@ -16,7 +16,7 @@ from spliteasy.errors import DataError, JobError
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import DpSpec, JobSpec
 from spliteasy.privacy.defences.accountant import epsilon, noise_for
-from spliteasy.privacy.defences.transforms import is_batch_first
+from spliteasy.privacy.defences.rows import is_batch_first
 from spliteasy.privacy.numbers import fill
 from spliteasy.runtime.randomness import Key
 

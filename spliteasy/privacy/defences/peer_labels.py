@@ -1,9 +1,10 @@
 """Labels that the other samples give: each sample trains on what its peers say, not on its own label.
 
-A kernel ridge regression from inputs to classes is fitted to all samples but one, and its class for that
-one is the label that the one trains on. All of these left-out predictions come at once from one inverse
-matrix. A label that nothing else tells (a canary) then does not depend on itself: neither its gradients nor
-the trained model have it, whatever is computed from them. What similar samples tell of a label stays.
+A kernel ridge regression from inputs to classes is fitted to all samples but one and those that are nearly
+the same, and its class for that one is the label that the one trains on. All of these left-out predictions
+come from one inverse matrix. A label that nothing else tells (a canary) then does not depend on itself:
+neither its gradients nor the trained model have it, whatever is computed from them. What similar samples tell
+of a label stays.
 
 Left-out predictions of ridge regression in closed form: Allen, PRESS (Technometrics 1974). Labels of
 similar samples in place of a sample's own: Esfandiari et al., label differential privacy via clustering
@@ -31,6 +32,11 @@ LOOKS = 8
 
 FEATURES = 4096
 """Numbers of a sample that are compared; longer inputs are folded to so many by random signs."""
+
+NEIGHBOURS, TWIN = 5, 0.3
+"""Samples are twins where their distance is at most TWIN times the usual distance of a fifth neighbour. They
+have no say in each other's labels: one that is there twice would else tell its label by the other. More than
+NEIGHBOURS of them are a crowd, in which one alone decides nothing."""
 
 RIDGE = 0.3
 WIDTH = 4.0
@@ -87,19 +93,48 @@ def peer_labels(looks: Sequence[Tensor], labels: Tensor, classes: int, key: Key)
 
 
 def _left_out(looks: Sequence[Tensor], labels: Tensor, classes: int) -> Tensor:
-    """The class of each sample by the regression that was fitted without it."""
+    """The class of each sample by the regression that was fitted without it and without its twins."""
     squares = torch.cdist(looks[0], looks[0]).square()
     apart = squares[squares > 0]
     middle = apart.median() if apart.numel() else torch.ones((), dtype=torch.float64)
-    kernel = torch.zeros_like(squares)
+    kernel, nearest = torch.zeros_like(squares), squares
     for one in looks:
         for other in looks:
-            kernel += (-WIDTH / middle * torch.cdist(one, other).square()).exp()
+            squares = torch.cdist(one, other).square()
+            kernel += (-WIDTH / middle * squares).exp()
+            nearest = torch.minimum(nearest, squares)
     ridge = RIDGE * kernel.diagonal().mean()
     inverse = torch.linalg.inv(kernel + ridge * torch.eye(len(labels), dtype=torch.float64))
     wanted = F.one_hot(labels, classes).double() - 1 / classes
     # A sample's own target cancels out; without the diagonal it does so to the last bit.
     strength = inverse.diagonal().clone()
     others = inverse - torch.diag(strength)
-    found: Tensor = (-(others @ wanted) / strength[:, None]).argmax(1)
+    scores = -(others @ wanted) / strength[:, None]
+    _without_twins(scores, _twins(nearest), inverse, wanted)
+    found: Tensor = scores.argmax(1)
     return found
+
+
+def _twins(squares: Tensor) -> Tensor:
+    """Return who is whose twin, bool [samples, samples]; everybody is among the own ones."""
+    squares = torch.minimum(squares, squares.T)
+    place = min(NEIGHBOURS + 1, len(squares))
+    usual = squares.kthvalue(place, dim=1).values.median()
+    twins: Tensor = squares <= TWIN**2 * usual
+    twins[twins.sum(1) > NEIGHBOURS + 1] = False
+    twins.fill_diagonal_(True)
+    return twins
+
+
+def _without_twins(scores: Tensor, twins: Tensor, inverse: Tensor, wanted: Tensor) -> None:
+    """Put the scores of samples that have twins in their places: by the regression without all of them."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for sample in (twins.sum(1) > 1).nonzero()[:, 0].tolist():
+        groups.setdefault(tuple(twins[sample].nonzero()[:, 0].tolist()), []).append(sample)
+    for group, samples in groups.items():
+        members = torch.tensor(group)
+        others = inverse[members]
+        others[:, members] = 0
+        found = -torch.linalg.solve(inverse[members][:, members], others @ wanted)
+        for sample in samples:
+            scores[sample] = found[group.index(sample)]

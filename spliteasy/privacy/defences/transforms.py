@@ -1,4 +1,4 @@
-"""Transforms of what crosses the cuts: clipped and noisy activations, noisy gradients.
+"""Transforms of what crosses the cuts: shuffled, clipped and noisy activations, noisy gradients.
 
 Noise is a pure function of (the device's key, purpose, step, the clean tensor): a value that is sent again
 or computed again gets the same noise, and another value of the same step other noise. Otherwise anybody who
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from spliteasy.errors import JobError
-from spliteasy.graph.document import BatchDim, Value, ValueSpec
+from spliteasy.graph.document import Value
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import PrivacySpec
 from spliteasy.privacy.defences.marvell import noisy, positives
 from spliteasy.privacy.defences.nopeek import penalty_gradient
+from spliteasy.privacy.defences.rows import is_batch_first, per_sample
+from spliteasy.privacy.defences.shuffle import drawn_order, restored, shuffled, tokens_of
 from spliteasy.privacy.numbers import fill
 from spliteasy.runtime.randomness import Key
 from spliteasy.training.digest import strong_digest
@@ -40,20 +42,47 @@ class CutTransforms:
         self._gradient_noise = settings.gradient_noise
         self._marvell = settings.marvell
         self._nopeek = settings.nopeek
+        self._shuffle = settings.shuffle_tokens
         self._key = key.at("noise")
 
-    def activations(self, values: Sequence[Value], *, purpose: Purpose, step: int) -> tuple[Value, ...]:
-        """Return the head's values as they cross the cut. A backward from them passes through the
-        clipping."""
+    def order(self, values: Sequence[Value], *, purpose: Purpose, step: int) -> Tensor | None:
+        """Return the order of each sample's tokens in which the head's values cross; None: their own."""
+        if not self._shuffle:
+            return None
+        (clean,) = (v.detach() for v in values if isinstance(v, Tensor))
+        key = self._key.at("order", purpose, step, strong_digest(clean))
+        return drawn_order(key, clean.shape[0], clean.shape[1])
+
+    def activations(
+        self, values: Sequence[Value], *, purpose: Purpose, step: int, order: Tensor | None = None
+    ) -> tuple[Value, ...]:
+        """Return the head's values as they cross the cut. A backward from them passes through the clipping
+        and the order."""
         return tuple(
-            self._activation(v, purpose, step) if isinstance(v, Tensor) and v.is_floating_point() else v
+            self._activation(v if order is None else shuffled(v, order), purpose, step)
+            if isinstance(v, Tensor) and v.is_floating_point()
+            else v
             for v in values
         )
 
+    @staticmethod
+    def in_order(values: Sequence[Value], order: Tensor | None) -> tuple[Value, ...]:
+        """Return the body's outputs with tokens where they were before `order`."""
+        if order is None:
+            return tuple(values)
+        return tuple(restored(v, order) if isinstance(v, Tensor) else v for v in values)
+
     def gradients(
-        self, gradients: Sequence[Tensor | None], targets: Sequence[Tensor] = (), *, step: int
+        self,
+        gradients: Sequence[Tensor | None],
+        targets: Sequence[Tensor] = (),
+        *,
+        step: int,
+        order: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of the tail's inputs, for samples of these targets, as they cross the cut."""
+        if order is not None:
+            gradients = [g if g is None else shuffled(g, order) for g in gradients]
         if self._marvell is not None:
             return self._two_classes(gradients, targets[0], self._marvell, step)
         if self._gradient_noise is None:
@@ -142,11 +171,6 @@ def clipped(value: Tensor, most: float) -> Tensor:
     return value * per_sample((most / norms).clamp(max=1.0), value)
 
 
-def per_sample(factors: Tensor, value: Tensor) -> Tensor:
-    """One factor for each sample, in a shape that multiplies `value`."""
-    return factors.reshape(-1, *[1] * (value.dim() - 1))
-
-
 def check_transforms(settings: PrivacySpec, head: Segment, tail: Segment | None) -> None:
     """Refuse cuts at which the transforms can't be applied sample by sample. Raises JobError."""
     if settings.clip_activations is not None:
@@ -158,6 +182,8 @@ def check_transforms(settings: PrivacySpec, head: Segment, tail: Segment | None)
                         "tensor with the batch first, so that it can't be clipped sample by sample",
                         hint="cut where no such tensor crosses, or leave clip_activations out",
                     )
+    if settings.shuffle_tokens:
+        tokens_of(head)
     if settings.nopeek is not None:
         check_nopeek(head)
     if not settings.noisy_gradients:
@@ -195,12 +221,3 @@ def check_nopeek(head: Segment) -> None:
                 f"[privacy] nopeek: {spec.name} crosses the first cut without the batch in front",
                 hint="cut elsewhere, or leave nopeek out",
             )
-
-
-def is_batch_first(spec: ValueSpec) -> bool:
-    """Return whether the first dimension is the batch's samples, and no other depends on it."""
-    return (
-        bool(spec.shape)
-        and spec.shape[0] == BatchDim(batch=1)
-        and not any(isinstance(dim, BatchDim) for dim in spec.shape[1:])
-    )

@@ -172,6 +172,7 @@ export interface PrivacySpec {
   readonly peer_labels?: boolean;
   readonly perturb?: number;
   readonly preset?: "strict" | null;
+  readonly shuffle_tokens?: boolean;
 }
 
 export interface RmsPropSpec {
