@@ -1,7 +1,7 @@
 """The browser's engine beside PyTorch on one thread: one forward and backward of a head, by turns.
 
-Node runs what ships in `device_agent/web/dist`. Both compute the same graph on the same values, with gradients of
-the weights and none of the input, as the head of a training has them.
+Node runs what ships in `device_agent/web/dist`. Both compute the same graph on the same values, with
+gradients of the weights and none of the input, as the head of a training has them.
 """
 
 from __future__ import annotations
