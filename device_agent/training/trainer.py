@@ -171,7 +171,7 @@ class DeviceTrainer:
     """Why the last step passed without effect."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     place: RoundPlace = field(default_factory=RoundPlace)
-    """Where it is in the rounds of a fleet."""
+    """Its place in the rounds of a fleet."""
     round_length: int = 0
     """Steps of a round; 0: there are none."""
     fleet_key: str | None = None

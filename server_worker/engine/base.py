@@ -226,7 +226,7 @@ class TakeMean(EngineRequest[bytes]):
     record: RoundRecord
     bodies: Mapping[str, bytes]
     before: bytes = b""
-    """Where the body is shared: the body before the window, which takes a step; empty: the initial one."""
+    """A shared body before the window, which takes a step; empty: the initial one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,9 +87,9 @@ class RoundRecord(_Part):
     began: Count = 0
     """The record that began the round that this one belongs to."""
     ended: dict[Device, EndedRound] = {}
-    """Where the body is shared: the devices that have ended the round that this record belongs to, so far."""
+    """The devices that have ended the round that this record belongs to, so far, where the body is shared."""
     ends_base: Count = 0
-    """Where the body is shared: the record whose mean of ends everybody goes on from; 0: the initial ends."""
+    """The record whose mean of ends all go on from, where the body is shared; 0: the initial ends."""
     closed_at: float
     """Unix time, by the store's clock."""
     mean_before: Hex | None = None

@@ -75,9 +75,9 @@ async def read_fleet(store: Store, job: str, *, last: int | None = None) -> Flee
     stored = None if whole is None else await store.get_job(name, whole, wanted=lambda names: ["spec.json"])
     if stored is None:
         raise UserError(f"there is no job {job}", hint="see `spliteasy status` for those that were submitted")
-    whole_spec = JobSpec.model_validate_json(stored.parts["spec.json"])
-    spec = whole_spec.fleet
-    if not spec.has_rounds:
+    part = stored.parts.get("spec.json")
+    whole_spec = None if part is None else JobSpec.model_validate_json(part)
+    if whole_spec is None or not (spec := whole_spec.fleet).has_rounds:
         raise UserError(
             f"the devices of job {name} train alone: it has no rounds", hint='[fleet] mode = "splitfed"'
         )
