@@ -116,11 +116,11 @@ def job_of(workload: Workload) -> dict[str, Any]:
 
 
 async def stored_bytes(url: str) -> int:
-    """Return the bytes that Redis holds of all sessions: meta, log, snapshots and its overhead."""
+    """Return the bytes that Redis holds of all sessions: records, requests, snapshots and its overhead."""
     link = await connect_redis(url)
     try:
         total = 0
-        for kind in ("meta", "log", "snapshots", "request:*", "snapshot:*"):
+        for kind in ("record", "request:*", "snapshot:*"):
             for key in await link.call("KEYS", "spliteasy:{*}:" + kind):
                 total += await link.call("MEMORY", "USAGE", key) or 0
         return total

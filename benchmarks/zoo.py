@@ -16,13 +16,13 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 
 import torch
 from torch import nn
 
-from benchmarks.harness.report import Table
+from benchmarks.harness.report import Table, save, show_about
 from benchmarks.harness.zoo_models import ZooModel, zoo
 from benchmarks.parity import train_both
 from spliteasy.errors import CutError, SplitEasyError
@@ -54,7 +54,8 @@ class Outcome:
 
     def row(self) -> list[str]:
         tried = len(self.exact) + len(self.regrouped) + len(self.differing)
-        notes = [self.problem, *self.differing[:1], *self.regrouped[:1], *self.refused[:1]]
+        refused = [each.partition(" (")[0] for each in self.refused[:1]]
+        notes = [self.problem, *self.differing[:1], *self.regrouped[:1], *refused]
         return [
             self.name,
             f"{len(self.exact)} of {tried}",
@@ -69,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="models whose names hold one of these")
     parser.add_argument("--cuts", type=int, default=CUTS, help="random legal pairs of cuts a model")
     parser.add_argument("--seed", type=int, default=0, help="of the cuts")
-    parser.add_argument("--markdown", action="store_true", help="print the table for a document")
     options = parser.parse_args(argv)
+    began = show_about()
     torch.set_num_threads(1)
     torch.backends.mha.set_fastpath_enabled(False)
     outcomes = [
@@ -79,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.only or any(text.lower() in name.lower() for text in options.only)
     ]
     shown = table(outcomes)
-    print(shown.markdown()) if options.markdown else shown.show()
+    shown.show()
+    if not options.only:
+        save("zoo", [asdict(outcome) for outcome in outcomes], [shown], began)
     fine = sum(outcome.fine for outcome in outcomes)
     print(f"models={len(outcomes)} fine={fine}")
     return int(fine != len(outcomes) or not outcomes)

@@ -365,8 +365,11 @@ class Agent:
                         samples=done.samples,
                         loss=done.mean_loss,
                         accuracy=done.accuracy,
+                        metrics=done.metrics,
                     )
                 )
+                if trainer.stopping is not None and trainer.stopping.finished:
+                    self._tell(trainer.stopping.why())
 
     def _tell(self, text: str) -> None:
         self._log.info(text)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,8 @@ class Evaluated:
     samples: int
     loss: float | None
     accuracy: float | None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    """The metrics that the job names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

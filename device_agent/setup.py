@@ -18,7 +18,7 @@ from device_agent.training.data import BatchOrder, DeviceData, EvaluationBatches
 from device_agent.training.disguise import refuse_disguised, warn_of_labels
 from device_agent.training.ends import as_paths, ends_key, initial_ends, job_key, label_key
 from device_agent.training.trainer import ROUND_KEY, DeviceTrainer
-from spliteasy.errors import StateError, UserError
+from spliteasy.errors import DataError, StateError, UserError
 from spliteasy.job.spec import FleetSpec
 from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
 from spliteasy.runtime.version import version
@@ -67,6 +67,11 @@ def prepare(
         if data.test is not None
         else None
     )
+    if spec.evaluation.patience is not None and tests is None:
+        raise DataError(
+            f"{config.device} has no test data, and the job ends a training by its evaluations",
+            hint="let the data function return (train, test), or leave evaluation.patience out of the job",
+        )
     if spec.privacy.label_dp is not None:
         log.info(guarantee(spec.privacy.label_dp, classes_to_answer(spec, job.signature)), job=str(job))
     drawn_from, fleet_key = ends_key(config.fleet_key, key, job)
@@ -128,6 +133,7 @@ def prepare(
         eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
         eval_batches=len(tests) if tests is not None else 0,
         has_tail=job.tail is not None,
+        stops_early=trainer.stopping is not None,
         micro_batches=spec.micro_batches,
         takeover=config.takeover,
         restart=config.restart,

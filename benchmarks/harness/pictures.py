@@ -96,6 +96,14 @@ def _profile(figures: Any) -> Bars:
     ]
 
 
+def _paper(figures: Any) -> Bars:
+    return [
+        (f"{one['network']}, batch {one['batch']}, {one['way']}", one["device_s"])
+        for one in figures
+        if one["way"] != "planner"
+    ]
+
+
 _PICTURES = {
     "healthy": _Picture("Healthy loopback: step time over plain PyTorch (cut at 6)", _healthy, most=6.0),
     "links": _Picture("Emulated links: step time over the bound", _links, 1.15),
@@ -104,4 +112,7 @@ _PICTURES = {
     "memory": _Picture("Peak memory over what the tensors need", _memory, 3.0),
     "durability": _Picture("Step time with Redis over in memory only", _durability, 1.1),
     "profile": _Picture("Where the time of a step goes, ms", _profile),
+    "paper": _Picture(
+        "The paper's networks: seconds a sample on the device, cut at the stem and whole", _paper
+    ),
 }

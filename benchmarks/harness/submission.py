@@ -38,7 +38,11 @@ def enter_ours(
 def submit(job: dict[str, Any], store: str) -> None:
     """Make the job's package and put it into the store."""
     torch.set_num_threads(1)
-    made = Job.create(parse_job(job), None)
+    store_job(Job.create(parse_job(job), None), store)
+
+
+def store_job(made: Job, store: str) -> None:
+    """Put a package into the store."""
     asyncio.run(_put(made, store))
 
 

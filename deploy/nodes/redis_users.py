@@ -18,9 +18,8 @@ from enum import Enum
 
 COMMANDS = (
     "eval", "evalsha", "exists", "hdel", "hget", "hgetall", "hincrby", "hkeys", "hlen", "hmget", "hset",
-    "hsetnx",
-    "info", "mget", "persist", "pexpire", "ping", "sadd", "set", "smembers", "srem", "strlen", "time",
-    "unlink",
+    "hsetnx", "hvals",
+    "info", "mget", "persist", "pexpire", "ping", "set", "time", "unlink", "zadd", "zcard", "zrange", "zrem",
 )  # fmt: skip
 """`auth` and `hello` are open to all."""
 

@@ -101,6 +101,10 @@ class Restored:
     """Head, tail and optimizers are as they were after the step asked for; newer checkpoints are gone."""
 
     held: tuple[int, ...]
+    evaluated: bool = False
+    """The state has the judgement of the evaluation after its step, where one may end the training."""
+    finished: bool = False
+    """That evaluation has ended the training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,8 @@ class EvalTailDone:
     """A batch was evaluated; `more` says whether another follows."""
 
     more: bool
+    finished: bool = False
+    """The evaluation ends the training."""
 
 
 Event = (

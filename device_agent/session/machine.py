@@ -45,6 +45,10 @@ class DeviceSession:
         self._reopening = False
         self._checkpoint_asked = False
         self._eval_index = 0
+        self._evaluated = -1
+        """The step of the last evaluation."""
+        self._finished = False
+        """An evaluation has ended the training at this step."""
         self._takeover, self._restart = plan.takeover, plan.restart
 
     def start(self) -> list[Action]:
@@ -98,8 +102,10 @@ class DeviceSession:
         match self.state, event:
             case State.RAISING, e.AttemptRaised(attempt=attempt):
                 return self._begin_attempt(attempt)
-            case State.RESTORING, e.Restored(held=held):
+            case State.RESTORING, e.Restored(held=held) as restored:
                 self.held = held
+                self._evaluated = self.step if restored.evaluated else -1
+                self._finished = restored.finished
                 return self._next(saved=True)
             case (
                 (State.HEAD, e.HeadDone())
@@ -130,12 +136,13 @@ class DeviceSession:
                 return self._after_saving()
             case State.EVAL_HEAD, e.EvalHeadDone() as done:
                 return self._evaluate(done)
-            case State.EVAL_TAIL, e.EvalTailDone(more=more):
+            case State.EVAL_TAIL, e.EvalTailDone(more=more, finished=finished):
                 if more and not self._stopping:
                     self._eval_index += 1
                     self.state = State.EVAL_HEAD
                     return [e.EvalHead(self._eval_index)]
-                return self._next(saved=True, evaluated=True)
+                self._evaluated, self._finished = self.step, finished
+                return self._next(saved=not self.plan.stops_early)
         raise AssertionError(f"{type(event).__name__} while {self.state.value}")
 
     def _begin_attempt(self, attempt: m.AttemptRef) -> list[Action]:
@@ -191,24 +198,30 @@ class DeviceSession:
 
     # what comes next
 
-    def _next(self, *, saved: bool, evaluated: bool = False) -> list[Action]:
+    def _next(self, *, saved: bool) -> list[Action]:
         """Return the actions that follow when the device's own state is that of `step`, whole."""
         plan, step = self.plan, self.step
-        last = step >= plan.total_steps
+        last = step >= plan.total_steps or self._finished
+        due = plan.evaluates_after(step) and plan.eval_batches > 0 and self._evaluated != step
+        if due and plan.stops_early and not self._stopping:
+            return self._begin_evaluation()
         leaving = last or self._stopping or self._hold is not None
         if not saved and (step % plan.checkpoint_every == 0 or leaving or self._checkpoint_asked):
             return self._save()
         if self._stopping and not last:
             return self._end(done=False)
-        if plan.evaluates_after(step) and plan.eval_batches and not evaluated and not self._just_restored():
-            self._eval_index = 0
-            self.state = State.EVAL_HEAD
-            return [e.EvalHead(0)]
+        if due and not self._just_restored():
+            return self._begin_evaluation()
         if last:
             return self._request(
                 State.CLOSING, m.Close(session=plan.session, attempt=self._live(), step=step)
             )
         return self._begin_step()
+
+    def _begin_evaluation(self) -> list[Action]:
+        self._eval_index = 0
+        self.state = State.EVAL_HEAD
+        return [e.EvalHead(0)]
 
     def _begin_step(self) -> list[Action]:
         if self._hold is not None:

@@ -23,6 +23,8 @@ class SessionPlan:
     eval_batches: int
     """Batches of one evaluation; 0: no test data."""
     has_tail: bool
+    stops_early: bool = False
+    """An evaluation may end the training. It is then judged before the checkpoint of its step is written."""
     micro_batches: int = 1
     takeover: bool = False
     """Go on even if the store knows a newer attempt of this device."""

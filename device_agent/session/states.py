@@ -81,7 +81,7 @@ TRANSITIONS: Mapping[State, Mapping[Occasion, frozenset[State]]] = {
     _S.SAVING: {e.Saved: _to(*_BEGIN, _S.RAISING, _S.EVAL_HEAD, _S.CLOSING, _S.ENDED)},
     _S.EVAL_HEAD: {e.EvalHeadDone: _to(_S.EVALUATING, _S.SAVING)},
     _S.EVALUATING: {m.Evaluated: _to(_S.EVAL_TAIL), **_WAIT},
-    _S.EVAL_TAIL: {e.EvalTailDone: _to(_S.HEAD, _S.PAUSED, _S.EVAL_HEAD, _S.CLOSING, _S.ENDED)},
+    _S.EVAL_TAIL: {e.EvalTailDone: _to(_S.HEAD, _S.PAUSED, _S.EVAL_HEAD, _S.SAVING, _S.CLOSING, _S.ENDED)},
     _S.CLOSING: {m.Closed: _to(_S.ENDED), **_WAIT},
     _S.ENDED: {},
 }

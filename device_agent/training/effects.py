@@ -25,7 +25,11 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
         case e.Restore(step=step):
             trainer.load_state(state.load_checkpoint(step), step=step)
             state.drop_after(step)
-            return e.Restored(tuple(state.held()))
+            stopping = trainer.stopping
+            if stopping is None:
+                return e.Restored(tuple(state.held()))
+            evaluated = stopping.judged == step
+            return e.Restored(tuple(state.held()), evaluated, evaluated and stopping.finished)
         case e.RunHead(step=step, micro=micro):
             done = e.HeadDone(*trainer.run_head(step, micro))
             if trainer.budget is not None:
@@ -75,5 +79,7 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
         case e.EvalHead(index=index):
             return e.EvalHeadDone(*trainer.eval_head(index))
         case e.EvalTail(index=index, values=values):
-            return e.EvalTailDone(trainer.eval_tail(index, values))
+            more = trainer.eval_tail(index, values)
+            finished = not more and trainer.stopping is not None and trainer.stopping.finished
+            return e.EvalTailDone(more, finished)
     raise AssertionError(f"{action} is no computation")

@@ -17,6 +17,8 @@ from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
 from device_agent.training.cut_codec import DeviceWire
 from device_agent.training.data import BatchOrder, EvaluationBatches
+from device_agent.training.early_stopping import KEY as STOPPING_KEY
+from device_agent.training.early_stopping import EarlyStopping
 from device_agent.training.hijack_watch import HijackWatch, may_watch
 from device_agent.training.round_place import RoundPlace
 from device_agent.training.samples import Tensors
@@ -38,9 +40,11 @@ from spliteasy.graph.document import DTYPES
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import split_batch
+from spliteasy.job.spec import LOSS
 from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.randomness import Key
+from spliteasy.training.metrics import Metric
 from spliteasy.training.private_trainer import (
     BodyNoise,
     PrivateTrainer,
@@ -86,6 +90,10 @@ class Evaluation:
     """Predictions that were right or wrong; 0 where the loss does not classify, or nothing has a label."""
     judged: bool = True
     """The predictions of every batch could be judged."""
+    finite: bool = True
+    """No output of any batch was NaN."""
+    gathered: dict[str, Metric] = field(default_factory=dict)
+    """The metrics that the job names."""
 
     @property
     def mean_loss(self) -> float | None:
@@ -96,6 +104,15 @@ class Evaluation:
     def accuracy(self) -> float | None:
         """None where it can't be measured."""
         return self.correct / self.counted if self.judged and self.counted else None
+
+    def number(self, name: str) -> float | None:
+        """The loss, or the metric of that name; None where it was not measured."""
+        return self.mean_loss if name == LOSS else self.metrics[name]
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The metrics that the job names; None where they can't be measured, as with NaN among outputs."""
+        return {name: metric.value() if self.finite else None for name, metric in self.gathered.items()}
 
 
 @dataclass(slots=True)
@@ -174,6 +191,8 @@ class DeviceTrainer:
     """Its place in the rounds of a fleet."""
     round_length: int = 0
     """Steps of a round; 0: there are none."""
+    stopping: EarlyStopping | None = None
+    """There where an evaluation may end the training."""
     fleet_key: str | None = None
     """The name of the key that the initial ends were drawn from, where devices share one."""
     device: str = ""
@@ -209,6 +228,8 @@ class DeviceTrainer:
         watch = HijackWatch(job, stop=stop_if_hijacked) if may_watch(job) else None
         trainer = cls(job, batches, tests, head, tail, wire, transforms, key, watch=watch, device=device)
         trainer._initial = trainer.averaged_ends()
+        if job.spec.evaluation.patience is not None:
+            trainer.stopping = EarlyStopping(job.spec.evaluation)
         return trainer
 
     @property
@@ -542,7 +563,7 @@ class DeviceTrainer:
         """The wire values of test batch `index` in evaluation mode, and its size."""
         assert self.tests is not None
         if index == 0:
-            self.evaluation = Evaluation()
+            self.evaluation = Evaluation(gathered=self.job.metrics())
         inputs, self._targets = self.tests.batch(index, self.step)
         outputs = self.head.evaluate(inputs)
         wire = self.head.eval_wire
@@ -559,7 +580,10 @@ class DeviceTrainer:
         samples = self._targets[0].shape[0]
         made = evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples, order=self._order)
         self._count(made, index)
-        return index + 1 < len(self.tests)
+        more = index + 1 < len(self.tests)
+        if not more and self.stopping is not None:
+            self.stopping.judge(self.step, self.evaluation.number(self.job.spec.evaluation.chosen_by))
+        return more
 
     def _count(self, outputs: tuple[Value, ...], index: int) -> None:
         tensors, measure, result = tensors_of(outputs), self.job.measure, self.evaluation
@@ -571,7 +595,14 @@ class DeviceTrainer:
                 self._check_test_batch(index)
             result.elements += elements
             result.loss += loss * elements
-        right = measure.right(tensors, self._targets) if all(map(has_no_nan, tensors)) else None
+        finite = all(map(has_no_nan, tensors))
+        result.finite = result.finite and finite
+        for name, metric in result.gathered.items() if finite else ():
+            given = (
+                tensors[: len(self.job.signature.outputs)] if name in self.job.metric_functions else tensors
+            )
+            metric.add(given, self._targets)
+        right = measure.right(tensors, self._targets) if finite else None
         result.judged = result.judged and right is not None
         if right is not None:
             result.correct += right[0]
@@ -591,6 +622,8 @@ class DeviceTrainer:
         state.update(self.wire.packer.state())
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
+        if self.stopping is not None:
+            state[STOPPING_KEY] = self.stopping.state()
         if self.job.spec.fleet.has_rounds:
             state[ROUND_KEY] = self.place.as_tensor()
         return state
@@ -612,6 +645,8 @@ class DeviceTrainer:
         self.wire.packer.load_state(state)
         if self.tail is not None:
             self.tail.load_state(_under(TAIL, state), step=step)
+        if self.stopping is not None:
+            self.stopping.load_state(state.get(STOPPING_KEY))
         self.place = RoundPlace.of(state.get(ROUND_KEY))
 
     def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:

@@ -87,7 +87,13 @@ async def _open_store(url: str) -> Store:
         from server_worker.store.redis.link import connect
         from server_worker.store.redis.store import RedisStore
 
-        return RedisStore(await connect(url))
+        redis = RedisStore(await connect(url))
+        try:
+            await redis.check_format()
+        except BaseException:
+            await redis.close()
+            raise
+        return redis
     if scheme == "sqlite":
         host, _, path = url.partition("://")[2].partition("?")[0].partition("/")
         if host:

@@ -81,6 +81,8 @@ class SessionMeta:
     """The steps that the agent says it means to take; 0 where it did not say."""
     paused: bool = False
     """An operator wants no further step to begin. It outlives attempts, owners and `restart`."""
+    gradient_digest: str | None = None
+    """The digest that the last commit of this attempt had; None before its first."""
     waiting_bytes: int = 0
     """Bytes of requests and snapshots in the store that no commit has named yet."""
 
@@ -273,7 +275,8 @@ class Store(Protocol):
         - Newer: resume = the newest step in `held` that is in [oldest snapshot, committed]; none:
           NoCommonStep and nothing changes. Else committed = resume_step = resume, log entries and
           snapshots after it are dropped, oldest_checkpoint = min of `held` that is restorable, attempt
-          stored, fence + 1, owner nonce = worker, closed = False, environment, agent and total_steps stored.
+          stored, owner claimed for `worker` as above, closed = False, environment, agent and total_steps
+          stored. A device that comes again and again through one worker raises no fence.
         - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session starts over
           at step 0; only the fence goes on. A repeat of it drops nothing.
         """

@@ -1,14 +1,14 @@
-"""Records that every store turns into bytes and back: a worker's heartbeat, a large value in pieces."""
+"""Records that every store turns into bytes and back: a session, a worker's heartbeat, a value in pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import orjson
 
-from server_worker.store.base import Blob, WorkerInfo
+from server_worker.store.base import Attempt, Blob, Owner, SessionMeta, WorkerInfo
 from spliteasy.runtime.readable import shown
 
 PIECE_BYTES = 8 << 20
@@ -33,6 +33,37 @@ def grouped(sizes: Sequence[int]) -> Iterator[range]:
         total += size
     if sizes:
         yield range(start, len(sizes))
+
+
+_BESIDE = frozenset({"session", "log_bytes", "updated_at", "waiting_bytes"})
+"""The record's name, and what the store itself counts: they lie beside the record."""
+
+_RECORD = tuple(field.name for field in fields(SessionMeta) if field.name not in _BESIDE)
+
+
+def encode_session(meta: SessionMeta) -> bytes:
+    """Encode what `decode_session` does not get told."""
+    return orjson.dumps({name: getattr(meta, name) for name in _RECORD})
+
+
+def decode_session(
+    session: str, record: bytes, *, log_bytes: int, updated_at: float, waiting_bytes: int = 0
+) -> SessionMeta:
+    """Decode a session's record. What a newer version adds is ignored."""
+    said = orjson.loads(record)
+    known = {name: said[name] for name in _RECORD if name in said}
+    return SessionMeta(
+        **known
+        | {
+            "attempt": Attempt(**said["attempt"]),
+            "owner": Owner(**said["owner"]),
+            "snapshots": tuple(said["snapshots"]),
+        },
+        session=session,
+        log_bytes=log_bytes,
+        updated_at=updated_at,
+        waiting_bytes=waiting_bytes,
+    )
 
 
 def encode_worker(info: WorkerInfo) -> bytes:

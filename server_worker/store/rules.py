@@ -1,8 +1,8 @@
 """The rules of what may happen to a session: the decisions of the store's contract, without I/O.
 
 Each function takes the stored session and answers with an outcome; `Done` carries the session as it must
-be stored. `log_bytes` and `updated_at` are the store's to fill in. The Redis store decides the same in
-its scripts, where the state is.
+be stored. `log_bytes`, `waiting_bytes` and `updated_at` are the store's to fill in, and ages are its to
+judge. `sessions.py` calls these functions for every store.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def opened(
     held: Sequence[int],
     worker: str,
     environment: str,
-    agent: str,
-    total_steps: int,
-    restart: bool,
+    agent: str = "",
+    total_steps: int = 0,
+    restart: bool = False,
 ) -> OpenOutcome:
     """Begin an attempt at the newest step that both sides can restore."""
     if meta is None:
@@ -66,8 +66,9 @@ def opened(
             meta,
             attempt=attempt,
             resume_step=resume,
-            owner=Owner(fence=meta.owner.fence + 1, nonce=worker),
+            owner=_owned(meta, worker).owner,
             committed=resume,
+            gradient_digest=None,
             snapshots=tuple(step for step in meta.snapshots if step <= resume),
             oldest_checkpoint=min(common),
             environment=environment,
@@ -97,6 +98,7 @@ def handed_over(
             resume_step=step,
             oldest_checkpoint=step,
             snapshots=(step,),
+            gradient_digest=None,
         )
     )
 
@@ -118,20 +120,30 @@ def committed(
     attempt: Attempt,
     owner: Owner,
     step: int,
-    repeat: bool,
+    gradient_digest: str,
     oldest_checkpoint: int,
 ) -> CommitOutcome:
-    """Move on to `step`. `repeat`: the log has an entry of that step with the same gradient digest."""
+    """Move on to `step`. The last commit of this attempt may be repeated, with the same digest."""
     refusal = _refusal(meta, attempt, owner)
     if refusal is not None:
         return refusal
     assert meta is not None
-    if step == meta.committed and repeat:
+    if step == meta.committed and gradient_digest == meta.gradient_digest:
         return Done(meta=meta)
     if step != meta.committed + 1:
         return StepBehind(committed=meta.committed)
     oldest = max(meta.oldest_checkpoint, min(oldest_checkpoint, step - 1))
-    return Done(meta=_trimmed(replace(meta, committed=step, oldest_checkpoint=oldest)))
+    moved = replace(meta, committed=step, gradient_digest=gradient_digest, oldest_checkpoint=oldest)
+    return Done(meta=_trimmed(moved))
+
+
+def put_aside(meta: SessionMeta | None, *, attempt: Attempt, owner: Owner, step: int) -> CommitOutcome:
+    """Write a request of `step` ahead of its commit: the session stays as it is."""
+    refusal = _refusal(meta, attempt, owner)
+    if refusal is not None:
+        return refusal
+    assert meta is not None
+    return StepBehind(committed=meta.committed) if step <= meta.committed else Done(meta=meta)
 
 
 def snapshotted(meta: SessionMeta | None, *, attempt: Attempt, owner: Owner, step: int) -> CommitOutcome:
@@ -154,9 +166,22 @@ def closed(meta: SessionMeta | None, *, attempt: Attempt, owner: Owner) -> Commi
     return Done(meta=replace(meta, closed=True))
 
 
-def abandoned(meta: SessionMeta | None, *, owner: Owner, idle_s: float, now: float) -> bool:
-    """Return whether nothing touched the session for longer than `idle_s`, and `owner` still is its owner."""
-    return meta is not None and meta.owner == owner and now - meta.updated_at > idle_s
+def dropped_steps(before: SessionMeta | None, after: SessionMeta | None) -> list[int]:
+    """Return the steps whose log entries a session no longer reaches; `after` None: it is deleted."""
+    if before is None:
+        return []
+    first, last = before.snapshots[0], before.committed
+    if after is None:
+        return [*range(first + 1, last + 1)]
+    older = range(first + 1, min(after.snapshots[0], last) + 1)
+    newer = range(max(after.committed, first) + 1, last + 1)
+    return [*older, *newer]
+
+
+def dropped_snapshots(before: SessionMeta | None, after: SessionMeta | None) -> list[int]:
+    """Return the steps whose snapshots go; step 0 has nothing that could."""
+    kept = () if after is None else after.snapshots
+    return [] if before is None else [step for step in before.snapshots if step and step not in kept]
 
 
 def thinned(steps: Iterable[int], limit: int = MAX_LOSSES) -> set[int]:
@@ -220,4 +245,6 @@ def _owned(meta: SessionMeta, worker: str) -> SessionMeta:
 def _trimmed(meta: SessionMeta) -> SessionMeta:
     """Drop the snapshots that no checkpoint of the device needs any more."""
     oldest = max(step for step in meta.snapshots if step <= meta.oldest_checkpoint)
+    if oldest == meta.snapshots[0]:
+        return meta
     return replace(meta, snapshots=tuple(step for step in meta.snapshots if step >= oldest))

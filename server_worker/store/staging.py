@@ -90,14 +90,16 @@ class StagedRequests(Generic[_T]):
         found = [places.get((step, index)) for index in range(count)]
         return [each.value if each is not None and each.deadline > now else None for each in found]
 
-    def keep(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
-        """Restart the time of what is there."""
+    def keep(self, session: str, *, attempt: Attempt, owner: Owner) -> bool:
+        """Restart the time of what is there; whether that is anything."""
         tries = self._tries.get((session, owner.nonce))
         now = self._clock()
-        if tries is not None and tries.attempt == attempt:
-            for each in tries.values.values():
-                if each.deadline > now:
-                    each.deadline = now + self._ttl_s
+        if tries is None or tries.attempt != attempt:
+            return False
+        for each in tries.values.values():
+            if each.deadline > now:
+                each.deadline = now + self._ttl_s
+        return True
 
     @property
     def nbytes(self) -> int:

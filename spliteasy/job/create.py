@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -14,9 +15,10 @@ from spliteasy.graph.document import BatchDim, Value
 from spliteasy.graph.segment import Segment
 from spliteasy.graph.tensors import tensors_to_bytes
 from spliteasy.job.io_schema import SampleSpec, Signature
+from spliteasy.job.measure import measure_of
 from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.recipe import check_recipe
-from spliteasy.job.source import Source, Tensors, load_source, make_loss
+from spliteasy.job.source import Source, Tensors, load_source, make_loss, make_metric_function
 from spliteasy.job.sparse import check_sparse
 from spliteasy.job.spec import JobSpec
 from spliteasy.planning.planner import plan_source
@@ -32,14 +34,18 @@ from spliteasy.runtime.generators import states_kept
 from spliteasy.splitting.losses import PortableLoss
 from spliteasy.splitting.split import Split, split_traced
 from spliteasy.splitting.trace import TensorInfo
+from spliteasy.training.losses import LossFunction
+from spliteasy.training.metrics import check_metrics
 
 
-def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
+def create_parts(spec: JobSpec, root: Path | None, source: Source | None = None) -> dict[str, bytes]:
     """The parts of the job's package, by name. Equal models give equal bytes. Raises JobError.
+
+    `source`: the job's model, where it was traced already, perhaps for other cuts or batches.
 
     Cuts that are "auto" are planned first, and the spec in the package names them.
     """
-    source = load_source(spec, root)
+    source = load_source(spec, root) if source is None else replace(source, spec=spec)
     if spec.model.auto:
         spec = spec.model_copy(
             update={"model": spec.model.model_copy(update={"cuts": plan_source(source).best.cuts})}
@@ -88,6 +94,21 @@ def create_parts(spec: JobSpec, root: Path | None) -> dict[str, bytes]:
     if isinstance(loss, PortableLoss):
         parts["loss.json"] = loss.graph_json()
         parts["loss.safetensors"] = tensors_to_bytes(loss.tensors())
+    return parts | _metric_parts(spec, root, loss, outputs, targets)
+
+
+def _metric_parts(
+    spec: JobSpec, root: Path | None, loss: LossFunction, outputs: Tensors, targets: Tensors
+) -> dict[str, bytes]:
+    """The metrics that are functions, traced; those that have a name are tried on the example."""
+    matching = tuple(torch.cat((y, y)) if y.shape[0] == 1 else y for y in targets)
+    own = tuple(info.tensor for info in loss.own) if isinstance(loss, PortableLoss) else ()
+    check_metrics(spec.evaluation.metrics, loss, measure_of(spec, loss), (*outputs, *own), matching)
+    parts = {}
+    for place, reference in enumerate(spec.evaluation.functions):
+        metric = make_metric_function(reference, root, outputs, matching)
+        parts[f"metric{place}.json"] = metric.graph_json()
+        parts[f"metric{place}.safetensors"] = tensors_to_bytes(metric.tensors())
     return parts
 
 

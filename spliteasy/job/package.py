@@ -7,6 +7,7 @@ The manifest lists each part's SHA-256 and size; the digest is the SHA-256 of th
     ends.json                                  the law by which devices draw initial weights of head and tail:
                                                of these the package has no values
     loss.json, loss.safetensors                a traced loss; none where the loss is a name
+    metric0.json, metric0.safetensors, …       traced metrics, in the order of the job file
 
 A device gets all parts but the body's. Loading runs no code of the user's.
 
@@ -21,7 +22,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -38,30 +39,39 @@ from spliteasy.privacy.ends import Ends, ends_from_json, placeholders
 from spliteasy.runtime.durable_files import write_folder
 from spliteasy.training.losses import LOSSES, LossFunction
 from spliteasy.training.measures import Measure
+from spliteasy.training.metrics import Metric, make_metric
+
+if TYPE_CHECKING:
+    from spliteasy.job.source import Source
 
 MAX_MANIFEST_BYTES = 1 << 16
-MAX_PARTS = 16
+MAX_PARTS = 32
 MANIFEST = "manifest.json"
 BODY = "body."
 
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
 DRAWN_ENDS, DEFENCES, ROUNDS = "secret-ends", "defences", "rounds"
 ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS = "accumulation", "averaged-weights", "more-optimizers"
+METRICS, EARLY_STOPPING = "metrics", "early-stopping"
 FEATURES: frozenset[str] = frozenset(
     {
         *(LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES, ROUNDS),
-        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS),
+        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS, METRICS, EARLY_STOPPING),
     }
 )
 """The features that this version knows and that a package may need, beyond what version 1 always had: batches
 of one sample are refused; micro-batches count for their labelled elements; the job says how data is read;
 devices draw the first weights of head and tail; devices change what crosses the cuts, or the labels they
 train on; devices go on from the mean of all after each round; gradients of several batches are added up; a
-moving average of the weights is evaluated; the optimizer is neither SGD nor Adam nor AdamW."""
+moving average of the weights is evaluated; the optimizer is neither SGD nor Adam nor AdamW; the job
+names metrics; devices end a training that no longer improves."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
-    str, StringConstraints(pattern=r"^((spec|signature|head|body|tail|loss)\.(json|safetensors)|ends\.json)$")
+    str,
+    StringConstraints(
+        pattern=r"^((spec|signature|head|body|tail|loss|metric[0-3])\.(json|safetensors)|ends\.json)$"
+    ),
 ]
 
 
@@ -161,18 +171,22 @@ class Job:
     """The costs of a loss of the user's own. A named one takes little, and counts for nothing."""
     measure: Measure
     """This says what the loss's mean is over, and which predictions are right."""
+    metric_functions: Mapping[str, LossFunction]
+    """The metrics that are functions of the user's, by their references."""
     body_or_none: Segment | None
     """None in a device's copy."""
 
     @classmethod
-    def create(cls, spec: JobSpec, root: Path | None = None) -> Job:
+    def create(cls, spec: JobSpec, root: Path | None = None, source: Source | None = None) -> Job:
         """Build the user's model, cut it and pack it; `root` is where `module:function` counts from.
+
+        `source`: that model, where it was traced already.
 
         Imports and runs the user's code. Raises JobError.
         """
         from spliteasy.job.create import create_parts  # brings in torch.export, which loading never needs
 
-        parts = create_parts(spec, root)
+        parts = create_parts(spec, root, source)
         job = cls.from_parts(manifest_of(spec.name, parts), parts)
         return cls.from_parts(manifest_of(spec.name, parts, needs=job.needs()), parts)
 
@@ -194,6 +208,7 @@ class Job:
         ends = ends_from_json(found["ends.json"]) if "ends.json" in found else Ends()
         head, tail = (_segment(found, role, batches, ends) for role in ("head", "tail"))
         loss, loss_costs = _loss(spec, found, batches)
+        functions = _metric_functions(spec, found, batches)
         if head is None or (tail is None) != spec.single:
             raise PortableError(f"job {spec.name}: the package lacks a segment, or has one too many")
         return cls(
@@ -208,6 +223,7 @@ class Job:
             loss=loss,
             loss_costs=loss_costs,
             measure=measure_of(spec, loss),
+            metric_functions=functions,
             body_or_none=_segment(found, "body", batches, Ends()),
         )
 
@@ -223,6 +239,12 @@ class Job:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics that the job names, before the first test batch."""
+        functions = self.metric_functions
+        names = self.spec.evaluation.metrics
+        return {name: make_metric(name, self.loss, self.measure, functions) for name in names}
 
     @property
     def body(self) -> Segment:
@@ -252,6 +274,10 @@ class Job:
             found.add(AVERAGED_WEIGHTS)
         if self.spec.optimizer.name not in ("sgd", "adam", "adamw"):
             found.add(MORE_OPTIMIZERS)
+        if self.spec.evaluation.metrics:
+            found.add(METRICS)
+        if self.spec.evaluation.patience is not None:
+            found.add(EARLY_STOPPING)
         return found
 
     def device_parts(self) -> dict[str, bytes]:
@@ -345,3 +371,21 @@ def _loss(spec: JobSpec, parts: Mapping[str, bytes], batches: Batches) -> tuple[
 
     loss = load_function(graph, load_segment_tensors(tensors), batches=batches)
     return loss, loss.costs
+
+
+def _metric_functions(spec: JobSpec, parts: Mapping[str, bytes], batches: Batches) -> dict[str, LossFunction]:
+    references = spec.evaluation.functions
+    names = {f"metric{place}.{kind}" for place in range(len(references)) for kind in ("json", "safetensors")}
+    if {name for name in parts if name.startswith("metric")} != names:
+        raise PortableError(f"job {spec.name}: the package's metrics are not what its spec says")
+    if not references:
+        return {}
+    from spliteasy.splitting.losses import load_function  # metrics by name need nothing of it
+
+    sizes = Batches(train=batches.eval, eval=batches.eval)
+
+    def loaded(part: str) -> LossFunction:
+        tensors = load_segment_tensors(parts[f"{part}.safetensors"])
+        return load_function(parts[f"{part}.json"], tensors, batches=sizes)
+
+    return {reference: loaded(f"metric{place}") for place, reference in enumerate(references)}

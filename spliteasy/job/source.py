@@ -27,7 +27,7 @@ from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import seed_all, states_kept
 from spliteasy.splitting.calling import adapt
 from spliteasy.splitting.export import TracedModel, trace_model
-from spliteasy.splitting.losses import trace_function
+from spliteasy.splitting.losses import PortableLoss, trace_function
 from spliteasy.training.losses import LOSSES, LossFunction, UsersLoss
 from spliteasy.training.optim import freeze
 
@@ -198,6 +198,24 @@ def make_loss(spec: JobSpec, own: UsersLoss | None, outputs: Tensors, targets: T
     if own is not None and spec.micro_batches > 1:
         check_micro_batches(spec, measure_of(spec, loss), of_model, outputs, matching)
     return loss
+
+
+def make_metric_function(
+    reference: str, root: Path | None, outputs: Tensors, targets: Tensors
+) -> PortableLoss:
+    """The metric that `evaluation.metrics` names as `module:function`, traced. Raises JobError."""
+    function = user_code.resolve(reference, root=root, what="evaluation.metrics")
+    detached = tuple(output.detach() for output in outputs)
+    try:
+        traced = trace_function(lambda *given: function(*given).float(), detached, targets)
+    except JobError as error:
+        raise JobError(f"the metric {reference}: {error.message}", hint=error.hint) from error
+    if traced.own:
+        raise JobError(
+            f"the metric {reference} has parameters, which nothing would train",
+            hint="name a function of (outputs, targets) that needs none",
+        )
+    return traced
 
 
 def _told(tensor: Tensor) -> str:

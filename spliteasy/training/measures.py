@@ -42,6 +42,17 @@ class Classes:
         kept = labels[labels != self.ignored]
         return float(kept.numel() if self.weights is None else self.weights[kept].double().sum())
 
+    def judged(self, outputs: Tensors, targets: Tensors) -> tuple[Tensor, Tensor]:
+        """The scores [N, C] of all elements that have a label, and their classes [N]."""
+        scores, labels = self.scores(outputs, targets).detach(), self.labels(targets)
+        classes = 0 if scores.dim() == 1 else 1
+        if labels.is_floating_point():
+            labels = labels.argmax(dim=classes)
+        labels = labels.reshape(-1)
+        labelled = labels != self.ignored
+        rows = scores.movedim(classes, -1).reshape(-1, scores.shape[classes])
+        return rows[labelled], labels[labelled]
+
     def right(self, outputs: Tensors, targets: Tensors) -> tuple[int, int]:
         """Predictions that are right, and predictions that have a label."""
         scores, labels = self.scores(outputs, targets), self.labels(targets)
@@ -61,6 +72,11 @@ class YesNo:
     scores: Callable[[Tensors, Tensors], Tensor]
     labels: Callable[[Tensors], Tensor]
     threshold: float = 0.0
+
+    def judged(self, outputs: Tensors, targets: Tensors) -> tuple[Tensor, Tensor]:
+        """The scores [N] of all answers, and 1 where each ought to be yes, else 0 [N]."""
+        scores, labels = self.scores(outputs, targets).detach(), self.labels(targets)
+        return scores.reshape(-1), (labels > 0.5).long().reshape(-1)
 
     def right(self, outputs: Tensors, targets: Tensors) -> tuple[int, int] | None:
         """Answers that are right, and answers; None where a target is neither yes nor no."""

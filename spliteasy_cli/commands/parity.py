@@ -85,7 +85,9 @@ def parity(
         )
     show(comparisons)
     worst = max((max(c.differences.values()) for c in comparisons), default=float("inf"))
-    whole = all(c.step == steps or plan.job.spec.fleet.has_rounds for c in comparisons)
+    spec = plan.job.spec
+    may_end_early = spec.fleet.has_rounds or spec.evaluation.patience is not None
+    whole = all(c.step == steps or may_end_early for c in comparisons)
     same = worst == 0 and whole and not any(c.unequal_bits for c in comparisons)
     if not same and (why := why_different(plan)) is not None:
         typer.echo(f"expected here: {why}")

@@ -136,8 +136,9 @@ def metrics_of(observation: StepTaken | Evaluated) -> dict[str, float]:
                 "link/bytes_up": taken.bytes_up,
                 "link/bytes_down": taken.bytes_down,
             }
-        case Evaluated(loss=loss, accuracy=accuracy):
+        case Evaluated(loss=loss, accuracy=accuracy, metrics=metrics):
             found = {"test/loss": loss, "test/accuracy": accuracy}
+            found |= {f"test/{name.replace(':', '/')}": value for name, value in metrics.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -43,6 +43,8 @@ class DeviceRun:
     """(step, training loss of the batch), where it was measured"""
     evaluations: list[tuple[int, float | None, float | None]] = field(default_factory=list)
     """(step, mean loss, accuracy) on the held-out data; None where it was not measured"""
+    metrics: dict[int, Mapping[str, float | None]] = field(default_factory=dict)
+    """The metrics that the job names, by the steps after which they were measured."""
     samples: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -66,6 +68,11 @@ class DeviceRun:
     @property
     def test_accuracy(self) -> float | None:
         return self.evaluations[-1][2] if self.evaluations else None
+
+    @property
+    def test_metrics(self) -> Mapping[str, float | None]:
+        """The metrics of the last evaluation."""
+        return self.metrics[max(self.metrics)] if self.metrics else {}
 
     @property
     def samples_per_s(self) -> float:
@@ -103,12 +110,17 @@ class DeviceRun:
             "steps": self.steps,
             "train_loss": as_json(self.train_loss),
             "test_accuracy": as_json(self.test_accuracy),
+            **({"test_metrics": _as_json(self.test_metrics)} if self.metrics else {}),
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "ms_per_step": self.ms_per_step,
             **({"rounds": self.round} if self.round is not None else {}),
             **({"alone_accuracy": self.alone[-1][1]} if self.alone else {}),
         }
+
+
+def _as_json(metrics: Mapping[str, float | None]) -> dict[str, Any]:
+    return {name: as_json(value) for name, value in metrics.items()}
 
 
 def write_json(path: Path, runs: Sequence[DeviceRun], about: Mapping[str, Any]) -> None:
@@ -120,7 +132,12 @@ def write_json(path: Path, runs: Sequence[DeviceRun], about: Mapping[str, Any]) 
             run.device: {
                 "train_loss": [(step, as_json(loss)) for step, loss in run.losses],
                 "evaluations": [
-                    {"step": step, "loss": as_json(loss), "accuracy": as_json(accuracy)}
+                    {
+                        "step": step,
+                        "loss": as_json(loss),
+                        "accuracy": as_json(accuracy),
+                        **({"metrics": _as_json(run.metrics[step])} if step in run.metrics else {}),
+                    }
                     for step, loss, accuracy in run.evaluations
                 ],
             }
@@ -140,7 +157,8 @@ def table(runs: Sequence[DeviceRun]) -> Table:
     grid.add_column("device")
     compared = any(run.alone for run in runs)
     accuracy = ("accuracy alone", "common model") if compared else ("test accuracy",)
-    for column in ("steps", "train loss", *accuracy, "bytes/step", "ms/step"):
+    metrics = list(dict.fromkeys(name for run in runs for name in run.test_metrics))
+    for column in ("steps", "train loss", *accuracy, *metrics, "bytes/step", "ms/step"):
         grid.add_column(column, justify="right")
     for run in runs:
         alone = [number(run.alone[-1][1] if run.alone else None, ".4f")] if compared else []
@@ -150,6 +168,7 @@ def table(runs: Sequence[DeviceRun]) -> Table:
             number(run.train_loss, ".4f", absent=NOT_MEASURED),
             *alone,
             number(run.test_accuracy, ".4f", absent=NOT_MEASURED),
+            *(number(run.test_metrics.get(name), ".4f", absent=NOT_MEASURED) for name in metrics),
             number(run.bytes_per_step, ",.0f"),
             number(run.ms_per_step, ".1f"),
         )

@@ -125,6 +125,7 @@ def as_record(observation: Observation) -> dict[str, Any]:
                 "loss": as_json(done.loss),
                 "accuracy": as_json(done.accuracy),
                 "samples": done.samples,
+                **({"metrics": {k: as_json(v) for k, v in done.metrics.items()}} if done.metrics else {}),
             }
         case RoundEnded() as ended:
             return {"event": "round", "round": ended.round, "step": ended.step}
@@ -140,8 +141,9 @@ def _scalars(observation: Observation) -> dict[str, float]:
                 "train/seconds": taken.seconds,
                 "link/bytes_up": taken.bytes_up,
             }
-        case Evaluated(loss=loss, accuracy=accuracy):
+        case Evaluated(loss=loss, accuracy=accuracy, metrics=metrics):
             found = {"test/loss": loss, "test/accuracy": accuracy}
+            found |= {f"test/{name}": value for name, value in metrics.items()}
         case _:
             found = {}
     return {name: value for name, value in found.items() if value is not None}

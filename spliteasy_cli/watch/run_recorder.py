@@ -33,6 +33,8 @@ class Watcher:
                 self._tell(run, observation.step == observation.total_steps)
             case Evaluated():
                 run.evaluations.append((observation.step, observation.loss, observation.accuracy))
+                if observation.metrics:
+                    run.metrics[observation.step] = observation.metrics
                 self._tell(run, True)
             case RoundEnded():
                 run.round = observation.round

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import paper
 from benchmarks.emulator import PROFILES
 from benchmarks.harness.document import DOCS, DOCUMENTS, fill, tables_of
 from benchmarks.harness.report import Table, goal
@@ -56,6 +57,19 @@ def test_devices_are_spread_evenly_over_the_shards() -> None:
         assert {shard_of(f"waits.{name}", DEFAULT_SHARDS) for name in names[start : start + 16]} == set(
             range(DEFAULT_SHARDS)
         )
+
+
+def test_the_spread_is_of_the_stem_cut_alone() -> None:
+    def figure(name: str, way: str, seconds: float) -> paper.Figure:
+        return paper.Figure(network=name, batch=1, way=way, device_s=seconds, fits=True)
+
+    others = [figure("a", "whole", 9.0), figure("a", "planner", 9.0)]
+    close = [figure(name, "stem", seconds) for name, seconds in (("a", 0.08), ("b", 0.1), ("c", 0.12))]
+    assert paper.spread_of([*close, *others]).rows == [
+        ["1", "3", "0.100", "-20% to +20%", "within ±25%: met"]
+    ]
+    far = [*close, figure("d", "stem", 0.2)]
+    assert paper.spread_of(far).rows[0][-1] == "within ±25%: NOT met"
 
 
 def test_fairness_is_the_share_of_devices_that_get_on() -> None:

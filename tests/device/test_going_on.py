@@ -20,6 +20,7 @@ from testing import Cluster, serving
 from tests.device.served import toy_job
 from tests.drawn import SECRET
 from tests.simulation import toy
+from tests.store.steps import rewrite
 
 GROWN = "tests.device.test_going_on:grown_data"
 
@@ -248,7 +249,7 @@ async def test_a_store_that_lost_the_hand_over_makes_it_again(tmp_path: Path) ->
         await live(cluster, config_of(tmp_path))
         await cluster.store.put_job(newer)
         await live(cluster, replace(config_of(tmp_path), new_version=True, epochs=2))
-        cluster.store._database._connection.execute("UPDATE sessions SET job_digest = ?", (old.digest,))
+        await rewrite(cluster.store, "toy.phone-1", job_digest=old.digest)
         result, _ = await live(cluster, config_of(tmp_path))
     assert (result.job, result.step, result.taken) == (newer.digest, 12, 4)
 

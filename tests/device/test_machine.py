@@ -88,8 +88,8 @@ class Walk:
     def eval_head(self) -> State:
         return self.tell(e.EvalHeadDone(VALUES, 4))
 
-    def eval_tail(self, *, more: bool = False) -> State:
-        return self.tell(e.EvalTailDone(more))
+    def eval_tail(self, *, more: bool = False, finished: bool = False) -> State:
+        return self.tell(e.EvalTailDone(more, finished))
 
     def stop(self) -> State:
         return self.tell(e.StopAsked())
@@ -304,6 +304,41 @@ def evaluations_of_two_batches(walk: Walk) -> Script:
     walk.take_step(), walk.eval_head(), walk.evaluated()
     yield walk.stop(), S.EVAL_TAIL
     yield walk.eval_tail(more=True), S.ENDED
+
+
+@script(stops_early=True, eval_every=1, eval_batches=1, total_steps=4, checkpoint_every=2)
+def a_training_that_an_evaluation_ends(walk: Walk) -> Script:
+    """Each evaluation comes before the checkpoint of its step, which has what was judged."""
+    walk.begin()
+    yield walk.take_step(), S.EVAL_HEAD
+    walk.eval_head(), walk.evaluated()
+    yield walk.eval_tail(), S.HEAD
+    walk.take_step(), walk.eval_head(), walk.evaluated()
+    yield walk.eval_tail(), S.SAVING
+    yield walk.saved(), S.HEAD
+    walk.take_step(), walk.eval_head(), walk.evaluated()
+    yield walk.eval_tail(finished=True), S.SAVING
+    yield walk.saved(), S.CLOSING
+    yield walk.reopen(), S.SAVING
+    yield walk.saved(), S.RAISING
+    walk.step = 3
+    walk.raised(), walk.opened()
+    yield walk.tell(e.Restored((3,), evaluated=True, finished=True)), S.CLOSING
+
+
+@script(stops_early=True, stored=1, eval_every=1, eval_batches=1, total_steps=4)
+def a_resume_before_the_evaluation_was_judged(walk: Walk) -> Script:
+    walk.raised(), walk.opened()
+    yield walk.restored(), S.EVAL_HEAD
+    yield walk.stop(), S.EVAL_HEAD
+    yield walk.eval_head(), S.SAVING
+    yield walk.saved(), S.ENDED
+
+
+@script(stops_early=True, stored=1, eval_every=1, eval_batches=1, total_steps=4)
+def a_resume_after_the_evaluation_was_judged(walk: Walk) -> Script:
+    walk.raised(), walk.opened()
+    yield walk.tell(e.Restored((1,), evaluated=True)), S.HEAD
 
 
 @script(eval_batches=1, total_steps=1)

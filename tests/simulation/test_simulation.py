@@ -20,7 +20,8 @@ from server_worker.actor import SessionActor
 from server_worker.inbound import Inbound
 from server_worker.replica import snapshots
 from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
-from server_worker.store.sqlite.file import Database
+from server_worker.store.sessions import Change, Moved, Written
+from server_worker.store.sqlite.file import Beside, Database
 from spliteasy.training import segment_trainer
 from spliteasy.training.segment_trainer import SegmentTrainer
 from tests.simulation import world
@@ -113,7 +114,6 @@ def skip_the_attempt_check() -> Any:
     def claimed(meta: SessionMeta | None, *, attempt: Attempt, **rest: Any) -> ClaimOutcome:
         return claimed_as_ever(meta, attempt=attempt if meta is None else meta.attempt, **rest)
 
-    # Of a commit alone it would not matter: each attempt raises the fence too.
     claimed_as_ever = rules.claimed
     return mock.patch.multiple(rules, _refusal=refusal, claimed=claimed)
 
@@ -145,16 +145,17 @@ def trim_the_log_too_early() -> Any:
 
 
 def keep_no_log_beside_a_snapshot() -> Any:
-    put_meta = Database.put_meta
+    change = Database.change
 
-    def put(self: Database, meta: SessionMeta, *, updated_at: float) -> SessionMeta:
-        stored = put_meta(self, meta, updated_at=updated_at)
-        self._connection.execute(
-            "DELETE FROM log WHERE session = ? AND step <= ?", (meta.session, meta.snapshots[-1])
-        )
-        return stored
+    def changed(self: Database, asked: Change[Beside], *, now: float) -> Written | Moved:
+        made = change(self, asked, now=now)
+        if isinstance(made, Written) and made.meta is not None:
+            self._connection.execute(
+                "DELETE FROM log WHERE session = ? AND step <= ?", (asked.session, made.meta.snapshots[-1])
+            )
+        return made
 
-    return mock.patch.object(Database, "put_meta", put)
+    return mock.patch.object(Database, "change", changed)
 
 
 def seed_dropout_without_the_lock() -> Any:

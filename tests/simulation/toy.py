@@ -48,6 +48,7 @@ class Variant:
     optimizer: tuple[tuple[str, object], ...] = (("name", "sgd"), ("lr", 0.1), ("momentum", 0.9))
     fleet: tuple[tuple[str, object], ...] = ()
     accumulate: int = 1
+    evaluation: tuple[tuple[str, object], ...] = ()
 
     @property
     def auto(self) -> bool:
@@ -94,6 +95,7 @@ VARIANTS = (
     Variant(accumulate=3, optimizer=(("name", "rmsprop"), ("lr", 0.01), ("momentum", 0.9), ("ema", 0.7))),
     Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
     Variant(single=True, accumulate=2, optimizer=(("name", "lion"), ("lr", 0.01), ("ema", 0.9))),
+    Variant(epochs=5, evaluation=(("every_epochs", 1), ("patience", 1), ("metrics", ("f1",)))),
 )
 """The variants that a sweep of seeds goes through in turn."""
 
@@ -210,7 +212,7 @@ def job(variant: Variant) -> Job:
                 "gradients": variant.gradients,
                 "allow": variant.allow,
             },
-            "evaluation": {"every_epochs": max(1, min(2, variant.epochs - 1))},
+            "evaluation": {"every_epochs": max(1, min(2, variant.epochs - 1)), **dict(variant.evaluation)},
             "privacy": {
                 key: dict(value) if isinstance(value, tuple) else value for key, value in variant.privacy
             },
@@ -303,7 +305,22 @@ def train_alone(
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
             digests[step] = take_step(trainer, body, step, sent)
+            if trainer.stopping is not None and step % batches.steps_per_epoch == 0:
+                evaluate(trainer, body)
+                if trainer.stopping.finished:
+                    break
     return trainer.state(), body.snapshot(), digests
+
+
+def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:
+    """Evaluate on both sides."""
+    attempt, index, more = m.AttemptRef(number=1, nonce="0" * 16), 0, True
+    while more:
+        values, samples = trainer.eval_head(index)
+        request = m.Eval(
+            session=body.session, attempt=attempt, step=trainer.step, samples=samples, **m.carried(values)
+        )
+        more, index = trainer.eval_tail(index, body.evaluate(request)), index + 1
 
 
 def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = lambda _: None) -> str:

@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker.transport.patience import tried_for_a_while
+from deploy.nodes.redis_server import RedisServer
 from server_worker.store import SqliteStore, WorkerInfo, open_store
 from server_worker.store.redis import link
 from spliteasy.errors import StoreDeferred, StoreUnavailable, UserError
@@ -253,6 +254,13 @@ async def test_a_database_of_something_else_or_of_another_version(tmp_path: Path
     database.close()
     with pytest.raises(UserError, match="format 0"):
         await open_store(f"sqlite:///{path}")
+
+
+@pytest.mark.redis
+async def test_a_redis_with_sessions_of_an_older_format_is_refused(redis_server: RedisServer) -> None:
+    ask_redis(redis_server, "SADD", "spliteasy:sessions", "digits.phone-1")
+    with pytest.raises(UserError, match="can't read"):
+        await open_store(redis_server.url)
 
 
 @pytest.mark.parametrize("path", ["/proc/no/such/store.db", "/proc", "/dev/null/store.db"])

@@ -15,7 +15,7 @@ import pytest
 
 from server_worker.store import Done, Owner, SqliteStore
 from server_worker.store.sqlite import file
-from spliteasy.errors import StoreError, StoreFull, StoreUnavailable
+from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
 from tests.store.steps import (
     FIRST,
     SECOND,
@@ -217,26 +217,9 @@ async def _check_killed(path: Path, said: int) -> None:
     await store.close()
 
 
-@pytest.mark.parametrize(
-    "back",
-    [
-        "ALTER TABLE sessions DROP COLUMN total_steps; PRAGMA user_version = 2",
-        "ALTER TABLE sessions DROP COLUMN agent; ALTER TABLE sessions DROP COLUMN paused;"
-        "ALTER TABLE sessions DROP COLUMN total_steps; DROP TABLE losses; PRAGMA user_version = 1",
-    ],
-)
-async def test_a_file_of_an_older_format_is_brought_up_to_date(tmp_path: Path, back: str) -> None:
+async def test_a_file_of_an_older_format_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "store.db"
-    first = SqliteStore(file)
-    await begin(first)
-    await first.close()
     with closing(sqlite3.connect(file)) as db:
-        db.executescript(back)
-    again = SqliteStore(file)
-    assert await again.pause(SESSION, True)
-    await again.add_losses(SESSION, {1: 0.5})
-    meta = await again.session(SESSION)
-    assert meta is not None
-    assert (meta.agent, meta.total_steps, meta.paused) == ("", 0, True)
-    assert await again.losses(SESSION) == {1: 0.5}
-    await again.close()
+        db.executescript("CREATE TABLE sessions (session TEXT, committed INTEGER); PRAGMA user_version = 3")
+    with pytest.raises(UserError, match="has format 3, this version reads 4"):
+        SqliteStore(file)

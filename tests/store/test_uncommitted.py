@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from server_worker.store import Attempt, Store, open_store
+from server_worker.store import Attempt, Store, open_store, staging
 from server_worker.store.redis import store as redis_module
 from server_worker.store.redis.link import connect
 from server_worker.store.redis.store import RedisStore
@@ -90,26 +92,26 @@ async def test_snapshots_that_were_never_named_are_counted_and_go_too(
     redis: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meta = await run_steps(redis, await begin(redis), 1)
-    move = redis._move
+    put_values = redis_module.put_values
+
+    async def died(*what: Any, **how: Any) -> None:
+        await put_values(*what, **how)
+        raise StoreError("the worker died")
+
     with monkeypatch.context() as patch:
-        patch.setattr(redis, "_move", lambda *_, **__: _died())
+        patch.setattr(redis_module, "put_values", died)
         with pytest.raises(StoreError, match="died"):
             await snapshot(redis, meta, 1, MEGABYTE)
-    assert redis._move == move
     assert await waiting_bytes(redis) == 1 << 20
     assert done(await open_at(redis, attempt=SECOND, held=(0, 1))).waiting_bytes == 0
     assert not [key for key in await redis._link.call("KEYS", "*") if b":snapshot:" in key]
     await redis.close()
 
 
-async def _died() -> None:
-    raise StoreError("the worker died")
-
-
 async def test_beyond_the_limit_of_a_session_nothing_is_written(
     redis: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_module, "WAITING_BYTES", 3 << 20)
+    monkeypatch.setattr(staging, "WAITING_BYTES", 3 << 20)
     meta = await begin(redis)
     await put(redis, meta, 1, MEGABYTE, MEGABYTE, MEGABYTE)
     with pytest.raises(StoreFull, match="not committed yet"):

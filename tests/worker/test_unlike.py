@@ -12,8 +12,10 @@ import torch
 from broker.protocol import messages as m
 from server_worker.engine import probe
 from server_worker.engine.probe import alike, environment_of
+from server_worker.store import Owner
 from spliteasy.job import Job
 from tests.simulation import toy
+from tests.store.steps import rewrite
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
 from tests.worker.test_refusals import forward
 
@@ -53,8 +55,7 @@ async def moved(server: Server, variant: toy.Variant, device: Device, environmen
     await device.open(variant)
     assert isinstance(await step(device, 1), m.Gradient)
     await server.worker.actors.park([SESSION])
-    connection = server.store._database._connection
-    connection.execute("UPDATE sessions SET environment = ?, owner_nonce = ?", (environment, "0" * 16))
+    await rewrite(server.store, SESSION, environment=environment, owner=Owner(fence=1, nonce="0" * 16))
 
 
 async def test_the_record_says_what_the_probe_gave(server: Server) -> None:

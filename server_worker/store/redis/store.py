@@ -1,68 +1,67 @@
-"""The store on Redis (7.0 or newer): blobs by SET, everything that decides in one small script.
+"""The store on Redis (7.0 or newer): blobs by SET, and one small script that makes a write conditional.
 
 Keys of a session share one hash tag, so that it lives on one node of a cluster:
 
-    spliteasy:{SESSION}:meta              the record; :log and :snapshots name blobs by their tokens
-    spliteasy:{SESSION}:request:TOKEN     a piece of a request, with a time to live until a commit names it; a
-                                          small one is written in the commit's own round trip
-    spliteasy:{SESSION}:snapshot:TOKEN:i  a piece of a snapshot, likewise
-    spliteasy:{SESSION}:waiting           the pieces that nothing names yet, with their bytes
-    spliteasy:{SESSION}:deliveries        how often requests were delivered again, without an end
-    spliteasy:{SESSION}:losses            the loss curve, by step
-    spliteasy:{NAME@DIGEST}:job           a job's manifest; :part:TOKEN:i are the pieces of its parts
-    spliteasy:stack                       how many shards the stack has
-    spliteasy:allowed                     the jobs of devices that may train these only
-    spliteasy:fleet:{NAME@DIGEST}:…       a fleet's rounds (`fleets.py`)
+    spliteasy:{SESSION}:record         its version, the record, `log.K` and `snapshot.K`: entries of blobs
+    spliteasy:{SESSION}:request:U:i    a piece of a request, with a time to live until an entry names it; a
+                                       small one is written in the commit's own round trip
+    spliteasy:{SESSION}:snapshot:U:i   a piece of a snapshot, likewise
+    spliteasy:{SESSION}:waiting        the blobs that no entry names yet, with their bytes
+    spliteasy:{SESSION}:deliveries     how often requests were delivered again, without an end
+    spliteasy:{SESSION}:losses         the loss curve, by step
+    spliteasy:{NAME@DIGEST}:job        a job's manifest; :part:U:i are the pieces of its parts
+    spliteasy:sessions                 the sessions by the time of their last change, about
+    spliteasy:stack                    how many shards the stack has
+    spliteasy:allowed                  the jobs of devices that may train these only
+    spliteasy:fleet:{NAME@DIGEST}:…    a fleet's rounds (`fleets.py`)
 
-A token is never used twice, so a copy of a write that arrives late (the client library retries, and the
-first try may have been on its way) can't touch what a script has named meanwhile.
+A name U is never used twice, so a copy of a write that arrives late (the client library retries, and the
+first try may have been on its way) can't touch what an entry has named meanwhile.
 """
 
 from __future__ import annotations
 
-import itertools
-import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypedDict
+
+import orjson
 
 from server_worker.store import rules
 from server_worker.store.base import (
     DELIVERIES_TTL_S,
     MAX_LOSSES,
     PUT_TTL_S,
-    WAITING_BYTES,
     Attempt,
     Blob,
-    ClaimOutcome,
     CommitOutcome,
     Done,
     LogEntry,
-    NoCommonStep,
     OpenOutcome,
-    OtherJob,
     Owner,
     SessionMeta,
-    StaleOwner,
-    StepBehind,
     StoredJob,
-    UnknownSession,
     WantedParts,
     WorkerInfo,
     all_parts,
 )
-from server_worker.store.records import decode_worker, encode_worker, grouped, pieces
+from server_worker.store.records import (
+    decode_session,
+    decode_worker,
+    encode_session,
+    encode_worker,
+    grouped,
+    pieces,
+)
 from server_worker.store.redis import scripts
 from server_worker.store.redis.fleets import RedisFleets
 from server_worker.store.redis.link import Command, RedisLink
-from server_worker.store.redis.outcomes import Outcome, outcome_of
-from server_worker.store.redis.values import PIECE_BYTES, get_values, joined, put_values, write_pieces
-from server_worker.store.staging import StagedRequests
-from spliteasy.errors import StoreError, StoreFull
+from server_worker.store.redis.values import PIECE_BYTES, Entry, get_values, put_values, write_pieces
+from server_worker.store.sessions import Change, Moved, Sessions, Versioned, Written
+from spliteasy.errors import StoreError, StoreFull, UserError
 
 HELD_BYTES = 256 << 10
 """A request up to here goes to Redis with the commit that names it: one round trip instead of two."""
@@ -89,26 +88,54 @@ class _Place(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A request that was put: its pieces' tokens, and what the commit still has to write."""
+    """A request that was put: its blob, and what the commit still has to write."""
 
-    tokens: tuple[str, ...]
+    token: str
+    pieces: int
+    nbytes: int
     writes: tuple[Command, ...]
 
 
-class RedisStore:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Beside:
+    """Blobs that a change of a record names, or waits with."""
+
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    """New ones, by the name of their field in the record."""
+    writes: Sequence[Command] = ()
+    """The commands that write blobs in the same round trip."""
+    wait: Mapping[str, str] = field(default_factory=dict)
+    """Blobs that are written next and have no entry yet: BYTES COUNT, by token."""
+    gone: Sequence[str] = ()
+    """Blobs that waited, in the place of these."""
+    clear: str | None = None
+    """All that waits is deleted, of the kind that this is the beginning of."""
+
+
+class RedisStore(Sessions[_Beside, _Request]):
     """The store on a Redis server; `open_store` makes one. It owns `link`."""
 
     def __init__(self, link: RedisLink, *, put_ttl_s: float = PUT_TTL_S) -> None:
+        super().__init__(put_ttl_s=put_ttl_s, ticks=time.monotonic)
         self._link = link
         self._put_ttl_ms = round(put_ttl_s * 1000)
-        self._instance = secrets.token_hex(8)
-        self._count = itertools.count()
-        self._requests: StagedRequests[_Request] = StagedRequests(ttl_s=put_ttl_s, clock=time.monotonic)
         self.fleets = RedisFleets(link, put_ttl_ms=self._put_ttl_ms, token=self._unique)
 
     @property
     def loss_window_s(self) -> float:
         return self._link.loss_window_s
+
+    async def check_format(self) -> None:
+        """Raises UserError where the sessions there were written by a version that kept them otherwise."""
+        try:
+            await self._link.call("ZCARD", _SESSIONS)
+        except StoreError as error:
+            if "WRONGTYPE" not in error.message:
+                raise
+            raise UserError(
+                "the store holds sessions of version 0.1 of SplitEasy, which this version can't read",
+                hint="let their trainings end with the version that began them, or name another database",
+            ) from None
 
     async def now(self) -> float:
         seconds, micros = await self._link.call("TIME")
@@ -160,220 +187,227 @@ class RedisStore:
 
     # sessions
 
-    async def open_session(
-        self,
-        session: str,
-        *,
-        job_digest: str,
-        attempt: Attempt,
-        held: Sequence[int],
-        worker: str,
-        environment: str,
-        agent: str = "",
-        total_steps: int = 0,
-        restart: bool = False,
-    ) -> OpenOutcome:
-        outcome = await self._decide(
-            scripts.OPEN,
-            session,
-            job_digest,
-            attempt.number,
-            attempt.nonce,
-            worker,
-            environment,
-            agent,
-            total_steps,
-            int(restart),
-            *held,
-        )
-        assert not isinstance(outcome, StaleOwner | StepBehind | UnknownSession)
+    async def open_session(self, session: str, **asked: Any) -> OpenOutcome:
+        outcome = await super().open_session(session, **asked)
         if isinstance(outcome, Done):
             # After the session, so that no `forget` in between can leave it out of the list.
-            await self._link.call("SADD", _SESSIONS, session)
+            await self._link.call("ZADD", _SESSIONS, outcome.meta.updated_at, session)
         return outcome
 
-    async def hand_over(
-        self, session: str, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
-    ) -> CommitOutcome:
-        return await self._move(scripts.HAND_OVER, session, attempt, owner, job_digest, environment)
+    async def _load(self, session: str) -> Versioned | None:
+        base = _base(session)
+        fields = ("version", "record", "log_bytes", "updated")
+        commands = [("HMGET", f"{base}:record", *fields), ("HVALS", f"{base}:waiting")]
+        (version, record, log_bytes, updated), waiting = await self._link.batch(commands)
+        waits = sum(int(size.partition(b" ")[0]) for size in waiting)
+        return _versioned(session, version, record, log_bytes, updated, waits)
 
-    async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
-        outcome = await self._decide(scripts.CLAIM, session, attempt.number, attempt.nonce, step, worker)
-        assert not isinstance(outcome, StaleOwner | OtherJob | NoCommonStep)
-        return outcome
+    async def _store(self, change: Change[_Beside]) -> Written | Moved:
+        beside, after = change.beside or _Beside(), change.after
+        asked = {
+            "before": "" if change.before is None else change.before.version,
+            "after": "" if after is None else after.version,
+            "touch": change.touch,
+            "drop": [
+                *(f"log.{step}" for step in change.dropped_steps),
+                *(f"snapshot.{step}" for step in change.dropped_snapshots),
+            ],
+            "entries": {name: entry.encode() for name, entry in beside.entries.items()},
+            "wait": beside.wait,
+            "gone": beside.gone,
+            "ttl_ms": self._put_ttl_ms,
+        }
+        clear = "" if change.moved_hands else beside.clear
+        if clear is not None:
+            asked["clear"] = clear
+        if change.idle_s is not None:
+            asked["idle_s"] = change.idle_s
+        script = scripts.CREATE if change.before is None else scripts.WRITE
+        record = b"" if after is None else encode_session(after.meta)
+        keys = [f"{_base(change.session)}:record"]
+        word, *found = await self._link.script(script, keys, orjson.dumps(asked), record, after=beside.writes)
+        match word:
+            case b"missing":
+                raise StoreError(f"session {change.session}: a blob to be named is not in the store any more")
+            case b"moved":
+                return Moved(_versioned(change.session, *found))
+        if after is None:
+            return Written(None)
+        _, _, log_bytes, updated, waiting = found
+        return Written(
+            replace(
+                after.meta, log_bytes=int(log_bytes), updated_at=float(updated), waiting_bytes=int(waiting)
+            )
+        )
 
-    async def session(self, session: str) -> SessionMeta | None:
-        outcome = await self._decide(scripts.READ, session)
-        return outcome.meta if isinstance(outcome, Done) else None
+    # requests and the log
 
     async def put_request(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
     ) -> None:
         cut = list(pieces(body, PIECE_BYTES))
-        tokens = tuple(self._token(attempt, owner, step, index) for _ in cut)
-        writes = tuple(map(partial(self._set_request, session), tokens, cut))
         nbytes = sum(map(len, cut))
         place: _Place = {"step": step, "attempt": attempt, "owner": owner, "index": index}
         self._requests.check_room(session, **place, nbytes=nbytes)
+        token = f"request:{self._unique()}"
+        writes = tuple(
+            ("SET", key, piece, "NX", "PX", self._put_ttl_ms)
+            for key, piece in zip(_keys(session, token, len(cut)), cut, strict=True)
+        )
         held = nbytes <= min(HELD_BYTES, HELD_BYTES_TOTAL - self._requests.held_bytes)
         if not held:
-            sizes = [each for token, piece in zip(tokens, cut, strict=True) for each in (token, len(piece))]
-            under = (attempt.number, attempt.nonce, owner.fence, owner.nonce, step, index)
-            fields = [f"request:{token}" for token in tokens]
-            match await self._link.script(
-                scripts.WAIT, _keys(session), *under, self._put_ttl_ms, WAITING_BYTES, *sizes
-            ):
-                case [b"ok"]:
-                    async with self._full_leaves_nothing(session, fields):
-                        await write_pieces(self._link, writes)
-                case [b"full"]:
-                    raise StoreFull(
-                        f"session {session} has {WAITING_BYTES} bytes of requests that are not committed yet",
-                        hint="its next step takes their place",
-                    )
-                # Anything else: the session is another's by now, as the commit will say.
+            last = self._requests.get(session, step=step, attempt=attempt, owner=owner, count=index + 1)[-1]
+            waits = await self._move(
+                session,
+                lambda meta: rules.put_aside(meta, attempt=attempt, owner=owner, step=step),
+                beside=_Beside(wait={token: f"{nbytes} {len(cut)}"}, gone=[last.token] if last else []),
+                touch=False,
+            )
+            if isinstance(waits, Done):  # else the session is another's by now, as the commit will say
+                async with self._full_leaves_nothing(session, token):
+                    await write_pieces(self._link, writes)
         self._requests.put(
             session,
             **place,
-            value=_Request(tokens, writes if held else ()),
+            value=_Request(token, len(cut), nbytes, writes if held else ()),
             nbytes=nbytes,
             held_bytes=nbytes if held else 0,
         )
 
     async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
-        self._requests.keep(session, attempt=attempt, owner=owner)
-        under = (attempt.number, attempt.nonce, owner.fence, owner.nonce)
-        await self._link.script(scripts.KEEP, _keys(session), *under, self._put_ttl_ms)
+        if self._requests.keep(session, attempt=attempt, owner=owner):
+            await self._link.script(scripts.KEEP, [f"{_base(session)}:record"], self._put_ttl_ms)
 
-    def _set_request(self, session: str, token: str, piece: Blob) -> Command:
-        return "SET", f"spliteasy:{{{session}}}:request:{token}", piece, "NX", "PX", self._put_ttl_ms
-
-    async def commit(
-        self,
-        session: str,
-        *,
-        attempt: Attempt,
-        owner: Owner,
-        step: int,
-        requests: int,
-        gradient_digest: str,
-        oldest_checkpoint: int,
-    ) -> CommitOutcome:
-        found = self._requests.get(session, step=step, attempt=attempt, owner=owner, count=requests)
-        outcome = await self._move(
-            scripts.COMMIT,
-            session,
-            attempt,
-            owner,
-            step,
-            oldest_checkpoint,
-            gradient_digest,
-            # "none" was never given out: the script looks at all else first, then finds no blob.
-            *(token for request in found for token in (request.tokens if request else ("none",))),
-            after=[write for request in found if request for write in request.writes],
+    def _logged(
+        self, session: str, step: int, gradient_digest: str, requests: Sequence[_Request | None]
+    ) -> _Beside:
+        there = [request for request in requests if request is not None]
+        blobs = {request.token: request.pieces for request in there}
+        if len(there) < len(requests):
+            blobs["none"] = 1  # never given out: the store finds it missing, if all else is right
+        entry = Entry(sum(request.nbytes for request in there), blobs, gradient_digest)
+        writes = [write for request in there for write in request.writes]
+        return _Beside(
+            entries={f"log.{step}": entry}, writes=() if "none" in blobs else writes, clear="request:"
         )
-        self._requests.drop(session, step=step, owner=owner)
-        return outcome
 
     async def put_snapshot(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
     ) -> CommitOutcome:
-        # A caller that may not or need not store it sends no blobs; the script decides again with them.
+        def decide(meta: SessionMeta | None) -> CommitOutcome:
+            return rules.snapshotted(meta, attempt=attempt, owner=owner, step=step)
+
+        def wait(meta: SessionMeta | None) -> CommitOutcome:
+            outcome = decide(meta)
+            return outcome if meta is None or not isinstance(outcome, Done) else Done(meta=meta)
+
+        # A caller that may not or need not store it sends no blobs; the rules decide again with them.
         meta = await self.session(session)
-        outcome = rules.snapshotted(meta, attempt=attempt, owner=owner, step=step)
+        outcome = decide(meta)
         if not isinstance(outcome, Done) or outcome.meta == meta:
             return outcome
-        token = self._token(attempt, owner, step, 0)
-        prefix, nbytes = f"spliteasy:{{{session}}}:snapshot:{token}", sum(map(len, tensors.values()))
+        token = f"snapshot:{self._unique()}"
         count = sum(1 for tensor in tensors.values() for _ in pieces(tensor, PIECE_BYTES))
-        under = (attempt.number, attempt.nonce, owner.fence, owner.nonce, step)
-        waits = await self._link.script(
-            scripts.WAIT_SNAPSHOT, _keys(session), *under, self._put_ttl_ms, token, count, nbytes
+        size = f"{sum(memoryview(tensor).nbytes for tensor in tensors.values())} {count}"
+        waits = await self._move(session, wait, beside=_Beside(wait={token: size}), touch=False)
+        if not isinstance(waits, Done):
+            return waits
+        async with self._full_leaves_nothing(session, token):
+            count, index = await put_values(
+                self._link, f"{_base(session)}:{token}", tensors, ttl_ms=self._put_ttl_ms
+            )
+        return await self._move(
+            session,
+            decide,
+            beside=_Beside(entries={f"snapshot.{step}": Entry(0, {token: count}, index.decode())}),
+            reached=lambda before, after: step in after.snapshots and step not in before.snapshots,
         )
-        if waits != [b"ok"]:
-            return _moved(outcome_of(session, waits))
-        async with self._full_leaves_nothing(session, [f"snapshot:{token}"]):
-            count, index = await put_values(self._link, prefix, tensors, ttl_ms=self._put_ttl_ms)
-        return await self._move(scripts.SNAPSHOT, session, attempt, owner, step, token, count, index)
 
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
-        record = await self._link.call("HGET", _keys(session)[2], step)
-        if record is None:
-            raise KeyError(f"session {session} has no snapshot of step {step}")
-        token, _, index = record.split(b" ", 2)
-        return await get_values(self._link, f"spliteasy:{{{session}}}:snapshot:{token.decode()}", index)
+        meta = await self.session(session)
+        if meta is not None and step in meta.snapshots:
+            if not step:
+                return {}
+            if (entry := await self._entry(session, f"snapshot.{step}")) is not None:
+                (token,) = entry.blobs
+                return await get_values(self._link, f"{_base(session)}:{token}", entry.text)
+        raise KeyError(f"session {session} has no snapshot of step {step}")
 
     async def read_log(self, session: str, *, after: int, upto: int) -> AsyncIterator[LogEntry]:
         for first in range(after + 1, upto + 1, READ_STEPS):
             steps = range(first, min(first + READ_STEPS, upto + 1))
-            found = await self._link.call("HMGET", _keys(session)[1], *steps)
-            records = [record.decode().split(" ") if record else ["0"] for record in found]
-            for group in grouped([int(record[0]) for record in records]):
-                tokens = [token for place in group for token in records[place][2:]]
-                keys = [f"spliteasy:{{{session}}}:request:{token}" for token in tokens]
+            names = [f"log.{step}" for step in steps]
+            found = await self._link.call("HMGET", f"{_base(session)}:record", *names)
+            entries = [None if entry is None else Entry.decode(entry) for entry in found]
+            for group in grouped([entry.nbytes if entry else 0 for entry in entries]):
+                keys = [key for place in group for key in _keys_of(session, entries[place])]
                 bodies = iter(await self._link.call("MGET", *keys) if keys else [])
                 for place in group:
-                    if not found[place]:
+                    entry = entries[place]
+                    if entry is None:
                         raise KeyError(f"session {session} has no log entry of step {steps[place]}")
-                    _, digest, *named = records[place]
-                    found_pieces = list(islice(bodies, len(named)))
-                    if None in found_pieces:
+                    cut = [list(islice(bodies, count)) for count in entry.blobs.values()]
+                    if any(None in request for request in cut):
                         raise KeyError(
                             f"session {session}: the entry of step {steps[place]} was just dropped"
                         )
-                    # A token names its request's index before its last dot.
-                    requests = joined([token.split(".")[-2] for token in named], found_pieces)
-                    yield LogEntry(step=steps[place], requests=requests, gradient_digest=digest)
+                    requests = tuple(b"".join(request) for request in cut)
+                    yield LogEntry(step=steps[place], requests=requests, gradient_digest=entry.text)
 
-    async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
-        return await self._move(scripts.CLOSE, session, attempt, owner)
+    async def _entry(self, session: str, name: str) -> Entry | None:
+        found = await self._link.call("HGET", f"{_base(session)}:record", name)
+        return None if found is None else Entry.decode(found)
 
-    async def pause(self, session: str, paused: bool) -> bool:
-        return bool(await self._link.script(scripts.PAUSE, _keys(session), int(paused)))
+    async def _discard(self, session: str, beside: _Beside) -> None:
+        for name, offered in beside.entries.items():
+            entry = await self._entry(session, name)
+            gone = [token for token in offered.blobs if entry is None or token not in entry.blobs]
+            if gone:
+                keys = [key for token in gone for key in _keys(session, token, offered.blobs[token])]
+                waiting = f"{_base(session)}:waiting"
+                await self._link.batch([("UNLINK", *keys), ("HDEL", waiting, *gone)])
+
+    # reports
 
     async def add_losses(self, session: str, losses: Mapping[int, float]) -> None:
         points = sorted(losses.items())
         for start in range(0, len(points), MAX_LOSSES):
             flat = [value for point in points[start : start + MAX_LOSSES] for value in point]
-            count = await self._link.script(scripts.ADD_LOSSES, _keys(session), *flat)
+            count = await self._link.script(scripts.ADD_LOSSES, [f"{_base(session)}:record"], *flat)
             dropped = rules.thinned(await self.losses(session)) if count > MAX_LOSSES else ()
             if dropped:
-                await self._link.call("HDEL", _losses_key(session), *dropped)
+                await self._link.call("HDEL", f"{_base(session)}:losses", *dropped)
 
     async def losses(self, session: str) -> Mapping[int, float]:
-        found = await self._link.call("HGETALL", _losses_key(session))
+        found = await self._link.call("HGETALL", f"{_base(session)}:losses")
         return dict(sorted((int(step), float(loss)) for step, loss in found.items()))
 
     async def sessions(self) -> Sequence[SessionMeta]:
-        names = sorted(name.decode() for name in await self._link.call("SMEMBERS", _SESSIONS))
+        names = sorted(name.decode() for name in await self._link.call("ZRANGE", _SESSIONS, 0, -1))
         metas = [await self.session(name) for name in names]
         return [meta for meta in metas if meta is not None]
 
-    async def forget(self, session: str) -> bool:
-        self._requests.drop_session(session)
-        return await self._forget(session)
-
-    async def forget_abandoned(self, session: str, *, owner: Owner, idle_s: float) -> bool:
-        return await self._forget(session, owner.fence, owner.nonce, idle_s)
-
-    async def _forget(self, session: str, *unless: Any) -> bool:
-        found = await self._link.script(scripts.FORGET, _keys(session), *unless)
-        if unless and not found:
-            return False  # it stays
-        await self._link.call("SREM", _SESSIONS, session)
-        if await self._link.call("EXISTS", _keys(session)[0]):
-            # Opened again in between; an open after this adds itself.
-            await self._link.call("SADD", _SESSIONS, session)
-        return bool(found)
+    async def _delete(self, session: str, *args: Any, **unless: Any) -> bool:
+        found = await super()._delete(session, *args, **unless)
+        now = await self.session(session)
+        if now is None:
+            await self._link.call("ZREM", _SESSIONS, session)
+            now = await self.session(session)
+        if now is not None:
+            # It stays, or was opened again in between; an open after this adds itself.
+            await self._link.call("ZADD", _SESSIONS, now.updated_at, session)
+        return found
 
     # requests that end their worker
 
     async def begin_delivery(self, session: str, request: str) -> int:
         ttl_ms = round(DELIVERIES_TTL_S * 1000)
-        return int(await self._link.script(scripts.BEGIN_DELIVERY, _keys(session), request, ttl_ms))
+        return int(
+            await self._link.script(scripts.BEGIN_DELIVERY, [f"{_base(session)}:record"], request, ttl_ms)
+        )
 
     async def end_delivery(self, session: str, request: str) -> None:
-        await self._link.call("HDEL", f"spliteasy:{{{session}}}:deliveries", request)
+        await self._link.call("HDEL", f"{_base(session)}:deliveries", request)
 
     # devices
 
@@ -417,47 +451,36 @@ class RedisStore:
     # plumbing
 
     @asynccontextmanager
-    async def _full_leaves_nothing(self, session: str, fields: Sequence[str]) -> AsyncIterator[None]:
+    async def _full_leaves_nothing(self, session: str, token: str) -> AsyncIterator[None]:
         """Take back what waits where there is no room to write it."""
         try:
             yield
         except StoreFull:
-            await self._link.call("HDEL", f"spliteasy:{{{session}}}:waiting", *fields)
+            await self._link.call("HDEL", f"{_base(session)}:waiting", token)
             raise
 
-    def _token(self, attempt: Attempt, owner: Owner, step: int, index: int) -> str:
-        return f"{step}.{attempt.number}.{attempt.nonce}.{owner.nonce}.{index}.{self._unique()}"
 
-    def _unique(self) -> str:
-        return f"{self._instance}-{next(self._count)}"
-
-    async def _move(
-        self,
-        script: scripts.Script,
-        session: str,
-        attempt: Attempt,
-        owner: Owner,
-        *args: Any,
-        after: Sequence[Command] = (),
-    ) -> CommitOutcome:
-        under = (attempt.number, attempt.nonce, owner.fence, owner.nonce)
-        return _moved(await self._decide(script, session, *under, *args, after=after))
-
-    async def _decide(
-        self, script: scripts.Script, session: str, *args: Any, after: Sequence[Command] = ()
-    ) -> Outcome:
-        return outcome_of(session, await self._link.script(script, _keys(session), *args, after=after))
+def _versioned(
+    session: str, version: Any, record: Any, log_bytes: Any, updated: Any, waiting: int
+) -> Versioned | None:
+    """Read the record of a session; None where there is none."""
+    if version is None:
+        return None
+    meta = decode_session(
+        session, record, log_bytes=int(log_bytes), updated_at=float(updated), waiting_bytes=waiting
+    )
+    return Versioned(version.decode(), meta)
 
 
-def _moved(outcome: Outcome) -> CommitOutcome:
-    assert not isinstance(outcome, OtherJob | NoCommonStep)
-    return outcome
+def _base(session: str) -> str:
+    return f"spliteasy:{{{session}}}"
 
 
-def _keys(session: str) -> tuple[str, str, str]:
-    base = f"spliteasy:{{{session}}}"
-    return f"{base}:meta", f"{base}:log", f"{base}:snapshots"
+def _keys(session: str, token: str, count: int) -> list[str]:
+    """Return the keys of a blob's pieces."""
+    return [f"{_base(session)}:{token}:{piece}" for piece in range(count)]
 
 
-def _losses_key(session: str) -> str:
-    return f"spliteasy:{{{session}}}:losses"
+def _keys_of(session: str, entry: Entry | None) -> Iterator[str]:
+    for token, count in entry.blobs.items() if entry else ():
+        yield from _keys(session, token, count)

@@ -1,13 +1,14 @@
 """Values of any size on Redis, in pieces of 1 MiB; named ones are numbered through under one prefix.
 
 The index that says how to put them together again has of each value its name and its pieces' sizes.
+A session's record names blobs by entries: a step's requests, or the tensors of a snapshot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby, islice
-from operator import itemgetter
+from dataclasses import dataclass
+from itertools import islice
 
 import orjson
 
@@ -21,6 +22,28 @@ PIECE_BYTES = 1 << 20
 135 ms of its processor time whole, and 57 ms in pieces."""
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Blobs that a session's record names, for a step."""
+
+    nbytes: int
+    """The bytes by which it counts in the log."""
+    blobs: Mapping[str, int]
+    """The number of pieces by token, in order."""
+    text: str
+    """The text that its reader needs."""
+
+    def encode(self) -> str:
+        named = "".join(f" {token} {count}" for token, count in self.blobs.items())
+        return f"{self.nbytes}{named}\n{self.text}"
+
+    @classmethod
+    def decode(cls, stored: bytes) -> Entry:
+        first, text = stored.decode().split("\n", 1)
+        nbytes, *named = first.split(" ")
+        return cls(int(nbytes), dict(zip(named[::2], map(int, named[1::2]), strict=True)), text)
+
+
 async def write_pieces(link: RedisLink, writes: Sequence[Command]) -> None:
     """Write each `SET key piece …`, some MiB in a round trip. Raises StoreFull with nothing left behind."""
     try:
@@ -32,12 +55,6 @@ async def write_pieces(link: RedisLink, writes: Sequence[Command]) -> None:
     except StoreFull:
         await link.call("UNLINK", *(key for _, key, *_ in writes))
         raise
-
-
-def joined(owners: Sequence[str], found: Sequence[bytes]) -> tuple[bytes, ...]:
-    """Values from pieces that follow each other; `owners` says of each piece whose it is."""
-    values = groupby(zip(owners, found, strict=True), key=itemgetter(0))
-    return tuple(b"".join(piece for _, piece in value) for _, value in values)
 
 
 async def put_values(
@@ -56,7 +73,7 @@ async def put_values(
 
 
 async def get_values(
-    link: RedisLink, prefix: str, index: bytes, wanted: WantedParts = all_parts
+    link: RedisLink, prefix: str, index: bytes | str, wanted: WantedParts = all_parts
 ) -> dict[str, bytes]:
     """The values that are wanted of those that there are. KeyError where a piece was dropped meanwhile."""
     sizes: list[tuple[str, list[int]]] = orjson.loads(index)

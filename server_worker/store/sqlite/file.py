@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from server_worker.store.base import Attempt, Blob, LogEntry, Owner, SessionMeta
-from server_worker.store.records import pieces
+from server_worker.store.base import Blob, LogEntry, SessionMeta
+from server_worker.store.records import decode_session, encode_session, pieces
 from server_worker.store.rules import thinned
+from server_worker.store.sessions import Change, Moved, Versioned, Written
 from server_worker.store.sqlite import fleets
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
 from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
 
-FORMAT = 3
+FORMAT = 4
 BUSY_TIMEOUT_S = 5.0
 """A write waits this long for another process that writes to the same file."""
 
@@ -25,17 +27,14 @@ WAL_PAGES = 16384
 
 _SCHEMA = """
 CREATE TABLE sessions (
-    session TEXT PRIMARY KEY, job_digest TEXT, attempt INTEGER, attempt_nonce TEXT, resume_step INTEGER,
-    fence INTEGER, owner_nonce TEXT, committed INTEGER, oldest_checkpoint INTEGER, environment TEXT,
-    closed INTEGER, updated_at REAL, agent TEXT NOT NULL DEFAULT '', paused INTEGER NOT NULL DEFAULT 0,
-    total_steps INTEGER NOT NULL DEFAULT 0
+    session TEXT PRIMARY KEY, version TEXT, record BLOB, log_bytes INTEGER, updated_at REAL
 ) WITHOUT ROWID;
+CREATE INDEX sessions_by_change ON sessions (updated_at);
 CREATE TABLE log (
     session TEXT, step INTEGER, gradient_digest TEXT, bytes INTEGER, PRIMARY KEY (session, step)
 ) WITHOUT ROWID;
 CREATE TABLE requests (session TEXT, step INTEGER, position INTEGER, body BLOB);
 CREATE INDEX requests_by_step ON requests (session, step, position);
-CREATE TABLE snapshots (session TEXT, step INTEGER, PRIMARY KEY (session, step)) WITHOUT ROWID;
 CREATE TABLE tensors (session TEXT, step INTEGER, name TEXT, body BLOB);
 CREATE INDEX tensors_by_step ON tensors (session, step);
 CREATE TABLE jobs (
@@ -45,38 +44,19 @@ CREATE TABLE parts (name TEXT, digest TEXT, part TEXT, body BLOB);
 CREATE INDEX parts_by_job ON parts (name, digest);
 CREATE TABLE workers (worker TEXT PRIMARY KEY, info BLOB, expires_at REAL) WITHOUT ROWID;
 CREATE TABLE losses (session TEXT, step INTEGER, loss REAL, PRIMARY KEY (session, step)) WITHOUT ROWID;
-"""
-
-_UPGRADES = {
-    1: """
-ALTER TABLE sessions ADD COLUMN agent TEXT NOT NULL DEFAULT '';
-ALTER TABLE sessions ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
-CREATE TABLE losses (session TEXT, step INTEGER, loss REAL, PRIMARY KEY (session, step)) WITHOUT ROWID;
-""",
-    2: "ALTER TABLE sessions ADD COLUMN total_steps INTEGER NOT NULL DEFAULT 0",
-}
-"""The statements that bring a file of each older format to the next."""
-
-_LATER = """
-CREATE TABLE IF NOT EXISTS signatures (name TEXT, digest TEXT, signature TEXT, PRIMARY KEY (name, digest));
-CREATE TABLE IF NOT EXISTS allowed (device TEXT PRIMARY KEY, jobs TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS deliveries (
+CREATE TABLE signatures (name TEXT, digest TEXT, signature TEXT, PRIMARY KEY (name, digest));
+CREATE TABLE allowed (device TEXT PRIMARY KEY, jobs TEXT) WITHOUT ROWID;
+CREATE TABLE deliveries (
     session TEXT, request TEXT, count INTEGER, begun_at REAL, PRIMARY KEY (session, request)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS stack (setting TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
+CREATE TABLE stack (setting TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
 """
-"""Tables that came later, beside those that were there: no matter to versions that know nothing of them."""
 
-_META = (
-    "SELECT session, job_digest, attempt, attempt_nonce, resume_step, fence, owner_nonce, committed,"
-    " oldest_checkpoint, environment, closed, updated_at,"
-    " (SELECT coalesce(sum(bytes), 0) FROM log WHERE log.session = sessions.session),"
-    " (SELECT group_concat(step) FROM snapshots WHERE snapshots.session = sessions.session),"
-    " agent, paused, total_steps"
-    " FROM sessions"
-)
+_RECORD = "SELECT session, version, record, log_bytes, updated_at FROM sessions"
 
 _T = TypeVar("_T")
+Beside = Callable[["Database"], None]
+"""Adds rows beside a session's record, within the transaction that changes it."""
 
 
 class Database:
@@ -113,19 +93,12 @@ class Database:
             )
 
     def _create(self, db: sqlite3.Connection) -> int:
-        """Create the tables in an empty file, bring those of an older version up to date; its format then."""
-        empty = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
-        found = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if empty or found in _UPGRADES:
-            missing = [_SCHEMA] if empty else [_UPGRADES[older] for older in range(found, FORMAT)]
-            for statement in ";".join(missing).split(";"):
+        """Create the tables in an empty file; the file's format then."""
+        if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
+            for statement in (_SCHEMA + fleets.TABLES).split(";"):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {FORMAT}")
-            found = FORMAT
-        if found == FORMAT:
-            for statement in (_LATER + fleets.TABLES).split(";"):
-                db.execute(statement)
-        return found
+        return int(db.execute("PRAGMA user_version").fetchone()[0])
 
     def close(self) -> None:
         self._connection.close()
@@ -161,58 +134,65 @@ class Database:
 
     # rows, within a transaction
 
-    def meta(self, session: str) -> SessionMeta | None:
-        row = self._connection.execute(f"{_META} WHERE session = ?", (session,)).fetchone()
-        return None if row is None else _meta(row)
+    def record(self, session: str) -> Versioned | None:
+        row = self._connection.execute(f"{_RECORD} WHERE session = ?", (session,)).fetchone()
+        return None if row is None else _versioned(*row)
 
     def metas(self) -> list[SessionMeta]:
-        return [_meta(row) for row in self._connection.execute(f"{_META} ORDER BY session")]
+        rows = self._connection.execute(f"{_RECORD} ORDER BY session")
+        return [_versioned(*row).meta for row in rows]
 
-    def put_meta(self, meta: SessionMeta, *, updated_at: float) -> SessionMeta:
-        """Store the record, drop what it no longer reaches; the record with its `log_bytes`."""
-        db, session = self._connection, meta.session
-        db.execute(
-            "REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                session,
-                meta.job_digest,
-                meta.attempt.number,
-                meta.attempt.nonce,
-                meta.resume_step,
-                meta.owner.fence,
-                meta.owner.nonce,
-                meta.committed,
-                meta.oldest_checkpoint,
-                meta.environment,
-                meta.closed,
-                updated_at,
-                meta.agent,
-                meta.paused,
-                meta.total_steps,
-            ),
-        )
-        for table in ("log", "requests"):
-            db.execute(
-                f"DELETE FROM {table} WHERE session = ? AND (step <= ? OR step > ?)",  # noqa: S608
-                (session, meta.snapshots[0], meta.committed),
+    def change(self, change: Change[Beside], *, now: float) -> Written | Moved:
+        """Make the change if the record is the one that it was decided on."""
+        db, session, before, after = self._connection, change.session, change.before, change.after
+        touched = now if change.touch else None
+        if after is None:
+            cursor = db.execute(
+                "DELETE FROM sessions WHERE session = ? AND version = ? AND updated_at < ?",
+                (
+                    session,
+                    before and before.version,
+                    math.inf if change.idle_s is None else now - change.idle_s,
+                ),
             )
-        kept = ",".join(map(str, meta.snapshots))
-        for table in ("snapshots", "tensors"):
-            db.execute(f"DELETE FROM {table} WHERE session = ? AND step NOT IN ({kept})", (session,))  # noqa: S608
-        db.executemany(
-            "INSERT OR IGNORE INTO snapshots VALUES (?, ?)", [(session, step) for step in meta.snapshots]
-        )
-        total = db.execute("SELECT coalesce(sum(bytes), 0) FROM log WHERE session = ?", (session,)).fetchone()
-        return replace(meta, log_bytes=total[0], updated_at=updated_at)
+        elif before is None:
+            cursor = db.execute(
+                "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, 0, ?)",
+                (session, after.version, encode_session(after.meta), now),
+            )
+        else:
+            cursor = db.execute(
+                "UPDATE sessions SET version = ?, record = ?, updated_at = coalesce(?, updated_at)"
+                " WHERE session = ? AND version = ?",
+                (after.version, encode_session(after.meta), touched, session, before.version),
+            )
+        if not cursor.rowcount:
+            return Moved(self.record(session))
+        self._drop(session, "log", "requests", steps=change.dropped_steps)
+        self._drop(session, "tensors", steps=change.dropped_snapshots)
+        if after is None:
+            for table in ("losses", "deliveries"):
+                db.execute(f"DELETE FROM {table} WHERE session = ?", (session,))  # noqa: S608
+            return Written(None)
+        if change.beside is not None:
+            change.beside(self)
+        total = "SELECT coalesce(sum(bytes), 0) FROM log WHERE session = ?"
+        row = db.execute(
+            f"UPDATE sessions SET log_bytes = ({total}) WHERE session = ? RETURNING log_bytes, updated_at",  # noqa: S608
+            (session, session),
+        ).fetchone()
+        return Written(replace(after.meta, log_bytes=row[0], updated_at=row[1]))
 
-    def delete(self, session: str) -> bool:
-        for table in ("log", "requests", "snapshots", "tensors", "losses", "deliveries"):
-            self._connection.execute(f"DELETE FROM {table} WHERE session = ?", (session,))  # noqa: S608
-        return self._connection.execute("DELETE FROM sessions WHERE session = ?", (session,)).rowcount > 0
+    def _drop(self, session: str, *tables: str, steps: Sequence[int]) -> None:
+        for table in tables:
+            self._connection.executemany(
+                f"DELETE FROM {table} WHERE session = ? AND step = ?",  # noqa: S608
+                [(session, step) for step in steps],
+            )
 
     def add_losses(self, session: str, losses: Mapping[int, float]) -> None:
         db = self._connection
-        if self.meta(session) is None:
+        if self.record(session) is None:
             return
         db.executemany(
             "REPLACE INTO losses VALUES (?, ?, ?)", [(session, step, loss) for step, loss in losses.items()]
@@ -245,20 +225,16 @@ class Database:
             [(session, step, position, body) for position, body in enumerate(found)],
         )
 
-    def logged_digest(self, session: str, step: int) -> str | None:
-        row = self._connection.execute(
+    def log_entry(self, session: str, step: int) -> LogEntry:
+        entry = self._connection.execute(
             "SELECT gradient_digest FROM log WHERE session = ? AND step = ?", (session, step)
         ).fetchone()
-        return None if row is None else row[0]
-
-    def log_entry(self, session: str, step: int) -> LogEntry:
-        digest = self.logged_digest(session, step)
-        if digest is None:
+        if entry is None:
             raise KeyError(f"session {session} has no log entry of step {step}")
         rows = self._connection.execute(
             "SELECT body FROM requests WHERE session = ? AND step = ? ORDER BY position", (session, step)
         )
-        return LogEntry(step=step, requests=tuple(body for (body,) in rows), gradient_digest=digest)
+        return LogEntry(step=step, requests=tuple(body for (body,) in rows), gradient_digest=entry[0])
 
     def add_snapshot(self, session: str, step: int, tensors: Mapping[str, Blob]) -> None:
         self._connection.executemany(
@@ -267,26 +243,8 @@ class Database:
         )
 
 
-def _meta(
-    row: tuple[str, str, int, str, int, int, str, int, int, str, int, float, int, str, str, int, int],
-) -> SessionMeta:
-    return SessionMeta(
-        session=row[0],
-        job_digest=row[1],
-        attempt=Attempt(number=row[2], nonce=row[3]),
-        resume_step=row[4],
-        owner=Owner(fence=row[5], nonce=row[6]),
-        committed=row[7],
-        oldest_checkpoint=row[8],
-        environment=row[9],
-        closed=bool(row[10]),
-        updated_at=row[11],
-        log_bytes=row[12],
-        snapshots=tuple(sorted(map(int, row[13].split(",")))),
-        agent=row[14],
-        paused=bool(row[15]),
-        total_steps=row[16],
-    )
+def _versioned(session: str, version: str, record: bytes, log_bytes: int, updated_at: float) -> Versioned:
+    return Versioned(version, decode_session(session, record, log_bytes=log_bytes, updated_at=updated_at))
 
 
 @contextmanager

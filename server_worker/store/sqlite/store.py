@@ -1,8 +1,9 @@
 """The embedded store: one SQLite file, for a single machine and for simulations.
 
-The tables follow the session's meta record: `rules.py` decides, then entries that the new record no
-longer reaches are deleted, all in one transaction a call. Requests that no commit has named yet wait in
-memory, so a commit is one durable write; a process that dies takes them along, as it may.
+A session's record is one row, and one statement replaces it if it still has the version that was decided on;
+what the new record reaches and what it no longer reaches follow in the same transaction. Requests that no
+commit has named yet wait in memory, so a commit is one durable write; a process that dies takes them along,
+as it may.
 """
 
 from __future__ import annotations
@@ -23,11 +24,8 @@ from server_worker.store.base import (
     PUT_TTL_S,
     Attempt,
     Blob,
-    ClaimOutcome,
     CommitOutcome,
-    Done,
     LogEntry,
-    OpenOutcome,
     Owner,
     SessionMeta,
     StoredJob,
@@ -36,7 +34,8 @@ from server_worker.store.base import (
     all_parts,
 )
 from server_worker.store.records import decode_worker, encode_worker, pieces
-from server_worker.store.sqlite.file import Database
+from server_worker.store.sessions import Change, Moved, Sessions, Versioned, Written
+from server_worker.store.sqlite.file import Beside, Database
 from server_worker.store.sqlite.fleets import SqliteFleets
 from server_worker.store.staging import StagedRequests
 from spliteasy.errors import StoreUnavailable
@@ -44,7 +43,7 @@ from spliteasy.errors import StoreUnavailable
 _T = TypeVar("_T")
 
 
-class SqliteStore:
+class SqliteStore(Sessions[Beside, bytes]):
     """The store on a SQLite file (`path`), or in memory (`path` None).
 
     Calls run in order in a thread of the store's own; `inline` runs them in the caller instead, without
@@ -62,10 +61,10 @@ class SqliteStore:
         put_ttl_s: float = PUT_TTL_S,
         loss_window_s: float | None = None,
     ) -> None:
+        super().__init__(put_ttl_s=put_ttl_s, ticks=clock or time.monotonic)
         self.loss_window_s: float = (0.0 if path else math.inf) if loss_window_s is None else loss_window_s
         self._clock = clock or time.time
         self._put_ttl_s, self._ticks = put_ttl_s, clock or time.monotonic
-        self._waiting: StagedRequests[bytes] = StagedRequests(ttl_s=put_ttl_s, clock=self._ticks)
         self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
         self._closed = False
         self._database = self._submit(lambda: Database(path))
@@ -79,7 +78,7 @@ class SqliteStore:
 
     def restore(self, image: bytes) -> None:
         """Go back to an earlier `image`: a store that lost what came after it, and all waiting requests."""
-        self._waiting = StagedRequests(ttl_s=self._put_ttl_s, clock=self._ticks)
+        self._requests = StagedRequests(ttl_s=self._put_ttl_s, clock=self._ticks)
         self._submit(lambda: self._database.restore(image))
 
     async def now(self) -> float:
@@ -88,7 +87,7 @@ class SqliteStore:
     @property
     def waiting_bytes(self) -> int:
         """Return the bytes of requests that wait in this process for their commits."""
-        return self._waiting.nbytes
+        return self._requests.nbytes
 
     async def shards(self, first: int | None = None) -> int | None:
         def settled(db: sqlite3.Connection) -> int | None:
@@ -160,125 +159,42 @@ class SqliteStore:
 
     # sessions
 
-    async def open_session(
-        self,
-        session: str,
-        *,
-        job_digest: str,
-        attempt: Attempt,
-        held: Sequence[int],
-        worker: str,
-        environment: str,
-        agent: str = "",
-        total_steps: int = 0,
-        restart: bool = False,
-    ) -> OpenOutcome:
-        def opened(db: sqlite3.Connection) -> OpenOutcome:
-            outcome = rules.opened(
-                self._database.meta(session),
-                session,
-                job_digest=job_digest,
-                attempt=attempt,
-                held=held,
-                worker=worker,
-                environment=environment,
-                agent=agent,
-                total_steps=total_steps,
-                restart=restart,
-            )
-            return self._stored(outcome) if isinstance(outcome, Done) else outcome
+    async def _load(self, session: str) -> Versioned | None:
+        return await self._read(lambda db: self._database.record(session))
 
-        return await self._write(opened)
-
-    async def hand_over(
-        self, session: str, *, attempt: Attempt, owner: Owner, job_digest: str, environment: str
-    ) -> CommitOutcome:
-        def handed_over(db: sqlite3.Connection) -> CommitOutcome:
-            outcome = rules.handed_over(
-                self._database.meta(session),
-                attempt=attempt,
-                owner=owner,
-                job_digest=job_digest,
-                environment=environment,
-            )
-            return self._stored(outcome) if isinstance(outcome, Done) else outcome
-
-        return await self._write(handed_over)
-
-    async def claim(self, session: str, *, attempt: Attempt, step: int, worker: str) -> ClaimOutcome:
-        def claimed(db: sqlite3.Connection) -> ClaimOutcome:
-            outcome = rules.claimed(self._database.meta(session), attempt=attempt, step=step, worker=worker)
-            return self._stored(outcome) if isinstance(outcome, Done) else outcome
-
-        return await self._write(claimed)
-
-    async def session(self, session: str) -> SessionMeta | None:
-        return await self._read(lambda db: self._database.meta(session))
+    async def _store(self, change: Change[Beside]) -> Written | Moved:
+        return await self._write(lambda db: self._database.change(change, now=self._clock()))
 
     async def put_request(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, index: int, body: Blob
     ) -> None:
         nbytes = memoryview(body).nbytes
-        self._waiting.check_room(session, step=step, attempt=attempt, owner=owner, index=index, nbytes=nbytes)
-        self._waiting.put(
+        self._requests.check_room(
+            session, step=step, attempt=attempt, owner=owner, index=index, nbytes=nbytes
+        )
+        self._requests.put(
             session, step=step, attempt=attempt, owner=owner, index=index, value=bytes(body), nbytes=nbytes
         )
 
-    async def keep_requests(self, session: str, *, attempt: Attempt, owner: Owner) -> None:
-        self._waiting.keep(session, attempt=attempt, owner=owner)
-
-    async def commit(
-        self,
-        session: str,
-        *,
-        attempt: Attempt,
-        owner: Owner,
-        step: int,
-        requests: int,
-        gradient_digest: str,
-        oldest_checkpoint: int,
-    ) -> CommitOutcome:
-        bodies = self._waiting.get(session, step=step, attempt=attempt, owner=owner, count=requests)
-
-        def committed(db: sqlite3.Connection) -> CommitOutcome:
-            meta = self._database.meta(session)
-            outcome = rules.committed(
-                meta,
-                attempt=attempt,
-                owner=owner,
-                step=step,
-                repeat=self._database.logged_digest(session, step) == gradient_digest,
-                oldest_checkpoint=oldest_checkpoint,
-            )
-            if not isinstance(outcome, Done):
-                return outcome
-            if outcome.meta != meta:
-                self._database.append_log(session, step, gradient_digest, bodies)
-            return self._stored(outcome)
-
-        outcome = await self._write(committed)
-        self._waiting.drop(session, step=step, owner=owner)
-        return outcome
+    def _logged(
+        self, session: str, step: int, gradient_digest: str, requests: Sequence[bytes | None]
+    ) -> Beside:
+        return lambda db: db.append_log(session, step, gradient_digest, requests)
 
     async def put_snapshot(
         self, session: str, *, attempt: Attempt, owner: Owner, step: int, tensors: Mapping[str, Blob]
     ) -> CommitOutcome:
-        def put(db: sqlite3.Connection) -> CommitOutcome:
-            meta = self._database.meta(session)
-            outcome = rules.snapshotted(meta, attempt=attempt, owner=owner, step=step)
-            if not isinstance(outcome, Done):
-                return outcome
-            assert meta is not None
-            if step in outcome.meta.snapshots and step not in meta.snapshots:
-                self._database.add_snapshot(session, step, tensors)
-            return self._stored(outcome)
-
-        return await self._write(put)
+        return await self._move(
+            session,
+            lambda meta: rules.snapshotted(meta, attempt=attempt, owner=owner, step=step),
+            beside=lambda db: db.add_snapshot(session, step, tensors),
+            reached=lambda before, after: step in after.snapshots and step not in before.snapshots,
+        )
 
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
         def read(db: sqlite3.Connection) -> dict[str, bytes]:
-            meta = self._database.meta(session)
-            if meta is None or step not in meta.snapshots:
+            found = self._database.record(session)
+            if found is None or step not in found.meta.snapshots:
                 raise KeyError(f"session {session} has no snapshot of step {step}")
             return _joined(
                 db.execute(
@@ -296,20 +212,6 @@ class SqliteStore:
     def _log_entry(self, session: str, step: int, db: sqlite3.Connection) -> LogEntry:
         return self._database.log_entry(session, step)
 
-    async def close_session(self, session: str, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
-        def closed(db: sqlite3.Connection) -> CommitOutcome:
-            outcome = rules.closed(self._database.meta(session), attempt=attempt, owner=owner)
-            return self._stored(outcome) if isinstance(outcome, Done) else outcome
-
-        return await self._write(closed)
-
-    async def pause(self, session: str, paused: bool) -> bool:
-        def pause(db: sqlite3.Connection) -> bool:
-            statement = "UPDATE sessions SET paused = ? WHERE session = ?"
-            return db.execute(statement, (paused, session)).rowcount > 0
-
-        return await self._write(pause)
-
     async def add_losses(self, session: str, losses: Mapping[int, float]) -> None:
         await self._write(lambda db: self._database.add_losses(session, losses))
 
@@ -319,24 +221,11 @@ class SqliteStore:
     async def sessions(self) -> Sequence[SessionMeta]:
         return await self._read(lambda db: self._database.metas())
 
-    async def forget(self, session: str) -> bool:
-        self._waiting.drop_session(session)
-        return await self._write(lambda db: self._database.delete(session))
-
-    async def forget_abandoned(self, session: str, *, owner: Owner, idle_s: float) -> bool:
-        def forget(db: sqlite3.Connection) -> bool:
-            meta = self._database.meta(session)
-            return rules.abandoned(
-                meta, owner=owner, idle_s=idle_s, now=self._clock()
-            ) and self._database.delete(session)
-
-        return await self._write(forget)
-
     # requests that end their worker
 
     async def begin_delivery(self, session: str, request: str) -> int:
         def begin(db: sqlite3.Connection) -> int:
-            if self._database.meta(session) is None:
+            if self._database.record(session) is None:
                 return 0
             now = self._clock()
             db.execute("DELETE FROM deliveries WHERE begun_at <= ?", (now - DELIVERIES_TTL_S,))
@@ -413,10 +302,6 @@ class SqliteStore:
             self._executor.shutdown(wait=False)
 
     # plumbing
-
-    def _stored(self, outcome: Done) -> Done:
-        """Write the record and drop what it no longer reaches; within a transaction."""
-        return Done(meta=self._database.put_meta(outcome.meta, updated_at=self._clock()))
 
     async def _write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         return await self._run(lambda: self._database.transaction(work))

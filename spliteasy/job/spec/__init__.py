@@ -21,11 +21,12 @@ from spliteasy.job.spec.optimizer import (
     StepSpec,
 )
 from spliteasy.job.spec.privacy import STRICT, DpSpec, LimitsSpec, PrivacySpec
-from spliteasy.job.spec.running import DataSpec, DurabilitySpec, EvaluationSpec, LinkSpec, PlanSpec
+from spliteasy.job.spec.running import LOSS, DataSpec, DurabilitySpec, EvaluationSpec, LinkSpec, PlanSpec
 from spliteasy.job.spec.values import MAX_COUNT, Identifier, Name, Section
 
 __all__ = [
     "LEAST_SEALED",
+    "LOSS",
     "MAX_COUNT",
     "STRICT",
     "AdagradSpec",

@@ -85,6 +85,11 @@ class JobSpec(Section):
             "accumulate = 1, the default": self.accumulate > 1,
             "optimizer.ema left out": self.optimizer.ema is not None,
         }
+        if self.evaluation.patience is not None and self.fleet.has_rounds:
+            raise refuse(
+                "evaluation.patience ends one device's training, and the rounds of [fleet] need their "
+                "devices: leave it out"
+            )
         for instead, found in reasons.items():
             if found and self.fleet.has_rounds:
                 raise refuse(
@@ -186,6 +191,8 @@ class JobSpec(Section):
             left_out["accumulate"] = True
         if self.optimizer.ema is None:
             left_out["optimizer"] = {"ema"}
+        if unused := self.evaluation.unused:
+            left_out["evaluation"] = unused
         return orjson.dumps(self.model_dump(mode="json", exclude=left_out), option=orjson.OPT_SORT_KEYS)
 
 

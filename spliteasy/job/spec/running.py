@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from spliteasy.job.spec.values import (
     AUTO,
+    REFERENCE,
     Codec,
     CodecOrAuto,
     Count,
     Name,
+    NonNegative,
     Positive,
     Reference,
     Section,
@@ -48,12 +51,81 @@ class DurabilitySpec(Section):
     on_replay_mismatch: Annotated[str, only("stop")] = "stop"
 
 
+METRICS = ("accuracy", "token_accuracy", "top_5", "f1", "auc", "iou", "mae", "rmse", "perplexity")
+"""Metrics by name (`spliteasy.training.metrics`)."""
+MAX_FUNCTIONS = 4
+LOSS = "loss"
+LOWER_IS_BETTER = frozenset({LOSS, "mae", "rmse", "perplexity"})
+
+
+def _metric(name: str) -> str:
+    if name in METRICS or REFERENCE.fullmatch(name):
+        return name
+    near = difflib.get_close_matches(name, METRICS, n=2, cutoff=0.5) or METRICS
+    raise refuse(
+        f"{name!r} is no metric; use {' or '.join(map(repr, near))}, or name a function "
+        "over (outputs, targets) as module:function"
+    )
+
+
+MetricName = Annotated[str, AfterValidator(_metric)]
+
+
 class EvaluationSpec(Section):
     """Evaluation on the device's test data, through the split."""
 
     every_epochs: Steps = 1
     """0: at the end only."""
     batch_size: Count = 256
+    metrics: Annotated[tuple[MetricName, ...], Field(max_length=16), AfterValidator(unique)] = ()
+    """Metrics beside the loss, by name or as `module:function` over (outputs, targets), traced at submit."""
+    patience: Count | None = None
+    """Evaluations without improvement after which the training ends. None: it goes on to its last epoch."""
+    best_by: Name | None = None
+    """The metric that `patience` goes by, or "loss". None: the first of `metrics`, else the loss."""
+    best_is: Literal["lowest", "highest"] | None = None
+    """None: as the metric means it; of a function the highest."""
+    min_delta: NonNegative = 0.0
+    """An evaluation is better where it improves on the best one by more than this."""
+
+    @property
+    def chosen_by(self) -> str:
+        """The number that `patience` goes by."""
+        return self.best_by or (self.metrics[0] if self.metrics else LOSS)
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Return whether a lower number is better."""
+        return self.best_is == "lowest" if self.best_is else self.chosen_by in LOWER_IS_BETTER
+
+    @property
+    def unused(self) -> set[str]:
+        """The keys that say nothing here, and that older versions do not know."""
+        stopping = {"patience", "best_by", "best_is", "min_delta"}
+        return (stopping if self.patience is None else set()) | (set() if self.metrics else {"metrics"})
+
+    @model_validator(mode="after")
+    def _stopping_fits(self) -> Self:
+        if self.patience is None and (self.best_by or self.best_is or self.min_delta):
+            raise refuse("best_by, best_is and min_delta say when an evaluation is better: set patience too")
+        if self.chosen_by not in (LOSS, *self.metrics):
+            raise refuse(
+                f"best_by: {self.chosen_by!r} is not measured; add it to metrics, or name one of them"
+            )
+        if self.patience is not None and not self.every_epochs:
+            raise refuse("patience needs evaluations while the training goes on: set every_epochs")
+        return self
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The metrics that are functions of the user's, in order."""
+        return tuple(name for name in self.metrics if ":" in name)
+
+    @model_validator(mode="after")
+    def _few_functions(self) -> Self:
+        if len(self.functions) > MAX_FUNCTIONS:
+            raise refuse(f"metrics: at most {MAX_FUNCTIONS} may be functions, and {len(self.functions)} are")
+        return self
 
 
 class LinkSpec(Section):

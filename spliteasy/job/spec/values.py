@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -71,6 +72,7 @@ def unique(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
+REFERENCE = re.compile(r"[A-Za-z_][\w.]{0,149}:[A-Za-z_][\w.]{0,149}", re.ASCII)
 Reference = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", max_length=300)]
 """`module:function` in the user's own files: resolved where the user runs a command, never elsewhere."""
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]

@@ -78,7 +78,12 @@ export interface DurabilitySpec {
 
 export interface EvaluationSpec {
   readonly batch_size?: number;
+  readonly best_by?: string | null;
+  readonly best_is?: "lowest" | "highest" | null;
   readonly every_epochs?: number;
+  readonly metrics?: readonly string[];
+  readonly min_delta?: number;
+  readonly patience?: number | null;
 }
 
 export interface FleetSpec {
