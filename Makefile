@@ -31,7 +31,7 @@ CODE := spliteasy spliteasy_cli broker device_agent server_worker deploy testing
 # and the number of threads is part of what makes a run bit-identical.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup deps demo test test-long parity bench bench-plan simulate chaos attack audit lint docs format \
+.PHONY: help setup deps demo demo-web test test-long parity bench bench-plan simulate chaos attack audit lint docs format \
   deploy-agents undeploy-agents up down status dashboard logs scale roll clean distclean
 
 help: ## This list
@@ -56,6 +56,11 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps pytorchcv
 	@touch $@
+
+demo-web: setup ## A page to draw digits on, train and see them recognized, in a browser on this machine
+	@mkdir -p runs
+	$(BIN)/python -m examples.digits.samples runs/digits-samples.json
+	$(BIN)/spliteasy browser examples/digits/browser.toml --samples runs/digits-samples.json
 
 demo: setup ## One model from 4 phones of which none has seen all ten digits, in one process
 	$(BIN)/spliteasy train examples/fleet/job.toml --devices $(DEVICES) --workers $(WORKERS) --alone --out runs/demo

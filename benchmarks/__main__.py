@@ -22,6 +22,7 @@ PARTS = {
     "many": (2, "1 to 64 devices on one worker"),
     "scale": (5, "1 and 2 workers on two cores, and 1 to 16 that wait"),
     "memory": (2, "peak memory of agent and worker"),
+    "frozen": (2, "32 sessions over one frozen base"),
     "idle": (3, "memory and processor of an agent that waits"),
     "gateway": (2, "a thousand idle pages on one gateway"),
     "durability": (2, "with Redis over in memory"),

@@ -3,14 +3,14 @@
     python -m benchmarks.defences [--only none strict] [--seeds 2]
     python -m benchmarks.defences --each
     python -m benchmarks.defences --label-dp [--seeds 5]
-    python -m benchmarks.defences --inputs [--seeds 2]
+    python -m benchmarks.defences --inputs|--patches [--seeds 2]
 
 Every row is a pair of cuts under some settings. Attacks are those of `spliteasy leakage` on what one device
 of 360 images sends, 36 of them canaries, in 48 steps; "worst" is the best attack's mean share. Accuracy is
 that of whole trainings through agent and worker, without canaries; bytes and seconds are theirs.
 `--each`: every defence, by one seed, in a table of its own. With `--label-dp`: canaries under randomized
 response, by attacks on public ends that read every label that is trained on, beside the theorem's bound.
-With `--inputs`: the error of reconstructed inputs. The tables go to docs/privacy.md by
+With `--inputs` and `--patches`: the error of reconstructed inputs. The tables go to docs/privacy.md by
 `python -m benchmarks.harness.document`.
 """
 
@@ -66,6 +66,11 @@ class Row:
 PATCHES, TWO = "patches", "two classes"
 DATA[PATCHES], DATA[TWO] = DATA["digits"], f"{two_digits.__name__}:device_data"
 ROWS = (
+    Row("none", SHIPPED, {}, TWO),
+    Row("marvell 4", SHIPPED, {"marvell": 4.0}, TWO),
+    Row("marvell 16", SHIPPED, {"marvell": 16.0}, TWO),
+    Row("none", ("stem", "body"), {}, PATCHES),
+    Row("shuffle_tokens", ("stem", "body"), {"shuffle_tokens": True}, PATCHES),
     Row("none", SHIPPED, {}),
     Row("strict", SHIPPED, {"preset": "strict"}),
     Row("max_norm", SHIPPED, {"gradient_noise": "max_norm"}),
@@ -81,11 +86,6 @@ ROWS = (
     Row("strict", DEEPER, {"preset": "strict"}),
     Row("noise 3", DEEPER, {"gradient_noise": 3.0}),
     Row("noise 6", DEEPER, {"gradient_noise": 6.0}),
-    Row("none", SHIPPED, {}, TWO),
-    Row("marvell 4", SHIPPED, {"marvell": 4.0}, TWO),
-    Row("marvell 16", SHIPPED, {"marvell": 16.0}, TWO),
-    Row("none", ("stem", "body"), {}, PATCHES),
-    Row("shuffle_tokens", ("stem", "body"), {"shuffle_tokens": True}, PATCHES),
 )
 
 
@@ -189,33 +189,33 @@ INPUT_ATTACKS = (
     "linkage",
     "evaluation-linkage",
 )
-INPUT_ROWS = (
-    *(
-        Row(name, cuts, privacy)
-        for cuts in (SHIPPED, ("blocks.0", "pool"))
-        for name, privacy in (
-            ("none", {}),
-            ("nopeek 0.5", {"nopeek": 0.5}),
-            ("nopeek 5", {"nopeek": 5.0}),
-            ("clip 8, noise 0.03", {"clip_activations": 8.0, "noise_activations": 0.03}),
-            ("clip 8, noise 0.1", {"clip_activations": 8.0, "noise_activations": 0.1}),
-        )
-    ),
-    *(
-        Row(f"{name}, ends {ends}", ("stem", "body"), {"ends": ends, **privacy}, PATCHES)
-        for ends in ("secret", "public")
-        for name, privacy in (("none", {}), ("shuffle_tokens", {"shuffle_tokens": True}))
-    ),
+INPUT_ROWS = tuple(
+    Row(name, cuts, privacy)
+    for cuts in (SHIPPED, ("blocks.0", "pool"))
+    for name, privacy in (
+        ("none", {}),
+        ("nopeek 0.5", {"nopeek": 0.5}),
+        ("nopeek 5", {"nopeek": 5.0}),
+        ("clip 8, noise 0.03", {"clip_activations": 8.0, "noise_activations": 0.03}),
+        ("clip 8, noise 0.1", {"clip_activations": 8.0, "noise_activations": 0.1}),
+    )
+)
+PATCH_ROWS = tuple(
+    Row(f"{name}, ends {ends}", ("stem", "body"), {"ends": ends, **privacy}, PATCHES)
+    for ends in ("secret", "public")
+    for name, privacy in (("none", {}), ("shuffle_tokens", {"shuffle_tokens": True}))
 )
 
 
-def inputs_tables(seeds: int, epochs: int | None) -> Iterator[tuple[list[dict[str, Any]], Table]]:
+def inputs_tables(
+    chosen: Sequence[Row], seeds: int, epochs: int | None
+) -> Iterator[tuple[list[dict[str, Any]], Table]]:
     """Mean squared error of inputs that a worker with public data, or with no data, reconstructs, and the
     share of samples that it finds again; once more with each row. Seconds are of the last training."""
     figures, rows = [], []
     head = ["first cut", "defence", *INPUT_ATTACKS, "accuracy %", "kB up a step", "s"]
     title = f"Mean squared error of reconstructed inputs, and samples found again ({seeds} seeds)"
-    for row in INPUT_ROWS:
+    for row in chosen:
         errors, ends, seconds = [], [], 0.0
         for seed in range(seeds):
             spec = spec_of(row, seed, epochs)
@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--each", action="store_true", help="every defence, by one seed, in a table")
     parser.add_argument("--label-dp", action="store_true", help="only the bound of label_dp")
     parser.add_argument("--inputs", action="store_true", help="only the attacks on inputs")
+    parser.add_argument("--patches", action="store_true", help="the same behind patches that are shuffled")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logs.configure("error")
@@ -275,9 +276,10 @@ def main() -> None:
         table.show()
         save("label_dp", found, [table], began)
         return
-    if options.inputs:
-        for shown, table in inputs_tables(options.seeds, options.epochs):
-            save("inputs", shown, [table], began)  # a run that is stopped keeps these
+    if options.inputs or options.patches:
+        name, asked = ("patches", PATCH_ROWS) if options.patches else ("inputs", INPUT_ROWS)
+        for shown, table in inputs_tables(asked, options.seeds, options.epochs):
+            save(name, shown, [table], began)  # a run that is stopped keeps these
         table.show()
         return
     chosen = [row for row in ROWS if not options.only or row.name in options.only]

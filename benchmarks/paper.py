@@ -217,7 +217,8 @@ def tables_of(figures: Sequence[Figure], limit_mb: int) -> list[Table]:
         ]
         for one in figures
     ]
-    return [Table(f"The paper's networks over {LINK}", head, rows), spread_of(figures)]
+    table, spread = Table(f"The paper's networks over {LINK}", head, rows), spread_of(figures)
+    return [table, spread] if spread.rows else [table]
 
 
 def spread_of(figures: Sequence[Figure]) -> Table:
@@ -225,6 +226,8 @@ def spread_of(figures: Sequence[Figure]) -> Table:
     rows = []
     for batch in sorted({one.batch for one in figures}):
         times = [one.device_s or 0.0 for one in figures if one.way == "stem" and one.batch == batch]
+        if len(times) < 2:
+            continue  # one network has no spread
         middle = statistics.median(times)
         low, high = min(times) / middle - 1, max(times) / middle - 1
         met = max(-low, high) <= SPREAD_GOAL

@@ -15,6 +15,7 @@ from server_worker.admission.authorization import forbidden
 from server_worker.admission.budget import Budget
 from server_worker.config import WorkerConfig
 from server_worker.replica.durability import DurabilityClock
+from server_worker.replica.loaded_body import LoadedBody
 from server_worker.replica.replica import BodyState, Replica, WorkerIdentity
 from server_worker.session.machine import WorkerSession
 from server_worker.session.reorder_buffer import MemoryBudget
@@ -170,10 +171,10 @@ class Actors:
         """Park idle sessions beyond the memory that they may take together, or that others wait for."""
         self._forget_empty()
         sessions = [actor.session for actor in self._actors.values()]
-        self.budget.states_bytes = sum(
-            each.replica.body.state_bytes for each in sessions if each.replica.body
-        )
-        held = sum(session.memory_bytes() for session in sessions) + self.budget.wanted_bytes
+        bodies = [session.replica.body for session in sessions if session.replica.body is not None]
+        shared = shared_bytes(bodies)
+        self.budget.states_bytes = sum(body.state_bytes for body in bodies) + shared
+        held = sum(session.memory_bytes() for session in sessions) + shared + self.budget.wanted_bytes
         self.budget.wanted_bytes = 0
         horizon = self._clock() - OPEN_S
         for name in [name for name, actor in self._actors.items() if actor.idle]:
@@ -198,3 +199,12 @@ class Actors:
         self._actors.pop(name, None)
         self._touched.pop(name, None)
         self._durability.parted(name)
+
+
+def shared_bytes(bodies: Iterable[LoadedBody]) -> int:
+    """Return the bytes of the frozen tensors that the bodies use, each counted once."""
+    by_job = {body.job.digest: body.shared_bytes for body in bodies}
+    tensors: dict[str, int] = {}
+    for each in by_job.values():
+        tensors.update(each)
+    return sum(tensors.values())

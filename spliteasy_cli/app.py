@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from spliteasy.errors import UserError
+from spliteasy_cli.browser import command as browser_command
 from spliteasy_cli.commands import (
     agent,
     dashboard,
@@ -88,6 +89,7 @@ def options(
 
 
 app.command("train", rich_help_panel="Train")(train.train)
+app.command("browser", rich_help_panel="Train")(browser_command.browser)
 app.command("parity", rich_help_panel="Train")(parity.parity)
 app.command("plan", rich_help_panel="Choose the cut")(plan.plan)
 app.command("profile", rich_help_panel="Choose the cut")(profile.profile)

@@ -70,14 +70,14 @@ def job_of(seed: int, epochs: int | None = None, **privacy: Any) -> dict[str, An
         "name": "patch-digits",
         "seed": seed,
         "batch_size": 30,
-        "epochs": epochs or 10,
+        "epochs": epochs or 30,
         "model": {
             "factory": f"{__name__}:build",
             "example": "examples.digits.model:example",
             "cuts": ["stem", "body"],
         },
         "loss": {"name": "cross_entropy"},
-        "optimizer": {"name": "adam", "lr": 0.003},
+        "optimizer": {"name": "adam", "lr": 0.001},
         "evaluation": {"every_epochs": 0},
         "privacy": privacy,
     }

@@ -19,6 +19,7 @@ from broker.gateway.budgets import Budgets
 from broker.gateway.connection import FAREWELL_S, DeviceConnection
 from broker.gateway.limits import GatewayLimits
 from broker.gateway.listener import CountedServer, Listener
+from broker.gateway.pages import Pages
 from broker.gateway.upstream import Upstream
 from broker.gateway.wire import Kind, Packet
 from broker.transport.base import Transport
@@ -42,9 +43,13 @@ class Gateway:
         *,
         limits: GatewayLimits | None = None,
         origins: Iterable[str] = (),
+        pages: Pages | None = None,
         meter: Meter = SILENT,
     ) -> None:
-        """`origins`: of pages that may connect, as `https://host[:port]`. What is no page names none."""
+        """`origins`: of pages that may connect, as `https://host[:port]`. What is no page names none.
+
+        `pages` are served beside the socket, and may connect.
+        """
         self.limits = limits or GatewayLimits()
         self.stopping = False
         self.budgets = Budgets(self.limits)
@@ -54,6 +59,7 @@ class Gateway:
         self.server = CountedServer(self._handle)
         self._upstream = upstream
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
+        self._pages = pages
         self._meter = meter
         self._connections: set[DeviceConnection] = set()
         self._all_gone = asyncio.Event()
@@ -93,7 +99,10 @@ class Gateway:
         self._meter.set(metrics.HELD_BYTES, self.budgets.held.total)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Serve one request of HTTP: that for the socket, and no other."""
+        """Serve one request of HTTP: for the socket, or for a file of the page."""
+        file = None if self._pages is None or request.path == wire.PATH else self._pages.answer(request)
+        if file is not None:
+            return file
         refusal = self._refusal(request)
         if refusal is not None:
             self._meter.add(metrics.REFUSED, 1, f"HTTP {refusal.status}")
@@ -116,7 +125,7 @@ class Gateway:
 
     def _refusal(self, request: web.BaseRequest) -> web.Response | None:
         origin = request.headers.get("Origin")
-        if origin is not None and origin.lower() not in self._origins:
+        if origin is not None and not self._may_connect(origin.lower(), request):
             return web.Response(status=403, text="this page's origin may not connect: see --origin\n")
         if request.path != wire.PATH:
             return web.Response(status=404, text=f"devices connect to {wire.PATH}\n")
@@ -125,6 +134,13 @@ class Gateway:
         if not web.WebSocketResponse(protocols=(wire.PROTOCOL,)).can_prepare(request):
             return web.Response(status=426, text="a WebSocket is wanted\n", headers={"Upgrade": "websocket"})
         return None
+
+    def _may_connect(self, origin: str, request: web.BaseRequest) -> bool:
+        """Return whether a page of that origin may: one that was named, or this gateway's own."""
+        own = (
+            self._pages is not None and origin.partition("://")[2] == request.headers.get("Host", "").lower()
+        )
+        return own or origin in self._origins
 
     async def _authenticate(self, socket: web.WebSocketResponse) -> Transport:
         """The broker, opened with the account that the device names. How long it may take is the visit's."""

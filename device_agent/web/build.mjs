@@ -1,5 +1,5 @@
 // Build everything that ships: `node build.mjs [--out FOLDER]`. The same sources give the same bytes.
-import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -44,6 +44,15 @@ export async function buildScripts(out, scripts) {
   });
 }
 
+/** `operators.json`: what the engine can run, by kind of device. `submit` and `plan` read it. */
+async function writeOperators(out) {
+  const { outputFiles } = await build({
+    absWorkingDir: HERE, entryPoints: ["src/engine/operators/listed.ts"], bundle: true, format: "esm", write: false,
+  });
+  const { listed } = await import(`data:text/javascript;base64,${Buffer.from(outputFiles[0].contents).toString("base64")}`);
+  writeFileSync(join(out, "operators.json"), `${JSON.stringify({ browser: listed() }, null, 1)}\n`);
+}
+
 async function main() {
   const { values } = parseArgs({ options: { out: { type: "string", default: join(HERE, "dist") } } });
   const out = values.out;
@@ -51,6 +60,7 @@ async function main() {
   mkdirSync(out, { recursive: true });
   await buildKernels(out);
   await buildScripts(out, SCRIPTS);
+  await writeOperators(out);
   const pages = join(HERE, STATIC);
   for (const name of existsSync(pages) ? readdirSync(pages).sort() : []) copyFileSync(join(pages, name), join(out, name));
   for (const name of readdirSync(out).sort()) console.log(join(out, name));

@@ -21,7 +21,8 @@ function typeOf(schema, depth = 0) {
   if (schema.type === "array") return arrayOf(schema, depth);
   if (schema.type === "object" && schema.properties) return recordOf(schema, depth);
   if (schema.type === "object") {
-    const values = typeof schema.additionalProperties === "object" ? typeOf(schema.additionalProperties, depth) : "unknown";
+    const its = Object.values(schema.patternProperties ?? {})[0] ?? schema.additionalProperties;
+    const values = typeof its === "object" ? typeOf(its, depth) : "unknown";
     return `{ readonly [name: string]: ${values} }`;
   }
   return "unknown";

@@ -27,8 +27,9 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 
-DIGEST = "state-"
-"""Before a step's digest: it is of the state too. Earlier versions wrote one of the gradients alone."""
+DIGEST = "moved-"
+"""Begins a step's digest, and says what that is of: the gradients and all of the state that moves. Earlier
+versions wrote digests of other tensors."""
 
 
 class Body(Protocol):
@@ -41,7 +42,15 @@ class Body(Protocol):
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of its weights, buffers and optimizer, and the most that error feedback may hold back."""
+        """Bytes of its weights, buffers and optimizer, and the most that error feedback may hold back.
+
+        What it shares with other bodies is not counted.
+        """
+        ...
+
+    @property
+    def shared_bytes(self) -> Mapping[str, int]:
+        """Return the bytes of the frozen tensors that it shares with other bodies, by digest."""
         ...
 
 

@@ -77,6 +77,7 @@ class BodyTrainer:
         """A gradient of the open step was not finite, and the job lets the step pass."""
         self._codecs = job.spec.link.codecs
         self._packer = Packer(self._codecs, job.spec.seed, device, "down")
+        self.shared_bytes = {each.digest: each.tensor.nbytes for each in job.body.frozen.values()}
         self.state_bytes = self.trainer.nbytes() + self._feedback_bytes()
         self._tolerant = job.spec.durability.exactness == "tolerance"
 

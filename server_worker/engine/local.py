@@ -26,6 +26,7 @@ from server_worker.engine.base import (
     Together,
 )
 from server_worker.engine.body_trainer import BodyTrainer
+from server_worker.engine.frozen import FrozenTensors
 from server_worker.engine.probe import environment_of
 from server_worker.engine.shared_body import ends_mean, window_step
 from server_worker.rounds.ends import contribution, mean_bytes
@@ -33,6 +34,9 @@ from spliteasy.job import Job
 from spliteasy.runtime.torch_thread import Compute
 
 R = TypeVar("R")
+
+
+_frozen = FrozenTensors()
 
 
 class LocalEngine:
@@ -85,7 +89,7 @@ def _perform(request: EngineRequest[Any]) -> Any:
         case Probe(job):
             return environment_of(job)
         case LoadProgram(manifest, parts):
-            return Job.from_parts(manifest, parts)
+            return _frozen.shared(Job.from_parts(manifest, parts))
         case _:
             raise AssertionError(f"no engine request: {type(request).__name__}")
 

@@ -52,7 +52,7 @@ class DirectBody:
         assert isinstance(body, BodyTrainer)
         return body.averaged_part()
 
-    def replay(self, entry: LogEntry) -> StepResult:
+    def replay(self, entry: LogEntry) -> StepResult | None:
         return computed(self.loaded.replay(entry))
 
     def snapshot(self) -> dict[str, Tensor]:

@@ -35,9 +35,10 @@ from server_worker.engine.base import (
     TakeSnapshot,
     together,
 )
+from server_worker.replica.kept_state import holds_state, unpack_state
 from server_worker.replica.request_checks import check_evaluation, check_forward, check_size
 from server_worker.store import LogEntry
-from spliteasy.codecs.packer import Packed
+from spliteasy.codecs.packer import Packed, bytes_expected, bytes_of, expected_of
 from spliteasy.errors import DataError, ReplayMismatch, SplitEasyError
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import micro_sizes
@@ -192,6 +193,11 @@ class LoadedBody:
         return self.body.state_bytes
 
     @property
+    def shared_bytes(self) -> Mapping[str, int]:
+        """Return the bytes of what it shares with other bodies, by digest."""
+        return self.body.shared_bytes
+
+    @property
     def open_bytes(self) -> int:
         """Bytes that the open step takes; it is counted whole from its first micro-batch on."""
         return self.step_bytes if self._forwards else 0
@@ -340,8 +346,33 @@ class LoadedBody:
         self._forget()
         yield from Abort(self.body)
 
-    def replay(self, entry: LogEntry) -> Steps[StepResult]:
-        """Take the step of a log entry again. Raises ReplayMismatch where it gives other bits than it had."""
+    def write_bytes(self, request: m.Forward) -> tuple[int, int]:
+        """Return the bytes of the state and about those of the requests of the step that `request` begins."""
+        spec, body = self.job.spec, self.job.body
+        whole = request.batch or request.samples
+        sent = bytes_of(request.values) * whole // request.samples
+        if not spec.single:
+            given = bytes_expected(expected_of(body.input_values, whole))
+            taken = bytes_expected(expected_of(body.output_values[: body.n_wire], whole))
+            sent += sent * taken // max(1, given)
+        return self.state_bytes, sent
+
+    def keep_state(self, entry: LogEntry) -> Steps[None]:
+        """Go on from the state that an entry holds."""
+        self._forget()
+        yield from self.restore(unpack_state(entry), entry.step)
+
+    def replay(self, entry: LogEntry) -> Steps[StepResult | None]:
+        """Take the step of a log entry again, or the state that the entry holds, which gives no gradients.
+
+        Raises ReplayMismatch where the step gives other bits than it had.
+        """
+        if holds_state(entry):
+            yield from self.keep_state(entry)
+            return None
+        return (yield from self._replay_requests(entry))
+
+    def _replay_requests(self, entry: LogEntry) -> Steps[StepResult]:
         result: StepResult | None = None
         first = decode(entry.requests[0])
         if isinstance(first, m.Ready):
@@ -357,16 +388,17 @@ class LoadedBody:
         if not entry.gradient_digest.startswith(DIGEST):
             raise SplitEasyError(
                 f"session {self.replica}: step {entry.step} was logged by an earlier version, whose digest "
-                "says nothing of the state",
+                "is of other tensors",
                 hint="let a worker of that version serve the session, and stop it by SIGTERM, so that it "
                 "leaves a snapshot; or begin again with `spliteasy agent --restart`",
             )
-        tolerant = self.job.spec.durability.exactness == "tolerance"
-        if result.digest != entry.gradient_digest and not tolerant:
-            raise ReplayMismatch(
-                self.replica, entry.step, logged=entry.gradient_digest, replayed=result.digest
-            )
+        self.compare(entry.step, logged=entry.gradient_digest, found=result.digest)
         return result
+
+    def compare(self, step: int, *, logged: str, found: str) -> None:
+        """Raises ReplayMismatch where a step that was taken again gave other bits, and the job forbids it."""
+        if found != logged and self.job.spec.durability.exactness != "tolerance":
+            raise ReplayMismatch(self.replica, step, logged=logged, replayed=found)
 
     def _replay_rebase(self, request: m.Ready, logged: Sequence[bytes]) -> Steps[StepResult]:
         """Go on from the mean that the log has beside the request."""

@@ -23,11 +23,13 @@ from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.engine.base import Probe
 from server_worker.engine.probe import alike
+from server_worker.replica import kept_state
 from server_worker.replica.actions import Loaded, LoadJob
 from server_worker.replica.durability import DurabilityClock
+from server_worker.replica.kept_state import holds_state, pack_state
 from server_worker.replica.loaded_body import LoadedBody, StepResult, open_body
 from server_worker.replica.snapshots import Snapshots
-from server_worker.store import Attempt, Blob, ClaimOutcome, CommitOutcome, Done, Owner, SessionMeta
+from server_worker.store import Attempt, Blob, ClaimOutcome, CommitOutcome, Done, LogEntry, Owner, SessionMeta
 from server_worker.store.calls import (
     Begin,
     ClaimSession,
@@ -98,6 +100,10 @@ class Replica:
         """The oldest checkpoint of the member's device, when the open step began."""
         self._step_bytes = 0
         """The size in bytes of the open step's requests."""
+        self._keeps_state = False
+        """The open step's commit will write the state, and not its requests."""
+        self._again: tuple[int, str] | None = None
+        """A committed step that is taken again for its gradients alone, and its digest in the log."""
         self._writes: list[Handle[None]] = []
         """The writes of the open step's requests to the log; the commit waits for them."""
 
@@ -171,17 +177,35 @@ class Replica:
         newest = meta.committed - 1 if replay_last and meta.committed else meta.committed
         unlike = yield from self.check_environment(meta)
         base = max((step for step in meta.snapshots if step <= newest), default=max(meta.snapshots))
-        blobs = yield from ReadSnapshot(self.name, base)
         body = yield from open_body(job, self.name, self._device)
-        yield from body.restore(blobs, base)
         self.owner = meta.owner
         self.log_bytes, self._log_limit = meta.log_bytes, job.spec.durability.log_max_bytes
-        result = yield from self._replay(body, base, meta.committed)
+        upto = meta.committed
+        if base < upto and holds_state(last := (yield from self._last_entry(upto))):
+            if replay_last:  # the state gives no gradients: the step is taken again, on the one before it
+                self._again = upto, last.gradient_digest
+                upto -= 1
+                if base < upto:
+                    last = yield from self._last_entry(upto)
+            if body.step != upto and holds_state(last) and last.step == upto:
+                yield from body.keep_state(last)
+        result: StepResult | None = None
+        if body.step != upto or not upto:
+            yield from body.restore((yield from ReadSnapshot(self.name, base)), base)
+            result = yield from self._replay(body, base, upto)
+        replayed = upto - base if result is not None else 0
+        if self._again is not None:
+            result = None  # it would be of the step before
         self.body = body
         self.snapshots.loaded(base, kept=len(meta.snapshots), logged_bytes=meta.log_bytes)
         self._move(BodyState.READY)
-        yield from Loaded(self.name, meta.committed, meta.committed - base, unlike)
+        yield from Loaded(self.name, upto, replayed, unlike)
         return result
+
+    def _last_entry(self, step: int) -> Steps[LogEntry]:
+        """The log's entry of that step."""
+        (entry,) = yield from ReadEntries(self.name, step - 1, step)
+        return entry
 
     def _replay(self, body: LoadedBody, base: int, upto: int) -> Steps[StepResult | None]:
         """Take the logged steps after `base` again; one batch is read while the one before is computed."""
@@ -198,7 +222,7 @@ class Replica:
     def drop(self) -> None:
         """Throw the body away; the store has everything."""
         self._move(BodyState.COLD)
-        self.body, self.owner = None, None
+        self.body, self.owner, self._again = None, None, None
         self.doubted = False
 
     def abort(self) -> Steps[None]:
@@ -214,10 +238,22 @@ class Replica:
         self._move(BodyState.FORWARDED)
         if isinstance(request, m.Ready) or request.micro == 0:
             self._oldest_checkpoint, self._step_bytes = request.oldest_checkpoint, 0
+            assert self.body is not None
+            self._keeps_state = isinstance(request, m.Forward) and kept_state.smaller(
+                *self.body.write_bytes(request)
+            )
             yield from self.let_go_of_writes()
 
     def log(self, attempt: Attempt, step: int, index: int, raw: Blob) -> Steps[None]:
-        """Begin to write a request's bytes to the log, while it is computed and answered."""
+        """Begin to write a request's bytes to the log, while it is computed and answered.
+
+        Nothing of a step that was committed before, or whose state will be written instead.
+        """
+        if self._keeps_state or self._again is not None:
+            return
+        yield from self._write(attempt, step, index, raw)
+
+    def _write(self, attempt: Attempt, step: int, index: int, raw: Blob) -> Steps[None]:
         self._step_bytes += memoryview(raw).nbytes
         put = PutRequest(self.name, attempt, self.live_owner, step, index, raw)
         self._writes.append((yield from Begin(put)))
@@ -230,10 +266,14 @@ class Replica:
                 yield from Finish(write)
 
     def commit(self, attempt: Attempt, step: int, digest: str, *, requests: int) -> Steps[CommitOutcome]:
-        """Make the step that the body has taken: `requests` were logged, `digest` is of its gradients.
+        """Make the step that the body has taken: of `requests` requests, `digest` is of its gradients.
 
         After anything but Done the body is ahead of the store, and has to be dropped.
         """
+        if self._keeps_state:
+            assert self.body is not None
+            yield from self._write(attempt, step, 0, pack_state((yield from self.body.snapshot())))
+            requests = 1
         for write in self._writes:
             yield from Finish(write)
         self._writes.clear()
@@ -252,6 +292,18 @@ class Replica:
             self.snapshots.committed(self._step_bytes, kept=len(outcome.meta.snapshots))
         return outcome
 
+    def takes_again(self, step: int) -> bool:
+        """Return whether that step is committed, and taken again because its GRADIENT was lost."""
+        return self._again is not None and self._again[0] == step
+
+    def taken_again(self, digest: str) -> None:
+        """Go on after the committed step. Raises ReplayMismatch where it gave other bits this time."""
+        assert self.body is not None
+        assert self._again is not None
+        (step, logged), self._again = self._again, None
+        self.body.compare(step, logged=logged, found=digest)
+        self._move(BodyState.READY)
+
     def snapshot_if_due(self, attempt: Attempt) -> Steps[None]:
         """Begin to write a snapshot, where it is time for one."""
         assert self.body is not None
@@ -261,7 +313,7 @@ class Replica:
 
     def save(self, attempt: Attempt) -> Steps[None]:
         """Write a snapshot of the newest step, unless there is one."""
-        if self.body is not None:
+        if self.body is not None and self._again is None:
             yield from self.snapshots.write(self.body, (attempt, self.live_owner))
 
     def _move(self, to: BodyState) -> None:

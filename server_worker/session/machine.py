@@ -203,15 +203,16 @@ class WorkerSession:
         if body is None or (yield from self._answer_again(request, body)):
             return
         body.check(request, memoryview(raw).nbytes)
+        again = self.replica.takes_again(request.step)
         if self._begins(request, body):
-            if (yield from self._held_back(request)):
+            if not again and (yield from self._held_back(request)):
                 return
             if isinstance(request, m.Forward) and not self._reserve(body.step_bytes):
                 yield from Send(no_memory_reply(request))
                 return
         if isinstance(request, m.Forward) and body.forward_id(request.micro) is not None:
             yield from self._abort()  # the device computed it again, so that all of the step begins again
-        if isinstance(request, m.Forward) and self.replica.log_is_full:
+        if isinstance(request, m.Forward) and self.replica.log_is_full and not again:
             yield from Send(log_full_reply(request, self.replica.log_bytes))
             return
         if not self._arrivals.add(request, raw, body.forwarded, body.returned):
@@ -254,7 +255,8 @@ class WorkerSession:
         body = yield from self._ready(request)
         if body is None or (yield from self._answer_again(request, body)):
             return
-        if self._begins(request, body) and (yield from self._held_back(request)):
+        begins = self._begins(request, body) and not self.replica.takes_again(request.step)
+        if begins and (yield from self._held_back(request)):
             return
         if body.forward_id(request.micro) not in (None, request.forward):
             yield from Send(self.replies.missing(request, "FORWARD", request.micro))
@@ -462,8 +464,17 @@ class WorkerSession:
         requests: int,
         loss: float | None,
     ) -> Steps[None]:
-        """Commit the step that the body has taken, reply. Anything but Done throws the body away."""
+        """Commit the step that the body has taken, reply. Anything but Done throws the body away.
+
+        A step that was committed before is only compared with what it gave then.
+        """
         attempt, _ = self.live
+        if self.replica.takes_again(request.step):
+            self.replica.taken_again(result.digest)
+            self._arrivals.clear()
+            self._gradients = self.replies.of_step(request.step, result)
+            yield from Send(self._gradients[0 if isinstance(request, m.Ready) else request.micro])
+            return
         outcome = yield from self.replica.commit(attempt, request.step, result.digest, requests=requests)
         if not isinstance(outcome, Done):
             self.drop()

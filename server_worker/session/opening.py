@@ -7,6 +7,7 @@ from collections.abc import Callable
 from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.engine.base import Probe
+from server_worker.engine.frozen import other_base
 from server_worker.replica.actions import LoadJob
 from server_worker.replica.replica import Replica
 from server_worker.session.actions import Send
@@ -101,7 +102,8 @@ class Opening:
         body, attempt = self._replica.body, attempt_of(request.attempt)
         if meta is None or body is None:
             return False
-        if (why := misfit(job.body.state_dict(), before.body.state_dict())) is not None:
+        why = misfit(job.body.state_dict(), before.body.state_dict()) or other_base(job.body, before.body)
+        if why is not None:
             yield from Send(misfit_reply(request, why))
             return False
         yield from self._replica.save(attempt)

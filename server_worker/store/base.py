@@ -390,6 +390,17 @@ class Store(Protocol):
         """Return all of them, by name."""
         ...
 
+    async def session_names(self) -> Sequence[str]:
+        """Return the names of all, in order."""
+        ...
+
+    async def newest_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
+        """Return `count` of those that changed last, the newest first, after leaving out `skip` of them.
+
+        A change counts at the latest with the next heartbeat of the worker that made it.
+        """
+        ...
+
     async def forget(self, session: str) -> bool:
         """Delete the session with all its blobs; whether there was one. Its owner finds it unknown."""
         ...

@@ -39,6 +39,9 @@ SEAL_BYTES = NONCE_BYTES + TAG_BYTES
 INLINE_BYTES = 1 << 20
 """More than this is sealed and opened in a thread of its own: other sessions go on meanwhile."""
 
+CHECKED = 100
+"""Sessions that are tried for one whose log can be opened, the newest first."""
+
 _T = TypeVar("_T")
 
 
@@ -261,7 +264,7 @@ async def check_keys(store: Store) -> None:
 
     Raises UserError where the keys are not those of the store: a worker had better not begin.
     """
-    for meta in sorted(await store.sessions(), key=lambda each: -each.updated_at):
+    for meta in await store.newest_sessions(CHECKED):
         if meta.committed <= meta.snapshots[0]:
             continue
         try:

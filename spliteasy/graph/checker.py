@@ -22,7 +22,7 @@ from spliteasy.graph import limits
 from spliteasy.graph.document import INNER_DTYPES, Document, TensorSpec, Value, ValueSpec
 from spliteasy.graph.flops import FlopCounter
 from spliteasy.graph.operators import FACTORISATIONS, MULTIVARIATE
-from spliteasy.graph.program import Batches, Code, Costs, Program
+from spliteasy.graph.program import Batches, Code, Costs, Program, targets
 from spliteasy.graph.recurrent import check_recurrent
 
 _BATCH = 2
@@ -41,18 +41,24 @@ _IN_PIECES = {
 
 
 def check_program(program: Program, batches: Batches | None = None) -> Costs:
-    """Return what a run takes at the largest of the batches. Raises `PortableError` with the mode and the
-    reason."""
+    """Return what a run takes at the largest of the batches, and note in `program.written` what it writes.
+
+    Raises `PortableError` with the mode and the reason.
+    """
     document = program.document
     _check_names(document)
     costs: dict[str, tuple[int, int]] = {}
+    written: set[str] = set()
     sizes_of = {"train": batches.train, "eval": batches.eval} if batches else {"train": (), "eval": ()}
     for mode, sizes in sizes_of.items():
         try:
             for batch in sorted({_BATCH, *(size for size in sizes if size > _BATCH)}):
-                costs[mode] = _check_code(document, program.code(mode == "train"), batch, mode == "train")
+                costs[mode] = _check_code(
+                    document, program.code(mode == "train"), batch, mode == "train", written
+                )
         except PortableError as error:
             raise PortableError(f"segment {document.name[:60]!r}, {mode} graph: {error.message}") from None
+    program.written = frozenset(written)
     (train_bytes, train_flops), (eval_bytes, eval_flops) = costs["train"], costs["eval"]
     return Costs(
         train_bytes=train_bytes, eval_bytes=eval_bytes, train_flops=train_flops, eval_flops=eval_flops
@@ -72,8 +78,13 @@ def _check_names(document: Document) -> None:
             seen.add(name)
 
 
-def _check_code(document: Document, code: Code, batch: int, training: bool) -> tuple[int, int]:
-    """Return the bytes that a run at that batch takes beside the segment's tensors, and its operations."""
+def _check_code(
+    document: Document, code: Code, batch: int, training: bool, written: set[str]
+) -> tuple[int, int]:
+    """Return the bytes that a run at that batch takes beside the segment's tensors, and its operations.
+
+    The names of the tensors that it writes into are added to `written`.
+    """
     graph = code.graph
     if len(graph.outputs) != len(graph.results) or graph.wire > len(graph.results):
         raise PortableError("the outputs' numbers and descriptions differ in count")
@@ -83,7 +94,12 @@ def _check_code(document: Document, code: Code, batch: int, training: bool) -> t
     for value in inputs:
         memory.add(value)
     with torch.set_grad_enabled(training), FlopCounter() as counter:
-        outputs = _run(code, tensors, inputs, _elements(batch), memory)
+        outputs, storages = _run(code, tensors, inputs, _elements(batch), memory)
+    written.update(
+        spec.name
+        for spec, tensor in zip(document.tensors, tensors, strict=True)
+        if tensor.untyped_storage()._cdata in storages
+    )
     parameters = [t for t, spec in zip(tensors, document.tensors, strict=True) if spec.kind == "parameter"]
     for tensor in (*parameters, *inputs):
         if isinstance(tensor, Tensor) and tensor._version:
@@ -135,13 +151,19 @@ def _elements(batch: int) -> int:
 
 def _run(
     code: Code, tensors: list[Tensor], inputs: list[Value], elements: int, memory: _Memory
-) -> tuple[Value, ...]:
-    """Do one dry run. Whatever an operator thinks of its arguments becomes a `PortableError`."""
+) -> tuple[tuple[Value, ...], set[int]]:
+    """Do one dry run, and return its outputs and the storages that it writes into.
+
+    Whatever an operator thinks of its arguments becomes a `PortableError`.
+    """
     done = 0
+    storages: set[int] = set()
 
     def invoke(call: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         nonlocal done
         _check_effort(code.graph.nodes[done].op, args, kwargs)
+        written = targets(code.steps[done].writes, args, kwargs)
+        storages.update(tensor.untyped_storage()._cdata for tensor in written)
         value = call(*args, **kwargs)
         _check_size(value, elements)
         memory.add(value)
@@ -151,7 +173,7 @@ def _run(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return code(tensors, inputs, "meta", invoke)
+            return code(tensors, inputs, "meta", invoke), storages
     except PortableError as error:
         raise PortableError(f"node {done}: {error.message}") from None
     except Exception as error:  # operators raise what they like: any of it means that the graph is wrong

@@ -372,6 +372,16 @@ def uses_statistics(name: str, args: tuple[Any, ...]) -> bool:
     return place is not None and (place >= len(args) or args[place] is not False)
 
 
+_STATISTICS = ((3, "running_mean"), (4, "running_var"))
+
+
+def written_by(name: str, args: tuple[Any, ...]) -> tuple[tuple[int, str], ...]:
+    """Return the arguments that this call writes into: the place and the name of each."""
+    if uses_statistics(name, args):
+        return _STATISTICS
+    return ((0, _overload(name)._schema.arguments[0].name),) if is_in_place(name) else ()
+
+
 def is_in_place(name: str) -> bool:
     """Return whether the operator writes into its first argument."""
     return name not in BUILTINS and bool(_overload(name)._schema.is_mutable)

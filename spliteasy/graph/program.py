@@ -5,7 +5,7 @@ It holds no tensors: it is called with the segment's tensors, in the order of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from spliteasy.graph.operators import (
     makes_from_nothing,
     operator_of,
     uses_statistics,
+    written_by,
 )
 
 
@@ -33,6 +34,8 @@ class _Step(NamedTuple):
     grad: bool
     placed: bool
     """The step makes a tensor from nothing, so that it must be given the device."""
+    writes: tuple[tuple[int, str], ...]
+    """The arguments that the step writes into."""
     frees: tuple[int, ...]
 
 
@@ -65,7 +68,7 @@ class Code:
         for result in graph.results:
             if result >= self._first + len(steps):
                 raise PortableError(f"an output refers to value {result}, which does not exist")
-        self._steps = tuple(self._with_frees(steps))
+        self.steps = tuple(self._with_frees(steps))
 
     def _compile(self, place: int) -> _Step:
         node, limit = self.graph.nodes[place], self._first + place
@@ -81,7 +84,8 @@ class Code:
         statistics = uses_statistics(node.op, args)
         self.stateful = self.stateful or statistics or is_in_place(node.op)
         self.batch_norm = self.batch_norm or (statistics and node.op == BATCH_NORM)
-        return _Step(call, args, kwargs, node.grad, makes_from_nothing(node.op), ())
+        placed, writes = makes_from_nothing(node.op), written_by(node.op, args)
+        return _Step(call, args, kwargs, node.grad, placed, writes, ())
 
     def _with_frees(self, steps: list[_Step]) -> Iterable[_Step]:
         """Each step drops the values that it is the last to use, as Python would drop them."""
@@ -101,19 +105,28 @@ class Code:
         inputs: Sequence[Value],
         device: str = "cpu",
         invoke: Invoke = _plainly,
+        *,
+        frozen: Container[int] = (),
     ) -> tuple[Value, ...]:
-        """Run on the device where the tensors and inputs lie. Errors of the operators pass through."""
+        """Run on the device where the tensors and inputs lie. Errors of the operators pass through.
+
+        Raises `PortableError` before a step that would write into a storage at one of the addresses `frozen`.
+        """
         if len(tensors) != self._tensors or len(inputs) != len(self.graph.inputs):
             raise PortableError(
                 f"called with {len(tensors)} tensors and {len(inputs)} inputs,"
                 f" expected {self._tensors} and {len(self.graph.inputs)}"
             )
         slots: list[Any] = [*tensors, *inputs]
-        for step in self._steps:
+        for step in self.steps:
             args = [_filled(arg, slots) for arg in step.args]
             kwargs = {key: _filled(arg, slots) for key, arg in step.kwargs.items()}
             if step.placed:
                 kwargs["device"] = device
+            if frozen:
+                for written in targets(step.writes, args, kwargs):
+                    if written.untyped_storage().data_ptr() in frozen:
+                        raise PortableError("a step writes into a tensor that training does not change")
             if step.grad:
                 value = invoke(step.call, args, kwargs)
             else:
@@ -160,18 +173,37 @@ class Program:
         self.eval = Code(document.eval, len(document.tensors))
         self.costs = Costs()
         """The costs of a run, as far as it was checked at the job's batches (`check_program`)."""
+        self.written = frozenset(spec.name for spec in document.tensors)
+        """The tensors that a run may write into: all, until the program was checked."""
 
     def code(self, training: bool) -> Code:
         return self.train if training else self.eval
 
     def __call__(
-        self, tensors: Sequence[Tensor], inputs: Sequence[Value], *, training: bool
+        self,
+        tensors: Sequence[Tensor],
+        inputs: Sequence[Value],
+        *,
+        training: bool,
+        frozen: Container[int] = (),
     ) -> tuple[Value, ...]:
-        """Outputs of the graph for that mode. Buffers among `tensors` change in place, as the model's do."""
-        return self.code(training)(tensors, inputs, self.device)
+        """Outputs of the graph for that mode. Buffers among `tensors` change in place, as the model's do, but
+        never what lies at the addresses `frozen`.
+        """
+        return self.code(training)(tensors, inputs, self.device, frozen=frozen)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self
+
+
+def targets(
+    writes: Iterable[tuple[int, str]], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Iterable[Tensor]:
+    """Return the tensors among the arguments of a call that it writes into."""
+    for place, name in writes:
+        given = args[place] if place < len(args) else kwargs.get(name)
+        if isinstance(given, Tensor):
+            yield given
 
 
 def _checked(arg: Any, limit: int) -> Any:

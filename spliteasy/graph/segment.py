@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,19 @@ from spliteasy.graph.program import Batches, Program
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A tensor that segments share, and the digest of its bits."""
+
+    tensor: Tensor
+    digest: str
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return the address of a tensor's memory, which all views of it have in common."""
+    return tensor.untyped_storage().data_ptr()
+
+
 class Segment(nn.Module):
     """A part of a model: takes and returns flat tuples of tensors and integers.
 
@@ -25,13 +39,20 @@ class Segment(nn.Module):
     puts the gradient of an input that is a leaf into its `.grad`, with the strides it had in the flow.
     """
 
-    def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, program: Program, tensors: Mapping[str, Tensor], frozen: Mapping[str, Frozen] | None = None
+    ) -> None:
         """`tensors`: by main name, one for each in the program's table; taken over, not copied.
 
-        Raises `PortableError` if one is missing, unknown, or of another shape or dtype.
+        `frozen`: the rest of them, which other segments hold too. Raises `PortableError` if one is missing,
+        unknown, or of another shape or dtype.
         """
         super().__init__()
         self._program = program
+        self.frozen: dict[str, Frozen] = dict(frozen or {})
+        """The tensors that this segment shares with others, by main name: nothing writes into them."""
+        self._frozen_at = {storage_of(each.tensor) for each in self.frozen.values() if each.tensor.numel()}
+        tensors = {**tensors, **{name: each.tensor for name, each in self.frozen.items()}}
         table = program.document.tensors
         unknown = tensors.keys() - {spec.name for spec in table}
         if unknown:
@@ -75,7 +96,8 @@ class Segment(nn.Module):
                 hint="only the batch size is free: bring samples to the sizes that the model was traced with",
             )
         tensors = [owner[leaf] for owner, leaf in self._slots]
-        return self._program(tensors, [_delivering(value) for value in inputs], training=self.training)
+        given = [_delivering(value) for value in inputs]
+        return self._program(tensors, given, training=self.training, frozen=self._frozen_at)
 
     @property
     def program(self) -> Program:
@@ -124,12 +146,36 @@ class Segment(nn.Module):
     def spawn(self, tensors: Mapping[str, Tensor] | None = None) -> Segment:
         """Return an independent segment on the same program, in the same mode.
 
-        Its tensors are copies of `tensors` where given (by main name), else of this segment's.
-        Frozen parameters stay frozen. Raises `PortableError` for unknown names, shapes and dtypes.
+        Its tensors are copies of `tensors` where given (by main name), else of this segment's; what is
+        `frozen` here is shared instead. Frozen parameters stay frozen. Raises `PortableError` for unknown
+        names, shapes and dtypes.
         """
-        chosen = {**self.tensors(), **(tensors or {})}
-        copies = {name: _copy(tensor) for name, tensor in chosen.items()}
-        return Segment(self._program, copies).train(self.training)
+        given = tensors or {}
+        frozen = {name: each for name, each in self.frozen.items() if name not in given}
+        chosen = {**self.tensors(), **given}
+        copies = {name: _copy(tensor) for name, tensor in chosen.items() if name not in frozen}
+        return Segment(self._program, copies, frozen).train(self.training)
+
+    def with_frozen(self, frozen: Mapping[str, Frozen]) -> Segment:
+        """Return the same segment with those tensors in the place of its own; the others are not copied."""
+        own = {name: tensor.detach() for name, tensor in self.tensors().items() if name not in frozen}
+        return Segment(self._program, own, frozen).train(self.training)
+
+    def unshare(self, name: str) -> None:
+        """Give the segment a copy of a frozen tensor for itself."""
+        tensor = _copy(self.frozen.pop(name).tensor)
+        self._frozen_at = {storage_of(each.tensor) for each in self.frozen.values() if each.tensor.numel()}
+        spec = next(spec for spec in self._program.document.tensors if spec.name == name)
+        if spec.kind == "parameter":
+            self.get_parameter(name).data = tensor  # the object stays, under all of its names
+            return
+        for path, _, leaf in (each.rpartition(".") for each in spec.names):
+            self.get_submodule(path)._buffers[leaf] = tensor
+
+    def frozen_names(self) -> frozenset[str]:
+        """Return all names of the frozen tensors: one may have several."""
+        table = self._program.document.tensors
+        return frozenset(name for spec in table if spec.name in self.frozen for name in spec.names)
 
     def graph_json(self) -> bytes:
         """Both graphs, canonical: the same segment gives the same bytes."""
@@ -170,6 +216,10 @@ def _delivering(value: Value) -> Value:
     return value
 
 
+class Taken(dict[str, Tensor]):
+    """Tensors that are given away: each goes as it is copied, so that a large one is not in memory twice."""
+
+
 def load_segment(
     graph: bytes, tensors: Mapping[str, Tensor], device: str = "cpu", *, batches: Batches | None = None
 ) -> Segment:
@@ -183,7 +233,11 @@ def load_segment(
     """
     program = Program(document_from_json(graph), device)
     program.costs = check_program(program, batches)
-    copies = {name: t if t.is_meta else _copy(t).to(device) for name, t in tensors.items()}
+    copies = {}
+    for name in list(tensors):
+        tensor = tensors.pop(name) if isinstance(tensors, Taken) else tensors[name]
+        copies[name] = tensor if tensor.is_meta else _copy(tensor).to(device)
+        del tensor
     return Segment(program, copies)
 
 

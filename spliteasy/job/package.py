@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from spliteasy.errors import JobError, NeedsNewer, PortableError
 from spliteasy.graph.encoding import document_from_json
 from spliteasy.graph.program import Batches, Costs
-from spliteasy.graph.segment import Segment, load_segment, load_segment_tensors
+from spliteasy.graph.segment import Segment, Taken, load_segment, load_segment_tensors
 from spliteasy.job.io_schema import Signature
 from spliteasy.job.measure import measure_of
 from spliteasy.job.micro_batches import micro_sizes
@@ -52,11 +52,11 @@ BODY = "body."
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
 DRAWN_ENDS, DEFENCES, ROUNDS = "secret-ends", "defences", "rounds"
 ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS = "accumulation", "averaged-weights", "more-optimizers"
-METRICS, EARLY_STOPPING = "metrics", "early-stopping"
+METRICS, EARLY_STOPPING, BF16 = "metrics", "early-stopping", "bf16"
 FEATURES: frozenset[str] = frozenset(
     {
         *(LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES, ROUNDS),
-        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS, METRICS, EARLY_STOPPING),
+        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS, METRICS, EARLY_STOPPING, BF16),
     }
 )
 """The features that this version knows and that a package may need, beyond what version 1 always had: batches
@@ -64,7 +64,8 @@ of one sample are refused; micro-batches count for their labelled elements; the 
 devices draw the first weights of head and tail; devices change what crosses the cuts, or the labels they
 train on; devices go on from the mean of all after each round; gradients of several batches are added up; a
 moving average of the weights is evaluated; the optimizer is neither SGD nor Adam nor AdamW; the job
-names metrics; devices end a training that no longer improves."""
+names metrics; devices end a training that no longer improves; the graphs have
+autocast's casts to bfloat16 in them."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -268,6 +269,8 @@ class Job:
             found.add(DEFENCES)
         if self.spec.fleet.has_rounds:
             found.add(ROUNDS)
+        if self.spec.precision == "bf16":
+            found.add(BF16)
         if self.spec.accumulate > 1:
             found.add(ACCUMULATION)
         if self.spec.optimizer.ema is not None:
@@ -355,7 +358,7 @@ def _segment(parts: Mapping[str, bytes], role: str, batches: Batches, ends: Ends
         return None
     if graph is None or tensors is None:
         raise PortableError(f"the package has half a {role}: graph and tensors belong together")
-    values = load_segment_tensors(tensors)
+    values = Taken(load_segment_tensors(tensors))
     if ends.of(role):
         values |= placeholders(ends, role, document_from_json(graph).tensors)
     return load_segment(graph, values, batches=batches)

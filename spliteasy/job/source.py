@@ -80,10 +80,11 @@ def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Ten
             f"model.factory = {spec.model.factory!r} returned a {type(model).__name__}, not a module"
         )
     inputs, targets = example_of(spec, given)
-    adapt(model, spec.model.inputs if _by_name(given) else None)
+    adapt(model, spec.model.inputs if _by_name(given) else None, autocast=spec.precision == "bf16")
     own = users_loss(spec, root).named_parameters() if spec.loss.function is not None else []
     _check_parameters([*model.named_parameters(), *own], spec.optimizer)
     freeze(spec.optimizer, model.named_parameters())
+    _check_dtypes([*model.named_parameters(), *own], spec.precision)
     return model, inputs, targets
 
 
@@ -146,12 +147,23 @@ def _check_parameters(named: Sequence[tuple[str, nn.Parameter]], optimizer: Opti
                 f"optimizer.groups[{place}].pattern: {group.pattern!r} matches no parameter",
                 hint=f"parameters are such as {', '.join(near)}" if near else "the model has no parameters",
             )
+
+
+def _check_dtypes(named: Sequence[tuple[str, nn.Parameter]], precision: str) -> None:
+    """Refuse what the job's precision has no place for: under bf16, bfloat16 is for frozen parameters."""
     for name, parameter in named:
-        if parameter.dtype != torch.float32:
+        low = precision == "bf16" and parameter.dtype == torch.bfloat16
+        if parameter.dtype == torch.float32 or (low and not parameter.requires_grad):
+            continue
+        if low:
             raise JobError(
-                f"parameter {name} is {dtype_name(parameter.dtype)}, and precision is fp32",
-                hint="return model.float() from the factory",
+                f"parameter {name} is bfloat16 and trains, which would lose most of what a step changes",
+                hint="return it as float32, or freeze it: autocast casts what trains by itself",
             )
+        raise JobError(
+            f"parameter {name} is {dtype_name(parameter.dtype)}, and precision is {precision}",
+            hint="return model.float() from the factory",
+        )
 
 
 def users_loss(spec: JobSpec, root: Path | None) -> UsersLoss:

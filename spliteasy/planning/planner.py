@@ -27,7 +27,7 @@ from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import states_kept
 from spliteasy.runtime.units import parse_duration, parse_rate, parse_size
 from spliteasy.splitting.losses import PortableLoss
-from spliteasy.splitting.split import regrouped_note
+from spliteasy.splitting.split import regrouped_note, split_traced
 from spliteasy.training.losses import LossFunction
 from spliteasy.training.segment_trainer import tensors_of
 
@@ -48,6 +48,8 @@ class CutPlan:
     costs: OperatorCosts
     conditions: Conditions
     constraints: Constraints
+    operators: frozenset[str] = frozenset()
+    """The operators that devices run under the best cuts."""
     notes: tuple[str, ...] = ()
     """Notes that a reader of the numbers has to know."""
 
@@ -128,8 +130,16 @@ def plan_source(
         costs=costs,
         conditions=conditions,
         constraints=constraints,
+        operators=_of_devices(source, best.cuts),
         notes=notes,
     )
+
+
+def _of_devices(source: Source, cuts: Sequence[str]) -> frozenset[str]:
+    """The operators of head and tail, in training and in evaluation."""
+    head, *others = split_traced(source.traced, cuts, share_inputs=source.shared_inputs).segments
+    documents = [each.program.document for each in (head, *others[1:])]
+    return frozenset(node.op for d in documents for graph in (d.train, d.eval) for node in graph.nodes)
 
 
 def conditions_of(settings: PlanSpec, profile: Profile | None = None) -> Conditions:

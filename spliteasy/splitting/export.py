@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from spliteasy.errors import JobError, PortableError
 from spliteasy.runtime.generators import states_kept
-from spliteasy.splitting.calling import adapted
+from spliteasy.splitting.calling import adapted, is_autocast
 from spliteasy.splitting.functional import Recorder
 from spliteasy.splitting.proof.model_state import left_as_it_was
 from spliteasy.splitting.proof.plain_modes import fused_attention, inference_mode_as_no_grad
@@ -209,7 +209,7 @@ class _Reader:
     def __init__(self, model: nn.Module, exported: ExportedProgram, mode: str) -> None:
         self._exported = exported
         self._mode = mode
-        self._recorder = Recorder()
+        self._recorder = Recorder(autocast=is_autocast(model))
         self._tensors: dict[Op, TensorInfo] = {}
         self._by_identity: dict[int, Op] = {}
         self._inputs: list[Op] = []
@@ -226,7 +226,7 @@ class _Reader:
                 if node.op == "placeholder":
                     self._placeholder(node, specs[node.name])
             self._walk(self._exported.graph_module, nodes, grad=True)
-        outputs = self._outputs(nodes[-1])
+            outputs = [self._recorder.widened(op) for op in self._outputs(nodes[-1])]
         ops = _settle_writes(self._recorder.ops, self._tensors)
         written = self._recorder.written | {tensor for op in ops for tensor in running_statistics(op)}
         trace = Trace(self._inputs, self._tensors, ops, outputs, frozenset(written))

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, fx
 
 from spliteasy.errors import JobError, PortableError
-from spliteasy.graph.operators import ATEN, PLACEMENT, is_in_place, makes_from_nothing, name_of, operator_of
+from spliteasy.graph.operators import (
+    ATEN,
+    BUILTINS,
+    PLACEMENT,
+    is_in_place,
+    makes_from_nothing,
+    name_of,
+    operator_of,
+)
+from spliteasy.splitting.autocast import LOW, casts_of
 from spliteasy.splitting.substitutes import STANDS_FOR
 from spliteasy.splitting.trace import TENSOR, ModuleCall, Op, replaced, root_of
 
@@ -40,8 +49,11 @@ _IDENTITIES = frozenset(
 class Recorder:
     """Takes fx nodes one by one, runs them on fake values, and keeps the functional ops."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, autocast: bool = False) -> None:
+        """`autocast`: put in the casts that the model makes under autocast."""
         self.ops: list[Op] = []
+        self._autocast = autocast
+        self._cast_weights: dict[tuple[Op, torch.dtype], Op] = {}
         self.written: set[Op] = set()
         self._now: dict[fx.Node, tuple[int, Any]] = {}  # (age of its memory, op or plain number)
         self._parent: dict[fx.Node, fx.Node] = {}  # whose memory it shows
@@ -104,6 +116,8 @@ class Recorder:
         keep: bool = True,
     ) -> Any:
         """Run on the fake values and keep the op. A plain number is not kept: it is a constant."""
+        if self._autocast:
+            args, kwargs = self._with_casts(name, args, kwargs, grad)
         fakes = replaced(list(args), lambda op: op.value)
         fake_kwargs = {key: replaced(value, lambda op: op.value) for key, value in kwargs.items()}
         if makes_from_nothing(name):
@@ -116,6 +130,41 @@ class Recorder:
         if keep:
             self.ops.append(op)
         return op
+
+    def _with_casts(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as autocast gives them to the operator."""
+        if name in BUILTINS or is_in_place(name) or makes_from_nothing(name):
+            return args, kwargs  # autocast leaves these alone
+        fakes = replaced(list(args), lambda op: op.value)
+        fake_kwargs = {key: replaced(value, lambda op: op.value) for key, value in kwargs.items()}
+        with torch.set_grad_enabled(grad):
+            casts = casts_of(operator_of(name), name, fakes, fake_kwargs)
+        if not casts:
+            return args, kwargs
+
+        def cast(op: Op) -> Op:
+            return self._cast(op, casts[id(op.value)], grad) if id(op.value) in casts else op
+
+        return tuple(replaced(list(args), cast)), {key: replaced(x, cast) for key, x in kwargs.items()}
+
+    def _cast(self, op: Op, dtype: torch.dtype, grad: bool) -> Op:
+        """A cast of its own for each use, but for weights: autocast keeps those that it has cast."""
+        known = self._cast_weights.get((op, dtype))
+        if known is not None:
+            return known
+        made: Op = self._emit("aten.to.dtype", (op, dtype), {}, grad=grad, stem=f"{op.name}_cast")
+        if op.target == TENSOR and op.needs_grad and dtype == LOW:
+            self._cast_weights[op, dtype] = made
+        return made
+
+    def widened(self, op: Op) -> Op:
+        """The op as float32, where it has autocast's dtype."""
+        if not (self._autocast and isinstance(op.value, Tensor) and op.value.dtype == LOW):
+            return op
+        self._calls = ()
+        return self._cast(op, torch.float32, op.needs_grad or op.grad)
 
     def _fresh(self, stem: str) -> str:
         count = self._names.get(stem, 0)

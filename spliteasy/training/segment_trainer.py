@@ -6,7 +6,8 @@ messages or stores. A trainer belongs to one thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from spliteasy.graph.document import ValueSpec
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import JobSpec
 from spliteasy.runtime.randomness import Key, drawing, seed_of, state_of
+from spliteasy.training.digest import strong_digest
 from spliteasy.training.optim import (
     build_optimizer,
     clip_gradients,
@@ -31,6 +33,8 @@ from spliteasy.training.optim import (
 Values = tuple[Tensor | int, ...]
 Gradients = tuple[Tensor | None, ...]
 STEP_KEY = "trainer/step"
+BASE_KEY = "trainer/base"
+"""Names the frozen tensors that are not in a state: a digest over them."""
 REBASES_KEY = "trainer/rebases"
 AHEAD_KEY = "trainer/ahead"
 OPTIMIZER_PREFIX = "optimizer/"
@@ -38,6 +42,8 @@ MODEL_PREFIX = "model/"
 GRADIENT_PREFIX = "gradient/"
 ACCUMULATED_PREFIX = "accumulated/"
 AVERAGE_PREFIX = "average/"
+_OF_WEIGHTS = (OPTIMIZER_PREFIX, ACCUMULATED_PREFIX, AVERAGE_PREFIX)
+"""Begin the names of what a state has of each weight beside it."""
 
 
 class NotFinite(ArithmeticError):
@@ -93,7 +99,10 @@ class SegmentTrainer:
         self._optimizer = build_optimizer(spec.optimizer, self._parameters.items())
         self._optimizer_fields = state_fields(spec.optimizer)
         self._trainable = [p for p in self._parameters.values() if p.requires_grad]
-        self._buffers = dict(segment.named_buffers())
+        self._buffers = {
+            name: buffer for name, buffer in segment.named_buffers() if name not in segment.frozen_names()
+        }
+        """Those that training may write."""
         self._buffers_before: dict[str, Tensor] | None = None
         self._accumulated: dict[str, Tensor] = {}
         """The gradients of the batches since the optimizer's last step, where the job accumulates."""
@@ -327,8 +336,18 @@ class SegmentTrainer:
                 own[name].data = value
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, buffers and optimizer state after `step`, by name: live tensors, not copies."""
-        state = {MODEL_PREFIX + name: tensor.detach() for name, tensor in self.segment.state_dict().items()}
+        """Weights, buffers and optimizer state after `step`, by name: live tensors, not copies.
+
+        What the segment shares with others is left out; a digest stands for it.
+        """
+        frozen = self.segment.frozen_names()
+        state = {
+            MODEL_PREFIX + name: tensor.detach()
+            for name, tensor in self.segment.state_dict().items()
+            if name not in frozen
+        }
+        if frozen:
+            state[BASE_KEY] = self._base(frozen & frozenset(self.segment.state_dict()))
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer_state(parameter).items():
                 if isinstance(value, Tensor):
@@ -360,16 +379,23 @@ class SegmentTrainer:
     def load_state(self, state: Mapping[str, Tensor], *, step: int) -> None:
         """Take over a state written by `snapshot`; raises ValueError where it is not this segment's.
 
-        What another kind of optimizer kept, in another version of the job, is left out.
+        What another kind of optimizer kept, in another version of the job, is left out. A tensor that is
+        frozen here, and was trained by another version, becomes this segment's own. What was frozen there has
+        to have the same bits here.
         """
         self.abort()
         if int(state[STEP_KEY]) != step:
             raise ValueError(f"the state is of step {int(state[STEP_KEY])}, not of step {step}")
-        own = self.segment.state_dict()
-        if (why := misfit(own, model_tensors(state))) is not None:
+        given, own = model_tensors(state), self.segment.state_dict()
+        absent = frozenset(own) - frozenset(given) if BASE_KEY in state else frozenset()
+        if absent and not torch.equal(self._base(absent), state[BASE_KEY]):
+            raise ValueError("the state goes with other frozen tensors than the segment has")
+        if (why := misfit({n: t for n, t in own.items() if n not in absent}, given)) is not None:
             raise ValueError(f"the state is not the segment's: {why}")
-        for name, tensor in own.items():
-            tensor.copy_(state[MODEL_PREFIX + name])
+        self._unshare(given)
+        for name, tensor in self.segment.state_dict().items():
+            if name in given and name not in self.segment.frozen_names():
+                tensor.copy_(given[name])
         self._load_optimizer(state)
         self._accumulated = self._kept(state, ACCUMULATED_PREFIX) if self._spec.accumulate > 1 else {}
         self._average = self._kept(state, AVERAGE_PREFIX) if self._spec.optimizer.ema is not None else {}
@@ -379,6 +405,25 @@ class SegmentTrainer:
         self.ahead = int(state[AHEAD_KEY]) if AHEAD_KEY in state else 0
         if not self.rebases:  # a mean may bring the count of a device that took more steps
             self._check_step_count()
+
+    def _base(self, names: Iterable[str]) -> Tensor:
+        """Return a digest of what those tensors of the segment are, as a tensor."""
+        known = {
+            name: self.segment.frozen[spec.name].digest
+            for spec in self.segment.program.document.tensors
+            if spec.name in self.segment.frozen
+            for name in spec.names
+        }
+        own = self.segment.state_dict()
+        lines = [f"{name} {known.get(name) or strong_digest(own[name])}" for name in sorted(names)]
+        hasher = hashlib.blake2b("\n".join(lines).encode(), digest_size=32)
+        return torch.frombuffer(bytearray(hasher.digest()), dtype=torch.uint8)
+
+    def _unshare(self, given: Mapping[str, Tensor]) -> None:
+        """Make a frozen tensor the segment's own where it is given with other bits."""
+        for name, each in list(self.segment.frozen.items()):
+            if name in given and not torch.equal(given[name], each.tensor):
+                self.segment.unshare(name)
 
     def _load_optimizer(self, state: Mapping[str, Tensor]) -> None:
         if self._optimizer is None:
@@ -409,8 +454,13 @@ class SegmentTrainer:
         return [*self._trainable, *self._buffers.values(), *kept]
 
     def nbytes(self) -> int:
-        """Bytes of the state's tensors."""
-        return sum(tensor.nbytes for tensor in self.state().values())
+        """Bytes of the state's tensors, with what the first steps add to it."""
+        kept = len(self._optimizer_fields - {"step"}) + (self._spec.accumulate > 1)
+        kept += self._spec.optimizer.ema is not None
+        weights = self._trainable if self._optimizer is not None else []
+        coming = sum(kept * parameter.nbytes for parameter in weights)
+        there = sum(t.nbytes for name, t in self.state().items() if not name.startswith(_OF_WEIGHTS))
+        return there + coming
 
     def _optimizer_state(self, parameter: Tensor) -> dict[str, Any]:
         return self._optimizer.state.get(parameter, {}) if self._optimizer is not None else {}

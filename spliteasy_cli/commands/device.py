@@ -14,6 +14,7 @@ import typer
 from spliteasy.errors import UserError
 from spliteasy.runtime.readable import span
 from spliteasy.runtime.urls import split_url
+from spliteasy_cli.browser.page import page_link, page_of
 from spliteasy_cli.commands.keys import OperatorKeyOption, operator_key
 from spliteasy_cli.commands.status import show_table
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, store_at
@@ -78,6 +79,15 @@ RotateOption = Annotated[
     bool, typer.Option("--rotate", help="Change the password only, in the file that there is.")
 ]
 
+WebOption = Annotated[
+    bool,
+    typer.Option(
+        "--web",
+        help="Print a link and a QR code that open the training in the device's browser (docs/browser.md). "
+        "Needs --gateway and --job.",
+    ),
+]
+
 app = typer.Typer(cls=SectionedGroup, no_args_is_help=True, rich_markup_mode=None)
 """`spliteasy device VERB`."""
 
@@ -93,6 +103,7 @@ def enroll(
     rotate: RotateOption = False,
     operator_key_file: OperatorKeyOption = None,
     gateway: GatewayOption = None,
+    web: WebOption = False,
     broker: BrokerOption = None,
     store: StoreOption = None,
     management: ManagementOption = None,
@@ -125,6 +136,12 @@ def enroll(
             "--gateway goes neither with --worker nor with --rotate",
             hint="workers connect to the broker itself",
         )
+    if web and (gateway is None or not jobs):
+        raise UserError(
+            "--web needs the gateway that serves the page, and the job that it trains",
+            hint="spliteasy device enroll NAME --web --gateway wss://host:port --job JOB",
+        )
+    page = page_of(gateway) if web and gateway is not None else None
     if rotate and jobs:
         raise UserError("--rotate changes the password only", hint=f"spliteasy device allow {name} JOB...")
     if rotate:
@@ -146,7 +163,31 @@ def enroll(
         file, before=lambda: made.append(accounts.enroll(name, role, enrolment.password.get_secret_value()))
     )
     typer.echo(f"{name}: {'enrolled' if made[0] else 'has a new password'}; the account is in {file}")
-    _tell_next(file, enrolment, rotated=rotate, with_job=bool(jobs))
+    if page is not None:
+        _tell_link(page, enrolment)
+    else:
+        _tell_next(file, enrolment, rotated=rotate, with_job=bool(jobs))
+
+
+def _tell_link(page: str, enrolment: Enrolment) -> None:
+    """Print the link for the phone's owner, and as a code where this is a terminal."""
+    from spliteasy_cli.browser.qr import shown
+
+    assert enrolment.job is not None
+    link = page_link(
+        page,
+        device=enrolment.account,
+        password=enrolment.password.get_secret_value(),
+        job=enrolment.job,
+        operator_key=enrolment.operator_key,
+    )
+    if enrolment.operator_key is None:
+        typer.echo("its page loads any job: see `spliteasy keygen` and --operator-key", err=True)
+    typer.echo("next: give this link to the phone's owner only, since it holds the account's password")
+    typer.echo(link)
+    code = shown(link)
+    if code is not None:
+        typer.echo(code)
 
 
 def _tell_next(file: Path, enrolment: Enrolment, *, rotated: bool, with_job: bool) -> None:

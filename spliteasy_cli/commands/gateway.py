@@ -11,6 +11,7 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime.urls import shown
+from spliteasy_cli.browser.page import PAGE
 from spliteasy_cli.options.metrics_endpoint import (
     METRICS_HOST,
     MetricsHostOption,
@@ -55,8 +56,9 @@ OriginOption = Annotated[
     typer.Option(
         "--origin",
         metavar="ORIGIN",
-        help="A page that may connect, as https://host[:port]. Again for more. Agents of Python need none.",
-        show_default="no page",
+        help="Another page that may connect, as https://host[:port]. Again for more. Agents of Python need "
+        "none.",
+        show_default="its own page only",
     ),
 ]
 ConnectionsOption = Annotated[int, typer.Option("--connections", min=1, help="Devices connected at most.")]
@@ -80,6 +82,9 @@ MemoryOption = Annotated[
 DrainOption = Annotated[
     float, typer.Option("--drain-s", min=0.0, help="Seconds that a stopping gateway waits for confirms.")
 ]
+PageOption = Annotated[
+    bool, typer.Option("--page/--no-page", help="Serve the page that trains in a browser, beside the socket.")
+]
 
 
 def gateway(
@@ -94,10 +99,13 @@ def gateway(
     per_address: PerAddressOption = 64,
     memory_mib: MemoryOption = 256,
     drain_s: DrainOption = 5.0,
+    page: PageOption = True,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = METRICS_HOST,
 ) -> None:
     """Let devices reach the broker by a WebSocket: pages of a browser, and agents behind proxies.
+
+    It serves the page that trains in a browser (docs/browser.md), too.
 
     A device connects with its own account, and the gateway opens the broker
     with it: it has no account of its own, and keeps nothing. Start as many
@@ -116,6 +124,7 @@ def gateway(
     try:
         from broker.gateway import metrics
         from broker.gateway.limits import GatewayLimits
+        from broker.gateway.pages import Pages
         from broker.gateway.server import Gateway, serve
         from broker.gateway.upstream import broker_upstream
     except ModuleNotFoundError as missing:
@@ -144,9 +153,12 @@ def gateway(
     )
     monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
     origins = [_origin(each) for each in origin or ()]
+    pages = Pages.of(PAGE) if page else None
 
     async def main(stop: asyncio.Event) -> None:
-        serving = Gateway(broker_upstream(url), limits=limits, origins=origins, meter=monitoring.meter)
+        serving = Gateway(
+            broker_upstream(url), limits=limits, origins=origins, pages=pages, meter=monitoring.meter
+        )
 
         async def measure() -> None:
             serving.measure()

@@ -176,10 +176,10 @@ def plan(
     from spliteasy_cli.history.verdicts import leaks_of, limits_of, newest_of, read_verdicts, settings_of
     from spliteasy_cli.leakage.judge import judge_of
 
-    kept = read_verdicts(verdicts).values()
     spec, root = with_settings(load_job_file(job_file), given, codec), project_root(job_file)
     device = read_profile(profile) if profile is not None else None
     limits = spec.privacy.limits
+    kept = read_verdicts(verdicts).values()
     mine = [each for each in kept if each.job == spec.name and each.settings == settings_of(spec)]
     with torch_threads(threads):
         found = plan_job(
@@ -193,7 +193,8 @@ def plan(
         typer.echo(json.dumps(as_document(found), indent=1))
     else:
         show(found, every=every)
-        typer.echo(_gate(newest_of(kept, spec.name), limits_of(spec.privacy.limits)))
+        newest = newest_of(read_verdicts(verdicts).values(), spec.name)  # one may be of just now
+        typer.echo(_gate(newest, limits_of(limits)))
     _draw(found, output)
 
 
@@ -232,6 +233,7 @@ def with_settings(spec: JobSpec, given: dict[str, Any], codec: str | None) -> Jo
 
 def as_document(found: CutPlan) -> dict[str, Any]:
     """Return all numbers of the plan, for programs."""
+    from spliteasy_cli.support.browser import gaps
 
     def cut(row: Cut | None) -> dict[str, Any] | None:
         return dataclasses.asdict(row) if row is not None else None
@@ -247,6 +249,7 @@ def as_document(found: CutPlan) -> dict[str, Any]:
         "best": cut(found.best),
         "own": cut(found.own),
         "cuts": [cut(row) for row in found.rows],
+        "browser_lacks": list(gaps(found.operators)),
         "notes": list(found.notes),
     }
 
@@ -257,6 +260,7 @@ def show(found: CutPlan, *, every: bool) -> None:
     from rich.table import Table
 
     from spliteasy.planning.planner import names_of
+    from spliteasy_cli.support.browser import gaps, said
 
     rows = list(found.rows)
     if not every:
@@ -278,6 +282,8 @@ def show(found: CutPlan, *, every: bool) -> None:
     Console(width=console.width if console.is_terminal else WIDTH).print(grid)
     for note in found.notes:
         typer.echo(f"note: {note}")
+    if missing := gaps(found.operators):
+        typer.echo(f"note: {said(missing)}")
     typer.echo(f"cuts = {names_of(found.best.cuts)}   predicted {_ms(found.best.step_s)} a step")
     if found.own is not None and found.own.cuts != found.best.cuts:
         times = found.own.step_s / found.best.step_s

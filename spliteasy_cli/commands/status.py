@@ -35,6 +35,12 @@ def status(
     broker: BrokerOption = None,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    sessions: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Show so many sessions, those that changed last.")
+    ] = 50,
+    skip: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Leave out so many of them: the pages before.")
+    ] = 0,
     watch: Annotated[
         bool, typer.Option("--watch", help="Stay, and show sessions and events as they happen.")
     ] = False,
@@ -52,7 +58,7 @@ def status(
         return
     from spliteasy_cli.history.verdicts import read_verdicts
 
-    picture, kept = asyncio.run(_look(broker, store)), read_verdicts(verdicts)
+    picture, kept = asyncio.run(_look(broker, store, sessions, skip)), read_verdicts(verdicts)
     if as_json:
         import orjson
 
@@ -118,11 +124,11 @@ async def _watch(broker: str | None, store: str | None, stop: asyncio.Event, eve
         await watch(look, console=Console(), stop=stop, interval_s=every_s, clock=time.time, loss=curves.last)
 
 
-async def _look(broker: str | None, store: str | None) -> ClusterSnapshot:
+async def _look(broker: str | None, store: str | None, newest: int, skip: int) -> ClusterSnapshot:
     from spliteasy_cli.watch.cluster import take_snapshot
 
     async with store_at(store) as open_store, broker_at(broker) as transport:
-        return await take_snapshot(transport, open_store)
+        return await take_snapshot(transport, open_store, newest=newest, skip=skip)
 
 
 def as_object(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict]) -> dict[str, Any]:
@@ -138,6 +144,7 @@ def as_object(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict]) -> 
             for digest in versions
             if digest in verdicts
         },
+        "session_count": len(picture.names),
         "sessions": [as_record(meta) for meta in picture.sessions],
         "workers": [
             {
@@ -229,6 +236,12 @@ def show(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict], console:
         "no jobs: spliteasy submit JOB.toml",
     )
     show_sessions(picture.sessions, console)
+    if len(picture.sessions) < len(picture.names):
+        console.print(
+            f"{len(picture.sessions)} of {len(picture.names)} sessions, those that changed last first;"
+            " --sessions and --skip show others, `spliteasy session list` all",
+            style="dim",
+        )
     show_table(
         console,
         ("worker", "state", "host", "pid", "sessions", "shards", "steps", "up"),
@@ -286,4 +299,4 @@ def show_table(
 
 
 def _sessions_of(picture: ClusterSnapshot, job: str) -> int:
-    return sum(meta.session.partition(".")[0] == job for meta in picture.sessions)
+    return sum(name.partition(".")[0] == job for name in picture.names)

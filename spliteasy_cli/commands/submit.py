@@ -79,6 +79,7 @@ def create_job(job_file: Path) -> Job:
     _warn_of_labels(job)
     _warn_of_limits(job, spec.privacy.limits)
     _warn_of_relay(job)
+    _warn_of_browsers(job)
     _say_guarantee(job)
     return job
 
@@ -139,6 +140,19 @@ def _warn_of_relay(job: Job) -> None:
             "was, so that the model forgets the others' data where devices have unlike data",
             layers="; ".join(norms[:NAMED]),
             hint='use group norm in the model, or mode = "splitfed" (docs/fleet.md has figures)',
+        )
+
+
+def _warn_of_browsers(job: Job) -> None:
+    """Name what the job needs and a browser can't compute."""
+    import structlog
+
+    from spliteasy_cli.support.browser import browser_gaps, said
+
+    missing = browser_gaps(job)
+    if missing:
+        structlog.get_logger(__name__).warning(
+            said(missing), hint="Python agents can; docs/browser-engine.md says what a browser computes"
         )
 
 

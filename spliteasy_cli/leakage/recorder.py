@@ -27,6 +27,7 @@ from device_agent.training.data import DeviceData
 from device_agent.training.ends import with_ends
 from device_agent.training.trainer import HEAD, TAIL, DeviceTrainer
 from server_worker.config import Trust
+from server_worker.replica.kept_state import holds_state
 from server_worker.store import StoreKeys, open_store
 from server_worker.store.keys import StoreKey
 from spliteasy.codecs.packer import PLAIN
@@ -153,11 +154,16 @@ def _ends(trainer: DeviceTrainer) -> State:
 
 
 async def _store_is_readable(url: str, session: str, step: int) -> bool:
-    """Return whether somebody who has the store alone can read the requests in its log."""
+    """Return whether somebody who has the store alone can read its log.
+
+    Where the last entry holds a state, others may hold requests: a batch of another size, say.
+    """
     store = await open_store(url)
     try:
         async for entry in store.read_log(session, after=step - 1, upto=step):
-            return all(isinstance(decode(raw), m.Forward | m.Backward) for raw in entry.requests)
+            return holds_state(entry) or all(
+                isinstance(decode(raw), m.Forward | m.Backward) for raw in entry.requests
+            )
     except WireError:
         return False
     finally:

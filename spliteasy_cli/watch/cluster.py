@@ -28,6 +28,9 @@ class ClusterSnapshot:
 
     jobs: Mapping[str, Sequence[str]]
     sessions: Sequence[SessionMeta]
+    """All, or a page of them."""
+    names: Sequence[str]
+    """The names of all sessions."""
     workers: Sequence[WorkerInfo]
     front: Depth | None
     shards: Sequence[Depth | None]
@@ -75,13 +78,23 @@ class ClusterClient:
                 raise
 
 
-async def take_snapshot(transport: Transport, store: Store) -> ClusterSnapshot:
+async def take_snapshot(
+    transport: Transport, store: Store, *, newest: int | None = None, skip: int = 0
+) -> ClusterSnapshot:
+    """Look at all sessions, by name, or at the `newest` of them after leaving out `skip`."""
     from broker.transport import topology
 
     shards = await store.shards() or 0  # none before the stack's first worker
+    if newest is None:
+        sessions = sorted(await store.sessions(), key=lambda meta: meta.session)
+        names: Sequence[str] = [meta.session for meta in sessions]
+    else:
+        sessions = [*await store.newest_sessions(newest, skip=skip)]
+        names = await store.session_names()
     return ClusterSnapshot(
         jobs=await store.job_versions(),
-        sessions=sorted(await store.sessions(), key=lambda meta: meta.session),
+        sessions=sessions,
+        names=names,
         workers=sorted(await store.workers(), key=lambda worker: worker.worker),
         front=await transport.depth(topology.FRONT),
         shards=[await transport.depth(topology.shard_queue(n).name) for n in range(shards)],

@@ -25,11 +25,12 @@ CHUNK_BYTES = 4096
 """A FORWARD or BACKWARD is three frames."""
 
 TWO_CUTS, SINGLE, LOSSY, AUTO, MICRO = "chaos", "chaos-single", "chaos-lossy", "chaos-auto", "chaos-micro"
-PRIVATE = "chaos-private"
-JOBS = (AUTO, PRIVATE, MICRO, TWO_CUTS, SINGLE, LOSSY)
+PRIVATE, FROZEN = "chaos-private", "chaos-frozen"
+JOBS = (AUTO, PRIVATE, MICRO, TWO_CUTS, SINGLE, LOSSY, FROZEN)
 """Single: one cut and shared labels. Lossy: what the codecs leave out is carried over to later steps. Micro:
 batches in two parts, on labels that other samples give. Auto: batches in two parts, the device chooses the
-codecs by its link, and noise is on all that it sends. Private: DP-SGD."""
+codecs by its link, and noise is on all that it sends. Private: DP-SGD.
+Frozen: the body trains so little that a step's state is smaller than its requests."""
 
 SPLITFED, SHARED = "chaos-splitfed", "chaos-shared"
 FLEETS: dict[str, dict[str, object]] = {
@@ -108,7 +109,12 @@ def job(name: str) -> Job:
                 "cuts": ("2",) if name == SINGLE else ("2", "7"),
             },
             "loss": {"name": "cross_entropy"},
-            "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+            "optimizer": {
+                "name": "sgd",
+                "lr": 0.05,
+                "momentum": 0.9,
+                "groups": [{"pattern": "[37].*", "frozen": True}] if name == FROZEN else [],
+            },
             "durability": {"checkpoint_every": 5, "snapshot_every_steps": 20, "checkpoint_history": 2},
             "evaluation": {"every_epochs": 5},
             "privacy": DEFENCES.get(name, {}),

@@ -53,6 +53,18 @@ def operator(
         accounts.revoke(account.name)
 
 
+def test_a_phone_is_enrolled_by_a_link(operator: Callable[..., Ran], tmp_path: Path) -> None:
+    web = ("device", "enroll", "phone-2", "--web", "--gateway", "ws://127.0.0.1:8443")
+    ran = operator(*web)
+    assert ran.code == 1, "it needs a job"
+    assert "--web needs" in ran.err
+    ran = operator(*web, "--job", "digits")
+    assert ran.code == 0, ran.err
+    (link,) = re.findall(r"^http://127\.0\.0\.1:8443/#\S+$", ran.out, re.MULTILINE)
+    assert len(link) > 100
+    assert read_enrolment(tmp_path / "phone-2.enrol").job == "digits"
+
+
 async def test_enrol_rotate_revoke(operator: Callable[..., Ran], tmp_path: Path) -> None:
     file = tmp_path / "phone-1.enrol"
     ran = await asyncio.to_thread(operator, "device", "enroll", "phone-1", "--job", "digits")

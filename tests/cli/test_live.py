@@ -52,6 +52,7 @@ def picture(
     *sessions: SessionMeta, workers: Iterable[WorkerInfo] = (WORKER,), dead: int = 0, **more: Any
 ) -> ClusterSnapshot:
     return ClusterSnapshot(
+        names=[meta.session for meta in sessions],
         jobs={},
         sessions=sessions,
         workers=tuple(workers),

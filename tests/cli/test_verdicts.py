@@ -124,3 +124,15 @@ def test_commands_show_what_the_gate_said_last_of_this_version(
     assert "by tail-tracking, limit 0.6 at" not in refused.error
     file.write_text(file.read_text().replace("seed = 3", "seed = 4"))
     assert "gate: no verdict yet" in spliteasy("submit", file, *store).err, "it is another version"
+
+
+def test_plan_lets_the_gate_look_at_what_it_would_propose(
+    new_project: Callable[..., Project], spliteasy: Callable[..., Ran], tmp_path: Path
+) -> None:
+    project = new_project(more="[privacy.limits]\nlabel_recovery = 1.0\n")
+    folder, data = tmp_path / "verdicts", ("--data", f"{project.module}:device_data")
+    ran = spliteasy("plan", project.job_file, "--verdicts", folder, *data)
+    assert ran.code == 0, ran.err
+    (kept,) = read_verdicts(folder).values()
+    assert "gate: violations=0 on " in ran.out
+    assert f"cut: {' | '.join(kept.cuts)}" in ran.out

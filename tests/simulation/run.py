@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
 
 import structlog
 import torch
 
-from server_worker.replica import snapshots
+from server_worker.replica import kept_state, snapshots
 from tests.simulation import toy
 from tests.simulation.clock import run_virtually
 from tests.simulation.faults import Rates
@@ -51,7 +53,8 @@ def play(
     )
     large_steps = seed % 5 == 4  # beside a snapshot: the log is cut at nearly every one
     log_bytes = 0 if large_steps else snapshots.LOG_BYTES
-    with quick(), intruding(), mock.patch.object(snapshots, "LOG_BYTES", log_bytes):
+    kinds = mock.patch.object(kept_state, "smaller", _drawn_kinds(seed, world.variant))
+    with quick(), intruding(), mock.patch.object(snapshots, "LOG_BYTES", log_bytes), kinds:
         try:
             outcome = run_virtually(world.run())
         except AssertionError as error:
@@ -63,6 +66,15 @@ def play(
         tuple(outcome.faults.history),
         outcome.virtual_s,
     )
+
+
+def _drawn_kinds(seed: int, variant: toy.Variant) -> Callable[[int, int], bool]:
+    """Draw for each step whether a worker keeps its state or its requests: one kind in some worlds, both in
+    others. Where devices choose codecs as they go, the log's requests say what they chose.
+    """
+    rng = random.Random(f"kinds {seed}")
+    share = 0.0 if variant.auto else rng.choice((0.0, 0.3, 0.7, 1.0))
+    return lambda _state_bytes, _request_bytes: rng.random() < share
 
 
 def _devices(round_: int) -> tuple[str, ...]:

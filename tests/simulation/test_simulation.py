@@ -5,7 +5,7 @@ The sweep over many seeds is in `test_seeds_1.py` to `test_seeds_4.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,12 +18,13 @@ from device_agent.state_folder import StateFolder
 from server_worker import actor
 from server_worker.actor import SessionActor
 from server_worker.inbound import Inbound
-from server_worker.replica import snapshots
+from server_worker.replica import kept_state, replica, snapshots
+from server_worker.replica.replica import BodyState, Replica
 from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
 from server_worker.store.sessions import Change, Moved, Written
 from server_worker.store.sqlite.file import Beside, Database
 from spliteasy.training import segment_trainer
-from spliteasy.training.segment_trainer import SegmentTrainer
+from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX, SegmentTrainer
 from tests.simulation import world
 from tests.simulation.faults import CALM, FREQUENT
 from tests.simulation.run import play
@@ -171,7 +172,37 @@ def forget_which_codecs_a_step_had() -> Any:
     return mock.patch.object(StateFolder, "codecs", None)
 
 
+def keep_states_without_the_optimizer() -> Any:
+    def packed(blobs: Mapping[str, bytes]) -> bytes:
+        return kept_state.pack_state({n: x for n, x in blobs.items() if not n.startswith(OPTIMIZER_PREFIX)})
+
+    return mock.patch.object(replica, "pack_state", packed)
+
+
+def take_a_lost_step_again_on_its_own_state() -> Any:
+    """Nor does it look whether the step gives what it gave: the device is to notice."""
+    load_as_ever = Replica.load
+
+    def load(self: Replica, meta: SessionMeta, *, replay_last: bool) -> Any:
+        result = yield from load_as_ever(self, meta, replay_last=replay_last)
+        if self._again is not None:
+            assert self.body is not None
+            step = self.body.step
+            yield from self.body.keep_state((yield from self._last_entry(meta.committed)))
+            self.body.step = step
+        return result
+
+    return mock.patch.multiple(Replica, load=load, taken_again=_trusting)
+
+
+def _trusting(self: Replica, digest: str) -> None:
+    self._again = None
+    self._move(BodyState.READY)
+
+
 MUTATIONS = {
+    keep_states_without_the_optimizer: FREQUENT,
+    take_a_lost_step_again_on_its_own_state: FREQUENT,
     forget_which_codecs_a_step_had: FREQUENT,
     skip_the_fence_check: FREQUENT,
     skip_the_attempt_check: FREQUENT,

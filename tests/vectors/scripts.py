@@ -122,6 +122,20 @@ def stop_asked_in_every_state() -> None:
     life.do(e.TailDone(Packed((_rows(2),))), e.Saved((0,)))
 
 
+def reopened_while_stopping() -> None:
+    """The worker wants a new attempt while the step has its grace, and the user stops in an evaluation."""
+    life = Life()
+    life.begin()
+    life.head()
+    life.do(e.StopAsked())
+    life.answer(m.Reopen, "FORWARD", reason="the store went back")
+    life.do(e.Saved((0,)))
+    life = Life(eval_every=1, eval_batches=1)
+    life.begin()
+    life.whole_step()
+    life.do(e.StopAsked(), e.EvalHeadDone(Packed((_rows(2),)), 2), e.Saved((0, 1)))
+
+
 def nobody_takes_the_request() -> None:
     """No queue takes OPEN, then FORWARD; each goes out again after a while."""
     life = Life()
@@ -278,6 +292,7 @@ def rounds_of_a_fleet() -> None:
 
 SCRIPTS: tuple[Callable[[], None], ...] = (
     stop_asked_in_every_state,
+    reopened_while_stopping,
     nobody_takes_the_request,
     a_worker_is_silent,
     steps_that_pass_without_effect,

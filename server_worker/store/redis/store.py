@@ -69,6 +69,9 @@ HELD_BYTES = 256 << 10
 HELD_BYTES_TOTAL = 64 << 20
 """All requests that wait for their commits may take this many bytes; beyond it they are written at once."""
 
+READ_SESSIONS = 500
+"""Records of sessions that are read in one round trip."""
+
 READ_STEPS = 64
 """Log entries looked up in one round trip; their blobs come in groups of some MiB."""
 
@@ -118,6 +121,8 @@ class RedisStore(Sessions[_Beside, _Request]):
     def __init__(self, link: RedisLink, *, put_ttl_s: float = PUT_TTL_S) -> None:
         super().__init__(put_ttl_s=put_ttl_s, ticks=time.monotonic)
         self._link = link
+        self._touched: dict[str, float] = {}
+        """Sessions that changed since the last heartbeat, and when."""
         self._put_ttl_ms = round(put_ttl_s * 1000)
         self.fleets = RedisFleets(link, put_ttl_ms=self._put_ttl_ms, token=self._unique)
 
@@ -195,12 +200,7 @@ class RedisStore(Sessions[_Beside, _Request]):
         return outcome
 
     async def _load(self, session: str) -> Versioned | None:
-        base = _base(session)
-        fields = ("version", "record", "log_bytes", "updated")
-        commands = [("HMGET", f"{base}:record", *fields), ("HVALS", f"{base}:waiting")]
-        (version, record, log_bytes, updated), waiting = await self._link.batch(commands)
-        waits = sum(int(size.partition(b" ")[0]) for size in waiting)
-        return _versioned(session, version, record, log_bytes, updated, waits)
+        return _versioned(session, *await self._link.batch(_reading(session)))
 
     async def _store(self, change: Change[_Beside]) -> Written | Moved:
         beside, after = change.beside or _Beside(), change.after
@@ -230,10 +230,12 @@ class RedisStore(Sessions[_Beside, _Request]):
             case b"missing":
                 raise StoreError(f"session {change.session}: a blob to be named is not in the store any more")
             case b"moved":
-                return Moved(_versioned(change.session, *found))
+                return Moved(_versioned(change.session, found[:4], [b"%d" % found[4]]))
         if after is None:
             return Written(None)
         _, _, log_bytes, updated, waiting = found
+        if change.touch:
+            self._touched[change.session] = float(updated)
         return Written(
             replace(
                 after.meta, log_bytes=int(log_bytes), updated_at=float(updated), waiting_bytes=int(waiting)
@@ -383,9 +385,26 @@ class RedisStore(Sessions[_Beside, _Request]):
         return dict(sorted((int(step), float(loss)) for step, loss in found.items()))
 
     async def sessions(self) -> Sequence[SessionMeta]:
-        names = sorted(name.decode() for name in await self._link.call("ZRANGE", _SESSIONS, 0, -1))
-        metas = [await self.session(name) for name in names]
-        return [meta for meta in metas if meta is not None]
+        return await self._records(await self.session_names())
+
+    async def session_names(self) -> Sequence[str]:
+        return sorted(name.decode() for name in await self._link.call("ZRANGE", _SESSIONS, 0, -1))
+
+    async def newest_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
+        found = await self._link.call("ZRANGE", _SESSIONS, skip, skip + count - 1, "REV") if count else []
+        metas = await self._records([name.decode() for name in found])
+        return sorted(metas, key=lambda meta: (-meta.updated_at, meta.session))
+
+    async def _records(self, names: Sequence[str]) -> list[SessionMeta]:
+        """Read the records of those that there are, many in a round trip."""
+        metas = []
+        for start in range(0, len(names), READ_SESSIONS):
+            group = names[start : start + READ_SESSIONS]
+            answers = await self._link.batch([command for name in group for command in _reading(name)])
+            for place, name in enumerate(group):
+                record = _versioned(name, *answers[2 * place : 2 * place + 2])
+                metas += [] if record is None else [record.meta]
+        return metas
 
     async def _delete(self, session: str, *args: Any, **unless: Any) -> bool:
         found = await super()._delete(session, *args, **unless)
@@ -431,7 +450,18 @@ class RedisStore(Sessions[_Beside, _Request]):
 
     async def heartbeat(self, info: WorkerInfo, *, ttl_s: float) -> None:
         ttl_ms = round(ttl_s * 1000)
-        await self._link.script(scripts.HEARTBEAT, [_WORKERS], info.worker, ttl_ms, encode_worker(info))
+        touched, self._touched = self._touched, {}
+        commands: list[Command] = []
+        if touched:  # XX: none that was forgotten meanwhile
+            scores = [each for session, at in touched.items() for each in (at, session)]
+            commands.append(("ZADD", _SESSIONS, "XX", "GT", *scores))
+        try:
+            await self._link.script(
+                scripts.HEARTBEAT, [_WORKERS], info.worker, ttl_ms, encode_worker(info), after=commands
+            )
+        except StoreError:
+            self._touched = touched | self._touched  # for the next beat
+            raise
         with suppress(StoreError):  # it hides its configuration, or is away: the next call tells
             await self._link.look_after()
 
@@ -460,14 +490,23 @@ class RedisStore(Sessions[_Beside, _Request]):
             raise
 
 
-def _versioned(
-    session: str, version: Any, record: Any, log_bytes: Any, updated: Any, waiting: int
-) -> Versioned | None:
+def _reading(session: str) -> list[Command]:
+    """Return the commands whose answers `_versioned` takes."""
+    fields = ("version", "record", "log_bytes", "updated")
+    return [("HMGET", f"{_base(session)}:record", *fields), ("HVALS", f"{_base(session)}:waiting")]
+
+
+def _versioned(session: str, found: Sequence[Any], waiting: Sequence[bytes]) -> Versioned | None:
     """Read the record of a session; None where there is none."""
+    version, record, log_bytes, updated = found
     if version is None:
         return None
     meta = decode_session(
-        session, record, log_bytes=int(log_bytes), updated_at=float(updated), waiting_bytes=waiting
+        session,
+        record,
+        log_bytes=int(log_bytes),
+        updated_at=float(updated),
+        waiting_bytes=sum(int(size.partition(b" ")[0]) for size in waiting),
     )
     return Versioned(version.decode(), meta)
 

@@ -142,6 +142,11 @@ class Database:
         rows = self._connection.execute(f"{_RECORD} ORDER BY session")
         return [_versioned(*row).meta for row in rows]
 
+    def newest(self, count: int, *, skip: int) -> list[SessionMeta]:
+        order = "ORDER BY updated_at DESC, session LIMIT ? OFFSET ?"
+        rows = self._connection.execute(f"{_RECORD} {order}", (count, skip))
+        return [_versioned(*row).meta for row in rows]
+
     def change(self, change: Change[Beside], *, now: float) -> Written | Moved:
         """Make the change if the record is the one that it was decided on."""
         db, session, before, after = self._connection, change.session, change.before, change.after

@@ -221,6 +221,14 @@ class SqliteStore(Sessions[Beside, bytes]):
     async def sessions(self) -> Sequence[SessionMeta]:
         return await self._read(lambda db: self._database.metas())
 
+    async def session_names(self) -> Sequence[str]:
+        return await self._read(
+            lambda db: [name for (name,) in db.execute("SELECT session FROM sessions ORDER BY session")]
+        )
+
+    async def newest_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
+        return await self._read(lambda db: self._database.newest(count, skip=skip))
+
     # requests that end their worker
 
     async def begin_delivery(self, session: str, request: str) -> int:

@@ -42,7 +42,8 @@ class JobSpec(Section):
     download and tail overlap; one optimizer step for all (`spliteasy.job.micro_batches`)."""
     accumulate: Annotated[int, Field(ge=1, le=MAX_ACCUMULATED)] = 1
     """Batches whose gradients are added up, each divided by this number, before the optimizer steps."""
-    precision: Annotated[str, only("fp32", planned=("fp16", "bf16", "mixed"))] = "fp32"
+    precision: Annotated[str, only("fp32", "bf16", planned=("fp16", "mixed"))] = "fp32"
+    """`bf16`: the model runs under autocast to bfloat16, and weights and optimizer stay float32."""
     share_inputs: Annotated[tuple[Name, ...], Field(max_length=16), AfterValidator(unique)] = ()
     """Inputs that may leave the device, by name."""
     share_labels: bool = False
@@ -134,6 +135,14 @@ class JobSpec(Section):
             )
         if self.share_ends and not plain:
             raise refuse('share_ends: nothing takes the ends here; it belongs to fleet.aggregate = "plain"')
+        return self
+
+    @model_validator(mode="after")
+    def _precision_fits(self) -> Self:
+        if self.precision == "bf16" and (self.defended or self.privacy.dp is not None):
+            raise refuse(
+                'precision = "bf16" and defences of [privacy] are not built together: leave one of them out'
+            )
         return self
 
     @model_validator(mode="after")

@@ -24,9 +24,9 @@ export interface Kernels {
     places: number, taps: number, x: number, place: number, offset: number, weights: number, bias: number, out: number,
   ): void;
   convolveWeights(
-    rows: number, places: number, taps: number, x: number, place: number, offset: number, dy: number,
-    dyStride: number, dw: number, dwStride: number,
+    rows: number, places: number, taps: number, x: number, place: number, offset: number, dy: number, dw: number,
   ): void;
+  packGradients(rows: number, lines: number, width: number, quads: number, dy: number, out: number): void;
   packWeights(rows: number, taps: number, w: number, rowStride: number, order: number, out: number): void;
   repack(rows: number, x: number, from: number, out: number, to: number): void;
   scatterRows(rows: number, width: number, x: number, xRow: number, out: number, outRow: number, step: number): void;

@@ -28,7 +28,8 @@ interface Step {
 /** Operators that draw random numbers if their probability is above 0 and their flag says training. */
 const DROPOUT = new Set(["aten.dropout.default", "aten.native_dropout.default"]);
 const ATTENTION = "aten.scaled_dot_product_attention.default";
-const STATISTICS = new Set(["aten.batch_norm.default"]);
+const NORM = "aten.batch_norm.default";
+const RELU = new Set(["aten.relu.default", "aten.relu_.default"]);
 
 export class Program {
   /** Whether a run draws random numbers. */
@@ -49,12 +50,12 @@ export class Program {
       const names = missing.map((op) => op.replace(/^aten\./, "").replace(/\.default$/, ""));
       throw new NotSupported(
         `${document.name} needs what a browser can't compute yet: ${names.join(", ")}`, missing,
-        "train this job on a device with Python, or express the model with other operators (docs/browser.md)",
+        "train this job on a device with Python, or express the model with other operators (docs/browser-engine.md)",
       );
     }
     this.#steps = this.#compiled();
     this.random = graph.nodes.some(drawsRandomNumbers);
-    this.stateful = this.#steps.some(({ op, args, writes }) => writes !== null || (STATISTICS.has(op) && args[5] !== false));
+    this.stateful = this.#steps.some(({ op, args, writes }) => writes !== null || (op === NORM && args[5] !== false));
   }
 
   /**
@@ -112,7 +113,7 @@ export class Program {
     const frees: number[][] = nodes.map(() => []);
     for (const [slot, place] of last) if (place !== Infinity) frees[place].push(slot);
     const shared = new Sharing(this.#first);
-    return nodes.map((node, place) => {
+    const steps = nodes.map((node, place) => {
       const slot = this.#first + place;
       const { operator, writes } = found(node.op)!;
       const target = writes ? (node.args[0] as Ref).slot : null;
@@ -121,6 +122,17 @@ export class Program {
       shared.add(slot, operator, writes, node);
       return { op: node.op, operator, args: node.args, kwargs: [...node.kwargs], grad: node.grad, writes: target, sharers, frees: frees[place] };
     });
+    return steps.map((step, place) => this.#joined(step, steps[place - 1], steps[place + 1], place));
+  }
+
+  /** Batch norm, and a relu behind it that alone reads it, become one operator, and another that does nothing. */
+  #joined(step: Step, before: Step | undefined, after: Step | undefined, place: number): Step {
+    const joins = (norm: Step | undefined, relu: Step | undefined, at: number): boolean =>
+      norm?.op === NORM && relu !== undefined && RELU.has(relu.op) && norm.grad === relu.grad &&
+      (relu.args[0] as Ref).slot === at && relu.frees.includes(at) && !relu.sharers.length;
+    if (joins(step, after, this.#first + place)) return { ...step, operator: operatorOf("batch norm and relu")! };
+    if (joins(before, step, this.#first + place - 1)) return { ...step, operator: operatorOf("same")!, writes: null };
+    return step;
   }
 
   /** The values that show what is written; throws NotSupported where one shows a part of it, or it is a parameter. */
@@ -174,7 +186,7 @@ class Sharing {
 
 /** The operator of that name, and whether it writes into its first argument. */
 function found(op: string): { operator: Operator; writes: boolean } | null {
-  const operator = operatorOf(op);
+  const operator = op.includes(".") ? operatorOf(op) : op === "getitem" ? operatorOf(op) : undefined;
   if (operator) return { operator, writes: false };
   const name = functionalName(op);
   const functional = name === null ? undefined : operatorOf(name);

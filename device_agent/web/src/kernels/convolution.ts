@@ -26,7 +26,21 @@ export function spread(
         if (count > 0) memory.copy(to + (<usize>(left + skip) << 2), from + (<usize>skip << 2), <usize>count << 2);
         continue;
       }
-      for (let j = max(0, -left); j < min(w, width * stride - left); j++) {
+      let j = max(0, -left);
+      const last = min(w, width * stride - left);
+      if (stride == 2) {
+        if ((j + left) & 1 && j < last) {
+          store<f32>(to + (<usize>(width + ((j + left) >> 1)) << 2), load<f32>(from + (<usize>j << 2)));
+          j++;
+        }
+        for (; j + 8 <= last; j += 8) {
+          const a = v128.load(from + (<usize>j << 2)), b = v128.load(from + (<usize>j << 2), 16);
+          const place = to + (<usize>((j + left) >> 1) << 2);
+          v128.store(place, v128.shuffle<i32>(a, b, 0, 2, 4, 6));
+          v128.store(place + (<usize>width << 2), v128.shuffle<i32>(a, b, 1, 3, 5, 7));
+        }
+      }
+      for (; j < last; j++) {
         const column = j + left;
         store<f32>(to + (<usize>((column % stride) * width + column / stride) << 2), load<f32>(from + (<usize>j << 2)));
       }
@@ -128,32 +142,51 @@ export function convolveOne(
 }
 
 /**
- * dw[r][tap] += sum over p of dy[r][p] * x[place[p] + offset[tap]]. Rows of `dy` are `dyStride` bytes apart and hold
- * quadruples, zeros where a row of outputs is padded; rows of `dw` have `dwStride` numbers.
+ * Pack the gradients of outputs by four rows: [rows / 4][lines * quads][4][4], where a row has `lines` lines of `width`
+ * numbers, each padded with zeros to `quads` quadruples. Rows beyond the last are zeros.
+ */
+export function packGradients(rows: i32, lines: i32, width: i32, quads: i32, dy: usize, out: usize): void {
+  const size = <usize>(lines * width) << 2, places = lines * quads, panels = (rows + 3) >> 2;
+  if ((rows & 3) != 0 || (width & 3) != 0) memory.fill(out, 0, <usize>panels * <usize>places << 6);
+  for (let r = 0; r < rows; r++, dy += size) {
+    let from = dy, to = out + ((<usize>(r >> 2) * places) << 6) + (<usize>(r & 3) << 4);
+    for (let line = 0; line < lines; line++) {
+      for (let left = width; left > 0; left -= 4, to += 64) {
+        if (left >= 4) {
+          v128.store(to, v128.load(from));
+          from += 16;
+        } else {
+          for (let j = 0; j < left; j++, from += 4) store<f32>(to + (<usize>j << 2), load<f32>(from));
+        }
+      }
+    }
+  }
+}
+
+/**
+ * dw[r][tap] += sum over p of dy[r][p] * x[place[p] + offset[tap]], where `dy` was packed by `packGradients`. Rows of
+ * `dw` have `taps` numbers.
  */
 export function convolveWeights(
-  rows: i32, places: i32, taps: i32, x: usize, place: usize, offset: usize, dy: usize, dyStride: i32,
-  dw: usize, dwStride: i32,
+  rows: i32, places: i32, taps: i32, x: usize, place: usize, offset: usize, dy: usize, dw: usize,
 ): void {
-  const st = <usize>dyStride, zero = f32x4.splat(0), stop = place + (<usize>places << 2), down = <usize>dwStride << 2;
-  for (let r = 0; r < rows; r += 4) {
-    const y0 = dy + <usize>r * st, y1 = r + 1 < rows ? y0 + st : y0, y2 = r + 2 < rows ? y0 + 2 * st : y0, y3 = r + 3 < rows ? y0 + 3 * st : y0;
+  const zero = f32x4.splat(0), stop = place + (<usize>places << 2), down = <usize>taps << 2;
+  for (let r = 0; r < rows; r += 4, dy += <usize>places << 6) {
     for (let t = 0; t < taps; t += 2) {
       const both = t + 1 < taps;
       const xa = x + <usize>load<i32>(offset + (<usize>t << 2));
       const xb = both ? x + <usize>load<i32>(offset + (<usize>(t + 1) << 2)) : xa;
       let c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
-      let at: usize = 0;
-      for (let q = place; q < stop; q += 4, at += 16) {
+      for (let q = place, y = dy; q < stop; q += 4, y += 64) {
         const from = <usize>load<i32>(q);
         const b0 = v128.load(xa + from), b1 = v128.load(xb + from);
-        let v = v128.load(y0 + at);
+        let v = v128.load(y);
         c00 = madd(c00, v, b0); c01 = madd(c01, v, b1);
-        v = v128.load(y1 + at);
+        v = v128.load(y, 16);
         c10 = madd(c10, v, b0); c11 = madd(c11, v, b1);
-        v = v128.load(y2 + at);
+        v = v128.load(y, 32);
         c20 = madd(c20, v, b0); c21 = madd(c21, v, b1);
-        v = v128.load(y3 + at);
+        v = v128.load(y, 48);
         c30 = madd(c30, v, b0); c31 = madd(c31, v, b1);
       }
       let to = dw + <usize>r * down + (<usize>t << 2);

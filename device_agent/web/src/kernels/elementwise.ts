@@ -170,11 +170,26 @@ export function unary(op: i32, x: usize, y: usize, count: i32, p: f64, q: f64): 
     for (const stop = end(x, count); x < stop; x += 16, y += 16) v128.store(y, f32x4.max(zero, v128.load(x)));
     return;
   }
+  if (op == Unary.Clamp) {
+    const least = f32x4.splat(<f32>p), most = f32x4.splat(<f32>q);
+    for (const stop = end(x, count); x < stop; x += 16, y += 16) {
+      v128.store(y, f32x4.min(f32x4.max(v128.load(x), least), most));
+    }
+    return;
+  }
   for (let i = 0; i < count; i++, x += 4, y += 4) store<f32>(y, <f32>unaryOf(op, <f64>load<f32>(x), p, q));
 }
 
 /** dx = dy * f'(x), where y = f(x). */
 export function unaryBack(op: i32, x: usize, y: usize, dy: usize, dx: usize, count: i32, p: f64, q: f64): void {
+  if (op == Unary.Clamp) {
+    const least = f32x4.splat(<f32>p), most = f32x4.splat(<f32>q);
+    for (const stop = end(x, count); x < stop; x += 16, dy += 16, dx += 16) {
+      const value = v128.load(x);
+      v128.store(dx, v128.and(v128.load(dy), v128.and(f32x4.ge(value, least), f32x4.le(value, most))));
+    }
+    return;
+  }
   for (let i = 0; i < count; i++, x += 4, y += 4, dy += 4, dx += 4) {
     store<f32>(dx, <f32>(<f64>load<f32>(dy) * slopeOf(op, <f64>load<f32>(x), <f64>load<f32>(y), p, q)));
   }

@@ -2,7 +2,7 @@
 
 export { addInto, affine, binary, fill, notFinite, reluBack, unary, unaryBack } from "./elementwise";
 export { multiply, multiplyScratch } from "./matrix";
-export { convolve, convolveOne, convolveWeights, packWeights, repack, scatterRows, spread } from "./convolution";
+export { convolve, convolveOne, convolveWeights, packGradients, packWeights, repack, scatterRows, spread } from "./convolution";
 export {
   channelAffine, channelBack, channelStatistics, rowNormalize, rowNormalizeBack, rowSums, softmax, softmaxBack, squares,
 } from "./norm";

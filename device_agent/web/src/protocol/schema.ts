@@ -21,6 +21,7 @@ export interface Schema {
   readonly maxItems?: number;
   readonly properties?: Readonly<Record<string, Schema>>;
   readonly required?: readonly string[];
+  readonly patternProperties?: Readonly<Record<string, Schema>>;
   readonly additionalProperties?: boolean | Schema;
   readonly propertyNames?: Schema;
   readonly maxProperties?: number;
@@ -108,14 +109,27 @@ class Checker {
     for (const name of names) {
       const unnamed = schema.propertyNames && this.check(name, { type: "string", ...schema.propertyNames }, where, depth + 1);
       if (unnamed) return unnamed;
-      const known = schema.properties && Object.hasOwn(schema.properties, name) ? schema.properties[name] : undefined;
-      const its = known ?? (schema.additionalProperties === false ? false : schema.additionalProperties);
+      const its = fieldOf(schema, name);
       if (its === false && !this.newer) return `${where}: an unknown field`;
       const why = typeof its === "object" ? this.check(value[name], its, `${where}.${name}`, depth + 1) : null;
       if (why !== null) return why;
     }
     return null;
   }
+}
+
+/** What a field of that name may hold; false: it may not be there. */
+function fieldOf(schema: Schema, name: string): Schema | boolean | undefined {
+  if (schema.properties && Object.hasOwn(schema.properties, name)) return schema.properties[name];
+  if (!schema.patternProperties) return schema.additionalProperties;
+  const found = Object.entries(schema.patternProperties).find(([pattern]) => matching(pattern).test(name));
+  return found?.[1] ?? false;
+}
+
+function matching(pattern: string): RegExp {
+  let made = patterns.get(pattern);
+  if (!made) patterns.set(pattern, (made = new RegExp(pattern, "u")));
+  return made;
 }
 
 export function isRecord(value: unknown): value is Record<string, unknown> {
@@ -127,9 +141,7 @@ function text(value: string, schema: Schema, where: string): string | null {
   const length = [...value].length; // of characters, as everywhere else, and not of halves of them
   if (length > (schema.maxLength ?? Infinity) || length < (schema.minLength ?? 0)) return `${where}: ${length} characters`;
   if (schema.pattern === undefined) return null;
-  let pattern = patterns.get(schema.pattern);
-  if (!pattern) patterns.set(schema.pattern, (pattern = new RegExp(schema.pattern, "u")));
-  return pattern.test(value) ? null : `${where}: not of the form that it has`;
+  return matching(schema.pattern).test(value) ? null : `${where}: not of the form that it has`;
 }
 
 function number(value: number, schema: Schema, where: string): string | null {

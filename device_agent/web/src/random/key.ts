@@ -36,6 +36,11 @@ export class Key {
     return shake256.create({ dkLen: count }).update(STREAM).update(this.#bytes).digest();
   }
 
+  /** The secret bytes, for the engine, which may run in another thread. */
+  bytes(): Uint8Array {
+    return this.#bytes.slice();
+  }
+
   toJSON(): string {
     return "<Key>";
   }

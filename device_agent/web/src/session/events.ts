@@ -28,7 +28,7 @@ export type Event =
   | { readonly type: "Hold"; readonly why: string }
   | { readonly type: "Go" }
   | { readonly type: "AttemptRaised"; readonly attempt: AttemptRef }
-  | { readonly type: "Restored"; readonly held: readonly number[] }
+  | Restored
   | HeadDone
   | TailDone
   | { readonly type: "HeadBackwardDone" }
@@ -36,7 +36,17 @@ export type Event =
   | HandInDone
   | { readonly type: "Saved"; readonly held: readonly number[] }
   | { readonly type: "EvalHeadDone"; readonly values: Packed; readonly samples: number }
-  | { readonly type: "EvalTailDone"; readonly more: boolean };
+  | { readonly type: "EvalTailDone"; readonly more: boolean; readonly finished?: boolean };
+
+/** Head, tail and optimizers are as they were after the step asked for; newer checkpoints are gone. */
+export interface Restored {
+  readonly type: "Restored";
+  readonly held: readonly number[];
+  /** The state has the judgement of the evaluation after its step, where one may end the training. */
+  readonly evaluated?: boolean;
+  /** That evaluation has ended the training. */
+  readonly finished?: boolean;
+}
 
 /** The head's wire values of a micro-batch; with shared labels the targets follow them. */
 export interface HeadDone {

@@ -35,6 +35,10 @@ export class DeviceSession {
   private reopening = false;
   private checkpointAsked = false;
   private evalIndex = 0;
+  /** The step of the last evaluation. */
+  private evaluatedStep = -1;
+  /** An evaluation has ended the training at this step. */
+  private endedEarly = false;
   private takeover: boolean;
   private restart: boolean;
 
@@ -70,7 +74,7 @@ export class DeviceSession {
       case "NotSent":
         return this.outbox.notSent(event.request);
       case "Fired":
-        if (event.timer === "STOP") return WAITING.has(this.state) ? this.stopNow() : [];
+        if (event.timer === "STOP") return this.inStep ? this.stopNow() : [];
         return event.timer === "REPLY" ? this.outbox.noReply() : this.outbox.nudge();
       case "StopAsked":
         return this.stop();
@@ -101,11 +105,14 @@ export class DeviceSession {
       case "HANDING_IN HandInDone":
       case "TAIL TailDone":
       case "APPLYING HeadBackwardDone":
+      case "EVAL_HEAD EvalHeadDone":
         if (this.stopping || this.reopening) return this.stopNow();
     }
     if (ended === "RAISING AttemptRaised" && event.type === "AttemptRaised") return this.beginAttempt(event.attempt);
     if (ended === "RESTORING Restored" && event.type === "Restored") {
       this.held = event.held;
+      this.evaluatedStep = event.evaluated ? this.step : -1;
+      this.endedEarly = event.finished === true;
       return this.next(true);
     }
     if (ended === "HEAD HeadDone" && event.type === "HeadDone") {
@@ -131,7 +138,7 @@ export class DeviceSession {
       const request = { kind: "EVAL", ...this.identity(), step: this.step, samples: event.samples } as const;
       return this.request("EVALUATING", { ...request, ...carried(event.values) });
     }
-    if (ended === "EVAL_TAIL EvalTailDone" && event.type === "EvalTailDone") return this.evaluated(event.more);
+    if (ended === "EVAL_TAIL EvalTailDone" && event.type === "EvalTailDone") return this.evaluated(event.more, event.finished === true);
     throw new Error(`${event.type} while ${this.state}`);
   }
 
@@ -171,8 +178,12 @@ export class DeviceSession {
     return this.request("ROUND_END", this.ready);
   }
 
-  private evaluated(more: boolean): Action[] {
-    if (!more || this.stopping) return this.next(true, true);
+  private evaluated(more: boolean, finished: boolean): Action[] {
+    if (!more || this.stopping) {
+      this.evaluatedStep = this.step;
+      this.endedEarly = finished;
+      return this.next(!this.plan.of.stops_early);
+    }
     this.evalIndex += 1;
     this.move("EVAL_HEAD");
     return [{ type: "EvalHead", index: this.evalIndex }];
@@ -181,20 +192,24 @@ export class DeviceSession {
   // what comes next
 
   /** The actions that follow when the device's own state is that of `step`, whole. */
-  private next(saved: boolean, evaluated = false): Action[] {
-    const { total_steps, checkpoint_every, eval_batches } = this.plan.of;
-    const last = this.step >= total_steps;
+  private next(saved: boolean): Action[] {
+    const { total_steps, checkpoint_every, eval_batches, stops_early } = this.plan.of;
+    const last = this.step >= total_steps || this.endedEarly;
+    const due = this.plan.evaluatesAfter(this.step) && eval_batches > 0 && this.evaluatedStep !== this.step;
+    if (due && stops_early && !this.stopping) return this.beginEvaluation();
     const leaving = last || this.stopping || this.hold !== null;
     if (!saved && (this.step % checkpoint_every === 0 || leaving || this.checkpointAsked)) return this.save();
     if (this.stopping && !last) return this.end(false);
-    const justRestored = this.state === "RESTORING" && !last;
-    if (this.plan.evaluatesAfter(this.step) && eval_batches && !evaluated && !justRestored) {
-      this.evalIndex = 0;
-      this.move("EVAL_HEAD");
-      return [{ type: "EvalHead", index: 0 }];
-    }
+    const justRestored = this.state === "RESTORING" && this.step < total_steps;
+    if (due && !justRestored) return this.beginEvaluation();
     if (!last) return this.beginStep();
     return this.request("CLOSING", { kind: "CLOSE", ...this.identity(), step: this.step, values: [] });
+  }
+
+  private beginEvaluation(): Action[] {
+    this.evalIndex = 0;
+    this.move("EVAL_HEAD");
+    return [{ type: "EvalHead", index: 0 }];
   }
 
   private beginStep(): Action[] {
@@ -241,12 +256,13 @@ export class DeviceSession {
   }
 
   private afterSaving(): Action[] {
+    if (this.stopping) return this.end(false);
     if (this.reopening) {
       this.reopening = false;
       this.move("RAISING");
       return [{ type: "RaiseAttempt", above: this.live().number }];
     }
-    return this.stopping ? this.end(false) : this.next(true);
+    return this.next(true);
   }
 
   // messages
@@ -418,8 +434,7 @@ export class DeviceSession {
   private stop(): Action[] {
     this.stopping = true;
     if (this.state === "OPENING" || this.state === "RAISING" || this.state === "RESTORING") return this.end(false);
-    const inStep = this.state === "FORWARDING" || this.state === "BACKWARDING";
-    if (inStep && this.outbox.online) return [{ type: "Arm", timer: "STOP", delay_s: this.plan.of.stop_grace_s }];
+    if (this.inStep && this.outbox.online) return [{ type: "Arm", timer: "STOP", delay_s: this.plan.of.stop_grace_s }];
     return WAITING.has(this.state) || this.state === "PAUSED" ? this.stopNow() : [];
   }
 
@@ -437,6 +452,10 @@ export class DeviceSession {
   private fail(error: SplitEasyError): Action[] {
     this.state = "ENDED";
     return [{ type: "Fail", error }];
+  }
+
+  private get inStep(): boolean {
+    return this.state === "FORWARDING" || this.state === "BACKWARDING";
   }
 
   private live(): AttemptRef {

@@ -14,6 +14,8 @@ export interface Settings {
   readonly eval_batches: number;
   readonly has_tail: boolean;
   readonly micro_batches: number;
+  /** An evaluation may end the training. It is then judged before the checkpoint of its step is written. */
+  readonly stops_early: boolean;
   /** Go on even if the store knows a newer attempt of this device. */
   readonly takeover: boolean;
   /** Begin at step 0, whatever the store has. */

@@ -61,9 +61,9 @@ export class StateFolder {
     }
   }
 
-  /** Forget everything of this training. */
-  async clear(): Promise<void> {
-    for (const name of await this.folder.list()) await this.folder.remove(name);
+  /** Forget the training, but for the files named: it begins again with another secret. */
+  async startOver(...kept: readonly string[]): Promise<void> {
+    for (const name of await this.folder.list()) if (!kept.includes(name)) await this.folder.remove(name);
     this.binding = null;
     this.steps = [];
   }
@@ -89,19 +89,24 @@ export class StateFolder {
     await this.write("ends", packTensors(ends));
   }
 
-  /** The job's package as it came, with its signature; null where there is none, or a damaged one. */
-  async job(): Promise<Tensors | null> {
-    const raw = await this.read("job");
+  /** Named tensors of another kind, such as the samples; null where there are none. */
+  async tensors(name: string): Promise<Tensors | null> {
+    const raw = await this.read(name);
     return raw === null ? null : unpackTensors(raw);
   }
 
-  async saveJob(parts: Tensors): Promise<void> {
-    await this.write("job", packTensors(parts));
+  async saveTensors(name: string, tensors: Tensors): Promise<void> {
+    await this.write(name, packTensors(tensors));
+  }
+
+  /** The newest attempt; null before the first. */
+  attempt(): Promise<AttemptRef | null> {
+    return this.readJson<AttemptRef>("attempt");
   }
 
   /** Make a new attempt, numbered above the last one and above `above`; durable on return. */
   async raiseAttempt(above: number): Promise<AttemptRef> {
-    const last = await this.readJson<AttemptRef>("attempt");
+    const last = await this.attempt();
     const number = Math.max(above, last?.number ?? 0) + 1;
     if (number > MAX_ATTEMPT) throw new StateError("there were more attempts than there can be", START_OVER);
     const attempt = { number, nonce: newNonce() };

@@ -71,7 +71,7 @@ test("what a codec does not write is refused", async () => {
 
 test("what error feedback holds back goes with the next step, unless the step had no effect", async () => {
   const codecs = { activations: "topk:0.25", gradients: "topk:0.25" };
-  const packer = new Packer(codecs, 5, "phone-1");
+  const packer = new Packer(codecs, { activations: null, gradients: null }, 5, "phone-1");
   const expected = [{ shape: [4], dtype: "float32" as const }];
   const sent = async (step: number, ...numbers: number[]) => {
     const packed = await packer.pack("gradients", [Tensor.float32([4], Float32Array.from(numbers))], step, 0);

@@ -162,23 +162,16 @@ function spreadPlanes(c: Context, s: Sizes, from: number, pass: Pass, tables: Ta
 function weightGradient(c: Context, s: Sizes, x: NdArray, dy: NdArray, dw: NdArray): void {
   const { m, kernels } = c;
   const pass = forwardPass(s);
-  const padded = quads(s.ow);
-  const plane = s.oh * s.ow;
   const taps = pass.offsets.length;
+  const count = pass.places.length;
   kernels.fill(dw.at, 0, dw.size);
   withTables(m, pass, s.ci, (tables) => {
-    m.scratch(padded === s.ow ? 0 : 4 * s.co * s.oh * padded, (spare) => {
-      for (let sample = 0; sample < s.n; sample++) {
-        for (let group = 0; group < s.groups; group++) {
-          const at = sample * s.groups + group;
-          spreadPlanes(c, s, x.at + 4 * at * s.ci * s.h * s.w, pass, tables);
-          const from = dy.at + 4 * at * s.co * plane;
-          if (padded !== s.ow) kernels.repack(s.co * s.oh, from, s.ow, spare, padded);
-          kernels.convolveWeights(
-            s.co, pass.places.length, taps, tables.planes, tables.places, tables.offsets,
-            padded === s.ow ? from : spare, 4 * s.oh * padded, dw.at + 4 * group * s.co * taps, taps,
-          );
-        }
+    m.scratch(64 * Math.ceil(s.co / 4) * count, (packed) => {
+      for (let at = 0; at < s.n * s.groups; at++) {
+        spreadPlanes(c, s, x.at + 4 * at * s.ci * s.h * s.w, pass, tables);
+        kernels.packGradients(s.co, s.oh, s.ow, quads(s.ow) / 4, dy.at + 4 * at * s.co * s.oh * s.ow, packed);
+        const to = dw.at + 4 * (at % s.groups) * s.co * taps;
+        kernels.convolveWeights(s.co, count, taps, tables.planes, tables.places, tables.offsets, packed, to);
       }
     });
   });

@@ -4,7 +4,7 @@ import type { Arguments } from "../arguments.ts";
 import type { Kind, NdArray } from "../nd_array.ts";
 import type { Context } from "../tape.ts";
 import { promotedOf } from "./kinds.ts";
-import { define, defineBuiltin } from "./rules.ts";
+import { define, defineOwn } from "./rules.ts";
 
 function filled(c: Context, kind: Kind, shape: readonly number[], value: number): NdArray {
   if (kind === "float32") return c.m.filled(shape, value);
@@ -81,9 +81,12 @@ const ON_SIZES: Readonly<Record<string, (a: number, b: number) => number>> = {
 };
 
 for (const [name, compute] of Object.entries(ON_SIZES)) {
-  defineBuiltin(`int.${name}`, "a b", (_, args) => compute(args.number("a"), args.number("b")));
+  defineOwn(`int.${name}`, "a b", (_, args) => compute(args.number("a"), args.number("b")));
 }
-defineBuiltin("int.neg", "a", (_, args) => -args.number("a"));
-defineBuiltin("int.int", "a", (_, args) => Math.trunc(args.number("a")));
-defineBuiltin("int.float", "a", (_, args) => args.number("a"));
-defineBuiltin("getitem", "values index", (c, args) => c.m.hold(args.tensors("values")[args.number("index")]));
+defineOwn("int.neg", "a", (_, args) => -args.number("a"));
+defineOwn("int.int", "a", (_, args) => Math.trunc(args.number("a")));
+defineOwn("int.float", "a", (_, args) => args.number("a"));
+defineOwn("getitem", "values index", (c, args) => c.m.hold(args.tensors("values")[args.number("index")]));
+
+/** What an operator that was computed with the one before it gives. */
+defineOwn("same", "self", (c, args) => c.m.hold(args.tensor("self")));

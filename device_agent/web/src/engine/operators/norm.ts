@@ -6,7 +6,7 @@ import { BINARY } from "../kernels.ts";
 import type { NdArray } from "../nd_array.ts";
 import type { Context } from "../tape.ts";
 import { stretched, sumOver } from "./broadcast.ts";
-import { define } from "./rules.ts";
+import { define, defineOwn } from "./rules.ts";
 
 /** Move the running statistics towards the batch's. */
 function keepStatistics(c: Context, args: Arguments, mean: NdArray, variance: NdArray, count: number): void {
@@ -24,7 +24,13 @@ function keepStatistics(c: Context, args: Arguments, mean: NdArray, variance: Nd
   }
 }
 
-define("batch_norm", "input weight bias running_mean running_var training momentum eps cudnn_enabled", (c, args) => {
+const BATCH_NORM = "input weight bias running_mean running_var training momentum eps cudnn_enabled";
+
+define("batch_norm", BATCH_NORM, (c, args) => batchNorm(c, args, false));
+defineOwn("batch norm and relu", BATCH_NORM, (c, args) => batchNorm(c, args, true));
+
+/** Batch norm, and what relu makes of it, in one pass. */
+function batchNorm(c: Context, args: Arguments, relu: boolean): NdArray {
   const { m, kernels } = c;
   const x = args.tensor("input");
   const [weight, bias] = [args.optional("weight"), args.optional("bias")];
@@ -50,14 +56,14 @@ define("batch_norm", "input weight bias running_mean running_var training moment
     scales[channel] = rstds[channel] * (weights ? weights[channel] : 1);
     shifts[channel] = biases ? biases[channel] : 0;
   }
-  kernels.channelAffine(samples, channels, inner, x.at, mean.at, scale.at, shift.at, out.at, 0);
+  kernels.channelAffine(samples, channels, inner, x.at, mean.at, scale.at, shift.at, out.at, relu ? 1 : 0);
   m.drop(shift);
   if (c.wants(x, weight, bias)) {
-    c.record(out, [x, mean, variance, scale], (g) => {
+    c.record(out, [x, mean, variance, scale, ...(relu ? [out] : [])], (g) => {
       const [dgamma, dbeta] = [m.make([channels]), m.make([channels])];
       const dx = x.needsGrad ? m.make(x.shape) : null;
       kernels.channelBack(
-        samples, channels, inner, x.at, mean.at, variance.at, scale.at, 0, 0, g!.at, training ? 0 : 1, dgamma.at,
+        samples, channels, inner, x.at, mean.at, variance.at, scale.at, relu ? out.at : 0, relu ? 1 : 0, g!.at, training ? 0 : 1, dgamma.at,
         dbeta.at, dx ? dx.at : 0,
       );
       if (weight?.needsGrad) c.give(weight, dgamma);
@@ -69,7 +75,7 @@ define("batch_norm", "input weight bias running_mean running_var training moment
   }
   for (const each of [mean, variance, scale]) m.drop(each);
   return out;
-});
+}
 
 /**
  * Normalize rows of `width` numbers, then multiply by `weight` and add `bias`, both of shape `own`, which stretches

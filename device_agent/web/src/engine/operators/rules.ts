@@ -16,6 +16,8 @@ export interface Operator {
   readonly view: "whole" | "part" | null;
 }
 
+/** Operators that only the engine puts into a program. */
+const OWN = new Set(["batch norm and relu", "same"]);
 const OPERATORS = new Map<string, Operator>();
 
 /** Add operators of one meaning: `names` and `parameters` are words; a name without an overload is the default one. */
@@ -26,8 +28,8 @@ export function define(names: string, parameters: string, rule: Rule, view: Oper
   }
 }
 
-/** Add an operator that is none of ATen's: arithmetic on sizes. */
-export function defineBuiltin(name: string, parameters: string, rule: Rule): void {
+/** Add an operator that is none of ATen's: arithmetic on sizes, or several operators in one. */
+export function defineOwn(name: string, parameters: string, rule: Rule): void {
   OPERATORS.set(name, { parameters: parameters.split(" "), rule, view: null });
 }
 
@@ -42,7 +44,7 @@ export function functionalName(name: string): string | null {
   return `aten.${base.slice(0, -1)}.${overload}`;
 }
 
-/** All names, those that write in place too. */
+/** The names that a graph may have, without those that write in place. */
 export function operatorNames(): string[] {
-  return [...OPERATORS.keys()].sort();
+  return [...OPERATORS.keys()].filter((name) => !OWN.has(name)).sort();
 }

@@ -9,6 +9,6 @@ export interface ManifestRoot {
   readonly format?: "spliteasy-job";
   readonly name: string;
   readonly needs?: readonly string[];
-  readonly parts: { readonly [name: string]: unknown };
+  readonly parts: { readonly [name: string]: PartEntry };
   readonly version?: 1;
 }

@@ -19,9 +19,13 @@ export class Packer {
   private memory = new Map<string, Float32Array>();
   private readonly pending = new Map<string, Float32Array>();
 
-  /** `device` and `seed` tell this side and session apart in what is rounded at random. */
+  /**
+   * `answers` are the codecs that the answers to values of each place have to be packed by, where the job leaves that
+   * open. `device` and `seed` tell this side and session apart in what is rounded at random.
+   */
   constructor(
     private readonly codecs: Readonly<Record<Place, string>>,
+    private readonly answers: Readonly<Record<Place, string | null>>,
     private readonly seed: number,
     private readonly device: string,
   ) {}
@@ -29,7 +33,8 @@ export class Packer {
   /** Pack for `step`. Gradients are rounded without bias, by a seed of this place. */
   async pack(place: Place, values: readonly Value[], step: number, micro: number): Promise<Packed> {
     const codec = parseCodec(this.codecs[place]);
-    if (codec === null) return { values, codec: PLAIN, packing: [], reply_codec: null };
+    const reply_codec = this.answers[place];
+    if (codec === null) return { values, codec: PLAIN, packing: [], reply_codec };
     const out: Value[] = [];
     const packing: Packing[] = [];
     for (const [index, value] of values.entries()) {
@@ -45,13 +50,13 @@ export class Packer {
       out.push(...packed.parts);
       packing.push({ parts: packed.parts.length, meta: packed.meta });
     }
-    return { values: out, codec: codec.name, packing, reply_codec: null };
+    return { values: out, codec: codec.name, packing, reply_codec };
   }
 
   /** Pack activations of an evaluation: no memory is touched, so error feedback sends them whole. */
-  async packEvaluation(values: readonly Value[]): Promise<Packed> {
-    if (parseCodec(this.codecs.activations)?.feedback !== false) return { values, codec: PLAIN, packing: [], reply_codec: null };
-    return this.pack("activations", values, 0, 0);
+  async packEvaluation(values: readonly Value[], reply_codec: string | null): Promise<Packed> {
+    if (parseCodec(this.codecs.activations)?.feedback !== false) return { values, codec: PLAIN, packing: [], reply_codec };
+    return { ...(await this.pack("activations", values, 0, 0)), reply_codec };
   }
 
   /** The step took effect: what was held back in it counts. Of a value's other sizes only the largest is kept. */

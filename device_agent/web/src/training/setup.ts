@@ -1,0 +1,148 @@
+/** A device sets up the engine, its first weights and its plan before the first step: `device_agent/setup.py`. */
+
+import { JobError } from "../errors.ts";
+import type { Engine, LossSource, SegmentTrainer } from "../engine/types.ts";
+import { isRecord } from "../protocol/schema.ts";
+import { product } from "../protocol/tensor.ts";
+import type { Key } from "../random/index.ts";
+import type { Settings } from "../session/plan.ts";
+import type { StateFolder } from "../storage/state_folder.ts";
+import type { Tensors } from "../storage/tensors.ts";
+import { BatchOrder, EvaluationBatches } from "./batch_order.ts";
+import { Packer, type Place } from "./codecs/packer.ts";
+import { parseCodec } from "./codecs/registry.ts";
+import type { DataSet } from "./data_set.ts";
+import { drawEnds, jobKey } from "./ends.ts";
+import { checkEntropy, type Weight } from "./entropy.ts";
+import { part, type Job } from "./job.ts";
+import { isKnown } from "./refusals.ts";
+import { DeviceTrainer, type Parts } from "./trainer.ts";
+import { toEngine } from "./values.ts";
+
+/** What the job and the device leave open. */
+const CHECKPOINT_EVERY = 10;
+const AGENT = "0.2.0+web";
+
+/** Load head, tail and loss of the job, with the device's own first weights. Refuses what can't be computed here. */
+export async function loadParts(job: Job, engine: Engine, state: StateFolder, device: string): Promise<{ parts: Parts; key: Key }> {
+  const { spec } = job;
+  const key = jobKey(await state.secret(), device, job.digest);
+  const ends = await initialEnds(job, state, key);
+  const codecs = codecsOf(job);
+  const { optimizer } = spec;
+  if (!isKnown(optimizer)) throw new JobError(`the training needs the optimizer ${optimizer.name}, which a browser can't do yet`);
+  const clip = spec.clip ? { max_norm: spec.clip.max_norm } : null;
+  const load = (role: "head" | "tail"): Promise<SegmentTrainer> => {
+    const own = Object.entries(ends).filter(([path]) => path.startsWith(`${role}/`));
+    const drawn = Object.fromEntries(own.map(([path, tensor]) => [path.slice(role.length + 1), toEngine(tensor)]));
+    const source = { graph: part(job.parts, `${role}.json`), tensors: part(job.parts, `${role}.safetensors`), drawn };
+    return engine.load(source, { role, optimizer, schedule: spec.schedule ?? { name: "constant" }, clip, key: key.bytes() });
+  };
+  const head = await load("head");
+  const tail = job.hasTail ? await load("tail") : null;
+  const loss = await engine.loadLoss(lossOf(job));
+  const open = openCodecs(job, codecs);
+  const answers = { activations: job.hasTail ? open.activations : open.gradients, gradients: open.gradients };
+  const packer = new Packer(codecs, answers, spec.seed ?? 0, device);
+  return { parts: { job, head, tail, loss, codecs, packer, evaluationCodec: open.activations }, key };
+}
+
+/** Bind the folder to job, device and data; a new one gets its checkpoint of step 0. */
+export async function prepare(parts: Parts, key: Key, data: DataSet, state: StateFolder, device: string, restart: Restart) {
+  const { job } = parts;
+  const batches = new BatchOrder(data, job, key);
+  const trainer = new DeviceTrainer(parts, batches, new EvaluationBatches(data, job, key));
+  await state.bind({ job: job.digest, device, fingerprint: data.fingerprint });
+  if (!state.held().length) await state.saveCheckpoint(0, await trainer.state());
+  return { trainer, settings: settingsOf(job, trainer, device, restart) };
+}
+
+export interface Restart {
+  /** Begin at step 0, whatever the server has. */
+  readonly restart: boolean;
+  /** Go on even if the server knows a newer attempt of this device. */
+  readonly takeover: boolean;
+}
+
+function settingsOf({ name, digest, spec, hasTail }: Job, { batches, tests }: DeviceTrainer, device: string, restart: Restart): Settings {
+  return {
+    session: `${name}.${device}`,
+    digest,
+    total_steps: batches.totalSteps,
+    checkpoint_every: spec.durability?.checkpoint_every ?? CHECKPOINT_EVERY,
+    eval_every: (spec.evaluation?.every_epochs ?? 1) * batches.stepsPerEpoch,
+    round_steps: 0,
+    eval_batches: tests.count,
+    has_tail: hasTail,
+    micro_batches: spec.micro_batches ?? 1,
+    stops_early: false, // a job that may end early is refused
+    ...restart,
+    previous: null,
+    reply_timeout_s: 10,
+    stop_grace_s: 3,
+    retry_s: 1,
+    ask_above_bytes: 32 << 10,
+    agent: AGENT,
+  };
+}
+
+/** The device's own first tensors: drawn at its first start and kept, since another browser may round otherwise. */
+async function initialEnds(job: Job, state: StateFolder, key: Key): Promise<Tensors> {
+  if (job.spec.privacy?.ends === "perturb") {
+    throw new JobError('the training needs [privacy] ends = "perturb", which a browser can\'t do yet', "train it with the Python agent");
+  }
+  const kept = await state.ends();
+  if (kept !== null) return kept;
+  const weights = ["head", ...(job.hasTail ? ["tail"] : [])].flatMap((role) => weightsOf(role, part(job.parts, `${role}.json`)));
+  checkEntropy(job.ends, weights, (path) => isPublic(job, path));
+  const drawn = drawEnds(job.ends, key.at("ends"));
+  await state.saveEnds(drawn);
+  return drawn;
+}
+
+/** Whether some weights of head and tail begin as they are in the job, where the server can read them. */
+export function hasPublicWeights(job: Job): boolean {
+  return Object.values(job.ends.public ?? {}).some((table) => Object.keys(table ?? {}).length > 0);
+}
+
+function isPublic(job: Job, path: string): boolean {
+  const [role, name] = [path.slice(0, path.indexOf("/")), path.slice(path.indexOf("/") + 1)];
+  return Object.hasOwn((job.ends.public ?? {})[role] ?? {}, name);
+}
+
+/** The trainable matrices in a segment's table. */
+function weightsOf(role: string, graph: Uint8Array): Weight[] {
+  const document: unknown = JSON.parse(new TextDecoder().decode(graph));
+  const tensors = isRecord(document) && Array.isArray(document["tensors"]) ? (document["tensors"] as unknown[]) : [];
+  return tensors.flatMap((each): Weight[] => {
+    const { names, shape, requires_grad } = isRecord(each) ? each : {};
+    if (requires_grad !== true || !Array.isArray(names) || !Array.isArray(shape) || shape.length < 2) return [];
+    return [{ path: `${role}/${String(names[0])}`, size: product(shape as number[]), rows: (shape as number[])[0] }];
+  });
+}
+
+/** One codec for each kind of values. Where the job leaves the choice, it is the one that the job likes best. */
+function codecsOf({ spec }: Job): Record<Place, string> {
+  const { activations = "fp32", gradients = "fp32", allow = [] } = spec.link ?? {};
+  const chosen = (codec: string): string => (codec === "auto" ? (allow[0] ?? "fp32") : codec);
+  const codecs = { activations: chosen(activations), gradients: chosen(gradients) };
+  Object.values(codecs).forEach(parseCodec);
+  return codecs;
+}
+
+/** The codecs that a request has to name, since the job allows several; else null. */
+function openCodecs({ spec }: Job, codecs: Readonly<Record<Place, string>>): Record<Place, string | null> {
+  const { activations, gradients, allow = [] } = spec.link ?? {};
+  const several = (codec: string | undefined): boolean => codec === "auto" && allow.length > 1;
+  return {
+    activations: several(activations) ? codecs.activations : null,
+    gradients: several(gradients) ? codecs.gradients : null,
+  };
+}
+
+function lossOf({ spec, parts, signature }: Job): LossSource {
+  const { name } = spec.loss;
+  if (name) return { name };
+  return { graph: part(parts, "loss.json"), tensors: part(parts, "loss.safetensors"), outputs: signature.outputs.length };
+}
+

@@ -1,0 +1,1 @@
+"""Training in a browser: the page, the links to it, and everything embedded behind it."""

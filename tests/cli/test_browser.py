@@ -1,0 +1,44 @@
+"""`submit` and `plan` say what a browser can't compute."""
+
+from __future__ import annotations
+
+import pytest
+import structlog
+from torch import nn
+
+from spliteasy.graph import operators
+from spliteasy_cli.commands.submit import _warn_of_browsers
+from spliteasy_cli.support.browser import browser_gaps, gaps, said, supported
+from tests.simulation import toy
+
+
+def with_celu() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.CELU(), nn.Linear(5, 5), *(nn.ReLU(),) * 3, nn.Linear(5, 3))
+
+
+def test_what_is_listed_is_what_graphs_may_call() -> None:
+    known = operators.ATEN | operators.BUILTINS.keys()
+    listed = supported()
+    assert len(listed["operators"] & known) > 300
+    assert "aten.add_.Tensor" in listed["in_place"]
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_job_that_a_browser_trains_is_passed_in_silence(single: bool) -> None:
+    with structlog.testing.capture_logs() as logs:
+        _warn_of_browsers(toy.job(toy.Variant(single=single)))
+    assert logs == []
+
+
+def test_an_operator_that_a_browser_lacks_is_named() -> None:
+    job = toy.job(toy.Variant(factory="tests.cli.test_browser:with_celu"))
+    assert browser_gaps(job) == ("celu",)
+    with structlog.testing.capture_logs() as logs:
+        _warn_of_browsers(job)
+    assert "celu" in logs[0]["event"]
+
+
+def test_many_gaps_are_said_in_one_line() -> None:
+    missing = gaps([f"aten.none{place}.default" for place in range(20)], ["float32", "float64"])
+    assert missing[-1] == "float64"
+    assert "and 13 more" in said(missing)
