@@ -2,6 +2,24 @@
 
 const TWO_OVER_ROOT_PI: f64 = 1.1283791670955126;
 
+// erf(x) / x as a power series in x^2, over TWO_OVER_ROOT_PI: (-1)^n / (n! * (2n + 1)).
+const MIDDLE: StaticArray<f64> = [
+  1.0,
+  -0.3333333333333333,
+  0.1,
+  -0.023809523809523808,
+  0.004629629629629629,
+  -0.0007575757575757576,
+  0.00010683760683760684,
+  -1.3227513227513228e-05,
+  1.4589169000933706e-06,
+  -1.4503852223150468e-07,
+  1.3122532963802806e-08,
+  -1.0892221037148573e-09,
+  8.35070279514724e-11,
+  -5.9477940136376354e-12,
+];
+
 // exp(x^2) * erfc(x) / t as a polynomial in 3 * t - 1, where t = 1 / (1 + x / 2): fitted to x from 1 to infinity at
 // Chebyshev's nodes.
 const TAIL: StaticArray<f64> = [
@@ -22,12 +40,10 @@ const TAIL: StaticArray<f64> = [
 export function erf(x: f64): f64 {
   const a = Math.abs(x);
   if (a < 1.0) {
-    let term = x, sum = x;
-    for (let n = 1; n < 14; n++) {
-      term *= -x * x / <f64>n;
-      sum += term / <f64>(2 * n + 1);
-    }
-    return sum * TWO_OVER_ROOT_PI;
+    const square = x * x;
+    let sum: f64 = 0;
+    for (let n = MIDDLE.length - 1; n >= 0; n--) sum = sum * square + unchecked(MIDDLE[n]);
+    return x * sum * TWO_OVER_ROOT_PI;
   }
   const t = 1.0 / (1.0 + 0.5 * a), u = 3.0 * t - 1.0;
   let sum: f64 = 0;
