@@ -1,17 +1,21 @@
-"""One model from many devices: accuracy, bytes and time of each way to average, beside training alone.
+"""One model from many devices: accuracy, bytes and time of each mode, beside training alone and centrally.
 
     python -m benchmarks.fleet [--devices 10] [--epochs 24] [--partitions classes:2 dirichlet:0.3 iid]
+                               [--scale 10 100 1000]
 
 The digits, split over the devices; agents, workers, broker and store are those of a real run, within this
 process. Accuracy is on all ten digits: the least and the median of the devices, which are one model where
-heads and tails are averaged. Bytes are what a device sends and receives in a round. The table goes to
-docs/fleet.md by `python -m benchmarks.harness.document`.
+heads and tails are averaged. Bytes are what a device sends and receives in a round of four steps. "Central"
+is one training on all data, of as many epochs. `--scale` measures how fast rounds follow on
+each other, of ten devices that are drawn from so many. The tables go to docs/fleet.md by
+`python -m benchmarks.harness.document`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
 import statistics
 import sys
 import time
@@ -22,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness.report import Table, save, show_about
-from device_agent.observations import Evaluated, Observation, StepTaken
+from device_agent.observations import Evaluated, Observation, RoundEnded, StepTaken
 from spliteasy.job import Job, load_job_file
 from spliteasy.job.file import parse_job
 from spliteasy.observability import logs
@@ -35,7 +39,11 @@ MODES: dict[str, dict[str, Any]] = {
     "sealed": {},
     "plain": {"aggregate": "plain"},
     "own ends": {"ends": "own"},
+    "shared": {"mode": "shared"},
+    "shared, windows of one": {"mode": "shared", "window": 1},
+    "relay": {"mode": "relay"},
 }
+DRAWN = 10
 ROUND_STEPS, BATCH, WORKERS = 4, 30, 2
 
 
@@ -92,6 +100,8 @@ async def trained(partition: str, name: str, devices: int, epochs: int) -> list[
         alone = (
             await accuracies_alone(job, root, configs, asyncio.Event()) if name == next(iter(MODES)) else {}
         )
+        whole = agent_configs(job, JOB, folder / "central", 1, None, partition="iid")
+        central = await accuracies_alone(job, root, whole, asyncio.Event()) if alone else {}
     rounds = max(steps.values()) // ROUND_STEPS
     found = [
         Figure(
@@ -104,20 +114,89 @@ async def trained(partition: str, name: str, devices: int, epochs: int) -> list[
             rounds=rounds,
         )
     ]
-    if alone:
-        ended = [points[-1][1] for points in alone.values()]
-        found.append(
-            Figure(
-                partition=partition,
-                mode="alone",
-                least=min(ended),
-                median=statistics.median(ended),
-                round_bytes=0.0,
-                round_s=0.0,
-                rounds=0,
+    for mode, each in (("alone", alone), ("central", central)):
+        if ended := [points[-1][1] for points in each.values()]:
+            found.append(
+                Figure(
+                    partition=partition,
+                    mode=mode,
+                    least=min(ended),
+                    median=statistics.median(ended),
+                    round_bytes=0.0,
+                    round_s=0.0,
+                    rounds=0,
+                )
             )
-        )
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Rounds of ten devices that are drawn from a fleet."""
+
+    devices: int
+    mode: str
+    rounds: int
+    rounds_a_minute: float
+    waited_s: float
+    """Seconds between a device's last step of a round and the first of its next one; the median."""
+    peak_mb: float
+
+
+async def paced(mode: str, devices: int, seconds: float) -> Pace:
+    """Return how fast rounds follow on each other in one process, for so many seconds."""
+    settings = {"mode": mode, "ends": "own", "devices_per_round": min(DRAWN, devices), "quorum": 0.5}
+    job = job_of({**settings, "round_steps": 1 if mode == "splitfed" else 20}, 10_000)
+    stop, begun, last, waits = asyncio.Event(), asyncio.Event(), dict[str, float](), list[float]()
+    taken: dict[str, int] = {}
+
+    def observe(observation: Observation) -> None:
+        now = time.monotonic()
+        if isinstance(observation, StepTaken):
+            if observation.device in last:
+                waits.append(now - last[observation.device])
+            last[observation.device] = now
+        elif isinstance(observation, RoundEnded):
+            taken[observation.device] = observation.round
+            begun.set()
+
+    with TemporaryDirectory(prefix="spliteasy-fleet-") as path:
+        folder = Path(path)
+        configs = agent_configs(job, JOB, folder, devices, None)
+        prepare_folder(folder, resume=False)
+        training = asyncio.create_task(
+            train_embedded(job, configs, WORKERS, folder / STORE_FILE, observe, stop)
+        )
+        await begun.wait()
+        began, before = time.monotonic(), max(taken.values())
+        waits.clear()
+        await asyncio.wait({training}, timeout=seconds)
+        rounds, lasted = max(taken.values()) - before, time.monotonic() - began
+        stop.set()
+        await training
+    return Pace(
+        devices=devices,
+        mode=mode,
+        rounds=rounds,
+        rounds_a_minute=60 * rounds / lasted,
+        waited_s=statistics.median(waits) if waits else 0.0,
+        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
+
+
+def table_of_paces(paces: Sequence[Pace]) -> Table:
+    rows = [
+        [
+            str(each.devices),
+            each.mode,
+            f"{each.rounds_a_minute:.0f}",
+            f"{each.waited_s:.2f}",
+            f"{each.peak_mb:.0f}",
+        ]
+        for each in paces
+    ]
+    title = f"Rounds (of one step) and windows of {DRAWN} devices, drawn from a fleet in one process"
+    return Table(title, ["devices", "mode", "a minute", "median seconds from step to step", "peak MB"], rows)
 
 
 def table_of(figures: Sequence[Figure], devices: int) -> Table:
@@ -141,16 +220,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__)
     parser.add_argument("--devices", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--partitions", nargs="+", default=["classes:2", "dirichlet:0.3", "iid"])
+    parser.add_argument("--partitions", nargs="*", default=["classes:2", "dirichlet:0.3", "iid"])
+    parser.add_argument("--scale", nargs="*", type=int, default=[], metavar="DEVICES")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement of --scale")
     asked = parser.parse_args(argv)
     logs.configure("error")
     began, figures = show_about(), list[Figure]()
     for partition in asked.partitions:
         for name in MODES:
             figures += asyncio.run(trained(partition, name, asked.devices, asked.epochs))
-            table_of(figures[-2:] if name == next(iter(MODES)) else figures[-1:], asked.devices).show()
-    table = table_of(figures, asked.devices)
-    save("fleet", [asdict(each) for each in figures], [table], began)
+            table_of(figures[-3:] if name == next(iter(MODES)) else figures[-1:], asked.devices).show()
+    paces = [
+        asyncio.run(paced(mode, devices, asked.seconds))
+        for devices in asked.scale
+        for mode in ("splitfed", "shared")
+    ]
+    tables = [table_of(figures, asked.devices)] if figures else []
+    tables += [table_of_paces(paces)] if paces else []
+    for table in tables[-1:] if paces else []:
+        table.show()
+    save("fleet", [asdict(each) for each in (*figures, *paces)], tables, began)
     return 0
 
 

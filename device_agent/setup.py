@@ -117,14 +117,18 @@ def prepare(
             state.hand_over(job=job.digest, fingerprint=mark, ends=as_paths(ends))
             fetched.save(state)
 
-    round_steps = round_length(spec.fleet, batches)
-    rounds = batches.total_steps // round_steps if round_steps else 0
+    trainer.round_length = round_length(spec.fleet, batches)
+    rounds = batches.total_steps // trainer.round_length if trainer.round_length else 0
+    # Where the body is shared each step is a window, after which all go on from a mean.
+    windows = trainer.round_length if spec.fleet.shares_body else 1
+    round_steps = trainer.round_length // windows
     plan = SessionPlan(
         session=session,
         digest=job.digest,
         # Rounds are whole, and each ends with a step that goes on from the mean; so the first one begins.
-        total_steps=rounds * (round_steps + 1) + 1 if round_steps else batches.total_steps,
+        total_steps=rounds * windows * (round_steps + 1) + 1 if round_steps else batches.total_steps,
         round_steps=round_steps,
+        means_per_round=windows,
         checkpoint_every=spec.durability.checkpoint_every,
         eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
         eval_batches=len(tests) if tests is not None else 0,

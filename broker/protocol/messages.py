@@ -226,6 +226,8 @@ class Ready(SessionRequest):
     """The round that the device has trained for; 0: it comes new, and wants to begin with the others."""
     last: bool = False
     """The device has taken its last step and wants the mean only."""
+    whole: bool = True
+    """The device has ended its round. False: there are more windows of a body that is shared, and no ends."""
     names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()
     samples: Annotated[int, Field(ge=0, le=1 << 40)] = 0
     """Samples that the device has trained on in the round, by its own count."""
@@ -405,14 +407,18 @@ class Mean(SessionReply):
     record: Digest
     """Names the record that decided the round."""
     initial: bool = False
-    """No mean was taken yet: the initial model takes its place."""
+    """No mean was taken yet: the initial ends take its place."""
+    kept: bool = False
+    """The device is in the middle of its round: its ends stay as they are."""
+    opened: Step | None = None
+    """The record that began the round under way, where that is not `round`: a body is shared."""
     drawn: Annotated[int, Field(ge=0, le=1 << 20)] = 0
     """The number of devices drawn for the next round."""
     sealed: SealedSum | None = None
     """There where values is one sealed sum, or what one device has sealed for the next."""
     scheduled: Step | None = None
     """The steps that the learning rate's schedule goes on from: those of all devices, where one hands its
-    optimizer over to the next. None: each device counts its own."""
+    optimizer over to the next, or those of a body that is shared. None: each device counts its own."""
     names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()
 
 

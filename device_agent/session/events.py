@@ -153,6 +153,8 @@ class HandInDone:
     """Samples that it has trained on in the round."""
     nonce: str | None = None
     """Names the pad, where the ends are sealed."""
+    whole: bool = True
+    """It has ended its round; False: there are more windows of a body that is shared."""
 
 
 @dataclass(frozen=True, slots=True)

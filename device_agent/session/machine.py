@@ -176,6 +176,7 @@ class DeviceSession:
             step=self.step + 1,
             round=done.round,
             last=self.step + 1 >= self.plan.total_steps,
+            whole=done.whole,
             names=tuple(done.ends),
             values=tuple(done.ends.values()),
             fleet_key=done.fleet_key,

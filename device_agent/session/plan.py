@@ -18,6 +18,8 @@ class SessionPlan:
     """Steps that train between two evaluations; 0: only at the end."""
     round_steps: int = 0
     """Steps that train between two means of a fleet; 0: there are no rounds."""
+    means_per_round: int = 1
+    """Means of a round: one, or as many as a round has windows of a shared body."""
     eval_batches: int
     """Batches of one evaluation; 0: no test data."""
     has_tail: bool
@@ -58,5 +60,6 @@ class SessionPlan:
             return False
         if not self.round_steps:
             return step % self.eval_every == 0
-        before = self.trained(step) - self.round_steps
-        return self.is_round_end(step) and self.trained(step) // self.eval_every > before // self.eval_every
+        trained, whole = self.trained(step), self.round_steps * self.means_per_round
+        ends_round = self.is_round_end(step) and trained % whole == 0
+        return ends_round and trained // self.eval_every > (trained - whole) // self.eval_every

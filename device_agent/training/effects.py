@@ -54,13 +54,19 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             nonce = m.new_nonce()
             ends = trainer.hand_in(nonce)
             sealed = nonce if SEALED in ends else None
-            return e.HandInDone(trainer.round, ends, trainer.fleet_key, trainer.round_samples, sealed)
+            place, whole = trainer.place, trainer.whole_round
+            return e.HandInDone(place.round, ends, trainer.fleet_key, place.samples, sealed, whole)
         case e.TakeMean(mean=mean):
             means = dict(zip(mean.names, tensors_of(mean.values), strict=False))
             if mean.sealed is not None and SEALED in means:
                 means = trainer.opened(means[SEALED], mean.sealed)
             trainer.take_mean(
-                None if mean.initial else means, round_=mean.round, drawn=mean.drawn, scheduled=mean.scheduled
+                None if mean.initial else means,
+                round_=mean.round,
+                drawn=mean.drawn,
+                opened=mean.opened,
+                kept=mean.kept,
+                scheduled=mean.scheduled,
             )
             return e.Applied()
         case e.Save(step=step, durable_step=durable_step, asked=asked):

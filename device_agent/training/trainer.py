@@ -20,6 +20,7 @@ from device_agent.training.data import BatchOrder, EvaluationBatches
 from device_agent.training.early_stopping import KEY as STOPPING_KEY
 from device_agent.training.early_stopping import EarlyStopping
 from device_agent.training.hijack_watch import HijackWatch, may_watch
+from device_agent.training.round_place import RoundPlace
 from device_agent.training.samples import Tensors
 from spliteasy.codecs.packer import (
     Packed,
@@ -186,14 +187,12 @@ class DeviceTrainer:
     passed: str | None = None
     """Why the last step passed without effect."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    place: RoundPlace = field(default_factory=RoundPlace)
+    """Its place in the rounds of a fleet."""
+    round_length: int = 0
+    """Steps of a round; 0: there are none."""
     stopping: EarlyStopping | None = None
     """There where an evaluation may end the training."""
-    round: int = 0
-    """The round of the fleet that is trained for; 0: none has begun."""
-    round_samples: int = 0
-    """Samples that were trained on in this round."""
-    round_drawn: int = 0
-    """The number of devices drawn for this round."""
     fleet_key: str | None = None
     """The name of the key that the initial ends were drawn from, where devices share one."""
     device: str = ""
@@ -428,7 +427,7 @@ class DeviceTrainer:
             trainer.apply()
         self.wire.packer.apply()
         self.loss, self.samples = step.loss if step.counted else None, step.samples
-        self.round_samples += step.samples
+        self.place = self.place.trained(step.samples)
         self._step = None
 
     def skip(self) -> None:
@@ -440,6 +439,7 @@ class DeviceTrainer:
         if self.watch is not None:
             self.watch.forget()
         self.wire.packer.abort()
+        self.place = self.place.trained(0)
         self.head.skip()
         if self.tail is not None:
             self.tail.skip()
@@ -463,17 +463,22 @@ class DeviceTrainer:
         Sealed ends are one tensor, under a pad that `nonce` names. Raises DataError for what can't be sealed.
         """
         self.abort()
-        ends, spec = self.averaged_ends() if self.round else {}, self.job.spec
+        place, spec = self.place, self.job.spec
+        ends = self.averaged_ends() if place.round and self.whole_round else {}
         if not ends or not spec.fleet.seals:
             return ends
         key = self._sealing_key()
         if spec.fleet.hands_over:
-            sealed = seal_handover(ends, key=key, device=self.device, turn=self.round, nonce=nonce)
+            sealed = seal_handover(ends, key=key, device=self.device, turn=place.round, nonce=nonce)
             return {SEALED: sealed}
-        weight = self.round_samples if spec.fleet.weights == "samples" else int(self.round_samples > 0)
-        part = SealedPart(self.device, nonce, weight)
-        bits = fraction_bits(spec, self.round_drawn)
-        return {SEALED: seal(ends, part, key=key, round_=self.round, bits=bits)}
+        part = SealedPart(self.device, nonce, spec.fleet.weight_of(place.round_samples))
+        bits = fraction_bits(spec, place.drawn)
+        return {SEALED: seal(ends, part, key=key, round_=place.opened + 1, bits=bits)}
+
+    @property
+    def whole_round(self) -> bool:
+        """Return whether the device has ended its round; else there are more windows of it."""
+        return not self.job.spec.fleet.shares_body or self.place.steps >= self.round_length
 
     def opened(self, total: Tensor, about: SealedSum) -> dict[str, Tensor]:
         """Return the mean that a sealed sum stands for, or what a device handed over. Raises WrongSum,
@@ -494,22 +499,35 @@ class DeviceTrainer:
         return self.fleet_secret.at("seal")
 
     def take_mean(
-        self, mean: Mapping[str, Tensor] | None, *, round_: int, drawn: int, scheduled: int | None = None
+        self,
+        mean: Mapping[str, Tensor] | None,
+        *,
+        round_: int,
+        drawn: int,
+        opened: int | None = None,
+        kept: bool = False,
+        scheduled: int | None = None,
     ) -> None:
-        """Go on from the mean of round `round_`; None: from the ends as they began.
+        """Go on from the mean of round `round_`; None: from the ends as they began, or as they are (`kept`).
 
-        `scheduled`: the steps that the schedule goes on from, where these are not the device's own. Raises
-        DataError where it is not a mean of these ends.
+        `opened`: the record that began the round under way, where that is not `round_`; `scheduled`: the
+        steps that the schedule goes on from, where these are not the device's own. Raises DataError where it
+        is not a mean of these ends.
         """
         self.abort()
         fleet = self.job.spec.fleet
+        began = round_ if opened is None else opened
+        self.place = self.place.gone_on(round_, opened=began, drawn=drawn, kept=kept)
+        if kept:
+            for _, trainer in self._ends():
+                trainer.rebase(None, scheduled=scheduled)
+            return
         tensors = self._initial if mean is None else mean
         self._check_mean(tensors)
         for prefix, trainer in self._ends():
             own = _under(prefix, tensors)
             state = rebased(trainer.snapshot(), own, fleet) if fleet.ends_leave else None
             trainer.rebase(state, scheduled=scheduled)
-        self.round, self.round_samples, self.round_drawn = round_ + 1, 0, drawn
 
     def _ends(self) -> list[tuple[str, SegmentTrainer]]:
         return [(HEAD, self.head)] if self.tail is None else [(HEAD, self.head), (TAIL, self.tail)]
@@ -607,7 +625,7 @@ class DeviceTrainer:
         if self.stopping is not None:
             state[STOPPING_KEY] = self.stopping.state()
         if self.job.spec.fleet.has_rounds:
-            state[ROUND_KEY] = torch.tensor([self.round, self.round_samples, self.round_drawn])
+            state[ROUND_KEY] = self.place.as_tensor()
         return state
 
     def misfit(self, state: Mapping[str, Tensor]) -> str | None:
@@ -629,9 +647,7 @@ class DeviceTrainer:
             self.tail.load_state(_under(TAIL, state), step=step)
         if self.stopping is not None:
             self.stopping.load_state(state.get(STOPPING_KEY))
-        self.round, self.round_samples, self.round_drawn = (
-            state[ROUND_KEY].tolist() if ROUND_KEY in state else (0, 0, 0)
-        )
+        self.place = RoundPlace.of(state.get(ROUND_KEY))
 
     def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
         """Return the bytes of `up` and its answers before packing; gradients are as large as their values."""

@@ -234,6 +234,20 @@ class TakeMean(EngineRequest[bytes]):
     job: Job
     record: RoundRecord
     bodies: Mapping[str, bytes]
+    before: bytes = b""
+    """A shared body before the window, which takes a step; empty: the initial one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeEnds(EngineRequest[bytes]):
+    """The mean of the ends of the devices that ended the record's round, where the body is shared.
+
+    Raises StoreError where they are not what the record names.
+    """
+
+    job: Job
+    record: RoundRecord
+    bodies: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +268,8 @@ class Rebase(EngineRequest[RebaseDone]):
     mean: bytes
     scheduled: int | None = None
     """The number of steps that the learning rate's schedule goes on from; None: the device's own."""
+    ends: bytes = b""
+    """The mean of the ends, where it is not in `mean`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,13 @@ from server_worker.engine.base import (
     Evaluate,
     Forward,
     ForwardDone,
+    Rebase,
     RebaseDone,
     StepDone,
 )
 from spliteasy.codecs.packer import Packed, Packer, bytes_of, expected_like, expected_of, unpack
 from spliteasy.errors import DataError, OutputsMismatch
-from spliteasy.fleet.parts import averaged_part, rebased
+from spliteasy.fleet.parts import averaged_part, model_part, rebased, window_part
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.tensors import tensors_from_bytes
 from spliteasy.job import Job
@@ -113,22 +114,29 @@ class BodyTrainer:
 
     def averaged_part(self) -> dict[str, Tensor]:
         """Return a copy of what the body hands in at the end of a round."""
-        part = averaged_part(self.trainer, self.job.spec.fleet)
+        fleet = self.job.spec.fleet
+        part = window_part(self.trainer) if fleet.shares_body else averaged_part(self.trainer, fleet)
         return {BODY + name: tensor for name, tensor in part.items()}
 
-    def rebase(self, round_: int, mean: bytes, *, scheduled: int | None = None) -> RebaseDone:
+    def rebase(self, request: Rebase) -> RebaseDone:
         """Take a step that goes on from the mean of a round, or from the initial model (no bytes)."""
         self.abort()
         fleet = self.job.spec.fleet
-        tensors = tensors_from_bytes(mean) if mean else {}
+        tensors = tensors_from_bytes(request.mean) if request.mean else {}
+        if request.ends:
+            tensors |= tensors_from_bytes(request.ends)
         own = {name[len(BODY) :]: tensor for name, tensor in tensors.items() if name.startswith(BODY)}
-        if not mean:
-            initial = BodyTrainer(self.job, self.replica, device=self._device)
-            own = averaged_part(initial.trainer, fleet)
-        self.trainer.rebase(rebased(self.trainer.snapshot(), own, fleet), scheduled=scheduled)
+        if not own:
+            initial = BodyTrainer(self.job, self.replica, device=self._device).trainer
+            own = model_part(initial) if fleet.shares_body else averaged_part(initial, fleet)
+        if not fleet.shares_body:
+            own = rebased(self.trainer.snapshot(), own, fleet)
+        self.trainer.rebase(own, scheduled=request.scheduled)
         # In the order of names: the reply has to be the same bytes when it is made again.
         ends = {name: tensors[name] for name in sorted(tensors) if not name.startswith(BODY)}
-        digest = digest_of([round_, self.trainer.ahead, *ends.values(), self.step, *self.trainer.moving()])
+        digest = digest_of(
+            [request.round, self.trainer.ahead, *ends.values(), self.step, *self.trainer.moving()]
+        )
         return RebaseDone(DIGEST + digest, ends)
 
     def forward(self, request: Forward) -> ForwardDone:
@@ -182,7 +190,10 @@ class BodyTrainer:
             self.trainer.skip()
             self._packer.abort()
         else:
-            self.trainer.apply()
+            if self.job.spec.fleet.shares_body:
+                self.trainer.hold()
+            else:
+                self.trainer.apply()
             self._packer.apply()
         self._forget()
         return StepDone(self._digest(sent), skipped)

@@ -20,6 +20,7 @@ from server_worker.engine.base import (
     Rebase,
     Restore,
     Step,
+    TakeEnds,
     TakeMean,
     TakeSnapshot,
     Together,
@@ -27,6 +28,7 @@ from server_worker.engine.base import (
 from server_worker.engine.body_trainer import BodyTrainer
 from server_worker.engine.frozen import FrozenTensors
 from server_worker.engine.probe import environment_of
+from server_worker.engine.shared_body import ends_mean, window_step
 from server_worker.rounds.ends import contribution, mean_bytes
 from spliteasy.job import Job
 from spliteasy.runtime.torch_thread import Compute
@@ -76,10 +78,14 @@ def _perform(request: EngineRequest[Any]) -> Any:
             return _own(body).weights()
         case HandIn(body, ready):
             return contribution(_own(body).averaged_part(), _own(body).job, ready)
-        case TakeMean(job, record, bodies):
+        case TakeMean(job, record, bodies, before):
+            if job.spec.fleet.shares_body:
+                return window_step(job, record, bodies, before)
             return mean_bytes(job, record, bodies)
-        case Rebase(body, round_, mean, scheduled):
-            return _own(body).rebase(round_, mean, scheduled=scheduled)
+        case TakeEnds(job, record, bodies):
+            return ends_mean(job, record, bodies)
+        case Rebase(body):
+            return _own(body).rebase(request)
         case Probe(job):
             return environment_of(job)
         case LoadProgram(manifest, parts):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import orjson
 import torch
@@ -71,7 +72,11 @@ class RoundMean:
     ends: dict[str, Tensor]
     """The means of head and tail; empty where these stay on the device."""
     initial: bool
-    """No mean was taken yet: the initial model takes its place."""
+    """No mean was taken yet: the initial ends take its place."""
+    kept: bool
+    """The ends stay as they are: the device is in the middle of its round."""
+    opened: int
+    """The record that began the round under way."""
     drawn: int
     """The number of devices that were drawn for the next round."""
     sealed: m.SealedSum | None
@@ -85,8 +90,11 @@ class RoundAbout:
     """The facts that go with a mean: the log keeps them beside the mean's bytes."""
 
     round: int
+    opened: int
     record: str
     drawn: int
+    ends: Literal["mean", "initial", "kept"]
+    """The ends go on from a mean or as they began, or stay as they are."""
     sealed: m.SealedSum | None = None
     scheduled: int | None = None
 
@@ -137,6 +145,10 @@ class LoadedBody:
         """Samples that the body was trained on in this round."""
         self.round_began = 0
         """Optimizer steps taken before this round."""
+        self.opened = 0
+        """The record that began the round; it is the one before `round`, but where the body is shared."""
+        self.round_samples = 0
+        """Samples of all windows of the round, where the body is shared; else those of the round."""
         self._rebases = 0
         """Steps that went on from a mean."""
 
@@ -224,7 +236,9 @@ class LoadedBody:
         if blobs:
             own = {name: decode_tensor(blobs[name]) for name in (ROUND_KEY, REBASES_KEY) if name in blobs}
             if ROUND_KEY in own:
-                self.round, self.samples, self.round_began = own[ROUND_KEY].tolist()
+                self.round, self.samples, self.round_began, self.opened, self.round_samples = own[
+                    ROUND_KEY
+                ].tolist()
             self._rebases = int(own[REBASES_KEY]) if REBASES_KEY in own else 0
             state = {name: blob for name, blob in blobs.items() if name != ROUND_KEY}
             yield from Restore(self.body, state, step)
@@ -235,7 +249,7 @@ class LoadedBody:
         state = yield from TakeSnapshot(self.body)
         if not self.job.spec.fleet.has_rounds:
             return state
-        about = torch.tensor([self.round, self.samples, self.round_began])
+        about = torch.tensor([self.round, self.samples, self.round_began, self.opened, self.round_samples])
         return {**state, ROUND_KEY: encode_tensor(about)}
 
     def weights(self) -> Steps[dict[str, Tensor]]:
@@ -294,21 +308,31 @@ class LoadedBody:
         self._closed(request.request, back)
         return self._stepped(step)
 
-    def rebase(self, request: m.Ready, about: RoundAbout, mean: bytes) -> Steps[StepResult]:
-        """Take a step that goes on from the mean of a round, or from the initial model (no bytes)."""
+    def rebase(
+        self, request: m.Ready, about: RoundAbout, mean: bytes, ends: bytes = b""
+    ) -> Steps[StepResult]:
+        """Take a step that goes on from the mean of a round, or from the initial model (no bytes).
+
+        `ends`: the mean of the ends, where it is not in `mean`.
+        """
         self._forget()
-        done = yield from Rebase(self.body, about.round, mean, about.scheduled)
+        done = yield from Rebase(self.body, about.round, mean, about.scheduled, ends)
         self.step += 1
         self._rebases += 1
         self.round, self.samples, self.round_began = about.round + 1, 0, self.taken
+        if about.ends != "kept" or about.opened != self.opened:
+            self.round_samples = 0
+        self.opened = about.opened
         result = RoundMean(
             answers=request.request,
             round=about.round,
             record=about.record,
             ends=done.ends,
-            initial=not mean,
+            initial=about.ends == "initial",
+            kept=about.ends == "kept",
+            opened=about.opened,
             drawn=about.drawn,
-            sealed=about.sealed if mean else None,
+            sealed=about.sealed,
             scheduled=about.scheduled,
         )
         return StepResult((), done.digest, mean=result)
@@ -378,9 +402,9 @@ class LoadedBody:
 
     def _replay_rebase(self, request: m.Ready, logged: Sequence[bytes]) -> Steps[StepResult]:
         """Go on from the mean that the log has beside the request."""
-        if len(logged) != 2:
+        if len(logged) != 3:
             raise SplitEasyError(f"session {self.replica}: the log entry of a round's mean is not whole")
-        return (yield from self.rebase(request, RoundAbout.from_json(logged[0]), logged[1]))
+        return (yield from self.rebase(request, RoundAbout.from_json(logged[0]), logged[1], logged[2]))
 
     def _check_micro(self, request: m.Forward) -> None:
         sizes = micro_sizes(self._batch, self.job.spec.micro_batches)
@@ -410,6 +434,7 @@ class LoadedBody:
         self.step += 1
         if not done.skipped:
             self.samples += self._batch
+            self.round_samples += self._batch
         return StepResult(micros, done.digest, done.skipped)
 
     def _forget(self) -> None:

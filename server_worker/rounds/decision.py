@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from spliteasy.fleet.record import Member, RoundRecord
+from spliteasy.fleet.record import MOST_VOIDS, EndedRound, Member, RoundRecord
 from spliteasy.job.spec import LEAST_SEALED, FleetSpec
 
 Members = Mapping[str, Member]
@@ -25,15 +27,19 @@ def next_record(
     seed: int,
     now: float,
     may_expire: bool,
+    resumed: bool = False,
     mean_before: str | None = None,
 ) -> RoundRecord | None:
     """Return the record that is due, or None where the round goes on.
 
     `may_expire`: whether the deadline counts, which it does not at once after an outage of the workers.
+    `resumed`: a person lets a fleet go on that too many void rounds have paused.
     `mean_before` is the digest of the mean that the round began from.
     """
     if newest is None:
         return first_record(members, fleet, seed=seed, now=now)
+    if newest.paused and not resumed:
+        return None
     number = newest.number + 1
     handed = {
         device: member.handed
@@ -43,35 +49,102 @@ def next_record(
     expired = may_expire and now - newest.closed_at >= fleet.deadline_s
     if len(handed) < len(newest.cohort) and not expired:
         return None
-    there = {device: member for device, member in members.items() if member.fleet_key == newest.fleet_key}
-    can_train = waiting(there, fleet, now=now)
-    if fleet.hands_over:
-        cohort = next_in_turn(can_train, after=max(newest.cohort, default=""))
-    else:
-        cohort = drawn(can_train, fleet, seed=seed, number=number + 1)
-    if not newest.cohort and not cohort:
-        return None  # all have ended: the next round begins when a device comes
-    by_samples = fleet.weights == "samples" and not fleet.hands_over
-    weights = {
-        device: each.samples if by_samples else int(each.samples > 0) for device, each in handed.items()
-    }
+    weights = {device: fleet.weight_of(each.samples) for device, each in handed.items()}
     counting = sum(weight > 0 for weight in weights.values())
-    enough = LEAST_SEALED if fleet.seals_sums else 1
-    taken = sum(each.last - each.first for each in handed.values()) if fleet.hands_over else 0
-    counts = len(handed) >= least(fleet, len(newest.cohort)) and counting >= enough
-    return RoundRecord(
+    enough = LEAST_SEALED if fleet.seals_sums and not fleet.shares_body else 1
+    needed = least(fleet, len(newest.cohort))
+    if fleet.shares_body:  # a quorum that is a number is one of a round's devices, not of a window's
+        needed = min(needed, max(1, len(newest.cohort)))
+    counts = len(handed) >= needed and counting >= enough
+    there = {device: member for device, member in members.items() if member.fleet_key == newest.fleet_key}
+    draw = _Draw(waiting(there, fleet, now=now), fleet, seed)
+    record = RoundRecord(
         number=number,
         previous=newest.digest,
         participants=handed if counts else {},
         weights=weights if counts else {},
         base=number if counts else newest.base,
-        drawn=len(newest.cohort),
-        cohort=cohort,
+        drawn=newest.drawn_for_next,
+        began=newest.opened,
+        opened=number,
+        cohort=(),
+        there=len(draw.there),
         closed_at=now,
         mean_before=mean_before,
-        steps=newest.steps + (taken if counts else 0),
+        steps=newest.steps,
         fleet_key=newest.fleet_key,
     )
+    voids = newest.voids + 1 if record.void and newest.cohort else 0
+    if voids >= MOST_VOIDS:
+        paused = {"voids": voids, "ends_base": newest.ends_base}
+        return record.model_copy(update=paused)
+    record = record.model_copy(update={"voids": voids})
+    if fleet.shares_body:
+        record = _after_window(record, newest, draw)
+    elif fleet.hands_over:
+        taken = sum(each.last - each.first for each in record.participants.values())
+        cohort = next_in_turn(draw.there, after=max(newest.cohort, default=""))
+        record = record.model_copy(update={"cohort": cohort, "steps": newest.steps + taken})
+    else:
+        record = record.model_copy(update={"cohort": drawn(draw.there, fleet, seed=seed, number=number + 1)})
+    if not newest.cohort and not record.cohort:
+        return None  # all have ended: the next round begins when a device comes
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """The devices that can be drawn now, and how."""
+
+    there: list[str]
+    fleet: FleetSpec
+    seed: int
+
+
+def _after_window(record: RoundRecord, newest: RoundRecord, draw: _Draw) -> RoundRecord:
+    """Return the record with what follows on a window of a shared body.
+
+    Its devices go on with the next window until each has ended its round; then come those that were drawn for
+    the round with them, as many at a time as a window has. After the last ones the round ends. A device that
+    missed a window is out of the round, and so are the devices of a window that is void.
+    """
+    taken = record.participants
+    ended = {} if newest.opened == newest.number else dict(newest.ended)
+    ended |= {
+        device: EndedRound(
+            window=record.number, samples=each.round_samples, digest=each.digest, nonce=each.nonce
+        )
+        for device, each in taken.items()
+        if each.whole
+    }
+    go_on = tuple(device for device, each in taken.items() if not each.whole)
+    to_come = [device for device in newest.rest if device in draw.there]
+    update: dict[str, Any] = {
+        "steps": newest.steps + (not record.void),
+        "ended": ended,
+        "ends_base": newest.ends_base,
+    }
+    if go_on or to_come:
+        size = draw.fleet.window or len(to_come)
+        now, later = (go_on, to_come) if go_on else (sorted(to_come[:size]), to_come[size:])
+        update |= {"cohort": tuple(now), "rest": tuple(later), "opened": newest.opened}
+        return record.model_copy(update=update)
+    cohort, rest = windows(draw.there, draw.fleet, seed=draw.seed, number=record.number + 1)
+    counting = sum(draw.fleet.weight_of(each.samples) > 0 for each in ended.values())
+    enough = LEAST_SEALED if draw.fleet.seals_sums else 1
+    averaged = draw.fleet.ends_leave and len(ended) >= least(draw.fleet, record.drawn) and counting >= enough
+    if averaged:
+        update["ends_base"] = record.number
+    return record.model_copy(update=update | {"cohort": cohort, "rest": rest})
+
+
+def windows(
+    devices: Iterable[str], fleet: FleetSpec, *, seed: int, number: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the devices of the first window of a round, by name, and those of the later ones, in order."""
+    order = sorted(drawn(devices, fleet, seed=seed, number=number), key=_lot(seed, number))
+    size = fleet.window or len(order)
+    return tuple(sorted(order[:size])), tuple(order[size:])
 
 
 def first_record(members: Members, fleet: FleetSpec, *, seed: int, now: float) -> RoundRecord | None:
@@ -86,23 +159,32 @@ def first_record(members: Members, fleet: FleetSpec, *, seed: int, now: float) -
     most = max(keys.values())
     key = next(members[device].fleet_key for device in there if keys[members[device].fleet_key] == most)
     alike = [device for device in there if members[device].fleet_key == key]
+    return beginning(alike, fleet, seed=seed, now=now, fleet_key=key)
+
+
+def beginning(
+    devices: Sequence[str], fleet: FleetSpec, *, seed: int, now: float, fleet_key: str | None
+) -> RoundRecord:
+    """Return record 0 of a fleet whose first round is of these devices, or of those drawn from them."""
+    rest: tuple[str, ...] = ()
+    if fleet.hands_over:
+        cohort = next_in_turn(sorted(devices), after="")
+    elif fleet.shares_body:
+        cohort, rest = windows(devices, fleet, seed=seed, number=1)
+    else:
+        cohort = drawn(devices, fleet, seed=seed, number=1)
     return RoundRecord(
         number=0,
         previous="",
         participants={},
         weights={},
         base=0,
-        cohort=first_cohort(alike, fleet, seed=seed),
+        cohort=cohort,
+        rest=rest,
+        there=len(devices),
         closed_at=now,
-        fleet_key=key,
+        fleet_key=fleet_key,
     )
-
-
-def first_cohort(devices: Sequence[str], fleet: FleetSpec, *, seed: int) -> tuple[str, ...]:
-    """Return the devices of the first round, of those that are there."""
-    if fleet.hands_over:
-        return next_in_turn(sorted(devices), after="")
-    return drawn(devices, fleet, seed=seed, number=1)
 
 
 def wanted(fleet: FleetSpec) -> int:
@@ -136,8 +218,9 @@ def next_in_turn(devices: Sequence[str], *, after: str) -> tuple[str, ...]:
 
 def drawn(devices: Iterable[str], fleet: FleetSpec, *, seed: int, number: int) -> tuple[str, ...]:
     """Return the devices of round `number`, by name: a pure function of the seed and of who is there."""
+    lots = sorted(devices, key=_lot(seed, number))
+    return tuple(sorted(lots[: fleet.devices_per_round]))
 
-    def lot(device: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{number}:{device}".encode()).digest()
 
-    return tuple(sorted(sorted(devices, key=lot)[: fleet.devices_per_round]))
+def _lot(seed: int, number: int) -> Callable[[str], bytes]:
+    return lambda device: hashlib.sha256(f"{seed}:{number}:{device}".encode()).digest()

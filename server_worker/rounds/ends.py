@@ -52,13 +52,9 @@ def mean_bytes(job: Job, record: RoundRecord, bodies: Mapping[str, bytes]) -> by
     """
     parts, sealed = {}, list[Tensor]()
     for device, handed in record.participants.items():
-        if digest_of_contribution(bodies[device]) != handed.digest:
-            raise StoreError(
-                f"what {device} handed in for round {record.number} is not what the record names"
-            )
+        tensors = handed_in(bodies, device, handed.digest, record.number)
         if job.spec.fleet.hands_over:
             return bodies[device]
-        tensors = tensors_from_bytes(bodies[device])
         if SEALED in tensors:
             sealed.append(tensors.pop(SEALED))
         parts[device] = record.weights[device], tensors
@@ -66,6 +62,15 @@ def mean_bytes(job: Job, record: RoundRecord, bodies: Mapping[str, bytes]) -> by
     if sealed:
         mean[SEALED] = added_up(sealed)
     return tensors_to_bytes(mean)
+
+
+def handed_in(bodies: Mapping[str, bytes], device: str, digest: str, number: int) -> dict[str, Tensor]:
+    """Return what a device handed in for that round or window. Raises StoreError where it is something
+    else.
+    """
+    if digest_of_contribution(bodies[device]) != digest:
+        raise StoreError(f"what {device} handed in for round {number} is not what the record names")
+    return tensors_from_bytes(bodies[device])
 
 
 def digest_of_contribution(body: bytes) -> str:
@@ -76,8 +81,9 @@ def digest_of_contribution(body: bytes) -> str:
 def checked_ends(job: Job, request: m.Ready) -> dict[str, Tensor]:
     """Return the ends that the request carries, by name. Raises DataError."""
     fleet = job.spec.fleet
-    expected = expected_ends(job) if fleet.ends_leave else {}
-    if fleet.seals:
+    leave = fleet.ends_leave and request.whole
+    expected = expected_ends(job) if leave else {}
+    if fleet.seals and leave:
         sealed = _sealed_handover if fleet.hands_over else _sealed_numbers
         return {SEALED: sealed(request, expected)}
     sent = dict(zip(request.names, request.values, strict=False))

@@ -6,13 +6,13 @@ and take its mean again to the same bits. A record is acted on once the store ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from broker import encode
 from broker.protocol import messages as m
 from server_worker.action import Steps
-from server_worker.engine.base import HandIn, TakeMean
+from server_worker.engine.base import HandIn, TakeEnds, TakeMean
 from server_worker.replica.loaded_body import LoadedBody, RoundAbout
 from server_worker.rounds.decision import Members, next_record, wanted
 from server_worker.rounds.ends import digest_of_contribution
@@ -33,9 +33,14 @@ from server_worker.store.fleet_calls import (
 )
 from spliteasy.errors import DataError, StoreError, StoreUnavailable
 from spliteasy.fleet.record import HandedIn, Member, RoundRecord
+from spliteasy.job.spec import FleetSpec
 
+ENDS = "=ends"
+"""Names the mean of the ends, beside what devices handed in: no device has a name like it."""
 LEAST_WAIT_S, MOST_WAIT_S = 0.05, 5.0
 """A device asks again after a tenth of the time that the round has lasted, within these limits."""
+POLLS_PER_S = 200
+"""Devices of a large fleet that are not in the round ask so often a second, all together."""
 GRACE_S = 10.0
 """A worker lets no deadline pass that it has not watched for so long (or a quarter of it, if that is
 shorter): after an outage devices get the time to come back."""
@@ -52,10 +57,13 @@ class Turn:
 
     about: RoundAbout
     mean: bytes
+    ends: bytes = b""
+    """The mean of the ends, where it is not in `mean`: those of a shared body are of another round."""
 
     def logged(self, request: m.Ready) -> tuple[Blob, ...]:
         """Return what the log keeps of the step: it does not need the ends that were handed in."""
-        return encode(request.model_copy(update={"values": (), "names": ()})), self.about.to_json(), self.mean
+        asked = encode(request.model_copy(update={"values": (), "names": ()}))
+        return asked, self.about.to_json(), self.mean, self.ends
 
 
 Outcome = Turn | m.Busy | m.Error
@@ -112,12 +120,19 @@ class RoundTurns:
         if newest is None:
             few = f"{JOINING}: {wanted(loaded.job.spec.fleet)} devices have to be there"
             return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=few)
-        wait_s = min(MOST_WAIT_S, max(LEAST_WAIT_S, (now - newest.closed_at) / 10))
+        # Those that are not drawn ask the less often, the more they are: the fleet's polls are bounded.
+        crowd_s = newest.there / POLLS_PER_S if request.device not in newest.cohort else 0.0
+        wait_s = min(MOST_WAIT_S, max(LEAST_WAIT_S, crowd_s, (now - newest.closed_at) / 10))
+        if newest.paused and not request.last:
+            reason = (
+                f"the fleet is paused: too few devices handed in, so that {newest.voids} rounds in a row "
+                f"were void; `spliteasy fleet {loaded.job.name} --resume` lets it go on"
+            )
+            return m.Busy(answers=request.request, retry_after_s=MOST_WAIT_S, reason=reason)
         if newest.number < request.round:
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=HANDED_IN)
-        hands_over = loaded.job.spec.fleet.hands_over
-        goes_on = newest.cohort if hands_over else ()
-        if request.last and goes_on:
+        spec = loaded.job.spec.fleet
+        if request.last and _is_under_way(newest, spec, loaded):
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=LAST_TURN)
         if not request.last and request.device not in newest.cohort:
             return m.Busy(answers=request.request, retry_after_s=wait_s, reason=JOINING)
@@ -125,22 +140,37 @@ class RoundTurns:
         if now - newest.closed_at < window_s or self._known_s(newest) < window_s:
             return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=SETTLING)
         mean = yield from mean_of(newest.base, loaded)
+        ends_base = newest.ends_base if spec.shares_body else newest.base
+        goes_on = loaded.round > 0 and newest.opened == loaded.opened
+        keeps_ends = spec.shares_body and (goes_on or not spec.ends_leave)
+        ends = b""
+        if spec.shares_body and not keeps_ends:
+            ends = yield from ends_of(ends_base, loaded)
+        elif spec.shares_body and newest.opened == newest.number:
+            yield from ends_of(ends_base, loaded)  # while all that it is taken from is there
         # Only now: had the store lost the record, the means before it would have to be taken again.
-        yield from drop_older(fleet, newest.number, newest.base)
+        yield from drop_older(fleet, newest)
         sealed = None
-        if mean and loaded.job.spec.fleet.seals:
-            sealed = sealed_sum(newest if not newest.void else (yield from record_of(newest.base, fleet)))
+        if ends_base and spec.seals and not keeps_ends:
+            own = newest if newest.number == ends_base else (yield from record_of(ends_base, fleet))
+            sealed = sealed_sum(own, spec)
         about = RoundAbout(
             round=newest.number,
+            opened=newest.opened,
             record=newest.digest,
-            drawn=len(newest.cohort),
+            drawn=newest.drawn_for_next,
             sealed=sealed,
-            scheduled=newest.steps if hands_over else None,
+            scheduled=newest.steps if spec.hands_over or spec.shares_body else None,
+            ends="kept" if keeps_ends else "mean" if ends_base else "initial",
         )
-        return Turn(about, mean)
+        return Turn(about, mean, ends)
 
     def _hand_in(self, loaded: LoadedBody, fleet: str) -> Steps[None]:
-        """Put what the device has trained into the store, once. The first that is there stands."""
+        """Put what the device has trained into the store, once.
+
+        An earlier life of the device may have handed in something else. Both stay, each under its digest: a
+        record may name either.
+        """
         request, spec = self.request, loaded.job.spec
         if request is None or self._handed is not None:
             return
@@ -152,40 +182,40 @@ class RoundTurns:
                 f"the device says that it trained on {request.samples} samples in the round, and it was "
                 f"{loaded.samples}"
             )
-        if most is not None and loaded.samples > most:
+        if most is not None and loaded.round_samples > most:
             raise DataError(
-                f"the device trained on {loaded.samples} samples in the round, and the job takes {most}",
+                f"the device trained on {loaded.round_samples} samples in the round, and the job takes "
+                f"{most}",
                 hint="raise fleet.max_samples in the job",
             )
         body = yield from HandIn(loaded.body, request)
-        digest, name = digest_of_contribution(body), weights_name(request.round, request.device)
-        kept = yield from PutWeights(fleet, name, body, digest)
-        handed = HandedIn(
+        digest = digest_of_contribution(body)
+        yield from PutWeights(fleet, weights_name(request.round, request.device, digest), body, digest)
+        self._handed = HandedIn(
             samples=loaded.samples,
+            round_samples=loaded.round_samples,
+            whole=request.whole,
             first=loaded.round_began,
             last=loaded.taken,
             digest=digest,
             nonce=request.nonce,
         )
-        if kept != digest:  # of a life that the device has forgotten
-            members = yield from read_members(fleet)
-            before = members.get(request.device)
-            if before is not None and before.round == request.round and before.handed is not None:
-                handed = before.handed
-            else:
-                yield from DropWeights(fleet, (name,))
-                yield from PutWeights(fleet, name, body, digest)
-        self._handed = handed
         self.request = request.model_copy(update={"values": (), "names": ()})
 
     def _close_if_due(
         self, loaded: LoadedBody, newest: RoundRecord | None, fleet: str, now: float
     ) -> Steps[RoundRecord | None]:
-        """Write the record that is due, if one is; the newest record then."""
-        spec, members = loaded.job.spec, (yield from read_members(fleet))
-        due = next_record(
-            newest, members, spec.fleet, seed=spec.seed, now=now, may_expire=self._watched(newest, loaded)
-        )
+        """Write the record that is due, if one is; the newest record then.
+
+        A poll reads the devices of the round alone, and all that are there only where a record may be due.
+        """
+        spec, may_expire = loaded.job.spec, self._watched(newest, loaded)
+        if newest is not None and newest.cohort:
+            expired = may_expire and now - newest.closed_at >= spec.fleet.deadline_s
+            if not expired and not (yield from self._all_handed_in(newest, fleet)):
+                return newest
+        members = yield from self._with_weights((yield from read_members(fleet)), fleet)
+        due = next_record(newest, members, spec.fleet, seed=spec.seed, now=now, may_expire=may_expire)
         if due is None:
             return newest
         if newest is not None and newest.base:
@@ -193,10 +223,44 @@ class RoundTurns:
             before = yield from mean_of(newest.base, loaded)
             due = due.model_copy(update={"mean_before": digest_of_contribution(before)})
         line, previous = due.to_json(), None if newest is None else newest.to_json()
-        found = yield from AppendRound(fleet, line, due.number, previous)
+        named = [weights_name(due.number, name, each.digest) for name, each in due.participants.items()]
+        if newest is not None and newest.base:
+            named.append(mean_name(newest.base))
+        found = yield from AppendRound(fleet, line, due.number, previous, tuple(named))
         if found is None:
             raise StoreUnavailable(f"fleet {fleet}: the records have changed meanwhile")
         return RoundRecord.from_json(found)
+
+    def _with_weights(self, members: Members, fleet: str) -> Steps[Members]:
+        """Return the devices, and what they handed in where the store still has it: one that went back may
+        have forgotten weights, and a device may say again that it handed them in.
+
+        Raises StoreUnavailable where these are this device's own: it is asked for them again.
+        """
+        names, request = (yield from ListWeights(fleet)), self.request
+
+        def lost(device: str, member: Member) -> bool:
+            handed = member.handed
+            return handed is not None and weights_name(member.round, device, handed.digest) not in names
+
+        gone = {device for device, member in members.items() if lost(device, member)}
+        if request is not None and request.device in gone and self._handed is not None:
+            self.clear()
+            raise StoreUnavailable(f"fleet {fleet}: the store has forgotten what {request.device} handed in")
+        return {
+            device: member.model_copy(update={"handed": None}) if device in gone else member
+            for device, member in members.items()
+        }
+
+    def _all_handed_in(self, newest: RoundRecord, fleet: str) -> Steps[bool]:
+        """Return whether all devices of the round have handed in: only their own requests can change that."""
+        request = self.request
+        if request is None or request.device not in newest.cohort or request.round != newest.number + 1:
+            return False
+        members = yield from read_members(fleet, newest.cohort)
+        return len(members) == len(newest.cohort) and all(
+            each.round == newest.number + 1 and each.handed is not None for each in members.values()
+        )
 
     def _watched(self, newest: RoundRecord | None, loaded: LoadedBody) -> bool:
         """Return whether this worker knows the newest record for long enough to let its deadline pass."""
@@ -215,13 +279,17 @@ def fleet_of(loaded: LoadedBody) -> str:
     return f"{loaded.job.name}@{loaded.job.digest}"
 
 
-def weights_name(number: int, device: str) -> str:
+def weights_name(number: int, device: str, digest: str) -> str:
     """Return the name of what a device handed in for a round."""
-    return f"{number}/{device}"
+    return f"{number}/{device}/{digest}"
 
 
 def mean_name(number: int) -> str:
     return f"{number}/"
+
+
+def ends_name(number: int) -> str:
+    return f"{number}/{ENDS}"
 
 
 def parsed(line: bytes | None) -> RoundRecord | None:
@@ -229,9 +297,9 @@ def parsed(line: bytes | None) -> RoundRecord | None:
     return None if line is None else RoundRecord.from_json(line)
 
 
-def read_members(fleet: str) -> Steps[Members]:
-    """Return what is known of the fleet's devices."""
-    found = yield from ReadMembers(fleet)
+def read_members(fleet: str, devices: tuple[str, ...] | None = None) -> Steps[Members]:
+    """Return what is known of these devices of the fleet, or of all."""
+    found = yield from ReadMembers(fleet, devices)
     return {device: Member.from_json(about) for device, about in found.items()}
 
 
@@ -248,21 +316,59 @@ def mean_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
     if kept is not None:
         return bytes(kept)
     record = yield from record_of(number, fleet)
+    before = b""
+    if loaded.job.spec.fleet.shares_body:
+        before = yield from mean_of((yield from record_of(number - 1, fleet)).base, loaded)
+    named = {device: (number, each.digest) for device, each in record.participants.items()}
+    bodies = yield from _handed_in(fleet, named)
+    mean = yield from TakeMean(loaded.job, record, bodies, before)
+    return (yield from _kept(fleet, mean_name(number), mean))
+
+
+def ends_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
+    """Return the mean of the ends of the round that a record ended, where the body is shared; empty for
+    record 0. Raises StoreUnavailable as `mean_of` does.
+    """
+    if number == 0:
+        return b""
+    fleet = fleet_of(loaded)
+    kept = yield from ReadWeightsOf(fleet, ends_name(number))
+    if kept is not None:
+        return bytes(kept)
+    record = yield from record_of(number, fleet)
+    named = {device: (each.window, each.digest) for device, each in record.ended.items()}
+    bodies = yield from _handed_in(fleet, named)
+    mean = yield from TakeEnds(loaded.job, record, bodies)
+    return (yield from _kept(fleet, ends_name(number), mean))
+
+
+def _handed_in(fleet: str, named: Mapping[str, tuple[int, str]]) -> Steps[dict[str, bytes]]:
+    """Return what each device handed in, by round and digest. Raises StoreUnavailable where it has gone."""
     bodies: dict[str, bytes] = {}
-    for device in record.participants:
-        body = yield from ReadWeightsOf(fleet, weights_name(number, device))
+    for device, (number, digest) in named.items():
+        body = yield from ReadWeightsOf(fleet, weights_name(number, device, digest))
         if body is None:
             raise StoreUnavailable(f"fleet {fleet}: the weights of round {number} have just gone")
         bodies[device] = body
-    mean = yield from TakeMean(loaded.job, record, bodies)
+    return bodies
+
+
+def _kept(fleet: str, name: str, mean: bytes) -> Steps[bytes]:
+    """Keep a mean. Raises StoreError where another one stands there: it is a pure function."""
     digest = digest_of_contribution(mean)
-    first = yield from PutWeights(fleet, mean_name(number), mean, digest)
+    first = yield from PutWeights(fleet, name, mean, digest)
     if first != digest:
         raise StoreError(
-            f"fleet {fleet}: two workers have taken unlike means of round {number}: {first[:12]} and "
-            f"{digest[:12]}"
+            f"fleet {fleet}: two workers have taken unlike means {name}: {first[:12]} and {digest[:12]}"
         )
     return mean
+
+
+def _is_under_way(newest: RoundRecord, fleet: FleetSpec, loaded: LoadedBody) -> bool:
+    """Return whether a device that has ended waits for others: for their turns, or for the round's end."""
+    if fleet.hands_over:
+        return bool(newest.cohort)
+    return fleet.shares_body and newest.opened == loaded.opened
 
 
 def record_of(number: int, fleet: str) -> Steps[RoundRecord]:
@@ -273,25 +379,36 @@ def record_of(number: int, fleet: str) -> Steps[RoundRecord]:
     return RoundRecord.from_json(records[0])
 
 
-def sealed_sum(record: RoundRecord) -> m.SealedSum:
+def sealed_sum(record: RoundRecord, fleet: FleetSpec) -> m.SealedSum:
     """Return the devices whose sealed ends the sum of that round has."""
-    addends = [
-        m.SealedAddend(device=device, nonce=handed.nonce or "", weight=record.weights[device])
-        for device, handed in record.participants.items()
-    ]
-    return m.SealedSum(round=record.number, drawn=record.drawn, addends=tuple(addends))
+    if fleet.shares_body:
+        addends = [
+            m.SealedAddend(device=device, nonce=each.nonce or "", weight=fleet.weight_of(each.samples))
+            for device, each in record.ended.items()
+        ]
+    else:
+        addends = [
+            m.SealedAddend(device=device, nonce=handed.nonce or "", weight=record.weights[device])
+            for device, handed in record.participants.items()
+        ]
+    return m.SealedSum(round=record.began + 1, drawn=record.drawn, addends=tuple(addends))
 
 
-def drop_older(fleet: str, number: int, base: int) -> Steps[None]:
-    """Drop what was handed in before round `number`, and the means before that of round `base`."""
+def drop_older(fleet: str, newest: RoundRecord) -> Steps[None]:
+    """Drop what nobody needs any more once the newest record can't be lost: what was handed in before it or,
+    where the body is shared, before the round under way, and the means before those that all go on from.
+    """
     names = yield from ListWeights(fleet)
     doomed = []
     for name in names:
-        round_, _, device = name.partition("/")
-        if int(round_) < (number if device else base):
+        number, _, what = name.partition("/")
+        needed_from = {"": newest.base, ENDS: newest.ends_base}.get(what, newest.opened)
+        if int(number) < needed_from:
             doomed.append(name)
+    needs = [mean_name(newest.base)] if newest.base else []
+    needs += [ends_name(newest.ends_base)] if newest.ends_base else []
     if doomed:
-        yield from DropWeights(fleet, tuple(doomed))
+        yield from DropWeights(fleet, tuple(doomed), tuple(needs))
 
 
 def wrong_key_reply(request: m.Ready) -> m.Error:

@@ -306,7 +306,7 @@ class WorkerSession:
         yield from self.replica.begin(request)
         for index, part in enumerate(parts):
             yield from self.replica.log(self.live[0], request.step, index, part)
-        result = yield from body.rebase(request, turn.about, turn.mean)
+        result = yield from body.rebase(request, turn.about, turn.mean, turn.ends)
         yield from self._commit(request, result, requests=len(parts), loss=None)
 
     def _answer_again(self, request: m.Forward | m.Backward | m.Ask, body: LoadedBody) -> Steps[bool]:

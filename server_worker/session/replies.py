@@ -104,6 +104,8 @@ class Replies:
             round=mean.round,
             record=mean.record,
             initial=mean.initial,
+            kept=mean.kept,
+            opened=mean.opened,
             drawn=mean.drawn,
             sealed=mean.sealed,
             scheduled=mean.scheduled,

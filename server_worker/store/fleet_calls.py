@@ -55,21 +55,24 @@ class AppendRound(StoreAction[bytes | None]):
     record: bytes
     number: int
     previous: bytes | None
+    weights: tuple[str, ...]
+    """The weights that the record names: it is made only where they are there."""
 
     async def call(self, store: Store) -> bytes | None:
         return await store.fleets.append_round(
-            self.fleet, self.record, number=self.number, previous=self.previous
+            self.fleet, self.record, number=self.number, previous=self.previous, weights=self.weights
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ReadMembers(StoreAction[Mapping[str, bytes]]):
-    """The devices of the fleet that wait, as they said last."""
+    """The devices of the fleet that wait, as they said last: these devices, or all."""
 
     fleet: str
+    devices: tuple[str, ...] | None = None
 
     async def call(self, store: Store) -> Mapping[str, bytes]:
-        return await store.fleets.members(self.fleet)
+        return await store.fleets.members(self.fleet, self.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +126,11 @@ class ListWeights(StoreAction[Mapping[str, str]]):
 
 @dataclass(frozen=True, slots=True)
 class DropWeights(StoreAction[None]):
-    """Delete the weights of these names."""
+    """Delete the weights of these names, unless those that they have led to are not there."""
 
     fleet: str
     names: tuple[str, ...]
+    needs: tuple[str, ...]
 
     async def call(self, store: Store) -> None:
-        await store.fleets.drop_weights(self.fleet, self.names)
+        await store.fleets.drop_weights(self.fleet, self.names, needs=self.needs)

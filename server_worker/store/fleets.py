@@ -25,9 +25,10 @@ class Fleets(Protocol):
         ...
 
     async def append_round(
-        self, fleet: str, record: bytes, *, number: int, previous: bytes | None
+        self, fleet: str, record: bytes, *, number: int, previous: bytes | None, weights: Sequence[str] = ()
     ) -> bytes | None:
-        """Make `record` the one of that number, if the chain ends in `previous` (None: if it is empty).
+        """Make `record` the one of that number, if the chain ends in `previous` (None: if it is empty) and
+        the weights that it names are there: a store that went back may have forgotten them meanwhile.
 
         Returns what stands at that number then: `record`, or another one that came first. None: the chain is
         another one, and nothing was written.
@@ -38,8 +39,8 @@ class Fleets(Protocol):
         """Keep what is known of a device, in place of what was."""
         ...
 
-    async def members(self, fleet: str) -> Mapping[str, bytes]:
-        """Return what `put_member` was given last, by device."""
+    async def members(self, fleet: str, devices: Sequence[str] | None = None) -> Mapping[str, bytes]:
+        """Return what `put_member` was given last, by device: of these devices, or of all."""
         ...
 
     async def put_weights(self, fleet: str, name: str, body: Blob, *, digest: str) -> str:
@@ -54,7 +55,9 @@ class Fleets(Protocol):
         """Raises KeyError where there are none, or they have just gone."""
         ...
 
-    async def drop_weights(self, fleet: str, names: Sequence[str]) -> None: ...
+    async def drop_weights(self, fleet: str, names: Sequence[str], *, needs: Sequence[str] = ()) -> None:
+        """Delete weights, unless those that they have led to (`needs`) are not there."""
+        ...
 
     async def forget(self, fleet: str) -> bool:
         """Delete all of a fleet; whether there was anything. Its job and its sessions stay."""

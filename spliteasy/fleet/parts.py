@@ -10,7 +10,7 @@ from torch import Tensor
 from spliteasy.fleet.mean import COUNTER
 from spliteasy.job.spec import FleetSpec, JobSpec
 from spliteasy.training.optim import state_fields
-from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX, SegmentTrainer
+from spliteasy.training.segment_trainer import GRADIENT_PREFIX, MODEL_PREFIX, OPTIMIZER_PREFIX, SegmentTrainer
 
 RUNNING = "running_mean"
 """The buffer that tells a batch norm from other layers."""
@@ -45,6 +45,21 @@ def averaged_part(trainer: SegmentTrainer, fleet: FleetSpec) -> dict[str, Tensor
         name: tensor
         for name, tensor in state.items()
         if name not in fixed and is_averaged(name, fleet, norms)
+    }
+
+
+def model_part(trainer: SegmentTrainer) -> dict[str, Tensor]:
+    """Return a copy of the segment's weights and buffers."""
+    return {name: x for name, x in trainer.snapshot().items() if name.startswith(MODEL_PREFIX)}
+
+
+def window_part(trainer: SegmentTrainer) -> dict[str, Tensor]:
+    """Return a copy of what a shared body has of a device's batch: gradients, and buffers after it."""
+    buffers = trainer.buffer_names()
+    return {
+        name: tensor
+        for name, tensor in trainer.snapshot().items()
+        if name.startswith(GRADIENT_PREFIX) or name in buffers
     }
 
 

@@ -102,8 +102,7 @@ class FleetProgram:
                     f"round {record.number} has {name} with {told[0]} samples in steps {told[1]} to "
                     f"{told[2]}; its data gives {found[0]} samples in steps {found[1]} to {found[2]}"
                 )
-            counts = handed.samples if self._fleet.weights == "samples" else int(handed.samples > 0)
-            parts[name] = counts, self._part(device.training)
+            parts[name] = self._fleet.weight_of(handed.samples), self._part(device.training)
             if self._fleet.hands_over:
                 self._steps += device.step - device.began
                 return parts[name][1]
@@ -119,7 +118,7 @@ class FleetProgram:
 
     def _of(self, part: Mapping[str, Tensor], *, sealed: bool) -> dict[str, Tensor]:
         """Return what of a device's part is sealed, or is not."""
-        return {name: x for name, x in part.items() if (_tensor_of(name) in self._ends) is sealed}
+        return {name: x for name, x in part.items() if (tensor_of(name) in self._ends) is sealed}
 
     def _train(self, device: PlainDevice, round_: int, theta: Mapping[str, Tensor]) -> None:
         """Take the steps of the round that the device begins from the mean of `round_`, if it does."""
@@ -141,7 +140,7 @@ class FleetProgram:
 
     def _own(self, state: State) -> State:
         """Return the entries of the segments that are averaged."""
-        return {name: tensor for name, tensor in state.items() if _tensor_of(name) in self._names}
+        return {name: tensor for name, tensor in state.items() if tensor_of(name) in self._names}
 
     def _part(self, training: PlainTraining) -> dict[str, Tensor]:
         """Return a copy of what goes into the mean."""
@@ -150,15 +149,15 @@ class FleetProgram:
         return {
             name: tensor.clone()
             for name, tensor in own.items()
-            if _tensor_of(name) not in fixed
+            if tensor_of(name) not in fixed
             and is_averaged(name, self._fleet, norms)
             and (
-                tensor.is_floating_point() or not self._fleet.seals_sums or _tensor_of(name) not in self._ends
+                tensor.is_floating_point() or not self._fleet.seals_sums or tensor_of(name) not in self._ends
             )
         }
 
 
-def _tensor_of(name: str) -> str:
+def tensor_of(name: str) -> str:
     """Return the parameter or buffer that an entry of a state belongs to."""
     if name.startswith(OPTIMIZER_PREFIX):
         return name.removeprefix(OPTIMIZER_PREFIX).rpartition("/")[0]

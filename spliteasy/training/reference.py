@@ -6,7 +6,7 @@ around it. Where layers draw random numbers it draws those that the segments dra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -80,6 +80,8 @@ class PlainTraining:
         begin_with(model, ends, loss)
         self._model = model
         self._taken = 0
+        self.held: dict[str, Tensor] = {}
+        """Gradients of the last step that were not applied, by weight."""
         self._ahead = 0
         """Steps by which the schedule is ahead of `_taken`, since others took them."""
         segments = [("head", job.head), ("body", job.body), ("tail", job.tail)]
@@ -116,11 +118,19 @@ class PlainTraining:
             for _, segment in present
         ]
 
-    def step(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, empty: bool = False) -> float:
+    def step(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        *,
+        empty: bool = False,
+        hold: Collection[str] = (),
+    ) -> float:
         """Train on one batch, one micro-batch after the other, and let the optimizer step after as many
         batches as the job adds up; returns the batch's loss.
 
-        `empty`: the batch's one sample counts for nothing, since DP-SGD drew none.
+        `empty`: the batch's one sample counts for nothing, since DP-SGD drew none. `hold`: weights that the
+        optimizer leaves alone; `held` has their gradients then.
         """
         if self._dp is not None:
             return self._private_step(inputs, targets, self._dp, empty=empty)
@@ -137,6 +147,10 @@ class PlainTraining:
                     total += float(loss.detach()) * share
         if self._taken % self._window:
             return total
+        self.held = {}
+        for name in hold:
+            if (gradient := self._named[name].grad) is not None:
+                self.held[name], self._named[name].grad = gradient, None
         if self._clip is not None:
             for parameters in self._segments:
                 nn.utils.clip_grad_norm_(parameters, self._clip.max_norm, foreach=False)
@@ -220,6 +234,20 @@ class PlainTraining:
         if self._defences is None:
             return nullcontext()
         return self._cuts.at_cuts(self._defences.at(self._taken, inputs, targets, share))
+
+    def apply_given(self, gradients: State, buffers: State) -> None:
+        """Take one step of the optimizer with these gradients, and take over these buffers."""
+        own = self.state()
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                own[name].copy_(buffer)
+        for name, gradient in gradients.items():
+            self._named[name].grad = gradient.clone()
+        if self._clip is not None:
+            for parameters in self._segments:
+                nn.utils.clip_grad_norm_(parameters, self._clip.max_norm, foreach=False)
+        self._taken += 1
+        self._apply()
 
     def schedule_from(self, steps: int) -> None:
         """Let the schedule of the learning rate go on as if so many steps had been taken."""

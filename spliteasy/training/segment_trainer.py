@@ -39,6 +39,7 @@ REBASES_KEY = "trainer/rebases"
 AHEAD_KEY = "trainer/ahead"
 OPTIMIZER_PREFIX = "optimizer/"
 MODEL_PREFIX = "model/"
+GRADIENT_PREFIX = "gradient/"
 ACCUMULATED_PREFIX = "accumulated/"
 AVERAGE_PREFIX = "average/"
 _OF_WEIGHTS = (OPTIMIZER_PREFIX, ACCUMULATED_PREFIX, AVERAGE_PREFIX)
@@ -90,6 +91,8 @@ class SegmentTrainer:
         self.rebases = 0
         self.ahead = 0
         """Steps by which the schedule of the learning rate is ahead of `taken`: other devices took them."""
+        self.held: dict[str, Tensor] = {}
+        """Gradients of the last step that were kept in place of being applied (`hold`), by weight."""
         self._spec = spec
         self._state_at = partial(generator_state, spec, device, role, key=key)
         self._parameters = dict(segment.named_parameters())
@@ -229,9 +232,46 @@ class SegmentTrainer:
             else:
                 self._average[name] = parameter.detach().clone()
 
+    def hold(self) -> None:
+        """Let the step pass without the optimizer: its gradients are kept, and buffers are as it left them.
+
+        The caller has looked whether they are `finite`.
+        """
+        self.held = {
+            name: parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            for name, parameter in self._parameters.items()
+            if parameter.grad is not None
+        }
+        for parameter in self._trainable:
+            parameter.grad = None
+        self.step += 1
+        self._buffers_before = None
+
+    @torch.no_grad()
+    def apply_given(
+        self, gradients: Mapping[str, Tensor], buffers: Mapping[str, Tensor], *, scheduled: int
+    ) -> None:
+        """Take an optimizer step with these gradients, and take over these buffers.
+
+        `scheduled`: the steps that the schedule of the learning rate goes on from.
+        """
+        self.abort()
+        for name, gradient in gradients.items():
+            self._parameters[name].grad = gradient.clone()
+        for name, buffer in buffers.items():
+            self._buffers[name].copy_(buffer)
+        self.ahead = scheduled - self.taken
+        self.apply()
+
+    def buffer_names(self) -> frozenset[str]:
+        """Return the buffers that a state has, by their names in it."""
+        kept = self.segment.state_dict()
+        return frozenset(MODEL_PREFIX + name for name in self._buffers if name in kept)
+
     def skip(self) -> None:
         """Let a step pass without effect: weights, optimizer and buffers stay as they are."""
         self.abort()
+        self.held = {}
         self.step += 1
 
     def rebase(self, state: Mapping[str, Tensor] | None, *, scheduled: int | None = None) -> None:
@@ -247,6 +287,7 @@ class SegmentTrainer:
             numbers = {STEP_KEY: torch.tensor(step), REBASES_KEY: torch.tensor(rebases)}
             self.load_state({**state, **numbers}, step=step)
         self.step, self.rebases, self.ahead = step, rebases, ahead
+        self.held = {}
 
     def fixed_names(self) -> frozenset[str]:
         """Return the weights that training does not change, by their names in `state`."""
@@ -317,6 +358,7 @@ class SegmentTrainer:
                         "can't hold",
                         hint="use an optimizer whose state is tensors: sgd, adam or adamw",
                     )
+        state |= {GRADIENT_PREFIX + name: gradient for name, gradient in self.held.items()}
         state |= {ACCUMULATED_PREFIX + name: gradient for name, gradient in self._accumulated.items()}
         state |= {AVERAGE_PREFIX + name: average for name, average in self._average.items()}
         state[STEP_KEY] = torch.tensor(self.step, dtype=torch.int64)
@@ -357,6 +399,7 @@ class SegmentTrainer:
         self._load_optimizer(state)
         self._accumulated = self._kept(state, ACCUMULATED_PREFIX) if self._spec.accumulate > 1 else {}
         self._average = self._kept(state, AVERAGE_PREFIX) if self._spec.optimizer.ema is not None else {}
+        self.held = self._kept(state, GRADIENT_PREFIX)
         self.step = step
         self.rebases = int(state[REBASES_KEY]) if REBASES_KEY in state else 0
         self.ahead = int(state[AHEAD_KEY]) if AHEAD_KEY in state else 0
@@ -406,8 +449,9 @@ class SegmentTrainer:
 
     def moving(self) -> list[Tensor]:
         """Return what a step may change of the model: trainable weights, buffers and gradients that are
-        added up, live tensors, in order."""
-        return [*self._trainable, *self._buffers.values(), *self._accumulated.values()]
+        added up or held, live tensors, in order."""
+        kept = [*self._accumulated.values(), *self.held.values()]
+        return [*self._trainable, *self._buffers.values(), *kept]
 
     def nbytes(self) -> int:
         """Bytes of the state's tensors, with what the first steps add to it."""

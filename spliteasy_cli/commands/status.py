@@ -75,6 +75,10 @@ def fleet(
     last: Annotated[int, typer.Option(min=1, metavar="N", help="Show so many rounds, the newest last.")] = 10,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Let a fleet go on that was paused, since too many rounds were void."),
+    ] = False,
 ) -> None:
     """Show the rounds of devices that train one model: who takes part, who is late, and each round's mean."""
     import asyncio
@@ -82,7 +86,7 @@ def fleet(
     from spliteasy_cli.watch.fleet_view import fleet_as_object, show_fleet
 
     set_up_logging(context, "warning")
-    view = asyncio.run(_fleet(job, store))
+    view = asyncio.run(_fleet(job, store, resume=resume))
     if as_json:
         import orjson
 
@@ -91,11 +95,15 @@ def fleet(
         show_fleet(view, last)
 
 
-async def _fleet(job: str, store: str | None) -> FleetView:
-    from spliteasy_cli.watch.fleet_view import read_fleet
+async def _fleet(job: str, store: str | None, *, resume: bool) -> FleetView:
+    from spliteasy_cli.watch.fleet_view import read_fleet, resume_fleet
 
     async with store_at(store) as opened:
-        return await read_fleet(opened, job)
+        view = await read_fleet(opened, job)
+        if resume:
+            await resume_fleet(opened, view)
+            view = await read_fleet(opened, job)
+        return view
 
 
 async def _watch(broker: str | None, store: str | None, stop: asyncio.Event, every_s: float) -> None:

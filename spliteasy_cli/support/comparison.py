@@ -27,6 +27,7 @@ from server_worker.store import Store, StoreKeys, open_store
 from spliteasy.errors import DataError, SplitEasyError, UserError
 from spliteasy.fleet.program import FleetProgram, PlainDevice, Stint
 from spliteasy.fleet.record import RoundRecord
+from spliteasy.fleet.shared_program import SharedProgram
 from spliteasy.job import Job, load_job_file
 from spliteasy.job.source import build_model, load_source, users_loss
 from spliteasy.runtime import user_code
@@ -211,6 +212,9 @@ def run_plain_program(
         config.device: PlainDevice(plain_training(plan, config, batches), batches, member.stints)
         for config, batches, member in zip(plan.configs, plan.batches, members, strict=True)
     }
+    if plan.job.spec.fleet.shares_body:
+        common = plain_training(plan, plan.configs[0], plan.batches[0])
+        return SharedProgram(plan.job, devices, common).run(records)
     return FleetProgram(plan.job, devices).run(records)
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from device_agent.config import AgentConfig
 from device_agent.training.ends import ends_key
-from server_worker.rounds.decision import first_cohort
+from server_worker.rounds.decision import beginning
 from server_worker.store import Store
 from spliteasy.errors import UserError
-from spliteasy.fleet.record import RoundRecord
 from spliteasy.job import Job
 from spliteasy.job.spec import LEAST_SEALED, FleetSpec
 from spliteasy.runtime.randomness import KEY_BYTES, Key
@@ -45,14 +44,6 @@ async def begin_rounds(store: Store, job: Job, configs: Sequence[AgentConfig]) -
     if not spec.fleet.has_rounds:
         return
     _, key = ends_key(configs[0].fleet_key, Key(bytes(KEY_BYTES)), job)
-    record = RoundRecord(
-        number=0,
-        previous="",
-        participants={},
-        weights={},
-        base=0,
-        cohort=first_cohort([config.device for config in configs], spec.fleet, seed=spec.seed),
-        closed_at=await store.now(),
-        fleet_key=key,
-    )
+    names = [config.device for config in configs]
+    record = beginning(names, spec.fleet, seed=spec.seed, now=await store.now(), fleet_key=key)
     await store.fleets.append_round(fleet_name(job), record.to_json(), number=0, previous=None)

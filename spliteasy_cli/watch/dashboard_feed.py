@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,21 @@ from spliteasy_cli.history.verdicts import GateVerdict, line_of, read_verdicts
 from spliteasy_cli.watch.changes import Tracker, look_once, serving
 from spliteasy_cli.watch.cluster import ClusterClient, ClusterSnapshot
 from spliteasy_cli.watch.enrolled_devices import Device, as_devices
+from spliteasy_cli.watch.fleet_view import FleetView, fleet_at_a_glance, read_fleet
 from spliteasy_cli.watch.loss_curves import Curves
 
 if TYPE_CHECKING:
+    from broker import Transport
     from deploy.accounts import Accounts
-    from server_worker.store import SessionMeta
+    from server_worker.store import SessionMeta, Store
     from spliteasy_cli.dashboard import Feed
 
 EVENTS = 200
 SLOW_S = 5.0
-"""Seconds between looks at accounts."""
+"""Seconds between looks at accounts, and at fleets."""
+
+ROUNDS = 12
+"""Records of a fleet that are shown."""
 
 RATES = 200
 """Points of the throughput's curve."""
@@ -65,6 +71,9 @@ class ClusterFeed:
         self._rates: deque[tuple[float, float]] = deque(maxlen=RATES)
         self._curves = Curves(eyes)
         self._devices: Sequence[Device] | None = None
+        self._fleets: list[dict[str, Any]] = []
+        self._alone: set[str] = set()
+        """Versions of jobs whose devices train alone."""
         self._slow_at = float("-inf")
 
     async def run(self, stop: asyncio.Event, every_s: float) -> None:
@@ -91,6 +100,7 @@ class ClusterFeed:
                 self._slow_at = time.monotonic()
                 await self._look_at_accounts(picture)
                 await self._look_at_verdicts()
+                await self._look_at_fleets(picture)
         feed.publish("rates", [[round(at, 1), round(rate, 3)] for at, rate in self._rates])
         feed.publish("losses", self._curves.points)
         feed.publish("events", [_event(at, *news) for at, news in reversed(tracker.events)])
@@ -100,6 +110,7 @@ class ClusterFeed:
                 "gate",
                 {name: line_of(self._gate, digests[0]) for name, digests in sorted(picture.jobs.items())},
             )
+            feed.publish("fleets", self._fleets)
             feed.publish("workers", [_worker(each) for each in picture.workers])
             feed.publish("shards", _shards(picture))
             feed.publish("devices", self._all_devices(picture))
@@ -124,6 +135,23 @@ class ClusterFeed:
             except (SplitEasyError, TimeoutError) as error:
                 log.warning("the list of devices can't be read", error=str(error) or "no answer")
                 self._devices = None
+
+    async def _look_at_fleets(self, picture: ClusterSnapshot) -> None:
+        """Look at the newest version of each job that has rounds."""
+        found = []
+        for job, digests in sorted(picture.jobs.items()):
+            version = f"{job}@{digests[0]}"
+            if version in self._alone:
+                continue
+            try:
+                view = await self._eyes.ask(partial(_rounds_of, version))
+            except UserError:
+                self._alone.add(version)
+            except SplitEasyError as error:
+                log.warning("the rounds of a job can't be read", job=job, error=str(error))
+            else:
+                found.append(fleet_at_a_glance(view))
+        self._fleets = found
 
     async def _look_at_verdicts(self) -> None:
         try:
@@ -180,6 +208,10 @@ def _revoke_device(accounts: Accounts, device: str) -> bool:
 
     enrolled = {account.name for account in accounts.list() if account.role is Role.DEVICE}
     return device in enrolled and accounts.revoke(device)
+
+
+async def _rounds_of(version: str, _: Transport, store: Store) -> FleetView:
+    return await read_fleet(store, version, last=ROUNDS)
 
 
 def _event(at: float, kind: str, subject: str, text: str) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class Device:
     port: int = 0
     """The port of the link that the agent is given at its next start; 0: the first."""
     lost_checkpoints: bool = False
+    options: tuple[str, ...] = ()
+    """Further options of its agent."""
     _agent_bytes: int = 0
     _gate: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -71,11 +73,16 @@ class Device:
         """Train one device id after the other while `more()`; ends with a whole training."""
         while more():
             number = self.first + self.every * len(self.finished)
-            self.training = Training(f"phone-{number}", toy.JOBS[(number - 1) % len(toy.JOBS)])
-            self.lost_checkpoints = False
-            if not await self._train():
+            if not await self.train(Training(f"phone-{number}", toy.JOBS[(number - 1) % len(toy.JOBS)])):
                 return
-            self.finished.append(self.training)
+
+    async def train(self, training: Training) -> bool:
+        """Train, whatever happens meanwhile; whether it came to its end."""
+        self.training, self.lost_checkpoints = training, False
+        ended = await self._train()
+        if ended:
+            self.finished.append(training)
+        return ended
 
     async def _train(self) -> bool:
         """Train, and return whether the training came to its end."""
@@ -147,7 +154,7 @@ class Device:
         port = self.port or self.link.port
         return await self.stack.spliteasy(
             *("agent", "--job", training.job, "--device", training.device),
-            *("--data", toy.DATA, "--state", self.state, "--log-level", "debug", *options),
+            *("--data", toy.DATA, "--state", self.state, "--log-level", "debug", *self.options, *options),
             name=training.device,
             on_line=said,
             environment={"SPLITEASY_BROKER": self.stack.broker_url(port)},

@@ -54,6 +54,12 @@ def undisturbed(training: Training, folder: Path) -> toy.Undisturbed:
 
 
 async def restored_body(store: Store, training: Training) -> tuple[State, int]:
+    """The body's state as a worker would load it now, and its step."""
+    memory, step = await replayed(store, training)
+    return memory.snapshot(), step
+
+
+async def replayed(store: Store, training: Training) -> tuple[DirectBody, int]:
     """The body as a worker would load it now, and its step: the oldest snapshot and the log after it."""
     session = training.session
     meta = await store.session(session)
@@ -63,7 +69,7 @@ async def restored_body(store: Store, training: Training) -> tuple[State, int]:
     memory.restore(await store.read_snapshot(session, base), base)
     async for entry in store.read_log(session, after=base, upto=meta.committed):
         memory.replay(entry)
-    return memory.snapshot(), meta.committed
+    return memory, meta.committed
 
 
 def _difference(expected: State, found: State) -> float:

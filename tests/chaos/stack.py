@@ -145,7 +145,7 @@ class Stack:
         """Store the jobs, as `spliteasy submit` does."""
         store = await open_store(self.redis.url)
         try:
-            for name in toy.JOBS:
+            for name in (*toy.JOBS, *toy.FLEETS):
                 await store_job(store, await self.thread(lambda name=name: toy.job(name)))  # type: ignore[misc]
         finally:
             await store.close()

@@ -32,6 +32,13 @@ batches in two parts, on labels that other samples give. Auto: batches in two pa
 codecs by its link, and noise is on all that it sends. Private: DP-SGD.
 Frozen: the body trains so little that a step's state is smaller than its requests."""
 
+SPLITFED, SHARED = "chaos-splitfed", "chaos-shared"
+FLEETS: dict[str, dict[str, object]] = {
+    SPLITFED: {"mode": "splitfed", "round_steps": 6, "deadline": "15s", "quorum": 1, "aggregate": "plain"},
+    SHARED: {"mode": "shared", "round_steps": 6, "deadline": "15s", "quorum": 1, "aggregate": "plain"},
+}
+"""Jobs whose devices train one model."""
+
 LINKS: dict[str, dict[str, object]] = {
     LOSSY: {"activations": "int8", "gradients": "topk:0.3"},
     AUTO: {"activations": "auto", "gradients": "auto", "allow": ("lossless", "topk:0.3", "int8", "fp32")},
@@ -112,6 +119,7 @@ def job(name: str) -> Job:
             "evaluation": {"every_epochs": 5},
             "privacy": DEFENCES.get(name, {}),
             "link": {"chunk_bytes": CHUNK_BYTES, **LINKS.get(name, {})},
+            **({"fleet": FLEETS[name], "share_ends": True} if name in FLEETS else {}),
         }
     )
     return Job.create(spec)

@@ -25,6 +25,11 @@ def fleet(text: str, *, ends: str = "average") -> dict[str, str]:
     return {"top": OPEN_ENDS, "more": f"[fleet]\n{PLAIN}{text}"}
 
 
+def shared(text: str) -> dict[str, str]:
+    """What a project needs for a job whose devices train one body, and average their ends in the open."""
+    return {"top": OPEN_ENDS, "more": f'[fleet]\nmode = "shared"\naggregate = "plain"\n{text}'}
+
+
 RELAY_IN_THE_OPEN = {
     "top": OPEN_ENDS,
     "more": '[fleet]\nmode = "relay"\naggregate = "plain"\nround_steps = 3',
@@ -54,6 +59,17 @@ COSINE = '\n[schedule]\nname = "cosine"\nsteps = 20\nwarmup_steps = 3'
             {"more": '[fleet]\nmode = "relay"\nround_epochs = 1', "optimizer": ADAMW}, id="relay-adamw-epochs"
         ),
         pytest.param({**RELAY_IN_THE_OPEN, "cuts": '["stem"]'}, id="relay-in-the-open-single-split"),
+        pytest.param({"more": '[fleet]\nmode = "shared"\nround_steps = 2' + COSINE}, id="shared-cosine"),
+        pytest.param(
+            {**shared('round_epochs = 1\nwindow = 2\noptimizer = "average"'), "optimizer": ADAMW},
+            id="shared-adamw-windows-of-two",
+        ),
+        pytest.param(shared('round_steps = 3\nwindow = 1\nweights = "equal"'), id="shared-by-turns"),
+        pytest.param(
+            {"more": '[fleet]\nmode = "shared"\nends = "own"\nround_steps = 2\ndevices_per_round = 2'},
+            id="shared-own-ends-drawn",
+        ),
+        pytest.param({**shared("round_steps = 2"), "cuts": '["stem"]'}, id="shared-single-split"),
         pytest.param({**fleet("round_steps = 2" + COSINE), "cuts": '["stem"]'}, id="single-split-cosine"),
     ],
 )
@@ -148,7 +164,10 @@ def test_a_fleet_key_is_needed_where_ends_are_averaged(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ('mode = "shared"', "'shared' is not built yet"),
+        ('mode = "shared"\nnorm = "local"', "the body is one"),
+        ('mode = "shared"\norder = "arrival"', "'arrival' is not built yet"),
+        ('mode = "shared"\nends = "relay"', 'that needs mode = "relay"'),
+        ('mode = "shared"\nwindow = 5\ndevices_per_round = 4', "can never be filled"),
         ('mode = "relay"\nends = "average"', "head and tail are handed over"),
         ('mode = "relay"\noptimizer = "keep"', "the optimizers are handed over"),
         ('mode = "relay"\ndevices_per_round = 4', "one device trains at a time"),
@@ -189,3 +208,12 @@ def test_a_quorum_larger_than_the_fleet_is_refused(
     project = new_project(**fleet("quorum = 3", ends="own"))
     ran = spliteasy("train", project.job_file, "--devices", 2)
     assert "can never be reached by 2 devices" in ran.error
+
+
+def test_a_fleet_that_is_not_paused_is_not_resumed(
+    spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    project = new_project(**fleet("round_epochs = 1"))
+    spliteasy("train", project.job_file, "--devices", 2, "--out", project.folder / "out")
+    store = ("--store", f"sqlite:///{project.folder / 'out' / STORE_FILE}")
+    assert "is not paused" in spliteasy("fleet", "tiny", "--resume", *store).error

@@ -8,7 +8,7 @@ import pytest
 
 from server_worker.rounds.decision import next_record
 from spliteasy.errors import StoreError
-from spliteasy.fleet.record import HandedIn, Member, RoundRecord
+from spliteasy.fleet.record import MOST_VOIDS, HandedIn, Member, RoundRecord
 from spliteasy.job.spec import FleetSpec
 
 DEADLINE_S = 60.0
@@ -196,3 +196,25 @@ def test_a_turn_that_is_not_handed_in_is_void_and_the_next_device_has_it() -> No
     ended = decide(late, {"a": waits(seen=0.0), "b": handed_in(2, done=True)}, fleet, 70.0)
     assert ended is not None
     assert (ended.base, ended.cohort) == (2, ()), "who is not there has no turn"
+
+
+def test_too_many_void_rounds_pause_a_fleet_until_a_person_lets_it_go_on() -> None:
+    fleet = spec(quorum=2)
+    record = began(fleet, "a", "b")
+    for number in range(1, MOST_VOIDS + 1):
+        now = number * 61.0
+        after = decide(record, {"a": waits(seen=now), "b": waits(seen=now)}, fleet, now)
+        assert after is not None
+        assert (after.void, after.voids) == (True, number)
+        record = after
+    assert record.paused
+    assert record.cohort == ()
+    there = {"a": waits(seen=now), "b": waits(seen=now)}
+    assert decide(record, there, fleet, now + 100.0) is None
+    again = next_record(record, there, fleet, seed=1, now=now, may_expire=True, resumed=True)
+    assert again is not None
+    assert (again.cohort, again.voids, again.paused, again.base) == (("a", "b"), 0, False, 0)
+    handed = {"a": handed_in(again.number + 1), "b": handed_in(again.number + 1)}
+    good = decide(again, handed, fleet, now + 5.0)
+    assert good is not None
+    assert (good.void, good.voids) == (False, 0)

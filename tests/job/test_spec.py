@@ -159,11 +159,7 @@ def test_the_canonical_json_is_stable_and_reads_back(tmp_path: Path) -> None:
         ("link", {"gradients": "auto", "allow": ["auto"]}, "link.allow[0]: 'auto' belongs in activations"),
         ("link", {"gradients": "auto", "allow": ["fp16", "fp16"]}, "link.allow: 'fp16' is named twice"),
         ("link.gradients", "topk:2", "link.gradients: "),
-        (
-            "fleet.mode",
-            "shared",
-            "fleet.mode: 'shared' is not built yet; use 'personal' or 'splitfed' or 'relay'",
-        ),
+        ("fleet.mode", "splitfed-v2", "fleet.mode: 'splitfed-v2' is not known; use 'personal' or 'splitfed'"),
     ],
 )
 def test_a_mistake_gets_one_line_with_the_key(path: str, value: Any, told: str) -> None:

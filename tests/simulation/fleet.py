@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
 import torch
@@ -26,11 +25,32 @@ from spliteasy.fleet.mean import weighted_mean
 from spliteasy.fleet.record import RoundRecord
 from spliteasy.fleet.sealed import fixed_mean, fraction_bits
 from spliteasy.graph.tensors import tensors_to_bytes
+from spliteasy.job import Job
+from spliteasy.training.segment_trainer import MODEL_PREFIX
 from tests.drawn import SECRET
 from tests.simulation import toy
 
 FLEET_KEY = bytes(range(32))
 Theta = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A fleet that was trained."""
+
+    job: Job
+    data: str
+    devices: tuple[str, ...]
+    secrets: tuple[bytes, ...]
+    """The devices' own, in the same order."""
+
+    @classmethod
+    def of(cls, variant: toy.Variant) -> Case:
+        """The fleet of a simulation."""
+        return cls(toy.job(variant), toy.DATA, toy.FLEET, (SECRET,) * len(toy.FLEET))
+
+    def secret(self, device: str) -> bytes:
+        return self.secrets[self.devices.index(device)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +63,24 @@ class Taken:
 
 
 def judge(
-    variant: toy.Variant, records: Sequence[RoundRecord], taken: Sequence[Taken], ended: Mapping[str, Theta]
+    case: Case, records: Sequence[RoundRecord], taken: Sequence[Taken], ended: Mapping[str, Theta]
 ) -> list[str]:
     """What is wrong with the rounds. `ended`: the averaged tensors that each device has at its end."""
-    found = [*_chain(records), *_acted(records, taken)]
-    theta = {0: initial(variant)}
+    found = [*chain(records), *acted(records, taken)]
+    theta = {0: averaged(*sides(case, case.devices[0]))}
     for record in records[1:]:
         if record.void:
             continue
         before = theta[records[record.number - 1].base]
         parts = {
-            device: (record.weights[device], stint(variant, device, before, handed.first, handed.last))
+            device: (record.weights[device], stint(case, device, before, handed.first, handed.last))
             for device, handed in record.participants.items()
         }
         for device, (_, part) in parts.items():
             digest = digest_of_contribution(tensors_to_bytes(part))
-            if not toy.job(variant).spec.fleet.seals and digest != record.participants[device].digest:
+            if not case.job.spec.fleet.seals and digest != record.participants[device].digest:
                 found.append(f"round {record.number}: {device} handed in other bits")
-        theta[record.number] = _mean(variant, record, parts)
+        theta[record.number] = _mean(case, record, parts)
     last = {each.device: each for each in taken}
     for device, tensors in ended.items():
         expected = theta[records[last[device].round].base]
@@ -72,7 +92,7 @@ def judge(
     return found
 
 
-def _chain(records: Sequence[RoundRecord]) -> list[str]:
+def chain(records: Sequence[RoundRecord]) -> list[str]:
     """The records are one chain, and whoever took part was drawn."""
     found = []
     for before, record in pairwise(records):
@@ -83,7 +103,7 @@ def _chain(records: Sequence[RoundRecord]) -> list[str]:
     return found
 
 
-def _acted(records: Sequence[RoundRecord], taken: Sequence[Taken]) -> list[str]:
+def acted(records: Sequence[RoundRecord], taken: Sequence[Taken]) -> list[str]:
     """Nobody acted on a record that the store has lost since."""
     return [
         f"{each.device} went on from round {each.round} by a record that is not there any more"
@@ -92,10 +112,8 @@ def _acted(records: Sequence[RoundRecord], taken: Sequence[Taken]) -> list[str]:
     ]
 
 
-def _mean(
-    variant: toy.Variant, record: RoundRecord, parts: Mapping[str, tuple[int, Theta]]
-) -> dict[str, Tensor]:
-    spec = toy.job(variant).spec
+def _mean(case: Case, record: RoundRecord, parts: Mapping[str, tuple[int, Theta]]) -> dict[str, Tensor]:
+    spec = case.job.spec
     if spec.fleet.hands_over:
         return dict(next(iter(parts.values()))[1])
     if not spec.fleet.seals:
@@ -108,37 +126,35 @@ def _mean(
 
 
 def averaged(trainer: DeviceTrainer, body: DirectBody) -> dict[str, Tensor]:
-    """The averaged tensors of all three segments."""
+    """The tensors of all three segments that are averaged, or shared."""
+    if trainer.job.spec.fleet.shares_body:
+        shared = {BODY + name: x for name, x in body.snapshot().items() if name.startswith(MODEL_PREFIX)}
+        return {**shared, **trainer.averaged_ends()}
     return {**body.averaged_part(), **trainer.averaged_ends()}
 
 
-def sides(variant: toy.Variant, device: str) -> tuple[DeviceTrainer, DirectBody]:
+def sides(case: Case, device: str) -> tuple[DeviceTrainer, DirectBody]:
     """Both sides of a device at step 0, with the fleet's common ends."""
-    job = toy.job(variant)
-    key = job_key(SECRET, device=device, job=job.digest)
+    job, secret = case.job, case.secret(device)
+    key = job_key(secret, device=device, job=job.digest)
     drawn_from, _ = ends_key(FLEET_KEY, key, job)
-    found = load_dataset(toy.DATA, device, job.signature)
-    order = BatchOrder(found.train, job.spec, job.signature, device=device, key=key, labels=label_key(SECRET))
+    found = load_dataset(case.data, device, job.signature)
+    order = BatchOrder(found.train, job.spec, job.signature, device=device, key=key, labels=label_key(secret))
     choices = StepChoices(job.spec.link, BySpeed(job.spec.link, LinkSpeed()), ahead=1, saved=None)
     ends = draw_ends(job, drawn_from)
     trainer = DeviceTrainer.create(job, order, None, device=device, key=key, ends=ends, choices=choices)
     return trainer, DirectBody(job, f"{job.name}.{device}")
 
 
-@cache
-def initial(variant: toy.Variant) -> dict[str, Tensor]:
-    return averaged(*sides(variant, toy.FLEET[0]))
+_STINTS: dict[tuple[str, str, str, int, int], dict[str, Tensor]] = {}
 
 
-_STINTS: dict[tuple[toy.Variant, str, str, int, int], dict[str, Tensor]] = {}
-
-
-def stint(variant: toy.Variant, device: str, theta: Theta, first: int, last: int) -> dict[str, Tensor]:
+def stint(case: Case, device: str, theta: Theta, first: int, last: int) -> dict[str, Tensor]:
     """What the device has after steps `first` + 1 to `last` from that mean; optimizers begin anew."""
     mark = digest_of_contribution(tensors_to_bytes(theta))
-    key = variant, mark, device, first, last
+    key = case.job.digest, mark, device, first, last
     if key not in _STINTS:
-        trainer, body = sides(variant, device)
+        trainer, body = sides(case, device)
         trainer.take_mean({k: x for k, x in theta.items() if not k.startswith(BODY)}, round_=0, drawn=0)
         engines = body.loaded.body
         assert isinstance(engines, BodyTrainer)

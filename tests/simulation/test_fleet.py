@@ -9,13 +9,15 @@ from unittest import mock
 import pytest
 
 from server_worker.action import Steps
-from server_worker.engine import body_trainer
-from server_worker.replica.loaded_body import LoadedBody, StepResult
+from server_worker.engine import body_trainer, local, shared_body
+from server_worker.engine.body_trainer import BODY
+from server_worker.replica.loaded_body import LoadedBody, RoundAbout, StepResult
 from server_worker.rounds import turn
 from server_worker.rounds.ends import mean_bytes
 from server_worker.store import Store
 from server_worker.store.fleet_calls import ReadLossWindow, ReadWeightsOf
 from spliteasy.fleet.record import RoundRecord
+from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX
 from tests.simulation import toy
 from tests.simulation.faults import CALM, Rates
@@ -39,6 +41,9 @@ FLEETS = {
     "sealed": toy.SEALED_FLEET,
     "relay": toy.PLAIN_RELAY,
     "sealed-relay": toy.SEALED_RELAY,
+    "shared": toy.PLAIN_SHARED,
+    "sealed-shared": toy.SEALED_SHARED,
+    "shared-by-turns": toy.SHARED_BY_TURNS,
 }
 
 
@@ -74,7 +79,7 @@ def mean_over_who_is_there_now() -> Any:
         fewer = record.model_copy(update={"participants": some})
         bodies = {}
         for device in some:
-            name = turn.weights_name(number, device)
+            name = turn.weights_name(number, device, some[device].digest)
             bodies[device] = yield from ReadWeightsOf(fleet, name)
         return mean_bytes(loaded.job, fewer, bodies)
 
@@ -106,6 +111,45 @@ def take_over_the_body_without_its_optimizer() -> Any:
     return mock.patch.object(body_trainer, "rebased", rebased)
 
 
+def keep_ends_at_the_end_of_a_round() -> Any:
+    right = turn.RoundAbout
+
+    def kept(**facts: Any) -> RoundAbout:
+        return right(**{**facts, "ends": "kept"})
+
+    return mock.patch.object(turn, "RoundAbout", kept)
+
+
+def step_the_body_without_one_of_the_window() -> Any:
+    right = local.window_step
+
+    def fewer(job: Any, record: RoundRecord, bodies: Any, before: bytes) -> bytes:
+        some = dict(list(record.participants.items())[1:]) or record.participants
+        return right(job, record.model_copy(update={"participants": some}), bodies, before)
+
+    return mock.patch.object(local, "window_step", fewer)
+
+
+def begin_the_optimizer_of_the_body_again_at_each_window() -> Any:
+    right = local.window_step
+
+    def anew(job: Any, record: RoundRecord, bodies: Any, before: bytes) -> bytes:
+        tensors = tensors_from_bytes(before) if before else {}
+        kept = {name: x for name, x in tensors.items() if not name.startswith(BODY + OPTIMIZER_PREFIX)}
+        return right(job, record, bodies, tensors_to_bytes(kept) if before else b"")
+
+    return mock.patch.object(local, "window_step", anew)
+
+
+def average_the_count_of_batches() -> Any:
+    right = shared_body.weighted_mean
+
+    def averaged(parts: Any) -> Any:
+        return {name: x if x.is_floating_point() else x // 2 for name, x in right(parts).items()}
+
+    return mock.patch.object(shared_body, "weighted_mean", averaged)
+
+
 @pytest.mark.parametrize(
     ("mutation", "rates", "variant"),
     [
@@ -113,6 +157,11 @@ def take_over_the_body_without_its_optimizer() -> Any:
         (mean_over_who_is_there_now, CALM, toy.PLAIN_FLEET),
         (count_samples_of_rounds_before, CALM, toy.PLAIN_FLEET),
         (take_over_the_body_without_its_optimizer, CALM, toy.PLAIN_RELAY),
+        (act_before_the_decision_is_durable, FREQUENT, toy.PLAIN_SHARED),
+        (keep_ends_at_the_end_of_a_round, CALM, toy.PLAIN_SHARED),
+        (step_the_body_without_one_of_the_window, CALM, toy.PLAIN_SHARED),
+        (begin_the_optimizer_of_the_body_again_at_each_window, CALM, toy.PLAIN_SHARED),
+        (average_the_count_of_batches, CALM, toy.PLAIN_SHARED),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )

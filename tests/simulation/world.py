@@ -29,7 +29,7 @@ from server_worker.worker import Worker
 from spliteasy.errors import StateError
 from spliteasy.fleet.record import RoundRecord
 from tests.drawn import SECRET
-from tests.simulation import fleet, toy
+from tests.simulation import fleet, shared_fleet, toy
 from tests.simulation.faults import Faults, Rates, drawn_rates
 from tests.simulation.parts import FaultyStore, Invariants, VirtualCompute
 from tests.simulation.releases import Releases
@@ -377,7 +377,8 @@ class World:
         lines = await self._store.fleets.rounds(f"toy@{job.digest}")
         records = [RoundRecord.from_json(line) for line in lines]
         self._faults.history += [str(record) for record in records]
-        self.violations += fleet.judge(self.variant, records, self._taken, averaged)
+        judge = shared_fleet.judge if job.spec.fleet.shares_body else fleet.judge
+        self.violations += judge(fleet.Case.of(self.variant), records, self._taken, averaged)
 
     async def _restored(self, session: str) -> toy.State:
         """The body as a worker would load it now: the newest snapshot, and the log after it."""

@@ -54,6 +54,27 @@ async def test_weights_are_written_once(store: Store) -> None:
     assert await fleets.read_weights(FLEET, "1/a") == b"other"
 
 
+async def test_a_record_is_made_only_where_its_weights_are(store: Store) -> None:
+    fleets = store.fleets
+    assert await fleets.append_round(FLEET, b"zero", number=0, previous=None, weights=("1/a",)) is None
+    assert await fleets.append_round(FLEET, b"zero", number=0, previous=None) == b"zero"
+    await fleets.put_weights(FLEET, "1/a", BODY, digest="d1")
+    both = ("1/a", "1/b")
+    assert await fleets.append_round(FLEET, b"one", number=1, previous=b"zero", weights=both) is None
+    await fleets.put_weights(FLEET, "1/b", b"other", digest="d2")
+    assert await fleets.append_round(FLEET, b"one", number=1, previous=b"zero", weights=both) == b"one"
+
+
+async def test_weights_are_dropped_only_where_there_is_what_they_led_to(store: Store) -> None:
+    fleets = store.fleets
+    await fleets.put_weights(FLEET, "1/a", BODY, digest="d1")
+    await fleets.drop_weights(FLEET, ["1/a"], needs=["1/"])
+    assert await fleets.weights(FLEET) == {"1/a": "d1"}
+    await fleets.put_weights(FLEET, "1/", b"mean", digest="d2")
+    await fleets.drop_weights(FLEET, ["1/a"], needs=["1/"])
+    assert await fleets.weights(FLEET) == {"1/": "d2"}
+
+
 async def test_members_are_what_was_said_last_and_all_is_forgotten_together(store: Store) -> None:
     fleets = store.fleets
     assert await fleets.members(FLEET) == {}
@@ -61,6 +82,8 @@ async def test_members_are_what_was_said_last_and_all_is_forgotten_together(stor
     await fleets.put_member(FLEET, "a", b"here")
     await fleets.put_member(FLEET, "b", b"gone")
     assert await fleets.members(FLEET) == {"a": b"here", "b": b"gone"}
+    assert await fleets.members(FLEET, ("b", "never-there")) == {"b": b"gone"}
+    assert await fleets.members(FLEET, ()) == {}
     await fleets.append_round(FLEET, b"zero", number=0, previous=None)
     await fleets.put_weights(FLEET, "1/a", BODY, digest="d1")
     assert await fleets.forget(FLEET)

@@ -167,6 +167,9 @@ test("what this build can't run is refused by name, before anything is trained",
   await assert.rejects(machine.load(source(asked), OPTIONS), NotSupported);
   const parameter = graph({ 2: { op: "aten.relu_.default", args: [ref(1)] } });
   await assert.rejects(machine.load(source(parameter), OPTIONS), NotSupported);
+  for (const optimizer of [{ name: "lion", lr: 0.1 }, { name: "sgd", lr: 0.1, ema: 0.9 }]) {
+    await assert.rejects(machine.load(source(), { ...OPTIONS, optimizer } as unknown as TrainerOptions), NotSupported);
+  }
   assert.equal((await machine.memory()).used, 0);
 });
 

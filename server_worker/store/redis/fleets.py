@@ -24,6 +24,9 @@ if tonumber(number) < length then return redis.call('HGET', KEYS[1], number) end
 if tonumber(number) > length then return false end
 local last = length > 0 and redis.call('HGET', KEYS[1], string.format('%.0f', length - 1))
 if last and last ~= previous then return false end
+for i = 4, #ARGV do
+  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then return false end
+end
 redis.call('HSET', KEYS[1], number, record)
 return record
 """
@@ -55,7 +58,12 @@ return digest
 )
 _DROP = Script(
     b"""#!lua flags=allow-oom
-for _, name in ipairs(ARGV) do
+local needed = tonumber(ARGV[1])
+for i = 2, needed + 1 do
+  if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 0 then return end
+end
+for i = needed + 2, #ARGV do
+  local name = ARGV[i]
   local token, count = string.match(redis.call('HGET', KEYS[1], name) or '', '^%S+ (%S+) (%d+)')
   if token then
     for i = 0, count - 1 do redis.call('UNLINK', KEYS[1] .. ':' .. token .. ':' .. i) end
@@ -86,17 +94,22 @@ class RedisFleets:
         return found
 
     async def append_round(
-        self, fleet: str, record: bytes, *, number: int, previous: bytes | None
+        self, fleet: str, record: bytes, *, number: int, previous: bytes | None, weights: Sequence[str] = ()
     ) -> bytes | None:
+        keys = [_key(fleet, "rounds"), _key(fleet, "weights")]
         found: bytes | None = await self._link.script(
-            _APPEND, [_key(fleet, "rounds")], number, record, previous or b""
+            _APPEND, keys, number, record, previous or b"", *weights
         )
         return found
 
     async def put_member(self, fleet: str, device: str, about: bytes) -> None:
         await self._link.call("HSET", _key(fleet, "members"), device, about)
 
-    async def members(self, fleet: str) -> Mapping[str, bytes]:
+    async def members(self, fleet: str, devices: Sequence[str] | None = None) -> Mapping[str, bytes]:
+        if devices is not None:
+            asked = sorted(devices)
+            values = await self._link.call("HMGET", _key(fleet, "members"), *asked) if asked else []
+            return {device: about for device, about in zip(asked, values, strict=True) if about is not None}
         found = await self._link.call("HGETALL", _key(fleet, "members"))
         return {device.decode(): about for device, about in sorted(found.items())}
 
@@ -120,9 +133,9 @@ class RedisFleets:
         _, token, _, index = kept.split(b" ", 3)
         return (await get_values(self._link, f"{key}:{token.decode()}", index))[name]
 
-    async def drop_weights(self, fleet: str, names: Sequence[str]) -> None:
+    async def drop_weights(self, fleet: str, names: Sequence[str], *, needs: Sequence[str] = ()) -> None:
         if names:
-            await self._link.script(_DROP, [_key(fleet, "weights")], *names)
+            await self._link.script(_DROP, [_key(fleet, "weights")], len(needs), *needs, *names)
 
     async def forget(self, fleet: str) -> bool:
         await self.drop_weights(fleet, list(await self.weights(fleet)))

@@ -40,7 +40,7 @@ class SqliteFleets:
         return await self._read(lambda db: _newest(db, fleet)[1])
 
     async def append_round(
-        self, fleet: str, record: bytes, *, number: int, previous: bytes | None
+        self, fleet: str, record: bytes, *, number: int, previous: bytes | None, weights: Sequence[str] = ()
     ) -> bytes | None:
         def append(db: sqlite3.Connection) -> bytes | None:
             newest, last = _newest(db, fleet)
@@ -48,7 +48,7 @@ class SqliteFleets:
                 query = "SELECT record FROM rounds WHERE fleet = ? AND number = ?"
                 found: bytes = db.execute(query, (fleet, number)).fetchone()[0]
                 return found
-            if newest != number - 1 or last != previous:
+            if newest != number - 1 or last != previous or not _has(db, fleet, weights):
                 return None
             db.execute("INSERT INTO rounds VALUES (?, ?, ?)", (fleet, number, record))
             return record
@@ -60,9 +60,18 @@ class SqliteFleets:
             lambda db: db.execute("REPLACE INTO members VALUES (?, ?, ?)", (fleet, device, about))
         )
 
-    async def members(self, fleet: str) -> Mapping[str, bytes]:
-        query = "SELECT device, about FROM members WHERE fleet = ? ORDER BY device"
-        return await self._read(lambda db: dict(db.execute(query, (fleet,)).fetchall()))
+    async def members(self, fleet: str, devices: Sequence[str] | None = None) -> Mapping[str, bytes]:
+        query = "SELECT device, about FROM members WHERE fleet = ?"
+        if devices is None:
+            return await self._read(
+                lambda db: dict(db.execute(f"{query} ORDER BY device", (fleet,)).fetchall())
+            )
+
+        def read(db: sqlite3.Connection) -> dict[str, bytes]:
+            found = (db.execute(f"{query} AND device = ?", (fleet, device)) for device in sorted(devices))
+            return dict(row for rows in found for row in rows)
+
+        return await self._read(read)
 
     async def put_weights(self, fleet: str, name: str, body: Blob, *, digest: str) -> str:
         def put(db: sqlite3.Connection) -> str:
@@ -89,8 +98,10 @@ class SqliteFleets:
             raise KeyError(f"fleet {fleet} has no weights {name}")
         return b"".join(found)
 
-    async def drop_weights(self, fleet: str, names: Sequence[str]) -> None:
+    async def drop_weights(self, fleet: str, names: Sequence[str], *, needs: Sequence[str] = ()) -> None:
         def drop(db: sqlite3.Connection) -> None:
+            if not _has(db, fleet, needs):
+                return
             for table in ("weights", "weight_pieces"):
                 query = f"DELETE FROM {table} WHERE fleet = ? AND name = ?"  # noqa: S608
                 db.executemany(query, [(fleet, name) for name in names])
@@ -106,6 +117,12 @@ class SqliteFleets:
             return any(counts)
 
         return await self._write(forget)
+
+
+def _has(db: sqlite3.Connection, fleet: str, names: Sequence[str]) -> bool:
+    """Return whether there are weights of all these names."""
+    query = "SELECT 1 FROM weights WHERE fleet = ? AND name = ?"
+    return all(db.execute(query, (fleet, name)).fetchone() is not None for name in names)
 
 
 def _newest(db: sqlite3.Connection, fleet: str) -> tuple[int, bytes | None]:

@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from spliteasy.job.spec.values import Count, Positive, Section, only, parses, refuse
 from spliteasy.runtime.units import parse_duration
 
-_SHARED_MODE_KEYS = ("window", "order", "merge")
-"""Keys of `mode = "shared"`, which is not built."""
 MAX_ROUND_SAMPLES = 1 << 30
 ROUND_SAMPLES = 1 << 20
 """The most samples of a device's round where sealing needs a limit and the job says none."""
@@ -29,9 +27,11 @@ class FleetSpec(Section):
     Under "splitfed" every device trains its own copy of the body for a round, and at the round's end all go
     on from the mean (SplitFed V1; with `ends = "own"` V3). Under "relay" one device trains at a time, and
     hands all that it has over to the next: weights, statistics, optimizers, and the schedule's position.
+    Under "shared" there is one body, whose every step takes the batches of several devices, a window; with
+    `window = 1` of one (SplitFed V2). Ends are averaged after each round, or stay each device's own.
     """
 
-    mode: Annotated[str, only("personal", "splitfed", "relay", planned=("shared",))] = "personal"
+    mode: Annotated[str, only("personal", "splitfed", "shared", "relay")] = "personal"
     """"personal": each device trains a model of its own."""
     ends: Annotated[str, only("average", "own", "relay")] = "average"
     """Head and tail are averaged with the body, stay each device's own, or are handed over ("relay", which
@@ -45,10 +45,14 @@ class FleetSpec(Section):
     """The devices of a round that have to hand in for their mean to count: a number, or a share."""
     deadline: Annotated[str, parses(parse_duration)] = "10min"
     """The longest that a round lasts. A device that has not handed in by then is left out of its mean."""
+    window: Count | None = None
+    """Devices whose batches make one step of a body that is "shared"; None: all devices of the round."""
+    order: Annotated[str, only("fixed", planned=("arrival",))] = "fixed"
+    """The order in which windows take the devices of a round: drawn by the job's seed and the round."""
     weights: Annotated[str, only("samples", "equal")] = "samples"
     """A device counts for the samples that it trained on in the round, or as much as any other."""
     optimizer: Annotated[str, only("reset", "keep", "average")] = "reset"
-    """The fate of the optimizers' state at a mean."""
+    """The fate of the optimizers' state at a mean. The optimizer of a body that is "shared" just goes on."""
     norm: Annotated[str, only("average", "local")] = "average"
     """"local" (FedBN): batch norm, with its weights and running statistics, stays each device's own."""
     aggregate: Annotated[str, only("plain", "sealed")] | None = None
@@ -62,9 +66,6 @@ class FleetSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _other_modes(cls, data: Any) -> Any:
-        for key in _SHARED_MODE_KEYS:
-            if isinstance(data, dict) and key in data:
-                raise refuse(f'{key} belongs to mode = "shared", which is not built yet; remove it')
         if isinstance(data, dict) and data.get("mode") == "relay":
             return {"ends": "relay", "optimizer": "average"} | data
         return data
@@ -88,6 +89,13 @@ class FleetSpec(Section):
             )
         if self.round_steps is not None and self.round_epochs is not None:
             raise refuse("give either round_steps or round_epochs: both say when a round ends")
+        if self.mode == "shared":
+            self._check_shared()
+        elif self.window is not None:
+            raise refuse(
+                f'window belongs to mode = "shared": under "{self.mode}" no step takes the batches of '
+                "several devices; remove it"
+            )
         if self.ends == "own" and self.aggregate is not None:
             raise refuse('aggregate says how ends leave a device, and with ends = "own" they never do')
         if self.seals_sums and self.optimizer == "average":
@@ -131,6 +139,18 @@ class FleetSpec(Section):
                 "the weights; remove optimizer"
             )
 
+    def _check_shared(self) -> None:
+        if self.norm == "local":
+            raise refuse(
+                'norm = "local" keeps batch norm each device\'s own, and under mode = "shared" the body is '
+                'one, with its batch norm; use mode = "splitfed" (FedBN), or remove norm'
+            )
+        most = self.devices_per_round
+        if self.window is not None and most is not None and self.window > most:
+            raise refuse(
+                f"window = {self.window} can never be filled by devices_per_round = {most}; lower the window"
+            )
+
     @property
     def has_rounds(self) -> bool:
         """Return whether there are rounds at all (under "relay": turns)."""
@@ -140,6 +160,11 @@ class FleetSpec(Section):
     def hands_over(self) -> bool:
         """Return whether a round is the turn of one device, whose work the next one goes on with."""
         return self.mode == "relay"
+
+    @property
+    def shares_body(self) -> bool:
+        """Return whether there is one body, of which each step takes the gradients of a window's devices."""
+        return self.mode == "shared"
 
     @property
     def epochs_per_round(self) -> int | None:
@@ -160,6 +185,11 @@ class FleetSpec(Section):
     def seals_sums(self) -> bool:
         """Return whether what is sealed is added up: as whole numbers, of three devices or more."""
         return self.seals and not self.hands_over
+
+    def weight_of(self, samples: int) -> int:
+        """Return what a device counts for that has trained on so many samples."""
+        by_samples = self.weights == "samples" and not self.hands_over
+        return samples if by_samples else int(samples > 0)
 
     def most_weight(self, batch_size: int) -> int:
         """Return the most that a device can count for in a mean."""

@@ -2,7 +2,7 @@
 
 import { draw, element, short } from "./charts.js";
 
-const PARTS = ["rates", "losses", "events", "jobs", "gate", "workers", "shards", "devices", "sessions", "now"];
+const PARTS = ["rates", "losses", "events", "jobs", "gate", "fleets", "workers", "shards", "devices", "sessions", "now"];
 const COLORS = 8;
 const state = { operate: "no", parts: {}, job: "" };
 const byId = (id) => document.getElementById(id);
@@ -123,6 +123,24 @@ const DEVICES = [
   { label: "", class: "actions", actions: deviceActions },
 ];
 
+const FLEETS = [
+  { label: "Job", text: (row) => row.job },
+  { label: "Mode", text: (row) => row.mode },
+  { label: "Round", class: "number", text: (row) => String(row.round) },
+  { label: "Began", text: (row) => ago(row.began_at) },
+  { label: "In it", text: (row) => (row.paused ? "paused: too many void rounds" : row.in.join(", ") || "nobody") },
+  { label: "Handed in", text: (row) => row.handed_in.join(", ") || "–" },
+  { label: "Late", text: (row) => row.late.join(", ") || "–" },
+];
+const ROUNDS = [
+  { label: "Job", text: (row) => row.job },
+  { label: "Round", class: "number", text: (row) => String(row.round) },
+  { label: "Took part", class: "number", text: (row) => (row.void ? "void" : String(row.took_part)) },
+  { label: "Left out", text: (row) => row.absent.join(", ") || "–" },
+  { label: "Samples", class: "number", text: (row) => String(row.samples) },
+  { label: "Mean", text: (row) => row.mean || "not taken yet" },
+  { label: "Ended", text: (row) => ago(row.closed_at) },
+];
 const JOBS = [
   { label: "Job", class: "name", text: (row) => row.job },
   { label: "Newest version", text: (row) => row.newest.slice(0, 12) },
@@ -229,6 +247,10 @@ function show() {
   table("workers", WORKERS, parts.workers, (row) => row.worker);
   table("devices", DEVICES, parts.devices, (row) => row.device);
   table("jobs", JOBS, Object.entries(parts.gate).map(([job, gate]) => ({ job, gate, newest: parts.jobs[job][0] })).filter(ofJob), (row) => row.job);
+  const fleets = (parts.fleets || []).filter(ofJob);
+  byId("fleets-section").hidden = !fleets.length;
+  table("fleets", FLEETS, fleets, (row) => row.job);
+  table("rounds", ROUNDS, fleets.flatMap((fleet) => fleet.rounds.map((each) => ({ ...each, job: fleet.job }))), (row) => `${row.job}/${row.round}`);
   shards(parts);
   charts(parts);
   document.title = `SplitEasy: ${parts.sessions.filter((each) => each.state === "training").length} training`;

@@ -1,5 +1,6 @@
 /** The optimizer of a segment, with the arithmetic and the state of torch's classes: `spliteasy/training/optim.py`. */
 
+import { NotSupported } from "../errors.ts";
 import type { Machine, NdArray } from "./nd_array.ts";
 import type { AdamSpec, ClipSpec, GroupSpec, OptimizerSpec, SgdSpec } from "./types.ts";
 
@@ -8,6 +9,8 @@ export interface Parameter {
   readonly tensor: NdArray;
   readonly group: GroupSpec | null;
 }
+
+const KNOWN: readonly string[] = ["sgd", "adam", "adamw"];
 
 /** What an optimizer keeps of a parameter: tensors by torch's names for them. */
 export type Fields = Map<string, NdArray>;
@@ -39,7 +42,11 @@ export class Optimizer {
   constructor(
     private readonly machine: Machine,
     private readonly spec: OptimizerSpec,
-  ) {}
+  ) {
+    const name: string = spec.name;
+    if (!KNOWN.includes(name)) throw new NotSupported(`this device has no optimizer ${name}, only ${KNOWN.join(", ")}`);
+    if ("ema" in spec && spec.ema) throw new NotSupported("this device keeps no moving average of the weights ([optimizer] ema)");
+  }
 
   fields(name: string): Fields {
     return this.#state.get(name) ?? new Map<string, NdArray>();

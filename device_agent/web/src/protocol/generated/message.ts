@@ -200,8 +200,10 @@ export interface Mean {
   readonly durable_step: number;
   readonly fence: number;
   readonly initial?: boolean;
+  readonly kept?: boolean;
   readonly kind: "MEAN";
   readonly names?: readonly string[];
+  readonly opened?: number | null;
   readonly record: string;
   readonly round: number;
   readonly scheduled?: number | null;
@@ -265,6 +267,7 @@ export interface Ready {
   readonly session: string;
   readonly step: number;
   readonly traceparent?: string | null;
+  readonly whole?: boolean;
 }
 
 export interface Reopen {

@@ -96,10 +96,12 @@ export interface FleetSpec {
   readonly mode?: string;
   readonly norm?: string;
   readonly optimizer?: string;
+  readonly order?: string;
   readonly quorum?: number;
   readonly round_epochs?: number | null;
   readonly round_steps?: number | null;
   readonly weights?: string;
+  readonly window?: number | null;
 }
 
 export interface GroupSpec {
