@@ -101,8 +101,6 @@ class Invariants:
         if isinstance(request, m.Ready):
             return
         assert isinstance(request, m.Forward | m.Backward)
-        if session in self.releases:
-            self.releases[session].saw(request)
         codecs = [request.codec, *([request.reply_codec] if request.reply_codec else [])]
         self._written.setdefault((session, attempt, owner, step), {})[index] = request.kind, codecs
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
+from broker import decode
 from broker.protocol import messages as m
 from device_agent.state_folder import _CHECKSUM_BYTES, MAGIC
+from server_worker.action import Steps
+from server_worker.replica.replica import Replica
+from server_worker.store import Attempt, Blob
 from spliteasy.training.digest import strong_digest
 from spliteasy.training.segment_trainer import tensors_of
 
@@ -62,3 +69,19 @@ class Releases:
         except FileNotFoundError:
             return 0
         return int(json.loads(raw[len(MAGIC) + _CHECKSUM_BYTES :])["spent"])
+
+
+@contextmanager
+def watched(releases: Mapping[str, Releases]) -> Iterator[None]:
+    """Show each session's requests to its `Releases` as a worker takes them up, whatever it logs of them."""
+    log = Replica.log
+
+    def seen(self: Replica, attempt: Attempt, step: int, index: int, raw: Blob) -> Steps[None]:
+        if self.name in releases:
+            request = decode(raw)
+            assert isinstance(request, m.Forward | m.Backward)
+            releases[self.name].saw(request)
+        return log(self, attempt, step, index, raw)
+
+    with mock.patch.object(Replica, "log", seen):
+        yield

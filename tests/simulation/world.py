@@ -32,7 +32,7 @@ from tests.drawn import SECRET
 from tests.simulation import fleet, shared_fleet, toy
 from tests.simulation.faults import Faults, Rates, drawn_rates
 from tests.simulation.parts import FaultyStore, Invariants, VirtualCompute
-from tests.simulation.releases import Releases
+from tests.simulation.releases import Releases, watched
 
 LOSS_WINDOW_S = 2.0
 FAULTY_S = 60.0
@@ -102,8 +102,9 @@ class World:
                 f"toy.{device}": Releases(folder / device) for device in self.devices
             }
         try:
-            async with asyncio.timeout(DEADLINE_S):
-                await self._play(folder)
+            with watched(self._invariants.releases):
+                async with asyncio.timeout(DEADLINE_S):
+                    await self._play(folder)
         except TimeoutError:
             self.violations.append(f"not finished after {DEADLINE_S:.0f} s of virtual time")
         finally:

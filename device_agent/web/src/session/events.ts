@@ -75,6 +75,8 @@ export interface HandInDone {
   readonly fleet_key: string | null;
   readonly samples: number;
   readonly nonce: string | null;
+  /** It has ended its round; false: there are more windows of a body that is shared. */
+  readonly whole: boolean;
 }
 
 export type Action =

@@ -173,6 +173,7 @@ export class DeviceSession {
       fleet_key: done.fleet_key,
       samples: done.samples,
       nonce: done.nonce,
+      whole: done.whole,
       oldest_checkpoint: Math.min(...this.held),
     };
     return this.request("ROUND_END", this.ready);
