@@ -32,7 +32,8 @@ def build_wheel(out: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="spliteasy-wheel-") as folder:
         copy = Path(folder)
         for name in PACKAGES:
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", "node_modules")
+            shutil.copytree(ROOT / name, copy / name, ignore=unwanted)
         for name in FILES:
             shutil.copy2(ROOT / name, copy / name)
         command = [
