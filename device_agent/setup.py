@@ -19,8 +19,10 @@ from device_agent.training.disguise import refuse_disguised, warn_of_labels
 from device_agent.training.ends import as_paths, ends_key, initial_ends, job_key, label_key
 from device_agent.training.trainer import ROUND_KEY, DeviceTrainer
 from spliteasy.errors import DataError, StateError, UserError
+from spliteasy.job import Job
 from spliteasy.job.spec import FleetSpec
 from spliteasy.privacy.defences.label_dp import classes_to_answer, guarantee
+from spliteasy.runtime.randomness import Key
 from spliteasy.runtime.version import version
 
 log = structlog.get_logger(__name__)
@@ -52,28 +54,7 @@ def prepare(
     spec, handing_over = job.spec, bound is not None and bound.job != job.digest
     secret = state.secret(config.secret)
     key, labels = job_key(secret, device=config.device, job=job.digest), label_key(secret)
-    data: DeviceData = load_dataset(
-        config.data, config.device, job.signature, root=config.root, recipe=spec.data
-    )
-    for note in data.notes:
-        log.warning(note, device=config.device)
-    lasting = spec if config.epochs is None else spec.model_copy(update={"epochs": config.epochs})
-    batches = BatchOrder(data.train, lasting, job.signature, device=config.device, key=key, labels=labels)
-    if batches.poisson is not None:
-        _check_unchanged(config, handing_over=handing_over)
-        log.info(batches.poisson.guarantee(), job=str(job))
-    tests = (
-        EvaluationBatches(data.test, spec, job.signature, device=config.device, key=key)
-        if data.test is not None
-        else None
-    )
-    if spec.evaluation.patience is not None and tests is None:
-        raise DataError(
-            f"{config.device} has no test data, and the job ends a training by its evaluations",
-            hint="let the data function return (train, test), or leave evaluation.patience out of the job",
-        )
-    if spec.privacy.label_dp is not None:
-        log.info(guarantee(spec.privacy.label_dp, classes_to_answer(spec, job.signature)), job=str(job))
+    batches, tests = _load_data(config, job, key, labels, handing_over=handing_over)
     drawn_from, fleet_key = ends_key(config.fleet_key, key, job)
     ends = initial_ends(
         job, state, drawn_from, refuse_public=config.refuse_public_ends, handing_over=handing_over
@@ -118,11 +99,63 @@ def prepare(
             fetched.save(state)
 
     trainer.round_length = round_length(spec.fleet, batches)
+    previous = None if bound is None else bound.job if handing_over else bound.previous
+    plan = _plan(config, trainer, batches, tests, session=session, link=link, previous=previous)
+    # The first checkpoint is of no trained weights: a store that has forgotten the session would begin there.
+    held = tuple(step for step in state.held() if step or not handing_over)
+    return Prepared(trainer, plan, held, adopt)
+
+
+def _load_data(
+    config: AgentConfig, job: Job, key: Key, labels: Key, *, handing_over: bool
+) -> tuple[BatchOrder, EvaluationBatches | None]:
+    """Load the device's data for training and, where there is some, for evaluation; log what it promises.
+
+    Raises DataError.
+    """
+    spec = job.spec
+    data: DeviceData = load_dataset(
+        config.data, config.device, job.signature, root=config.root, recipe=spec.data
+    )
+    for note in data.notes:
+        log.warning(note, device=config.device)
+    lasting = spec if config.epochs is None else spec.model_copy(update={"epochs": config.epochs})
+    batches = BatchOrder(data.train, lasting, job.signature, device=config.device, key=key, labels=labels)
+    if batches.poisson is not None:
+        _check_unchanged(config, handing_over=handing_over)
+        log.info(batches.poisson.guarantee(), job=str(job))
+    tests = (
+        EvaluationBatches(data.test, spec, job.signature, device=config.device, key=key)
+        if data.test is not None
+        else None
+    )
+    if spec.evaluation.patience is not None and tests is None:
+        raise DataError(
+            f"{config.device} has no test data, and the job ends a training by its evaluations",
+            hint="let the data function return (train, test), or leave evaluation.patience out of the job",
+        )
+    if spec.privacy.label_dp is not None:
+        log.info(guarantee(spec.privacy.label_dp, classes_to_answer(spec, job.signature)), job=str(job))
+    return batches, tests
+
+
+def _plan(
+    config: AgentConfig,
+    trainer: DeviceTrainer,
+    batches: BatchOrder,
+    tests: EvaluationBatches | None,
+    *,
+    session: str,
+    link: Link,
+    previous: str | None,
+) -> SessionPlan:
+    """Return the session's plan. `previous` is the version that the checkpoints were trained on before."""
+    job, spec = trainer.job, trainer.job.spec
     rounds = batches.total_steps // trainer.round_length if trainer.round_length else 0
     # Where the body is shared each step is a window, after which all go on from a mean.
     windows = trainer.round_length if spec.fleet.shares_body else 1
     round_steps = trainer.round_length // windows
-    plan = SessionPlan(
+    return SessionPlan(
         session=session,
         digest=job.digest,
         # Rounds are whole, and each ends with a step that goes on from the mean; so the first one begins.
@@ -140,11 +173,8 @@ def prepare(
         reply_timeout_s=config.reply_timeout_s,
         ask_above_bytes=link.frame_bytes,
         agent=version(),
-        previous=None if bound is None else bound.job if handing_over else bound.previous,
+        previous=previous,
     )
-    # The first checkpoint is of no trained weights: a store that has forgotten the session would begin there.
-    held = tuple(step for step in state.held() if step or not handing_over)
-    return Prepared(trainer, plan, held, adopt)
 
 
 def _check_fit(trainer: DeviceTrainer, state: StateFolder) -> None:
