@@ -41,6 +41,7 @@ from server_worker.session.refusals import (
 )
 from server_worker.session.reorder_buffer import MemoryBudget, PartKey, ReorderBuffer
 from server_worker.session.replies import Replies
+from server_worker.session.states import State, transition
 from server_worker.store import (
     Attempt,
     Blob,
@@ -109,6 +110,18 @@ class WorkerSession:
 
     # what the shell asks
 
+    @property
+    def state(self) -> State:
+        """Return what of the session is here, and what it waits for."""
+        body = self.replica.body
+        if body is None:
+            return State.ABSENT
+        if self._turns.request is not None:
+            return State.ROUND_END
+        if body.forwarded:
+            return State.IN_STEP
+        return State.WAITING if self._arrivals.nbytes else State.READY
+
     def memory_bytes(self) -> int:
         """Bytes that this session holds in memory."""
         body = self.replica.body
@@ -140,6 +153,7 @@ class WorkerSession:
 
     def handle(self, request: m.AnyRequest, raw: Blob) -> Steps[None]:
         """Serve one request; `raw` is the request as received, for the log. Never raises for a bad one."""
+        before = self.state
         try:
             try:
                 yield from self._dispatch(request, raw)
@@ -155,6 +169,10 @@ class WorkerSession:
             yield from Send(failure_reply(request, error))
         finally:
             self._settle()
+        after = self.state
+        if not transition(before, request, after):
+            self.drop()
+            raise AssertionError(f"no way from {before} to {after} on {request.kind}")
 
     def save(self) -> Steps[None]:
         """Write a snapshot of the newest step, so that a successor replays only what comes after."""

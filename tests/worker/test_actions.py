@@ -30,8 +30,9 @@ from tests.worker.test_refusals import forward
 class Script:
     """Performs a session's actions over an inline store, and keeps them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, variant: toy.Variant = JOB) -> None:
         self._store = store
+        self._variant = variant
         self.actions: list[Action[Any]] = []
         self.replies: list[m.Message] = []
 
@@ -68,7 +69,7 @@ class Script:
             case Finish(handle):
                 return await handle
             case LoadJob():
-                return toy.job(JOB)
+                return toy.job(self._variant)
             case Send(reply):
                 self.replies.append(reply)
         return None
@@ -81,17 +82,17 @@ def _name(action: Action[Any]) -> str:
     return f"{type(action).__name__}({', '.join(named)})" if named else type(action).__name__
 
 
-def session_of(store: Store) -> WorkerSession:
+def session_of(store: Store, device: str = "phone-1", worker: str = "w1") -> WorkerSession:
     replica = Replica(
-        SESSION,
-        WorkerIdentity(nonce="w1"),
+        f"toy.{device}",
+        WorkerIdentity(nonce=worker),
         job="toy",
-        device="phone-1",
+        device=device,
         durability=DurabilityClock(0.0, lambda: 0.0),
         clock=lambda: 0.0,
     )
     return WorkerSession(
-        SESSION,
+        f"toy.{device}",
         replica,
         shard=7,
         memory_budget=MemoryBudget(1 << 30),
