@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections import Counter
@@ -39,6 +40,7 @@ def _replay(seed: int) -> int:
 
 
 def _sweep(seeds: range, processes: int) -> int:
+    gc.freeze()  # torch's modules live as long as the process: no collection need look at them
     began, done, faults, violations = time.monotonic(), 0, Counter[str](), 0
     failed: list[int] = []
     for summary in _played(seeds, processes):
