@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -67,7 +67,7 @@ def decode_session(
 
 
 def encode_worker(info: WorkerInfo) -> bytes:
-    return orjson.dumps(asdict(info))
+    return orjson.dumps(info)
 
 
 def decode_worker(line: bytes) -> WorkerInfo:

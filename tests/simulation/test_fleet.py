@@ -19,7 +19,7 @@ from server_worker.store.fleet_calls import ReadLossWindow, ReadWeightsOf
 from spliteasy.fleet.record import RoundRecord
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX
-from tests.simulation import toy
+from tests.simulation import toy, world
 from tests.simulation.faults import CALM, Rates
 from tests.simulation.run import play
 
@@ -165,7 +165,10 @@ def average_the_count_of_batches() -> Any:
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
-def test_a_broken_fleet_is_caught(mutation: Callable[[], Any], rates: Rates, variant: toy.Variant) -> None:
+def test_a_broken_fleet_is_caught(
+    mutation: Callable[[], Any], rates: Rates, variant: toy.Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "DEADLINE_S", 300.0)  # a calm training ends within a minute
     for seed in range(40):
         with mutation():
             broken = play(seed, rates=rates, variant=variant, devices=toy.FLEET)
