@@ -37,10 +37,13 @@ DIAGRAMS = {"states": device_diagram, "worker-states": worker_diagram}
 def with_diagrams(page: str) -> str:
     """Return the page with the diagrams in their places."""
     for name, diagram in DIAGRAMS.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        drawn = f"{begin}{diagram()}{end}"
-        page = re.sub(f"{begin}.*?{end}", lambda _, drawn=drawn: drawn, page, flags=re.DOTALL)  # type: ignore[misc]
+        page = _put(page, name, diagram())
     return page
+
+
+def _put(page: str, name: str, drawn: str) -> str:
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}{drawn}{end}", page, flags=re.DOTALL)
 
 
 def _drawn(

@@ -11,4 +11,4 @@ pytestmark = pytest.mark.long
 
 @pytest.mark.parametrize("number", range(sweep.LONG_SLICES))
 def test_no_seed_violates_anything(number: int) -> None:
-    sweep.check(sweep.PARTS * sweep.SLICES + number)
+    sweep.check(sweep.PARTS, number)
