@@ -95,15 +95,27 @@ async def test_a_snapshot_that_the_trim_overtook_is_not_stored(raced: RacedStore
     assert len(await pieces(raced)) == 1
 
 
-async def test_a_session_opened_while_it_is_forgotten_is_listed_if_it_is_there(redis_url: str) -> None:
-    first, second = RedisStore(await connect(redis_url)), RedisStore(await connect(redis_url))
+@pytest.fixture
+async def second(redis_url: str) -> AsyncIterator[RedisStore]:
+    store = RedisStore(await connect(redis_url))
+    yield store
+    await store.close()
+
+
+async def test_a_session_opened_while_it_is_forgotten_is_listed_if_it_is_there(
+    raced: RacedStore, second: RedisStore
+) -> None:
     there = 0
-    for _ in range(100):
-        await begin(first)
-        await asyncio.gather(first.forget(SESSION), open_at(second))
-        stored = await first.session(SESSION)
-        assert await first.sessions() == ([] if stored is None else [stored])
+    for moment in range(100):
+
+        async def open_after(moment: int = moment) -> None:
+            """The first ones are before the end of the session is told, the last ones after it is gone."""
+            await asyncio.sleep(moment / 5000)
+            await open_at(second)
+
+        await begin(raced)
+        await asyncio.gather(raced.forget(SESSION), open_after())
+        stored = await raced.session(SESSION)
+        assert await raced.sessions() == ([] if stored is None else [stored])
         there += stored is not None
     assert there > 0
-    for store in (first, second):
-        await store.close()
