@@ -23,6 +23,7 @@ PARTS = {
     "scale": (5, "1 and 2 workers on two cores, and 1 to 16 that wait"),
     "memory": (2, "peak memory of agent and worker"),
     "frozen": (2, "32 sessions over one frozen base"),
+    "accelerator": (2, "bodies on a GPU, the CPU and in plain PyTorch"),
     "idle": (3, "memory and processor of an agent that waits"),
     "gateway": (2, "a thousand idle pages on one gateway"),
     "durability": (2, "with Redis over in memory"),

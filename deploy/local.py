@@ -42,6 +42,7 @@ from deploy.stack.services import (
 from deploy.stack.workers import (
     MAX_WORKERS,
     check_shards,
+    choose_device,
     enroll_workers,
     running_workers,
     spliteasy,
@@ -52,11 +53,11 @@ from spliteasy.errors import SplitEasyError, UserError
 from spliteasy.observability.logs import redact
 
 
-def up(workers: int, tls: bool = False, shards: int | None = None) -> None:
+def up(workers: int, tls: bool = False, shards: int | None = None, device: str | None = None) -> None:
     """Start what does not run yet, and wait until it serves. Raises UserError, SplitEasyError.
 
     With `tls`, workers have an account of their own and believe enrolled devices only. `shards` is for a new
-    stack: one that has another number is refused.
+    stack: one that has another number is refused. Workers that are started from now on compute on `device`.
     """
     is_new = not FOLDER.exists()
     FOLDER.mkdir(mode=0o700, exist_ok=True)
@@ -72,6 +73,7 @@ def up(workers: int, tls: bool = False, shards: int | None = None) -> None:
         enroll_workers(stack)
     if shards is not None:
         check_shards(stack, shards)
+    choose_device(device)
     start_workers(stack, max(workers, len(running_workers())), shards)
     _tell_next(stack)
 
@@ -188,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     up_parser = commands.add_parser("up", help="start what does not run yet")
     up_parser.add_argument("--workers", type=int, default=2)
     up_parser.add_argument("--shards", type=int, help="of a new stack; 16 where it is left out")
+    up_parser.add_argument("--device", help="what workers compute on: cpu, cuda:0, xpu:0, mps; it is kept")
     up_parser.add_argument("--tls", action="store_true", help="TLS only, and enrolled devices only")
     commands.add_parser("scale", help="change the number of workers").add_argument("workers", type=int)
     for name, text in (
