@@ -14,8 +14,11 @@ from spliteasy.errors import OutOfMemory
 
 T = TypeVar("T")
 
-_NO_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
-"""Torch's allocators and the libraries of accelerators say this when they fail, in some RuntimeError."""
+NO_MEMORY = "can't allocate memory"
+"""Torch's allocator says this when it fails; it raises a plain RuntimeError."""
+
+_NO_MEMORY = (NO_MEMORY, "out of memory", "STATUS_ALLOC_FAILED")
+"""The allocators of accelerators, and their libraries, say one of these."""
 
 OUT_OF_MEMORY_HINT = "give it more memory, or submit the job with smaller batches"
 
