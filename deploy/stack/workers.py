@@ -29,8 +29,9 @@ def choose_device(device: str | None) -> None:
         DEVICE.write_text(device + "\n")
 
 
-def start_workers(stack: Stack, count: int, shards: int | None = None) -> None:
-    """Start workers up to `count`, and wait until all serve; the first of a new stack makes its `shards`.
+def start_workers(stack: Stack, count: int, shards: int | None = None, queues: str | None = None) -> None:
+    """Start workers up to `count`, and wait until all serve; the first of a new stack makes its `shards`, and
+    `queues` of that type.
 
     They compute on the processor that was chosen for the stack, or on the CPU. Raises SplitEasyError.
     """
@@ -49,6 +50,7 @@ def start_workers(stack: Stack, count: int, shards: int | None = None) -> None:
         account = ["--trust", "open"] if stack.access.tls is None else ["--enrolment", str(WORKERS)]
         key = ["--store-key", str(STORE_KEY)]
         spread = [] if shards is None else ["--shards", str(shards)]
+        spread += [] if queues is None else ["--queues", queues]
         command = [sys.executable, "-m", "spliteasy_cli", "worker", "--name", name, *key, *account]
         command += [*spread, *device]
         daemon.start(command, {**environment, **metrics_port(daemon)})
