@@ -20,7 +20,8 @@
     │   ├── StoreUnavailable  (retriable) the store can't be reached
     │   │   └── StoreDeferred it answered: not now
     │   ├── StoreFull         (retriable) the store has no room
-    │   └── SealBroken        a sealed value was altered or moved in the store
+    │   ├── SealBroken        a sealed value was altered or moved in the store
+    │   └── BlobMissing       a value that lies beside the store is not there, or is damaged
     ├── KeyMissing            a value in the store is not sealed with a key that this process has
     ├── OutOfMemory           (retriable) this process gets no more memory
     ├── RemoteError           the other side answered ERROR
@@ -181,6 +182,10 @@ class SealBroken(StoreError):
             hint=f"restore the store from a backup, or run `spliteasy session forget {session}`",
         )
         self.session, self.step = session, step
+
+
+class BlobMissing(StoreError):
+    """A large value that the store names is not among the blobs beside it, or is damaged."""
 
 
 class KeyMissing(SplitEasyError):

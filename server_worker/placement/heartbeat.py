@@ -68,6 +68,7 @@ class Heartbeat:
                         own=worker.actors.identity.nonce,
                         idle_here_s=worker.actors.idle_s,
                     )
+                    await worker.store.sweep()
             except SplitEasyError as error:
                 self._log.warning("the heartbeat failed", error=error.message)
             await asyncio.sleep(every_s)

@@ -26,6 +26,8 @@ from server_worker.store.base import (
     WorkerInfo,
     no_parts,
 )
+from server_worker.store.blobs.blobbed import blobbed
+from server_worker.store.blobs.folder import FolderBlobs
 from server_worker.store.keys import StoreKeys
 from server_worker.store.sealed import check_keys, sealed
 from server_worker.store.sqlite.store import SqliteStore
@@ -58,22 +60,24 @@ __all__ = [
 ]
 
 
-async def open_store(url: str, keys: StoreKeys | None = None) -> Store:
+async def open_store(url: str, keys: StoreKeys | None = None, *, blobs: Path | None = None) -> Store:
     """Open the store at `url`: `redis://…`, `rediss://…`, `sqlite:///relative`, `sqlite:////absolute`
     (a file, made with its folder where missing), or `sqlite://` (in memory).
 
     A caller that reads or writes values (a worker, not a command on records) gives `keys`: they seal and
-    open them.
+    open them. `blobs` is the folder that large values lie in.
 
     Raises UserError for a URL, credentials or a configuration that can't be right, and for keys that are not
     those of the store; StoreUnavailable if the store can't be reached.
     """
     store = await _open_store(url)
-    if keys is None:
+    if keys is None and blobs is None:
         return store
     try:
-        store = sealed(store, keys)
-        await check_keys(store)
+        store = blobbed(store, None if blobs is None else FolderBlobs(blobs))
+        if keys is not None:
+            store = sealed(store, keys)
+            await check_keys(store)
     except BaseException:
         await store.close()
         raise

@@ -422,6 +422,10 @@ class Store(Protocol):
         """
         ...
 
+    async def sweep(self) -> int:
+        """Delete what lies beside the store and no record has named for long enough; how much that was."""
+        ...
+
     # requests that end their worker
     async def begin_delivery(self, session: str | None, request: str) -> int:
         """Count that a request that was delivered again is about to be served; how often that was by now.

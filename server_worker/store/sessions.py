@@ -146,6 +146,10 @@ class Sessions(ABC, Generic[_B, _R]):
     async def claim(self, session: str, **asked: Any) -> ClaimOutcome:
         return await self._move(session, lambda meta: rules.claimed(meta, **asked))
 
+    async def sweep(self) -> int:
+        """Return 0: nothing lies beside the store."""
+        return 0
+
     async def close_session(self, session: str, **asked: Any) -> CommitOutcome:
         return await self._move(session, lambda meta: rules.closed(meta, **asked))
 

@@ -12,7 +12,7 @@ from spliteasy.runtime.readable import size
 from spliteasy_cli.commands.keys import SignOption, signing_key
 from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.options.verdicts import DEFAULT_VERDICTS, VerdictsOption
-from spliteasy_cli.support.endpoints import StoreOption, find_url, store_at
+from spliteasy_cli.support.endpoints import BlobsOption, StoreOption, find_url, store_at
 from spliteasy_cli.support.log_setup import set_up_logging
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def submit(
     job_file: JobFile,
     sign: SignOption = None,
     store: StoreOption = None,
+    blobs: BlobsOption = None,
     verdicts: VerdictsOption = DEFAULT_VERDICTS,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
@@ -53,7 +54,7 @@ def submit(
     limits = limits_of(load_job_file(job_file).privacy.limits)
     with torch_threads(threads):
         job = create_job(job_file)
-        asyncio.run(_submit(job, store, sign_job(job.digest) if sign_job else None))
+        asyncio.run(_submit(job, store, blobs, sign_job(job.digest) if sign_job else None))
     parts = sum(len(part) for part in job.parts.values())
     cuts = " | ".join(job.spec.model.cuts)
     typer.echo(f"submitted {job.name}@{job.digest} ({len(job.parts)} parts, {size(parts)}; cut: {cuts})")
@@ -197,6 +198,6 @@ def _signer(file: Path | None) -> Callable[[str], str] | None:
     return read_signer(file)
 
 
-async def _submit(job: Job, store: str | None, signature: str | None) -> None:
-    async with store_at(store) as open_store:
+async def _submit(job: Job, store: str | None, blobs: Path | None, signature: str | None) -> None:
+    async with store_at(store, blobs=blobs) as open_store:
         await store_job(open_store, job, signature)

@@ -27,6 +27,7 @@ from spliteasy_cli.options.patience import GiveUpOption, seconds
 from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.options.trace_export import TracesOption, tracing
 from spliteasy_cli.support.endpoints import (
+    BlobsOption,
     BrokerOption,
     EnrolmentOption,
     StoreOption,
@@ -40,12 +41,14 @@ from spliteasy_cli.support.runner import run
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
     import torch
 
     from broker import Transport
     from server_worker.config import WorkerConfig
-    from server_worker.store import StoreKeys
+    from server_worker.store import Store
     from server_worker.worker import Connect
     from spliteasy.observability.traces import Tracer
 
@@ -186,6 +189,7 @@ def worker(
     broker: BrokerOption = None,
     store: StoreOption = None,
     store_key: StoreKeyOption = None,
+    blobs: BlobsOption = None,
     name: NameOption = None,
     trust: TrustOption = None,
     enrolment: EnrolmentOption = None,
@@ -243,9 +247,10 @@ def worker(
         settings = worker_config(name, trusted, limits, seconds(give_up_after))
         _log_start(settings, where, trusted, threads, str(processor), sealed=bool(keys.keys))
         reach = partial(_reach, enrolment, where, takeover_s=takeover_s)
+        opened = partial(store_at, store, keys=keys, blobs=blobs, unreachable_s=settings.patience_s)
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         with tracing(traces, service="spliteasy-worker", instance=settings.name) as tracer:
-            await _serve(settings, processor, (shards, queues), reach, store, keys, monitoring, tracer, stop)
+            await _serve(settings, processor, (shards, queues), reach, opened, monitoring, tracer, stop)
 
     with torch_threads(threads):
         run(main, on_stop="draining: the worker finishes the steps that have begun")
@@ -326,8 +331,7 @@ async def _serve(
     processor: torch.device,
     wanted: tuple[int | None, str | None],
     reach: Connect,
-    store: str,
-    keys: StoreKeys,
+    opened: Callable[[], AbstractAsyncContextManager[Store]],
     monitoring: Monitoring,
     tracer: Tracer | None,
     stop: asyncio.Event,
@@ -346,7 +350,7 @@ async def _serve(
     thread, meter = TorchThread(threads=lanes_of(processor)), monitoring.meter
     shards, queues = wanted[0], None if wanted[1] is None else QueueType(wanted[1])
     try:
-        async with store_at(store, keys=keys, unreachable_s=config.patience_s) as open_store:
+        async with opened() as open_store:
             settled = await settle_queue_type(open_store, queues)
             running = Worker(
                 replace(config, queues=settled, shards=await settle_shards(open_store, shards)),

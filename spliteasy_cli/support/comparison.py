@@ -44,6 +44,7 @@ from spliteasy.training.segment_trainer import (
 from spliteasy_cli.commands.submit import store_job
 from spliteasy_cli.commands.train import STORE_FILE, agent_configs
 from spliteasy_cli.support.embedded import ConnectAs, async_connect, run_agent, workers_running
+from spliteasy_cli.support.endpoints import blobs_folder
 from spliteasy_cli.support.fleet import begin_rounds, check_size, fleet_name
 
 EMBEDDED_WORKERS = 2
@@ -250,7 +251,8 @@ async def _served(
 ) -> AsyncIterator[tuple[Store, ConnectAs]]:
     """Return a store that has the job and nothing of an earlier comparison, and workers that serve it."""
     connect_as = async_connect(MemoryBroker()) if broker is None else _anyhow(partial(connect, broker))
-    opened = await open_store(store or f"sqlite:///{plan.folder / STORE_FILE}", keys)
+    url = store or f"sqlite:///{plan.folder / STORE_FILE}"
+    opened = await open_store(url, keys, blobs=blobs_folder())
     try:
         count = workers if workers is not None else 0 if broker else EMBEDDED_WORKERS
         if count == 0 and not await opened.workers():

@@ -7,6 +7,7 @@ wins over what `make up` wrote to `.local/stack.json` in the current folder.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 DEFERRED_S = 60.0
 """A command asks again for this long where the answer is: not now."""
 LOCAL_STACK = Path(".local/stack.json")
+BLOBS = "SPLITEASY_BLOBS"
+"""Names the folder of blobs, for commands without an option for it."""
 
 BrokerOption = Annotated[
     str | None,
@@ -43,6 +46,16 @@ StoreOption = Annotated[
         metavar="URL",
         help="redis://, rediss:// or sqlite:///path; by default the local stack's.",
         show_default=False,
+    ),
+]
+BlobsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--blobs",
+        envvar=BLOBS,
+        metavar="DIR",
+        help="Large tensors and parts of jobs lie in this folder, which all workers see, not in the store.",
+        show_default="everything lies in the store",
     ),
 ]
 EnrolmentOption = Annotated[
@@ -99,11 +112,13 @@ async def store_at(
     option: str | None,
     *,
     keys: StoreKeys | None = None,
+    blobs: Path | None = None,
     unreachable_s: float = 0.0,
     deferred_s: float = DEFERRED_S,
 ) -> AsyncIterator[Store]:
     """The store, closed at the end; one that says "not now" is asked again for `deferred_s`, and one that
-    does not answer for `unreachable_s`. A caller that reads values in it gives `keys`.
+    does not answer for `unreachable_s`. A caller that reads values in it gives `keys`, and may name the
+    folder of `blobs`.
 
     Raises UserError, StoreUnavailable.
     """
@@ -112,12 +127,21 @@ async def store_at(
 
     url = find_url("store", option)
     store = await tried_for_a_while(
-        lambda: open_store(url, keys), unreachable_s=unreachable_s, deferred_s=deferred_s, tell=_warn
+        lambda: open_store(url, keys, blobs=blobs or blobs_folder()),
+        unreachable_s=unreachable_s,
+        deferred_s=deferred_s,
+        tell=_warn,
     )
     try:
         yield store
     finally:
         await store.close()
+
+
+def blobs_folder() -> Path | None:
+    """Return the folder of blobs that the environment names, if it names one."""
+    named = os.environ.get(BLOBS)
+    return Path(named) if named else None
 
 
 def _warn(line: str) -> None:

@@ -26,7 +26,7 @@ from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.training.segment_trainer import SegmentTrainer, tensors_of
 from spliteasy_cli.commands.train import STORE_FILE
 from spliteasy_cli.support.embedded import async_connect, workers_running
-from spliteasy_cli.support.endpoints import find_url
+from spliteasy_cli.support.endpoints import blobs_folder, find_url
 from spliteasy_cli.support.session_client import SessionClient, calling
 
 
@@ -102,7 +102,7 @@ def other_half(
 @asynccontextmanager
 async def _calling_embedded(half: TrainedHalf, store_url: str) -> AsyncIterator[SessionClient]:
     connect_as = async_connect(MemoryBroker())
-    store = await open_store(store_url)
+    store = await open_store(store_url, blobs=blobs_folder())
     device = half.session.partition(".")[2]
     try:
         async with (

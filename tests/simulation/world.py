@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -24,7 +25,9 @@ from device_agent.policy.run_conditions import Gate
 from server_worker.config import Trust, WorkerConfig
 from server_worker.engine.local import LocalEngine
 from server_worker.replica.direct_body import DirectBody
-from server_worker.store import SqliteStore, StoredJob
+from server_worker.store import SqliteStore, Store, StoredJob
+from server_worker.store.blobs.blobbed import BlobbedStore
+from server_worker.store.blobs.folder import FolderBlobs
 from server_worker.worker import Worker
 from spliteasy.errors import StateError
 from spliteasy.fleet.record import RoundRecord
@@ -35,6 +38,9 @@ from tests.simulation.parts import FaultyStore, Invariants, VirtualCompute
 from tests.simulation.releases import Releases, watched
 
 LOSS_WINDOW_S = 2.0
+GRACE_S = 20.0
+"""Blobs that no record names are kept for so long: less than a zombie stands still."""
+LARGE_BYTES = 100
 FAULTY_S = 60.0
 """Faults happen during so much virtual time; then the training must end by itself."""
 
@@ -68,6 +74,8 @@ class World:
     late_s: Mapping[int, float] = field(default_factory=dict)
     """The start of each worker that is not there from the beginning."""
     alive: dict[int, Worker] = field(default_factory=dict)
+    blobs: bool | None = None
+    """Whether tensors of snapshots and parts of the job lie beside the store; None: at each third seed."""
 
     async def run(self) -> Outcome:
         loop = asyncio.get_running_loop()
@@ -94,10 +102,12 @@ class World:
         self._invariants = Invariants(expected)
         self._taken: list[fleet.Taken] = []
         """Means that devices went on from, in order."""
-        await self._store.put_job(
+        folder = Path(tempfile.mkdtemp(prefix="sim-", dir=_memory_folder()))
+        aside = self.seed % 3 == 0 if self.blobs is None else self.blobs
+        self._blobs = FolderBlobs(folder / "blobs") if aside else None
+        await self._with_blobs(self._store).put_job(
             StoredJob(name=job.spec.name, digest=job.digest, manifest=job.manifest, parts=job.parts)
         )
-        folder = Path(tempfile.mkdtemp(prefix="sim-", dir=_memory_folder()))
         if job.spec.privacy.dp is not None:
             self._invariants.releases = {
                 f"toy.{device}": Releases(folder / device) for device in self.devices
@@ -115,6 +125,12 @@ class World:
         return Outcome(
             self.seed, self.violations + self._invariants.violations + found, self._faults, loop.time()
         )
+
+    def _with_blobs(self, store: Store | FaultyStore | SqliteStore) -> Store:
+        """Return the store with what is large beside it; a blob is swept long before the training's end."""
+        loop = asyncio.get_running_loop()
+        settings = {"large_bytes": LARGE_BYTES, "grace_s": GRACE_S, "ticks": loop.time, "inline": True}
+        return cast(Store, BlobbedStore(cast(Store, store), self._blobs, **settings))  # type: ignore[arg-type]
 
     async def _play(self, folder: Path) -> None:
         stop = asyncio.Event()
@@ -228,7 +244,7 @@ class World:
                 retention_check_s=3.0,  # by the store's clock: the calendar is decades ahead of it
             ),
             connect=connect,
-            store=store,
+            store=self._with_blobs(store),
             engine=LocalEngine(VirtualCompute(self._rng, self._faults)),
             clock=asyncio.get_running_loop().time,
             rng=self._rng,
@@ -393,7 +409,8 @@ class World:
         session = memory.session
         meta = await self._store.session(session)
         assert meta is not None
-        memory.restore(await self._store.read_snapshot(session, meta.snapshots[-1]), meta.snapshots[-1])
+        snapshot = await self._with_blobs(self._store).read_snapshot(session, meta.snapshots[-1])
+        memory.restore(snapshot, meta.snapshots[-1])
         async for entry in self._store.read_log(session, after=meta.snapshots[-1], upto=meta.committed):
             memory.replay(entry)
 

@@ -1,0 +1,1 @@
+"""Large values beside a store: the seam and its folder (`folder`), and the store that uses it (`blobbed`)."""
