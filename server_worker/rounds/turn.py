@@ -214,7 +214,8 @@ class RoundTurns:
             expired = may_expire and now - newest.closed_at >= spec.fleet.deadline_s
             if not expired and not (yield from self._all_handed_in(newest, fleet)):
                 return newest
-        members = yield from self._with_weights((yield from read_members(fleet)), fleet)
+        number = 0 if newest is None else newest.number + 1
+        members = yield from self._with_weights((yield from read_members(fleet)), number, fleet)
         due = next_record(newest, members, spec.fleet, seed=spec.seed, now=now, may_expire=may_expire)
         if due is None:
             return newest
@@ -231,9 +232,10 @@ class RoundTurns:
             raise StoreUnavailable(f"fleet {fleet}: the records have changed meanwhile")
         return RoundRecord.from_json(found)
 
-    def _with_weights(self, members: Members, fleet: str) -> Steps[Members]:
-        """Return the devices, and what they handed in where the store still has it: one that went back may
-        have forgotten weights, and a device may say again that it handed them in.
+    def _with_weights(self, members: Members, number: int, fleet: str) -> Steps[Members]:
+        """Return the devices, and what they handed in for round `number` where the store still has it: one
+        that went back may have forgotten weights, and a device may say again that it handed them in. What was
+        handed in for an earlier round may have been dropped, and counts for nothing.
 
         Raises StoreUnavailable where these are this device's own: it is asked for them again.
         """
@@ -241,7 +243,9 @@ class RoundTurns:
 
         def lost(device: str, member: Member) -> bool:
             handed = member.handed
-            return handed is not None and weights_name(member.round, device, handed.digest) not in names
+            if handed is None or member.round != number:
+                return False
+            return weights_name(number, device, handed.digest) not in names
 
         gone = {device for device, member in members.items() if lost(device, member)}
         if request is not None and request.device in gone and self._handed is not None:

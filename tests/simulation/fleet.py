@@ -45,9 +45,9 @@ class Case:
     """The devices' own, in the same order."""
 
     @classmethod
-    def of(cls, variant: toy.Variant) -> Case:
+    def of(cls, variant: toy.Variant, devices: tuple[str, ...] = toy.FLEET) -> Case:
         """The fleet of a simulation."""
-        return cls(toy.job(variant), toy.DATA, toy.FLEET, (SECRET,) * len(toy.FLEET))
+        return cls(toy.job(variant), toy.DATA, devices, (SECRET,) * len(devices))
 
     def secret(self, device: str) -> bytes:
         return self.secrets[self.devices.index(device)]

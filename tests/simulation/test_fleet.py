@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -10,18 +12,22 @@ import pytest
 
 from server_worker.action import Steps
 from server_worker.engine import body_trainer, local, shared_body
+from server_worker.engine.base import Restore, TakeSnapshot
 from server_worker.engine.body_trainer import BODY
 from server_worker.replica.loaded_body import LoadedBody, RoundAbout, StepResult
 from server_worker.rounds import turn
 from server_worker.rounds.ends import mean_bytes
+from server_worker.rounds.turn import RoundTurns
 from server_worker.store import Store
 from server_worker.store.fleet_calls import ReadLossWindow, ReadWeightsOf
 from spliteasy.fleet.record import RoundRecord
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
-from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX
+from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX, REBASES_KEY, STEP_KEY
 from tests.simulation import toy, world
+from tests.simulation.churn import ChurningWorld
 from tests.simulation.faults import CALM, Rates
 from tests.simulation.run import play
+from tests.simulation.test_simulation import skip_the_attempt_check
 
 FREQUENT = Rates(
     cut=0.01,
@@ -34,29 +40,56 @@ FREQUENT = Rates(
     state_lost=0.0,
 )
 SEEDS = 4
+TEN = tuple(f"phone-{number}" for number in range(1, 11))
 
 
-FLEETS = {
-    "plain": toy.PLAIN_FLEET,
-    "sealed": toy.SEALED_FLEET,
-    "relay": toy.PLAIN_RELAY,
-    "sealed-relay": toy.SEALED_RELAY,
-    "shared": toy.PLAIN_SHARED,
-    "sealed-shared": toy.SEALED_SHARED,
-    "shared-by-turns": toy.SHARED_BY_TURNS,
-}
-
-
-@pytest.mark.parametrize("variant", FLEETS.values(), ids=FLEETS)
+@pytest.mark.parametrize("variant", toy.FLEETS.values(), ids=toy.FLEETS)
 def test_a_calm_fleet_is_its_plain_program(variant: toy.Variant) -> None:
     assert play(0, rates=CALM, variant=variant, devices=toy.FLEET).violations == ()
 
 
-@pytest.mark.parametrize("variant", FLEETS.values(), ids=FLEETS)
+@pytest.mark.parametrize("variant", toy.FLEETS.values(), ids=toy.FLEETS)
 def test_a_fleet_under_faults_loses_and_repeats_no_round(variant: toy.Variant) -> None:
     for seed in range(SEEDS):
         summary = play(seed, rates=FREQUENT, variant=variant, devices=toy.FLEET)
         assert summary.violations == (), f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("share", "variant"),
+    [
+        (0.1, toy.SEALED_FLEET),
+        (0.1, toy.SHARED_BY_TURNS),
+        (1 / 3, toy.PLAIN_FLEET),
+        (1 / 3, toy.SEALED_SHARED),
+        (1 / 3, toy.SEALED_RELAY),
+    ],
+)
+def test_no_round_waits_past_its_deadline_where_devices_are_killed_in_each(
+    share: float, variant: toy.Variant
+) -> None:
+    assert churning(0, share, variant) == ()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("share", [0.1, 1 / 3])
+@pytest.mark.parametrize("variant", toy.FLEETS.values(), ids=toy.FLEETS)
+def test_no_round_waits_past_its_deadline_under_more_seeds(share: float, variant: toy.Variant) -> None:
+    for seed in range(1, 9):
+        assert churning(seed, share, variant) == (), f"seed {seed}"
+
+
+def churning(seed: int, share: float, variant: toy.Variant) -> tuple[str, ...]:
+    """Play a fleet of ten of which that share is killed in each round: what was violated."""
+    summary = play(
+        seed,
+        rates=CALM,
+        variant=replace(variant, epochs=3),
+        devices=TEN,
+        make=partial(ChurningWorld, share=share),
+    )
+    assert summary.faults["device killed in its round"]
+    return summary.violations
 
 
 # Broken on purpose --------------------------------------------------------------------------------
@@ -150,6 +183,40 @@ def average_the_count_of_batches() -> Any:
     return mock.patch.object(shared_body, "weighted_mean", averaged)
 
 
+def name_a_record_by_its_number_alone() -> Any:
+    """What a device handed in has the name of its round: not that of which life of the device it was."""
+    return mock.patch.object(turn, "weights_name", lambda number, device, _: f"{number}/{device}/")
+
+
+def step_the_ends_of_a_late_member() -> Any:
+    right = RoundTurns._answer
+
+    def answer(self: RoundTurns, loaded: LoadedBody, newest: RoundRecord, *rest: Any) -> Steps[turn.Outcome]:
+        request = self.request
+        assert request is not None
+        found = yield from right(self, loaded, newest, *rest)
+        if isinstance(found, turn.Turn) and request.round and request.device not in newest.participants:
+            return turn.Turn(replace(found.about, ends="kept", sealed=None), found.mean)
+        return found
+
+    return mock.patch.object(RoundTurns, "_answer", answer)
+
+
+def take_the_mean_without_a_step_of_its_own() -> Any:
+    """The log has the step's number, and a worker that loads it has the weights before the mean."""
+    right = LoadedBody._replay_rebase
+
+    def replay(self: LoadedBody, *entry: Any) -> Steps[StepResult]:
+        before = yield from TakeSnapshot(self.body)
+        result = yield from right(self, *entry)
+        after = yield from TakeSnapshot(self.body)
+        numbers = {name: after[name] for name in (STEP_KEY, REBASES_KEY)}
+        yield from Restore(self.body, {**before, **numbers}, self.step)
+        return result
+
+    return mock.patch.object(LoadedBody, "_replay_rebase", replay)
+
+
 @pytest.mark.parametrize(
     ("mutation", "rates", "variant"),
     [
@@ -162,6 +229,12 @@ def average_the_count_of_batches() -> Any:
         (step_the_body_without_one_of_the_window, CALM, toy.PLAIN_SHARED),
         (begin_the_optimizer_of_the_body_again_at_each_window, CALM, toy.PLAIN_SHARED),
         (average_the_count_of_batches, CALM, toy.PLAIN_SHARED),
+        (name_a_record_by_its_number_alone, FREQUENT, toy.SEALED_FLEET),
+        (step_the_ends_of_a_late_member, FREQUENT, toy.PLAIN_FLEET),
+        (step_the_ends_of_a_late_member, FREQUENT, toy.PLAIN_SHARED),
+        (take_the_mean_without_a_step_of_its_own, FREQUENT, toy.PLAIN_FLEET),
+        (skip_the_attempt_check, FREQUENT, toy.PLAIN_FLEET),
+        (skip_the_attempt_check, FREQUENT, toy.PLAIN_SHARED),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )

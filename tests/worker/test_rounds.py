@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from broker import encode
 from broker.protocol import messages as m
+from server_worker.rounds.decision import beginning
 from spliteasy.fleet.record import RoundRecord
 from tests.simulation import fleet, toy
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
@@ -132,3 +134,25 @@ async def test_what_is_asked_about_and_not_here_is_missing(server: Server) -> No
         missing = await device.ask(asked_about(ready(3, 1, {})))
         assert isinstance(missing, m.Missing)
         assert missing.missing == "READY"
+
+
+async def test_a_late_device_goes_on_though_what_it_handed_in_was_dropped(server: Server) -> None:
+    spec, name, ends = toy.job(ALONE).spec, f"toy@{toy.job(ALONE).digest}", own_ends()
+    fleets, now = server.store.fleets, await server.store.now()
+    record = beginning(["phone-1", "phone-2"], spec.fleet, seed=7, now=now, fleet_key=None)
+    await fleets.append_round(name, record.to_json(), number=0, previous=None)
+    async with server.device() as device:
+        await trained_for_a_round(device)
+        request = ready(3, 1, ends)
+        assert isinstance(await device.ask(request), m.Busy), "phone-2 has not handed in"
+        for number in (1, 2):  # other workers end two rounds without it, and the last one is overdue
+            changes = {"number": number, "previous": record.digest, "opened": number, "closed_at": now - 60}
+            previous, record = record, record.model_copy(update={**changes, "cohort": ("phone-2",)})
+            await fleets.append_round(name, record.to_json(), number=number, previous=previous.to_json())
+        await fleets.drop_weights(name, list(await fleets.weights(name)))
+        answer = await device.ask(asked_about(request))
+        while isinstance(answer, m.Busy | m.Working):
+            await asyncio.sleep(0.05)
+            answer = await device.ask(asked_about(request))
+        assert isinstance(answer, m.Mean)
+        assert answer.round == 3
