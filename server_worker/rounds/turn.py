@@ -78,16 +78,19 @@ class RoundTurns:
         self._clock = clock
         self._handed: HandedIn | None = None
         """The hand-in of `request`, once it is in the store."""
+        self._since: float | None = None
+        """When the device began to ask for what `request` asks for."""
         self._seen: tuple[str, float] = "", 0.0
         """The newest record, and since when this worker knows it."""
 
     def begin(self, request: m.Ready) -> None:
         """Note that the device is ready. The same request again changes nothing."""
         if self.request is None or self.request.request != request.request:
-            self.request, self._handed = request, None
+            self.clear()
+            self.request = request
 
     def clear(self) -> None:
-        self.request, self._handed = None, None
+        self.request, self._handed, self._since = None, None, None
 
     def take(self, loaded: LoadedBody) -> Steps[Outcome]:
         """Return the answer to the device that waits, as things stand now. Raises DataError, StoreError."""
@@ -105,8 +108,14 @@ class RoundTurns:
             raise StoreError(f"the store has lost the record of round {request.round - 1} of fleet {fleet}")
         if newest is not None and request.round == newest.number + 1:
             yield from self._hand_in(loaded, fleet)
+        self._since = now if self._since is None else self._since
         member = Member(
-            seen=now, done=request.last, fleet_key=request.fleet_key, round=request.round, handed=self._handed
+            seen=now,
+            since=self._since,
+            done=request.last,
+            fleet_key=request.fleet_key,
+            round=request.round,
+            handed=self._handed,
         )
         yield from PutMember(fleet, request.device, member.to_json())
         newest = yield from self._close_if_due(loaded, newest, fleet, now)

@@ -399,7 +399,8 @@ class World:
         records = [RoundRecord.from_json(line) for line in lines]
         self._faults.history += [str(record) for record in records]
         judge = shared_fleet.judge if job.spec.fleet.shares_body else fleet.judge
-        self.violations += judge(fleet.Case.of(self.variant, self.devices), records, self._taken, averaged)
+        case = fleet.Case.of(self.variant, self.devices)
+        self.violations += judge(case, records, self._taken, averaged, lost=self._lost)
         return records
 
     async def _restored(self, session: str) -> toy.State:
