@@ -1,1 +1,1 @@
-"""Fleets whose devices are all in this process: how they begin, and faults that `parity` puts them through."""
+"""Fleets whose devices are all in this process: how they begin, and faults that `parity` tries them with."""

@@ -82,7 +82,7 @@ async def judge_fleet(store: Store, devices: Sequence[Device], name: str) -> tup
         trainer.load_state(checkpoint, step=step)
         body, committed = await replayed(store, Training(member, name))
         assert committed == step
-        number = trainer.place.round - 1
+        number = trainer.rounds.place.round - 1
         taken.append(fleet.Taken(member, number, records[number].digest))
         ended[member] = fleet.averaged(trainer, body)
     judge = shared_fleet.judge if job.spec.fleet.shares_body else fleet.judge

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from unittest import mock
 import pytest
 from torch import Tensor
 
+from device_agent.rounds.ends import RoundEnds
 from device_agent.session.plan import SessionPlan
 from device_agent.training.trainer import DeviceTrainer
 from server_worker.action import Steps
@@ -214,19 +216,27 @@ def step_the_ends_of_a_late_member() -> Any:
 
 def take_the_mean_without_a_step_of_its_own() -> Any:
     """The checkpoint of that step is that of the step before, under another number."""
-    take, state = DeviceTrainer.take_mean, DeviceTrainer.state
+    take, state = RoundEnds.take_mean, DeviceTrainer.state
     before: dict[int, tuple[int, dict[str, Tensor]]] = {}
 
-    def taken(self: DeviceTrainer, mean: Any, **about: Any) -> None:
-        own = {name: tensor for name, tensor in state(self).items() if MODEL_PREFIX in name}
+    def taken(self: RoundEnds, mean: Any, **about: Any) -> None:
+        own = {
+            prefix + name: tensor
+            for prefix, trainer in self.ends
+            for name, tensor in trainer.snapshot().items()
+            if name.startswith(MODEL_PREFIX)
+        }
         take(self, mean, **about)
-        before[id(self)] = self.step, own
+        before[id(self)] = self.ends[0][1].step, own
 
     def kept(self: DeviceTrainer) -> dict[str, Tensor]:
-        step, own = before.get(id(self), (-1, {}))
+        step, own = before.get(id(self.rounds), (-1, {}))
         return {**state(self), **(own if step == self.step else {})}
 
-    return mock.patch.multiple(DeviceTrainer, take_mean=taken, state=kept)
+    patches = ExitStack()
+    patches.enter_context(mock.patch.object(RoundEnds, "take_mean", taken))
+    patches.enter_context(mock.patch.object(DeviceTrainer, "state", kept))
+    return patches
 
 
 def go_back_across_a_mean() -> Any:
