@@ -63,7 +63,7 @@ def test_modes_layers_optimizers_and_data_that_cover_each_other(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("case", product(MODES, LAYERS, OPTIMIZERS, PARTITIONS), ids="-".join)
+@pytest.mark.parametrize("case", list(product(MODES, LAYERS, OPTIMIZERS, PARTITIONS)), ids="-".join)
 def test_all_modes_layers_optimizers_and_data(
     case: tuple[str, str, str, str], spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
 ) -> None:
