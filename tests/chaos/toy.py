@@ -135,7 +135,7 @@ def job(name: str) -> Job:
             "evaluation": {"every_epochs": 5 if fleet is None or name in FLEETS else 1},
             "privacy": DEFENCES.get(name, {}),
             "link": {"chunk_bytes": CHUNK_BYTES, **LINKS.get(name, {})},
-            **({} if fleet is None else {"fleet": fleet, "share_ends": True}),
+            **({} if fleet is None else {"fleet": fleet, "share_ends": "aggregate" in fleet}),
         }
     )
     return Job.create(spec)
