@@ -89,17 +89,26 @@ def test_a_fleet_whose_parts_are_killed_equals_it_under_more_seeds(
 
 @pytest.mark.rabbitmq
 @pytest.mark.redis
-@pytest.mark.parametrize("mode", ["shared", "relay"])
-def test_a_fleet_that_is_killed_on_rabbitmq_and_redis(
+@pytest.mark.parametrize(
+    ("mode", "faults"),
+    [
+        ("shared", ()),
+        ("relay", ()),
+        pytest.param("shared", ("--faults", 3), marks=pytest.mark.long),
+        pytest.param("relay", ("--faults", 3), marks=pytest.mark.long),
+    ],
+)
+def test_a_fleet_on_rabbitmq_and_redis(
     mode: str,
+    faults: tuple[object, ...],
     rabbitmq_url: str,
     redis_url: str,
     spliteasy: Callable[..., Ran],
     new_project: Callable[..., Project],
 ) -> None:
-    there = ("--broker", rabbitmq_url, "--store", redis_url, "--workers", 2, "--faults", 3)
-    ran = parity(spliteasy, new_project, (mode, "batch-norm", "adamw", "classes:2"), *there)
-    assert "agent killed" in ran.out
+    there = ("--broker", rabbitmq_url, "--store", redis_url, "--workers", 2)
+    ran = parity(spliteasy, new_project, (mode, "batch-norm", "adamw", "classes:2"), *there, *faults)
+    assert ("agent killed" in ran.out) is bool(faults)
 
 
 def test_faults_are_for_fleets(spliteasy: Callable[..., Ran], new_project: Callable[..., Project]) -> None:
