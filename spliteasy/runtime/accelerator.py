@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spliteasy.errors import UserError
+from spliteasy.runtime.torch_thread import finds_no_memory
 
 V = TypeVar("V")
 
@@ -181,6 +182,6 @@ def lanes_of(processor: torch.device) -> int:
 def is_lost(error: BaseException) -> bool:
     """Return whether an accelerator has failed for good, as after a kernel's assertion: a new process may
     use it again."""
-    if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+    if not isinstance(error, RuntimeError) or finds_no_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError) or any(text in str(error) for text in _LOST)

@@ -181,6 +181,7 @@ def test_an_accelerator_that_fails_for_good_is_told_at_once() -> None:
     assert [is_lost(error) for error in told] == [True]
     assert not is_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_lost(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_lost(torch.AcceleratorError("CUDA error: out of memory"))
 
 
 def test_processors_are_named() -> None:
