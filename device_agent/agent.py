@@ -368,8 +368,10 @@ class Agent:
                         metrics=done.metrics,
                     )
                 )
-                if trainer.stopping is not None and trainer.stopping.finished:
-                    self._tell(trainer.stopping.why())
+                if trainer.best is not None and trainer.best.finished:
+                    self._tell(trainer.best.why())
+            case e.GoBack() if trainer.best is not None:
+                self._tell(f"going back: {trainer.best.about()}")
 
     def _tell(self, text: str) -> None:
         self._log.info(text)

@@ -129,10 +129,11 @@ def _load_data(
         if data.test is not None
         else None
     )
-    if spec.evaluation.patience is not None and tests is None:
+    if spec.evaluation.judges and tests is None:
         raise DataError(
-            f"{config.device} has no test data, and the job ends a training by its evaluations",
-            hint="let the data function return (train, test), or leave evaluation.patience out of the job",
+            f"{config.device} has no test data, and the job goes by its evaluations",
+            hint="let the data function return (train, test), or leave patience and keep_best of "
+            "[evaluation] out of the job",
         )
     if spec.privacy.label_dp is not None:
         log.info(guarantee(spec.privacy.label_dp, classes_to_answer(spec, job.signature)), job=str(job))
@@ -166,7 +167,7 @@ def _plan(
         eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
         eval_batches=len(tests) if tests is not None else 0,
         has_tail=job.tail is not None,
-        stops_early=trainer.stopping is not None,
+        stops_early=trainer.best is not None,
         micro_batches=spec.micro_batches,
         takeover=config.takeover,
         restart=config.restart,

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from broker.protocol.messages import SealedSum, Value
+from device_agent.training.best_evaluation import KEY as BEST_KEY
+from device_agent.training.best_evaluation import BestEvaluation
 from device_agent.training.budget import Budget
 from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
 from device_agent.training.cut_codec import DeviceWire
 from device_agent.training.data import BatchOrder, EvaluationBatches
-from device_agent.training.early_stopping import KEY as STOPPING_KEY
-from device_agent.training.early_stopping import EarlyStopping
+from device_agent.training.evaluation import Evaluation, has_no_nan
 from device_agent.training.hijack_watch import HijackWatch, may_watch
 from device_agent.training.round_place import RoundPlace
 from device_agent.training.samples import Tensors
@@ -40,11 +41,9 @@ from spliteasy.graph.document import DTYPES
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import split_batch
-from spliteasy.job.spec import LOSS
 from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.randomness import Key
-from spliteasy.training.metrics import Metric
 from spliteasy.training.private_trainer import (
     BodyNoise,
     PrivateTrainer,
@@ -75,44 +74,6 @@ SEALED = "sealed"
 
 class NotFiniteOnDevice(SplitEasyError):
     """A number of head or tail is NaN or infinite; nothing was applied on the device."""
-
-
-@dataclass(slots=True)
-class Evaluation:
-    """Sums over the test samples so far."""
-
-    samples: int = 0
-    loss: float = 0.0
-    elements: float = 0.0
-    """The elements that the loss's mean is over: labelled ones, or samples."""
-    correct: int = 0
-    counted: int = 0
-    """Predictions that were right or wrong; 0 where the loss does not classify, or nothing has a label."""
-    judged: bool = True
-    """The predictions of every batch could be judged."""
-    finite: bool = True
-    """No output of any batch was NaN."""
-    gathered: dict[str, Metric] = field(default_factory=dict)
-    """The metrics that the job names."""
-
-    @property
-    def mean_loss(self) -> float | None:
-        """None where no element has a label."""
-        return self.loss / self.elements if self.elements else None
-
-    @property
-    def accuracy(self) -> float | None:
-        """None where it can't be measured."""
-        return self.correct / self.counted if self.judged and self.counted else None
-
-    def number(self, name: str) -> float | None:
-        """The loss, or the metric of that name; None where it was not measured."""
-        return self.mean_loss if name == LOSS else self.metrics[name]
-
-    @property
-    def metrics(self) -> dict[str, float | None]:
-        """The metrics that the job names; None where they can't be measured, as with NaN among outputs."""
-        return {name: metric.value() if self.finite else None for name, metric in self.gathered.items()}
 
 
 @dataclass(slots=True)
@@ -191,8 +152,8 @@ class DeviceTrainer:
     """Its place in the rounds of a fleet."""
     round_length: int = 0
     """Steps of a round; 0: there are none."""
-    stopping: EarlyStopping | None = None
-    """There where an evaluation may end the training."""
+    best: BestEvaluation | None = None
+    """There where something follows from which evaluation is the best."""
     fleet_key: str | None = None
     """The name of the key that the initial ends were drawn from, where devices share one."""
     device: str = ""
@@ -228,8 +189,8 @@ class DeviceTrainer:
         watch = HijackWatch(job, stop=stop_if_hijacked) if may_watch(job) else None
         trainer = cls(job, batches, tests, head, tail, wire, transforms, key, watch=watch, device=device)
         trainer._initial = trainer.averaged_ends()
-        if job.spec.evaluation.patience is not None:
-            trainer.stopping = EarlyStopping(job.spec.evaluation)
+        if job.spec.evaluation.judges:
+            trainer.best = BestEvaluation(job.spec.evaluation, job.digest)
         return trainer
 
     @property
@@ -579,34 +540,13 @@ class DeviceTrainer:
         assert self.tests is not None
         samples = self._targets[0].shape[0]
         made = evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples, order=self._order)
-        self._count(made, index)
+        finite = self.evaluation.add(self.job, tensors_of(made), self._targets)
+        if not finite and self.job.spec.durability.on_non_finite == "stop":
+            self._check_test_batch(index)
         more = index + 1 < len(self.tests)
-        if not more and self.stopping is not None:
-            self.stopping.judge(self.step, self.evaluation.number(self.job.spec.evaluation.chosen_by))
+        if not more and self.best is not None:
+            self.best.judge(self.step, self.evaluation.number(self.job.spec.evaluation.chosen_by))
         return more
-
-    def _count(self, outputs: tuple[Value, ...], index: int) -> None:
-        tensors, measure, result = tensors_of(outputs), self.job.measure, self.evaluation
-        elements = measure.elements(self._targets)
-        result.samples += self._targets[0].shape[0]
-        if elements:
-            loss = float(self.job.loss(tensors, self._targets))
-            if not isfinite(loss) and self.job.spec.durability.on_non_finite == "stop":
-                self._check_test_batch(index)
-            result.elements += elements
-            result.loss += loss * elements
-        finite = all(map(has_no_nan, tensors))
-        result.finite = result.finite and finite
-        for name, metric in result.gathered.items() if finite else ():
-            given = (
-                tensors[: len(self.job.signature.outputs)] if name in self.job.metric_functions else tensors
-            )
-            metric.add(given, self._targets)
-        right = measure.right(tensors, self._targets) if finite else None
-        result.judged = result.judged and right is not None
-        if right is not None:
-            result.correct += right[0]
-            result.counted += right[1]
 
     def _check_test_batch(self, index: int) -> None:
         """Raise DataError where the test batch itself is not finite: the model is not to blame then."""
@@ -622,11 +562,25 @@ class DeviceTrainer:
         state.update(self.wire.packer.state())
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
-        if self.stopping is not None:
-            state[STOPPING_KEY] = self.stopping.state()
+        if self.best is not None:
+            state[BEST_KEY] = self.best.state()
         if self.job.spec.fleet.has_rounds:
             state[ROUND_KEY] = self.place.as_tensor()
         return state
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the training has ended at this step: by its evaluations, or it has gone back here
+        from its end. One that is to take more steps than it had then goes on."""
+        best = self.best
+        if best is None or best.judged != self.step:
+            return False
+        return best.finished or 0 < self.batches.total_steps <= best.ended
+
+    def best_at_the_end(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the best step's `state` as the training ends with it."""
+        assert self.best is not None
+        return {**state, BEST_KEY: self.best.at_the_end(self.batches.total_steps).state()}
 
     def misfit(self, state: Mapping[str, Tensor]) -> str | None:
         """Why head or tail can't take the weights of `state`, for a person; None where they can."""
@@ -645,8 +599,8 @@ class DeviceTrainer:
         self.wire.packer.load_state(state)
         if self.tail is not None:
             self.tail.load_state(_under(TAIL, state), step=step)
-        if self.stopping is not None:
-            self.stopping.load_state(state.get(STOPPING_KEY))
+        if self.best is not None:
+            self.best.load_state(state.get(BEST_KEY))
         self.place = RoundPlace.of(state.get(ROUND_KEY))
 
     def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
@@ -737,11 +691,6 @@ def evaluation_outputs(
     values = unpack(packed, expected_of(specs, samples), codecs=codecs)
     down = CutTransforms.in_order(check_values(values, specs, samples=samples), order)
     return tail.evaluate((*down, *kept))
-
-
-def has_no_nan(tensor: Tensor) -> bool:
-    """Return whether no element is NaN."""
-    return not tensor.is_floating_point() or all_finite([tensor]) or not bool(tensor.isnan().any())
 
 
 _AnyValue = TypeVar("_AnyValue", Tensor, Tensor | int)

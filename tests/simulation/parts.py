@@ -18,7 +18,9 @@ from tests.simulation.releases import Releases
 
 T = TypeVar("T")
 
-WATCHED = frozenset({"open_session", "claim", "commit", "put_snapshot", "put_request", "close_session"})
+WATCHED = frozenset(
+    {"open_session", "claim", "commit", "put_snapshot", "keep_snapshot", "put_request", "close_session"}
+)
 
 
 class VirtualCompute:

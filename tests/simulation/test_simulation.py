@@ -20,7 +20,18 @@ from server_worker.actor import SessionActor
 from server_worker.inbound import Inbound
 from server_worker.replica import kept_state, replica, snapshots
 from server_worker.replica.replica import BodyState, Replica
-from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
+from server_worker.session.machine import WorkerSession
+from server_worker.store import (
+    Attempt,
+    ClaimOutcome,
+    CommitOutcome,
+    Done,
+    Owner,
+    SessionMeta,
+    StaleAttempt,
+    StaleOwner,
+    rules,
+)
 from server_worker.store.sessions import Change, Moved, Written
 from server_worker.store.sqlite.file import Beside, Database
 from spliteasy.training import segment_trainer
@@ -28,7 +39,7 @@ from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX, SegmentTrainer
 from tests.simulation import world
 from tests.simulation.faults import CALM, FREQUENT
 from tests.simulation.run import play
-from tests.simulation.toy import DEVICES, VARIANTS, Variant, undisturbed
+from tests.simulation.toy import DEVICES, KEEPING, VARIANTS, Variant, undisturbed
 
 DYING = replace(CALM, worker_crash=0.05)
 
@@ -200,7 +211,33 @@ def _trusting(self: Replica, digest: str) -> None:
     self._move(BodyState.READY)
 
 
+def keep_nothing_as_the_best() -> Any:
+    return mock.patch.object(WorkerSession, "_keep_best", _keeping_nothing)
+
+
+def _keeping_nothing(self: Any, request: Any, body: Any) -> Any:
+    yield from ()
+    return True
+
+
+def forget_the_best_before_the_newest() -> Any:
+    """A training that goes back to before the newest one no longer finds the best of its course."""
+    kept_as_ever = rules.kept
+
+    def kept(meta: SessionMeta | None, **rest: Any) -> CommitOutcome:
+        outcome = kept_as_ever(meta, **rest)
+        return (
+            Done(meta=replace(outcome.meta, best=outcome.meta.best[-1:]))
+            if isinstance(outcome, Done)
+            else outcome
+        )
+
+    return mock.patch.object(rules, "kept", kept)
+
+
 MUTATIONS = {
+    keep_nothing_as_the_best: CALM,
+    forget_the_best_before_the_newest: FREQUENT,
     keep_states_without_the_optimizer: FREQUENT,
     take_a_lost_step_again_on_its_own_state: FREQUENT,
     forget_which_codecs_a_step_had: FREQUENT,
@@ -214,6 +251,13 @@ MUTATIONS = {
 }
 
 
+TRIED = {
+    forget_which_codecs_a_step_had: AUTO,
+    keep_nothing_as_the_best: KEEPING,
+    forget_the_best_before_the_newest: KEEPING,
+}
+"""The variant that a mutation is tried with, where not all in turn."""
+
 FIRST_SEED = {forget_which_codecs_a_step_had: 90}
 """The seed that a mutation is tried at first, where the lower ones do not notice it."""
 
@@ -222,7 +266,7 @@ FIRST_SEED = {forget_which_codecs_a_step_had: 90}
 def test_a_broken_build_is_caught(mutation: Callable[[], Any]) -> None:
     """The first seed that fails the broken build passes the whole one."""
     patience_s = 1e6 if mutation is ack_before_commit else 10.0
-    variant = AUTO if mutation is forget_which_codecs_a_step_had else None
+    variant = TRIED.get(mutation)
     first = FIRST_SEED.get(mutation, 0)
     for seed in range(first, first + 150):
         right = variant or VARIANTS[seed % len(VARIANTS)]

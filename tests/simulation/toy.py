@@ -65,6 +65,9 @@ PRIVATE = Variant(
 )
 """DP-SGD: any number of the samples may be drawn, none among them."""
 
+KEEPING = Variant(epochs=6, evaluation=(("every_epochs", 1), ("keep_best", True), ("metrics", ("auc",))))
+"""The best evaluation is not the last: `test_best_evaluation.py` looks."""
+
 VARIANTS = (
     Variant(),
     Variant(single=True),
@@ -96,6 +99,10 @@ VARIANTS = (
     Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
     Variant(single=True, accumulate=2, optimizer=(("name", "lion"), ("lr", 0.01), ("ema", 0.9))),
     Variant(epochs=5, evaluation=(("every_epochs", 1), ("patience", 1), ("metrics", ("f1",)))),
+    KEEPING,
+    Variant(
+        single=True, epochs=5, evaluation=(("keep_best", True), ("patience", 2)), batch=7, micro_batches=3
+    ),
 )
 """The variants that a sweep of seeds goes through in turn."""
 
@@ -302,14 +309,21 @@ def train_alone(
     )
     body = DirectBody(job, f"{job.name}.{device}")
     digests: dict[int, str] = {}
+    best, every = None, job.spec.evaluation.every_epochs
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
             digests[step] = take_step(trainer, body, step, sent)
-            if trainer.stopping is not None and step % batches.steps_per_epoch == 0:
+            if trainer.best is not None and step % (every * batches.steps_per_epoch) == 0:
                 evaluate(trainer, body)
-                if trainer.stopping.finished:
+                if trainer.best.kept == step:
+                    best = trainer.state(), body.snapshot()
+                if trainer.best.finished:
                     break
-    return trainer.state(), body.snapshot(), digests
+    if best is None or trainer.best is None:
+        return trainer.state(), body.snapshot(), digests
+    if trainer.best.kept == trainer.step:
+        return *best, digests
+    return trainer.best_at_the_end(best[0]), best[1], digests
 
 
 def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:
