@@ -356,8 +356,8 @@ class Agent:
                         bytes_down=self.link.bytes_down,
                     )
                 )
-            case e.EvalTail(index=index) if trainer.tests is not None and index + 1 == len(trainer.tests):
-                done = trainer.evaluation
+            case e.EvalTail(index=index) if index + 1 == len(trainer.evaluator.tests or ()):
+                done = trainer.evaluator.result
                 self._observe(
                     Evaluated(
                         device=device,
@@ -368,10 +368,10 @@ class Agent:
                         metrics=done.metrics,
                     )
                 )
-                if trainer.best is not None and trainer.best.finished:
-                    self._tell(trainer.best.why())
-            case e.GoBack() if trainer.best is not None:
-                self._tell(f"going back: {trainer.best.about()}")
+                if (best := trainer.evaluator.best) is not None and best.finished:
+                    self._tell(best.why())
+            case e.GoBack() if (best := trainer.evaluator.best) is not None:
+                self._tell(f"going back: {best.about()}")
 
     def _tell(self, text: str) -> None:
         self._log.info(text)

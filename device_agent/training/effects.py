@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from broker.protocol import messages as m
+from device_agent.rounds.ends import SEALED
 from device_agent.session import events as e
 from device_agent.state_folder import StateFolder
-from device_agent.training.trainer import SEALED, DeviceTrainer
+from device_agent.training.trainer import DeviceTrainer
 from spliteasy.training.digest import strong_digest
 from spliteasy.training.segment_trainer import tensors_of
 
@@ -25,7 +26,7 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
         case e.Restore(step=step):
             trainer.load_state(state.load_checkpoint(step), step=step)
             state.drop_after(step)
-            best = trainer.best
+            best = trainer.evaluator.best
             if best is None:
                 return e.Restored(state.held())
             _keep_if_best(trainer, state)
@@ -53,16 +54,18 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             trainer.apply(gradients, loss)
             return e.Applied()
         case e.HandIn():
-            nonce = m.new_nonce()
-            ends = trainer.hand_in(nonce)
+            trainer.abort()
+            nonce, rounds = m.new_nonce(), trainer.rounds
+            ends = rounds.hand_in(nonce)
             sealed = nonce if SEALED in ends else None
-            place, whole = trainer.place, trainer.whole_round
-            return e.HandInDone(place.round, ends, trainer.fleet_key, place.samples, sealed, whole)
+            place, whole = rounds.place, rounds.whole_round
+            return e.HandInDone(place.round, ends, rounds.key_name, place.samples, sealed, whole)
         case e.TakeMean(mean=mean):
+            trainer.abort()
             means = dict(zip(mean.names, tensors_of(mean.values), strict=False))
             if mean.sealed is not None and SEALED in means:
-                means = trainer.opened(means[SEALED], mean.sealed)
-            trainer.take_mean(
+                means = trainer.rounds.opened(means[SEALED], mean.sealed)
+            trainer.rounds.take_mean(
                 None if mean.initial else means,
                 round_=mean.round,
                 drawn=mean.drawn,
@@ -83,16 +86,16 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             state.go_back(step, trainer.best_at_the_end(state.load_best(step)))
             return e.WentBack(state.held())
         case e.EvalHead(index=index):
-            return e.EvalHeadDone(*trainer.eval_head(index))
+            return e.EvalHeadDone(*trainer.evaluator.head_values(index))
         case e.EvalTail(index=index, values=values):
-            more = trainer.eval_tail(index, values)
-            kept = trainer.best.kept if trainer.best is not None else 0
+            more, best = trainer.evaluator.take_outputs(index, values), trainer.evaluator.best
+            kept = best.kept if best is not None else 0
             return e.EvalTailDone(more, not more and trainer.ended, kept)
     raise AssertionError(f"{action} is no computation")
 
 
 def _keep_if_best(trainer: DeviceTrainer, state: StateFolder) -> None:
     """Keep the checkpoint of the trainer's step, where its evaluation is the best so far."""
-    best = trainer.best
+    best = trainer.evaluator.best
     if best is not None and 0 < best.kept == trainer.step and not best.ended:
         state.keep_best(trainer.step)

@@ -15,13 +15,13 @@ from torch import Tensor
 from broker import Transport, connect
 from broker.transport.in_process import MemoryBroker
 from device_agent.config import AgentConfig
+from device_agent.evaluation.best_evaluation import BestEvaluation
+from device_agent.evaluation.sums import Evaluation
 from device_agent.link.link import Connect
 from device_agent.observations import Observation, RoundEnded, StepTaken
 from device_agent.state_folder import StateFolder
-from device_agent.training.best_evaluation import BestEvaluation
 from device_agent.training.data import BatchOrder, EvaluationBatches, load_dataset
 from device_agent.training.ends import initial_ends, job_key, label_key
-from device_agent.training.evaluation import Evaluation
 from device_agent.training.trainer import HEAD, TAIL, DeviceTrainer
 from server_worker.config import Trust
 from server_worker.replica.direct_body import DirectBody

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from device_agent.evaluation.best_evaluation import KEY, BestEvaluation
 from device_agent.state_folder import StateFolder
-from device_agent.training.best_evaluation import KEY, BestEvaluation
 from spliteasy.errors import JobError, StateError
 from spliteasy.job import JobSpec
 from spliteasy.job.spec import EvaluationSpec

@@ -308,21 +308,19 @@ def train_alone(
         job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
     )
     body = DirectBody(job, f"{job.name}.{device}")
+    judge, best, spec = trainer.evaluator.best, None, job.spec.evaluation
     digests: dict[int, str] = {}
-    best, every = None, job.spec.evaluation.every_epochs
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
             digests[step] = take_step(trainer, body, step, sent)
-            if trainer.best is not None and step % (every * batches.steps_per_epoch) == 0:
+            if judge is not None and step % (spec.every_epochs * batches.steps_per_epoch) == 0:
                 evaluate(trainer, body)
-                if trainer.best.kept == step:
+                if judge.kept == step:
                     best = trainer.state(), body.snapshot()
-                if trainer.best.finished:
+                if judge.finished:
                     break
-    if best is None or trainer.best is None:
+    if best is None or judge is None or judge.kept == trainer.step:
         return trainer.state(), body.snapshot(), digests
-    if trainer.best.kept == trainer.step:
-        return *best, digests
     return trainer.best_at_the_end(best[0]), best[1], digests
 
 
@@ -330,11 +328,11 @@ def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:
     """Evaluate on both sides."""
     attempt, index, more = m.AttemptRef(number=1, nonce="0" * 16), 0, True
     while more:
-        values, samples = trainer.eval_head(index)
+        values, samples = trainer.evaluator.head_values(index)
         request = m.Eval(
             session=body.session, attempt=attempt, step=trainer.step, samples=samples, **m.carried(values)
         )
-        more, index = trainer.eval_tail(index, body.evaluate(request)), index + 1
+        more, index = trainer.evaluator.take_outputs(index, body.evaluate(request)), index + 1
 
 
 def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = lambda _: None) -> str:

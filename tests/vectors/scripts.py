@@ -87,7 +87,6 @@ class Life:
         self.gradient()
         self.do(e.Applied())
 
-
     def evaluate(self, *, finished: bool = False, best: int = 0) -> None:
         """An evaluation of one batch."""
         self.do(e.EvalHeadDone(Packed((_rows(2),)), 2))
