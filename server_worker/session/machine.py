@@ -268,10 +268,11 @@ class WorkerSession:
             yield from self._commit(request, result, requests=requests, loss=loss)
 
     def _keep_best(self, request: m.Forward, body: LoadedBody) -> Steps[bool]:
-        """Keep the state before the step, which the device has found the best so far; whether it is kept.
+        """Keep the state before the step, which the device has found the best so far; return whether it is
+        kept.
 
-        It is kept before the step is committed: whoever takes over after the commit finds it, and before it
-        the device says it again.
+        That happens before the step is committed. A worker that takes over after the commit finds it, and
+        before the commit the device says it again.
         """
         if not body.job.spec.evaluation.keep_best or not body.step:
             raise DataError(f"step {body.step} of {request.job} is kept as the best; nothing was evaluated")
