@@ -16,7 +16,7 @@ from server_worker.config import environment
 from spliteasy.graph.document import Value, ValueSpec
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import micro_sizes
-from spliteasy.runtime.torch_thread import NO_MEMORY
+from spliteasy.runtime.torch_thread import lacks_memory
 from spliteasy.training.digest import digest_of
 from spliteasy.training.segment_trainer import SegmentTrainer
 
@@ -63,7 +63,7 @@ def _probe(job: Job) -> str:
         trainer.apply()
         return digest_of([*seen, *trainer.moving()])
     except RuntimeError as error:
-        if NO_MEMORY in str(error):
+        if lacks_memory(error):
             raise
         return digest_of([len(seen)])  # a body that can't take these inputs can't on a machine like this one
 

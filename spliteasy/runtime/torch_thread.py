@@ -17,6 +17,9 @@ T = TypeVar("T")
 NO_MEMORY = "can't allocate memory"
 """Torch's allocator says this when it fails; it raises a plain RuntimeError."""
 
+_SIGNS = (NO_MEMORY, "bad_alloc")
+"""Torch's kernels allocate small things beside it, and a failure of those has C++'s own words."""
+
 OUT_OF_MEMORY_HINT = "give it more memory, or submit the job with smaller batches"
 
 
@@ -43,6 +46,11 @@ class TorchThread:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
+def lacks_memory(error: RuntimeError) -> bool:
+    """Return whether torch says by that error that there was no memory."""
+    return any(sign in str(error) for sign in _SIGNS)
+
+
 def guarded(run: Callable[[], T]) -> T:
     """Run it. Raises OutOfMemory where Python or torch finds no memory.
 
@@ -55,6 +63,6 @@ def guarded(run: Callable[[], T]) -> T:
     except StopIteration as error:
         raise RuntimeError(f"a computation raised {error!r}") from error
     except RuntimeError as error:
-        if NO_MEMORY not in str(error):
+        if not lacks_memory(error):
             raise
         raise OutOfMemory(f"no memory: {error}"[:300], hint=OUT_OF_MEMORY_HINT) from error
