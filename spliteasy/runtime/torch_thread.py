@@ -1,4 +1,4 @@
-"""Torch runs in one thread of its own, so that the event loop beside it stays responsive.
+"""Torch runs in threads of its own, so that the event loop beside it stays responsive.
 
 A simulation gives another `Compute` that runs at once, under a virtual clock.
 """
@@ -17,8 +17,9 @@ T = TypeVar("T")
 NO_MEMORY = "can't allocate memory"
 """Torch's allocator says this when it fails; it raises a plain RuntimeError."""
 
-_SIGNS = (NO_MEMORY, "bad_alloc")
-"""Torch's kernels allocate small things beside it, and a failure of those has C++'s own words."""
+_NO_MEMORY = (NO_MEMORY, "bad_alloc", "out of memory", "STATUS_ALLOC_FAILED")
+"""What torch's kernels allocate beside it fails in C++'s own words; the allocators of accelerators, and their
+libraries, have others."""
 
 OUT_OF_MEMORY_HINT = "give it more memory, or submit the job with smaller batches"
 
@@ -30,13 +31,14 @@ class Compute(Protocol):
 
 
 class TorchThread:
-    """Runs computations one at a time, in order of arrival, in a thread of its own.
+    """Runs computations in a thread of its own, one at a time in order of arrival.
 
-    A cancelled call does not stop a computation that has begun; its result is thrown away.
+    An accelerator may have more `threads`, so that one fills it while another waits for it. A cancelled call
+    does not stop a computation that has begun; its result is thrown away.
     """
 
-    def __init__(self, name: str = "torch") -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+    def __init__(self, name: str = "torch", *, threads: int = 1) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def __call__(self, run: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, guarded, run)
@@ -44,11 +46,6 @@ class TorchThread:
     def close(self) -> None:
         """Wait for the current computation, drop those waiting."""
         self._executor.shutdown(wait=True, cancel_futures=True)
-
-
-def lacks_memory(error: RuntimeError) -> bool:
-    """Return whether torch says by that error that there was no memory."""
-    return any(sign in str(error) for sign in _SIGNS)
 
 
 def guarded(run: Callable[[], T]) -> T:
@@ -63,6 +60,11 @@ def guarded(run: Callable[[], T]) -> T:
     except StopIteration as error:
         raise RuntimeError(f"a computation raised {error!r}") from error
     except RuntimeError as error:
-        if not lacks_memory(error):
+        if not finds_no_memory(error):
             raise
         raise OutOfMemory(f"no memory: {error}"[:300], hint=OUT_OF_MEMORY_HINT) from error
+
+
+def finds_no_memory(error: RuntimeError) -> bool:
+    """Return whether an allocator of torch, or a library of an accelerator, raised it for want of memory."""
+    return any(text in str(error) for text in _NO_MEMORY)
