@@ -18,8 +18,8 @@ NO_MEMORY = "can't allocate memory"
 """Torch's allocator says this when it fails; it raises a plain RuntimeError."""
 
 _NO_MEMORY = (NO_MEMORY, "bad_alloc", "out of memory", "STATUS_ALLOC_FAILED")
-"""What torch's kernels allocate beside it fails in C++'s own words; the allocators of accelerators, and their
-libraries, have others."""
+"""The words by which an allocator says that it failed: torch's own, C++'s within torch's kernels, and those
+of accelerators and of their libraries."""
 
 OUT_OF_MEMORY_HINT = "give it more memory, or submit the job with smaller batches"
 
