@@ -188,6 +188,7 @@ class DeviceSession:
             values=tuple(done.ends.values()),
             fleet_key=done.fleet_key,
             samples=done.samples,
+            accuracy=done.accuracy,
             nonce=done.nonce,
             oldest_checkpoint=min(self.held),
         )
