@@ -15,7 +15,7 @@ from broker.protocol.messages import SealedSum, Value
 from device_agent.training.budget import Budget
 from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
-from device_agent.training.cut_codec import DeviceWire
+from device_agent.training.cut_codec import DeviceWire, rows_come_again
 from device_agent.training.data import BatchOrder, EvaluationBatches
 from device_agent.training.early_stopping import KEY as STOPPING_KEY
 from device_agent.training.early_stopping import EarlyStopping
@@ -191,6 +191,8 @@ class DeviceTrainer:
     """Its place in the rounds of a fleet."""
     round_length: int = 0
     """Steps of a round; 0: there are none."""
+    names_rows: bool = False
+    """The head gives each sample's values again in the next epoch, and the worker may keep them."""
     stopping: EarlyStopping | None = None
     """There where an evaluation may end the training."""
     fleet_key: str | None = None
@@ -228,6 +230,7 @@ class DeviceTrainer:
         watch = HijackWatch(job, stop=stop_if_hijacked) if may_watch(job) else None
         trainer = cls(job, batches, tests, head, tail, wire, transforms, key, watch=watch, device=device)
         trainer._initial = trainer.averaged_ends()
+        trainer.names_rows = rows_come_again(job.spec, head)
         if job.spec.evaluation.patience is not None:
             trainer.stopping = EarlyStopping(job.spec.evaluation)
         return trainer
