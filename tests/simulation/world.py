@@ -60,6 +60,7 @@ class World:
     devices: tuple[str, ...] = ("phone-1", "phone-2")
     workers: int = 2
     shards: int = topology.DEFAULT_SHARDS
+    queues: topology.QueueType = topology.QueueType.QUORUM
     rates: Rates | None = None
     reply_timeout_s: float = 10.0
     violations: list[str] = field(default_factory=list)
@@ -223,6 +224,7 @@ class World:
                 name=f"worker-{number}",
                 trust=Trust.ENROLLED,
                 shards=self.shards,
+                queues=self.queues,
                 drain_s=2.0,
                 chunk_bytes=self._chunk_bytes,
                 rows_bytes=self._rows_bytes,
