@@ -188,6 +188,9 @@ class Forward(SessionRequest, Carrier):
     keep: bool | None = None
     """The device may name these rows again in a RECALL: the worker keeps them where it has room, and says so.
     """
+    best: bool | None = None
+    """The state before this step is the best so far by the device's evaluations: the worker keeps it until
+    the device names a better one. The step's first FORWARD says so, where the job has `keep_best`."""
 
 
 class Recall(SessionRequest, Carrier):
@@ -209,6 +212,7 @@ class Recall(SessionRequest, Carrier):
     batch: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     targets: Annotated[int, Field(ge=0, le=16)] = 0
     counted: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    best: bool | None = None
 
 
 class Backward(SessionRequest, Carrier):

@@ -40,6 +40,7 @@ _SHARED = (
     "batch",
     "targets",
     "counted",
+    "best",
     "codec",
     "packing",
     "reply_codec",

@@ -138,5 +138,5 @@ class Replies:
             skipped=skipped,
             kept=result.kept,
             **m.carried(result.gradients),
-            checkpoint=self._replica.log_is_long,
+            checkpoint=self._replica.wants_checkpoint,
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from broker import encode
 from broker.protocol import messages as m
+from broker.protocol import rows
 from broker.protocol.rows import (
     Chunk,
     RowName,
@@ -149,3 +150,10 @@ def test_the_bytes_of_a_row() -> None:
     form = form_of((torch.randn(24, 3), torch.arange(6), 6), 6)
     assert form is not None
     assert bytes_of_row(form) == 4 * 3 * 4 + 8
+
+
+def test_a_recall_has_every_field_of_its_forward() -> None:
+    """A field that is added to FORWARD later must not get lost where it is put together."""
+    of_a_forward = set(m.Forward.model_fields) - {"kind", "request", "values", "keep"}
+    assert of_a_forward == set(rows._SHARED)
+    assert of_a_forward <= set(m.Recall.model_fields)

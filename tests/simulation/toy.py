@@ -67,6 +67,8 @@ PRIVATE = Variant(
 
 FROZEN_HEAD = Variant(epochs=5, factory="tests.simulation.toy:build_frozen")
 """A head that gives the same rows in each epoch: workers keep them, and devices name them."""
+KEEPING = Variant(epochs=6, evaluation=(("every_epochs", 1), ("keep_best", True), ("metrics", ("auc",))))
+"""The best evaluation is not the last: `test_best_evaluation.py` looks."""
 
 VARIANTS = (
     Variant(),
@@ -107,6 +109,10 @@ VARIANTS = (
         activations="fp16",
         epochs=4,
         factory="tests.simulation.toy:build_frozen",
+    ),
+    KEEPING,
+    Variant(
+        single=True, epochs=5, evaluation=(("keep_best", True), ("patience", 2)), batch=7, micro_batches=3
     ),
 )
 """The variants that a sweep of seeds goes through in turn."""
@@ -350,15 +356,20 @@ def train_alone(
         job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
     )
     body = DirectBody(job, f"{job.name}.{device}")
+    judge, best, spec = trainer.evaluator.best, None, job.spec.evaluation
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
             digests[step] = take_step(trainer, body, step, sent)
-            if trainer.evaluator.stopping is not None and step % batches.steps_per_epoch == 0:
+            if judge is not None and step % (spec.every_epochs * batches.steps_per_epoch) == 0:
                 evaluate(trainer, body)
-                if trainer.evaluator.stopping.finished:
+                if judge.kept == step:
+                    best = trainer.state(), body.snapshot()
+                if judge.finished:
                     break
-    return trainer.state(), body.snapshot(), digests
+    if best is None or judge is None or judge.kept == trainer.step:
+        return trainer.state(), body.snapshot(), digests
+    return trainer.best_at_the_end(best[0]), best[1], digests
 
 
 def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:
