@@ -3,8 +3,8 @@
 Sessions are looked at when they are due: each look says when the session may be abandoned at the earliest,
 and it is due again then, so that those that are parked cost nothing meanwhile. Ages are by the store's own
 clock, and it looks again in the script that deletes: a worker whose clock is wrong deletes nothing that
-others would not. What a worker that is alive owns is left to that worker, which knows whether it was asked for
-anything lately.
+others would not. What a worker that is alive owns is left to that worker, which knows whether it was asked
+for anything lately.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime import worker_defaults as defaults
-from spliteasy.runtime.urls import shown
+from spliteasy.runtime.urls import places_of, shown
 from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.options.config_file import ConfigOption
 from spliteasy_cli.options.metrics_endpoint import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from broker import Transport
+    from broker.transport.topology import QueueType
     from server_worker.config import WorkerConfig
     from server_worker.store import StoreKeys
     from server_worker.worker import Connect
@@ -225,7 +226,7 @@ def worker(
         reach = partial(_reach, enrolment, where, takeover_s=takeover_s)
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         with tracing(traces, service="spliteasy-worker", instance=settings.name) as tracer:
-            await _serve(settings, (shards, queues), reach, store, keys, monitoring, tracer, stop)
+            await _serve(settings, where, (shards, queues), reach, store, keys, monitoring, tracer, stop)
 
     with torch_threads(threads):
         run(main, on_stop="draining: the worker finishes the steps that have begun")
@@ -292,8 +293,19 @@ async def _reach(enrolment: Path | None, url: str, *, takeover_s: int) -> Transp
     return await connect_enrolled(enrolment, role="worker", heartbeat_s=heartbeat_s)
 
 
+def _check_cluster(broker: str, queues: QueueType) -> None:
+    """Raises UserError where the broker has several nodes, and the stack classic queues."""
+    if len(places_of(broker)) > 1 and queues == "classic":
+        raise UserError(
+            "the broker's URL names several nodes, and the stack has classic queues: each would be gone with "
+            "its node",
+            hint="docs/operations.md says how to change the type; a new stack takes --queues quorum",
+        )
+
+
 async def _serve(
     config: WorkerConfig,
+    broker: str,
     wanted: tuple[int | None, str | None],
     reach: Connect,
     store: str,
@@ -317,6 +329,7 @@ async def _serve(
     try:
         async with store_at(store, keys=keys, unreachable_s=config.patience_s) as open_store:
             settled = await settle_queue_type(open_store, queues)
+            _check_cluster(broker, settled)
             running = Worker(
                 replace(config, queues=settled, shards=await settle_shards(open_store, shards)),
                 connect=reach,
