@@ -42,7 +42,7 @@ StoreOption = Annotated[
         "--store",
         envvar="SPLITEASY_STORE",
         metavar="URL",
-        help="redis://, rediss:// or sqlite:///path; by default the local stack's.",
+        help="redis://, rediss://, redis+sentinel:// or sqlite:///path; by default the local stack's.",
         show_default=False,
     ),
 ]
