@@ -1,4 +1,4 @@
-"""What the type of the workers' queues costs: classic beside quorum, on W2, with naive aiormq for comparison.
+"""This measures what the type of the workers' queues costs on W2, with naive aiormq for comparison.
 
     python -m benchmarks.queues [--rounds 7] [--steps 3]
 
@@ -28,7 +28,7 @@ GOALS = {"ours lossless, classic": 0.6, "ours fp16, classic": 0.4}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What classic queues add to a step over what quorum queues add, in the same rounds."""
+    """The share that classic queues add to a step of what quorum queues add, in the same rounds."""
 
     system: str
     of_quorum: float

@@ -108,7 +108,7 @@ class Transport(Protocol):
         """Publish to the uplink exchange, or (`to_queue`) straight to the queue of that name.
 
         Returns once the broker confirmed. A broker that ends may lose the frame all the same, with the queue
-        that holds it: whoever needs an answer asks again. Raises `LinkError` where the outcome is unknown
+        that holds it: who needs an answer asks again. Raises `LinkError` where the outcome is unknown
         (the frame may still arrive) and `Unroutable` where no queue took it.
         """
         ...

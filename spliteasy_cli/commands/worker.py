@@ -125,7 +125,7 @@ QueuesOption = Annotated[
         "--queues",
         metavar="classic|quorum",
         envvar="SPLITEASY_QUEUES",
-        help="The type of the broker's queues: 'classic' (one node, in memory, half of the broker's work) or "
+        help="The type of the broker's queues: 'classic' (in one node's memory, half the broker's work) or "
         "'quorum' (copied to the nodes of a cluster). The first worker of a stack fixes it.",
         show_default="what the stack has; quorum for a new one",
     ),
