@@ -1,4 +1,4 @@
-"""What many parked sessions cost: bytes of Redis each, and how long a look takes that shows what is active.
+"""Many parked sessions cost bytes of Redis each. This measures them, and a look at what is active.
 
     python -m benchmarks.sessions [--sessions 100 10000 100000]
 

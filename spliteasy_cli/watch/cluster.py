@@ -36,9 +36,9 @@ class ClusterSnapshot:
     sessions: Sequence[SessionMeta]
     """All by name, or a page of those that changed last."""
     session_count: int
-    """How many there are."""
+    """The number of all."""
     by_job: Mapping[str, int]
-    """How many each job has."""
+    """The number of each job's."""
     workers: Sequence[WorkerInfo]
     front: Depth | None
     shards: Sequence[Depth | None]

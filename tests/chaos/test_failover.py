@@ -1,4 +1,4 @@
-"""Training on a Redis that sentinels watch: its primary dies with the newest writes, and a replica takes over."""
+"""Training on a Redis that sentinels watch: its primary dies with newest writes, and a replica takes over."""
 
 from __future__ import annotations
 

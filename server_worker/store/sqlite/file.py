@@ -154,7 +154,7 @@ class Database:
         return [_versioned(*row).meta for row in rows]
 
     def counts(self, jobs: Sequence[str]) -> dict[str, int]:
-        """How many sessions each job has; a slash comes after the dot behind its name."""
+        """Count the sessions of each job; a slash comes after the dot behind its name."""
         counted = "SELECT count(*) FROM sessions WHERE session >= ? || '.' AND session < ? || '/'"
         return {job: int(self._connection.execute(counted, (job, job)).fetchone()[0]) for job in jobs}
 
