@@ -14,7 +14,7 @@ import structlog
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError
+from redis.asyncio.sentinel import MasterNotFoundError, SentinelConnectionPool
 from redis.backoff import ConstantBackoff
 
 from server_worker.store.redis.scripts import Script
@@ -144,7 +144,7 @@ class RedisLink:
         if self._running:
             await asyncio.wait(self._running)
         with _errors(self._where):
-            await self._client.aclose()
+            await _close(self._client)
 
 
 async def connect(url: str) -> RedisLink:
@@ -193,9 +193,17 @@ async def connect(url: str) -> RedisLink:
             await _check(client, where)
             window = await _append_window(client, where) if declared is None else declared
     except BaseException:
-        await client.aclose()
+        await _close(client)
         raise
     return RedisLink(client, where=where, loss_window_s=window)
+
+
+async def _close(client: Any) -> None:
+    """Close the connections, and those to sentinels too."""
+    await client.aclose()
+    if isinstance(client.connection_pool, SentinelConnectionPool):
+        for sentinel in client.connection_pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _split(url: str) -> SplitResult:
