@@ -176,6 +176,7 @@ async def connect(url: str) -> RedisLink:
         "retry": Retry(ConstantBackoff(RETRY_AFTER_S), 1),
         "protocol": 2,
     }
+    pool: Any
     with _errors(parts.netloc.rpartition("@")[2]):  # the library reads files of its own here
         try:
             if sentinels:

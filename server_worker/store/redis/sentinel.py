@@ -43,8 +43,8 @@ def sentinel_pool(url: str, query: dict[str, str], **settings: Any) -> tuple[Sen
             raise ValueError("a place without a host")
         sentinels.append((place.hostname, place.port or PORT))
     own = {key: value for key, value in of_primary.items() if key.startswith("ssl")}
-    manager = Sentinel(sentinels, sentinel_kwargs={**own, **account, **settings})
-    pool = SentinelConnectionPool(name, manager, **of_primary, **settings)
+    manager = Sentinel(sentinels, sentinel_kwargs={**own, **account, **settings})  # type: ignore[no-untyped-call]
+    pool = SentinelConnectionPool(name, manager, **of_primary, **settings)  # type: ignore[no-untyped-call]
     pool.connection_class(**pool.connection_kwargs)  # raises now for an option that it does not know
     shown = ", ".join(f"{host}:{port}" for host, port in sentinels)
     return pool, f"Redis {name!r} of the sentinels at {shown}"
