@@ -150,6 +150,9 @@ class Sessions(ABC, Generic[_B, _R]):
         """Return 0: nothing lies beside the store."""
         return 0
 
+    async def keep_snapshot(self, session: str, **asked: Any) -> CommitOutcome:
+        return await self._move(session, lambda meta: rules.kept(meta, **asked))
+
     async def close_session(self, session: str, **asked: Any) -> CommitOutcome:
         return await self._move(session, lambda meta: rules.closed(meta, **asked))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spliteasy.errors import UserError
-from spliteasy.runtime.urls import QUOTE_HINT, scheme_of, split_url
+from spliteasy.runtime.urls import QUOTE_HINT, check_places, scheme_of
 
 if TYPE_CHECKING:
     from broker import Transport
@@ -34,7 +34,8 @@ BrokerOption = Annotated[
         "--broker",
         envvar="SPLITEASY_BROKER",
         metavar="URL",
-        help="amqp:// or amqps://, or for agents ws:// or wss:// (a gateway); by default the local stack's.",
+        help="amqp:// or amqps:// (of a cluster: host:port,host:port), or for agents ws:// or wss:// "
+        "(a gateway); by default the local stack's.",
         show_default=False,
     ),
 ]
@@ -44,7 +45,7 @@ StoreOption = Annotated[
         "--store",
         envvar="SPLITEASY_STORE",
         metavar="URL",
-        help="redis://, rediss:// or sqlite:///path; by default the local stack's.",
+        help="redis://, rediss://, redis+sentinel:// or sqlite:///path; by default the local stack's.",
         show_default=False,
     ),
 ]
@@ -79,7 +80,7 @@ def find_url(what: Literal["broker", "store", "management"], option: str | None)
         )
     if scheme_of(url) != "sqlite":  # a path may have any character
         try:
-            split_url(url)
+            check_places(url)
         except ValueError as error:
             raise UserError(f"the URL of the {what} has {error}", hint=QUOTE_HINT) from None
     return url

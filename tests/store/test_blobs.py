@@ -182,6 +182,25 @@ async def test_blobs_go_once_no_record_has_named_them_for_long_enough(
     assert files(folder) == []
 
 
+async def test_the_blobs_of_the_best_step_stay(records: SqliteStore, folder: Path, clock: Clock) -> None:
+    store = over(records, folder, clock)
+    meta = await begin(store)
+    for step in range(1, 6):
+        meta = await stepped(store, meta, step)
+        await snapshot(store, meta, step, weight=LARGE + bytes([step]))
+        if step == 1:
+            at = {"attempt": meta.attempt, "owner": meta.owner}
+            meta = done(await store.keep_snapshot(SESSION, **at, step=1))
+    found = await records.session(SESSION)
+    assert found is not None
+    assert 1 in found.best
+    assert 1 not in found.snapshots
+    await store.sweep()
+    clock.now += 2 * GRACE_S
+    await store.sweep()
+    assert await store.read_snapshot(SESSION, 1) == {"weight": LARGE + bytes([1])}
+
+
 async def test_a_store_that_goes_back_finds_the_blobs_that_it_names_again(
     records: SqliteStore, folder: Path, clock: Clock
 ) -> None:

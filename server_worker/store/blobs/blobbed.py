@@ -181,7 +181,7 @@ class BlobbedStore:
         """Return the groups that the session's record names; None where it moved while this looked."""
         meta = await self._store.session(session)
         named: set[str] = set()
-        for step in meta.snapshots if meta is not None else ():
+        for step in meta.stored if meta is not None else ():
             try:
                 found = await self._store.read_snapshot(session, step)
             except KeyError:
