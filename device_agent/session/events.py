@@ -118,6 +118,8 @@ class HeadDone:
     """Samples of the whole batch."""
     counted: float | None = None
     """Labelled elements of the whole batch, where labels are shared and the loss's mean is over those."""
+    length: int | None = None
+    """The length to which the micro-batch's samples are padded, where they have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,8 @@ class Saved:
 class EvalHeadDone:
     values: Packed
     samples: int
+    length: int | None = None
+    """The length to which the samples are padded, where they have one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             evaluated = stopping.judged == step
             return e.Restored(tuple(state.held()), evaluated, evaluated and stopping.finished)
         case e.RunHead(step=step, micro=micro):
-            done = e.HeadDone(*trainer.run_head(step, micro))
+            done = trainer.run_head(step, micro)
             if trainer.budget is not None:
                 sent = " ".join(map(strong_digest, tensors_of(done.values.values)))
                 trainer.budget.count(step, "head", sent)
@@ -77,7 +77,7 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             state.prune(durable_step, min(history, ASKED_HISTORY) if asked else history)
             return e.Saved(tuple(state.held()))
         case e.EvalHead(index=index):
-            return e.EvalHeadDone(*trainer.eval_head(index))
+            return trainer.eval_head(index)
         case e.EvalTail(index=index, values=values):
             more = trainer.eval_tail(index, values)
             finished = not more and trainer.stopping is not None and trainer.stopping.finished

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from broker.protocol.messages import SealedSum, Value
+from device_agent.session.events import EvalHeadDone, HeadDone
 from device_agent.training.budget import Budget
 from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
@@ -39,7 +40,6 @@ from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.document import DTYPES
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
-from spliteasy.job.micro_batches import split_batch
 from spliteasy.job.spec import LOSS
 from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.privacy.ends import Drawn
@@ -206,6 +206,7 @@ class DeviceTrainer:
     _targets: tuple[Tensor, ...] = ()
     _kept: Values = ()
     _order: Tensor | None = None
+    _length: int | None = None
 
     @classmethod
     def create(
@@ -249,11 +250,9 @@ class DeviceTrainer:
         told = whole and self.job.spec.share_loss and step.counted and isfinite(step.loss)
         return step.loss if told else None
 
-    def run_head(self, step: int, micro: int = 0) -> tuple[Packed, int, Tensors, int, float | None]:
-        """The head's wire values of a micro-batch, in order; micro-batch 0 begins `step`.
+    def run_head(self, step: int, micro: int = 0) -> HeadDone:
+        """Run the head on a micro-batch, in order; micro-batch 0 begins `step`.
 
-        Also: its samples, its targets where labels are shared, the samples of the whole batch, and with
-        shared labels the elements that the loss's mean over several micro-batches is over.
         Raises NotFiniteOnDevice, and DataError where the batch's own values are not finite.
         """
         step -= self.head.rebases
@@ -270,7 +269,7 @@ class DeviceTrainer:
             wire, part.packed = tuple(map(_spoilt, wire)), None
         if micro == 0:
             kept = len(part.head.outputs) - len(wire)
-            under_way.nbytes = self._bytes_of_step(wire, part.samples, kept=kept)
+            under_way.nbytes = self._bytes_of_step(wire, part, kept=kept)
         packed = self.wire.pack(
             "activations",
             wire,
@@ -282,16 +281,23 @@ class DeviceTrainer:
         )
         part.packed = None
         counted = under_way.counted if len(under_way.micros) > 1 and tail is None else None
-        return packed, part.samples, () if tail else part.targets, under_way.samples, counted
+        targets = () if tail else part.targets
+        return HeadDone(
+            packed,
+            part.samples,
+            targets,
+            under_way.samples,
+            counted,
+            self.job.signature.length_of(part.inputs),
+        )
 
     def _batch(self, step: int) -> list[_Micro]:
         ahead, self._next = self._next, None
         return ahead[1] if ahead is not None and ahead[0] == step else self._load(step)
 
     def _load(self, step: int) -> list[_Micro]:
-        inputs, targets = self.batches.batch(step)
-        count, measure = self.job.spec.micro_batches, self.job.measure
-        parts, wanted = split_batch(inputs, count), split_batch(targets, count)
+        measure, loaded = self.job.measure, self.batches.micro_batches(step)
+        parts, wanted = [inputs for inputs, _ in loaded], [targets for _, targets in loaded]
         shares = [0.0] if self.batches.is_empty(step) else measure.shares(wanted)
         elements = [measure.elements(part) for part in wanted]
         return [_Micro(*micro) for micro in zip(parts, wanted, shares, elements, strict=True)]
@@ -342,8 +348,10 @@ class DeviceTrainer:
         kept = part.head.outputs[self.head.segment.n_wire :]
         inputs = tail.segment.input_values
         specs = inputs[: len(inputs) - len(kept)]
-        values = self.wire.unpack("activations", packed, expected_of(specs, part.samples))
-        down = self.transforms.in_order(check_values(values, specs, samples=part.samples), part.order)
+        length = self.job.signature.length_of(part.inputs) or 0
+        values = self.wire.unpack("activations", packed, expected_of(specs, part.samples, length))
+        checked = check_values(values, specs, samples=part.samples, length=length)
+        down = self.transforms.in_order(checked, part.order)
         opened = tail.forward((*down, *kept), micro=micro)
         self._look(tail, opened.outputs, micro)
         if isinstance(tail, PrivateTrainer):
@@ -559,8 +567,8 @@ class DeviceTrainer:
         if self.tail is not None:
             self.tail.abort()
 
-    def eval_head(self, index: int) -> tuple[Packed, int]:
-        """The wire values of test batch `index` in evaluation mode, and its size."""
+    def eval_head(self, index: int) -> EvalHeadDone:
+        """Run the head on test batch `index` in evaluation mode."""
         assert self.tests is not None
         if index == 0:
             self.evaluation = Evaluation(gathered=self.job.metrics())
@@ -572,13 +580,22 @@ class DeviceTrainer:
         sent = self.transforms.activations(
             outputs[:wire], purpose="evaluation", step=self.step, order=self._order
         )
-        return self.wire.pack_evaluation(sent), inputs[0].shape[0]
+        self._length = self.job.signature.length_of(inputs)
+        return EvalHeadDone(self.wire.pack_evaluation(sent), inputs[0].shape[0], self._length)
 
     def eval_tail(self, index: int, packed: Packed) -> bool:
         """Add test batch `index` to `evaluation`, and return whether another batch follows."""
         assert self.tests is not None
         samples = self._targets[0].shape[0]
-        made = evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples, order=self._order)
+        made = evaluation_outputs(
+            self.job,
+            self.tail,
+            packed,
+            self._kept,
+            samples=samples,
+            length=self._length or 0,
+            order=self._order,
+        )
         self._count(made, index)
         more = index + 1 < len(self.tests)
         if not more and self.stopping is not None:
@@ -649,13 +666,14 @@ class DeviceTrainer:
             self.stopping.load_state(state.get(STOPPING_KEY))
         self.place = RoundPlace.of(state.get(ROUND_KEY))
 
-    def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
+    def _bytes_of_step(self, up: Values, part: _Micro, *, kept: int) -> dict[Travelling, int]:
         """Return the bytes of `up` and its answers before packing; gradients are as large as their values."""
         nbytes = bytes_of(up)
         if self.tail is None:
             return {("up", "activations"): nbytes, ("down", "gradients"): nbytes}
         inputs = self.tail.segment.input_values
-        down = bytes_expected(expected_of(inputs[: len(inputs) - kept], samples))
+        length = self.job.signature.length_of(part.inputs) or 0
+        down = bytes_expected(expected_of(inputs[: len(inputs) - kept], part.samples, length))
         return {
             ("up", "activations"): nbytes,
             ("down", "activations"): down,
@@ -723,19 +741,21 @@ def evaluation_outputs(
     kept: Values,
     *,
     samples: int,
+    length: int = 0,
     order: Tensor | None = None,
 ) -> tuple[Value, ...]:
     """The model's outputs from the body's, in evaluation mode. Raises DataError.
 
-    `order`: the one in which tokens went to the body, where it is not their own.
+    `length`: that to which the samples are padded, where they have one. `order`: the one in which tokens went
+    to the body, where it is not their own.
     """
     codecs = job.spec.link.codecs["activations"]
     if tail is None:
-        expected = [((samples, *spec.shape), DTYPES[spec.dtype]) for spec in job.signature.outputs]
+        expected = [((samples, *spec.shape_at(length)), DTYPES[spec.dtype]) for spec in job.signature.outputs]
         return unpack(packed, expected, codecs=codecs)
     specs = tail.eval_inputs[: len(tail.eval_inputs) - len(kept)]
-    values = unpack(packed, expected_of(specs, samples), codecs=codecs)
-    down = CutTransforms.in_order(check_values(values, specs, samples=samples), order)
+    values = unpack(packed, expected_of(specs, samples, length), codecs=codecs)
+    down = CutTransforms.in_order(check_values(values, specs, samples=samples, length=length), order)
     return tail.evaluate((*down, *kept))
 
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from examples.text.model import IGNORED, LENGTH
+from examples.text.model import LENGTH
 
 PHONES, TEST_PAGES = 4, 4
 TRAINED, TESTED = 320, 64
@@ -30,19 +30,20 @@ def device_data(device: str) -> tuple[list[Text], list[Text]]:
 
 
 def pieces(names: list[str]) -> list[Text]:
-    """Pieces of the pages, the last of a page padded: the mask and the labels say what is there."""
+    """Pieces of the pages, paragraph by paragraph: each as long as it is, and the job pads them."""
     found = []
     for name in names:
-        page = topics[name].encode("ascii", "replace")
-        for start in range(0, len(page) - SHORTEST, LENGTH):
-            found.append(_piece(page[start : start + LENGTH + 1]))
+        for paragraph in topics[name].split("\n\n"):
+            text = " ".join(paragraph.split()).encode("ascii", "replace")
+            for start in range(0, len(text) - SHORTEST, LENGTH):
+                found.append(_piece(text[start : start + LENGTH + 1]))
     return found
 
 
 def _piece(text: bytes) -> Text:
-    count = len(text) - 1
-    characters, following = torch.zeros(LENGTH, dtype=torch.int64), torch.full((LENGTH,), IGNORED)
-    characters[:count] = torch.tensor(list(text[:-1]))
-    following[:count] = torch.tensor(list(text[1:]))
-    mask = (torch.arange(LENGTH) < count).long()
-    return {"input_ids": characters, "attention_mask": mask, "following": following}
+    characters = torch.tensor(list(text))
+    return {
+        "input_ids": characters[:-1],
+        "attention_mask": torch.ones(len(text) - 1, dtype=torch.int64),
+        "following": characters[1:],
+    }

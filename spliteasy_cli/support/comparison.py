@@ -336,7 +336,10 @@ def compare_one(
     """
     reference = plain_training(plan, config, batches)
     for number in range(1, step + 1):
-        reference.step(*batches.batch(number), empty=batches.is_empty(number))
+        if batches.have_lengths:
+            reference.step_on_samples(batches.samples(number))
+        else:
+            reference.step(*batches.batch(number), empty=batches.is_empty(number))
     return compared(config.device, step, split, reference.state())
 
 

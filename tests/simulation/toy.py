@@ -287,6 +287,31 @@ def train_alone(
     `epochs`: as many instead of the job's. A job that says `auto` needs a `chooser`, or what a device has
     written down of its choices.
     """
+    trainer, body = both_sides(
+        job, data, device, secret=secret, epochs=epochs, chooser=chooser, chosen=chosen
+    )
+    digests: dict[int, str] = {}
+    with suppress(NotFinite, NotFiniteOnDevice, DataError):
+        for step in range(1, trainer.batches.total_steps + 1):
+            digests[step] = take_step(trainer, body, step, sent)
+            if trainer.stopping is not None and step % trainer.batches.steps_per_epoch == 0:
+                evaluate(trainer, body)
+                if trainer.stopping.finished:
+                    break
+    return trainer.state(), body.snapshot(), digests
+
+
+def both_sides(
+    job: Job,
+    data: str,
+    device: str,
+    *,
+    secret: bytes = SECRET,
+    epochs: int | None = None,
+    chooser: CodecChooser | None = None,
+    chosen: bytes | None = None,
+) -> tuple[DeviceTrainer, DirectBody]:
+    """A device and the body that it trains with, at step 0."""
     found = load_dataset(data, device, job.signature)
     assert found.test is not None
     key = job_key(secret, device=device, job=job.digest)
@@ -300,25 +325,21 @@ def train_alone(
     trainer = DeviceTrainer.create(
         job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
     )
-    body = DirectBody(job, f"{job.name}.{device}")
-    digests: dict[int, str] = {}
-    with suppress(NotFinite, NotFiniteOnDevice, DataError):
-        for step in range(1, batches.total_steps + 1):
-            digests[step] = take_step(trainer, body, step, sent)
-            if trainer.stopping is not None and step % batches.steps_per_epoch == 0:
-                evaluate(trainer, body)
-                if trainer.stopping.finished:
-                    break
-    return trainer.state(), body.snapshot(), digests
+    return trainer, DirectBody(job, f"{job.name}.{device}")
 
 
 def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:
     """Evaluate on both sides."""
     attempt, index, more = m.AttemptRef(number=1, nonce="0" * 16), 0, True
     while more:
-        values, samples = trainer.eval_head(index)
+        head = trainer.eval_head(index)
         request = m.Eval(
-            session=body.session, attempt=attempt, step=trainer.step, samples=samples, **m.carried(values)
+            session=body.session,
+            attempt=attempt,
+            step=trainer.step,
+            samples=head.samples,
+            length=head.length,
+            **m.carried(head.values),
         )
         more, index = trainer.eval_tail(index, body.evaluate(request)), index + 1
 
@@ -328,17 +349,18 @@ def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = 
     attempt = m.AttemptRef(number=1, nonce="0" * 16)
     result, micro = None, 0
     while result is None:
-        values, samples, targets, whole, counted = trainer.run_head(step, micro)
+        head = trainer.run_head(step, micro)
         forward = m.Forward(
             session=body.session,
             attempt=attempt,
             step=step,
             micro=micro,
-            samples=samples,
-            batch=None if samples == whole else whole,
-            targets=len(targets),
-            counted=counted,
-            **m.carried(values, *targets),
+            samples=head.samples,
+            length=head.length,
+            batch=None if head.samples == head.batch else head.batch,
+            targets=len(head.targets),
+            counted=head.counted,
+            **m.carried(head.values, *head.targets),
             oldest_checkpoint=0,
         )
         sent(forward)
