@@ -152,9 +152,11 @@ def test_an_evaluation_counts_labelled_tokens() -> None:
     trainer, body = toy.both_sides(job, DATA, "phone-1")
     toy.evaluate(trainer, body)
     labelled = sum(int((text["next"] != -100).sum()) for text in tests)
-    assert trainer.evaluation.counted == labelled
-    assert trainer.evaluation.elements == labelled
-    assert trainer.evaluation.mean_loss is not None
-    perplexity = trainer.evaluation.metrics["perplexity"]
-    assert perplexity == pytest.approx(float(torch.tensor(trainer.evaluation.mean_loss).exp()), rel=1e-5)
-    assert trainer.evaluation.metrics["token_accuracy"] == trainer.evaluation.accuracy
+    assert trainer.evaluator.result.counted == labelled
+    assert trainer.evaluator.result.elements == labelled
+    assert trainer.evaluator.result.mean_loss is not None
+    perplexity = trainer.evaluator.result.metrics["perplexity"]
+    assert perplexity == pytest.approx(
+        float(torch.tensor(trainer.evaluator.result.mean_loss).exp()), rel=1e-5
+    )
+    assert trainer.evaluator.result.metrics["token_accuracy"] == trainer.evaluator.result.accuracy

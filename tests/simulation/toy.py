@@ -49,6 +49,13 @@ class Variant:
     fleet: tuple[tuple[str, object], ...] = ()
     accumulate: int = 1
     evaluation: tuple[tuple[str, object], ...] = ()
+    lengths: bool = False
+    """Samples have lengths of their own."""
+
+    @property
+    def data(self) -> str:
+        """The function that gives the devices' data."""
+        return f"tests.simulation.toy:device_{'texts' if self.lengths else 'data'}"
 
     @property
     def auto(self) -> bool:
@@ -60,6 +67,7 @@ NOISY = (("clip_activations", 1.5), ("noise_activations", 0.1))
 DP = ("dp", (("noise_multiplier", 1.0), ("expected_batch", 4)))
 
 SAMPLES, BATCH = 14, 4
+LONGEST, TEXTS = 6, "tests.simulation.toy:build_texts"
 PRIVATE = Variant(
     batch=SAMPLES, epochs=2, factory="tests.simulation.toy:build_private", privacy=(DP, ("label_dp", 2.0))
 )
@@ -96,10 +104,12 @@ VARIANTS = (
     Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
     Variant(single=True, accumulate=2, optimizer=(("name", "lion"), ("lr", 0.01), ("ema", 0.9))),
     Variant(epochs=5, evaluation=(("every_epochs", 1), ("patience", 1), ("metrics", ("f1",)))),
+    Variant(lengths=True, batch=7, micro_batches=3, factory=TEXTS, epochs=2),
+    Variant(lengths=True, single=True, micro_batches=2, factory=TEXTS, activations="int8", gradients="bf16"),
 )
 """The variants that a sweep of seeds goes through in turn."""
 
-DATA = "tests.simulation.toy:device_data"
+DATA = Variant().data
 
 
 def build() -> nn.Module:
@@ -143,6 +153,52 @@ def build_tokens() -> nn.Module:
         nn.Linear(5, 5),
         nn.Sequential(Tokens(apart=False), nn.ReLU(), nn.Linear(5, 3)),
     )
+
+
+class Earlier(nn.Module):
+    """Adds to each place what came before it, so that a length matters to all behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * x.cumsum(1)
+
+
+def build_texts() -> nn.Module:
+    """Scores [B, classes, length] for samples of any length."""
+    return nn.Sequential(
+        nn.Linear(2, 5),
+        Earlier(),
+        nn.ReLU(),
+        nn.Sequential(nn.Linear(5, 5), Earlier()),
+        nn.Dropout(0.3),
+        nn.LayerNorm(5),
+        nn.Linear(5, 3),
+        Turned(),
+    )
+
+
+class Turned(nn.Module):
+    """Puts classes before places, as a loss wants them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def example_texts() -> tuple[Tensor, Tensor]:
+    return torch.randn(BATCH, LONGEST, 2), torch.zeros(BATCH, LONGEST, dtype=torch.int64)
+
+
+def device_texts(device: str) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """Samples of 1 to `LONGEST` places, some without a label."""
+    generator = torch.Generator().manual_seed(int(device.rpartition("-")[2]))
+    found = []
+    for number in range(SAMPLES):
+        length = 1 + number * 5 % LONGEST
+        inputs = torch.randn(length, 2, generator=generator)
+        targets = torch.randint(0, 2, (length,), generator=generator)
+        found.append((inputs, targets.masked_fill(targets.cumsum(0) > 2, -100)))
+    if device.startswith("broken-"):
+        found[3][0][0, 1] = float("inf")
+    return found, found[:5]
 
 
 def build_private() -> nn.Module:
@@ -195,8 +251,9 @@ def job(variant: Variant) -> Job:
             "share_loss": variant.share_loss,
             "model": {
                 "factory": variant.factory,
-                "example": "tests.simulation.toy:example",
+                "example": f"tests.simulation.toy:example{'_texts' if variant.lengths else ''}",
                 "cuts": ("2",) if single else ("2", "5"),
+                **({"max_length": LONGEST, "pad": {"input": 0.0, "target": -100}} if variant.lengths else {}),
             },
             "loss": {"name": "cross_entropy"},
             "optimizer": dict(variant.optimizer),
@@ -233,12 +290,12 @@ State = dict[str, Tensor]
 @cache
 def undisturbed(device: str, variant: Variant, secret: bytes = SECRET) -> tuple[State, State, dict[int, str]]:
     """The device's state and the body's after the last step, and each GRADIENT's digest, without a wire."""
-    return train_alone(job(variant), DATA, device, secret=secret)
+    return train_alone(job(variant), variant.data, device, secret=secret)
 
 
 def as_logged(device: str, variant: Variant, codecs: Iterator[str]) -> tuple[State, State]:
     """The device's state and the body's after the last step, under the codecs that a log names."""
-    return train_alone(job(variant), DATA, device, chooser=Given(codecs))[:2]
+    return train_alone(job(variant), variant.data, device, chooser=Given(codecs))[:2]
 
 
 Sent = Callable[[m.Request], object]
@@ -294,9 +351,9 @@ def train_alone(
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, trainer.batches.total_steps + 1):
             digests[step] = take_step(trainer, body, step, sent)
-            if trainer.stopping is not None and step % trainer.batches.steps_per_epoch == 0:
+            if trainer.evaluator.stopping is not None and step % trainer.batches.steps_per_epoch == 0:
                 evaluate(trainer, body)
-                if trainer.stopping.finished:
+                if trainer.evaluator.stopping.finished:
                     break
     return trainer.state(), body.snapshot(), digests
 
@@ -332,7 +389,7 @@ def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:
     """Evaluate on both sides."""
     attempt, index, more = m.AttemptRef(number=1, nonce="0" * 16), 0, True
     while more:
-        head = trainer.eval_head(index)
+        head = trainer.evaluator.head_values(index)
         request = m.Eval(
             session=body.session,
             attempt=attempt,
@@ -341,7 +398,7 @@ def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:
             length=head.length,
             **m.carried(head.values),
         )
-        more, index = trainer.eval_tail(index, body.evaluate(request)), index + 1
+        more, index = trainer.evaluator.take_outputs(index, body.evaluate(request)), index + 1
 
 
 def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = lambda _: None) -> str:
