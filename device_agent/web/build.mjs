@@ -44,13 +44,16 @@ export async function buildScripts(out, scripts) {
   });
 }
 
-/** `operators.json`: what the engine can run, by kind of device. `submit` and `plan` read it. */
+/** `operators.json`: what the engine can run and the agent can train, by kind of device. `submit` and `plan` read it. */
 async function writeOperators(out) {
-  const { outputFiles } = await build({
-    absWorkingDir: HERE, entryPoints: ["src/engine/operators/listed.ts"], bundle: true, format: "esm", write: false,
-  });
-  const { listed } = await import(`data:text/javascript;base64,${Buffer.from(outputFiles[0].contents).toString("base64")}`);
-  writeFileSync(join(out, "operators.json"), `${JSON.stringify({ browser: listed() }, null, 1)}\n`);
+  const { listed } = await bundled("src/engine/operators/listed.ts");
+  const { trained } = await bundled("src/training/features.ts");
+  writeFileSync(join(out, "operators.json"), `${JSON.stringify({ browser: { ...listed(), needs: trained() } }, null, 1)}\n`);
+}
+
+async function bundled(source) {
+  const { outputFiles } = await build({ absWorkingDir: HERE, entryPoints: [source], bundle: true, format: "esm", write: false });
+  return import(`data:text/javascript;base64,${Buffer.from(outputFiles[0].contents).toString("base64")}`);
 }
 
 async function main() {

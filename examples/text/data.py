@@ -6,6 +6,7 @@ This stands for private messages: it is read on the device, and only there.
 from __future__ import annotations
 
 import hashlib
+import re
 from pydoc_data.topics import topics
 from typing import TypeAlias
 
@@ -30,13 +31,13 @@ def device_data(device: str) -> tuple[list[Text], list[Text]]:
 
 
 def pieces(names: list[str]) -> list[Text]:
-    """Pieces of the pages, paragraph by paragraph: each as long as it is, and the job pads them."""
+    """The clauses of the pages: each is as long as it is, and the job pads them. Longer ones are cut."""
     found = []
     for name in names:
-        for paragraph in topics[name].split("\n\n"):
-            text = " ".join(paragraph.split()).encode("ascii", "replace")
-            for start in range(0, len(text) - SHORTEST, LENGTH):
-                found.append(_piece(text[start : start + LENGTH + 1]))
+        for clause in re.split(r"(?<=[.,;:])\s+", topics[name]):
+            text = " ".join(clause.split()).encode("ascii", "replace")
+            if len(text) > SHORTEST:
+                found.append(_piece(text[: LENGTH + 1]))
     return found
 
 

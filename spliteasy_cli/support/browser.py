@@ -19,7 +19,7 @@ LISTED = Path("web", "dist", "operators.json")
 
 @cache
 def supported() -> dict[str, frozenset[str]]:
-    """Return the dtypes, and the operators by how they write, that a browser computes with."""
+    """Return what a browser has: dtypes, operators by how they write, and what a package may need."""
     package = find_spec("device_agent")
     assert package is not None
     for folder in package.submodule_search_locations or ():
@@ -31,7 +31,8 @@ def supported() -> dict[str, frozenset[str]]:
 
 
 def browser_gaps(job: Job) -> tuple[str, ...]:
-    """Return the names of what head, tail and loss need and a browser lacks: operators and dtypes."""
+    """Return the names of what the job needs and a browser lacks: operators and dtypes of head, tail and
+    loss, and features of packages."""
     from spliteasy.splitting.losses import PortableLoss
 
     segments = [job.head] if job.tail is None else [job.head, job.tail]
@@ -40,7 +41,7 @@ def browser_gaps(job: Job) -> tuple[str, ...]:
         documents.append(job.loss.document)
     dtypes = {dtype for document in documents for dtype in _dtypes(document)}
     operators = {node.op for document in documents for node in _nodes(document)}
-    return gaps(operators, dtypes)
+    return (*gaps(operators, dtypes), *sorted(job.needs() - supported()["needs"]))
 
 
 def gaps(operators: Iterable[str], dtypes: Iterable[str] = ()) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from spliteasy.graph.encoding import document_from_json
 from spliteasy.graph.segment import Segment, load_segment, load_segment_tensors
 from spliteasy.job import Job, parse_job
 from spliteasy.job import package as package_module
+from spliteasy_cli.support.browser import browser_gaps
 from tests.lengths import reader
 from tests.lengths.reader import LONGEST, job_of, settings
 
@@ -140,3 +141,7 @@ def test_labels_of_a_named_loss_are_padded_with_what_it_ignores() -> None:
     changes = {"pad": {"ids": 0, "mask": 0, "next": 1}}
     with pytest.raises(JobError, match=r"pad labels with -100"):
         parse_job(settings(model=changes, loss={"name": "cross_entropy"}))
+
+
+def test_a_browser_lacks_lengths_by_name(job: Job) -> None:
+    assert "lengths" in browser_gaps(job)

@@ -13,26 +13,12 @@ import type { ManifestRoot as Manifest } from "../protocol/generated/manifest.ts
 import type { SpecRoot as Spec } from "../protocol/generated/spec.ts";
 import { isRecord, misfit, type Schema } from "../protocol/schema.ts";
 import { isDtype, type Dtype } from "../protocol/tensor.ts";
+import { FEATURES } from "./features.ts";
 
 export type { Ends, Spec };
 
 const MAX_MANIFEST_BYTES = 1 << 16;
 const MAX_DIMENSIONS = 32;
-/** What a package may need, by the names that this build knows; and of what it can't do, what it is for a person. */
-const FEATURES: Readonly<Record<string, string | null>> = {
-  "least-samples": null,
-  "labelled-shares": null,
-  "data-recipe": null,
-  "secret-ends": null,
-  defences: "transforms of what crosses the cut ([privacy])",
-  rounds: "rounds of a fleet ([fleet])",
-  accumulation: "accumulate",
-  "averaged-weights": "[optimizer] ema",
-  metrics: "[evaluation] metrics",
-  "early-stopping": "[evaluation] patience",
-  lengths: "samples with lengths of their own ([model] max_length)",
-  "more-optimizers": "an optimizer other than sgd, adam and adamw",
-};
 
 export interface SampleSpec {
   readonly name: string;
