@@ -179,7 +179,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = show_about()
-    figures = [figure for parts in (1, 4) for figure in measure(parts, options.steps)]
+    figures = [figure for parts in (1, 4, 16) for figure in measure(parts, options.steps)]
     table = table_of(figures)
     table.show()
     save("lengths", [asdict(figure) for figure in figures], [table], began)
