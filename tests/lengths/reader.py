@@ -54,7 +54,7 @@ class Unmasked(Reader):
     """Sends no mask: what comes before a character shows it all that it may see."""
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return super().forward(ids, torch.ones_like(ids))
+        return super().forward(ids, torch.ones(ids.shape[0], ids.shape[1]))
 
 
 class Whole(Reader):

@@ -72,7 +72,7 @@ def _data_of(reference: str, device: str) -> DeviceData:
 
 
 def _load_dataset(reference: str, device: str, signature: Signature, **_: Any) -> DeviceData:
-    assert reference in {variant.data for variant in toy.VARIANTS}
+    assert reference in {variant.data for variant in (*toy.VARIANTS, *toy.WITH_LENGTHS)}
     return _data_of(reference, device)
 
 

@@ -104,10 +104,13 @@ VARIANTS = (
     Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
     Variant(single=True, accumulate=2, optimizer=(("name", "lion"), ("lr", 0.01), ("ema", 0.9))),
     Variant(epochs=5, evaluation=(("every_epochs", 1), ("patience", 1), ("metrics", ("f1",)))),
+)
+"""The variants that a sweep of seeds goes through in turn."""
+WITH_LENGTHS = (
     Variant(lengths=True, batch=7, micro_batches=3, factory=TEXTS, epochs=2),
     Variant(lengths=True, single=True, micro_batches=2, factory=TEXTS, activations="int8", gradients="bf16"),
 )
-"""The variants that a sweep of seeds goes through in turn."""
+"""Samples have lengths of their own."""
 
 DATA = Variant().data
 
@@ -233,6 +236,21 @@ SEALED_SHARED = Variant(epochs=2, fleet=WINDOWS)
 TURNS = (("mode", "relay"), ("round_steps", 3), ("deadline", "6s"))
 PLAIN_RELAY = Variant(epochs=2, fleet=(*TURNS, ("aggregate", "plain")))
 SEALED_RELAY = Variant(epochs=2, fleet=TURNS)
+BY_ARRIVAL = ("order", "arrival")
+SHARED_BY_ARRIVAL = Variant(epochs=2, fleet=(*WINDOWS, ("window", 1), BY_ARRIVAL))
+RELAY_BY_ARRIVAL = Variant(epochs=2, fleet=(*TURNS, BY_ARRIVAL))
+FLEETS = {
+    "plain": PLAIN_FLEET,
+    "sealed": SEALED_FLEET,
+    "relay": PLAIN_RELAY,
+    "sealed-relay": SEALED_RELAY,
+    "shared": PLAIN_SHARED,
+    "sealed-shared": SEALED_SHARED,
+    "shared-by-turns": SHARED_BY_TURNS,
+    "shared-by-arrival": SHARED_BY_ARRIVAL,
+    "relay-by-arrival": RELAY_BY_ARRIVAL,
+}
+"""Fleets in every mode, which a sweep of seeds goes through in turn, beside the variants of one device."""
 
 
 @cache
