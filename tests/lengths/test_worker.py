@@ -53,7 +53,7 @@ def changed(request: m.Forward, **changes: Any) -> m.Forward:
 
 
 def served(request: m.Forward) -> None:
-    """What a worker does with a request."""
+    """Serve a request as a worker does."""
     check_forward(job(), request, len(encode(request)))
     DirectBody(job(), request.session).forward(request)
 

@@ -1,4 +1,4 @@
-"""Samples with lengths of their own, simulated: whatever is lost or killed, the training is the undisturbed one."""
+"""Simulated samples with lengths: whatever is lost or killed, the training is the undisturbed one."""
 
 from __future__ import annotations
 
