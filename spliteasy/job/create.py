@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spliteasy.errors import JobError
 from spliteasy.graph.document import FreeDim, Value
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.graph.segment import Segment
 from spliteasy.graph.tensors import tensors_to_bytes
 from spliteasy.job.io_schema import SampleSpec, Signature
@@ -31,7 +32,6 @@ from spliteasy.privacy.defences.transforms import check_transforms
 from spliteasy.privacy.ends import Ends, Role
 from spliteasy.privacy.made import make_ends
 from spliteasy.runtime.generators import states_kept
-from spliteasy.splitting.lengths import FreeLength
 from spliteasy.splitting.losses import PortableLoss
 from spliteasy.splitting.split import Split, split_traced
 from spliteasy.splitting.trace import TensorInfo

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from spliteasy.errors import JobError
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.job.spec import JobSpec
-from spliteasy.splitting.lengths import FreeLength
 from spliteasy.training.losses import LossFunction
 
 Tensors = tuple[Tensor, ...]

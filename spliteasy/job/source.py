@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from spliteasy.errors import JobError
 from spliteasy.graph.document import DTYPE_NAMES
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.job.io_schema import dtype_name, told
 from spliteasy.job.measure import measure_of
 from spliteasy.job.micro_batch_check import check_micro_batches
@@ -28,7 +29,6 @@ from spliteasy.runtime import user_code
 from spliteasy.runtime.generators import seed_all, states_kept
 from spliteasy.splitting.calling import adapt
 from spliteasy.splitting.export import TracedModel, trace_model
-from spliteasy.splitting.lengths import FreeLength
 from spliteasy.splitting.losses import PortableLoss, trace_function
 from spliteasy.training.losses import LOSSES, LossFunction, UsersLoss
 from spliteasy.training.optim import freeze

@@ -24,10 +24,10 @@ from torch.nn.parameter import is_lazy
 
 from spliteasy.errors import JobError, PortableError
 from spliteasy.graph.checker import SHORTEST
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.runtime.generators import states_kept
 from spliteasy.splitting.calling import adapted, is_autocast
 from spliteasy.splitting.functional import Recorder
-from spliteasy.splitting.lengths import FreeLength
 from spliteasy.splitting.proof.model_state import left_as_it_was
 from spliteasy.splitting.proof.plain_modes import fused_attention, inference_mode_as_no_grad
 from spliteasy.splitting.proof.proof import prove

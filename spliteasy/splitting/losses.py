@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from spliteasy.errors import DataError, JobError, PortableError
 from spliteasy.graph.document import Document, ValueSpec, misfit
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.graph.program import Batches, Costs
 from spliteasy.graph.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
 from spliteasy.splitting.export import trace_inputs
-from spliteasy.splitting.lengths import FreeLength
 from spliteasy.splitting.split import assemble
 from spliteasy.splitting.trace import TensorInfo
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from spliteasy.errors import JobError
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.graph.program import Code
 from spliteasy.runtime.generators import states_kept
 from spliteasy.splitting.boundaries import Partition
-from spliteasy.splitting.lengths import FreeLength
 from spliteasy.splitting.lowering import lower
 from spliteasy.splitting.proof.closeness import ROUNDING, close, same_gradient, told_difference
 from spliteasy.splitting.proof.model_state import ModelState, left_as_it_was

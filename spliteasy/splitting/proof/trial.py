@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from spliteasy.errors import JobError
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.runtime.randomness import seed_of
-from spliteasy.splitting.lengths import FreeLength
 
 ROWS = 8
 """Samples of the example that are tried at most."""
