@@ -87,6 +87,14 @@ class SessionMeta:
     """The digest that the last commit of this attempt had; None before its first."""
     waiting_bytes: int = 0
     """Bytes of requests and snapshots in the store that no commit has named yet."""
+    best: tuple[int, ...] = ()
+    """Steps whose snapshots are kept although the log has left them behind, ascending: after each of them an
+    evaluation was the best so far. The newest one at or before the oldest snapshot, and all after it."""
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Return the steps whose snapshots the store has, ascending."""
+        return tuple(sorted({*self.snapshots, *self.best}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +293,8 @@ class Store(Protocol):
           NoCommonStep and nothing changes. Else committed = resume_step = resume, log entries and
           snapshots after it are dropped, oldest_checkpoint = min of `held` that is restorable, attempt
           stored, owner claimed for `worker` as above, closed = False, environment, agent and total_steps
-          stored. A device that comes again and again through one worker raises no fence.
+          stored. Where `held` has nothing there, but one of `best`, that one is the resume and the oldest
+          snapshot from now on. A device that comes again and again through one worker raises no fence.
         - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session starts over
           at step 0; only the fence goes on. A repeat of it drops nothing.
         """
@@ -365,6 +374,16 @@ class Store(Protocol):
         """
         ...
 
+    async def keep_snapshot(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int
+    ) -> CommitOutcome:
+        """Name `step` in `best`, so that its snapshot stays as long as no better one takes its place.
+
+        Requires a snapshot of that step (else StepBehind). The same again is Done. Those before the newest of
+        `best` that is at or before the oldest snapshot go: nothing can go back to before it any more.
+        """
+        ...
+
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
         """The blobs of the snapshot of `step`; empty for step 0. KeyError where there is none."""
         ...
@@ -399,8 +418,27 @@ class Store(Protocol):
         """Return all of them, by name."""
         ...
 
-    async def session_names(self) -> Sequence[str]:
-        """Return the names of all, in order."""
+    async def session_count(self) -> int:
+        """Return how many there are."""
+        ...
+
+    async def session_counts(self, jobs: Sequence[str]) -> Mapping[str, int]:
+        """Return how many sessions each of these jobs has, by its name."""
+        ...
+
+    async def active_count(self, within_s: float) -> int:
+        """Return how many changed within so many seconds, by the store's clock.
+
+        A change counts at the latest with the next heartbeat of the worker that made it.
+        """
+        ...
+
+    async def sessions_after(self, count: int, after: str = "") -> Sequence[SessionMeta]:
+        """Return a page of all by name: the first `count` whose names come after `after`."""
+        ...
+
+    async def sessions_named(self, names: Sequence[str]) -> Sequence[SessionMeta]:
+        """Return those of the named sessions that there are, in the order given."""
         ...
 
     async def newest_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
@@ -408,6 +446,19 @@ class Store(Protocol):
 
         A change counts at the latest with the next heartbeat of the worker that made it.
         """
+        ...
+
+    async def due_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
+        """Return `count` of those that retention has to look at now, by the store's clock, the longest due
+        first, after leaving out `skip`.
+
+        A session is due once it was opened or handed over, until `look_later`.
+        """
+        ...
+
+    async def look_later(self, waits_s: Mapping[str, float]) -> None:
+        """Let each of these sessions be due so many seconds from now, by the store's clock; nothing where one
+        is unknown."""
         ...
 
     async def forget(self, session: str) -> bool:

@@ -12,6 +12,7 @@ export const FEATURES: Readonly<Record<string, string | null>> = {
   "averaged-weights": "[optimizer] ema",
   metrics: "[evaluation] metrics",
   "early-stopping": "[evaluation] patience",
+  "keep-best": "[evaluation] keep_best",
   lengths: "samples with lengths of their own ([model] max_length)",
   "more-optimizers": "an optimizer other than sgd, adam and adamw",
 };
