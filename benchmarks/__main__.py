@@ -17,10 +17,12 @@ from benchmarks.harness.report import OUT
 PARTS = {
     "codecs": (1, "encode and decode against memcpy"),
     "healthy": (4, "loopback: ours, and what else there is"),
+    "queues": (3, "classic queues beside quorum queues"),
     "links": (4, "emulated links against their bound"),
     "flaky": (2, "a link that is cut every 10 s"),
     "many": (2, "1 to 64 devices on one worker"),
     "scale": (5, "1 and 2 workers on two cores, and 1 to 16 that wait"),
+    "capacity": (4, "a model of large stacks, held to 1 to 64 devices"),
     "memory": (2, "peak memory of agent and worker"),
     "frozen": (2, "32 sessions over one frozen base"),
     "idle": (3, "memory and processor of an agent that waits"),

@@ -21,8 +21,9 @@ POLL_S = 0.3
 MAX_WORKERS = 256
 
 
-def start_workers(stack: Stack, count: int, shards: int | None = None) -> None:
-    """Start workers up to `count`, and wait until all serve; the first of a new stack makes its `shards`.
+def start_workers(stack: Stack, count: int, shards: int | None = None, queues: str | None = None) -> None:
+    """Start workers up to `count`, and wait until all serve; the first of a new stack makes its `shards`, and
+    `queues` of that type.
 
     Raises SplitEasyError.
     """
@@ -40,6 +41,7 @@ def start_workers(stack: Stack, count: int, shards: int | None = None) -> None:
         account = ["--trust", "open"] if stack.access.tls is None else ["--enrolment", str(WORKERS)]
         key = ["--store-key", str(STORE_KEY)]
         spread = [] if shards is None else ["--shards", str(shards)]
+        spread += [] if queues is None else ["--queues", queues]
         command = [sys.executable, "-m", "spliteasy_cli", "worker", "--name", name, *key, *account, *spread]
         daemon.start(command, {**environment, **metrics_port(daemon)})
     if started:

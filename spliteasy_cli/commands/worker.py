@@ -118,6 +118,17 @@ ShardsOption = Annotated[
         show_default="what the stack has; 16 for a new one",
     ),
 ]
+QueuesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--queues",
+        metavar="classic|quorum",
+        envvar="SPLITEASY_QUEUES",
+        help="The type of the broker's queues: 'classic' (in one node's memory, half the broker's work) or "
+        "'quorum' (copied to the nodes of a cluster). The first worker of a stack fixes it.",
+        show_default="what the stack has; quorum for a new one",
+    ),
+]
 TakeoverOption = Annotated[
     int,
     typer.Option(
@@ -175,6 +186,7 @@ def worker(
     request_tflop: RequestTflopOption = defaults.REQUEST_TFLOP,
     takeover_s: TakeoverOption = defaults.TAKEOVER_S,
     shards: ShardsOption = None,
+    queues: QueuesOption = None,
     _heartbeat_s: OldHeartbeatOption = None,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = METRICS_HOST,
@@ -196,6 +208,8 @@ def worker(
         device_mib=device_mib,
         device_sessions=device_sessions,
     )
+    if queues not in (None, "classic", "quorum"):
+        raise UserError(f"--queues {queues} is not known", hint="classic or quorum")
     where = _broker_url(enrolment, broker)
     trusted = _trust(trust, where)
     if name is not None:
@@ -211,7 +225,7 @@ def worker(
         reach = partial(_reach, enrolment, where, takeover_s=takeover_s)
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         with tracing(traces, service="spliteasy-worker", instance=settings.name) as tracer:
-            await _serve(settings, shards, reach, store, keys, monitoring, tracer, stop)
+            await _serve(settings, (shards, queues), reach, store, keys, monitoring, tracer, stop)
 
     with torch_threads(threads):
         run(main, on_stop="draining: the worker finishes the steps that have begun")
@@ -280,7 +294,7 @@ async def _reach(enrolment: Path | None, url: str, *, takeover_s: int) -> Transp
 
 async def _serve(
     config: WorkerConfig,
-    shards: int | None,
+    wanted: tuple[int | None, str | None],
     reach: Connect,
     store: str,
     keys: StoreKeys,
@@ -288,18 +302,23 @@ async def _serve(
     tracer: Tracer | None,
     stop: asyncio.Event,
 ) -> None:
-    """Run the worker over the store and a torch thread, and serve its metrics."""
+    """Run the worker over the store and a torch thread, and serve its metrics. `wanted`: the number of
+    shards, and the type of the queues, as the options say."""
+    from broker.transport.topology import QueueType
     from server_worker import gauges, metrics
     from server_worker.engine.local import LocalEngine
+    from server_worker.placement.queue_type import settle_queue_type
     from server_worker.placement.shards import settle_shards
     from server_worker.worker import Worker
     from spliteasy.runtime.torch_thread import TorchThread
 
     thread, meter = TorchThread(), monitoring.meter
+    shards, queues = wanted[0], None if wanted[1] is None else QueueType(wanted[1])
     try:
         async with store_at(store, keys=keys, unreachable_s=config.patience_s) as open_store:
+            settled = await settle_queue_type(open_store, queues)
             running = Worker(
-                replace(config, shards=await settle_shards(open_store, shards)),
+                replace(config, queues=settled, shards=await settle_shards(open_store, shards)),
                 connect=reach,
                 store=metrics.metered_store(open_store, meter, time.monotonic),
                 engine=LocalEngine(metrics.MeteredCompute(thread, meter, time.monotonic)),

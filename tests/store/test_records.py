@@ -193,6 +193,14 @@ async def test_a_device_is_limited_to_jobs_until_it_is_not(store: Store) -> None
 # The stack ----------------------------------------------------------------------------------------
 
 
+async def test_the_first_type_of_queues_stays(store: Store) -> None:
+    assert await store.queue_type() is None
+    assert await store.queue_type("classic") == "classic"
+    assert await store.queue_type("quorum") == "classic"
+    assert await store.queue_type() == "classic"
+    assert await store.shards() is None
+
+
 async def test_the_first_number_of_shards_stays(store: Store) -> None:
     assert await store.shards() is None
     assert await store.shards(64) == 64
@@ -231,7 +239,7 @@ async def test_workers_are_seen_while_their_heart_beats(store: Store) -> None:
 async def test_a_worker_whose_heart_stopped_is_not_seen(store: Store) -> None:
     await store.heartbeat(worker("w1"), ttl_s=0.02)
     await store.heartbeat(worker("w2"), ttl_s=60)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while await store.workers() != [worker("w2")]:
         assert time.monotonic() < deadline
     await store.heartbeat(worker("w3"), ttl_s=60)
