@@ -1,7 +1,7 @@
 """One model from many devices: accuracy, bytes and time of each mode, beside training alone and centrally.
 
     python -m benchmarks.fleet [--devices 10] [--epochs 24] [--partitions classes:2 dirichlet:0.3 iid]
-                               [--scale 10 100 1000] [--drawn 10] [--windows 1]
+                               [--scale 10 100 1000] [--drawn 10] [--windows 0 1 10]
 
 The digits, split over the devices; agents, workers, broker and store are those of a real run, within this
 process. Accuracy is on all ten digits: the median of the devices, which are one model where heads and tails
@@ -321,7 +321,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--partitions", nargs="*", default=["classes:2", "dirichlet:0.3", "iid"])
     parser.add_argument("--scale", nargs="*", type=int, default=[], metavar="DEVICES")
     parser.add_argument("--drawn", type=int, default=DRAWN, help="devices in a round of --scale")
-    parser.add_argument("--windows", nargs="*", type=int, default=[1, DRAWN], help="devices in a window")
+    parser.add_argument(
+        "--windows", nargs="*", type=int, default=[0, 1, DRAWN], help="devices in a window; 0: rounds"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement of --scale")
     asked = parser.parse_args(argv)
     logs.configure("error")
@@ -330,15 +332,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in MODES:
             figures += asyncio.run(trained(partition, name, asked.devices, asked.epochs))
             table_of(figures[-3:] if name == next(iter(MODES)) else figures[-1:], asked.devices).show()
-    kinds = [("splitfed", asked.drawn), *(("shared", window) for window in asked.windows)]
     paces = []
     for devices in asked.scale:
-        for mode, window in kinds:
+        for window in asked.windows:
+            mode = "shared" if window else "splitfed"
             paces.append(asyncio.run(paced(mode, devices, asked.seconds, asked.drawn, window)))
             table_of_paces(paces[-1:]).show()
-    tables = [table_of(figures, asked.devices), table_of_curves(figures)] if figures else []
-    tables += [table_of_paces(paces)] if paces else []
-    save("fleet", [asdict(each) for each in (*figures, *paces)], tables, began)
+    if figures:
+        tables = [table_of(figures, asked.devices), table_of_curves(figures)]
+        save("fleet", [asdict(each) for each in figures], tables, began)
+    if paces:
+        save("fleet_scale", [asdict(each) for each in paces], [table_of_paces(paces)], began)
     return 0
 
 

@@ -34,12 +34,12 @@ Wake = Callable[[str], Awaitable[None] | None]
 class _Fleet:
     """The devices of one fleet that wait, those first that have asked longest ago."""
 
+    since_s: float
+    """Since when the newest record is known, or it is looked for."""
     waiting: dict[str, tuple[WaitingDevice, float]] = field(default_factory=dict)
     """The devices, and when each asked last."""
     newest: RoundRecord | None = None
     line: bytes | None = None
-    since_s: float = 0.0
-    """Since when the newest record is known."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """This worker has closed a round."""
 
@@ -61,7 +61,7 @@ class RoundWatch:
 
     def wait(self, device: WaitingDevice, known: int) -> None:
         """Wake the device's session once there is a record after number `known` that lets it go on."""
-        fleet = self._fleets.setdefault(device.fleet, _Fleet())
+        fleet = self._fleets.setdefault(device.fleet, _Fleet(since_s=self._clock()))
         fleet.waiting.pop(device.session, None)
         fleet.waiting[device.session] = device, self._clock()
         newest = fleet.newest
