@@ -25,6 +25,7 @@ PARTS = {
     "capacity": (4, "a model of large stacks, held to 1 to 64 devices"),
     "memory": (2, "peak memory of agent and worker"),
     "frozen": (2, "32 sessions over one frozen base"),
+    "accelerator": (2, "bodies on a GPU, the CPU and in plain PyTorch"),
     "idle": (3, "memory and processor of an agent that waits"),
     "gateway": (2, "a thousand idle pages on one gateway"),
     "durability": (2, "with Redis over in memory"),
