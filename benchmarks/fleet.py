@@ -302,7 +302,8 @@ def table_of_curves(figures: Sequence[Figure]) -> Table:
     for each in figures:
         at = {number: (mb, accuracy) for number, mb, accuracy in each.curve}
         cells = [_cell(at.get(number), sends=each.rounds > 0) for number in numbers]
-        rows.append([each.partition, each.mode, *cells])
+        if any(number in at for number in numbers):
+            rows.append([each.partition, each.mode, *cells])
     head = ["split", "mode", *(f"{number} rounds" for number in numbers)]
     return Table("Median accuracy, and the MB that a device has carried by then", head, rows)
 
