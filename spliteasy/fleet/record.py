@@ -139,6 +139,8 @@ class Member(_Part):
 
     seen: float
     """When it asked last, by the store's clock."""
+    since: float = 0.0
+    """When it began to ask for what it waits for."""
     done: bool
     """It has taken its last step and wants the mean only."""
     fleet_key: Hex | None = None

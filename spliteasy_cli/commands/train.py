@@ -99,7 +99,7 @@ def train(
     """
     set_up_logging(context, "warning")
     with torch_threads(threads):
-        from spliteasy_cli.support.fleet import check_size
+        from spliteasy_cli.fleets.first_round import check_size
 
         job = create_job(job_file)
         folder = out or Path("runs") / job.name
@@ -254,8 +254,8 @@ async def train_embedded(
     from server_worker.config import Trust
     from server_worker.store import open_store
     from spliteasy.runtime.descriptors import allow_descriptors
+    from spliteasy_cli.fleets.first_round import begin_rounds
     from spliteasy_cli.support.embedded import async_connect, run_agent, shared_threads, workers_running
-    from spliteasy_cli.support.fleet import begin_rounds
 
     allow_descriptors(DESCRIPTORS + DEVICE_DESCRIPTORS * len(configs))
     connect_as = async_connect(MemoryBroker())
