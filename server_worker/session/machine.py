@@ -22,6 +22,7 @@ from server_worker.replica.actions import LoadJob
 from server_worker.replica.loaded_body import LoadedBody, StepResult
 from server_worker.replica.replica import Replica
 from server_worker.rounds.turn import RoundTurns, Turn
+from server_worker.rounds.waiting import SETTLING
 from server_worker.session.actions import Committed, Send
 from server_worker.session.opening import Opening, attempt_of
 from server_worker.session.refusals import (
@@ -335,8 +336,8 @@ class WorkerSession:
             return
         turn = yield from self._turns.take(body, asked=asked)
         if not isinstance(turn, Turn):
-            if asked or isinstance(turn, m.Error):
-                yield from Send(turn)
+            if asked or isinstance(turn, m.Error) or turn.reason == SETTLING:
+                yield from Send(turn)  # nobody tells the device that a record has settled: it is told when
             return
         parts = turn.logged(request)
         yield from self.replica.begin(request)

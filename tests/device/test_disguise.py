@@ -130,7 +130,7 @@ def test_devices_of_one_process_are_measured_once_by_all_that_counts(monkeypatch
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(6, 12, generator=generator)
     x[0, 0], x[0, 1] = 0.0, 1.0
-    weights = {name: torch.ones_like(value) for name, value in job("above").head.tensors().items()}
+    weights = {name: torch.ones(value.shape) for name, value in job("above").head.tensors().items()}
     head = job("above").head.spawn(weights)
     assert found_by(x, head, monkeypatch) == 2, "in training and in evaluation"
     alike = torch.rand(6, 12, generator=generator)
@@ -143,7 +143,7 @@ def test_devices_of_one_process_are_measured_once_by_all_that_counts(monkeypatch
 
 def test_what_is_refused_is_refused_again() -> None:
     """A second device with the same head and ranges is told as the first was."""
-    weights = {name: torch.ones_like(value) for name, value in job("above").head.tensors().items()}
+    weights = {name: torch.ones(value.shape) for name, value in job("above").head.tensors().items()}
     x = 20 * torch.rand(6, 12, generator=torch.Generator().manual_seed(1))
     for _ in range(2):
         with pytest.raises(JobError, match="would send"):
