@@ -19,6 +19,7 @@ PARTS = {
     "healthy": (4, "loopback: ours, and what else there is"),
     "queues": (3, "classic queues beside quorum queues"),
     "links": (4, "emulated links against their bound"),
+    "cache": (4, "activations of a frozen head: sent in each epoch, and named"),
     "flaky": (2, "a link that is cut every 10 s"),
     "many": (2, "1 to 64 devices on one worker"),
     "scale": (5, "1 and 2 workers on two cores, and 1 to 16 that wait"),

@@ -45,12 +45,14 @@ from spliteasy.errors import WireError
 
 MAGIC = b"SPEZ"
 VERSION = 1
-MINOR = 4
+MINOR = 5
 """0: the first.
 1: the agent's version and total steps in OPEN, the loss in BACKWARD, the operator's signature in JOB, the
    trace of a step in its requests.
 3: the digest of the body's outputs in BACKWARD.
 4: the noise of a private step in BACKWARD.
+5: RECALL, which a device sends to a worker that has said `kept`; `keep` in FORWARD, the rows in MISSING;
+   the accuracy in READY, the best state so far in FORWARD.
 """
 ALIGNMENT = 64
 MAX_INT = 2**53 - 1

@@ -9,6 +9,7 @@ from enum import Enum
 from torch import Tensor
 
 from broker.protocol import messages as m
+from broker.protocol.rows import RowName
 from spliteasy.codecs.packer import Packed
 from spliteasy.errors import SplitEasyError
 from spliteasy.training.private_trainer import BodyNoise
@@ -102,9 +103,11 @@ class Restored:
 
     held: tuple[int, ...]
     evaluated: bool = False
-    """The state has the judgement of the evaluation after its step, where one may end the training."""
+    """The state has the judgement of the evaluation after its step, where evaluations are judged."""
     finished: bool = False
-    """That evaluation has ended the training."""
+    """The training has ended at this step, by its evaluations."""
+    best: int = 0
+    """The step whose state is kept as the best so far; 0 where none is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,8 @@ class HeadDone:
     """Samples of the whole batch."""
     counted: float | None = None
     """Labelled elements of the whole batch, where labels are shared and the loss's mean is over those."""
+    names: tuple[RowName, ...] | None = None
+    """The names of the values' rows, where these come again in the next epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +160,20 @@ class HandInDone:
     """Names the pad, where the ends are sealed."""
     whole: bool = True
     """It has ended its round; False: there are more windows of a body that is shared."""
+    accuracy: float | None = None
+    """The accuracy that it measured last, where the job lets it be told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
     """A checkpoint was written; `held` are all steps that can be restored, ascending."""
+
+    held: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WentBack:
+    """The best step's checkpoint is the only one, and says that the training has ended."""
 
     held: tuple[int, ...]
 
@@ -177,6 +191,8 @@ class EvalTailDone:
     more: bool
     finished: bool = False
     """The evaluation ends the training."""
+    best: int = 0
+    """The step whose state is kept as the best so far; 0 where none is."""
 
 
 Event = (
@@ -199,6 +215,7 @@ Event = (
     | Applied
     | HandInDone
     | Saved
+    | WentBack
     | EvalHeadDone
     | EvalTailDone
 )
@@ -304,6 +321,14 @@ class Save:
 
 
 @dataclass(frozen=True, slots=True)
+class GoBack:
+    """Let the checkpoint of `step`, the best, take the place of all others: the training has ended; gives
+    WentBack."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class EvalHead:
     """The head in evaluation mode on test batch `index`; gives EvalHeadDone."""
 
@@ -353,6 +378,7 @@ Action = (
     | HandIn
     | TakeMean
     | Save
+    | GoBack
     | EvalHead
     | EvalTail
     | Note

@@ -9,9 +9,12 @@ order, as soon as its input is there (`_go_on`): requests of several are on the 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from broker.protocol import messages as m
 from device_agent.session import events as e
 from device_agent.session.events import Action, Event, Timer
+from device_agent.session.known_rows import KnownRows
 from device_agent.session.open_step import Micro, OpenStep
 from device_agent.session.outbox import Outbox
 from device_agent.session.plan import SessionPlan
@@ -39,6 +42,7 @@ class DeviceSession:
         self._ready: m.Ready | None = None
         """The hand-in at the end of a round, while its mean is waited for."""
         self._outbox = Outbox(plan)
+        self._known = KnownRows(plan.rows_per_epoch)
         self._stopping = False
         self._hold: str | None = None
         """Why no step may begin now."""
@@ -48,7 +52,9 @@ class DeviceSession:
         self._evaluated = -1
         """The step of the last evaluation."""
         self._finished = False
-        """An evaluation has ended the training at this step."""
+        """The training has ended at this step, by its evaluations."""
+        self._best = 0
+        """The step whose state is kept as the best so far; 0: none."""
         self._takeover, self._restart = plan.takeover, plan.restart
 
     def start(self) -> list[Action]:
@@ -105,7 +111,7 @@ class DeviceSession:
             case State.RESTORING, e.Restored(held=held) as restored:
                 self.held = held
                 self._evaluated = self.step if restored.evaluated else -1
-                self._finished = restored.finished
+                self._finished, self._best = restored.finished, restored.best
                 return self._next(saved=True)
             case (
                 (State.HEAD, e.HeadDone())
@@ -134,15 +140,16 @@ class DeviceSession:
                 self.held = held
                 self._checkpoint_asked = False
                 return self._after_saving()
+            case State.GOING_BACK, e.WentBack(held=held):
+                self.held = held
+                if self._stopping:
+                    return self._end(done=False)
+                self.state = State.RAISING
+                return [e.RaiseAttempt(above=self._live().number)]
             case State.EVAL_HEAD, e.EvalHeadDone() as done:
                 return self._evaluate(done)
-            case State.EVAL_TAIL, e.EvalTailDone(more=more, finished=finished):
-                if more and not self._stopping:
-                    self._eval_index += 1
-                    self.state = State.EVAL_HEAD
-                    return [e.EvalHead(self._eval_index)]
-                self._evaluated, self._finished = self.step, finished
-                return self._next(saved=not self.plan.stops_early)
+            case State.EVAL_TAIL, e.EvalTailDone() as tail:
+                return self._evaluated_batch(tail)
         raise AssertionError(f"{type(event).__name__} while {self.state.value}")
 
     def _begin_attempt(self, attempt: m.AttemptRef) -> list[Action]:
@@ -160,10 +167,18 @@ class DeviceSession:
         return self._request(State.OPENING, request)
 
     def _forward(self, head: e.HeadDone) -> list[Action]:
+        if not self._known.active:
+            head = replace(head, names=None)
         forward = self._open.forward(
-            head, attempt=self._live(), step=self.step + 1, oldest_checkpoint=min(self.held)
+            head,
+            attempt=self._live(),
+            step=self.step + 1,
+            oldest_checkpoint=min(self.held),
+            best=self.step > 0 and self._best == self.step,
         )
-        return [*self._outbox.submit(forward), *self._go_on()]
+        micro = self._open.micros[-1]
+        micro.recall = self._known.recall(forward, micro.names) if micro.names else None
+        return [*self._outbox.submit(forward, micro.recall), *self._go_on()]
 
     def _backward(self, tail: e.TailDone) -> list[Action]:
         backward = self._open.backward(tail, attempt=self._live(), step=self.step + 1)
@@ -181,6 +196,7 @@ class DeviceSession:
             values=tuple(done.ends.values()),
             fleet_key=done.fleet_key,
             samples=done.samples,
+            accuracy=done.accuracy,
             nonce=done.nonce,
             oldest_checkpoint=min(self.held),
         )
@@ -195,6 +211,16 @@ class DeviceSession:
             **m.carried(head.values),
         )
         return self._request(State.EVALUATING, request)
+
+    def _evaluated_batch(self, tail: e.EvalTailDone) -> list[Action]:
+        if tail.more and not self._stopping:
+            self._eval_index += 1
+            self.state = State.EVAL_HEAD
+            return [e.EvalHead(self._eval_index)]
+        self._evaluated, self._finished, self._best = self.step, tail.finished, tail.best
+        if self._best == self.step:  # its checkpoint is the one that the training may end with
+            return self._save()
+        return self._next(saved=not self.plan.stops_early)
 
     # what comes next
 
@@ -293,6 +319,7 @@ class DeviceSession:
                 self.newest = message.newest
                 self._takeover = self._restart = False
                 self._outbox.begun_before = message.attempt.number > 1
+                self._known.opened()
                 self.state = State.RESTORING
                 told = (
                     []
@@ -316,14 +343,18 @@ class DeviceSession:
             case m.Missing(missing="READY") if self.state is State.ROUND_END:
                 return self._outbox.send_missing(self._ready, message)
             case m.Missing() if message.step == self.step + 1:
-                return self._outbox.send_missing(self._open.request_missing(message), message)
+                return self._missing(message)
             case m.Working():
                 return self._outbox.await_reply()
             case m.Evaluated() if self.state is State.EVALUATING and message.step == self.step:
                 self.state = State.EVAL_TAIL
                 return [*self._all_answered(), e.EvalTail(self._eval_index, self.step, m.packed_in(message))]
             case m.Closed() if self.state is State.CLOSING:
-                return [*self._all_answered(), *self._end(done=True)]
+                if self._best in (0, self.step):
+                    return [*self._all_answered(), *self._end(done=True)]
+                # Only now: what the worker keeps of the best step can't be lost any more.
+                self.state = State.GOING_BACK
+                return [*self._all_answered(), e.GoBack(self._best)]
             case m.Have() if self._outbox.pending:
                 return self._send_rest(message)
             case m.Busy() if self._outbox.pending:
@@ -371,12 +402,28 @@ class DeviceSession:
             return []
         return [e.Note("opening again: the store went back"), *self._reopen()]
 
+    def _missing(self, message: m.Missing) -> list[Action]:
+        """Send what the worker lacks: the whole FORWARD, where it does not keep the rows of a RECALL."""
+        micro = self._open.micro_of(message)
+        if micro is None:
+            return self._outbox.send_missing(None, message)
+        if message.missing != "FORWARD":
+            return self._outbox.send_missing(micro.backward, message)
+        if micro.recall is not None:
+            self._known.missing(micro.names, message.rows)
+            micro.recall = None
+        return self._outbox.send_missing(micro.forward, message)
+
     def _awaiting(self, message: m.Forwarded | m.Gradient) -> Micro | None:
         """The micro-batch that waits for this."""
         return self._open.answered_by(message) if message.answers in self._outbox.pending else None
 
     def _arrived(self, message: m.Forwarded | m.Gradient) -> list[Action]:
         """Begin the computation whose input has come, now or after the one that is running."""
+        micro = self._open.answered_by(message)
+        if micro is not None and micro.names:
+            self._known.answered(micro.names, kept=message.kept, recalled=micro.recall is not None)
+            micro.recall = None
         answered = self._outbox.answered(message.answers)
         return answered if self.state in COMPUTING else [*answered, *self._go_on()]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from broker.protocol import messages as m
+from broker.protocol.rows import row_names
 from device_agent.rounds.ends import SEALED
 from device_agent.session import events as e
 from device_agent.state_folder import StateFolder
@@ -26,13 +29,17 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
         case e.Restore(step=step):
             trainer.load_state(state.load_checkpoint(step), step=step)
             state.drop_after(step)
-            stopping = trainer.evaluator.stopping
-            if stopping is None:
-                return e.Restored(tuple(state.held()))
-            evaluated = stopping.judged == step
-            return e.Restored(tuple(state.held()), evaluated, evaluated and stopping.finished)
+            best = trainer.evaluator.best
+            if best is None:
+                return e.Restored(state.held())
+            _keep_if_best(trainer, state)
+            # A training that has gone back to its best says once more what that is.
+            evaluated = best.judged == step and not (trainer.ended and best.ended)
+            return e.Restored(state.held(), evaluated, trainer.ended, best.kept)
         case e.RunHead(step=step, micro=micro):
             done = e.HeadDone(*trainer.run_head(step, micro))
+            if trainer.names_rows:
+                done = replace(done, names=row_names(done.values.values, done.samples))
             if trainer.budget is not None:
                 sent = " ".join(map(strong_digest, tensors_of(done.values.values)))
                 trainer.budget.count(step, "head", sent)
@@ -57,7 +64,8 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             ends = rounds.hand_in(nonce)
             sealed = nonce if SEALED in ends else None
             place, whole = rounds.place, rounds.whole_round
-            return e.HandInDone(place.round, ends, rounds.key_name, place.samples, sealed, whole)
+            accuracy = trainer.told_accuracy
+            return e.HandInDone(place.round, ends, rounds.key_name, place.samples, sealed, whole, accuracy)
         case e.TakeMean(mean=mean):
             trainer.abort()
             means = dict(zip(mean.names, tensors_of(mean.values), strict=False))
@@ -76,15 +84,24 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             trainer.abort()
             if step not in state.held():
                 state.save_checkpoint(step, trainer.state())
+            _keep_if_best(trainer, state)
             history = trainer.job.spec.durability.checkpoint_history
             state.prune(durable_step, min(history, ASKED_HISTORY) if asked else history)
-            return e.Saved(tuple(state.held()))
+            return e.Saved(state.held())
+        case e.GoBack(step=step):
+            state.go_back(step, trainer.best_at_the_end(state.load_best(step)))
+            return e.WentBack(state.held())
         case e.EvalHead(index=index):
             return e.EvalHeadDone(*trainer.evaluator.head_values(index))
         case e.EvalTail(index=index, values=values):
-            more = trainer.evaluator.take_outputs(index, values)
-            finished = (
-                not more and trainer.evaluator.stopping is not None and trainer.evaluator.stopping.finished
-            )
-            return e.EvalTailDone(more, finished)
+            more, best = trainer.evaluator.take_outputs(index, values), trainer.evaluator.best
+            kept = best.kept if best is not None else 0
+            return e.EvalTailDone(more, not more and trainer.ended, kept)
     raise AssertionError(f"{action} is no computation")
+
+
+def _keep_if_best(trainer: DeviceTrainer, state: StateFolder) -> None:
+    """Keep the checkpoint of the trainer's step, where its evaluation is the best so far."""
+    best = trainer.evaluator.best
+    if best is not None and 0 < best.kept == trainer.step and not best.ended:
+        state.keep_best(trainer.step)

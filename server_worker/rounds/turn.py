@@ -116,6 +116,7 @@ class RoundTurns:
             seen=now,
             since=self._since,
             done=request.last,
+            accuracy=request.accuracy,
             fleet_key=request.fleet_key,
             round=request.round,
             handed=self._handed,

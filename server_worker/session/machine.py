@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from broker import encode
 from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.admission.authorization import may_train
 from server_worker.admission.budget import Budget
+from server_worker.kept_rows import KeptRows
 from server_worker.loss_log import step_loss
 from server_worker.replica.actions import LoadJob
 from server_worker.replica.loaded_body import LoadedBody, StepResult
 from server_worker.replica.replica import Replica
+from server_worker.replica.request_checks import check_recall
 from server_worker.rounds.turn import RoundTurns, Turn
 from server_worker.rounds.waiting import SETTLING
 from server_worker.session.actions import Committed, Send
@@ -35,6 +38,7 @@ from server_worker.session.refusals import (
     log_full_reply,
     no_memory_reply,
     not_allowed_reply,
+    over_quota_reply,
     paused_reply,
     reopen_reply,
     stale_reply,
@@ -74,8 +78,11 @@ class WorkerSession:
         shard: int,
         memory_budget: MemoryBudget,
         budget: Budget,
+        rows: KeptRows,
+        may_work: Callable[[str, int], bool],
         clock: Callable[[], float],
     ) -> None:
+        """`may_work` says whether a device may make the worker go through so many bytes now."""
         self.name = name
         self.replica = replica
         """The replica that it trains."""
@@ -90,6 +97,7 @@ class WorkerSession:
         )
         self._arrivals = ReorderBuffer(memory_budget)
         self._budget = budget
+        self._rows, self._may_work = rows, may_work
         self._reserved = 0
         """Bytes of the budget that are this session's."""
         self._gradients: tuple[m.Gradient | m.Mean, ...] = ()
@@ -210,6 +218,8 @@ class WorkerSession:
                 yield from self._open(request)
             case m.Forward() | m.Backward():
                 yield from self._step(request, raw)
+            case m.Recall():
+                yield from self._recall(request)
             case m.Ready():
                 yield from self._round_done(request)
             case m.Ask():
@@ -248,7 +258,7 @@ class WorkerSession:
         if isinstance(request, m.Forward) and body.forward_id(request.micro) is not None:
             yield from self._abort()  # the device computed it again, so that all of the step begins again
         if isinstance(request, m.Forward) and self.replica.log_is_full and not again:
-            yield from Send(log_full_reply(request, self.replica.log_bytes))
+            yield from Send(log_full_reply(request, self.replica.log_bytes, self.replica.snapshots.best))
             return
         if not self._arrivals.add(request, raw, body.forwarded, body.returned):
             yield from Send(m.Busy(answers=request.request, retry_after_s=ROOM_RETRY_S, reason=NO_ROOM))
@@ -258,13 +268,38 @@ class WorkerSession:
         if self._arrivals.holds(request.request):
             yield from self._ask_for(request, (request.kind, request.micro), body, news=True)
 
+    def _recall(self, request: m.Recall) -> Steps[None]:
+        """Serve the FORWARD that a RECALL stands for, or say which of its rows are not kept here.
+
+        What is logged is that FORWARD, whole: a replay needs no rows that are kept.
+        """
+        body = yield from self._ready(request)
+        if body is None or (yield from self._answer_again(request, body)):
+            return
+        job = body.job
+        check_recall(job, request, self._rows.nbytes_of(request, job.digest))
+        absent = tuple(self._rows.absent(request, job.digest))
+        if absent:
+            rows = absent[: m.MAX_RANGES]
+            yield from Send(self.replies.missing(request, "FORWARD", request.micro, rows))
+            return
+        forward = self._rows.forward(request, job.digest)
+        raw = encode(forward)
+        if not self._may_work(request.device, len(raw)):
+            yield from Send(over_quota_reply(request))
+            return
+        yield from self._step(forward, raw)
+
     def _compute(self, body: LoadedBody, request: m.Forward | m.Backward, raw: Blob) -> Steps[None]:
         """Compute the request whose turn it is; the step's last one commits it."""
         micro = request.micro
         if isinstance(request, m.Forward):
+            if request.best and not (yield from self._keep_best(request, body)):
+                return
             yield from self.replica.begin(request)
             yield from self.replica.log(self.live[0], request.step, micro, raw)
-            result = yield from body.forward(request)
+            kept = self._rows.keep(request, body.job.digest) if request.keep else None
+            result = yield from body.forward(request, kept)
             if not request.targets:
                 yield from Send(self.replies.forwarded(body, request))
                 return
@@ -281,6 +316,26 @@ class WorkerSession:
             requests = len(result.micros) * (1 if isinstance(request, m.Forward) else 2)
             loss = step_loss(request, body, result)
             yield from self._commit(request, result, requests=requests, loss=loss)
+
+    def _keep_best(self, request: m.Forward, body: LoadedBody) -> Steps[bool]:
+        """Keep the state before the step, which the device has found the best so far; return whether it is
+        kept.
+
+        That happens before the step is committed. A worker that takes over after the commit finds it, and
+        before the commit the device says it again.
+        """
+        if not body.job.spec.evaluation.keep_best or not body.step:
+            raise DataError(f"step {body.step} of {request.job} is kept as the best; nothing was evaluated")
+        if self.replica.takes_again(request.step):
+            return True  # it was kept before the step was committed
+        attempt, _ = self.live
+        outcome = yield from self.replica.keep(attempt)
+        if isinstance(outcome, Done):
+            return True
+        self.drop()
+        if isinstance(outcome, StaleAttempt):
+            yield from Send(stale_reply(request, outcome.stored))
+        return False
 
     def _ask(self, request: m.Ask) -> Steps[None]:
         kind = request.about_kind
@@ -332,7 +387,7 @@ class WorkerSession:
         if (yield from self._held_back(request)):
             return
         if self.replica.log_is_full:
-            yield from Send(log_full_reply(request, self.replica.log_bytes))
+            yield from Send(log_full_reply(request, self.replica.log_bytes, self.replica.snapshots.best))
             return
         turn = yield from self._turns.take(body, asked=asked)
         if not isinstance(turn, Turn):
@@ -346,7 +401,9 @@ class WorkerSession:
         result = yield from body.rebase(request, turn.about, turn.mean, turn.ends)
         yield from self._commit(request, result, requests=len(parts), loss=None)
 
-    def _answer_again(self, request: m.Forward | m.Backward | m.Ask, body: LoadedBody) -> Steps[bool]:
+    def _answer_again(
+        self, request: m.Forward | m.Recall | m.Backward | m.Ask, body: LoadedBody
+    ) -> Steps[bool]:
         """Repeat the answer to a request (or to what an ASK is about) that was computed; whether it was."""
         micro = request.micro
         if micro >= body.job.spec.micro_batches:
@@ -362,7 +419,9 @@ class WorkerSession:
         if micro < body.returned:
             yield from Send(self.replies.early_gradient(body, micro))
             return True
-        if isinstance(request, m.Forward) or (isinstance(request, m.Ask) and request.about_kind == "FORWARD"):
+        if isinstance(request, m.Forward | m.Recall) or (
+            isinstance(request, m.Ask) and request.about_kind == "FORWARD"
+        ):
             yield from Send(self.replies.forwarded(body, request))
             return True
         return False
@@ -423,6 +482,7 @@ class WorkerSession:
             # The device may leave for good after CLOSED: not before the store can't lose the last step.
             yield from Send(m.Busy(answers=request.request, retry_after_s=CLOSE_RETRY_S, reason=NOT_DURABLE))
         else:
+            self._rows.forget(self.name)
             yield from Send(self.replies.closed(body, request))
 
     # may it, and is it here

@@ -75,6 +75,15 @@ WaitingOption = Annotated[
         help="MiB that requests of all sessions may take while they wait for earlier ones of their step.",
     ),
 ]
+RowsOption = Annotated[
+    int,
+    typer.Option(
+        "--rows-mib",
+        min=0,
+        help="MiB of activations that are kept for devices with a frozen head, so that they need not send "
+        "them again; one session may have half of it, and with 0 nothing is kept.",
+    ),
+]
 DeadOption = Annotated[
     int,
     typer.Option(
@@ -171,6 +180,7 @@ class Limits:
 
     memory_mib: int
     waiting_mib: int
+    rows_mib: int
     dead_mib: int
     jobs: int
     request_tflop: float
@@ -193,6 +203,7 @@ def worker(
     device: ProcessorOption = "cpu",
     memory_mib: MemoryOption = defaults.MEMORY_MIB,
     waiting_mib: WaitingOption = defaults.WAITING_MIB,
+    rows_mib: RowsOption = defaults.ROWS_MIB,
     dead_mib: DeadOption = defaults.DEAD_MIB,
     device_messages: DeviceMessagesOption = defaults.DEVICE_MESSAGES_PER_S,
     device_mib: DeviceMibOption = defaults.DEVICE_MIB_PER_S,
@@ -217,6 +228,7 @@ def worker(
     limits = Limits(
         memory_mib=memory_mib,
         waiting_mib=waiting_mib,
+        rows_mib=rows_mib,
         dead_mib=dead_mib,
         jobs=jobs,
         request_tflop=request_tflop,
@@ -260,6 +272,7 @@ def worker_config(name: str | None, trust: str, limits: Limits, give_up_s: float
         trust=Trust(trust),
         memory_bytes=limits.memory_mib * MIB,
         waiting_bytes=limits.waiting_mib * MIB,
+        rows_bytes=limits.rows_mib * MIB,
         dead_bytes=limits.dead_mib * MIB,
         jobs=limits.jobs,
         request_tflop=limits.request_tflop,

@@ -5,6 +5,7 @@ The sweep over many seeds is in `test_seeds_1.py` to `test_seeds_4.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,26 +15,31 @@ from unittest import mock
 import pytest
 import torch
 
+from broker.protocol import messages as m
+from broker.protocol import rows
 from device_agent.state_folder import StateFolder
-from server_worker import actor
+from server_worker import actor, kept_rows
 from server_worker.actor import SessionActor
 from server_worker.admission import deliveries
 from server_worker.inbound import Inbound
 from server_worker.replica import kept_state, replica, snapshots
 from server_worker.replica.replica import BodyState, Replica
+from server_worker.session.machine import WorkerSession
 from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
 from server_worker.store.sessions import Change, Moved, Written
 from server_worker.store.sqlite.file import Beside, Database
 from spliteasy.training import segment_trainer
 from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX, SegmentTrainer
-from tests.simulation import world
+from tests.simulation import toy, world
 from tests.simulation.faults import CALM, FREQUENT
 from tests.simulation.run import drawn_variant, play
-from tests.simulation.toy import DEVICES, VARIANTS, Variant, undisturbed
+from tests.simulation.toy import DEVICES, FROZEN_HEAD, KEEPING, VARIANTS, Variant, undisturbed
 
 DYING = replace(CALM, worker_crash=0.05)
 
 AUTO = next(variant for variant in VARIANTS if variant.auto)
+LONG_AFTER_THE_BEST = replace(KEEPING, epochs=30)
+"""The log has left the best step behind when the training ends."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +73,30 @@ def test_a_seed_replays() -> None:
     assert play(11).history == play(11).history
 
 
+def test_a_frozen_head_sends_each_row_once_and_names_it_from_then_on() -> None:
+    """Whatever becomes of the workers' memory: what they do not keep is missed, and comes again."""
+    named, missed, room = Counter[str](), Counter[str](), set[bool]()
+    recall = WorkerSession._recall
+
+    def counted(session: WorkerSession, request: m.Recall) -> Any:
+        named["rows"] += request.samples
+        named["sent"] += sum(end - begin for begin, end in request.sent)
+        absent = session._rows.absent(request, toy.job(FROZEN_HEAD).digest)
+        missed["rows"] += absent.nbytes
+        room.add(session._rows.limit_bytes > 4000)
+        yield from recall(session, request)
+
+    with mock.patch.object(WorkerSession, "_recall", counted):
+        for seed in range(8):
+            assert play(seed, rates=CALM, variant=FROZEN_HEAD).violations == (), f"seed {seed}"
+        assert named["rows"] > 8 * 14
+        assert missed["rows"] == 0
+        assert room == {True, False}
+        for seed in range(8):
+            assert play(seed, rates=DYING, variant=FROZEN_HEAD).violations == (), f"seed {seed}"
+        assert missed["rows"] > 0
+
+
 def test_workers_that_die_leave_no_device_to_its_deadline() -> None:
     """Whatever one worker had, the next one is told of or asked about: the device's patience is long."""
     for seed in range(16):
@@ -98,6 +128,12 @@ def test_the_log_of_a_long_training_stays_short(loss_window_s: float, log_bytes:
     ):
         assert play(0, rates=CALM, variant=Variant(epochs=40), devices=("phone-1",)).violations == ()
     assert max(reach) <= longest
+
+
+def test_a_training_goes_back_to_a_best_that_the_log_has_left_behind() -> None:
+    for seed in range(4):
+        rates = (CALM, FREQUENT)[seed % 2]
+        assert play(seed, rates=rates, variant=LONG_AFTER_THE_BEST).violations == (), f"seed {seed}"
 
 
 # Broken on purpose --------------------------------------------------------------------------------
@@ -202,7 +238,38 @@ def _trusting(self: Replica, digest: str) -> None:
     self._move(BodyState.READY)
 
 
+def answer_from_another_row() -> Any:
+    """A batch that is put together from kept rows begins with the row that should end it."""
+
+    def joined(found: list[Any], form: Any) -> Any:
+        return rows.joined([found[-1], *found[1:]], form)
+
+    return mock.patch.object(kept_rows, "joined", joined)
+
+
+def keep_nothing_as_the_best() -> Any:
+    return mock.patch.object(WorkerSession, "_keep_best", _keeping_nothing)
+
+
+def _keeping_nothing(self: Any, request: Any, body: Any) -> Any:
+    yield from ()
+    return True
+
+
+def trim_the_best_with_the_log() -> Any:
+    trimmed_as_ever = rules._trimmed
+
+    def trimmed(meta: SessionMeta) -> SessionMeta:
+        after = trimmed_as_ever(meta)
+        return replace(after, best=tuple(step for step in after.best if step >= after.snapshots[0]))
+
+    return mock.patch.object(rules, "_trimmed", trimmed)
+
+
 MUTATIONS = {
+    answer_from_another_row: CALM,
+    keep_nothing_as_the_best: CALM,
+    trim_the_best_with_the_log: CALM,
     keep_states_without_the_optimizer: FREQUENT,
     take_a_lost_step_again_on_its_own_state: FREQUENT,
     forget_which_codecs_a_step_had: FREQUENT,
@@ -216,6 +283,14 @@ MUTATIONS = {
 }
 
 
+TRIED = {
+    answer_from_another_row: FROZEN_HEAD,
+    forget_which_codecs_a_step_had: AUTO,
+    keep_nothing_as_the_best: LONG_AFTER_THE_BEST,
+    trim_the_best_with_the_log: LONG_AFTER_THE_BEST,
+}
+"""The variant that a mutation is tried with, where not all in turn."""
+
 FIRST_SEED = {forget_which_codecs_a_step_had: 90}
 """The seed that a mutation is tried at first, where the lower ones do not notice it."""
 
@@ -224,7 +299,7 @@ FIRST_SEED = {forget_which_codecs_a_step_had: 90}
 def test_a_broken_build_is_caught(mutation: Callable[[], Any]) -> None:
     """The first seed that fails the broken build passes the whole one."""
     patience_s = 1e6 if mutation is ack_before_commit else 10.0
-    variant = AUTO if mutation is forget_which_codecs_a_step_had else None
+    variant = TRIED.get(mutation)
     first = FIRST_SEED.get(mutation, 0)
     for seed in range(first, first + 150):
         right = variant or drawn_variant(seed)

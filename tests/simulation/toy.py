@@ -65,6 +65,11 @@ PRIVATE = Variant(
 )
 """DP-SGD: any number of the samples may be drawn, none among them."""
 
+FROZEN_HEAD = Variant(epochs=5, factory="tests.simulation.toy:build_frozen")
+"""A head that gives the same rows in each epoch: workers keep them, and devices name them."""
+KEEPING = Variant(epochs=6, evaluation=(("every_epochs", 1), ("keep_best", True), ("metrics", ("auc",))))
+"""The best evaluation is not the last: `test_best_evaluation.py` looks."""
+
 VARIANTS = (
     Variant(),
     Variant(single=True),
@@ -96,6 +101,19 @@ VARIANTS = (
     Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
     Variant(single=True, accumulate=2, optimizer=(("name", "lion"), ("lr", 0.01), ("ema", 0.9))),
     Variant(epochs=5, evaluation=(("every_epochs", 1), ("patience", 1), ("metrics", ("f1",)))),
+    FROZEN_HEAD,
+    Variant(
+        single=True,
+        batch=7,
+        micro_batches=3,
+        activations="fp16",
+        epochs=4,
+        factory="tests.simulation.toy:build_frozen",
+    ),
+    KEEPING,
+    Variant(
+        single=True, epochs=5, evaluation=(("keep_best", True), ("patience", 2)), batch=7, micro_batches=3
+    ),
 )
 """The variants that a sweep of seeds goes through in turn."""
 
@@ -113,6 +131,28 @@ def build() -> nn.Module:
         nn.ReLU(),
         nn.Linear(5, 3),
     )
+
+
+def build_frozen() -> nn.Module:
+    """`build` with a head that nothing changes."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), *list(build().children())[2:])
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    return model
+
+
+def build_frozen_but_random() -> nn.Module:
+    """A head without anything to train, which draws what it leaves out."""
+    model = build_frozen()
+    return nn.Sequential(model[0], nn.Dropout(0.3), *list(model.children())[2:])
+
+
+def build_frozen_but_moving() -> nn.Module:
+    """A head without anything to train, whose running statistics move."""
+    model = build()
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    return model
 
 
 def build_two() -> nn.Module:
@@ -316,15 +356,20 @@ def train_alone(
         job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
     )
     body = DirectBody(job, f"{job.name}.{device}")
+    judge, best, spec = trainer.evaluator.best, None, job.spec.evaluation
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
             digests[step] = take_step(trainer, body, step, sent)
-            if trainer.evaluator.stopping is not None and step % batches.steps_per_epoch == 0:
+            if judge is not None and step % (spec.every_epochs * batches.steps_per_epoch) == 0:
                 evaluate(trainer, body)
-                if trainer.evaluator.stopping.finished:
+                if judge.kept == step:
+                    best = trainer.state(), body.snapshot()
+                if judge.finished:
                     break
-    return trainer.state(), body.snapshot(), digests
+    if best is None or judge is None or judge.kept == trainer.step:
+        return trainer.state(), body.snapshot(), digests
+    return trainer.best_at_the_end(best[0]), best[1], digests
 
 
 def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:

@@ -50,7 +50,7 @@ class JobSpec(Section):
     """Labels leave the device: what single split (one cut) needs, since the worker computes the loss."""
     share_loss: bool = False
     """The device reports its training loss, a number per step, for the curves that `spliteasy dashboard`
-    draws. With one cut the worker computes it anyway."""
+    draws, and in a fleet the accuracy on its test data. With one cut the worker computes the loss anyway."""
     share_body: bool = False
     """A device may fetch the trained body (`spliteasy merge`)."""
     share_ends: bool = False
@@ -86,10 +86,10 @@ class JobSpec(Section):
             "accumulate = 1, the default": self.accumulate > 1,
             "optimizer.ema left out": self.optimizer.ema is not None,
         }
-        if self.evaluation.patience is not None and self.fleet.has_rounds:
+        if self.evaluation.judges and self.fleet.has_rounds:
             raise refuse(
-                "evaluation.patience ends one device's training, and the rounds of [fleet] need their "
-                "devices: leave it out"
+                "evaluation.patience and keep_best choose the end of one device's training, and the rounds "
+                "of [fleet] need their devices: leave them out"
             )
         for instead, found in reasons.items():
             if found and self.fleet.has_rounds:
@@ -194,6 +194,8 @@ class JobSpec(Section):
             left_out["data"] = True
         if not self.fleet.has_rounds:
             left_out["fleet"] = set(FleetSpec.model_fields) - {"mode"}
+        if self.link.cache:
+            left_out["link"] = {"cache"}
         if not self.share_ends:
             left_out["share_ends"] = True
         if self.accumulate == 1:

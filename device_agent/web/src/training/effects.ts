@@ -41,6 +41,8 @@ export async function perform(action: Computation, trainer: DeviceTrainer, state
       return { type: "EvalHeadDone", ...(await trainer.evalHead(action.index)) };
     case "EvalTail":
       return { type: "EvalTailDone", more: await trainer.evalTail(action.index, action.values) };
+    case "GoBack":
+      throw new Error("a job that keeps its best evaluation is refused before anything is trained");
     case "HandIn":
     case "TakeMean":
       throw new Error("a fleet's rounds are refused before anything is trained");

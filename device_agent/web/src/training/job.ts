@@ -30,6 +30,7 @@ const FEATURES: Readonly<Record<string, string | null>> = {
   "averaged-weights": "[optimizer] ema",
   metrics: "[evaluation] metrics",
   "early-stopping": "[evaluation] patience",
+  "keep-best": "[evaluation] keep_best",
   "more-optimizers": "an optimizer other than sgd, adam and adamw",
 };
 

@@ -9,6 +9,7 @@ export function refuseUnsupported({ spec, signature }: Job): void {
   const reasons: [string, unknown][] = [
     ['[fleet] mode other than "personal"', (spec.fleet?.mode ?? "personal") !== "personal"],
     ["[evaluation] patience", spec.evaluation?.patience],
+    ["[evaluation] keep_best", spec.evaluation?.keep_best],
     ["[evaluation] best_by", spec.evaluation?.best_by],
     ["accumulate", (spec.accumulate ?? 1) > 1],
     ["[optimizer] ema", spec.optimizer.ema],
