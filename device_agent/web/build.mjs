@@ -44,10 +44,10 @@ export async function buildScripts(out, scripts) {
   });
 }
 
-/** `operators.json`: what the engine can run, by kind of device. `submit` and `plan` read it. */
+/** `operators.json`: what the agent can train, by kind of device. `submit` and `plan` read it. */
 async function writeOperators(out) {
   const { outputFiles } = await build({
-    absWorkingDir: HERE, entryPoints: ["src/engine/operators/listed.ts"], bundle: true, format: "esm", write: false,
+    absWorkingDir: HERE, entryPoints: ["src/training/listed.ts"], bundle: true, format: "esm", write: false,
   });
   const { listed } = await import(`data:text/javascript;base64,${Buffer.from(outputFiles[0].contents).toString("base64")}`);
   writeFileSync(join(out, "operators.json"), `${JSON.stringify({ browser: listed() }, null, 1)}\n`);

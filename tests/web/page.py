@@ -65,11 +65,10 @@ async def write_file(page: Page, job: str, name: str, data: bytes) -> None:
     await in_files(page, job, body)
 
 
-async def losses(page: Page, job: str) -> list[float]:
-    """The losses of all steps so far, as the page keeps them."""
-    kept = json.loads((await read_file(page, job, "history"))[HEADER_BYTES:])
-    found: list[float] = kept["losses"]
-    return found
+async def history(page: Page, job: str) -> dict[str, Any]:
+    """The losses and evaluations of all steps so far, as the page keeps them."""
+    kept: dict[str, Any] = json.loads((await read_file(page, job, "history"))[HEADER_BYTES:])
+    return kept
 
 
 async def show(page: Page, link: str, *, width: int = 360, scheme: str = "light") -> None:

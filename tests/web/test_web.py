@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.web.metrics import measured
 from tests.web.node import WEB, packages, run
 from tests.web.trainings import trainings
 
 
 def test_the_agents_own_tests_pass_in_node(tmp_path: Path) -> None:
-    trained = tmp_path / "trainings.json"
+    trained, metrics = tmp_path / "trainings.json", tmp_path / "metrics.json"
     node = packages()
     trained.write_text(json.dumps(list(trainings())))
-    run(node, "test.mjs", env={"SPLITEASY_TRAININGS": str(trained)})
+    metrics.write_text(json.dumps(list(measured())))
+    run(node, "test.mjs", env={"SPLITEASY_TRAININGS": str(trained), "SPLITEASY_METRICS": str(metrics)})
 
 
 def test_the_types_are_right() -> None:

@@ -39,7 +39,11 @@ export class BatchOrder {
     if (!spec.drop_last && least < signature.least_samples) {
       throw new DataError(`with ${data.count} samples the last batch would have a single one, which the training can't use`, "add or remove one sample");
     }
-    this.totalSteps = this.stepsPerEpoch * spec.epochs;
+    const batches = this.stepsPerEpoch * spec.epochs;
+    this.totalSteps = batches - (batches % (spec.accumulate ?? 1));
+    if (!this.totalSteps) {
+      throw new DataError(`there are ${batches} batches in all, and the training adds up ${spec.accumulate} before it learns from them`, "add more samples, and try again");
+    }
   }
 
   get samples(): number {

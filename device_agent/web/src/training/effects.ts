@@ -13,10 +13,12 @@ export async function perform(action: Computation, trainer: DeviceTrainer, state
   switch (action.type) {
     case "RaiseAttempt":
       return { type: "AttemptRaised", attempt: await state.raiseAttempt(action.above) };
-    case "Restore":
+    case "Restore": {
       await trainer.loadState(await state.loadCheckpoint(action.step), action.step);
       await state.dropAfter(action.step);
-      return { type: "Restored", held: state.held() };
+      const evaluated = trainer.stopping?.judged === action.step;
+      return { type: "Restored", held: state.held(), evaluated, finished: evaluated && trainer.stopping?.isFinished === true };
+    }
     case "RunHead":
       return { type: "HeadDone", ...(await trainer.runHead(action.step, action.micro)) };
     case "RunTail": {
@@ -39,8 +41,10 @@ export async function perform(action: Computation, trainer: DeviceTrainer, state
     }
     case "EvalHead":
       return { type: "EvalHeadDone", ...(await trainer.evalHead(action.index)) };
-    case "EvalTail":
-      return { type: "EvalTailDone", more: await trainer.evalTail(action.index, action.values) };
+    case "EvalTail": {
+      const more = await trainer.evalTail(action.index, action.values);
+      return { type: "EvalTailDone", more, finished: !more && trainer.stopping?.isFinished === true };
+    }
     case "HandIn":
     case "TakeMean":
       throw new Error("a fleet's rounds are refused before anything is trained");

@@ -26,11 +26,11 @@ const FEATURES: Readonly<Record<string, string | null>> = {
   "secret-ends": null,
   defences: "transforms of what crosses the cut ([privacy])",
   rounds: "rounds of a fleet ([fleet])",
-  accumulation: "accumulate",
-  "averaged-weights": "[optimizer] ema",
-  metrics: "[evaluation] metrics",
-  "early-stopping": "[evaluation] patience",
-  "more-optimizers": "an optimizer other than sgd, adam and adamw",
+  accumulation: null,
+  "averaged-weights": null,
+  metrics: null,
+  "early-stopping": null,
+  "more-optimizers": null,
 };
 
 export interface SampleSpec {

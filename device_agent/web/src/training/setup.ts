@@ -1,7 +1,7 @@
 /** A device sets up the engine, its first weights and its plan before the first step: `device_agent/setup.py`. */
 
-import { JobError } from "../errors.ts";
-import type { Engine, LossSource, SegmentTrainer } from "../engine/types.ts";
+import { DataError } from "../errors.ts";
+import type { Engine, Loss, LossSource, SegmentTrainer } from "../engine/types.ts";
 import { isRecord } from "../protocol/schema.ts";
 import { product } from "../protocol/tensor.ts";
 import type { Key } from "../random/index.ts";
@@ -15,7 +15,7 @@ import type { DataSet } from "./data_set.ts";
 import { drawEnds, jobKey } from "./ends.ts";
 import { checkEntropy, type Weight } from "./entropy.ts";
 import { part, type Job } from "./job.ts";
-import { isKnown } from "./refusals.ts";
+import { makeMetric } from "./metrics.ts";
 import { DeviceTrainer, type Parts } from "./trainer.ts";
 import { toEngine } from "./values.ts";
 
@@ -30,21 +30,22 @@ export async function loadParts(job: Job, engine: Engine, state: StateFolder, de
   const ends = await initialEnds(job, state, key);
   const codecs = codecsOf(job);
   const { optimizer } = spec;
-  if (!isKnown(optimizer)) throw new JobError(`the training needs the optimizer ${optimizer.name}, which a browser can't do yet`);
   const clip = spec.clip ? { max_norm: spec.clip.max_norm } : null;
   const load = (role: "head" | "tail"): Promise<SegmentTrainer> => {
     const own = Object.entries(ends).filter(([path]) => path.startsWith(`${role}/`));
     const drawn = Object.fromEntries(own.map(([path, tensor]) => [path.slice(role.length + 1), toEngine(tensor)]));
     const source = { graph: part(job.parts, `${role}.json`), tensors: part(job.parts, `${role}.safetensors`), drawn };
-    return engine.load(source, { role, optimizer, schedule: spec.schedule ?? { name: "constant" }, clip, key: key.bytes() });
+    return engine.load(source, { role, optimizer, schedule: spec.schedule ?? { name: "constant" }, clip, accumulate: spec.accumulate ?? 1, key: key.bytes() });
   };
   const head = await load("head");
   const tail = job.hasTail ? await load("tail") : null;
   const loss = await engine.loadLoss(lossOf(job));
+  const metrics = await metricFunctions(job, engine);
+  for (const name of spec.evaluation?.metrics ?? []) makeMetric(name, loss, metrics); // refused now, not at the first evaluation
   const open = openCodecs(job, codecs);
   const answers = { activations: job.hasTail ? open.activations : open.gradients, gradients: open.gradients };
   const packer = new Packer(codecs, answers, spec.seed ?? 0, device);
-  return { parts: { job, head, tail, loss, codecs, packer, evaluationCodec: open.activations }, key };
+  return { parts: { job, head, tail, loss, metrics, codecs, packer, evaluationCodec: open.activations }, key };
 }
 
 /** Bind the folder to job, device and data; a new one gets its checkpoint of step 0. */
@@ -52,6 +53,9 @@ export async function prepare(parts: Parts, key: Key, data: DataSet, state: Stat
   const { job } = parts;
   const batches = new BatchOrder(data, job, key);
   const trainer = new DeviceTrainer(parts, batches, new EvaluationBatches(data, job, key));
+  if (trainer.stopping !== null && !trainer.tests.count) {
+    throw new DataError("the training ends by how good the model is on held-back samples, and there are too few samples to hold any back", "add at least five of a label");
+  }
   await state.bind({ job: job.digest, device, fingerprint: data.fingerprint });
   if (!state.held().length) await state.saveCheckpoint(0, await trainer.state());
   return { trainer, settings: settingsOf(job, trainer, device, restart) };
@@ -75,7 +79,7 @@ function settingsOf({ name, digest, spec, hasTail }: Job, { batches, tests }: De
     eval_batches: tests.count,
     has_tail: hasTail,
     micro_batches: spec.micro_batches ?? 1,
-    stops_early: false, // a job that may end early is refused
+    stops_early: typeof spec.evaluation?.patience === "number",
     ...restart,
     previous: null,
     reply_timeout_s: 10,
@@ -88,9 +92,6 @@ function settingsOf({ name, digest, spec, hasTail }: Job, { batches, tests }: De
 
 /** The device's own first tensors: drawn at its first start and kept, since another browser may round otherwise. */
 async function initialEnds(job: Job, state: StateFolder, key: Key): Promise<Tensors> {
-  if (job.spec.privacy?.ends === "perturb") {
-    throw new JobError('the training needs [privacy] ends = "perturb", which a browser can\'t do yet', "train it with the Python agent");
-  }
   const kept = await state.ends();
   if (kept !== null) return kept;
   const weights = ["head", ...(job.hasTail ? ["tail"] : [])].flatMap((role) => weightsOf(role, part(job.parts, `${role}.json`)));
@@ -142,7 +143,20 @@ function openCodecs({ spec }: Job, codecs: Readonly<Record<Place, string>>): Rec
 
 function lossOf({ spec, parts, signature }: Job): LossSource {
   const { name } = spec.loss;
-  if (name) return { name };
-  return { graph: part(parts, "loss.json"), tensors: part(parts, "loss.safetensors"), outputs: signature.outputs.length };
+  return name ? { name } : tracedIn(parts, "loss", signature.targets.length);
+}
+
+/** The metrics that are functions of the job's author, by their references. */
+async function metricFunctions({ spec, parts, signature }: Job, engine: Engine): Promise<ReadonlyMap<string, Loss>> {
+  const references = (spec.evaluation?.metrics ?? []).filter((name) => name.includes(":"));
+  const loaded = new Map<string, Loss>();
+  for (const [place, reference] of references.entries()) {
+    loaded.set(reference, await engine.loadLoss(tracedIn(parts, `metric${place}`, signature.targets.length)));
+  }
+  return loaded;
+}
+
+function tracedIn(parts: Job["parts"], name: string, targets: number): LossSource {
+  return { graph: part(parts, `${name}.json`), tensors: part(parts, `${name}.safetensors`), targets };
 }
 

@@ -8,7 +8,9 @@ import { microSizes } from "../session/plan.ts";
 import { bytesTensor, type Tensors } from "../storage/tensors.ts";
 import type { Batch, BatchOrder, EvaluationBatches } from "./batch_order.ts";
 import { unpack, type Expected, type Packer, type Place } from "./codecs/packer.ts";
+import { EarlyStopping, STOPPING } from "./early_stopping.ts";
 import type { Job } from "./job.ts";
+import { makeMetric, type Metric } from "./metrics.ts";
 import { checkedGradients, checkedValues, expectedOf, fromEngine, hasNan, isFinite, spoilt, toEngine, valueFromEngine } from "./values.ts";
 
 const HEAD = "head";
@@ -42,6 +44,16 @@ export interface Evaluation {
   correct: number;
   counted: number;
   judged: boolean;
+  /** No output of any batch was NaN. */
+  finite: boolean;
+  /** The metrics that the job names. */
+  readonly gathered: ReadonlyMap<string, Metric>;
+}
+
+/** The loss, or the metric of that name; null where it was not measured. */
+export function numberOf({ loss, elements, finite, gathered }: Evaluation, name: string): number | null {
+  if (name === "loss") return elements ? loss / elements : null;
+  return finite ? (gathered.get(name)?.value() ?? null) : null;
 }
 
 export interface Parts {
@@ -49,6 +61,8 @@ export interface Parts {
   readonly head: SegmentTrainer;
   readonly tail: SegmentTrainer | null;
   readonly loss: Loss;
+  /** The metrics that are functions of the job's author, by their references. */
+  readonly metrics: ReadonlyMap<string, Loss>;
   readonly codecs: Readonly<Record<Place, string>>;
   readonly packer: Packer;
   /** The codec of answers to evaluations, where the job leaves it open. */
@@ -58,7 +72,9 @@ export interface Parts {
 export class DeviceTrainer {
   /** Training loss of the last step; null where it was not measured. */
   loss: number | null = null;
-  evaluation: Evaluation = noEvaluation();
+  evaluation: Evaluation = noEvaluation(new Map());
+  /** There where an evaluation may end the training. */
+  readonly stopping: EarlyStopping | null;
   step = 0;
   private open: Step | null = null;
   private evaluated: { targets: Tensor; kept: EngineValue[] } | null = null;
@@ -67,7 +83,10 @@ export class DeviceTrainer {
     readonly parts: Parts,
     readonly batches: BatchOrder,
     readonly tests: EvaluationBatches,
-  ) {}
+  ) {
+    const { evaluation } = parts.job.spec;
+    this.stopping = evaluation !== undefined && typeof evaluation.patience === "number" ? new EarlyStopping(evaluation) : null;
+  }
 
   /** The loss of the open step, where the job lets it leave the device; null until all is added. */
   get sharedLoss(): number | null {
@@ -169,7 +188,7 @@ export class DeviceTrainer {
 
   /** The wire values of held-back batch `index` in evaluation mode, and its size. */
   async evalHead(index: number): Promise<{ values: Packed; samples: number }> {
-    if (index === 0) this.evaluation = noEvaluation();
+    if (index === 0) this.evaluation = noEvaluation(this.metrics());
     const { inputs, targets } = this.tests.batch(index, this.step);
     const values = await this.headOutputs(inputs, (kept) => (this.evaluated = { targets, kept }));
     return { values, samples: inputs.shape[0] };
@@ -197,13 +216,21 @@ export class DeviceTrainer {
       result.elements += elements;
       result.loss += (await loss.value(outputs, about)) * elements;
     }
-    const right = outputs.some(hasNan) ? null : await loss.right(outputs, about);
+    const finite = !outputs.some(hasNan);
+    result.finite &&= finite;
+    for (const [name, metric] of finite ? result.gathered : []) {
+      const shown = this.parts.metrics.has(name) ? outputs.slice(0, this.parts.job.signature.outputs.length) : outputs;
+      await metric.add(shown, about);
+    }
+    const right = finite ? await loss.right(outputs, about) : null;
     result.judged = result.judged && right !== null;
     if (right !== null) {
       result.correct += right[0];
       result.counted += right[1];
     }
-    return index + 1 < this.tests.count;
+    const more = index + 1 < this.tests.count;
+    if (!more) this.stopping?.judge(this.step, numberOf(result, this.stopping.chosenBy));
+    return more;
   }
 
   /** The model's outputs from the body's, in evaluation mode. */
@@ -225,6 +252,7 @@ export class DeviceTrainer {
     const { head, tail, packer } = this.parts;
     const state: Record<string, Tensor> = { [HEAD]: bytesTensor(await head.exportState()), ...packer.state() };
     if (tail !== null) state[TAIL] = bytesTensor(await tail.exportState());
+    if (this.stopping !== null) state[STOPPING] = this.stopping.state();
     return state;
   }
 
@@ -235,7 +263,14 @@ export class DeviceTrainer {
     await head.importState(state[HEAD].bytes, step);
     if (tail !== null) await tail.importState(state[TAIL].bytes, step);
     packer.loadState(state);
+    this.stopping?.loadState(state[STOPPING]);
     this.step = step;
+  }
+
+  /** The metrics that the job names, before the first test batch. */
+  private metrics(): Evaluation["gathered"] {
+    const { job, loss, metrics } = this.parts;
+    return new Map((job.spec.evaluation?.metrics ?? []).map((name) => [name, makeMetric(name, loss, metrics)]));
   }
 
   private trainers(): SegmentTrainer[] {
@@ -247,14 +282,12 @@ export class DeviceTrainer {
     const batch = this.batches.batch(step);
     const { loss, job } = this.parts;
     const parts = split(batch, job.spec.micro_batches ?? 1);
+    const wanted = parts.map(({ targets }) => [toEngine(targets)]);
+    const shares = await loss.shares(wanted);
     const elements: number[] = [];
-    for (const { targets } of parts) elements.push(await loss.elements([toEngine(targets)]));
-    const counted = elements.reduce((sum, count) => sum + count, 0);
-    const samples = batch.inputs.shape[0];
-    const micros = parts.map(({ inputs, targets }, at): Micro => {
-      const share = counted ? elements[at] / counted : inputs.shape[0] / samples;
-      return { inputs: toEngine(inputs), targets, share, elements: elements[at], head: null, keptGradients: [] };
-    });
+    for (const targets of wanted) elements.push(await loss.elements(targets));
+    const micros = parts.map(({ inputs, targets }, at): Micro =>
+      ({ inputs: toEngine(inputs), targets, share: shares[at], elements: elements[at], head: null, keptGradients: [] }));
     return { micros, tails: 0, returned: 0, loss: 0, spoiled: null };
   }
 
@@ -282,8 +315,8 @@ export class DeviceTrainer {
   }
 }
 
-function noEvaluation(): Evaluation {
-  return { samples: 0, loss: 0, elements: 0, correct: 0, counted: 0, judged: true };
+function noEvaluation(gathered: Evaluation["gathered"]): Evaluation {
+  return { samples: 0, loss: 0, elements: 0, correct: 0, counted: 0, judged: true, finite: true, gathered };
 }
 
 function toEngineDtype(dtype: Tensor["dtype"]): EngineTensor["dtype"] {
