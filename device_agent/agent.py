@@ -356,8 +356,8 @@ class Agent:
                         bytes_down=self.link.bytes_down,
                     )
                 )
-            case e.EvalTail(index=index) if trainer.tests is not None and index + 1 == len(trainer.tests):
-                done = trainer.evaluation
+            case e.EvalTail(index=index) if index + 1 == len(trainer.evaluator.tests or ()):
+                done = trainer.evaluator.result
                 self._observe(
                     Evaluated(
                         device=device,
@@ -368,8 +368,8 @@ class Agent:
                         metrics=done.metrics,
                     )
                 )
-                if trainer.stopping is not None and trainer.stopping.finished:
-                    self._tell(trainer.stopping.why())
+                if trainer.evaluator.stopping is not None and trainer.evaluator.stopping.finished:
+                    self._tell(trainer.evaluator.stopping.why())
 
     def _tell(self, text: str) -> None:
         self._log.info(text)

@@ -76,7 +76,7 @@ def prepare(
         choices=choices,
         stop_if_hijacked=config.stop_if_hijacked,
     )
-    trainer.fleet_key, trainer.fleet_secret = fleet_key, drawn_from if fleet_key is not None else None
+    trainer.rounds.key_name, trainer.rounds.secret = fleet_key, drawn_from if fleet_key is not None else None
     if handing_over or config.new_data or not state.held():
         refuse_disguised(job, trainer.head.segment, batches.batch(1)[0])
         warn_of_labels(job)
@@ -98,7 +98,7 @@ def prepare(
             state.hand_over(job=job.digest, fingerprint=mark, ends=as_paths(ends))
             fetched.save(state)
 
-    trainer.round_length = round_length(spec.fleet, batches)
+    trainer.rounds.length = round_length(spec.fleet, batches)
     previous = None if bound is None else bound.job if handing_over else bound.previous
     plan = _plan(config, trainer, batches, tests, session=session, link=link, previous=previous)
     # The first checkpoint is of no trained weights: a store that has forgotten the session would begin there.
@@ -151,10 +151,10 @@ def _plan(
 ) -> SessionPlan:
     """Return the session's plan. `previous` is the version that the checkpoints were trained on before."""
     job, spec = trainer.job, trainer.job.spec
-    rounds = batches.total_steps // trainer.round_length if trainer.round_length else 0
+    rounds = batches.total_steps // trainer.rounds.length if trainer.rounds.length else 0
     # Where the body is shared each step is a window, after which all go on from a mean.
-    windows = trainer.round_length if spec.fleet.shares_body else 1
-    round_steps = trainer.round_length // windows
+    windows = trainer.rounds.length if spec.fleet.shares_body else 1
+    round_steps = trainer.rounds.length // windows
     return SessionPlan(
         session=session,
         digest=job.digest,
@@ -166,7 +166,7 @@ def _plan(
         eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
         eval_batches=len(tests) if tests is not None else 0,
         has_tail=job.tail is not None,
-        stops_early=trainer.stopping is not None,
+        stops_early=trainer.evaluator.stopping is not None,
         micro_batches=spec.micro_batches,
         takeover=config.takeover,
         restart=config.restart,

@@ -28,6 +28,7 @@ from device_agent.training import effects
 from device_agent.training.trainer import DeviceTrainer
 from server_worker.admission.intake import Intake
 from server_worker.engine.body_trainer import BodyTrainer
+from server_worker.replica.kept_state import MAGIC as STATE
 from server_worker.store.redis.store import RedisStore
 from server_worker.worker import Worker
 
@@ -144,7 +145,10 @@ def install() -> None:
 
 
 def _kind(body: Any) -> str:
-    """`forward` or `backward`: which request was written, without its tensors."""
+    """`forward` or `backward`: which request was written, without its tensors. A step's state may stand in
+    their place."""
+    if bytes(memoryview(body)[: len(STATE)]) == STATE:
+        return "state"
     length = int.from_bytes(body[8:12], "little")
     kind: str = json.loads(bytes(body[12 : 12 + length]))["m"]["kind"]
     return kind.lower()

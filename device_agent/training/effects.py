@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from broker.protocol import messages as m
+from device_agent.rounds.ends import SEALED
 from device_agent.session import events as e
 from device_agent.state_folder import StateFolder
-from device_agent.training.trainer import SEALED, DeviceTrainer
+from device_agent.training.trainer import DeviceTrainer
 from spliteasy.training.digest import strong_digest
 from spliteasy.training.segment_trainer import tensors_of
 
@@ -25,7 +26,7 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
         case e.Restore(step=step):
             trainer.load_state(state.load_checkpoint(step), step=step)
             state.drop_after(step)
-            stopping = trainer.stopping
+            stopping = trainer.evaluator.stopping
             if stopping is None:
                 return e.Restored(tuple(state.held()))
             evaluated = stopping.judged == step
@@ -51,16 +52,18 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             trainer.apply(gradients, loss)
             return e.Applied()
         case e.HandIn():
-            nonce = m.new_nonce()
-            ends = trainer.hand_in(nonce)
+            trainer.abort()
+            nonce, rounds = m.new_nonce(), trainer.rounds
+            ends = rounds.hand_in(nonce)
             sealed = nonce if SEALED in ends else None
-            place, whole = trainer.place, trainer.whole_round
-            return e.HandInDone(place.round, ends, trainer.fleet_key, place.samples, sealed, whole)
+            place, whole = rounds.place, rounds.whole_round
+            return e.HandInDone(place.round, ends, rounds.key_name, place.samples, sealed, whole)
         case e.TakeMean(mean=mean):
+            trainer.abort()
             means = dict(zip(mean.names, tensors_of(mean.values), strict=False))
             if mean.sealed is not None and SEALED in means:
-                means = trainer.opened(means[SEALED], mean.sealed)
-            trainer.take_mean(
+                means = trainer.rounds.opened(means[SEALED], mean.sealed)
+            trainer.rounds.take_mean(
                 None if mean.initial else means,
                 round_=mean.round,
                 drawn=mean.drawn,
@@ -77,9 +80,11 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             state.prune(durable_step, min(history, ASKED_HISTORY) if asked else history)
             return e.Saved(tuple(state.held()))
         case e.EvalHead(index=index):
-            return e.EvalHeadDone(*trainer.eval_head(index))
+            return e.EvalHeadDone(*trainer.evaluator.head_values(index))
         case e.EvalTail(index=index, values=values):
-            more = trainer.eval_tail(index, values)
-            finished = not more and trainer.stopping is not None and trainer.stopping.finished
+            more = trainer.evaluator.take_outputs(index, values)
+            finished = (
+                not more and trainer.evaluator.stopping is not None and trainer.evaluator.stopping.finished
+            )
             return e.EvalTailDone(more, finished)
     raise AssertionError(f"{action} is no computation")

@@ -25,6 +25,7 @@ from spliteasy.training.segment_trainer import (
     OPTIMIZER_PREFIX,
     REBASES_KEY,
     STEP_KEY,
+    under,
 )
 
 
@@ -43,7 +44,7 @@ def window_step(job: Job, record: RoundRecord, bodies: Mapping[str, bytes], befo
         counted = {STEP_KEY: torch.tensor(0), REBASES_KEY: torch.tensor(1)}
         trainer.load_state({**_of_body(tensors_from_bytes(before)), **counted}, step=0)
     trainer.rebases = 0
-    trainer.apply_given(_under(GRADIENT_PREFIX, mean), _under(MODEL_PREFIX, mean), scheduled=record.steps - 1)
+    trainer.apply_given(under(GRADIENT_PREFIX, mean), under(MODEL_PREFIX, mean), scheduled=record.steps - 1)
     kept = (MODEL_PREFIX, OPTIMIZER_PREFIX)
     state = {BODY + name: x for name, x in trainer.state().items() if name.startswith(kept)}
     return tensors_to_bytes(state)
@@ -63,8 +64,4 @@ def ends_mean(job: Job, record: RoundRecord, bodies: Mapping[str, bytes]) -> byt
 
 
 def _of_body(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return _under(BODY, tensors)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: x for name, x in tensors.items() if name.startswith(prefix)}
+    return under(BODY, tensors)

@@ -14,7 +14,7 @@ import orjson
 from server_worker.store import LogEntry
 from spliteasy.errors import StoreError
 
-_MAGIC = b"SPLITEASY STATE\n"
+MAGIC = b"SPLITEASY STATE\n"
 """Begins a state; a request begins otherwise."""
 _LENGTH = struct.Struct("<I")
 
@@ -27,20 +27,20 @@ def smaller(state_bytes: int, request_bytes: int) -> bool:
 def pack_state(blobs: Mapping[str, bytes]) -> bytes:
     """The blobs of a state as one, with their names."""
     header = orjson.dumps({name: len(blob) for name, blob in blobs.items()})
-    return b"".join((_MAGIC, _LENGTH.pack(len(header)), header, *blobs.values()))
+    return b"".join((MAGIC, _LENGTH.pack(len(header)), header, *blobs.values()))
 
 
 def holds_state(entry: LogEntry) -> bool:
     """Return whether the entry holds a state."""
-    return len(entry.requests) == 1 and entry.requests[0][: len(_MAGIC)] == _MAGIC
+    return len(entry.requests) == 1 and entry.requests[0][: len(MAGIC)] == MAGIC
 
 
 def unpack_state(entry: LogEntry) -> dict[str, bytes]:
     """The blobs of the state that an entry holds. Raises StoreError where it is damaged."""
     packed = memoryview(entry.requests[0])
-    at = len(_MAGIC) + _LENGTH.size
+    at = len(MAGIC) + _LENGTH.size
     try:
-        (length,) = _LENGTH.unpack(packed[len(_MAGIC) : at])
+        (length,) = _LENGTH.unpack(packed[len(MAGIC) : at])
         sizes: dict[str, int] = orjson.loads(packed[at : at + length])
         at += length
         blobs = {}

@@ -518,3 +518,8 @@ def backward_from(loss: Tensor, share: float = 1.0, accumulate: int = 1) -> None
 def detached(values: Values) -> Values:
     """The same values without their graph."""
     return tuple(value.detach() if isinstance(value, Tensor) else value for value in values)
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, under the rest of their names."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

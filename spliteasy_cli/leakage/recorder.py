@@ -227,7 +227,7 @@ def _truth_of_evaluations(
     places: list[tuple[int, int]] = []
     for each in asked:  # a device asks for its batches in order
         places.append((sum(step == each.step for _, step in places), each.step))
-    tests = trainer.tests
+    tests = trainer.evaluator.tests
     batches = [] if tests is None else [tests.batch(*place) for place in places]
     indices = [] if tests is None else [tuple(tests.indices(*place)) for place in places]
     if predicted is not None:

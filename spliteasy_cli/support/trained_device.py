@@ -14,9 +14,10 @@ from torch import Tensor
 from broker import connect
 from broker.protocol import messages as m
 from broker.transport.in_process import MemoryBroker
+from device_agent.evaluation.evaluator import evaluation_outputs
 from device_agent.state_folder import StateFolder
 from device_agent.training.ends import initial_ends, job_key
-from device_agent.training.trainer import HEAD, TAIL, end_trainers, evaluation_outputs
+from device_agent.training.trainer import HEAD, TAIL, end_trainers
 from server_worker.config import Trust
 from server_worker.store import open_store
 from spliteasy.errors import StateError

@@ -10,9 +10,13 @@ import torch
 
 from benchmarks import codecs, flaky, healthy, idle, links, many, scale, sealing
 from benchmarks.accuracy import train
+from benchmarks.harness import stopwatch
 from benchmarks.harness.services import Services
 from benchmarks.harness.workloads import WORKLOADS, Setting
+from broker import encode
+from broker.protocol import messages as m
 from deploy.nodes.redis_server import RedisServer
+from server_worker.replica.kept_state import pack_state
 from tests.fixtures_rabbitmq import RabbitBroker, free_ports
 
 
@@ -29,6 +33,20 @@ def running(rabbitmq_broker: RabbitBroker, rabbitmq_vhost: str, tmp_path: Path) 
 
 def test_sealing_is_measured_beside_a_copy() -> None:
     assert len(sealing.measure(1000, 1)) == 3
+
+
+def test_the_stopwatch_knows_what_a_step_writes() -> None:
+    """A step of a body that is small beside what crosses its cuts writes the body's state."""
+    request = m.Ask(
+        session="w2.phone-1",
+        attempt=m.AttemptRef(number=1, nonce="0" * 16),
+        step=1,
+        about="1" * 32,
+        about_kind="FORWARD",
+        forward="1" * 32,
+    )
+    assert stopwatch._kind(encode(request)) == "ask"
+    assert stopwatch._kind(pack_state({"model/weight": bytes([0xA0] * 40)})) == "state"
 
 
 @pytest.mark.rabbitmq

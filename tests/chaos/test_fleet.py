@@ -113,7 +113,7 @@ async def _judge(scene: Scene, name: str) -> tuple[list[str], int]:
             trainer.load_state(checkpoint, step=step)
             body, committed = await replayed(store, Training(device, name))
             assert committed == step
-            number = trainer.place.round - 1
+            number = trainer.rounds.place.round - 1
             taken.append(fleet.Taken(device, number, records[number].digest))
             ended[device] = fleet.averaged(trainer, body)
     finally:

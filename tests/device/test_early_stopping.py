@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from device_agent.training.early_stopping import EarlyStopping
+from device_agent.evaluation.early_stopping import EarlyStopping
 from spliteasy.errors import JobError
 from spliteasy.job import JobSpec
 from spliteasy.job.spec import EvaluationSpec

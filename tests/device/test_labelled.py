@@ -53,8 +53,8 @@ def trainer_of(job: Job, data: str = "device_data") -> tuple[DeviceTrainer, Dire
 
 
 def evaluated(trainer: DeviceTrainer, body: DirectBody) -> None:
-    for index in range(len(trainer.tests or ())):
-        packed, samples = trainer.eval_head(index)
+    for index in range(len(trainer.evaluator.tests or ())):
+        packed, samples = trainer.evaluator.head_values(index)
         request = toy.m.Eval(
             session=body.session,
             attempt=toy.m.AttemptRef(number=1, nonce="0" * 16),
@@ -62,7 +62,7 @@ def evaluated(trainer: DeviceTrainer, body: DirectBody) -> None:
             samples=samples,
             **toy.m.carried(packed),
         )
-        trainer.eval_tail(index, body.evaluate(request))
+        trainer.evaluator.take_outputs(index, body.evaluate(request))
 
 
 @pytest.mark.parametrize("single", [False, True], ids=["two cuts", "one cut"])
@@ -113,7 +113,7 @@ def test_a_batch_without_a_label_has_no_loss_and_spoils_nothing(micro_batches: i
     assert (trainer.step, trainer.loss) == (1, None)
     assert all(torch.equal(before[name], p) for name, p in trainer.head.segment.named_parameters())
     evaluated(trainer, body)
-    assert (trainer.evaluation.mean_loss, trainer.evaluation.accuracy) == (None, None)
+    assert (trainer.evaluator.result.mean_loss, trainer.evaluator.result.accuracy) == (None, None)
 
 
 def test_an_evaluation_counts_labelled_words_only() -> None:
@@ -127,9 +127,9 @@ def test_an_evaluation_counts_labelled_words_only() -> None:
     begin_with(model, draw_ends(job, key_of(job=job.digest)))
     scores: Tensor = model.eval()(words).detach()
     right = (scores.argmax(1) == tags)[tags != -100]
-    assert trainer.evaluation.counted == right.numel() < tags.numel()
-    assert trainer.evaluation.accuracy == int(right.sum()) / right.numel()
-    assert trainer.evaluation.mean_loss == pytest.approx(float(F.cross_entropy(scores, tags)))
+    assert trainer.evaluator.result.counted == right.numel() < tags.numel()
+    assert trainer.evaluator.result.accuracy == int(right.sum()) / right.numel()
+    assert trainer.evaluator.result.mean_loss == pytest.approx(float(F.cross_entropy(scores, tags)))
 
 
 @pytest.mark.parametrize("name", ["summed", "by_hand"])

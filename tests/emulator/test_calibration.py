@@ -1,7 +1,8 @@
 """The emulator's rates and delays as plain sockets see them: the one test that measures time.
 
-The emulator runs as a process of its own, as in benchmarks. A figure is the median of several; where it
-is off, the machine may have been busy: it is measured again, twice at most, and then believed.
+A busy machine would fail it, so it is one of the long ones, which run alone; `test_line.py` holds the same
+rates in virtual time at every run. The emulator is a process of its own here, as in benchmarks. A figure is
+the median of several; where it is off, it is measured again, twice at most, and then believed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.emulator import PROFILES
+
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 0.05

@@ -129,8 +129,8 @@ def averaged(trainer: DeviceTrainer, body: DirectBody) -> dict[str, Tensor]:
     """The tensors of all three segments that are averaged, or shared."""
     if trainer.job.spec.fleet.shares_body:
         shared = {BODY + name: x for name, x in body.snapshot().items() if name.startswith(MODEL_PREFIX)}
-        return {**shared, **trainer.averaged_ends()}
-    return {**body.averaged_part(), **trainer.averaged_ends()}
+        return {**shared, **trainer.rounds.averaged()}
+    return {**body.averaged_part(), **trainer.rounds.averaged()}
 
 
 def sides(case: Case, device: str) -> tuple[DeviceTrainer, DirectBody]:
@@ -155,7 +155,9 @@ def stint(case: Case, device: str, theta: Theta, first: int, last: int) -> dict[
     key = case.job.digest, mark, device, first, last
     if key not in _STINTS:
         trainer, body = sides(case, device)
-        trainer.take_mean({k: x for k, x in theta.items() if not k.startswith(BODY)}, round_=0, drawn=0)
+        trainer.rounds.take_mean(
+            {k: x for k, x in theta.items() if not k.startswith(BODY)}, round_=0, drawn=0
+        )
         engines = body.loaded.body
         assert isinstance(engines, BodyTrainer)
         state = engines.trainer.snapshot()

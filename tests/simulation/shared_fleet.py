@@ -56,7 +56,7 @@ class _Windows:
         trainer, body = self._sides[case.devices[0]]
         self.bodies: dict[int, Theta] = {0: _model(body)}
         """The body, with its optimizer, after the records that moved it."""
-        self.ends: dict[int, Theta] = {0: trainer.averaged_ends()}
+        self.ends: dict[int, Theta] = {0: trainer.rounds.averaged()}
         self.found: list[str] = []
         self._opened: dict[str, int] = {}
         self._samples: dict[str, int] = {}
@@ -83,7 +83,7 @@ class _Windows:
         engine = body.loaded.body
         assert isinstance(engine, BodyTrainer)
         if self._opened.get(device) != before.opened:
-            trainer.take_mean(self.ends[before.ends_base], round_=before.number, drawn=0)
+            trainer.rounds.take_mean(self.ends[before.ends_base], round_=before.number, drawn=0)
             self._samples[device] = 0
         self._opened[device] = before.opened
         own = {name.removeprefix(BODY): x for name, x in self.bodies[before.base].items()}
@@ -96,7 +96,7 @@ class _Windows:
         samples = body.loaded.samples
         toy.take_step(trainer, body, handed.first + 1)
         self._samples[device] += body.loaded.samples - samples
-        return {**body.averaged_part(), **(trainer.averaged_ends() if handed.whole else {})}
+        return {**body.averaged_part(), **(trainer.rounds.averaged() if handed.whole else {})}
 
     def _step(self, before: RoundRecord, record: RoundRecord, parts: Mapping[str, Theta]) -> None:
         bodies = {device: tensors_to_bytes(dict(part)) for device, part in parts.items()}
@@ -111,7 +111,7 @@ class _Windows:
     def _mean_of_ends(self, record: RoundRecord) -> Theta:
         fleet_spec = self._job.spec.fleet
         parts = {
-            device: (fleet_spec.weight_of(self._samples[device]), self._trainer(device).averaged_ends())
+            device: (fleet_spec.weight_of(self._samples[device]), self._trainer(device).rounds.averaged())
             for device in record.ended
         }
         if fleet_spec.seals:

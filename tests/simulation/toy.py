@@ -305,9 +305,9 @@ def train_alone(
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
             digests[step] = take_step(trainer, body, step, sent)
-            if trainer.stopping is not None and step % batches.steps_per_epoch == 0:
+            if trainer.evaluator.stopping is not None and step % batches.steps_per_epoch == 0:
                 evaluate(trainer, body)
-                if trainer.stopping.finished:
+                if trainer.evaluator.stopping.finished:
                     break
     return trainer.state(), body.snapshot(), digests
 
@@ -316,11 +316,11 @@ def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:
     """Evaluate on both sides."""
     attempt, index, more = m.AttemptRef(number=1, nonce="0" * 16), 0, True
     while more:
-        values, samples = trainer.eval_head(index)
+        values, samples = trainer.evaluator.head_values(index)
         request = m.Eval(
             session=body.session, attempt=attempt, step=trainer.step, samples=samples, **m.carried(values)
         )
-        more, index = trainer.eval_tail(index, body.evaluate(request)), index + 1
+        more, index = trainer.evaluator.take_outputs(index, body.evaluate(request)), index + 1
 
 
 def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = lambda _: None) -> str:

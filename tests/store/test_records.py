@@ -231,7 +231,7 @@ async def test_workers_are_seen_while_their_heart_beats(store: Store) -> None:
 async def test_a_worker_whose_heart_stopped_is_not_seen(store: Store) -> None:
     await store.heartbeat(worker("w1"), ttl_s=0.02)
     await store.heartbeat(worker("w2"), ttl_s=60)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while await store.workers() != [worker("w2")]:
         assert time.monotonic() < deadline
     await store.heartbeat(worker("w3"), ttl_s=60)

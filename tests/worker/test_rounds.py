@@ -53,7 +53,7 @@ async def trained_for_a_round(device: Device) -> None:
 
 def own_ends() -> dict[str, Tensor]:
     trainer, _ = fleet.sides(fleet.Case.of(ALONE), "phone-1")
-    return {name: x + 0.25 if x.is_floating_point() else x for name, x in trainer.averaged_ends().items()}
+    return {name: x + 0.25 if x.is_floating_point() else x for name, x in trainer.rounds.averaged().items()}
 
 
 def asked_about(request: m.Ready) -> m.Ask:

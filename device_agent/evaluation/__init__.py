@@ -1,0 +1,1 @@
+"""Evaluations on the test data of a device, and what they decide."""

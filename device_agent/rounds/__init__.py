@@ -1,0 +1,1 @@
+"""A device's part in the rounds of its fleet."""
