@@ -20,7 +20,7 @@ import type { Observe } from "./observations.ts";
 import { Queue } from "./queue.ts";
 import { refuseUnsupported } from "./refusals.ts";
 import { loadParts, prepare, type Restart } from "./setup.ts";
-import { DeviceTrainer, numberOf, type Parts } from "./trainer.ts";
+import { DeviceTrainer, numberOf, type Kept, type Parts } from "./trainer.ts";
 
 const PREDICT_MS = 60_000;
 export const DATA = "data";
@@ -115,8 +115,8 @@ export class Agent {
   /** The model's outputs for one sample, through the split. */
   async predict(sample: Uint8Array | Float32Array): Promise<number[]> {
     const trainer = this.trainer ?? (await this.trained());
-    let kept: Parameters<DeviceTrainer["modelOutputs"]>[1] = [];
-    const values = await trainer.headOutputs(this.data.inputTensor(sample, 1), (its) => (kept = its));
+    let kept: Kept = { values: [], order: null };
+    const values = await trainer.headOutputs(this.data.inputTensor(sample, 1), "prediction", (its) => (kept = its));
     const attempt = await this.state.attempt();
     if (attempt === null) throw new SplitEasyError("there is no trained model yet", "train first");
     const about = { session: `${this.job.name}.${this.enrolment.device}`, request: newNonce(), attempt, step: trainer.step, samples: 1 };

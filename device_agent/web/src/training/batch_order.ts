@@ -6,6 +6,7 @@ import { permutation, type Key } from "../random/index.ts";
 import { microSizes } from "../session/plan.ts";
 import type { DataSet } from "./data_set.ts";
 import type { Job } from "./job.ts";
+import type { RandomizedResponse } from "./privacy/label_dp.ts";
 
 export interface Batch {
   readonly inputs: Tensor;
@@ -20,11 +21,12 @@ export class BatchOrder {
   private readonly batchSize: number;
   private order: { epoch: number; places: number[] } = { epoch: -1, places: [] };
 
-  /** `key` is the device's for the job. Throws DataError where there are too few samples. */
+  /** `key` is the device's for the job; `answers` stand in for the labels, where there are some. Throws DataError where there are too few samples. */
   constructor(
     private readonly data: DataSet,
     { spec, signature }: Job,
     private readonly key: Key,
+    private readonly answers: RandomizedResponse | null = null,
   ) {
     this.places = data.parts().train;
     this.batchSize = spec.batch_size;
@@ -59,7 +61,9 @@ export class BatchOrder {
     const epoch = this.epoch(step);
     if (this.order.epoch !== epoch) this.order = { epoch, places: shuffled(this.places, this.key.at("order").at(epoch)) };
     const start = ((step - 1) % this.stepsPerEpoch) * this.batchSize;
-    return this.data.gather(this.order.places.slice(start, start + this.batchSize));
+    const { answers } = this;
+    const answer = answers === null ? undefined : (label: number, place: number): number => answers.answer(label, place);
+    return this.data.gather(this.order.places.slice(start, start + this.batchSize), answer);
   }
 }
 

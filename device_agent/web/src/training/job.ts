@@ -24,7 +24,7 @@ const FEATURES: Readonly<Record<string, string | null>> = {
   "labelled-shares": null,
   "data-recipe": null,
   "secret-ends": null,
-  defences: "transforms of what crosses the cut ([privacy])",
+  defences: null,
   rounds: "rounds of a fleet ([fleet])",
   accumulation: null,
   "averaged-weights": null,

@@ -17,13 +17,6 @@ export interface Refusal {
 export const REFUSED_SETTINGS: readonly Refusal[] = [
   { key: "fleet.mode", allowed: ["personal"], said: '[fleet] mode other than "personal"' },
   { key: "precision", allowed: ["fp32"], said: 'precision other than "fp32"' },
-  { key: "privacy.ends", allowed: ["secret", "public"], said: '[privacy] ends = "perturb"' },
-  { key: "privacy.clip_activations", allowed: [], said: "[privacy] clip_activations and noise_activations" },
-  { key: "privacy.gradient_noise", allowed: [], said: "[privacy] gradient_noise" },
-  { key: "privacy.marvell", allowed: [], said: "[privacy] marvell" },
-  { key: "privacy.shuffle_tokens", allowed: [], said: "[privacy] shuffle_tokens" },
-  { key: "privacy.nopeek", allowed: [], said: "[privacy] nopeek" },
-  { key: "privacy.label_dp", allowed: [], said: "[privacy] label_dp" },
   { key: "privacy.peer_labels", allowed: [], said: "[privacy] peer_labels" },
   { key: "privacy.dp", allowed: [], said: "[privacy.dp]" },
 ];

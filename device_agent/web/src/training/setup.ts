@@ -3,8 +3,10 @@
 import { DataError } from "../errors.ts";
 import type { Engine, Loss, LossSource, SegmentTrainer } from "../engine/types.ts";
 import { isRecord } from "../protocol/schema.ts";
-import { product } from "../protocol/tensor.ts";
-import type { Key } from "../random/index.ts";
+import { documentFromJson } from "../engine/document.ts";
+import { tensorsFromBytes } from "../engine/index.ts";
+import { product, type Tensor } from "../protocol/tensor.ts";
+import { Key } from "../random/index.ts";
 import type { Settings } from "../session/plan.ts";
 import type { StateFolder } from "../storage/state_folder.ts";
 import type { Tensors } from "../storage/tensors.ts";
@@ -12,15 +14,18 @@ import { BatchOrder, EvaluationBatches } from "./batch_order.ts";
 import { Packer, type Place } from "./codecs/packer.ts";
 import { parseCodec } from "./codecs/registry.ts";
 import type { DataSet } from "./data_set.ts";
-import { drawEnds, jobKey } from "./ends.ts";
+import { drawEnds, jobKey, perturbed } from "./ends.ts";
 import { checkEntropy, type Weight } from "./entropy.ts";
 import { part, type Job } from "./job.ts";
 import { makeMetric } from "./metrics.ts";
+import { CutTransforms } from "./privacy/cut_transforms.ts";
+import { pythonNumber, RandomizedResponse } from "./privacy/label_dp.ts";
 import { DeviceTrainer, type Parts } from "./trainer.ts";
-import { toEngine } from "./values.ts";
+import { fromEngine, toEngine } from "./values.ts";
 
 /** What the job and the device leave open. */
 const CHECKPOINT_EVERY = 10;
+const DEFAULT_PERTURB = 0.1;
 const AGENT = "0.2.0+web";
 
 /** Load head, tail and loss of the job, with the device's own first weights. Refuses what can't be computed here. */
@@ -45,13 +50,14 @@ export async function loadParts(job: Job, engine: Engine, state: StateFolder, de
   const open = openCodecs(job, codecs);
   const answers = { activations: job.hasTail ? open.activations : open.gradients, gradients: open.gradients };
   const packer = new Packer(codecs, answers, spec.seed ?? 0, device);
-  return { parts: { job, head, tail, loss, metrics, codecs, packer, evaluationCodec: open.activations }, key };
+  const transforms = new CutTransforms(spec.privacy ?? {}, key);
+  return { parts: { job, head, tail, loss, metrics, codecs, packer, transforms, evaluationCodec: open.activations }, key };
 }
 
 /** Bind the folder to job, device and data; a new one gets its checkpoint of step 0. */
 export async function prepare(parts: Parts, key: Key, data: DataSet, state: StateFolder, device: string, restart: Restart) {
   const { job } = parts;
-  const batches = new BatchOrder(data, job, key);
+  const batches = new BatchOrder(data, job, key, await answersOf(job, data, state));
   const trainer = new DeviceTrainer(parts, batches, new EvaluationBatches(data, job, key));
   if (trainer.stopping !== null && !trainer.tests.count) {
     throw new DataError("the training ends by how good the model is on held-back samples, and there are too few samples to hold any back", "add at least five of a label");
@@ -59,6 +65,14 @@ export async function prepare(parts: Parts, key: Key, data: DataSet, state: Stat
   await state.bind({ job: job.digest, device, fingerprint: data.fingerprint });
   if (!state.held().length) await state.saveCheckpoint(0, await trainer.state());
   return { trainer, settings: settingsOf(job, trainer, device, restart) };
+}
+
+/** The answers that this device gives for its labels, where the job asks for that. */
+async function answersOf({ spec, signature }: Job, data: DataSet, state: StateFolder): Promise<RandomizedResponse | null> {
+  const epsilon = spec.privacy?.label_dp;
+  if (typeof epsilon !== "number") return null;
+  const key = new Key(await state.secret()).at("labels", data.fingerprint, pythonNumber(epsilon));
+  return new RandomizedResponse(epsilon, signature.outputs[0].shape[0], key);
 }
 
 export interface Restart {
@@ -96,14 +110,41 @@ async function initialEnds(job: Job, state: StateFolder, key: Key): Promise<Tens
   if (kept !== null) return kept;
   const weights = ["head", ...(job.hasTail ? ["tail"] : [])].flatMap((role) => weightsOf(role, part(job.parts, `${role}.json`)));
   checkEntropy(job.ends, weights, (path) => isPublic(job, path));
-  const drawn = drawEnds(job.ends, key.at("ends"));
+  const drawn = { ...drawEnds(job.ends, key.at("ends")), ...perturbedEnds(job, key) };
   await state.saveEnds(drawn);
   return drawn;
 }
 
+/** The public weights that train, moved on this device, where the job asks for that. */
+function perturbedEnds(job: Job, key: Key): Tensors {
+  const { ends, perturb = DEFAULT_PERTURB } = job.spec.privacy ?? {};
+  if (ends !== "perturb") return {};
+  return Object.fromEntries(publicWeights(job).map(([name, path, value]) => [path, perturbed(value, perturb, key.at("perturb", name))]));
+}
+
+/** Name, path and the job's value of each public weight that trains. */
+function publicWeights(job: Job): [string, string, Tensor][] {
+  return rolesOf(job).flatMap((role) => {
+    const values = tensorsFromBytes(part(job.parts, `${role}.safetensors`));
+    return trainableIn(part(job.parts, `${role}.json`)).flatMap((name): [string, string, Tensor][] =>
+      isPublic(job, `${role}/${name}`) && Object.hasOwn(values, name) ? [[name, `${role}/${name}`, fromEngine(values[name])]] : [],
+    );
+  });
+}
+
 /** Whether some weights of head and tail begin as they are in the job, where the server can read them. */
 export function hasPublicWeights(job: Job): boolean {
-  return Object.values(job.ends.public ?? {}).some((table) => Object.keys(table ?? {}).length > 0);
+  const moved = job.spec.privacy?.ends !== "perturb" ? [] : publicWeights(job).filter(([, , value]) => value.floats().some(Boolean)).map(([, path]) => path);
+  return Object.entries(job.ends.public ?? {}).some(([role, table]) => Object.keys(table ?? {}).some((name) => !moved.includes(`${role}/${name}`)));
+}
+
+function rolesOf(job: Job): ("head" | "tail")[] {
+  return job.hasTail ? ["head", "tail"] : ["head"];
+}
+
+/** The main names of a segment's tensors that train. */
+function trainableIn(graph: Uint8Array): string[] {
+  return documentFromJson(graph).tensors.flatMap(({ names: [name], requires_grad }) => (requires_grad === true ? [name] : []));
 }
 
 function isPublic(job: Job, path: string): boolean {

@@ -11,6 +11,7 @@ import { unpack, type Expected, type Packer, type Place } from "./codecs/packer.
 import { EarlyStopping, STOPPING } from "./early_stopping.ts";
 import type { Job } from "./job.ts";
 import { makeMetric, type Metric } from "./metrics.ts";
+import type { CutTransforms, Order } from "./privacy/cut_transforms.ts";
 import { checkedGradients, checkedValues, expectedOf, fromEngine, hasNan, isFinite, spoilt, toEngine, valueFromEngine } from "./values.ts";
 
 const HEAD = "head";
@@ -24,6 +25,10 @@ interface Micro {
   readonly share: number;
   readonly elements: number;
   head: OpenForward | null;
+  /** What crossed the first cut, where transforms make it another than the head's outputs. */
+  sent: readonly EngineValue[];
+  /** The order in which its tokens cross, where it is not their own. */
+  order: Order | null;
   keptGradients: (EngineTensor | null)[];
 }
 
@@ -56,6 +61,12 @@ export function numberOf({ loss, elements, finite, gathered }: Evaluation, name:
   return finite ? (gathered.get(name)?.value() ?? null) : null;
 }
 
+/** What of an evaluation's head stays on the device for the tail. */
+export interface Kept {
+  readonly values: readonly EngineValue[];
+  readonly order: Order | null;
+}
+
 export interface Parts {
   readonly job: Job;
   readonly head: SegmentTrainer;
@@ -65,6 +76,7 @@ export interface Parts {
   readonly metrics: ReadonlyMap<string, Loss>;
   readonly codecs: Readonly<Record<Place, string>>;
   readonly packer: Packer;
+  readonly transforms: CutTransforms;
   /** The codec of answers to evaluations, where the job leaves it open. */
   readonly evaluationCodec: string | null;
 }
@@ -77,7 +89,7 @@ export class DeviceTrainer {
   readonly stopping: EarlyStopping | null;
   step = 0;
   private open: Step | null = null;
-  private evaluated: { targets: Tensor; kept: EngineValue[] } | null = null;
+  private evaluated: { targets: Tensor; kept: Kept } | null = null;
 
   constructor(
     readonly parts: Parts,
@@ -106,7 +118,10 @@ export class DeviceTrainer {
     const underWay = this.live();
     const part = underWay.micros[micro];
     part.head = await head.forward([part.inputs], micro);
-    let wire = part.head.outputs.slice(0, head.wire.train);
+    const clean = part.head.outputs.slice(0, head.wire.train);
+    part.order = this.parts.transforms.order(clean, "activations", step);
+    part.sent = this.parts.transforms.activations(clean, "activations", step, part.order);
+    let wire = part.sent;
     this.refuseUnless(!wire.some(hasNan), "an output of the head");
     if (underWay.spoiled !== null) wire = wire.map(spoilt);
     const values = await packer.pack("activations", wire.map(valueFromEngine), step, micro);
@@ -126,13 +141,15 @@ export class DeviceTrainer {
     const kept = part.head.outputs.slice(this.parts.head.wire.train);
     const specs = tail.inputs.train.slice(0, tail.inputs.train.length - kept.length);
     const down = await this.arrived(packed, expectedOf(specs, part.inputs.shape[0]), "activations");
-    const opened = await tail.forward([...checkedValues(down, specs, part.inputs.shape[0]), ...kept], micro);
+    const values = this.parts.transforms.inOrder(checkedValues(down, specs, part.inputs.shape[0]), part.order);
+    const opened = await tail.forward([...values, ...kept], micro);
     this.refuseUnless(!opened.outputs.some(hasNan), "an output of the tail");
     const found = await tail.backwardFromLoss(opened, loss, [toEngine(part.targets)], part.share);
     if (part.share && part.elements) step.loss += found.loss * part.share;
     this.refuseUnless(Number.isFinite(step.loss), "the loss");
     this.refuseUnless(found.gradients.every(isFinite), "a gradient of the tail's inputs");
-    const sent = found.gradients.slice(0, specs.length).map((gradient) => (step.spoiled !== null ? spoilt(gradient) : gradient));
+    const noisy = this.parts.transforms.gradients(found.gradients.slice(0, specs.length), toEngine(part.targets), this.step + 1, part.order);
+    const sent = noisy.map((gradient) => (step.spoiled !== null ? spoilt(gradient) : gradient));
     part.keptGradients = found.gradients.slice(specs.length);
     step.tails = micro + 1;
     return packer.pack("gradients", sent.map((gradient) => (gradient === null ? null : fromEngine(gradient))), this.step + 1, micro);
@@ -149,7 +166,9 @@ export class DeviceTrainer {
     const expected = outputs.map((value): Expected => (typeof value === "number" ? null : { shape: value.shape, dtype: value.dtype }));
     const gradients = checkedGradients(await this.arrived(packed, expected, "gradients"), outputs);
     const none = Array.from({ length: kept }, () => null);
-    await head.backward(part.head, [...gradients, ...(part.keptGradients.length ? part.keptGradients : none)]);
+    const share = part.share / (this.parts.job.spec.accumulate ?? 1);
+    const returned = this.parts.transforms.returned([part.inputs], outputs, part.sent, gradients, share, part.order);
+    await head.backward(part.head, [...returned, ...(part.keptGradients.length ? part.keptGradients : none)]);
     part.head = null;
     step.returned += 1;
     if (loss !== null) step.loss += loss * part.share;
@@ -190,16 +209,18 @@ export class DeviceTrainer {
   async evalHead(index: number): Promise<{ values: Packed; samples: number }> {
     if (index === 0) this.evaluation = noEvaluation(this.metrics());
     const { inputs, targets } = this.tests.batch(index, this.step);
-    const values = await this.headOutputs(inputs, (kept) => (this.evaluated = { targets, kept }));
+    const values = await this.headOutputs(inputs, "evaluation", (kept) => (this.evaluated = { targets, kept }));
     return { values, samples: inputs.shape[0] };
   }
 
   /** The head in evaluation mode on any inputs, packed; `keep` gets what stays here for the tail. */
-  async headOutputs(inputs: Tensor, keep: (kept: EngineValue[]) => void): Promise<Packed> {
-    const { head, packer } = this.parts;
+  async headOutputs(inputs: Tensor, purpose: "evaluation" | "prediction", keep: (kept: Kept) => void): Promise<Packed> {
+    const { head, packer, transforms } = this.parts;
     const outputs = await head.evaluate([toEngine(inputs)]);
-    keep(outputs.slice(head.wire.eval));
-    return packer.packEvaluation(outputs.slice(0, head.wire.eval).map(valueFromEngine), this.parts.evaluationCodec);
+    const clean = outputs.slice(0, head.wire.eval);
+    const order = transforms.order(clean, purpose, this.step);
+    keep({ values: outputs.slice(head.wire.eval), order });
+    return packer.packEvaluation(transforms.activations(clean, purpose, this.step, order).map(valueFromEngine), this.parts.evaluationCodec);
   }
 
   /** Add held-back batch `index` to `evaluation`; whether another follows. */
@@ -234,7 +255,7 @@ export class DeviceTrainer {
   }
 
   /** The model's outputs from the body's, in evaluation mode. */
-  async modelOutputs(packed: Packed, kept: readonly EngineValue[], samples: number): Promise<EngineTensor[]> {
+  async modelOutputs(packed: Packed, { values: kept, order }: Kept, samples: number): Promise<EngineTensor[]> {
     const { tail, job } = this.parts;
     if (tail === null) {
       const specs = job.signature.outputs.map(({ name, dtype, shape }) => ({ name, dtype: toEngineDtype(dtype), shape: [samples, ...shape] }));
@@ -243,7 +264,7 @@ export class DeviceTrainer {
     }
     const specs = tail.inputs.eval.slice(0, tail.inputs.eval.length - kept.length);
     const values = await this.arrived(packed, expectedOf(specs, samples), "activations");
-    const outputs = await tail.evaluate([...checkedValues(values, specs, samples), ...kept]);
+    const outputs = await tail.evaluate([...this.parts.transforms.inOrder(checkedValues(values, specs, samples), order), ...kept]);
     return outputs.filter((value) => typeof value !== "number");
   }
 
@@ -287,7 +308,7 @@ export class DeviceTrainer {
     const elements: number[] = [];
     for (const targets of wanted) elements.push(await loss.elements(targets));
     const micros = parts.map(({ inputs, targets }, at): Micro =>
-      ({ inputs: toEngine(inputs), targets, share: shares[at], elements: elements[at], head: null, keptGradients: [] }));
+      ({ inputs: toEngine(inputs), targets, share: shares[at], elements: elements[at], head: null, sent: [], order: null, keptGradients: [] }));
     return { micros, tails: 0, returned: 0, loss: 0, spoiled: null };
   }
 

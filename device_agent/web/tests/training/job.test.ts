@@ -39,8 +39,8 @@ test("a package is read, and one with another byte, part or size is refused", as
 test("what this build can't do is refused by name", async () => {
   const refusals: [object, string][] = [
     [{ fleet: { mode: "splitfed", aggregate: "sealed", round_steps: 1 } }, "[fleet]"],
-    [{ privacy: { label_dp: 1 } }, "label_dp"],
-    [{ privacy: { gradient_noise: "max_norm" } }, "gradient_noise"],
+    [{ privacy: { peer_labels: true } }, "peer_labels"],
+    [{ privacy: { dp: { expected_batch: 2, epsilon: 1 } } }, "dp"],
     [{ precision: "bf16" }, "precision"],
   ];
   for (const [spec, name] of refusals) {
