@@ -214,7 +214,7 @@ class RoundTurns:
             expired = may_expire and now - newest.closed_at >= spec.fleet.deadline_s
             if not expired and not (yield from self._all_handed_in(newest, fleet)):
                 return newest
-        members = yield from self._with_weights((yield from read_members(fleet)), fleet)
+        members = yield from self._with_weights((yield from read_members(fleet)), fleet, newest)
         due = next_record(newest, members, spec.fleet, seed=spec.seed, now=now, may_expire=may_expire)
         if due is None:
             return newest
@@ -231,20 +231,23 @@ class RoundTurns:
             raise StoreUnavailable(f"fleet {fleet}: the records have changed meanwhile")
         return RoundRecord.from_json(found)
 
-    def _with_weights(self, members: Members, fleet: str) -> Steps[Members]:
+    def _with_weights(self, members: Members, fleet: str, newest: RoundRecord | None) -> Steps[Members]:
         """Return the devices, and what they handed in where the store still has it: one that went back may
         have forgotten weights, and a device may say again that it handed them in.
 
-        Raises StoreUnavailable where these are this device's own: it is asked for them again.
+        Raises StoreUnavailable where these are this device's own, of the round under way: it is asked for
+        them again. Those of a round that has closed are dropped on purpose.
         """
         names, request = (yield from ListWeights(fleet)), self.request
+        under_way = 0 if newest is None else newest.number + 1
 
         def lost(device: str, member: Member) -> bool:
             handed = member.handed
             return handed is not None and weights_name(member.round, device, handed.digest) not in names
 
         gone = {device for device, member in members.items() if lost(device, member)}
-        if request is not None and request.device in gone and self._handed is not None:
+        own = request is not None and request.device in gone and request.round == under_way
+        if request is not None and own and self._handed is not None:
             self.clear()
             raise StoreUnavailable(f"fleet {fleet}: the store has forgotten what {request.device} handed in")
         return {

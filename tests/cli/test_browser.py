@@ -15,7 +15,6 @@ from spliteasy_cli.commands.submit import _warn_of_browsers
 from spliteasy_cli.support.browser import browser_gaps, gaps, refused_settings, said, supported
 from tests.simulation import toy
 
-
 DP = {"expected_batch": 4, "epsilon": 1.0}
 
 

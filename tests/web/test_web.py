@@ -8,12 +8,18 @@ from pathlib import Path
 from tests.web.defences import defended
 from tests.web.metrics import measured
 from tests.web.node import WEB, packages, run
+from tests.web.rounds import sealed_rounds
 from tests.web.trainings import trainings
 
 
 def test_the_agents_own_tests_pass_in_node(tmp_path: Path) -> None:
     node = packages()
-    given = {"TRAININGS": list(trainings()), "METRICS": list(measured()), "DEFENCES": defended()}
+    given = {
+        "TRAININGS": list(trainings()),
+        "METRICS": list(measured()),
+        "DEFENCES": defended(),
+        "ROUNDS": sealed_rounds(),
+    }
     env = {}
     for name, vectors in given.items():
         file = tmp_path / f"{name.lower()}.json"

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from broker import encode
 from broker.protocol import messages as m
-from spliteasy.fleet.record import RoundRecord
+from server_worker.rounds.turn import RoundTurns
+from server_worker.store.fleet_calls import ListWeights
+from spliteasy.errors import StoreUnavailable
+from spliteasy.fleet.record import HandedIn, Member, RoundRecord
 from tests.simulation import fleet, toy
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
 from tests.worker.test_refusals import forward
@@ -132,3 +135,21 @@ async def test_what_is_asked_about_and_not_here_is_missing(server: Server) -> No
         missing = await device.ask(asked_about(ready(3, 1, {})))
         assert isinstance(missing, m.Missing)
         assert missing.missing == "READY"
+
+
+@pytest.mark.parametrize(("newest", "asked_again"), [(0, True), (1, False)])
+def test_only_weights_of_the_round_under_way_are_asked_for_again(newest: int, asked_again: bool) -> None:
+    """What was handed in for a round that has closed is dropped: nobody needs it any more."""
+    turns = RoundTurns(lambda: 0.0)
+    turns.request = ready(3, 1, {})
+    turns._handed = HandedIn(samples=4, first=0, last=1, digest="ab" * 16)
+    member = Member(seen=0.0, done=False, fleet_key=None, round=1, handed=turns._handed)
+    looking = turns._with_weights({"phone-1": member}, "toy@1", RoundRecord.model_construct(number=newest))
+    assert next(looking) == ListWeights("toy@1")
+    if asked_again:
+        with pytest.raises(StoreUnavailable, match="forgotten what phone-1 handed in"):
+            looking.send({})
+    else:
+        with pytest.raises(StopIteration) as done:
+            looking.send({})
+        assert done.value.value["phone-1"].handed is None

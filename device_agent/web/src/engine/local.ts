@@ -84,7 +84,7 @@ function trainerOver(trainer: LocalTrainer, losses: ReadonlyMap<number, LoadedLo
     notFinite: async () => trainer.notFinite(),
     apply: async () => trainer.apply(),
     skip: async () => trainer.skip(),
-    rebase: async (state) => trainer.rebase(state),
+    rebase: async (state, scheduled) => trainer.rebase(state, scheduled),
     abort: async () => trainer.abort(),
     evaluate: async (values) => trainer.evaluate(values),
     fixedNames: async () => trainer.fixedNames(),

@@ -14,6 +14,7 @@ import type { Gradients, State, Tensor, TrainerOptions, Value } from "./types.ts
 
 const STEP = "trainer/step";
 const REBASES = "trainer/rebases";
+const AHEAD = "trainer/ahead";
 const MODEL = "model/";
 const OPTIMIZER = "optimizer/";
 const ACCUMULATED = "accumulated/";
@@ -28,6 +29,8 @@ interface Open {
 export class LocalTrainer {
   step = 0;
   rebases = 0;
+  /** Steps by which the schedule of the learning rate is ahead: other devices took them. */
+  #ahead = 0;
   readonly #machine: Machine;
   readonly #parameters: readonly Parameter[];
   readonly #trainable: readonly Parameter[];
@@ -234,7 +237,7 @@ export class LocalTrainer {
     const machine = this.#machine;
     const moved = this.#trainable.filter(({ tensor }) => tensor.grad);
     if (this.options.clip) clipGradients(machine, moved.map(({ tensor }) => tensor.grad!), this.options.clip);
-    const scale = factor(this.options.schedule ?? {}, steps);
+    const scale = factor(this.options.schedule ?? {}, steps + this.#ahead);
     for (const parameter of moved) this.#optimizer.step(parameter, parameter.tensor.grad!, scale);
     this.#dropped(this.#accumulated);
     const { ema } = this.options.optimizer;
@@ -262,11 +265,12 @@ export class LocalTrainer {
     this.step++;
   }
 
-  rebase(state: State | null): void {
+  rebase(state: State | null, scheduled: number | null): void {
     this.abort();
+    const ahead = scheduled === null ? 0 : scheduled - this.taken;
     const [step, rebases] = [this.step + 1, this.rebases + 1];
     if (state) this.loadState({ ...state, [STEP]: counted(step), [REBASES]: counted(rebases) }, step);
-    [this.step, this.rebases] = [step, rebases];
+    [this.step, this.rebases, this.#ahead] = [step, rebases, ahead];
   }
 
   abort(): void {
@@ -316,6 +320,7 @@ export class LocalTrainer {
     for (const [name, average] of this.#average) state[AVERAGE + name] = machine.exported(average);
     state[STEP] = counted(this.step);
     if (this.rebases) state[REBASES] = counted(this.rebases);
+    if (this.#ahead) state[AHEAD] = counted(this.#ahead);
     return state;
   }
 
@@ -341,6 +346,7 @@ export class LocalTrainer {
     this.abort();
     this.step = step;
     this.rebases = state[REBASES] ? Number(state[REBASES].data[0]) : 0;
+    this.#ahead = state[AHEAD] ? Number(state[AHEAD].data[0]) : 0;
   }
 
   /** Take over what the state has under the prefix for weights that train. */

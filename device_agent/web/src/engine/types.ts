@@ -164,8 +164,11 @@ export interface SegmentTrainer {
   apply(): Promise<void>;
   /** Let a step pass without effect. */
   skip(): Promise<void>;
-  /** Take a step that trains nothing: go on from `state`, as `snapshot` gives it, where there is one. */
-  rebase(state: State | null): Promise<void>;
+  /**
+   * Take a step that trains nothing: go on from `state`, as `snapshot` gives it, where there is one. `scheduled`: the
+   * steps that the schedule goes on from, where these are not the segment's own.
+   */
+  rebase(state: State | null, scheduled: number | null): Promise<void>;
   /** Forget an open step: gradients go, buffers are what they were before it. */
   abort(): Promise<void>;
   /** Run the evaluation graph on the state after the last step; an open step is neither seen nor touched. */

@@ -64,7 +64,7 @@ export class Agent {
       else link.shard = await shardOf(client, job, enrolment.device);
       refuseUnsupported(job);
       link.chunkBytes = Math.min(link.chunkBytes, job.spec.link?.chunk_bytes ?? Infinity);
-      const { parts, key } = await loadParts(job, engine, state, enrolment.device);
+      const { parts, key } = await loadParts(job, engine, state, enrolment);
       const data = new DataSet(job);
       const kept = await state.tensors(DATA);
       if (kept !== null) data.load(kept);
@@ -202,7 +202,7 @@ export class Agent {
     if (action.type === "Restore") {
       this.history.rewind(trainer.step);
       this.observe({ type: "resumed", step: trainer.step, losses: this.history.losses, evaluations: this.history.evaluations });
-    } else if (action.type === "Apply") {
+    } else if (action.type === "Apply" || action.type === "TakeMean") {
       this.history.took(trainer.step, trainer.loss);
       const { bytesUp, bytesDown } = this.link;
       const seconds = (performance.now() - this.stepBegan) / 1000;

@@ -1,5 +1,7 @@
 /** The computations that a session asks for, over the trainer and the state folder: `device_agent/training/effects.py`. */
 
+import { newNonce } from "../protocol/hex.ts";
+import { SEALED } from "../rounds/ends.ts";
 import type { Computation, Event } from "../session/events.ts";
 import type { StateFolder } from "../storage/state_folder.ts";
 import type { DeviceTrainer } from "./trainer.ts";
@@ -45,8 +47,16 @@ export async function perform(action: Computation, trainer: DeviceTrainer, state
       const more = await trainer.evalTail(action.index, action.values);
       return { type: "EvalTailDone", more, finished: !more && trainer.stopping?.isFinished === true };
     }
-    case "HandIn":
+    case "HandIn": {
+      await trainer.abort();
+      const nonce = newNonce();
+      const { rounds } = trainer.parts;
+      const ends = await rounds.handIn(nonce);
+      const its = { round: rounds.place.round, samples: rounds.place.samples, whole: rounds.isWhole };
+      return { type: "HandInDone", ends, fleet_key: rounds.shared?.name ?? null, nonce: SEALED in ends ? nonce : null, ...its };
+    }
     case "TakeMean":
-      throw new Error("a fleet's rounds are refused before anything is trained");
+      await trainer.takeMean(action.mean);
+      return { type: "Applied" };
   }
 }

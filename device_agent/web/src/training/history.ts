@@ -50,6 +50,7 @@ export class History {
   }
 
   took(step: number, loss: number | null): void {
+    while (this.kept.losses.length < step) this.kept.losses.push(null);
     this.kept.losses[step - 1] = loss;
   }
 

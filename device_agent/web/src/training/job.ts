@@ -25,7 +25,7 @@ const FEATURES: Readonly<Record<string, string | null>> = {
   "data-recipe": null,
   "secret-ends": null,
   defences: null,
-  rounds: "rounds of a fleet ([fleet])",
+  rounds: null,
   accumulation: null,
   "averaged-weights": null,
   metrics: null,

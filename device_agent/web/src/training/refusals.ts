@@ -15,7 +15,6 @@ export interface Refusal {
 }
 
 export const REFUSED_SETTINGS: readonly Refusal[] = [
-  { key: "fleet.mode", allowed: ["personal"], said: '[fleet] mode other than "personal"' },
   { key: "precision", allowed: ["fp32"], said: 'precision other than "fp32"' },
   { key: "privacy.peer_labels", allowed: [], said: "[privacy] peer_labels" },
   { key: "privacy.dp", allowed: [], said: "[privacy.dp]" },

@@ -1,12 +1,15 @@
 /** A device sets up the engine, its first weights and its plan before the first step: `device_agent/setup.py`. */
 
-import { DataError } from "../errors.ts";
+import { DataError, StateError } from "../errors.ts";
 import type { Engine, Loss, LossSource, SegmentTrainer } from "../engine/types.ts";
 import { isRecord } from "../protocol/schema.ts";
 import { documentFromJson } from "../engine/document.ts";
 import { tensorsFromBytes } from "../engine/index.ts";
+import { fromHex, toHex } from "../protocol/hex.ts";
 import { product, type Tensor } from "../protocol/tensor.ts";
 import { Key } from "../random/index.ts";
+import { RoundEnds, type FleetKey } from "../rounds/ends.ts";
+import { Fleet } from "../rounds/fleet.ts";
 import type { Settings } from "../session/plan.ts";
 import type { StateFolder } from "../storage/state_folder.ts";
 import type { Tensors } from "../storage/tensors.ts";
@@ -15,6 +18,7 @@ import { Packer, type Place } from "./codecs/packer.ts";
 import { parseCodec } from "./codecs/registry.ts";
 import type { DataSet } from "./data_set.ts";
 import { drawEnds, jobKey, perturbed } from "./ends.ts";
+import type { Enrolment } from "./enrolment.ts";
 import { checkEntropy, type Weight } from "./entropy.ts";
 import { part, type Job } from "./job.ts";
 import { makeMetric } from "./metrics.ts";
@@ -29,10 +33,12 @@ const DEFAULT_PERTURB = 0.1;
 const AGENT = "0.2.0+web";
 
 /** Load head, tail and loss of the job, with the device's own first weights. Refuses what can't be computed here. */
-export async function loadParts(job: Job, engine: Engine, state: StateFolder, device: string): Promise<{ parts: Parts; key: Key }> {
+export async function loadParts(job: Job, engine: Engine, state: StateFolder, { device, fleetKey }: Enrolment): Promise<{ parts: Parts; key: Key }> {
   const { spec } = job;
   const key = jobKey(await state.secret(), device, job.digest);
-  const ends = await initialEnds(job, state, key);
+  const fleet = new Fleet(spec);
+  const shared = sharedKey(job, fleet, fleetKey);
+  const ends = await initialEnds(job, state, shared?.key ?? key);
   const codecs = codecsOf(job);
   const { optimizer } = spec;
   const clip = spec.clip ? { max_norm: spec.clip.max_norm } : null;
@@ -51,13 +57,31 @@ export async function loadParts(job: Job, engine: Engine, state: StateFolder, de
   const answers = { activations: job.hasTail ? open.activations : open.gradients, gradients: open.gradients };
   const packer = new Packer(codecs, answers, spec.seed ?? 0, device);
   const transforms = new CutTransforms(spec.privacy ?? {}, key);
-  return { parts: { job, head, tail, loss, metrics, codecs, packer, transforms, evaluationCodec: open.activations }, key };
+  const both = [["head/", head] as const, ...(tail === null ? [] : [["tail/", tail] as const])];
+  const rounds = await RoundEnds.of(fleet, device, optimizer, both, shared);
+  return { parts: { job, head, tail, loss, metrics, codecs, packer, rounds, transforms, evaluationCodec: open.activations }, key };
+}
+
+/**
+ * The key that the initial ends are drawn from where devices share it; null where they are this device's own. Ends that
+ * are averaged must begin alike.
+ */
+function sharedKey(job: Job, fleet: Fleet, fleetKey: string | null): FleetKey | null {
+  const isDrawn = Object.values(job.ends.drawn ?? {}).some((table) => Object.keys(table ?? {}).length > 0);
+  if (!fleet.endsLeave || !(isDrawn || job.spec.privacy?.ends === "perturb" || fleet.seals)) return null;
+  if (fleetKey === null) {
+    throw new StateError("this training is one of several phones that share a key, and the link has none", "ask the person who sent you the link for one with the fleet's key");
+  }
+  const key = new Key(fromHex(fleetKey)).at("fleet", "job", job.digest);
+  return { key, name: toHex(key.at("name").stream(8)) };
 }
 
 /** Bind the folder to job, device and data; a new one gets its checkpoint of step 0. */
 export async function prepare(parts: Parts, key: Key, data: DataSet, state: StateFolder, device: string, restart: Restart) {
   const { job } = parts;
+  const { rounds } = parts;
   const batches = new BatchOrder(data, job, key, await answersOf(job, data, state));
+  rounds.length = rounds.fleet.roundLength(batches.stepsPerEpoch, batches.totalSteps);
   const trainer = new DeviceTrainer(parts, batches, new EvaluationBatches(data, job, key));
   if (trainer.stopping !== null && !trainer.tests.count) {
     throw new DataError("the training ends by how good the model is on held-back samples, and there are too few samples to hold any back", "add at least five of a label");
@@ -82,14 +106,20 @@ export interface Restart {
   readonly takeover: boolean;
 }
 
-function settingsOf({ name, digest, spec, hasTail }: Job, { batches, tests }: DeviceTrainer, device: string, restart: Restart): Settings {
+function settingsOf({ name, digest, spec, hasTail }: Job, { batches, tests, parts }: DeviceTrainer, device: string, restart: Restart): Settings {
+  const { fleet, length } = parts.rounds;
+  const rounds = length ? Math.floor(batches.totalSteps / length) : 0;
+  const windows = fleet.sharesBody ? length : 1; // where the body is shared, each step is a window with a mean behind it
+  const roundSteps = length / windows || 0;
   return {
     session: `${name}.${device}`,
     digest,
-    total_steps: batches.totalSteps,
+    // Rounds are whole, and each ends with a step that goes on from the mean; so the first one begins.
+    total_steps: roundSteps ? rounds * windows * (roundSteps + 1) + 1 : batches.totalSteps,
     checkpoint_every: spec.durability?.checkpoint_every ?? CHECKPOINT_EVERY,
     eval_every: (spec.evaluation?.every_epochs ?? 1) * batches.stepsPerEpoch,
-    round_steps: 0,
+    round_steps: roundSteps,
+    means_per_round: windows,
     eval_batches: tests.count,
     has_tail: hasTail,
     micro_batches: spec.micro_batches ?? 1,

@@ -2,8 +2,11 @@
 
 import { DataError, SplitEasyError } from "../errors.ts";
 import type { Loss, OpenForward, SegmentTrainer, Tensor as EngineTensor, Value as EngineValue } from "../engine/types.ts";
+import type { MessageOf } from "../protocol/messages.ts";
 import type { Packed } from "../protocol/packed.ts";
 import { product, Tensor } from "../protocol/tensor.ts";
+import type { RoundEnds } from "../rounds/ends.ts";
+import { RoundPlace } from "../rounds/place.ts";
 import { microSizes } from "../session/plan.ts";
 import { bytesTensor, type Tensors } from "../storage/tensors.ts";
 import type { Batch, BatchOrder, EvaluationBatches } from "./batch_order.ts";
@@ -16,6 +19,7 @@ import { checkedGradients, checkedValues, expectedOf, fromEngine, hasNan, isFini
 
 const HEAD = "head";
 const TAIL = "tail";
+const ROUND = "fleet/round";
 
 /** A micro-batch of the open step. */
 interface Micro {
@@ -76,6 +80,7 @@ export interface Parts {
   readonly metrics: ReadonlyMap<string, Loss>;
   readonly codecs: Readonly<Record<Place, string>>;
   readonly packer: Packer;
+  readonly rounds: RoundEnds;
   readonly transforms: CutTransforms;
   /** The codec of answers to evaluations, where the job leaves it open. */
   readonly evaluationCodec: string | null;
@@ -87,7 +92,9 @@ export class DeviceTrainer {
   evaluation: Evaluation = noEvaluation(new Map());
   /** There where an evaluation may end the training. */
   readonly stopping: EarlyStopping | null;
+  /** Steps taken, and those of them that went on from a mean of a fleet. */
   step = 0;
+  private rebases = 0;
   private open: Step | null = null;
   private evaluated: { targets: Tensor; kept: Kept } | null = null;
 
@@ -112,7 +119,8 @@ export class DeviceTrainer {
   }
 
   /** The head's wire values of a micro-batch, in order; micro-batch 0 begins `step`. */
-  async runHead(step: number, micro: number) {
+  async runHead(number: number, micro: number) {
+    const step = number - this.rebases;
     if (micro === 0) this.open = await this.begun(step);
     const { head, tail, packer } = this.parts;
     const underWay = this.live();
@@ -148,11 +156,11 @@ export class DeviceTrainer {
     if (part.share && part.elements) step.loss += found.loss * part.share;
     this.refuseUnless(Number.isFinite(step.loss), "the loss");
     this.refuseUnless(found.gradients.every(isFinite), "a gradient of the tail's inputs");
-    const noisy = this.parts.transforms.gradients(found.gradients.slice(0, specs.length), toEngine(part.targets), this.step + 1, part.order);
+    const noisy = this.parts.transforms.gradients(found.gradients.slice(0, specs.length), toEngine(part.targets), this.taken + 1, part.order);
     const sent = noisy.map((gradient) => (step.spoiled !== null ? spoilt(gradient) : gradient));
     part.keptGradients = found.gradients.slice(specs.length);
     step.tails = micro + 1;
-    return packer.pack("gradients", sent.map((gradient) => (gradient === null ? null : fromEngine(gradient))), this.step + 1, micro);
+    return packer.pack("gradients", sent.map((gradient) => (gradient === null ? null : fromEngine(gradient))), this.taken + 1, micro);
   }
 
   /** Head backward of the next micro-batch. `loss` is the worker's, if it has it. */
@@ -185,6 +193,8 @@ export class DeviceTrainer {
     for (const trainer of trainers) await trainer.apply();
     this.parts.packer.apply();
     this.loss = this.counted ? this.live().loss : null;
+    const samples = this.live().micros.reduce((sum, { inputs }) => sum + inputs.shape[0], 0);
+    this.parts.rounds.place = this.parts.rounds.place.trained(samples);
     this.open = null;
     this.step += 1;
   }
@@ -195,7 +205,22 @@ export class DeviceTrainer {
     this.loss = null;
     this.parts.packer.abort();
     for (const trainer of this.trainers()) await trainer.skip();
+    this.parts.rounds.place = this.parts.rounds.place.trained(0);
     this.step += 1;
+  }
+
+  /** Steps that trained, of all steps: what batches and random numbers follow. */
+  private get taken(): number {
+    return this.step - this.rebases;
+  }
+
+  /** Take a step that trains nothing, and goes on from the mean of a round. */
+  async takeMean(mean: MessageOf<"MEAN">): Promise<void> {
+    await this.abort();
+    await this.parts.rounds.takeMean(mean);
+    this.loss = null;
+    this.step += 1;
+    this.rebases += 1;
   }
 
   /** Forget the open step. */
@@ -274,6 +299,7 @@ export class DeviceTrainer {
     const state: Record<string, Tensor> = { [HEAD]: bytesTensor(await head.exportState()), ...packer.state() };
     if (tail !== null) state[TAIL] = bytesTensor(await tail.exportState());
     if (this.stopping !== null) state[STOPPING] = this.stopping.state();
+    if (this.parts.rounds.fleet.hasRounds) state[ROUND] = this.parts.rounds.place.asTensor();
     return state;
   }
 
@@ -285,7 +311,9 @@ export class DeviceTrainer {
     if (tail !== null) await tail.importState(state[TAIL].bytes, step);
     packer.loadState(state);
     this.stopping?.loadState(state[STOPPING]);
+    this.parts.rounds.place = RoundPlace.of(state[ROUND]);
     this.step = step;
+    this.rebases = (await head.progress()).rebases;
   }
 
   /** The metrics that the job names, before the first test batch. */
@@ -330,7 +358,7 @@ export class DeviceTrainer {
 
   private notFinite(what: string): SplitEasyError {
     return new DataError(
-      `${what} is no finite number in step ${this.step + 1}; nothing of the step was kept`,
+      `${what} is no finite number in step ${this.taken + 1}; nothing of the step was kept`,
       "tell the person who sent you the link: the learning rate may be too high",
     );
   }
