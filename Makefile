@@ -13,6 +13,8 @@ PYTEST_ARGS ?=
 SEEDS ?= 10000
 SEED ?=
 TLS ?=
+DEVICE ?=
+QUEUES ?=
 MINUTES ?= 10
 ONLY ?=
 # Each takes whole files, in their order (the long chaos comes early), with a broker and a store of its own.
@@ -66,8 +68,8 @@ demo: setup ## One model from 4 phones of which none has seen all ten digits, in
 	$(BIN)/spliteasy train examples/fleet/job.toml --devices $(DEVICES) --workers $(WORKERS) --alone --out runs/demo
 	@$(BIN)/spliteasy leakage examples/fleet/job.toml --short
 
-up: setup ## Start RabbitMQ, Redis and WORKERS=2 workers in the background; TLS=1: encrypted, enrolled; SHARDS=64: for up to 64 workers
-	@$(BIN)/python -m deploy.local up --workers $(WORKERS) $(if $(SHARDS),--shards $(SHARDS)) $(if $(filter-out 0,$(TLS)),--tls)
+up: setup ## Start RabbitMQ, Redis and WORKERS=2 workers in the background; TLS=1: encrypted, enrolled; SHARDS=64: for up to 64 workers; QUEUES=quorum; DEVICE=cuda:0: on a GPU
+	@$(BIN)/python -m deploy.local up --workers $(WORKERS) $(if $(SHARDS),--shards $(SHARDS)) $(if $(QUEUES),--queues $(QUEUES)) $(if $(DEVICE),--device $(DEVICE)) $(if $(filter-out 0,$(TLS)),--tls)
 
 status: setup ## What runs of the local stack, its jobs and sessions
 	@$(BIN)/python -m deploy.local status

@@ -3,8 +3,9 @@
     python -m benchmarks.healthy [--workloads W0 W2] [--systems ours naive] [--rounds 5]
 
 All systems of a workload wait beside each other and take laps in turn, so that each round compares them
-under the same conditions; the figures are medians over the rounds. Ours is durable: quorum queues, Redis
-with an append-only file synced every second.
+under the same conditions; the figures are medians over the rounds. Ours is durable: Redis
+with an append-only file synced every second. Its queues are those of a new local stack (`benchmarks.queues`
+compares their types).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import importlib.util
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from benchmarks.harness.report import Table, goal, save, show_about
@@ -79,7 +80,7 @@ def run(workload: Workload, systems: Sequence[str], rounds: int) -> list[Figure]
                 enter_ours(field, workload, name, OURS[name], worker)
             elif name != "HTTP + JSON" or (workload.name, name) in SLOW:
                 try:
-                    _enter_peer(field, workload, name)
+                    enter_peer(field, workload, name)
                 except RuntimeError as error:
                     if PEERS[name].partition(":")[0] not in EXTRA:
                         raise
@@ -90,10 +91,11 @@ def run(workload: Workload, systems: Sequence[str], rounds: int) -> list[Figure]
                     contestant.lap(STEPS[workload.name])
             print(".", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
-        return _figures(workload, field.contestants)
+        return figures_of(workload, field.contestants)
 
 
-def _enter_peer(field: Field, workload: Workload, name: str) -> None:
+def enter_peer(field: Field, workload: Workload, name: str) -> None:
+    """Start another system: its server, and its device."""
     module, _, variant = PEERS[name].partition(":")
     others = {}
     address = f"{variant}:{free_port()}" if variant else str(free_port())
@@ -105,7 +107,8 @@ def _enter_peer(field: Field, workload: Workload, name: str) -> None:
     field.enter(name, arguments, {"worker": server.pid, **others})
 
 
-def _figures(workload: Workload, contestants: Sequence[Contestant]) -> list[Figure]:
+def figures_of(workload: Workload, contestants: Sequence[Contestant]) -> list[Figure]:
+    """Compare their laps; the first of each is left out."""
     laps = {one.name: [statistics.median(lap) for lap in one.seconds[1:]] for one in contestants}
     plain = laps["plain"]
     added = {
@@ -157,7 +160,9 @@ def _missing(system: str) -> bool:
     return package in EXTRA and importlib.util.find_spec(package) is None
 
 
-def table_of(figures: Sequence[Figure]) -> Table:
+def table_of(
+    figures: Sequence[Figure], title: str = "healthy loopback", goal_of: Callable[[Figure], str] = goal_of
+) -> Table:
     """One workload's systems."""
     rows = [
         [
@@ -172,7 +177,7 @@ def table_of(figures: Sequence[Figure]) -> Table:
         for one in figures
     ]
     head = ["system", "ms a step", "× plain", "ms added", "of naive's", "CPU ms a step", "goal"]
-    return Table(f"{figures[0].workload}: healthy loopback", head, rows)
+    return Table(f"{figures[0].workload}: {title}", head, rows)
 
 
 def main() -> None:

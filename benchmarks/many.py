@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from benchmarks.harness.report import Table, goal, save, show_about
 from benchmarks.harness.services import Field, Services, services
 from benchmarks.harness.submission import submit
-from benchmarks.harness.workloads import CROWD
+from benchmarks.harness.timed_runs import cpu_seconds
+from benchmarks.harness.workloads import CROWD, Workload
 
 DEVICES = (1, 4, 16, 32, 64)
 SECONDS = 10.0
@@ -41,6 +42,8 @@ class Figure:
     """The time that the worker's torch thread computes, by the clock on the wall."""
     processor_s: float
     """The processor time of that thread, which is less where others use the cores."""
+    cpu_s: dict[str, float]
+    """The processor time of each process: devices, link, broker, store, worker."""
 
     @property
     def share(self) -> float:
@@ -53,28 +56,38 @@ class Figure:
         return total**2 / (len(self.steps) * squares) if squares else math.nan
 
 
-def measure(running: Services, devices: int, seconds: float) -> Figure:
+def measure(
+    running: Services, devices: int, seconds: float, *, workload: Workload = CROWD, link: str = LINK
+) -> Figure:
     """Start the devices and a worker, and count once all have taken a step or two."""
     with Field(running) as field:
-        job = f"crowd-{devices}"
-        submit(CROWD.job(job), running.store)
+        job = f"{workload.name.lower()}-{devices}"
+        submit(workload.job(job), running.store)
         arguments = ["-m", "benchmarks.harness.load", "worker", running.broker, running.store]
         worker = field.enter("worker", arguments, {})
-        broker = field.emulator(LINK).url
+        emulated = field.emulator(link)
         state = str(running.folder / job)
         names = ",".join(f"phone-{number}" for number in range(1, devices + 1))
-        crowd = field.enter(
-            "crowd", ["-m", "benchmarks.harness.load", "devices", job, broker, state, names], {}
-        )
+        arguments = ["devices", job, emulated.url, state, names, workload.data.__name__]
+        crowd = field.enter("crowd", ["-m", "benchmarks.harness.load", *arguments], {})
+        pids = {
+            "devices": crowd.device.pid,
+            "link": emulated.process.pid,
+            "worker": worker.device.pid,
+            **running.pids(),
+        }
+        spent = {who: -cpu_seconds(pid) for who, pid in pids.items()}
         before = worker.ask("0")
         steps = crowd.ask(str(seconds))["steps"]
         after = worker.ask("0")
+        cpu_s = {who: spent[who] + cpu_seconds(pid) for who, pid in pids.items()}
     return Figure(
         devices=devices,
         seconds=after["at"] - before["at"],
         steps=steps,
         computing_s=after["computing_s"] - before["computing_s"],
         processor_s=after["processor_s"] - before["processor_s"],
+        cpu_s=cpu_s,
     )
 
 

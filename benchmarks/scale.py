@@ -94,7 +94,7 @@ class Run:
         """Start devices until there are `wanted`."""
         names = evenly(self.body, wanted)[len(self.names) :]
         state = str(self.services.folder / self.body)
-        arguments = ["devices", self.body, self.services.broker, state, ",".join(names)]
+        arguments = ["devices", self.body, self.services.broker, state, ",".join(names), "data_w0"]
         self.devices.append(self.field.enter("devices", ["-m", "benchmarks.harness.load", *arguments], {}))
         self.names += names
 

@@ -13,7 +13,7 @@ from broker.protocol.assembler import AssemblerLimits
 from broker.protocol.frames import CHUNK_BYTES
 from broker.protocol.messages import new_nonce
 from broker.transport.patience import UNREACHABLE_S
-from broker.transport.topology import DEFAULT_SHARDS
+from broker.transport.topology import DEFAULT_SHARDS, QueueType
 from server_worker.admission.quotas import DeviceQuota
 from spliteasy.runtime import worker_defaults as defaults
 
@@ -55,6 +55,8 @@ class WorkerConfig:
     trust: Trust = Trust.ENROLLED
     shards: int = DEFAULT_SHARDS
     """The number of shards that the stack has, or gets where this is its first worker: `settle_shards`."""
+    queues: QueueType = QueueType.QUORUM
+    """The type that the stack's queues have, or get where this is its first worker: `settle_queue_type`."""
     prefetch: int = 64
     """Unacknowledged deliveries of one queue: at least the sessions of a shard that are served at once."""
     chunk_bytes: int = CHUNK_BYTES

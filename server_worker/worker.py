@@ -36,6 +36,7 @@ from broker.transport.topology import FRONT, shard_queue, worker_queues
 from server_worker import metrics
 from server_worker.actor import BUSY_RETRY_S
 from server_worker.actors import Actors
+from server_worker.admission.deliveries import MAX_UNREAD, Deliveries
 from server_worker.admission.intake import AwaitedFrames, Intake, Misdirected
 from server_worker.admission.quotas import OVERHEAD_BYTES, Quotas
 from server_worker.admission.reply_queues import ReplyQueues
@@ -46,6 +47,7 @@ from server_worker.job_cache import DeviceJobs, JobCache
 from server_worker.loss_log import Losses
 from server_worker.placement.balancer import Balancing
 from server_worker.placement.heartbeat import Heartbeat
+from server_worker.placement.queue_type import settle_queue_type
 from server_worker.placement.queues import Queues
 from server_worker.placement.shards import settle_shards
 from server_worker.replica.durability import DurabilityClock
@@ -103,6 +105,7 @@ class Worker:
             shards=config.shards,
             quotas=Quotas(config.quota, clock),
         )
+        self._deliveries = Deliveries(store)
         self._replies = ReplyQueues(clock)
         self._heartbeat = Heartbeat(self)
         self._transport: Transport | None = None
@@ -113,9 +116,10 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then drain. Raises LinkError and UserError as `Patience` has it.
 
-        Raises UserError, too, where the stack has another number of shards than this worker's settings say.
+        Raises UserError, too, where the stack has another number of shards, or another type of queues, than
+        this worker's settings say.
         """
-        await self._settle_shards()
+        await self._settle_stack()
         if self.config.trust is Trust.OPEN:
             self._log.warning("trust is open: any client of this broker can speak for any device")
         beat, tell = asyncio.create_task(self._heartbeat.run()), asyncio.create_task(self._tell())
@@ -131,14 +135,15 @@ class Worker:
                 await self.store.leave(self.config.name)
                 await self.losses.write(self.store)
 
-    async def _settle_shards(self) -> None:
-        """Make sure that all workers count shards alike.
+    async def _settle_stack(self) -> None:
+        """Make sure that all workers count shards alike, and declare the same type of queues.
 
         Raises UserError where they do not, and StoreError as `Patience` has it.
         """
         patience, delays = Patience(unreachable_s=self.config.patience_s, clock=self.clock), self._backoff()
         while True:
             try:
+                await settle_queue_type(self.store, self.config.queues)
                 await settle_shards(self.store, self.config.shards)
                 return
             except StoreError as error:
@@ -214,7 +219,6 @@ class Worker:
                 message_id=message_id,
                 skip=partial.get(message_id, ()),
                 to_queue=True,
-                persistent=False,  # a broker that restarts may lose it: it is asked for again
                 chunk_bytes=min(self.config.chunk_bytes, max(chunk_bytes, MIN_CHUNK_BYTES)),
                 sent=lambda frame_bytes: self.meter.add(metrics.BYTES, frame_bytes, "sent", codec),
             )
@@ -287,7 +291,8 @@ class Worker:
     # one life of a connection
 
     async def _serve(self, transport: Transport, stop: asyncio.Event) -> None:
-        await transport.declare(*worker_queues(self.config.shards, dead_bytes=self.config.dead_bytes))
+        config = self.config
+        await transport.declare(*worker_queues(config.shards, config.queues, dead_bytes=config.dead_bytes))
         self._replies.forget()
         await self._replies.may_look(transport)
         queues = [FRONT, *(shard_queue(n).name for n in range(self.config.shards))]
@@ -310,6 +315,10 @@ class Worker:
             await asyncio.gather(stopped, lost, *readers, return_exceptions=True)
 
     async def _take(self, delivery: Delivery, subscription: Subscription) -> None:
+        if not await self._deliveries.may_read(delivery):
+            reason = f"it was delivered again {MAX_UNREAD + 1} times without an end"
+            await self._bury(delivery, subscription, reason, "poison")
+            return
         settlement = self._settlement(delivery, subscription)
         try:
             taken = self._intake.take(delivery, settlement, arrived_s=self.clock())
@@ -318,7 +327,7 @@ class Worker:
             return
         if isinstance(taken, Misdirected):
             await self._redirect(taken)
-            await settlement.ack()
+            await _ack(delivery, subscription)
             return
         if isinstance(taken, Inbound):
             self.meter.add(metrics.BYTES, taken.raw.nbytes, "received", codec_label(taken.request))
@@ -326,22 +335,25 @@ class Worker:
         if receipt is not None:
             metrics.count_receipt(self.meter, receipt)
             await self.send(taken.reply_to, receipt)
-            await settlement.ack()
+            await _ack(delivery, subscription)
         elif not isinstance(taken, Inbound):
-            await settlement.ack()
+            await _ack(delivery, subscription)
         elif isinstance(taken.request, m.GetJob):
             self.background(self._answer_front(taken.request, taken))
         else:
             await self.actors.touch(taken.request.session).offer(taken)
 
     def _settlement(self, delivery: Delivery, subscription: Subscription) -> Settlement:
+        """Return the ends that a whole request may come to."""
+
         async def ack() -> None:
-            with suppress(LinkError):
-                await subscription.ack(delivery)
+            await _ack(delivery, subscription)
+            await self._deliveries.served(delivery)
 
         async def dead_letter(reason: str) -> None:
             with suppress(LinkError):
                 await self._bury(delivery, subscription, reason, "poison")
+            await self._deliveries.served(delivery)
 
         return Settlement(ack=ack, dead_letter=dead_letter)
 
@@ -428,6 +440,12 @@ def reply_id(reply: m.Message) -> str:
     """The id of a reply's frames: the same header names the same bytes, so that a repeat can be resumed."""
     header = orjson.dumps(m.to_header(reply), option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(header, digest_size=8).hexdigest()
+
+
+async def _ack(delivery: Delivery, subscription: Subscription) -> None:
+    """Acknowledge; where the link is gone, it comes again."""
+    with suppress(LinkError):
+        await subscription.ack(delivery)
 
 
 async def _wait(event: asyncio.Event, delay_s: float) -> None:

@@ -125,3 +125,9 @@ def test_an_apt_that_fails_shows_its_last_words(tmp_path: Path) -> None:
     assert ran.returncode == 1
     assert "no such mirror" in ran.stderr
     assert "error: apt could not install redis-server" in ran.stderr
+
+
+def test_workers_are_told_their_processor() -> None:
+    told = make("--dry-run", "up", "DEVICE=cuda:0", "WORKERS=1").stdout
+    assert re.search(r"deploy\.local up --workers 1 +--device cuda:0", told)
+    assert "--device" not in make("--dry-run", "up").stdout

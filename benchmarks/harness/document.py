@@ -16,7 +16,7 @@ from benchmarks.harness.pictures import draw
 from benchmarks.harness.report import OUT, Table
 
 DOCS = Path("docs")
-DOCUMENTS = ("performance.md", "codecs.md", "privacy.md", "fleet.md", "models.md")
+DOCUMENTS = ("performance.md", "codecs.md", "privacy.md", "fleet.md", "models.md", "scale.md")
 
 
 def fill(text: str, name: str, tables: str) -> str:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.harness.load worker BROKER STORE [WAIT_MS]
     (WAIT_MS: the time that its bodies wait in each step beside computing)
-    python -m benchmarks.harness.load devices JOB BROKER STATE phone-1,phone-2
+    python -m benchmarks.harness.load devices JOB BROKER STATE phone-1,phone-2 DATA
+    (DATA: the name of a function of `benchmarks.harness.workloads`)
 
 Each answers a line of standard input by a line of JSON: the worker with its computing so far, the devices
 with the steps that each took in so many seconds from then on.
@@ -117,7 +118,7 @@ async def _tell(compute: Watched, waits: Waits) -> None:
         )
 
 
-async def _devices(job: str, broker: str, state: str, names: list[str]) -> None:
+async def _devices(job: str, broker: str, state: str, names: list[str], data: str) -> None:
     """All agents compute in one thread: their part is small, and a phone's would be its own."""
     steps: Counter[str] = Counter()
     compute, warm = TorchThread(), asyncio.Event()
@@ -133,7 +134,7 @@ async def _devices(job: str, broker: str, state: str, names: list[str]) -> None:
         config = AgentConfig(
             job=job,
             device=device,
-            data="benchmarks.harness.workloads:data_w0",
+            data=f"benchmarks.harness.workloads:{data}",
             state=Path(state) / device,
             patience_s=60.0,
         )
@@ -162,8 +163,8 @@ def main() -> None:
         if role == "worker":
             runner.run(_worker(*arguments))
         else:
-            job, broker, state, names = arguments
-            runner.run(_devices(job, broker, state, names.split(",")))
+            job, broker, state, names, data = arguments
+            runner.run(_devices(job, broker, state, names.split(","), data))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.harness.timed_runs import ALLOCATOR, ONE_THREAD, cpu_seconds
+from broker.transport.topology import QueueType
 from deploy.nodes.native import HOST
 from deploy.nodes.rabbitmq import RabbitNode
 from deploy.nodes.redis_server import AppendFsync, RedisServer
@@ -39,6 +40,8 @@ class Services:
     rabbitmq: RabbitNode
     redis: RedisServer
     vhost: str = "/"
+    database: int = 0
+    """The database of Redis."""
 
     @property
     def broker(self) -> str:
@@ -50,7 +53,7 @@ class Services:
 
     @property
     def store(self) -> str:
-        return self.redis.url
+        return f"{self.redis.url.removesuffix('0')}{self.database}"
 
     def pids(self) -> dict[str, int]:
         broker = int((self.rabbitmq.folder / "run/rabbitmq.pid").read_text().split()[0])
@@ -148,8 +151,10 @@ class Emulated:
 class Field:
     """The contestants of one run: started one by one, ended together."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, queues: QueueType = QueueType.CLASSIC) -> None:
+        """`queues`: of the workers; classic as in a new local stack."""
         self.services = services
+        self.queues = queues
         self.contestants: list[Contestant] = []
         self._stack = ExitStack()
 
@@ -187,6 +192,7 @@ class Field:
         """Start a worker of ours (`before`: what runs it, instead of the interpreter itself); its pid."""
         arguments = [*(before or ("-m",)), "spliteasy_cli", "worker", "--trust", "open"]
         arguments += ["--broker", self.services.broker, "--store", self.services.store]
+        arguments += ["--queues", self.queues.value]
         pid: int = self.spawn(*arguments, env=env).pid
         return pid
 

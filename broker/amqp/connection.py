@@ -118,11 +118,10 @@ class AmqpTransport:
         frame: Frame,
         *,
         to_queue: bool = False,
-        persistent: bool = True,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         exchange = "" if to_queue else topology.UPLINK
-        await self.publish_to(exchange, routing_key, frame, persistent=persistent, headers=headers)
+        await self.publish_to(exchange, routing_key, frame, persistent=False, headers=headers)
 
     async def is_as_declared(self, queue: Queue) -> bool:
         """Asking counts as use, as for `depth`."""

@@ -26,7 +26,15 @@ from spliteasy.runtime.urls import QUOTE_HINT, split_url
 
 _LIMIT = re.compile(r"\b(limit|maximum)\b", re.IGNORECASE)
 """A limit of connections, channels or queues, which is not reached any more when others have gone."""
+_OTHER_TYPE = re.compile(r"inequivalent arg 'x-queue-type' for queue '(spliteasy\.[a-z.0-9]+)'")
 _NOT_ALLOWED = 530
+
+
+_TYPE_HINT = (
+    "stop all workers, then delete the queues spliteasy.dead, spliteasy.front and spliteasy.shard.* "
+    "(rabbitmqctl delete_queue NAME): the workers declare them again with the stack's type (--queues), "
+    "and what was in them is sent again"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +142,8 @@ def link_error(error: BaseException) -> LinkError:
     if isinstance(error, amqp.ChannelAccessRefused):
         return LinkRefused(f"the account is not permitted this: {_reason(text)}")
     if isinstance(error, amqp.ChannelPreconditionFailed | amqp.ConnectionNotAllowed):
+        if (queue := _OTHER_TYPE.search(text)) is not None:
+            return LinkRefused(f"the queue {queue[1]} was declared with another type before", hint=_TYPE_HINT)
         kind = LinkDeferred if _LIMIT.search(text) else LinkRefused
         return kind(f"the broker refused: {_reason(text)}")
     if isinstance(error, TimeoutError):

@@ -127,7 +127,6 @@ class GatewayTransport:
         frame: Frame,
         *,
         to_queue: bool = False,
-        persistent: bool = True,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._check()
@@ -139,10 +138,7 @@ class GatewayTransport:
             raise LinkRefused(f"a frame of {nbytes} bytes, the gateway takes {self._max_frame_bytes}")
         reply_to = headers.get(REPLY_TO)
         packet = Packet(
-            kind=Kind.PUBLISH,
-            flags=0 if persistent else wire.TRANSIENT,
-            text=f"{routing_key}\n{reply_to}" if reply_to else routing_key,
-            body=frame,
+            kind=Kind.PUBLISH, text=f"{routing_key}\n{reply_to}" if reply_to else routing_key, body=frame
         )
         limit = asyncio.timeout(PUBLISH_S)
         self._publishing_until.add(limit)

@@ -228,10 +228,7 @@ class DeviceConnection:
         answer = Packet(kind=Kind.DONE, number=packet.number)
         try:
             await self._upstream.publish(
-                key,
-                packet.body,
-                persistent=not packet.flags & wire.TRANSIENT,
-                headers={REPLY_TO: reply_queue} if reply_queue else None,
+                key, packet.body, headers={REPLY_TO: reply_queue} if reply_queue else None
             )
             self._count("up", len(packet.body))
             self._meter.observe(metrics.PUBLISH_SECONDS, time.monotonic() - began_s)

@@ -85,13 +85,11 @@ FROM_GATEWAY: Final = frozenset(Kind) - FROM_DEVICE
 
 EXCLUSIVE: Final = 1
 """Flag of SUBSCRIBE: nobody else may read the queue."""
-TRANSIENT: Final = 1
-"""Flag of PUBLISH: the frame need not outlive a restart of the broker."""
 REDELIVERED: Final = 1
 COPIED: Final = 2
 """Flags of DELIVERY."""
 
-_FLAGS: Final = {Kind.SUBSCRIBE: EXCLUSIVE, Kind.PUBLISH: TRANSIENT, Kind.DELIVERY: REDELIVERED | COPIED}
+_FLAGS: Final = {Kind.SUBSCRIBE: EXCLUSIVE, Kind.DELIVERY: REDELIVERED | COPIED}
 _WITH_TEXT: Final = {
     Kind.HELLO, Kind.DECLARE, Kind.SUBSCRIBE, Kind.PUBLISH, Kind.FAILED, Kind.DELIVERY, Kind.ENDED,
 }  # fmt: skip

@@ -103,13 +103,13 @@ class Transport(Protocol):
         frame: Frame,
         *,
         to_queue: bool = False,
-        persistent: bool = True,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Publish to the uplink exchange, or (`to_queue`) straight to the queue of that name.
 
-        Returns once the broker confirmed. Raises `LinkError` where the outcome is unknown (the frame
-        may still arrive) and `Unroutable` where no queue took it.
+        Returns once the broker confirmed. A broker that ends may lose the frame all the same, with the queue
+        that holds it: who needs an answer asks again. Raises `LinkError` where the outcome is unknown
+        (the frame may still arrive) and `Unroutable` where no queue took it.
         """
         ...
 

@@ -223,7 +223,6 @@ class MemoryTransport:
         frame: Frame,
         *,
         to_queue: bool = False,
-        persistent: bool = True,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._check()

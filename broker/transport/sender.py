@@ -23,7 +23,6 @@ async def send_message(
     *,
     message_id: str,
     to_queue: bool = False,
-    persistent: bool = True,
     headers: Mapping[str, str] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     window: SendWindow | None = None,
@@ -48,9 +47,7 @@ async def send_message(
 
     async def publish(frame: bytes) -> None:
         try:
-            await transport.publish(
-                routing_key, frame, to_queue=to_queue, persistent=persistent, headers=headers
-            )
+            await transport.publish(routing_key, frame, to_queue=to_queue, headers=headers)
         finally:
             window.release(len(frame))
         if sent is not None:

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+from enum import StrEnum
 
 from broker.transport.base import Delivery, Queue
+
+
+class QueueType(StrEnum):
+    """The type of the queues that workers read. The store knows which one a stack has."""
+
+    CLASSIC = "classic"
+    """On one node, in memory: what they hold is gone with the node, and is sent again."""
+    QUORUM = "quorum"
+    """Copied to other nodes of a cluster, and written to disk."""
+
 
 UPLINK = "spliteasy.uplink"
 """Topic exchange that devices publish to, with routing key `s.<device>.<shard>`."""
@@ -75,15 +86,17 @@ def device_of_reply_queue(name: str) -> str | None:
     return match.group(1) if match else None
 
 
-def front_queue() -> Queue:
-    return Queue(name=FRONT, quorum=True, bindings=(f"s.*.{FRONT_SHARD}",), dead_letters=True)
+def front_queue(kind: QueueType = QueueType.QUORUM) -> Queue:
+    return Queue(
+        name=FRONT, quorum=kind is QueueType.QUORUM, bindings=(f"s.*.{FRONT_SHARD}",), dead_letters=True
+    )
 
 
-def shard_queue(shard: int) -> Queue:
+def shard_queue(shard: int, kind: QueueType = QueueType.QUORUM) -> Queue:
     label = shard_label(shard)
     return Queue(
         name=f"spliteasy.shard.{label}",
-        quorum=True,
+        quorum=kind is QueueType.QUORUM,
         single_active=True,
         bindings=(f"s.*.{label}",),
         dead_letters=True,
@@ -94,8 +107,8 @@ DEAD_BYTES = 256 << 20
 """The dead letters that are kept at most; beyond it the oldest go."""
 
 
-def dead_queue(max_bytes: int = DEAD_BYTES) -> Queue:
-    return Queue(name=DEAD, quorum=True, max_bytes=max_bytes)
+def dead_queue(max_bytes: int = DEAD_BYTES, kind: QueueType = QueueType.QUORUM) -> Queue:
+    return Queue(name=DEAD, quorum=kind is QueueType.QUORUM, max_bytes=max_bytes)
 
 
 def matches(pattern: str, key: str) -> bool:
@@ -114,6 +127,8 @@ def dead_letter_headers(delivery: Delivery, queue: str, reason: str) -> dict[str
     }
 
 
-def worker_queues(shards: int, *, dead_bytes: int = DEAD_BYTES) -> tuple[Queue, ...]:
+def worker_queues(
+    shards: int, kind: QueueType = QueueType.QUORUM, *, dead_bytes: int = DEAD_BYTES
+) -> tuple[Queue, ...]:
     """All that workers declare at start."""
-    return (dead_queue(dead_bytes), front_queue(), *(shard_queue(n) for n in range(shards)))
+    return (dead_queue(dead_bytes, kind), front_queue(kind), *(shard_queue(n, kind) for n in range(shards)))

@@ -1,5 +1,6 @@
 # A worker: docker build --file deploy/containers/worker.Dockerfile --tag spliteasy-worker:0.2.0 .
-# --build-arg TORCH_INDEX=URL takes PyTorch from another index, such as its own for CPU-only wheels.
+# --build-arg TORCH_INDEX=URL takes PyTorch from another index, such as its own for CPU-only wheels. The default
+# wheels bring CUDA along, for workers on a GPU (gpu.yaml).
 FROM python:3.11.13-slim-bookworm AS build
 ARG TORCH=torch==2.13.0
 ARG TORCH_INDEX=

@@ -33,6 +33,8 @@ SIGNING_KEY = FOLDER / "operator.key"
 """`submit` signs with it here, and `enroll` gives devices its public half."""
 STORE_KEY = FOLDER / "store.key"
 """The key that the workers seal requests and snapshots with; Redis does not have it."""
+QUEUES = FOLDER / "queues"
+"""The type of queues that the stack was made with. An older stack has no such file, and quorum queues."""
 PASSWORD, WORKER_PASSWORD = FOLDER / "password", FOLDER / "worker-password"
 """The passwords of the operator, and of the workers' user of Redis."""
 AMQP_PORT = (PORT_VARIABLES[RABBITMQ], 5672)
@@ -131,6 +133,21 @@ def check_same(access: Access, *, tls: bool) -> None:
                 f"the local stack is up on port {have}, {variable} asks for {os.environ[variable]}",
                 hint="make down first",
             )
+
+
+def settle_queues(wanted: str | None, *, is_new: bool) -> str | None:
+    """Return the type of queues for the stack's workers: one node needs no copies, so that a new stack has
+    classic queues where nothing else is wanted. None: what the stack has. Raises UserError."""
+    if is_new:
+        QUEUES.write_text(wanted or "classic")
+    found = QUEUES.read_text() if QUEUES.exists() else None
+    if found is not None and wanted not in (None, found):
+        raise UserError(
+            f"this stack was made with {found} queues, not {wanted} ones",
+            hint=f"make up, or make up QUEUES={found}; for {wanted} queues, make a new stack: make clean, "
+            f"which deletes its state, then make up QUEUES={wanted}",
+        )
+    return wanted or found
 
 
 def password(file: Path = PASSWORD) -> str:

@@ -19,13 +19,23 @@ WORKERS_SERVE_S = 90.0
 DRAIN_S = 25.0
 POLL_S = 0.3
 MAX_WORKERS = 256
+DEVICE = FOLDER / "worker-device"
+"""The processor that the stack's workers compute on, where one was named."""
 
 
-def start_workers(stack: Stack, count: int, shards: int | None = None) -> None:
-    """Start workers up to `count`, and wait until all serve; the first of a new stack makes its `shards`.
+def choose_device(device: str | None) -> None:
+    """Let the stack's workers compute on that processor from now on; None leaves what was chosen."""
+    if device is not None:
+        DEVICE.write_text(device + "\n")
 
-    Raises SplitEasyError.
+
+def start_workers(stack: Stack, count: int, shards: int | None = None, queues: str | None = None) -> None:
+    """Start workers up to `count`, and wait until all serve; the first of a new stack makes its `shards`, and
+    `queues` of that type.
+
+    They compute on the processor that was chosen for the stack, or on the CPU. Raises SplitEasyError.
     """
+    device = ["--device", DEVICE.read_text().strip()] if DEVICE.exists() else []
     have = {daemon.name for daemon in running_workers()}
     free = (f"worker-{n}" for n in range(1, MAX_WORKERS + 1) if f"worker-{n}" not in have)
     started = [Daemon(next(free), FOLDER) for _ in range(count - len(have))]
@@ -40,7 +50,9 @@ def start_workers(stack: Stack, count: int, shards: int | None = None) -> None:
         account = ["--trust", "open"] if stack.access.tls is None else ["--enrolment", str(WORKERS)]
         key = ["--store-key", str(STORE_KEY)]
         spread = [] if shards is None else ["--shards", str(shards)]
-        command = [sys.executable, "-m", "spliteasy_cli", "worker", "--name", name, *key, *account, *spread]
+        spread += [] if queues is None else ["--queues", queues]
+        command = [sys.executable, "-m", "spliteasy_cli", "worker", "--name", name, *key, *account]
+        command += [*spread, *device]
         daemon.start(command, {**environment, **metrics_port(daemon)})
     if started:
         wait_for_workers(stack, started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import get_args
 
@@ -24,6 +25,8 @@ from server_worker.inbound import Inbound, Settlement
 from spliteasy.errors import WireError
 
 _REQUESTS = get_args(m.AnyRequest)
+MAX_LEFT_BEHIND = 1024
+"""Unfinished requests that a worker remembers another one to have left behind."""
 LEAST_RANGES, RANGE_BYTES = 4, 32
 """The ranges that a HAVE names in any case, and the bytes that each of them takes in it at most."""
 
@@ -54,6 +57,8 @@ class Intake:
         self._quotas = quotas
         self._trust = trust
         self._shards = shards
+        self._left_behind: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Requests whose last frame was delivered before: the worker that had them whole ended with them."""
 
     def take(
         self, delivery: Delivery, settlement: Settlement, *, arrived_s: float
@@ -77,6 +82,8 @@ class Intake:
                 # Whatever makes a request whole is acknowledged after the reply, and wakes the successor of
                 # a worker that died before. That must be its last frame: no other makes one ask for more.
                 self._assembler.forget_last(device, outcome.message_id)
+                if delivery.redelivered:
+                    self._remember(device, outcome.message_id)
             return AwaitedFrames(outcome=outcome, device=device, reply_to=reply_to)
         if not self._quotas.message(device):
             return self._over_quota(device, reply_to, outcome)
@@ -104,10 +111,22 @@ class Intake:
             raw=outcome.body,
             reply_to=reply_to,
             chunk_bytes=outcome.chunk_bytes,
-            again=delivery.redelivered,
+            again=delivery.redelivered or self._was_left_behind(device, outcome.message_id),
             arrived_s=arrived_s,
             settlement=settlement,
         )
+
+    def _remember(self, device: str, message_id: str) -> None:
+        self._left_behind[device, message_id] = None
+        if len(self._left_behind) > MAX_LEFT_BEHIND:
+            self._left_behind.popitem(last=False)
+
+    def _was_left_behind(self, device: str, message_id: str) -> bool:
+        """Return whether another worker had the request before; it is asked once a request."""
+        if (device, message_id) not in self._left_behind:
+            return False
+        del self._left_behind[device, message_id]
+        return True
 
     def _over_quota(self, device: str, reply_to: str, dropped: Chunk | Assembled) -> AwaitedFrames:
         """Drop what a device sent beyond its quota. BUSY tells it so at the end of its message, and not too

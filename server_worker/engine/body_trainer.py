@@ -7,7 +7,8 @@ again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -31,6 +32,7 @@ from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.tensors import tensors_from_bytes
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import micro_sizes, share_of
+from spliteasy.runtime.accelerator import on_host, to_host, to_processor
 from spliteasy.training.digest import digest_of
 from spliteasy.training.private_trainer import PrivateTrainer, from_the_device, segment_trainer
 from spliteasy.training.segment_trainer import (
@@ -60,12 +62,17 @@ class _Open:
 class BodyTrainer:
     """A body after step `trainer.step`, and at most one open step on top.
 
+    It lies and is computed on the processor of its job's body; what comes and goes lies in the host's memory.
+
     The open step's micro-batches are computed in order: each forward after those before it, and likewise each
     backward.
     """
 
-    def __init__(self, job: Job, replica: str, *, device: str) -> None:
+    def __init__(self, job: Job, replica: str, *, device: str, lane: int = 0) -> None:
+        """`lane`: the one of its processor's streams that all of it is computed on."""
         self.job = job
+        self.lane = lane
+        self.processor = job.body.processor
         self.replica = replica
         self._device = device
         self.trainer = segment_trainer(job.body.spawn(), job.spec, device=device, role="body")
@@ -105,18 +112,18 @@ class BodyTrainer:
 
     def snapshot(self) -> dict[str, bytes]:
         """Return the state after `step`, one blob a tensor."""
-        state = {**self.trainer.snapshot(), **self._packer.state()}
+        state = {**on_host(self.trainer.snapshot()), **self._packer.state()}
         return {name: encode_tensor(tensor) for name, tensor in state.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights and buffers."""
-        return self.trainer.weights()
+        return on_host(self.trainer.weights())
 
     def averaged_part(self) -> dict[str, Tensor]:
         """Return a copy of what the body hands in at the end of a round."""
         fleet = self.job.spec.fleet
         part = window_part(self.trainer) if fleet.shares_body else averaged_part(self.trainer, fleet)
-        return {BODY + name: tensor for name, tensor in part.items()}
+        return {BODY + name: tensor for name, tensor in on_host(part).items()}
 
     def rebase(self, request: Rebase) -> RebaseDone:
         """Take a step that goes on from the mean of a round, or from the initial model (no bytes)."""
@@ -128,9 +135,9 @@ class BodyTrainer:
         own = {name[len(BODY) :]: tensor for name, tensor in tensors.items() if name.startswith(BODY)}
         if not own:
             initial = BodyTrainer(self.job, self.replica, device=self._device).trainer
-            own = model_part(initial) if fleet.shares_body else averaged_part(initial, fleet)
+            own = on_host(model_part(initial) if fleet.shares_body else averaged_part(initial, fleet))
         if not fleet.shares_body:
-            own = rebased(self.trainer.snapshot(), own, fleet)
+            own = rebased(on_host(self.trainer.snapshot()), own, fleet)
         self.trainer.rebase(own, scheduled=request.scheduled)
         # In the order of names: the reply has to be the same bytes when it is made again.
         ends = {name: tensors[name] for name in sorted(tensors) if not name.startswith(BODY)}
@@ -149,12 +156,13 @@ class BodyTrainer:
         )
         values = check_values(arrived, specs, samples=request.samples)
         share = self._share(request) if request.targets else 0.0
-        graph = self.trainer.forward(values, micro=request.micro)
+        with _places_found():
+            graph = self.trainer.forward(to_processor(values, self.processor), micro=request.micro)
         outputs = Packed(())
         if not request.targets:
             outputs = self._packer.pack(
                 "activations",
-                detached(graph.outputs),
+                to_host(detached(graph.outputs)),
                 step=self.step + 1,
                 micro=request.micro,
                 codec=request.codec,
@@ -169,6 +177,7 @@ class BodyTrainer:
             gradients, loss = self._from_loss(opened)
         else:
             gradients, loss = self._from_gradients(opened, request, request.gradients), None
+        gradients = to_host(gradients)
         finite = all_finite([g for g in gradients if g is not None]) and math.isfinite(loss or 0.0)
         if not finite:
             self._let_pass()
@@ -205,7 +214,9 @@ class BodyTrainer:
             request.values, expected_of(specs, request.samples), codecs=self._codecs["activations"]
         )
         values = check_values(arrived, specs, samples=request.samples)
-        return self._packer.pack_evaluation(self.trainer.evaluate(values), codec=request.codec)
+        with _places_found():
+            outputs = self.trainer.evaluate(to_processor(values, self.processor))
+        return self._packer.pack_evaluation(to_host(outputs), codec=request.codec)
 
     def abort(self) -> None:
         """Forget the open step."""
@@ -236,11 +247,17 @@ class BodyTrainer:
                     f"a BACKWARD of {self.replica} came without noise, and the job trains by DP-SGD"
                 )
             self.trainer.give_noise(from_the_device(request.noise), request.noise.multiplier)
-        return self.trainer.backward(opened.graph, gradients)
+        return self.trainer.backward(opened.graph, to_processor(gradients, self.processor))
 
     def _from_loss(self, opened: _Open) -> tuple[Gradients, float | None]:
-        """The gradients of the activations, and the loss where an element has a label."""
-        loss = self.job.loss(tensors_of(opened.graph.outputs), opened.targets)
+        """The gradients of the activations, and the loss where an element has a label.
+
+        The loss is computed in the host's memory: a target that is none is an error there, and would be the
+        end of an accelerator.
+        """
+        outputs = tuple(output.cpu() for output in tensors_of(opened.graph.outputs))
+        with _places_found():
+            loss = self.job.loss(outputs, opened.targets)
         backward_from(loss, opened.share, self.job.spec.accumulate)
         gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.graph.inputs)
         return gradients, float(loss.detach()) if self.job.measure.measured(opened.targets) else None
@@ -264,3 +281,12 @@ class BodyTrainer:
         self._open.clear()
         self._sent = []
         self._spoiled = False
+
+
+@contextmanager
+def _places_found() -> Iterator[None]:
+    """Make a place that a kernel did not find what it is: a fault of the values. Raises DataError."""
+    try:
+        yield
+    except IndexError as error:
+        raise DataError(f"a value names a place that is not there: {error}"[:300]) from error

@@ -21,7 +21,7 @@ from spliteasy.training.optim import group_of
 
 
 class FrozenTensors:
-    """The frozen tensors of an engine's jobs, by strides and digest."""
+    """The frozen tensors of an engine's jobs, by processor, strides and digest."""
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
@@ -38,7 +38,8 @@ class FrozenTensors:
 
     def _one(self, tensor: Tensor) -> Frozen:
         digest = strong_digest(tensor)
-        key = f"{tensor.stride()} {digest}"  # kernels may sum in another order where strides differ
+        # Kernels may sum in another order where strides differ.
+        key = f"{tensor.device} {tensor.stride()} {digest}"
         return Frozen(self._known.setdefault(key, tensor), digest)
 
 

@@ -18,6 +18,7 @@ from spliteasy.fleet.record import RoundRecord
 from spliteasy.fleet.sealed import added_up
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.job import Job
+from spliteasy.runtime.accelerator import on_host
 from spliteasy.training.private_trainer import segment_trainer
 from spliteasy.training.segment_trainer import (
     GRADIENT_PREFIX,
@@ -47,7 +48,7 @@ def window_step(job: Job, record: RoundRecord, bodies: Mapping[str, bytes], befo
     trainer.apply_given(under(GRADIENT_PREFIX, mean), under(MODEL_PREFIX, mean), scheduled=record.steps - 1)
     kept = (MODEL_PREFIX, OPTIMIZER_PREFIX)
     state = {BODY + name: x for name, x in trainer.state().items() if name.startswith(kept)}
-    return tensors_to_bytes(state)
+    return tensors_to_bytes(on_host(state))
 
 
 def ends_mean(job: Job, record: RoundRecord, bodies: Mapping[str, bytes]) -> bytes:

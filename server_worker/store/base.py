@@ -30,6 +30,8 @@ PUT_TTL_S = 3600.0
 """A blob waits this long to be named; workers begin the time again while a step is open."""
 
 DELIVERIES_TTL_S = 3600.0
+UNREAD = "."
+"""In the place of a session's name: that of deliveries which nobody has read yet. No session is called so."""
 
 MAX_LOSSES = 512
 """Points of a session's loss curve that are kept."""
@@ -230,6 +232,13 @@ class Store(Protocol):
         """
         ...
 
+    async def queue_type(self, first: str | None = None) -> str | None:
+        """Return the type of the stack's queues (`QueueType`); None where nobody has said so yet.
+
+        `first` is the type that it gets then. It never changes afterwards.
+        """
+        ...
+
     # jobs
     async def put_job(self, job: StoredJob) -> None:
         """Store the package under name@digest, and make the name point to it. Idempotent.
@@ -414,14 +423,15 @@ class Store(Protocol):
         ...
 
     # requests that end their worker
-    async def begin_delivery(self, session: str, request: str) -> int:
+    async def begin_delivery(self, session: str | None, request: str) -> int:
         """Count that a request that was delivered again is about to be served; how often that was by now.
 
-        The count is forgotten DELIVERIES_TTL_S after the last one, and with the session.
+        Session None: what came is not read yet, so that nobody knows whose it is; `request` names it among
+        all. The count is forgotten DELIVERIES_TTL_S after the last one, and with the session.
         """
         ...
 
-    async def end_delivery(self, session: str, request: str) -> None:
+    async def end_delivery(self, session: str | None, request: str) -> None:
         """It was served, whatever came of it: forget its count."""
         ...
 

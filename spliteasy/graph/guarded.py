@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from spliteasy.errors import PortableError
 
@@ -122,7 +123,8 @@ def _check_lengths(
     if targets.dim() == 1 and int(target_lengths.sum()) > targets.numel():
         raise PortableError("ctc_loss is called with target lengths that add up to more than the targets")
     if targets.dim() == 2:  # what lies behind a target's length is padding, which nobody reads
-        targets = targets[torch.arange(longest) < target_lengths.reshape(-1, 1)]
+        places = torch.arange(longest, device=targets.device)
+        targets = targets[places < target_lengths.to(targets.device).reshape(-1, 1)]
     if not _within(targets, 0, classes - 1):
         raise PortableError(f"ctc_loss is called with targets outside 0 to {classes - 1}")
 
@@ -143,4 +145,4 @@ _CHECKS: dict[str, Callable[[Call], Call]] = {
 
 
 def _without_data(*tensors: Tensor) -> bool:
-    return any(type(t) not in (Tensor, nn.Parameter) or t.is_meta for t in tensors)
+    return any(t.is_meta or is_fake(t) for t in tensors)

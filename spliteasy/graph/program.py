@@ -6,6 +6,7 @@ It holds no tensors: it is called with the segment's tensors, in the order of th
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from spliteasy.errors import PortableError
 from spliteasy.graph.document import Document, Graph, Ref, Value
 from spliteasy.graph.encoding import decode_argument
+from spliteasy.graph.index_checks import Check, check_of
 from spliteasy.graph.operators import (
     BATCH_NORM,
     PLACEMENT,
@@ -36,6 +38,8 @@ class _Step(NamedTuple):
     """The step makes a tensor from nothing, so that it must be given the device."""
     writes: tuple[tuple[int, str], ...]
     """The arguments that the step writes into."""
+    check: Check | None
+    """A check of the places among the step's values, which kernels of accelerators do not survive."""
     frees: tuple[int, ...]
 
 
@@ -85,7 +89,7 @@ class Code:
         self.stateful = self.stateful or statistics or is_in_place(node.op)
         self.batch_norm = self.batch_norm or (statistics and node.op == BATCH_NORM)
         placed, writes = makes_from_nothing(node.op), written_by(node.op, args)
-        return _Step(call, args, kwargs, node.grad, placed, writes, ())
+        return _Step(call, args, kwargs, node.grad, placed, writes, check_of(node.op), ())
 
     def _with_frees(self, steps: list[_Step]) -> Iterable[_Step]:
         """Each step drops the values that it is the last to use, as Python would drop them."""
@@ -110,7 +114,8 @@ class Code:
     ) -> tuple[Value, ...]:
         """Run on the device where the tensors and inputs lie. Errors of the operators pass through.
 
-        Raises `PortableError` before a step that would write into a storage at one of the addresses `frozen`.
+        Raises `PortableError` before a step that would write into a storage at one of the addresses `frozen`,
+        and `DataError` before one that an accelerator would be lost with.
         """
         if len(tensors) != self._tensors or len(inputs) != len(self.graph.inputs):
             raise PortableError(
@@ -118,11 +123,14 @@ class Code:
                 f" expected {self._tensors} and {len(self.graph.inputs)}"
             )
         slots: list[Any] = [*tensors, *inputs]
+        kernels_check = device in ("cpu", "meta")
         for step in self.steps:
             args = [_filled(arg, slots) for arg in step.args]
             kwargs = {key: _filled(arg, slots) for key, arg in step.kwargs.items()}
             if step.placed:
                 kwargs["device"] = device
+            if step.check is not None and not kernels_check:
+                step.check(*args, **kwargs)
             if frozen:
                 for written in targets(step.writes, args, kwargs):
                     if written.untyped_storage().data_ptr() in frozen:
@@ -175,6 +183,12 @@ class Program:
         """The costs of a run, as far as it was checked at the job's batches (`check_program`)."""
         self.written = frozenset(spec.name for spec in document.tensors)
         """The tensors that a run may write into: all, until the program was checked."""
+
+    def on(self, device: str) -> Program:
+        """Return the same program for another device."""
+        twin = copy(self)
+        twin.device = device
+        return twin
 
     def code(self, training: bool) -> Code:
         return self.train if training else self.eval

@@ -156,6 +156,19 @@ class Segment(nn.Module):
         copies = {name: _copy(tensor) for name, tensor in chosen.items() if name not in frozen}
         return Segment(self._program, copies, frozen).train(self.training)
 
+    @property
+    def processor(self) -> torch.device:
+        """The processor that the segment's tensors lie on, and that computes it."""
+        return torch.device(self._program.device)
+
+    def on(self, processor: torch.device) -> Segment:
+        """Return the segment on that processor, in the same mode: itself where it is there, else a copy that
+        shares nothing."""
+        if processor == self.processor:
+            return self
+        tensors = {name: tensor.detach().to(processor) for name, tensor in self.tensors().items()}
+        return Segment(self._program.on(str(processor)), tensors).train(self.training)
+
     def with_frozen(self, frozen: Mapping[str, Frozen]) -> Segment:
         """Return the same segment with those tensors in the place of its own; the others are not copied."""
         own = {name: tensor.detach() for name, tensor in self.tensors().items() if name not in frozen}

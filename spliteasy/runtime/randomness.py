@@ -95,6 +95,28 @@ def _fresh_state() -> Tensor:
 
 
 @contextmanager
+def drawing_on(processor: torch.device, seed: Seed) -> Iterator[None]:
+    """Hold the generators of the CPU and of the processor, where `seed` says at first.
+
+    What they were before is put back at the end. Raises ValueError for a key on an accelerator, whose
+    generator has no room for all of it.
+    """
+    with drawing(state_of(seed)):
+        if processor.type == "cpu":
+            yield
+            return
+        if not isinstance(seed, int):
+            raise ValueError("a key's numbers are drawn on the CPU alone")
+        module = torch.get_device_module(processor)
+        before = module.get_rng_state(processor)
+        module.manual_seed(seed)
+        try:
+            yield
+        finally:
+            module.set_rng_state(before, processor)
+
+
+@contextmanager
 def drawing(state: Tensor) -> Iterator[None]:
     """Hold torch's CPU generator, in `state` at first; what it was before is put back at the end."""
     with _GENERATOR_LOCK:

@@ -1,4 +1,4 @@
-"""Torch runs in one thread of its own, so that the event loop beside it stays responsive.
+"""Torch runs in threads of its own, so that the event loop beside it stays responsive.
 
 A simulation gives another `Compute` that runs at once, under a virtual clock.
 """
@@ -17,6 +17,9 @@ T = TypeVar("T")
 NO_MEMORY = "can't allocate memory"
 """Torch's allocator says this when it fails; it raises a plain RuntimeError."""
 
+_NO_MEMORY = (NO_MEMORY, "out of memory", "STATUS_ALLOC_FAILED")
+"""The allocators of accelerators, and their libraries, say one of these."""
+
 OUT_OF_MEMORY_HINT = "give it more memory, or submit the job with smaller batches"
 
 
@@ -27,13 +30,14 @@ class Compute(Protocol):
 
 
 class TorchThread:
-    """Runs computations one at a time, in order of arrival, in a thread of its own.
+    """Runs computations in a thread of its own, one at a time in order of arrival.
 
-    A cancelled call does not stop a computation that has begun; its result is thrown away.
+    An accelerator may have more `threads`, so that one fills it while another waits for it. A cancelled call
+    does not stop a computation that has begun; its result is thrown away.
     """
 
-    def __init__(self, name: str = "torch") -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+    def __init__(self, name: str = "torch", *, threads: int = 1) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def __call__(self, run: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, guarded, run)
@@ -55,6 +59,11 @@ def guarded(run: Callable[[], T]) -> T:
     except StopIteration as error:
         raise RuntimeError(f"a computation raised {error!r}") from error
     except RuntimeError as error:
-        if NO_MEMORY not in str(error):
+        if not finds_no_memory(error):
             raise
         raise OutOfMemory(f"no memory: {error}"[:300], hint=OUT_OF_MEMORY_HINT) from error
+
+
+def finds_no_memory(error: RuntimeError) -> bool:
+    """Return whether an allocator of torch, or a library of an accelerator, raised it for want of memory."""
+    return any(text in str(error) for text in _NO_MEMORY)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import DpSpec, JobSpec
 from spliteasy.privacy.numbers import fill
-from spliteasy.runtime.randomness import KEY_BYTES, Key, drawing
+from spliteasy.runtime.randomness import KEY_BYTES, Key
 from spliteasy.training.digest import strong_digest
 from spliteasy.training.losses import LossFunction
 from spliteasy.training.measures import Measure
@@ -69,7 +68,7 @@ class PrivateTrainer(SegmentTrainer):
                 tensor[row : row + 1].detach().clone().requires_grad_(spec.needs_grad)
                 for tensor, spec in zip(tensors, self.segment.input_values, strict=True)
             )
-            with drawing(self._state_at(step, row)) if self.segment.has_random else nullcontext():
+            with self._drawing(step, row):
                 rows.append(OpenForward(leaves, self.segment.forward(*leaves)))
         return OpenRows(tuple(tensors), _joined([row.outputs for row in rows]), tuple(rows))
 

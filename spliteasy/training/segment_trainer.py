@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from spliteasy.errors import JobError
 from spliteasy.graph.document import ValueSpec
 from spliteasy.graph.segment import Segment
 from spliteasy.job.spec import JobSpec
-from spliteasy.runtime.randomness import Key, drawing, seed_of, state_of
+from spliteasy.runtime.randomness import Key, Seed, drawing_on, seed_of, state_of
 from spliteasy.training.digest import strong_digest
 from spliteasy.training.optim import (
     build_optimizer,
@@ -42,6 +42,7 @@ MODEL_PREFIX = "model/"
 GRADIENT_PREFIX = "gradient/"
 ACCUMULATED_PREFIX = "accumulated/"
 AVERAGE_PREFIX = "average/"
+COUNTER_FIELD = "step"
 _OF_WEIGHTS = (OPTIMIZER_PREFIX, ACCUMULATED_PREFIX, AVERAGE_PREFIX)
 """Begin the names of what a state has of each weight beside it."""
 
@@ -58,18 +59,23 @@ class OpenForward:
     outputs: Values
 
 
-def generator_state(
-    spec: JobSpec, device: str, role: str, step: int, micro: int, *, key: Key | None
-) -> Tensor:
-    """The state of torch's generator with which a segment begins the forward of a micro-batch.
+def generator_seed(spec: JobSpec, device: str, role: str, step: int, micro: int, *, key: Key | None) -> Seed:
+    """The beginning of torch's generator for a segment's forward of a micro-batch.
 
     It follows from the device's `key` for head and tail, and from the job's seed for the body. The one place
     that says where random layers get their numbers: for training, and for the plain program that it is
     compared with.
     """
     if key is not None:
-        return state_of(key.at("mask", role, step, micro))
-    return state_of(seed_of(spec.seed, device, role, step, micro))
+        return key.at("mask", role, step, micro)
+    return seed_of(spec.seed, device, role, step, micro)
+
+
+def generator_state(
+    spec: JobSpec, device: str, role: str, step: int, micro: int, *, key: Key | None
+) -> Tensor:
+    """The state of the CPU's generator where `generator_seed` says that it begins."""
+    return state_of(generator_seed(spec, device, role, step, micro, key=key))
 
 
 class SegmentTrainer:
@@ -94,7 +100,7 @@ class SegmentTrainer:
         self.held: dict[str, Tensor] = {}
         """Gradients of the last step that were kept in place of being applied (`hold`), by weight."""
         self._spec = spec
-        self._state_at = partial(generator_state, spec, device, role, key=key)
+        self._seed_at = partial(generator_seed, spec, device, role, key=key)
         self._parameters = dict(segment.named_parameters())
         self._optimizer = build_optimizer(spec.optimizer, self._parameters.items())
         self._optimizer_fields = state_fields(spec.optimizer)
@@ -158,9 +164,15 @@ class SegmentTrainer:
             value.detach().requires_grad_(spec.needs_grad) if isinstance(value, Tensor) else value
             for value, spec in zip(values, self.segment.input_values, strict=True)
         )
-        with drawing(self._state_at(step, micro)) if self.segment.has_random else nullcontext():
+        with self._drawing(step, micro):
             outputs = self.segment.forward(*inputs)
         return OpenForward(inputs, outputs)
+
+    def _drawing(self, step: int, micro: int) -> AbstractContextManager[None]:
+        """Let random layers draw the numbers of that micro-batch, while it is entered."""
+        if not self.segment.has_random:
+            return nullcontext()
+        return drawing_on(self.segment.processor, self._seed_at(step, micro))
 
     def backward(self, opened: OpenForward, gradients: Sequence[Tensor | None]) -> Gradients:
         """Accumulate the weights' gradients; returns those of the inputs (None where there is none).
@@ -179,7 +191,8 @@ class SegmentTrainer:
     def finite(self) -> bool:
         """Return whether every gradient that `apply` would use, and every buffer that it would keep, is a
         number."""
-        return self.not_finite() is None
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        return all_finite(gradients) and self.spoiled_buffer() is None
 
     def not_finite(self) -> str | None:
         """Say for a person what of the open step is NaN or infinite, or None where all is finite."""
@@ -257,7 +270,7 @@ class SegmentTrainer:
         """
         self.abort()
         for name, gradient in gradients.items():
-            self._parameters[name].grad = gradient.clone()
+            self._parameters[name].grad = _beside(self._parameters[name], gradient)
         for name, buffer in buffers.items():
             self._buffers[name].copy_(buffer)
         self.ahead = scheduled - self.taken
@@ -422,7 +435,7 @@ class SegmentTrainer:
     def _unshare(self, given: Mapping[str, Tensor]) -> None:
         """Make a frozen tensor the segment's own where it is given with other bits."""
         for name, each in list(self.segment.frozen.items()):
-            if name in given and not torch.equal(given[name], each.tensor):
+            if name in given and not torch.equal(given[name].to(each.tensor.device), each.tensor):
                 self.segment.unshare(name)
 
     def _load_optimizer(self, state: Mapping[str, Tensor]) -> None:
@@ -432,8 +445,10 @@ class SegmentTrainer:
         for key, value in state.items():
             if key.startswith(OPTIMIZER_PREFIX):
                 name, _, field = key[len(OPTIMIZER_PREFIX) :].rpartition("/")
-                if field in self._optimizer_fields:
-                    found.setdefault(name, {})[field] = value.clone()
+                if field in self._optimizer_fields and name in self._parameters:
+                    counter = field == COUNTER_FIELD  # optimizers count on the host, wherever the weights lie
+                    kept = value.clone() if counter else _beside(self._parameters[name], value)
+                    found.setdefault(name, {})[field] = kept
         self._optimizer.state.clear()
         for name, parameter in self._parameters.items():
             own = found.get(name, {})
@@ -444,8 +459,10 @@ class SegmentTrainer:
 
     def _kept(self, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """Return a copy of what the state has under the prefix for weights that train."""
-        named = ((name, state.get(prefix + name)) for name, p in self._parameters.items() if p.requires_grad)
-        return {name: tensor.clone() for name, tensor in named if tensor is not None}
+        named = (
+            (p, name, state.get(prefix + name)) for name, p in self._parameters.items() if p.requires_grad
+        )
+        return {name: _beside(p, tensor) for p, name, tensor in named if tensor is not None}
 
     def moving(self) -> list[Tensor]:
         """Return what a step may change of the model: trainable weights, buffers and gradients that are
@@ -472,6 +489,11 @@ class SegmentTrainer:
                 raise ValueError(f"the optimizer took {int(count)} steps on {name}, the session {self.step}")
 
 
+def _beside(weight: Tensor, tensor: Tensor) -> Tensor:
+    """Return a copy of the tensor on the weight's processor."""
+    return tensor.to(weight.device, copy=True)
+
+
 def model_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's tensors of a state, by their names in the segment."""
     return {n.removeprefix(MODEL_PREFIX): t for n, t in state.items() if n.startswith(MODEL_PREFIX)}
@@ -494,7 +516,11 @@ def _form(tensor: Tensor) -> str:
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Return whether no element is NaN or infinite. A sum decides in one pass, if it can."""
-    dense = (t.coalesce().values() if t.is_sparse else t for t in tensors)
+    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    if dense and dense[0].device.type != "cpu":  # an accelerator is asked once, not once a tensor
+        return bool(torch.stack([t.sum().isfinite() for t in dense]).all()) or all(
+            bool(t.isfinite().all()) for t in dense
+        )
     return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in dense)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,6 +40,8 @@ from spliteasy_cli.support.runner import run
 
 if TYPE_CHECKING:
     import asyncio
+
+    import torch
 
     from broker import Transport
     from server_worker.config import WorkerConfig
@@ -118,12 +122,32 @@ ShardsOption = Annotated[
         show_default="what the stack has; 16 for a new one",
     ),
 ]
+QueuesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--queues",
+        metavar="classic|quorum",
+        envvar="SPLITEASY_QUEUES",
+        help="The type of the broker's queues: 'classic' (in one node's memory, half the broker's work) or "
+        "'quorum' (copied to the nodes of a cluster). The first worker of a stack fixes it.",
+        show_default="what the stack has; quorum for a new one",
+    ),
+]
 TakeoverOption = Annotated[
     int,
     typer.Option(
         "--takeover-s",
         min=5,
         help="When this worker falls silent, its sessions move to another one within so many seconds.",
+    ),
+]
+ProcessorOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        envvar="SPLITEASY_WORKER_DEVICE",
+        metavar="cpu|cuda:N|xpu:N|mps",
+        help="The processor that bodies lie on and are computed by. Memory limits are of its memory then.",
     ),
 ]
 
@@ -136,6 +160,9 @@ def _refuse_heartbeat(value: str | None) -> None:
 OldHeartbeatOption = Annotated[
     str | None, typer.Option("--heartbeat-s", hidden=True, callback=_refuse_heartbeat)
 ]
+
+EXIT_LOST = 3
+"""The exit status of a worker whose accelerator failed: a new process may use it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +190,7 @@ def worker(
     trust: TrustOption = None,
     enrolment: EnrolmentOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
+    device: ProcessorOption = "cpu",
     memory_mib: MemoryOption = defaults.MEMORY_MIB,
     waiting_mib: WaitingOption = defaults.WAITING_MIB,
     dead_mib: DeadOption = defaults.DEAD_MIB,
@@ -175,6 +203,7 @@ def worker(
     request_tflop: RequestTflopOption = defaults.REQUEST_TFLOP,
     takeover_s: TakeoverOption = defaults.TAKEOVER_S,
     shards: ShardsOption = None,
+    queues: QueuesOption = None,
     _heartbeat_s: OldHeartbeatOption = None,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = METRICS_HOST,
@@ -196,6 +225,8 @@ def worker(
         device_mib=device_mib,
         device_sessions=device_sessions,
     )
+    if queues not in (None, "classic", "quorum"):
+        raise UserError(f"--queues {queues} is not known", hint="classic or quorum")
     where = _broker_url(enrolment, broker)
     trusted = _trust(trust, where)
     if name is not None:
@@ -205,13 +236,16 @@ def worker(
 
     async def main(stop: asyncio.Event) -> None:
         from server_worker import metrics
+        from spliteasy.runtime.accelerator import processor_named, settle
 
+        processor = processor_named(device)
+        settle(processor)
         settings = worker_config(name, trusted, limits, seconds(give_up_after))
-        _log_start(settings, where, trusted, threads, sealed=bool(keys.keys))
+        _log_start(settings, where, trusted, threads, str(processor), sealed=bool(keys.keys))
         reach = partial(_reach, enrolment, where, takeover_s=takeover_s)
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         with tracing(traces, service="spliteasy-worker", instance=settings.name) as tracer:
-            await _serve(settings, shards, reach, store, keys, monitoring, tracer, stop)
+            await _serve(settings, processor, (shards, queues), reach, store, keys, monitoring, tracer, stop)
 
     with torch_threads(threads):
         run(main, on_stop="draining: the worker finishes the steps that have begun")
@@ -240,11 +274,20 @@ def worker_config(name: str | None, trust: str, limits: Limits, give_up_s: float
     return config if name is None else replace(config, name=name)
 
 
-def _log_start(config: WorkerConfig, broker: str, trust: str, threads: int, *, sealed: bool) -> None:
+def _log_start(
+    config: WorkerConfig, broker: str, trust: str, threads: int, device: str, *, sealed: bool
+) -> None:
     import structlog
 
     log = structlog.get_logger(__name__)
-    log.info("the worker starts", worker=config.name, broker=shown(broker), trust=trust, threads=threads)
+    log.info(
+        "the worker starts",
+        worker=config.name,
+        broker=shown(broker),
+        trust=trust,
+        threads=threads,
+        device=device,
+    )
     if not sealed:
         log.warning("requests and snapshots lie in the store in the open: no --store-key was given")
 
@@ -280,7 +323,8 @@ async def _reach(enrolment: Path | None, url: str, *, takeover_s: int) -> Transp
 
 async def _serve(
     config: WorkerConfig,
-    shards: int | None,
+    processor: torch.device,
+    wanted: tuple[int | None, str | None],
     reach: Connect,
     store: str,
     keys: StoreKeys,
@@ -288,21 +332,29 @@ async def _serve(
     tracer: Tracer | None,
     stop: asyncio.Event,
 ) -> None:
-    """Run the worker over the store and a torch thread, and serve its metrics."""
+    """Run the worker over the store and the processor, and serve its metrics. `wanted`: the number of shards,
+    and the type of the queues, as the options say."""
+    from broker.transport.topology import QueueType
     from server_worker import gauges, metrics
     from server_worker.engine.local import LocalEngine
+    from server_worker.placement.queue_type import settle_queue_type
     from server_worker.placement.shards import settle_shards
     from server_worker.worker import Worker
+    from spliteasy.runtime.accelerator import lanes_of
     from spliteasy.runtime.torch_thread import TorchThread
 
-    thread, meter = TorchThread(), monitoring.meter
+    thread, meter = TorchThread(threads=lanes_of(processor)), monitoring.meter
+    shards, queues = wanted[0], None if wanted[1] is None else QueueType(wanted[1])
     try:
         async with store_at(store, keys=keys, unreachable_s=config.patience_s) as open_store:
+            settled = await settle_queue_type(open_store, queues)
             running = Worker(
-                replace(config, shards=await settle_shards(open_store, shards)),
+                replace(config, queues=settled, shards=await settle_shards(open_store, shards)),
                 connect=reach,
                 store=metrics.metered_store(open_store, meter, time.monotonic),
-                engine=LocalEngine(metrics.MeteredCompute(thread, meter, time.monotonic)),
+                engine=LocalEngine(
+                    metrics.MeteredCompute(thread, meter, time.monotonic), processor, lost=_end_process
+                ),
                 meter=meter,
                 tracer=tracer,
             )
@@ -313,3 +365,16 @@ async def _serve(
                 await running.run(stop)
     finally:
         thread.close()
+
+
+def _end_process(error: RuntimeError) -> None:
+    """End at once: the accelerator gives this process nothing more, and no request must be answered for it.
+
+    The worker that takes the session over gets the request again, and buries one that ended several workers.
+    """
+    import structlog
+
+    log = structlog.get_logger(__name__)
+    log.critical("the accelerator failed, and the worker ends; start it again", error=str(error)[:500])
+    logging.shutdown()
+    os._exit(EXIT_LOST)

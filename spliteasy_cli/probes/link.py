@@ -46,7 +46,7 @@ async def _round_trip_s(transport: Transport, queue: str) -> float:
     taken = []
     for _ in range(ROUND_TRIPS):
         began = time.perf_counter()
-        await transport.publish(queue, b"\0", to_queue=True, persistent=False)
+        await transport.publish(queue, b"\0", to_queue=True)
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
 
@@ -58,7 +58,7 @@ async def _send(transport: Transport, queue: str, count: int) -> float:
 
     async def one() -> None:
         async with window:
-            await transport.publish(queue, frame, to_queue=True, persistent=False)
+            await transport.publish(queue, frame, to_queue=True)
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:

@@ -16,6 +16,7 @@ from device_agent.config import AgentConfig
 from device_agent.link.link import Connect
 from server_worker.config import Trust, WorkerConfig
 from server_worker.engine.local import LocalEngine
+from server_worker.placement.queue_type import settle_queue_type
 from server_worker.placement.shards import settle_shards
 from server_worker.store import Store
 from server_worker.worker import Worker
@@ -37,21 +38,22 @@ async def workers_running(
 ) -> AsyncIterator[Sequence[Worker]]:
     """Let `count` workers of this process serve while the context is entered; they drain at the end.
 
-    `connect` is called with a worker's name. `config` has their settings but for name, trust and shards;
-    `parts` are further arguments of each `Worker`. What ends a worker (LinkRefused, a bug) cancels the body
-    of the `async with`, and is raised.
+    `connect` is called with a worker's name. `config` has their settings but for name, trust, shards and
+    type of queues; `parts` are further arguments of each `Worker`. What ends a worker (LinkRefused, a bug)
+    cancels the body of the `async with`, and is raised.
     """
     settings = config or WorkerConfig(name="worker")
     stop = asyncio.Event()
     computes = [TorchThread(f"worker-{n + 1}") for n in range(count)]
     try:
+        queues = await settle_queue_type(store, None)
         shards = await settle_shards(store, None)
         workers = []
         async with asyncio.TaskGroup() as group:
             for number, compute in enumerate(computes, start=1):
                 name = f"worker-{number}"
                 worker = Worker(
-                    replace(settings, name=name, trust=trust, shards=shards),
+                    replace(settings, name=name, trust=trust, shards=shards, queues=queues),
                     connect=partial(connect, name),
                     store=store,
                     engine=LocalEngine(compute),

@@ -73,5 +73,5 @@ def test_the_spread_is_of_the_stem_cut_alone() -> None:
 
 
 def test_fairness_is_the_share_of_devices_that_get_on() -> None:
-    figure = Figure(devices=4, seconds=2.0, steps=[5, 5, 0, 0], computing_s=1.5, processor_s=1.0)
+    figure = Figure(devices=4, seconds=2.0, steps=[5, 5, 0, 0], computing_s=1.5, processor_s=1.0, cpu_s={})
     assert (figure.fairness, figure.share) == (0.5, 0.75)

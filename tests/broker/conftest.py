@@ -28,6 +28,8 @@ DELIVERY_LIMIT = 2
 HUBS = [
     "memory",
     pytest.param("rabbitmq", marks=pytest.mark.rabbitmq),
+    "classic-memory",
+    pytest.param("classic-rabbitmq", marks=pytest.mark.rabbitmq),
     "gateway-memory",
     pytest.param("gateway-rabbitmq", marks=pytest.mark.rabbitmq),
 ]
@@ -35,6 +37,9 @@ HUBS = [
 
 class Hub(Protocol):
     """One broker for one test. `connect` gives a new connection of the account; `cut` loses its network."""
+
+    kind: topology.QueueType
+    """The type of the workers' queues."""
 
     async def connect(self, principal: str) -> Transport: ...
 
@@ -47,7 +52,7 @@ class Lane:
     def __init__(self, hub: Hub, *, to_device: bool) -> None:
         self._hub = hub
         self._to_device = to_device
-        self.queue = topology.reply_slot("phone-1", 3) if to_device else topology.shard_queue(3)
+        self.queue = topology.reply_slot("phone-1", 3) if to_device else topology.shard_queue(3, hub.kind)
         self._writer: Transport | None = None
 
     async def reader(self) -> Transport:
@@ -85,7 +90,8 @@ class Lane:
 class MemoryHub:
     """Everybody on the in-process broker."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: topology.QueueType = topology.QueueType.QUORUM) -> None:
+        self.kind = kind
         self._broker = MemoryBroker(delivery_limit=DELIVERY_LIMIT)
         self._passwords: dict[str, str] = {}
 
@@ -106,7 +112,14 @@ class MemoryHub:
 class RabbitHub:
     """Everybody on RabbitMQ, each connection through a proxy."""
 
-    def __init__(self, broker: RabbitBroker, vhost: str, stack: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        broker: RabbitBroker,
+        vhost: str,
+        stack: AsyncExitStack,
+        kind: topology.QueueType = topology.QueueType.QUORUM,
+    ) -> None:
+        self.kind = kind
         self._broker = broker
         self._vhost = vhost
         self._stack = stack
@@ -139,6 +152,7 @@ class GatewayHub:
     """Devices behind a gateway, each connection through a proxy; all others on the broker itself."""
 
     def __init__(self, direct: MemoryHub | RabbitHub, port: int, stack: AsyncExitStack) -> None:
+        self.kind = direct.kind
         self._direct = direct
         self._port = port
         self._stack = stack
@@ -173,9 +187,9 @@ async def rabbit(
         yield RabbitHub(rabbitmq_broker, rabbitmq_vhost, stack)
 
 
-@pytest.fixture(params=HUBS[:2])
+@pytest.fixture(params=HUBS[:4])
 async def hub(request: pytest.FixtureRequest, no_loop_errors: None) -> AsyncIterator[Hub]:
-    """The broker itself, which workers use."""
+    """The broker itself, which workers use, with queues of either type."""
     async with AsyncExitStack() as stack:
         yield _direct_hub(request, stack)
 
@@ -198,11 +212,13 @@ def reading(any_hub: Hub) -> Lane:
 
 
 def _direct_hub(request: pytest.FixtureRequest, stack: AsyncExitStack) -> MemoryHub | RabbitHub:
+    classic = request.param.startswith("classic")
+    kind = topology.QueueType.CLASSIC if classic else topology.QueueType.QUORUM
     if request.param.endswith("memory"):
-        return MemoryHub()
+        return MemoryHub(kind)
     broker: RabbitBroker = request.getfixturevalue("rabbitmq_broker")
     vhost: str = request.getfixturevalue("rabbitmq_vhost")
-    return RabbitHub(broker, vhost, stack)
+    return RabbitHub(broker, vhost, stack, kind)
 
 
 @pytest.fixture

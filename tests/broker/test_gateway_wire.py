@@ -15,9 +15,9 @@ EVERYTHING = FROM_DEVICE | FROM_GATEWAY
 
 
 def test_the_bytes_of_a_packet_are_as_documented() -> None:
-    packet = Packet(kind=Kind.PUBLISH, flags=1, number=7, argument=0, text="s.phone-1.03", body=b"frame")
+    packet = Packet(kind=Kind.PUBLISH, number=7, argument=0, text="s.phone-1.03", body=b"frame")
     assert encode_packet(packet).hex(" ", -4) == (
-        "04010c00 07000000 00000000 00000000 732e7068 6f6e652d 312e3033 00000000 6672616d 65"
+        "04000c00 07000000 00000000 00000000 732e7068 6f6e652d 312e3033 00000000 6672616d 65"
     )
 
 
@@ -29,6 +29,7 @@ def test_the_bytes_of_a_packet_are_as_documented() -> None:
     body=st.binary(max_size=300),
 )
 def test_what_is_encoded_is_parsed(kind: Kind, flag: int, number: int, text: str, body: bytes) -> None:
+    flag = flag if kind is Kind.DELIVERY else 0
     packet = Packet(kind=kind, flags=flag, number=number, text=text, body=body)
     message = encode_packet(packet)
     parsed = parse_packet(message, EVERYTHING, frame_bytes=FRAME_BYTES)

@@ -1,6 +1,6 @@
 """`python -m tests.chaos`: real processes under real faults, then the equality.
 
---minutes 10 [--seed 1] [--devices 2] [--workers 2] [--appendfsync always]
+--minutes 10 [--seed 1] [--devices 2] [--workers 2] [--appendfsync always] [--queues classic]
 --once                         each kind of fault once, instead of --minutes
 
 The last line is `max_abs_diff=0`; anything else exits non-zero. The same seed draws the same faults.
@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from broker.transport.topology import QueueType
 from tests.chaos.device_faults import DEVICE_FAULTS
 from tests.chaos.record import Record, table
 from tests.chaos.run import GAP_S, Plan, Report, play
@@ -115,6 +116,9 @@ def _arguments() -> tuple[Plan, bool]:
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--appendfsync", choices=("always", "everysec"), default="everysec")
+    parser.add_argument(
+        "--queues", type=QueueType, choices=list(QueueType), help="of the workers; else the seed draws"
+    )
     parser.add_argument("--keep", action="store_true", help="keep history and logs even if all went well")
     given = parser.parse_args()
     plan = Plan(
@@ -123,6 +127,7 @@ def _arguments() -> tuple[Plan, bool]:
         devices=given.devices,
         workers=given.workers,
         appendfsync=given.appendfsync,
+        queues=given.queues,
         gap_s=ONCE_GAP_S if given.once else GAP_S,
     )
     return plan, given.keep

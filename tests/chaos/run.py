@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from broker.transport.topology import QueueType
 from deploy.nodes.redis_server import AppendFsync
 from server_worker.store import open_store
 from tests.chaos.device import PROFILE, Device
@@ -40,6 +41,8 @@ class Plan:
     devices: int = 2
     workers: int = 2
     appendfsync: AppendFsync = "everysec"
+    queues: QueueType | None = None
+    """The type of the workers' queues; None: drawn by the seed."""
     gap_s: float = GAP_S
     """Mean pause between two faults of a lane. There is a lane a device, and two more."""
 
@@ -66,7 +69,9 @@ class Report:
 async def play(plan: Plan, folder: Path, record: Record | None = None) -> Report:
     """Run it in `folder`. Cancelled, it ends all that it started."""
     record = record or Record()
-    stack = Stack(folder, record, workers=plan.workers, appendfsync=plan.appendfsync)
+    queues = plan.queues or random.Random(f"{plan.seed}/queues").choice(list(QueueType))
+    record.note(f"{queues} queues")
+    stack = Stack(folder, record, workers=plan.workers, appendfsync=plan.appendfsync, queues=queues)
     async with stack:
         devices = [await _device(stack, slot, plan) for slot in range(plan.devices)]
         scene = Scene(stack, devices)

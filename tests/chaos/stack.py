@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from benchmarks.emulator import LinkEmulator
+from broker.transport.topology import QueueType
 from deploy.nodes.rabbitmq import RabbitNode
 from deploy.nodes.redis_server import AppendFsync, RedisServer
 from server_worker.store import open_store
@@ -74,6 +75,7 @@ class Stack:
         workers: int,
         appendfsync: AppendFsync = "everysec",
         rabbit: Rabbit | None = None,
+        queues: QueueType = QueueType.QUORUM,
     ) -> None:
         self.folder = folder
         self.record = record
@@ -88,6 +90,7 @@ class Stack:
             # One growing file: cutting off its end is what losing the last writes looks like.
             settings={"auto-aof-rewrite-percentage": "0"},
         )
+        self.queues = queues
         self.workers: list[WorkerSlot] = []
         self.worker_count = workers
         self.links: list[LinkEmulator] = []
@@ -209,7 +212,7 @@ class Stack:
         slot.serving.clear()
         slot.process = await self.spliteasy(
             *("worker", "--name", f"worker-{slot.number}-{len(self._processes)}"),
-            *("--trust", "open", "--drain-s", DRAIN_S),
+            *("--trust", "open", "--drain-s", DRAIN_S, "--queues", self.queues.value),
             name=f"worker-{slot.number}",
             on_line=said,
             environment={

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.transport.topology import QueueType
 from deploy.stack.daemons import start_time
 from tests.chaos.cluster import Cluster
 from tests.chaos.conftest import new_training
@@ -30,8 +31,11 @@ MAY_NOT_STRIKE = {"checkpoints lost", "link cut in an upload", "link cut in a do
 """These wait for the right moment, which on a slow machine may not come."""
 
 
-def test_every_kind_of_fault_leaves_the_same_bits(tmp_path: Path) -> None:
-    report = asyncio.run(play(Plan(seed=3, seconds=None, gap_s=0.5), tmp_path))
+@pytest.mark.parametrize(
+    "queues", [QueueType.CLASSIC, pytest.param(QueueType.QUORUM, marks=pytest.mark.long)]
+)
+def test_every_kind_of_fault_leaves_the_same_bits(tmp_path: Path, queues: QueueType) -> None:
+    report = asyncio.run(play(Plan(seed=3, seconds=None, queues=queues, gap_s=0.5), tmp_path))
     print(table(report.record))
     assert report.record.violations == [], "\n".join(report.record.history)
     assert report.max_abs_diff == 0

@@ -93,6 +93,20 @@ def test_a_worker_takes_options_from_a_file_but_the_command_line_wins(
     assert limits.waiting_mib == defaults.WAITING_MIB
 
 
+def test_a_processor_that_is_not_there_is_told(
+    started_with: Callable[..., worker.Limits | Ran], tmp_path: Path
+) -> None:
+    assert isinstance(started_with("--device", "cpu"), worker.Limits)
+    file = tmp_path / "worker.toml"
+    file.write_text('device = "cuda:7"\n')
+    for arguments in (("--device", "cuda:7"), ("--config", str(file))):
+        ran = started_with(*arguments)
+        assert isinstance(ran, Ran)
+        assert ran.code == 2
+        assert "there is no processor cuda:7 here: torch" in ran.error
+        assert "finds cpu" in ran.error
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

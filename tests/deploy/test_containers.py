@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 DOCKERFILES = sorted((DEPLOY / "containers").glob("*.Dockerfile"))
 COMPOSE = DEPLOY / "containers/compose.yaml"
-COMPOSE_FILES = (COMPOSE, DEPLOY / "compose.yaml", DEPLOY / "watch.yaml")
+COMPOSE_FILES = (COMPOSE, DEPLOY / "compose.yaml", DEPLOY / "watch.yaml", DEPLOY / "containers/gpu.yaml")
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 KUBERNETES = ("1.29", "1.33", "1.37")
 WORKER_PORT = 9464
@@ -327,6 +327,31 @@ def test_what_is_listed_is_there() -> None:
             source = volume.partition(":")[0]
             made_later = source.startswith(("./data/", "./secrets/"))
             assert made_later or (COMPOSE.parent / source).exists(), source
+
+
+def test_workers_get_a_gpu_where_one_is_asked_for() -> None:
+    compose = yaml.safe_load((DEPLOY / "containers/gpu.yaml").read_text())["services"]
+    assert set(compose) <= set(yaml.safe_load(COMPOSE.read_text())["services"])
+    assert compose["worker"]["environment"] == {"SPLITEASY_WORKER_DEVICE": "cuda:0"}
+    overlay = yaml.safe_load((DEPLOY / "kubernetes-gpu/kustomization.yaml").read_text())
+    assert [(DEPLOY / "kubernetes-gpu" / each).resolve() for each in overlay["resources"]] == [
+        DEPLOY / "kubernetes"
+    ]
+    (patch,) = overlay["patches"]
+    worker = one(patch["target"]["kind"], patch["target"]["name"])
+    for operation in yaml.safe_load(patch["patch"]):
+        *path, last = [part.replace("~1", "/") for part in operation["path"].split("/")[1:]]
+        place: Any = worker
+        for part in path:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        if last == "-":
+            place.append(operation["value"])
+        else:
+            place[last] = operation["value"]
+    kubernetes_validate.validate(worker, KUBERNETES[-1], strict=True)
+    (container,) = worker["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert {"name": "SPLITEASY_WORKER_DEVICE", "value": "cuda:0"} in container["env"]
 
 
 def test_redis_refuses_writes_before_the_cluster_kills_it() -> None:

@@ -104,6 +104,28 @@ def test_a_stack_of_an_older_version_can_be_stopped(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+def test_a_new_stack_has_classic_queues_and_keeps_the_type_that_it_was_made_with(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, docker=True)
+    assert machine.local("up", "--workers", "0").returncode == 0
+    file = tmp_path / ".local/queues"
+    assert file.read_text() == "classic"
+    ran = machine.local("up", "--workers", "0", "--queues", "quorum")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "made with classic queues" in ran.stderr
+    assert "QUEUES=classic" in ran.stderr
+    assert machine.local("clean").returncode == 0
+    assert machine.local("up", "--workers", "0", "--queues", "quorum").returncode == 0
+    assert file.read_text() == "quorum"
+
+
+def test_an_older_stack_says_no_type_of_queues(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, docker=True)
+    assert machine.local("up", "--workers", "0").returncode == 0
+    (tmp_path / ".local/queues").unlink()
+    assert machine.local("up", "--workers", "0").returncode == 0
+    assert not (tmp_path / ".local/queues").exists()
+
+
 def test_the_password_is_on_no_command_line(tmp_path: Path) -> None:
     machine = Machine(tmp_path, docker=True)
     assert machine.local("up", "--workers", "0").returncode == 0

@@ -78,6 +78,9 @@ async def serve(store: RedisStore) -> None:
     meta = steps.done(await steps.snapshot(store, meta, 2))
     await steps.put(store, meta, 3, bytes(1 << 20))
     await store.keep_requests(meta.session, attempt=meta.attempt, owner=meta.owner)
+    assert await store.queue_type("classic") == "classic"
+    assert await store.begin_delivery(None, "aa") == 1
+    await store.end_delivery(None, "aa")
     assert await store.begin_delivery(meta.session, "aa") == 1
     await store.end_delivery(meta.session, "aa")
     assert await store.read_snapshot(meta.session, 2) == {"weight": b"w"}

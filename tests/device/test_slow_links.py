@@ -195,8 +195,8 @@ async def test_a_frame_may_take_longer_than_every_deadline_while_its_bytes_move(
         await transport.declare(queue)
         subscription = await transport.subscribe(queue.name, prefetch=1)
         body = bytes(110_000)
-        await transport.publish(queue.name, body, to_queue=True, persistent=False)
-        publishing = transport.publish(queue.name, bytes(1_500_000), to_queue=True, persistent=False)
+        await transport.publish(queue.name, body, to_queue=True)
+        publishing = transport.publish(queue.name, bytes(1_500_000), to_queue=True)
         delivery, _ = await asyncio.gather(anext(subscription), publishing)
         assert delivery.body == body
         assert len(emulator.connections) == 2

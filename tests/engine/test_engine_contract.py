@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -35,12 +36,15 @@ from server_worker.engine.probe import alike
 from spliteasy.codecs.packer import Packed
 from spliteasy.errors import DataError, OutputsMismatch
 from spliteasy.job import Job
+from spliteasy.runtime.accelerator import on_host, processors, settle
 from spliteasy.runtime.torch_thread import TorchThread
 from spliteasy.training.segment_trainer import NotFinite, SegmentTrainer
+from tests.engine import standin
 from tests.simulation import toy
 
 T = TypeVar("T")
 PLAIN = toy.Variant()
+assert standin.DEVICE in processors()
 
 
 async def _inline(run: Callable[[], T]) -> T:
@@ -61,9 +65,29 @@ def _local_inline() -> Iterator[Engine]:
     yield LocalEngine(_inline)
 
 
-@pytest.fixture(params=[_local_in_a_thread, _local_inline], ids=["thread", "inline"])
+@contextmanager
+def _local_on(processor: torch.device) -> Iterator[Engine]:
+    """The bodies of this engine lie on an accelerator, and several threads feed it."""
+    thread, deterministic = TorchThread(threads=3), torch.are_deterministic_algorithms_enabled()
+    settle(processor)
+    try:
+        yield LocalEngine(thread, processor)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        thread.close()
+
+
+ENGINES = {
+    "thread": _local_in_a_thread,
+    "inline": _local_inline,
+    **{str(processor): partial(_local_on, processor) for processor in processors()[1:]},
+}
+"""An engine for each processor that torch finds, the stand-in among them, beside those of the CPU."""
+
+
+@pytest.fixture(params=ENGINES)
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    with request.param() as made:
+    with ENGINES[request.param]() as made:
         yield made
 
 
@@ -94,6 +118,13 @@ async def take(engine: Engine, body: Body, step: int) -> StepDone:
     return await engine.perform(Step(body))
 
 
+def plain_trainer(engine: Engine, job: Job) -> SegmentTrainer:
+    """A trainer of the body without an engine, on the engine's processor."""
+    assert isinstance(engine, LocalEngine)
+    body = job.body.spawn().on(engine.processor)
+    return SegmentTrainer(body, job.spec, device="phone-1", role="body")
+
+
 async def weights(engine: Engine, body: Body) -> dict[str, Tensor]:
     return await engine.perform(ReadWeights(body))
 
@@ -104,25 +135,25 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 async def test_a_step_is_the_plain_trainers(engine: Engine) -> None:
     job = toy.job(PLAIN)
-    plain = SegmentTrainer(job.body.spawn(), job.spec, device="phone-1", role="body")
+    plain = plain_trainer(engine, job)
     body = await opened(engine)
     for step in range(1, 4):
         (activation,) = values(step).values
         assert isinstance(activation, Tensor)
-        graph = plain.forward([activation])
+        graph = plain.forward([activation.to(plain.segment.processor)])
         (output,) = graph.outputs
         assert isinstance(output, Tensor)
         forwarded = await engine.perform(forward_of(body, step))
         assert forwarded.output_bytes == output.nbytes
-        assert torch.equal(forwarded.outputs.values[0], output.detach())  # type: ignore[arg-type]
+        assert torch.equal(forwarded.outputs.values[0], output.detach().cpu())  # type: ignore[arg-type]
         returned = await engine.perform(backward_of(body, step, forwarded))
         (gradient,) = plain.backward(graph, [output.detach() * 0.5])
         assert gradient is not None
-        assert torch.equal(returned.gradients.values[0], gradient)  # type: ignore[arg-type]
+        assert torch.equal(returned.gradients.values[0], gradient.cpu())  # type: ignore[arg-type]
         assert returned.loss is None
         plain.apply()
         assert not (await engine.perform(Step(body))).skipped
-    assert same(await weights(engine, body), dict(plain.segment.state_dict()))
+    assert same(await weights(engine, body), on_host(plain.segment.state_dict()))
 
 
 async def test_requests_together_are_those_one_by_one(engine: Engine) -> None:
@@ -158,7 +189,7 @@ async def test_micro_batches_add_up_in_order(engine: Engine) -> None:
 async def test_the_loss_is_computed_where_labels_are_shared(engine: Engine) -> None:
     variant = toy.Variant(single=True)
     job = toy.job(variant)
-    plain = SegmentTrainer(job.body.spawn(), job.spec, device="phone-1", role="body")
+    plain = plain_trainer(engine, job)
     body = await opened(engine, variant)
     targets = torch.tensor([0, 1, 2, 0])
     asked = forward_of(body, 1, targets=(targets,))
@@ -167,13 +198,13 @@ async def test_the_loss_is_computed_where_labels_are_shared(engine: Engine) -> N
     )
     assert forwarded.outputs.values == (), "nothing goes back before the gradients"
     assert forwarded.share == 1
-    graph = plain.forward([v for v in values(1).values if isinstance(v, Tensor)])
-    loss = job.loss(tuple(v for v in graph.outputs if isinstance(v, Tensor)), (targets,))
+    graph = plain.forward([v.to(plain.segment.processor) for v in values(1).values if isinstance(v, Tensor)])
+    loss = job.loss(tuple(v.cpu() for v in graph.outputs if isinstance(v, Tensor)), (targets,))
     loss.backward()
     plain.apply()
     assert returned.loss == float(loss.detach())
     assert not done.skipped
-    assert same(await weights(engine, body), dict(plain.segment.state_dict()))
+    assert same(await weights(engine, body), on_host(plain.segment.state_dict()))
 
 
 async def test_a_micro_batch_counts_for_no_more_than_its_batch(engine: Engine) -> None:

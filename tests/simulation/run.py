@@ -12,6 +12,7 @@ from unittest import mock
 import structlog
 import torch
 
+from broker.transport.topology import QueueType
 from server_worker.replica import kept_state, snapshots
 from tests.simulation import toy
 from tests.simulation.clock import run_virtually
@@ -50,6 +51,7 @@ def play(
         rates=rates,
         reply_timeout_s=reply_timeout_s,
         shards=SHARDS,
+        queues=list(QueueType)[seed % 2],
     )
     large_steps = seed % 5 == 4  # beside a snapshot: the log is cut at nearly every one
     log_bytes = 0 if large_steps else snapshots.LOG_BYTES

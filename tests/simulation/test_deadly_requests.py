@@ -1,4 +1,5 @@
-"""A request that ends anybody who computes it does not end one worker after the other."""
+"""What ends anybody who computes it, or who reads it, does not end one worker after the other, whatever the
+broker counts."""
 
 from __future__ import annotations
 
@@ -7,10 +8,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import pytest
+
 from broker.protocol import messages as m
 from broker.transport.in_process import MemoryBroker, MemoryTransport
-from broker.transport.topology import DEAD, reply_queue
+from broker.transport.topology import DEAD, QueueType, reply_queue
 from server_worker.actor import MAX_DELIVERIES
+from server_worker.admission import intake
+from server_worker.admission.deliveries import MAX_UNREAD
 from server_worker.config import WorkerConfig
 from server_worker.engine.local import LocalEngine
 from server_worker.store import SqliteStore, StoredJob
@@ -21,7 +26,7 @@ from tests.worker.conftest import ATTEMPT, SESSION, Device
 from tests.worker.test_refusals import forward
 
 JOB = toy.job(toy.Variant())
-WORKERS = 4 * MAX_DELIVERIES
+WORKERS = 4 * MAX_UNREAD
 
 
 class Deadly:
@@ -38,8 +43,9 @@ class Deadly:
         return await asyncio.Event().wait()
 
 
-def test_a_request_that_ends_its_workers_is_buried_and_the_device_told() -> None:
-    ended, answer, reason, count = run_virtually(_play())
+@pytest.mark.parametrize("queues", QueueType)
+def test_a_request_that_ends_its_workers_is_buried_and_the_device_told(queues: QueueType) -> None:
+    ended, answer, reason, count = run_virtually(_play(queues))
     assert ended == MAX_DELIVERIES + 1
     assert isinstance(answer, m.Error)
     assert (answer.code, answer.retriable) == ("computation-failed", False)
@@ -47,7 +53,21 @@ def test_a_request_that_ends_its_workers_is_buried_and_the_device_told() -> None
     assert count == 1, "each request is counted for itself"
 
 
-async def _play() -> tuple[int, m.AnyMessage, str, int]:
+@pytest.mark.parametrize("queues", QueueType)
+def test_a_frame_that_ends_whoever_reads_it_is_buried_unread(
+    queues: QueueType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, answer, reason, count = run_virtually(_play(queues, monkeypatch))
+    assert ended == MAX_UNREAD + 1
+    assert answer is None, "nobody could read who asked"
+    assert "without an end" in reason
+    assert count == 1
+
+
+async def _play(
+    queues: QueueType, reading: pytest.MonkeyPatch | None = None
+) -> tuple[int, m.AnyMessage | None, str, int]:
+    """Workers end one after the other: of computing a request, or (`reading`) of decoding it."""
     loop, broker, compute = asyncio.get_running_loop(), MemoryBroker(delivery_limit=10**6), Deadly()
     store = SqliteStore(None, inline=True, clock=loop.time)
     await store.put_job(StoredJob(name="toy", digest=JOB.digest, manifest=JOB.manifest, parts=JOB.parts))
@@ -65,7 +85,9 @@ async def _play() -> tuple[int, m.AnyMessage, str, int]:
             return connected[-1]
 
         worker = Worker(
-            WorkerConfig(name=f"worker-{number}", heartbeat_s=1000.0),  # nothing is loaded ahead
+            WorkerConfig(
+                name=f"worker-{number}", queues=queues, heartbeat_s=1000.0
+            ),  # nothing is loaded ahead
             connect=connect,
             store=store,
             engine=LocalEngine(compute),
@@ -84,22 +106,35 @@ async def _play() -> tuple[int, m.AnyMessage, str, int]:
             opened = m.Open(session=SESSION, attempt=ATTEMPT, digest=JOB.digest, held=(0,))
             assert isinstance(await device.ask(opened), m.Opened)
             await worker.actors[SESSION].wait_idle()
-            compute.armed = True
+            if reading is None:
+                compute.armed = True
+            else:
+                reading.setattr(intake, "decode", lambda _: _end(compute))
             await device.send(forward())
             asked = asyncio.create_task(device.reply())
-        await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
-        if asked.done():
+            letters = await broker.connect("operator").subscribe(DEAD, prefetch=1)
+            buried = asyncio.create_task(anext(aiter(letters)))
+        await asyncio.wait({running, buried}, return_when=asyncio.FIRST_COMPLETED)
+        if buried.done():
             break
         with suppress(asyncio.CancelledError):
             await running
         ended += 1
     assert asked is not None
-    answer = await asked
-    letters = await broker.connect("operator").subscribe(DEAD, prefetch=1)
-    reason = (await anext(aiter(letters))).headers["reason"]
+    if reading is None:
+        answer = await asked
+    else:
+        answer = None
+        asked.cancel()
+    reason = (await buried).headers["reason"]
     count = await store.begin_delivery(SESSION, "another")
     compute.armed = False
     stop.set()
     await running
     await store.close()
     return ended, answer, reason, count
+
+
+def _end(compute: Deadly) -> None:
+    compute.kill()
+    raise asyncio.CancelledError

@@ -17,6 +17,7 @@ import torch
 from device_agent.state_folder import StateFolder
 from server_worker import actor
 from server_worker.actor import SessionActor
+from server_worker.admission import deliveries
 from server_worker.inbound import Inbound
 from server_worker.replica import kept_state, replica, snapshots
 from server_worker.replica.replica import BodyState, Replica
@@ -40,6 +41,7 @@ def patient_with_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """No request is given up as deadly: where workers die all the time, one of 64 seeds has one that six of
     them began in vain. `test_deadly_requests.py` is about that."""
     monkeypatch.setattr(actor, "MAX_DELIVERIES", 100)
+    monkeypatch.setattr(deliveries, "MAX_UNREAD", 100)
 
 
 def test_the_calm_world_is_the_same_training() -> None:

@@ -60,6 +60,7 @@ class World:
     devices: tuple[str, ...] = ("phone-1", "phone-2")
     workers: int = 2
     shards: int = topology.DEFAULT_SHARDS
+    queues: topology.QueueType = topology.QueueType.QUORUM
     rates: Rates | None = None
     reply_timeout_s: float = 10.0
     violations: list[str] = field(default_factory=list)
@@ -221,6 +222,7 @@ class World:
                 name=f"worker-{number}",
                 trust=Trust.ENROLLED,
                 shards=self.shards,
+                queues=self.queues,
                 drain_s=2.0,
                 chunk_bytes=self._chunk_bytes,
                 retention_check_s=3.0,  # by the store's clock: the calendar is decades ahead of it

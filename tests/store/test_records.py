@@ -193,6 +193,14 @@ async def test_a_device_is_limited_to_jobs_until_it_is_not(store: Store) -> None
 # The stack ----------------------------------------------------------------------------------------
 
 
+async def test_the_first_type_of_queues_stays(store: Store) -> None:
+    assert await store.queue_type() is None
+    assert await store.queue_type("classic") == "classic"
+    assert await store.queue_type("quorum") == "classic"
+    assert await store.queue_type() == "classic"
+    assert await store.shards() is None
+
+
 async def test_the_first_number_of_shards_stays(store: Store) -> None:
     assert await store.shards() is None
     assert await store.shards(64) == 64

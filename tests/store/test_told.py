@@ -83,3 +83,11 @@ async def test_deliveries_of_a_request_are_counted_until_it_ends(store: Store) -
     await store.forget(SESSION)
     await begin(store)
     assert await store.begin_delivery(SESSION, "bb") == 1
+
+
+async def test_deliveries_that_nobody_has_read_are_counted_without_a_session(store: Store) -> None:
+    assert [await store.begin_delivery(None, "aa") for _ in range(3)] == [1, 2, 3]
+    assert await store.begin_delivery(None, "bb") == 1
+    await store.end_delivery(None, "aa")
+    assert await store.begin_delivery(None, "aa") == 1
+    assert await store.sessions() == []

@@ -109,10 +109,10 @@ return redis.call('PEXPIRE', base .. 'waiting', ARGV[1])
 """
 
 _BEGIN_DELIVERY = """
-local request, ttl_ms = unpack(ARGV)
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local request, ttl_ms, most, unread = unpack(ARGV)
+if unread == '0' and redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local key = string.sub(KEYS[1], 1, -7) .. 'deliveries'
-if redis.call('HLEN', key) >= 1000 then redis.call('UNLINK', key) end  -- of ids that somebody makes up
+if redis.call('HLEN', key) >= tonumber(most) then redis.call('UNLINK', key) end  -- somebody makes them up
 local count = redis.call('HINCRBY', key, request, '1')
 redis.call('PEXPIRE', key, ttl_ms)
 return count

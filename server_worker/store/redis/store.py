@@ -11,7 +11,8 @@ Keys of a session share one hash tag, so that it lives on one node of a cluster:
     spliteasy:{SESSION}:losses         the loss curve, by step
     spliteasy:{NAME@DIGEST}:job        a job's manifest; :part:U:i are the pieces of its parts
     spliteasy:sessions                 the sessions by the time of their last change, about
-    spliteasy:stack                    how many shards the stack has
+    spliteasy:{.}:deliveries           the same, of deliveries that nobody has read yet
+    spliteasy:stack                    how many shards the stack has, and the type of its queues
     spliteasy:allowed                  the jobs of devices that may train these only
     spliteasy:fleet:{NAME@DIGEST}:…    a fleet's rounds (`fleets.py`)
 
@@ -35,6 +36,7 @@ from server_worker.store.base import (
     DELIVERIES_TTL_S,
     MAX_LOSSES,
     PUT_TTL_S,
+    UNREAD,
     Attempt,
     Blob,
     CommitOutcome,
@@ -68,6 +70,10 @@ HELD_BYTES = 256 << 10
 
 HELD_BYTES_TOTAL = 64 << 20
 """All requests that wait for their commits may take this many bytes; beyond it they are written at once."""
+
+MAX_DELIVERIES_SESSION, MAX_DELIVERIES_UNREAD = 1000, 100_000
+"""The counts of deliveries that are kept of a session, and of all that is not read yet. With one more, all of
+them go: somebody makes them up."""
 
 READ_SESSIONS = 500
 """Records of sessions that are read in one round trip."""
@@ -151,6 +157,12 @@ class RedisStore(Sessions[_Beside, _Request]):
             await self._link.call("HSETNX", _STACK, "shards", first)
         found = await self._link.call("HGET", _STACK, "shards")
         return None if found is None else int(found)
+
+    async def queue_type(self, first: str | None = None) -> str | None:
+        if first is not None:
+            await self._link.call("HSETNX", _STACK, "queues", first)
+        found = await self._link.call("HGET", _STACK, "queues")
+        return None if found is None else str(found, "utf-8")
 
     # jobs
 
@@ -419,14 +431,16 @@ class RedisStore(Sessions[_Beside, _Request]):
 
     # requests that end their worker
 
-    async def begin_delivery(self, session: str, request: str) -> int:
+    async def begin_delivery(self, session: str | None, request: str) -> int:
         ttl_ms = round(DELIVERIES_TTL_S * 1000)
-        return int(
-            await self._link.script(scripts.BEGIN_DELIVERY, [f"{_base(session)}:record"], request, ttl_ms)
-        )
+        unread = session is None
+        key = f"{_base(session or UNREAD)}:record"
+        most = MAX_DELIVERIES_UNREAD if unread else MAX_DELIVERIES_SESSION
+        counted = await self._link.script(scripts.BEGIN_DELIVERY, [key], request, ttl_ms, most, int(unread))
+        return int(counted)
 
-    async def end_delivery(self, session: str, request: str) -> None:
-        await self._link.call("HDEL", f"{_base(session)}:deliveries", request)
+    async def end_delivery(self, session: str | None, request: str) -> None:
+        await self._link.call("HDEL", f"{_base(session or UNREAD)}:deliveries", request)
 
     # devices
 

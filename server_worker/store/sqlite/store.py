@@ -22,6 +22,7 @@ from server_worker.store import rules
 from server_worker.store.base import (
     DELIVERIES_TTL_S,
     PUT_TTL_S,
+    UNREAD,
     Attempt,
     Blob,
     CommitOutcome,
@@ -95,6 +96,15 @@ class SqliteStore(Sessions[Beside, bytes]):
                 db.execute("INSERT OR IGNORE INTO stack VALUES ('shards', ?)", (first,))
             row = db.execute("SELECT value FROM stack WHERE setting = 'shards'").fetchone()
             return None if row is None else int(row[0])
+
+        return await (self._read(settled) if first is None else self._write(settled))
+
+    async def queue_type(self, first: str | None = None) -> str | None:
+        def settled(db: sqlite3.Connection) -> str | None:
+            if first is not None:
+                db.execute("INSERT OR IGNORE INTO stack VALUES ('queues', ?)", (first,))
+            row = db.execute("SELECT value FROM stack WHERE setting = 'queues'").fetchone()
+            return None if row is None else str(row[0])
 
         return await (self._read(settled) if first is None else self._write(settled))
 
@@ -231,24 +241,24 @@ class SqliteStore(Sessions[Beside, bytes]):
 
     # requests that end their worker
 
-    async def begin_delivery(self, session: str, request: str) -> int:
+    async def begin_delivery(self, session: str | None, request: str) -> int:
         def begin(db: sqlite3.Connection) -> int:
-            if self._database.record(session) is None:
+            if session is not None and self._database.record(session) is None:
                 return 0
             now = self._clock()
             db.execute("DELETE FROM deliveries WHERE begun_at <= ?", (now - DELIVERIES_TTL_S,))
             (count,) = db.execute(
                 "INSERT INTO deliveries VALUES (?, ?, 1, ?) ON CONFLICT (session, request)"
                 " DO UPDATE SET count = count + 1, begun_at = excluded.begun_at RETURNING count",
-                (session, request, now),
+                (session or UNREAD, request, now),
             ).fetchone()
             return int(count)
 
         return await self._write(begin)
 
-    async def end_delivery(self, session: str, request: str) -> None:
+    async def end_delivery(self, session: str | None, request: str) -> None:
         statement = "DELETE FROM deliveries WHERE session = ? AND request = ?"
-        await self._write(lambda db: db.execute(statement, (session, request)))
+        await self._write(lambda db: db.execute(statement, (session or UNREAD, request)))
 
     # devices
 
