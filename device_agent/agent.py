@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 
@@ -117,7 +118,7 @@ class Agent:
 
         Raises UserError, LinkError, RemoteError. Cancelling leaves the last checkpoint.
         """
-        state = await self._compute(lambda: StateFolder(self.config.state))
+        state = await self._open_state()
         try:
             if self.config.metered is not None:
                 self._meter_traffic(self.config.metered, state)
@@ -128,6 +129,18 @@ class Agent:
             if self._allowance is not None:
                 self._allowance.close()
             state.close()
+
+    async def _open_state(self) -> StateFolder:
+        """Open the state folder. Where the agent is cancelled meanwhile it is closed again: nothing stops the
+        thread that opens it. Raises StateError.
+        """
+        opening = asyncio.ensure_future(self._compute(lambda: StateFolder(self.config.state)))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            with suppress(StateError):
+                (await opening).close()
+            raise
 
     def _meter_traffic(self, limit_bytes: int, state: StateFolder) -> None:
         """Count what is sent and received; the gate is closed where no more may be."""

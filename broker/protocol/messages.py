@@ -231,6 +231,9 @@ class Ready(SessionRequest):
     names: Annotated[tuple[Name, ...], Field(max_length=1 << 16, strict=False)] = ()
     samples: Annotated[int, Field(ge=0, le=1 << 40)] = 0
     """Samples that the device has trained on in the round, by its own count."""
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The accuracy of the common model on the device's own test data, as it measured that last, where the job
+    lets its losses be reported (`share_loss`). It is only shown."""
     nonce: Nonce | None = None
     """Names the pad of sealed ends: then values is one tensor, which only the fleet's devices can read."""
     fleet_key: Nonce | None = None

@@ -155,6 +155,8 @@ class HandInDone:
     """Names the pad, where the ends are sealed."""
     whole: bool = True
     """It has ended its round; False: there are more windows of a body that is shared."""
+    accuracy: float | None = None
+    """The accuracy that it measured last, where the job lets it be told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,7 @@ class DeviceSession:
             values=tuple(done.ends.values()),
             fleet_key=done.fleet_key,
             samples=done.samples,
+            accuracy=done.accuracy,
             nonce=done.nonce,
             oldest_checkpoint=min(self.held),
         )
@@ -206,7 +207,7 @@ class DeviceSession:
         if due and plan.stops_early and not self._stopping:
             return self._begin_evaluation()
         leaving = last or self._stopping or self._hold is not None
-        if not saved and (step % plan.checkpoint_every == 0 or leaving or self._checkpoint_asked):
+        if not saved and (plan.keeps(step) or leaving or self._checkpoint_asked):
             return self._save()
         if self._stopping and not last:
             return self._end(done=False)

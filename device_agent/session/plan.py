@@ -47,6 +47,12 @@ class SessionPlan:
         """
         return self.round_steps > 0 and step % (self.round_steps + 1) == 1
 
+    def keeps(self, step: int) -> bool:
+        """Return whether a checkpoint is written after `step`: now and then, and wherever a mean was gone on
+        from. What was handed in before is in that mean, so that the device must never take it again.
+        """
+        return step % self.checkpoint_every == 0 or self.is_round_end(step)
+
     def trained(self, step: int) -> int:
         """Return how many of the steps up to `step` train."""
         period = self.round_steps + 1

@@ -57,7 +57,8 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             ends = rounds.hand_in(nonce)
             sealed = nonce if SEALED in ends else None
             place, whole = rounds.place, rounds.whole_round
-            return e.HandInDone(place.round, ends, rounds.key_name, place.samples, sealed, whole)
+            accuracy = trainer.told_accuracy
+            return e.HandInDone(place.round, ends, rounds.key_name, place.samples, sealed, whole, accuracy)
         case e.TakeMean(mean=mean):
             trainer.abort()
             means = dict(zip(mean.names, tensors_of(mean.values), strict=False))

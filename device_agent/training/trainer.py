@@ -134,6 +134,11 @@ class DeviceTrainer:
         told = whole and self.job.spec.share_loss and step.counted and isfinite(step.loss)
         return step.loss if told else None
 
+    @property
+    def told_accuracy(self) -> float | None:
+        """The accuracy that was measured last, where the job lets it leave the device; None before."""
+        return self.evaluator.result.accuracy if self.job.spec.share_loss else None
+
     def run_head(self, step: int, micro: int = 0) -> tuple[Packed, int, Tensors, int, float | None]:
         """The head's wire values of a micro-batch, in order; micro-batch 0 begins `step`.
 

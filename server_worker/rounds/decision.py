@@ -57,7 +57,7 @@ def next_record(
         needed = min(needed, max(1, len(newest.cohort)))
     counts = len(handed) >= needed and counting >= enough
     there = {device: member for device, member in members.items() if member.fleet_key == newest.fleet_key}
-    draw = _Draw(waiting(there, fleet, now=now), fleet, seed)
+    draw = _Draw(waiting(there, fleet, now=now), fleet, seed, members)
     record = RoundRecord(
         number=number,
         previous=newest.digest,
@@ -83,7 +83,7 @@ def next_record(
         record = _after_window(record, newest, draw)
     elif fleet.hands_over:
         taken = sum(each.last - each.first for each in record.participants.values())
-        cohort = next_in_turn(draw.there, after=max(newest.cohort, default=""))
+        cohort = draw.next_in_turn(after=max(newest.cohort, default=""))
         record = record.model_copy(update={"cohort": cohort, "steps": newest.steps + taken})
     else:
         record = record.model_copy(update={"cohort": drawn(draw.there, fleet, seed=seed, number=number + 1)})
@@ -99,6 +99,30 @@ class _Draw:
     there: list[str]
     fleet: FleetSpec
     seed: int
+    members: Members
+
+    def windows(self, number: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the devices of the first window of round `number`, and those of the later ones."""
+        cohort = drawn(self.there, self.fleet, seed=self.seed, number=number)
+        return self.split(sorted(cohort, key=_lot(self.seed, number)))
+
+    def split(self, devices: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the devices of the next window, by name, and those of the later ones, in order."""
+        order = self.by_arrival(devices)
+        size = self.fleet.window or len(order)
+        return tuple(sorted(order[:size])), tuple(order[size:])
+
+    def next_in_turn(self, *, after: str) -> tuple[str, ...]:
+        """Return the device whose turn it is, if there is one."""
+        if self.fleet.order == "arrival":
+            return tuple(self.by_arrival(self.there)[:1])
+        return next_in_turn(self.there, after=after)
+
+    def by_arrival(self, devices: Sequence[str]) -> list[str]:
+        """Return the devices with those first that have waited longest, where the job says so."""
+        if self.fleet.order == "fixed":
+            return list(devices)
+        return sorted(devices, key=lambda device: self.members[device].since)
 
 
 def _after_window(record: RoundRecord, newest: RoundRecord, draw: _Draw) -> RoundRecord:
@@ -125,26 +149,16 @@ def _after_window(record: RoundRecord, newest: RoundRecord, draw: _Draw) -> Roun
         "ends_base": newest.ends_base,
     }
     if go_on or to_come:
-        size = draw.fleet.window or len(to_come)
-        now, later = (go_on, to_come) if go_on else (sorted(to_come[:size]), to_come[size:])
-        update |= {"cohort": tuple(now), "rest": tuple(later), "opened": newest.opened}
+        now, later = (go_on, tuple(to_come)) if go_on else draw.split(to_come)
+        update |= {"cohort": now, "rest": later, "opened": newest.opened}
         return record.model_copy(update=update)
-    cohort, rest = windows(draw.there, draw.fleet, seed=draw.seed, number=record.number + 1)
+    cohort, rest = draw.windows(record.number + 1)
     counting = sum(draw.fleet.weight_of(each.samples) > 0 for each in ended.values())
     enough = LEAST_SEALED if draw.fleet.seals_sums else 1
     averaged = draw.fleet.ends_leave and len(ended) >= least(draw.fleet, record.drawn) and counting >= enough
     if averaged:
         update["ends_base"] = record.number
     return record.model_copy(update=update | {"cohort": cohort, "rest": rest})
-
-
-def windows(
-    devices: Iterable[str], fleet: FleetSpec, *, seed: int, number: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the devices of the first window of a round, by name, and those of the later ones, in order."""
-    order = sorted(drawn(devices, fleet, seed=seed, number=number), key=_lot(seed, number))
-    size = fleet.window or len(order)
-    return tuple(sorted(order[:size])), tuple(order[size:])
 
 
 def first_record(members: Members, fleet: FleetSpec, *, seed: int, now: float) -> RoundRecord | None:
@@ -159,18 +173,21 @@ def first_record(members: Members, fleet: FleetSpec, *, seed: int, now: float) -
     most = max(keys.values())
     key = next(members[device].fleet_key for device in there if keys[members[device].fleet_key] == most)
     alike = [device for device in there if members[device].fleet_key == key]
-    return beginning(alike, fleet, seed=seed, now=now, fleet_key=key)
+    first = {device: members[device] for device in alike}
+    return beginning(first, fleet, seed=seed, now=now, fleet_key=key)
 
 
 def beginning(
-    devices: Sequence[str], fleet: FleetSpec, *, seed: int, now: float, fleet_key: str | None
+    members: Members, fleet: FleetSpec, *, seed: int, now: float, fleet_key: str | None
 ) -> RoundRecord:
     """Return record 0 of a fleet whose first round is of these devices, or of those drawn from them."""
     rest: tuple[str, ...] = ()
+    devices = sorted(members)
+    draw = _Draw(devices, fleet, seed, members)
     if fleet.hands_over:
-        cohort = next_in_turn(sorted(devices), after="")
+        cohort = draw.next_in_turn(after="")
     elif fleet.shares_body:
-        cohort, rest = windows(devices, fleet, seed=seed, number=1)
+        cohort, rest = draw.windows(1)
     else:
         cohort = drawn(devices, fleet, seed=seed, number=1)
     return RoundRecord(

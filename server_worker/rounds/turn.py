@@ -78,16 +78,19 @@ class RoundTurns:
         self._clock = clock
         self._handed: HandedIn | None = None
         """The hand-in of `request`, once it is in the store."""
+        self._since: float | None = None
+        """When the device began to ask for what `request` asks for."""
         self._seen: tuple[str, float] = "", 0.0
         """The newest record, and since when this worker knows it."""
 
     def begin(self, request: m.Ready) -> None:
         """Note that the device is ready. The same request again changes nothing."""
         if self.request is None or self.request.request != request.request:
-            self.request, self._handed = request, None
+            self.clear()
+            self.request = request
 
     def clear(self) -> None:
-        self.request, self._handed = None, None
+        self.request, self._handed, self._since = None, None, None
 
     def take(self, loaded: LoadedBody) -> Steps[Outcome]:
         """Return the answer to the device that waits, as things stand now. Raises DataError, StoreError."""
@@ -105,8 +108,15 @@ class RoundTurns:
             raise StoreError(f"the store has lost the record of round {request.round - 1} of fleet {fleet}")
         if newest is not None and request.round == newest.number + 1:
             yield from self._hand_in(loaded, fleet)
+        self._since = now if self._since is None else self._since
         member = Member(
-            seen=now, done=request.last, fleet_key=request.fleet_key, round=request.round, handed=self._handed
+            seen=now,
+            since=self._since,
+            done=request.last,
+            accuracy=request.accuracy,
+            fleet_key=request.fleet_key,
+            round=request.round,
+            handed=self._handed,
         )
         yield from PutMember(fleet, request.device, member.to_json())
         newest = yield from self._close_if_due(loaded, newest, fleet, now)
@@ -214,7 +224,8 @@ class RoundTurns:
             expired = may_expire and now - newest.closed_at >= spec.fleet.deadline_s
             if not expired and not (yield from self._all_handed_in(newest, fleet)):
                 return newest
-        members = yield from self._with_weights((yield from read_members(fleet)), fleet, newest)
+        number = 0 if newest is None else newest.number + 1
+        members = yield from self._with_weights((yield from read_members(fleet)), number, fleet)
         due = next_record(newest, members, spec.fleet, seed=spec.seed, now=now, may_expire=may_expire)
         if due is None:
             return newest
@@ -231,23 +242,23 @@ class RoundTurns:
             raise StoreUnavailable(f"fleet {fleet}: the records have changed meanwhile")
         return RoundRecord.from_json(found)
 
-    def _with_weights(self, members: Members, fleet: str, newest: RoundRecord | None) -> Steps[Members]:
-        """Return the devices, and what they handed in where the store still has it: one that went back may
-        have forgotten weights, and a device may say again that it handed them in.
+    def _with_weights(self, members: Members, number: int, fleet: str) -> Steps[Members]:
+        """Return the devices, and what they handed in for round `number` where the store still has it: one
+        that went back may have forgotten weights, and a device may say again that it handed them in. What was
+        handed in for an earlier round may have been dropped, and counts for nothing.
 
-        Raises StoreUnavailable where these are this device's own, of the round under way: it is asked for
-        them again. Those of a round that has closed are dropped on purpose.
+        Raises StoreUnavailable where these are this device's own: it is asked for them again.
         """
         names, request = (yield from ListWeights(fleet)), self.request
-        under_way = 0 if newest is None else newest.number + 1
 
         def lost(device: str, member: Member) -> bool:
             handed = member.handed
-            return handed is not None and weights_name(member.round, device, handed.digest) not in names
+            if handed is None or member.round != number:
+                return False
+            return weights_name(number, device, handed.digest) not in names
 
         gone = {device for device, member in members.items() if lost(device, member)}
-        own = request is not None and request.device in gone and request.round == under_way
-        if request is not None and own and self._handed is not None:
+        if request is not None and request.device in gone and self._handed is not None:
             self.clear()
             raise StoreUnavailable(f"fleet {fleet}: the store has forgotten what {request.device} handed in")
         return {

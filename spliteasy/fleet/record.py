@@ -139,9 +139,13 @@ class Member(_Part):
 
     seen: float
     """When it asked last, by the store's clock."""
+    since: float = 0.0
+    """When it began to ask for what it waits for."""
     done: bool
     """It has taken its last step and wants the mean only."""
     fleet_key: Hex | None = None
+    accuracy: float | None = None
+    """The accuracy of the common model on its own test data, as it said last."""
     round: Count = 0
     """The round that it handed in for; 0: it comes new."""
     handed: HandedIn | None = None

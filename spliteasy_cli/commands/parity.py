@@ -55,6 +55,15 @@ def parity(
         bool,
         typer.Option("--fleet", help="The job must have rounds; they are compared with federated averaging."),
     ] = False,
+    faults: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="SEED",
+            help="Kill agents and workers of the fleet, and cut links, as this seed draws it.",
+            show_default=False,
+        ),
+    ] = None,
     partition: PartitionOption = None,
     secret: SecretOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
@@ -69,12 +78,18 @@ def parity(
         broker, store = find_url("broker", broker), find_url("store", store)
     elif (broker is None) != (store is None):
         raise UserError("parity needs both --broker and --store, or neither", hint="neither: embedded ones")
+    from spliteasy_cli.fleets.faults import Faults
     from spliteasy_cli.support.comparison import compare, prepare, why_different
 
     keys = store_keys(store_key, store or "")
     fixed = fixed_secret(secret)
+    if faults is not None and not fleet:
+        raise UserError(
+            "--faults is for fleets, whose decisions are on record", hint="add --fleet, or see `make chaos`"
+        )
+    drawn = None if faults is None else Faults(faults)
     with torch_threads(threads), TemporaryDirectory(prefix="spliteasy-parity-") as folder:
-        plan = prepare(job_file, steps, devices, data, Path(folder), fixed, partition=partition)
+        plan = prepare(job_file, steps, devices, data, Path(folder), fixed, partition=partition, faults=drawn)
         if fleet and not plan.job.spec.fleet.has_rounds:
             raise UserError(
                 f"{job_file} has no rounds to compare", hint='set [fleet] mode = "splitfed" in it'
@@ -84,6 +99,8 @@ def parity(
             on_stop="stopping: nothing is compared",
         )
     show(comparisons)
+    if drawn is not None:
+        typer.echo("faults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(drawn.counts.items())))
     worst = max((max(c.differences.values()) for c in comparisons), default=float("inf"))
     spec = plan.job.spec
     may_end_early = spec.fleet.has_rounds or spec.evaluation.patience is not None

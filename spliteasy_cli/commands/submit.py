@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spliteasy.runtime.readable import size
-from spliteasy_cli.commands.keys import SignOption, signing_key
+from spliteasy_cli.commands.keys import SignOption, StoreKeyOption, signing_key, store_keys
 from spliteasy_cli.options.threads import DEFAULT_THREADS, ThreadsOption, torch_threads
 from spliteasy_cli.options.verdicts import DEFAULT_VERDICTS, VerdictsOption
 from spliteasy_cli.support.endpoints import StoreOption, find_url, store_at
 from spliteasy_cli.support.log_setup import set_up_logging
 
 if TYPE_CHECKING:
-    from server_worker.store import Store
+    from server_worker.store import Store, StoreKeys
     from spliteasy.job import Job
     from spliteasy.job.spec import LimitsSpec
 
@@ -30,11 +30,24 @@ def submit(
     context: typer.Context,
     job_file: JobFile,
     sign: SignOption = None,
+    begin_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME@DIGEST",
+            help="Begin with the body that this version of a job was trained to, as the store has it.",
+            show_default=False,
+        ),
+    ] = None,
     store: StoreOption = None,
+    store_key: StoreKeyOption = None,
     verdicts: VerdictsOption = DEFAULT_VERDICTS,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Export the job's model, cut it, and store spec, segments and initial weights as name@digest.
+
+    With --from the body begins as it was trained: the common one of a fleet, or that of the only device.
+    Heads and tails belong to the devices, which draw new ones.
 
     The only command that imports your model's code. Submitting a change makes a new version; sessions
     keep theirs. The same again with --sign signs a version that is there.
@@ -53,6 +66,8 @@ def submit(
     limits = limits_of(load_job_file(job_file).privacy.limits)
     with torch_threads(threads):
         job = create_job(job_file)
+        if begin_from is not None:
+            job = asyncio.run(_begun(job, begin_from, store, store_keys(store_key, find_url("store", store))))
         asyncio.run(_submit(job, store, sign_job(job.digest) if sign_job else None))
     parts = sum(len(part) for part in job.parts.values())
     cuts = " | ".join(job.spec.model.cuts)
@@ -195,6 +210,15 @@ def _signer(file: Path | None) -> Callable[[str], str] | None:
     from spliteasy.job.signing import read_signer
 
     return read_signer(file)
+
+
+async def _begun(job: Job, version: str, store: str | None, keys: StoreKeys) -> Job:
+    """Return the job with the trained body of that version. Raises UserError, JobError."""
+    from spliteasy.job.begun import begun_from
+    from spliteasy_cli.fleets.trained import trained_body
+
+    async with store_at(store, keys=keys) as open_store:
+        return begun_from(job, await trained_body(open_store, version))
 
 
 async def _submit(job: Job, store: str | None, signature: str | None) -> None:

@@ -97,7 +97,7 @@ def train(
     """
     set_up_logging(context, "warning")
     with torch_threads(threads):
-        from spliteasy_cli.support.fleet import check_size
+        from spliteasy_cli.fleets.first_round import check_size
 
         job = create_job(job_file)
         folder = out or Path("runs") / job.name
@@ -251,8 +251,8 @@ async def train_embedded(
     from broker.transport.in_process import MemoryBroker
     from server_worker.config import Trust
     from server_worker.store import open_store
+    from spliteasy_cli.fleets.first_round import begin_rounds
     from spliteasy_cli.support.embedded import async_connect, run_agent, workers_running
-    from spliteasy_cli.support.fleet import begin_rounds
 
     broker = MemoryBroker()
     store = await open_store(f"sqlite:///{store_file}")

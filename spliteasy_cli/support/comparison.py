@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,8 +43,9 @@ from spliteasy.training.segment_trainer import (
 )
 from spliteasy_cli.commands.submit import store_job
 from spliteasy_cli.commands.train import STORE_FILE, agent_configs
+from spliteasy_cli.fleets.faults import Faults, run_agent_through, workers_dying
+from spliteasy_cli.fleets.first_round import begin_rounds, check_size, fleet_name
 from spliteasy_cli.support.embedded import ConnectAs, async_connect, run_agent, workers_running
-from spliteasy_cli.support.fleet import begin_rounds, check_size, fleet_name
 
 EMBEDDED_WORKERS = 2
 COMPARED = (MODEL_PREFIX, OPTIMIZER_PREFIX, ACCUMULATED_PREFIX, AVERAGE_PREFIX)
@@ -65,6 +66,8 @@ class ParityPlan:
     configs: Sequence[AgentConfig]
     batches: Sequence[BatchOrder]
     """Each device's data once more, for the training in one process."""
+    faults: Faults | None = None
+    """The faults under which a fleet trains."""
 
     @property
     def sessions(self) -> list[str]:
@@ -92,6 +95,7 @@ def prepare(
     secret: bytes | None = None,
     *,
     partition: str | None = None,
+    faults: Faults | None = None,
 ) -> ParityPlan:
     """Export the job and load the data; state and store go to `folder`. Raises UserError."""
     spec, root = load_job_file(job_file), user_code.project_root(job_file)
@@ -127,7 +131,7 @@ def prepare(
     if spec.fleet.has_rounds:  # rounds are whole, so that as many epochs are trained as have the steps
         epochs = [-(-steps // each.steps_per_epoch) for each in batches]
         configs = [replace(config, epochs=n) for config, n in zip(configs, epochs, strict=True)]
-    return ParityPlan(job, root, folder, steps, configs, batches)
+    return ParityPlan(job, root, folder, steps, configs, batches, faults)
 
 
 async def compare(
@@ -160,7 +164,7 @@ async def compare_fleet(
     async with _served(plan, broker, store, keys, workers) as (opened, connect_as):
         async with asyncio.TaskGroup() as group:
             devices = [
-                group.create_task(_train_member(config, partial(connect_as, config.device), stop))
+                group.create_task(_train_member(plan, config, partial(connect_as, config.device), stop))
                 for config in plan.configs
             ]
         members = [device.result() for device in devices]
@@ -187,7 +191,9 @@ class _TrainedMember:
     stints: tuple[Stint, ...]
 
 
-async def _train_member(config: AgentConfig, connect: Connect, stop: asyncio.Event) -> _TrainedMember:
+async def _train_member(
+    plan: ParityPlan, config: AgentConfig, connect: Connect, stop: asyncio.Event
+) -> _TrainedMember:
     """Train a device to its end. Raises UserError where it was stopped before."""
     stints = list[Stint]()
 
@@ -197,7 +203,10 @@ async def _train_member(config: AgentConfig, connect: Connect, stop: asyncio.Eve
                 stints.pop()  # the device has gone back since
             stints.append(Stint(observation.round, observation.step))
 
-    result, agent = await run_agent(config, connect, stop=stop, observe=observe)
+    if plan.faults is None:
+        result, agent = await run_agent(config, connect, stop=stop, observe=observe)
+    else:
+        result, agent = await run_agent_through(plan.faults, config, connect, stop=stop, observe=observe)
     if not result.done:
         raise UserError("stopped before the end: nothing is compared", hint="let the comparison run")
     assert agent.trainer is not None
@@ -249,7 +258,8 @@ async def _served(
     plan: ParityPlan, broker: str | None, store: str | None, keys: StoreKeys, workers: int | None
 ) -> AsyncIterator[tuple[Store, ConnectAs]]:
     """Return a store that has the job and nothing of an earlier comparison, and workers that serve it."""
-    connect_as = async_connect(MemoryBroker()) if broker is None else _anyhow(partial(connect, broker))
+    embedded = async_connect(MemoryBroker(policy=plan.faults) if plan.faults else MemoryBroker())
+    connect_as = embedded if broker is None else _anyhow(partial(connect, broker))
     opened = await open_store(store or f"sqlite:///{plan.folder / STORE_FILE}", keys)
     try:
         count = workers if workers is not None else 0 if broker else EMBEDDED_WORKERS
@@ -259,7 +269,13 @@ async def _served(
         await store_job(opened, plan.job)
         await begin_rounds(opened, plan.job, plan.configs)
         trust = Trust.OPEN if broker else Trust.ENROLLED
-        async with workers_running(count, opened, connect_as, trust=trust):
+        if plan.faults is None:
+            serving: AbstractAsyncContextManager[object] = workers_running(
+                count, opened, connect_as, trust=trust
+            )
+        else:
+            serving = workers_dying(plan.faults, count, opened, connect_as, trust=trust)
+        async with serving:
             yield opened, connect_as
         await _forget(opened, plan)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from spliteasy.errors import UserError
@@ -39,6 +40,11 @@ class FleetView:
         later = next((each for each in self.records if each.number == record.number + 1), None)
         return later.mean_before if later is not None else self.means.get(record.base)
 
+    def accuracies(self) -> tuple[float, float] | None:
+        """Return the least and the median accuracy of the common model, over the devices that say theirs."""
+        told = [each.accuracy for each in self.members.values() if each.accuracy is not None]
+        return (min(told), median(told)) if told else None
+
     def devices(self) -> list[dict[str, Any]]:
         """Return what each device is at, in the round under way."""
         newest = self.records[-1] if self.records else None
@@ -48,6 +54,7 @@ class FleetView:
                 "device": name,
                 "state": self._state(newest, name, self.members.get(name)),
                 "drawn": name in cohort,
+                "accuracy": member.accuracy if (member := self.members.get(name)) is not None else None,
             }
             for name in sorted({*self.members, *cohort})
         ]
@@ -124,6 +131,7 @@ def fleet_as_object(view: FleetView) -> dict[str, Any]:
         "round": view.records[-1].number + 1 if view.records else 0,
         "paused": bool(view.records) and view.records[-1].paused,
         "deadline_s": view.spec.deadline_s,
+        "accuracy": _least_and_median(view),
         "devices": view.devices(),
         "rounds": [
             {
@@ -140,6 +148,11 @@ def fleet_as_object(view: FleetView) -> dict[str, Any]:
             for record in view.records
         ],
     }
+
+
+def _least_and_median(view: FleetView) -> dict[str, float] | None:
+    found = view.accuracies()
+    return None if found is None else {"least": found[0], "median": found[1]}
 
 
 def fleet_at_a_glance(view: FleetView) -> dict[str, Any]:
@@ -161,6 +174,7 @@ def fleet_at_a_glance(view: FleetView) -> dict[str, Any]:
         "in": [] if newest is None else list(newest.cohort),
         "handed_in": named("handed in"),
         "late": named("late"),
+        "accuracy": _least_and_median(view),
         "rounds": [
             {
                 "round": record.number,
@@ -198,9 +212,12 @@ def show_fleet(view: FleetView, last: int) -> None:
             f"{name}: round {newest.number + 1} began {view.now - newest.closed_at:.0f} s ago and lasts "
             f"{view.spec.deadline_s:.0f} s at most"
         )
-    grid = Table("device", "state", title="Devices", title_justify="left")
+    if (found := view.accuracies()) is not None:
+        console.print(f"accuracy on the devices' test data: {found[0]:.3f} at least, median {found[1]:.3f}")
+    grid = Table("device", "state", "accuracy", title="Devices", title_justify="left")
     for each in view.devices():
-        grid.add_row(each["device"], each["state"])
+        accuracy = each["accuracy"]
+        grid.add_row(each["device"], each["state"], "–" if accuracy is None else f"{accuracy:.3f}")
     console.print(grid)
     rounds = Table(title="Rounds", title_justify="left")
     for column in ("round", "took part", "left out", "samples", "mean"):

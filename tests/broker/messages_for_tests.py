@@ -47,6 +47,7 @@ def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
             last=True,
             names=("sealed",),
             samples=120,
+            accuracy=0.75,
             nonce=NONCE,
             fleet_key=NONCE,
             oldest_checkpoint=4,

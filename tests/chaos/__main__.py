@@ -1,7 +1,7 @@
 """`python -m tests.chaos`: real processes under real faults, then the equality.
 
 --minutes 10 [--seed 1] [--devices 2] [--workers 2] [--appendfsync always] [--queues classic]
---once                         each kind of fault once, instead of --minutes
+--once                         each kind of fault once, instead of --minutes, and without fleets
 
 The last line is `max_abs_diff=0`; anything else exits non-zero. The same seed draws the same faults.
 """
@@ -96,7 +96,7 @@ def _print(report: Report) -> None:
     )
     again = max(0, record.bytes_up - report.bytes_needed)
     print(f"bytes sent up {record.bytes_up:,}, needed {report.bytes_needed:,}, sent again {again:,}")
-    print(f"trainings finished and compared: {len(report.differences)}")
+    print(f"trainings finished and compared: {len(report.differences)}; fleets: {len(report.fleets)}")
     for session, worst in report.differences.items():
         if worst:
             print(f"{session}: differs by {worst:g}")
@@ -129,6 +129,7 @@ def _arguments() -> tuple[Plan, bool]:
         appendfsync=given.appendfsync,
         queues=given.queues,
         gap_s=ONCE_GAP_S if given.once else GAP_S,
+        fleets=not given.once,
     )
     return plan, given.keep
 

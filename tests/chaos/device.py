@@ -30,6 +30,8 @@ class Training:
 
     device: str
     job: str
+    own_folder: bool = False
+    """The device's state folder is this job's: the device trains others too."""
 
     @property
     def session(self) -> str:
@@ -67,7 +69,8 @@ class Device:
         return self.state_of(self.training)
 
     def state_of(self, training: Training) -> Path:
-        return self.stack.folder / f"{training.device}.state"
+        name = training.session if training.own_folder else training.device
+        return self.stack.folder / f"{name}.state"
 
     async def run(self, more: Callable[[], bool]) -> None:
         """Train one device id after the other while `more()`; ends with a whole training."""

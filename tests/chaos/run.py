@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from deploy.nodes.redis_server import AppendFsync
 from server_worker.store import open_store
 from tests.chaos.device import PROFILE, Device
 from tests.chaos.device_faults import DEVICE_FAULTS, StrikeDevice
+from tests.chaos.fleet import Fleet, judge_fleet, new_fleet
 from tests.chaos.judge import judge, undisturbed
 from tests.chaos.record import Record
 from tests.chaos.scene import Scene, Strike, until
@@ -45,6 +46,8 @@ class Plan:
     """The type of the workers' queues; None: drawn by the seed."""
     gap_s: float = GAP_S
     """Mean pause between two faults of a lane. There is a lane a device, and two more."""
+    fleets: bool = False
+    """Three more devices train fleets, one after the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,10 @@ class Report:
     differences: Mapping[str, float]
     """The differences of each session."""
     bytes_needed: int
-    """The bytes that FORWARDs and BACKWARDs of all finished trainings take, each sent once."""
+    """The bytes that FORWARDs and BACKWARDs of all finished trainings take, each sent once; those of fleets
+    apart."""
+    fleets: Sequence[str] = ()
+    """The jobs of the fleets that were trained to their end and judged."""
 
     @property
     def max_abs_diff(self) -> float:
@@ -74,9 +80,12 @@ async def play(plan: Plan, folder: Path, record: Record | None = None) -> Report
     stack = Stack(folder, record, workers=plan.workers, appendfsync=plan.appendfsync, queues=queues)
     async with stack:
         devices = [await _device(stack, slot, plan) for slot in range(plan.devices)]
-        scene = Scene(stack, devices)
+        fleets = [await new_fleet(stack, first=plan.devices)] if plan.fleets else []
+        scene = Scene(stack, [*devices, *(device for fleet in fleets for device in fleet.devices)])
         weather = asyncio.create_task(_weather(plan, scene))
-        trainings = [asyncio.create_task(device.run(lambda: not weather.done())) for device in devices]
+        trainings = [
+            asyncio.create_task(each.run(lambda: not weather.done())) for each in (*devices, *fleets)
+        ]
         try:
             await asyncio.wait({weather, *trainings}, return_when=asyncio.FIRST_COMPLETED)
             # A device ends before the weather only where something is wrong: then there is no more to see.
@@ -87,7 +96,7 @@ async def play(plan: Plan, folder: Path, record: Record | None = None) -> Report
             for task in (weather, *trainings):
                 task.cancel()
             await asyncio.gather(weather, *trainings, return_exceptions=True)
-        return await _report(scene)
+        return await _report(scene, devices, fleets)
 
 
 async def _device(stack: Stack, slot: int, plan: Plan) -> Device:
@@ -98,7 +107,7 @@ async def _device(stack: Stack, slot: int, plan: Plan) -> Device:
 
 async def _weather(plan: Plan, scene: Scene) -> None:
     """Faults in lanes side by side: one of the servers, one of the workers, one of each device."""
-    if not await until(lambda: len(scene.active()) == plan.devices, BEGIN_S):
+    if not await until(lambda: len(scene.active()) >= plan.devices, BEGIN_S):
         scene.stack.record.violate("not all devices began to train")
         return
     servers: dict[str, Fault] = {
@@ -167,14 +176,20 @@ async def _finish(scene: Scene, trainings: list[asyncio.Task[None]]) -> None:
             task.result()
 
 
-async def _report(scene: Scene) -> Report:
+async def _report(scene: Scene, devices: Sequence[Device], fleets: Sequence[Fleet]) -> Report:
     record, stack = scene.stack.record, scene.stack
-    done = [(training, device.state_of(training)) for device in scene.devices for training in device.finished]
+    done = [(training, device.state_of(training)) for device in devices for training in device.finished]
     store = await open_store(stack.redis.url)
     try:
         differences = await judge(store, done)
+        for fleet in fleets:
+            for name in fleet.finished:
+                found, rounds = await judge_fleet(store, fleet.devices, name)
+                for what in found if rounds else ["no round of it counted"]:
+                    record.violate(f"{name}: {what}")
     finally:
         await store.close()
     needed = sum(undisturbed(training, folder).bytes_up for training, folder in done)
-    record.bytes_up = sum(device.bytes_up for device in scene.devices)
-    return Report(record=record, differences=differences, bytes_needed=needed)
+    record.bytes_up = sum(device.bytes_up for device in devices)
+    names = tuple(name for fleet in fleets for name in fleet.finished)
+    return Report(record=record, differences=differences, bytes_needed=needed, fleets=names)

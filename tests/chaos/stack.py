@@ -100,7 +100,7 @@ class Stack:
     async def __aenter__(self) -> Stack:
         try:
             await asyncio.gather(self.thread(self.rabbit.start), self.thread(self.redis.start))
-            await self.submit()
+            await self.submit(*toy.JOBS, *toy.FLEETS)
             for _ in range(self.worker_count):
                 await self.add_worker()
             await asyncio.gather(*(self.start_worker(slot) for slot in self.workers))
@@ -144,11 +144,11 @@ class Stack:
         if not task.cancelled():
             task.exception()
 
-    async def submit(self) -> None:
-        """Store the jobs, as `spliteasy submit` does."""
+    async def submit(self, *names: str) -> None:
+        """Store the jobs of these names, as `spliteasy submit` does."""
         store = await open_store(self.redis.url)
         try:
-            for name in (*toy.JOBS, *toy.FLEETS):
+            for name in names:
                 await store_job(store, await self.thread(lambda name=name: toy.job(name)))  # type: ignore[misc]
         finally:
             await store.close()

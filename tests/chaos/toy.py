@@ -32,12 +32,27 @@ batches in two parts, on labels that other samples give. Auto: batches in two pa
 codecs by its link, and noise is on all that it sends. Private: DP-SGD.
 Frozen: the body trains so little that a step's state is smaller than its requests."""
 
-SPLITFED, SHARED = "chaos-splitfed", "chaos-shared"
+SPLITFED, SHARED, RELAY = "chaos-splitfed", "chaos-shared", "chaos-relay"
+_ROUNDS = {"round_steps": 6, "deadline": "15s"}
 FLEETS: dict[str, dict[str, object]] = {
-    SPLITFED: {"mode": "splitfed", "round_steps": 6, "deadline": "15s", "quorum": 1, "aggregate": "plain"},
-    SHARED: {"mode": "shared", "round_steps": 6, "deadline": "15s", "quorum": 1, "aggregate": "plain"},
+    SPLITFED: {"mode": "splitfed", "quorum": 1, "aggregate": "plain", **_ROUNDS},
+    SHARED: {"mode": "shared", "quorum": 1, "aggregate": "plain", **_ROUNDS},
+    RELAY: {"mode": "relay", **_ROUNDS},
 }
-"""Jobs whose devices train one model."""
+"""Jobs whose devices train one model. The ends of a relay travel sealed."""
+FLEET_EPOCHS = 2
+"""The epochs of a fleet that is one of many: each of its windows and turns waits for the store."""
+
+
+def fleet_number(number: int) -> str:
+    """Return the name of the job of one more fleet: the modes come round."""
+    return f"{tuple(FLEETS)[number % len(FLEETS)]}-{number}"
+
+
+def fleet_of(name: str) -> dict[str, object] | None:
+    """Return the settings of the fleet of a job of that name; None: its devices train alone."""
+    return next((about for base, about in FLEETS.items() if name.startswith(base)), None)
+
 
 LINKS: dict[str, dict[str, object]] = {
     LOSSY: {"activations": "int8", "gradients": "topk:0.3"},
@@ -94,13 +109,14 @@ def device_data(device: str) -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple
 @cache
 def job(name: str) -> Job:
     """The job of that name. `STEPS_PER_EPOCH` steps an epoch."""
+    fleet = fleet_of(name)
     spec = JobSpec.model_validate(
         {
             "name": name,
             "seed": 7,
             "batch_size": SAMPLES if name == PRIVATE else BATCH,
             "micro_batches": 2 if name in (AUTO, MICRO) else 1,
-            "epochs": EPOCHS,
+            "epochs": EPOCHS if fleet is None or name in FLEETS else FLEET_EPOCHS,
             "share_labels": name == SINGLE,
             "share_body": True,
             "model": {
@@ -116,10 +132,10 @@ def job(name: str) -> Job:
                 "groups": [{"pattern": "[37].*", "frozen": True}] if name == FROZEN else [],
             },
             "durability": {"checkpoint_every": 5, "snapshot_every_steps": 20, "checkpoint_history": 2},
-            "evaluation": {"every_epochs": 5},
+            "evaluation": {"every_epochs": 5 if fleet is None or name in FLEETS else 1},
             "privacy": DEFENCES.get(name, {}),
             "link": {"chunk_bytes": CHUNK_BYTES, **LINKS.get(name, {})},
-            **({"fleet": FLEETS[name], "share_ends": True} if name in FLEETS else {}),
+            **({} if fleet is None else {"fleet": fleet, "share_ends": "aggregate" in fleet}),
         }
     )
     return Job.create(spec)

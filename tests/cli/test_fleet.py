@@ -127,7 +127,7 @@ def test_another_mean_is_seen(
 def test_training_gives_every_device_the_same_model(
     spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
 ) -> None:
-    project = new_project(**fleet("round_epochs = 1"))
+    project = new_project(**{**fleet("round_epochs = 1"), "top": f"{OPEN_ENDS}\nshare_loss = true"})
     ran = spliteasy("train", project.job_file, "--devices", 2, "--out", project.folder / "out")
     assert ran.code == 0, ran.out + ran.err
     files = []
@@ -143,7 +143,12 @@ def test_training_gives_every_device_the_same_model(
     shown = spliteasy("fleet", "tiny", *store)
     assert shown.code == 0, shown.err
     assert "round 4 was the last so far" in shown.out
-    rounds = orjson.loads(spliteasy("fleet", "tiny", "--json", *store).out)["rounds"]
+    assert "at least, median" in shown.out
+    about = orjson.loads(spliteasy("fleet", "tiny", "--json", *store).out)
+    accuracies = [each["accuracy"] for each in about["devices"]]
+    assert about["accuracy"]["least"] == min(accuracies)
+    assert about["accuracy"]["median"] == sum(accuracies) / 2
+    rounds = about["rounds"]
     assert [each["round"] for each in rounds] == [0, 1, 2, 3, 4]
     assert rounds[4]["participants"] == {"phone-1": 40, "phone-2": 40}
     assert len({each["mean"] for each in rounds[1:]}) == 4
@@ -165,7 +170,8 @@ def test_a_fleet_key_is_needed_where_ends_are_averaged(
     ("settings", "told"),
     [
         ('mode = "shared"\nnorm = "local"', "the body is one"),
-        ('mode = "shared"\norder = "arrival"', "'arrival' is not built yet"),
+        ('mode = "shared"\norder = "arrival"', 'or mode = "shared" with a window'),
+        ('mode = "splitfed"\norder = "arrival"', "needs devices that wait for each other"),
         ('mode = "shared"\nends = "relay"', 'that needs mode = "relay"'),
         ('mode = "shared"\nwindow = 5\ndevices_per_round = 4', "can never be filled"),
         ('mode = "relay"\nends = "average"', "head and tail are handed over"),

@@ -371,16 +371,18 @@ def rounds_of_a_fleet(walk: Walk) -> Script:
     yield walk.restored(), S.HANDING_IN
     yield walk.handed_in(), S.ROUND_END
     yield walk.mean(), S.APPLYING
-    yield walk.applied(), S.HEAD
+    yield walk.applied(), S.SAVING
+    yield walk.saved(), S.HEAD
     yield walk.take_step(), S.HANDING_IN
     yield walk.handed_in(), S.ROUND_END
     yield walk.mean(), S.APPLYING
-    yield walk.applied(), S.EVAL_HEAD
+    yield walk.applied(), S.SAVING
+    yield walk.saved(), S.EVAL_HEAD
 
 
 @script(round_steps=1, total_steps=4, checkpoint_every=2)
 def a_checkpoint_before_the_end_of_a_round(walk: Walk) -> Script:
-    walk.begin(), walk.handed_in(), walk.mean(), walk.applied()
+    walk.begin(), walk.handed_in(), walk.mean(), walk.applied(), walk.saved()
     yield walk.take_step(), S.SAVING
     yield walk.saved(), S.HANDING_IN
     yield walk.stop(), S.HANDING_IN

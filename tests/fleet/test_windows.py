@@ -16,8 +16,8 @@ def spec(**changed: Any) -> FleetSpec:
 OPEN = {"aggregate": "plain"}
 
 
-def waits(seen: float = 50.0) -> Member:
-    return Member(seen=seen, done=False)
+def waits(seen: float = 50.0, since: float = 0.0) -> Member:
+    return Member(seen=seen, since=since, done=False)
 
 
 def handed_in(window: int, *, whole: bool = False, samples: int = 4) -> Member:
@@ -95,3 +95,23 @@ def test_the_ends_of_too_few_devices_are_not_averaged() -> None:
     handed = {device: handed_in(1, whole=True) for device in "ab"}
     record = decide(first, {**handed, "c": waits(0.0)}, fleet, now=61.0)
     assert (record.void, record.base, record.opened, record.ends_base) == (False, 1, 1, 0)
+
+
+def test_by_arrival_those_who_have_waited_longest_come_first() -> None:
+    fleet = spec(window=1, order="arrival", **OPEN)
+    since = {"a": 30.0, "b": 10.0, "c": 20.0}
+    there = {device: waits(since=at) for device, at in since.items()}
+    record = decide(None, there, fleet)
+    assert (record.cohort, record.rest) == (("b",), ("c", "a"))
+    there["c"] = waits(since=40.0)  # it was away meanwhile
+    record = decide(record, {**there, "b": handed_in(1, whole=True)}, fleet)
+    assert (record.cohort, record.rest) == (("a",), ("c",)), "the order is of when the window is decided"
+
+
+def test_by_arrival_a_turn_goes_to_whoever_has_waited_longest() -> None:
+    fleet = FleetSpec(mode="relay", deadline="60s", order="arrival")
+    there = {"a": waits(since=30.0), "b": waits(since=10.0), "c": waits(since=20.0)}
+    record = decide(None, there, fleet)
+    assert record.cohort == ("b",)
+    there["b"] = handed_in(1, whole=True).model_copy(update={"since": 45.0})
+    assert decide(record, there, fleet).cohort == ("c",)

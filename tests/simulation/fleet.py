@@ -6,7 +6,7 @@ recorded. Every device ends with the last mean that it was told, of a record tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -45,9 +45,9 @@ class Case:
     """The devices' own, in the same order."""
 
     @classmethod
-    def of(cls, variant: toy.Variant) -> Case:
+    def of(cls, variant: toy.Variant, devices: tuple[str, ...] = toy.FLEET) -> Case:
         """The fleet of a simulation."""
-        return cls(toy.job(variant), toy.DATA, toy.FLEET, (SECRET,) * len(toy.FLEET))
+        return cls(toy.job(variant), toy.DATA, devices, (SECRET,) * len(devices))
 
     def secret(self, device: str) -> bytes:
         return self.secrets[self.devices.index(device)]
@@ -63,10 +63,18 @@ class Taken:
 
 
 def judge(
-    case: Case, records: Sequence[RoundRecord], taken: Sequence[Taken], ended: Mapping[str, Theta]
+    case: Case,
+    records: Sequence[RoundRecord],
+    taken: Sequence[Taken],
+    ended: Mapping[str, Theta],
+    *,
+    lost: Collection[str] = (),
 ) -> list[str]:
-    """What is wrong with the rounds. `ended`: the averaged tensors that each device has at its end."""
-    found = [*chain(records), *acted(records, taken)]
+    """What is wrong with the rounds. `ended`: the averaged tensors that each device has at its end.
+
+    `lost`: the devices whose folders were lost, or went back to an older copy.
+    """
+    found = [*chain(records), *counted_once(records, lost), *acted(records, taken)]
     theta = {0: averaged(*sides(case, case.devices[0]))}
     for record in records[1:]:
         if record.void:
@@ -100,6 +108,17 @@ def chain(records: Sequence[RoundRecord]) -> list[str]:
             found.append(f"record {record.number} does not follow the one before")
         if strangers := set(record.participants) - set(before.cohort):
             found.append(f"round {record.number}: {sorted(strangers)} took part and were not drawn")
+    return found
+
+
+def counted_once(records: Sequence[RoundRecord], lost: Collection[str]) -> list[str]:
+    """No step of a device is in two means, unless a person let it go on from an older folder."""
+    found, counted = [], dict[str, int]()
+    for record in records:
+        for device, handed in record.participants.items():
+            if handed.first < counted.get(device, 0) and device not in lost:
+                found.append(f"round {record.number} has step {handed.first + 1} of {device} once more")
+            counted[device] = handed.last
     return found
 
 

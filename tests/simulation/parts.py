@@ -15,6 +15,7 @@ from spliteasy.errors import StoreUnavailable
 from spliteasy.runtime.torch_thread import NO_MEMORY, guarded
 from tests.simulation.faults import Faults
 from tests.simulation.releases import Releases
+from tests.simulation.replies import Replies
 
 T = TypeVar("T")
 
@@ -60,6 +61,8 @@ class Invariants:
         self._committed: dict[str, int] = {}
         self.releases: dict[str, Releases] = {}
         """By session, under DP-SGD."""
+        self.replies: Replies | None = None
+        """There where the devices are a fleet."""
         self._newest: dict[str, SessionMeta] = {}
         """The record of each session as it was opened or claimed last."""
 
@@ -79,6 +82,8 @@ class Invariants:
             self.violations.append(f"{session}: step {step} was committed by attempt {attempt.number}")
         if newest is not None and newest.owner != owner:
             self.violations.append(f"{session}: step {step} was committed by a worker that owned it before")
+        if self.replies is not None:
+            self.replies.committed(session, step)
         last = self._committed.get(session, step)
         if step not in (last, last + 1):
             self.violations.append(f"{session}: step {step} was committed after {last}")
@@ -114,6 +119,8 @@ class Invariants:
         """The store lost its last writes: what it had is no measure any more."""
         self._committed.clear()
         self._newest.clear()
+        if self.replies is not None:
+            self.replies.rolled_back()
 
 
 class FaultyFleets:
@@ -189,6 +196,8 @@ class FaultyStore:
     def _watch(self, name: str, session: str, kwargs: Any, outcome: Any) -> None:
         if name == "put_request":
             self._invariants.written(session, **kwargs)
+        if name == "append_round" and self._invariants.replies is not None and outcome is not None:
+            self._invariants.replies.appended(outcome)
         if not isinstance(outcome, Done):
             return
         if name == "open_session":

@@ -21,6 +21,9 @@ from tests.simulation.intruder import intruding
 from tests.simulation.quick import SHARDS, quick
 from tests.simulation.world import World
 
+FLEET_EVERY = 9
+"""Of so many seeds the last one is a fleet's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -40,14 +43,16 @@ def play(
     variant: toy.Variant | None = None,
     devices: tuple[str, ...] | None = None,
     reply_timeout_s: float = 10.0,
+    make: Callable[..., World] = World,
 ) -> Summary:
     """Run the seed's world: the variant and the devices that come round, unless told which."""
+    variant = variant or drawn_variant(seed)
     torch.set_num_threads(1)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    world = World(
+    world = make(
         seed=seed,
-        variant=variant or toy.VARIANTS[seed % len(toy.VARIANTS)],
-        devices=devices or _devices(seed // len(toy.VARIANTS)),
+        variant=variant,
+        devices=devices or (toy.FLEET if variant.fleet else _devices(seed // len(toy.VARIANTS))),
         rates=rates,
         reply_timeout_s=reply_timeout_s,
         shards=SHARDS,
@@ -68,6 +73,13 @@ def play(
         tuple(outcome.faults.history),
         outcome.virtual_s,
     )
+
+
+def drawn_variant(seed: int) -> toy.Variant:
+    """Return the variant that comes round: that of a device alone, or every so often a fleet's."""
+    if seed % FLEET_EVERY == FLEET_EVERY - 1:
+        return tuple(toy.FLEETS.values())[seed // FLEET_EVERY % len(toy.FLEETS)]
+    return toy.VARIANTS[seed % len(toy.VARIANTS)]
 
 
 def _drawn_kinds(seed: int, variant: toy.Variant) -> Callable[[int, int], bool]:

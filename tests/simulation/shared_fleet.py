@@ -6,7 +6,7 @@ step of the body, and each mean of ends. Every device ends with what the last re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -28,14 +28,23 @@ Theta = Mapping[str, Tensor]
 
 
 def judge(
-    case: fleet.Case, records: Sequence[RoundRecord], taken: Sequence[fleet.Taken], ended: Mapping[str, Theta]
+    case: fleet.Case,
+    records: Sequence[RoundRecord],
+    taken: Sequence[fleet.Taken],
+    ended: Mapping[str, Theta],
+    *,
+    lost: Collection[str] = (),
 ) -> list[str]:
-    """What is wrong with the windows. `ended`: the body and the ends that each device has at its end."""
+    """What is wrong with the windows. `ended`: the body and the ends that each device has at its end.
+
+    `lost`: the devices whose folders were lost, or went back to an older copy.
+    """
     windows = _Windows(case)
     for before, record in pairwise(records):
         windows.replay(before, record)
     last = {each.device: records[each.round] for each in taken if each.round < len(records)}
-    found = [*fleet.chain(records), *fleet.acted(records, taken), *windows.found]
+    found = [*fleet.chain(records), *fleet.counted_once(records, lost), *fleet.acted(records, taken)]
+    found += windows.found
     for device, tensors in ended.items():
         expected = {**windows.bodies[last[device].base], **windows.ends[last[device].ends_base]}
         found += [

@@ -2,61 +2,104 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import pytest
+from torch import Tensor
 
+from device_agent.rounds.ends import RoundEnds
+from device_agent.session.plan import SessionPlan
+from device_agent.training.trainer import DeviceTrainer
 from server_worker.action import Steps
 from server_worker.engine import body_trainer, local, shared_body
 from server_worker.engine.body_trainer import BODY
 from server_worker.replica.loaded_body import LoadedBody, RoundAbout, StepResult
 from server_worker.rounds import turn
 from server_worker.rounds.ends import mean_bytes
-from server_worker.store import Store
-from server_worker.store.fleet_calls import ReadLossWindow, ReadWeightsOf
+from server_worker.rounds.turn import RoundTurns
+from server_worker.store import SqliteStore, Store
+from server_worker.store.fleet_calls import AppendRound, ReadLossWindow, ReadWeightsOf
 from spliteasy.fleet.record import RoundRecord
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
-from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX
-from tests.simulation import toy, world
+from spliteasy.training.segment_trainer import MODEL_PREFIX, OPTIMIZER_PREFIX
+from tests.simulation import fleet, toy, world
+from tests.simulation.churn import ChurningWorld
 from tests.simulation.faults import CALM, Rates
 from tests.simulation.run import play
+from tests.simulation.test_simulation import skip_the_attempt_check
 
 FREQUENT = Rates(
     cut=0.01,
     cut_after=0.01,
     zombie=0.02,
-    agent_crash_s=4.0,
-    worker_crash_s=6.0,
-    rollback_s=5.0,
+    agent_crash_s=10.0,
+    worker_crash_s=10.0,
+    rollback_s=12.0,
     checkpoints_lost=0.0,
     state_lost=0.0,
 )
-SEEDS = 4
+AGENTS_DIE = replace(CALM, agent_crash_s=4.0)
+SEEDS = 2
+"""The sweep over many seeds draws fleets too; the long tests play more of these."""
+TEN = tuple(f"phone-{number}" for number in range(1, 11))
 
 
-FLEETS = {
-    "plain": toy.PLAIN_FLEET,
-    "sealed": toy.SEALED_FLEET,
-    "relay": toy.PLAIN_RELAY,
-    "sealed-relay": toy.SEALED_RELAY,
-    "shared": toy.PLAIN_SHARED,
-    "sealed-shared": toy.SEALED_SHARED,
-    "shared-by-turns": toy.SHARED_BY_TURNS,
-}
-
-
-@pytest.mark.parametrize("variant", FLEETS.values(), ids=FLEETS)
+@pytest.mark.parametrize("variant", toy.FLEETS.values(), ids=toy.FLEETS)
 def test_a_calm_fleet_is_its_plain_program(variant: toy.Variant) -> None:
     assert play(0, rates=CALM, variant=variant, devices=toy.FLEET).violations == ()
 
 
-@pytest.mark.parametrize("variant", FLEETS.values(), ids=FLEETS)
+@pytest.mark.parametrize("variant", toy.FLEETS.values(), ids=toy.FLEETS)
 def test_a_fleet_under_faults_loses_and_repeats_no_round(variant: toy.Variant) -> None:
-    for seed in range(SEEDS):
+    under_faults(range(SEEDS), variant)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variant", toy.FLEETS.values(), ids=toy.FLEETS)
+def test_a_fleet_under_faults_loses_and_repeats_no_round_under_more_seeds(variant: toy.Variant) -> None:
+    under_faults(range(SEEDS, 30), variant)
+
+
+def under_faults(seeds: range, variant: toy.Variant) -> None:
+    for seed in seeds:
         summary = play(seed, rates=FREQUENT, variant=variant, devices=toy.FLEET)
         assert summary.violations == (), f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("share", "variant"), [(0.1, toy.SEALED_FLEET), (1 / 3, toy.PLAIN_SHARED), (1 / 3, toy.SEALED_RELAY)]
+)
+def test_no_round_waits_past_its_deadline_where_devices_are_killed_in_each(
+    share: float, variant: toy.Variant
+) -> None:
+    assert churning(0, share, variant) == ()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("share", [0.1, 1 / 3])
+@pytest.mark.parametrize("variant", toy.FLEETS.values(), ids=toy.FLEETS)
+def test_no_round_waits_past_its_deadline_under_more_seeds(share: float, variant: toy.Variant) -> None:
+    for seed in range(1, 9):
+        assert churning(seed, share, variant) == (), f"seed {seed}"
+
+
+def churning(seed: int, share: float, variant: toy.Variant) -> tuple[str, ...]:
+    """Play a fleet of ten of which that share is killed in each round: what was violated."""
+    summary = play(
+        seed,
+        rates=CALM,
+        variant=replace(variant, epochs=2),
+        devices=TEN,
+        make=partial(ChurningWorld, share=share),
+    )
+    assert summary.faults["device killed in its round"]
+    return summary.violations
 
 
 # Broken on purpose --------------------------------------------------------------------------------
@@ -150,6 +193,62 @@ def average_the_count_of_batches() -> Any:
     return mock.patch.object(shared_body, "weighted_mean", averaged)
 
 
+def name_a_record_by_its_number_alone() -> Any:
+    right = AppendRound.call
+
+    async def appended(self: AppendRound, store: Store) -> bytes | None:
+        newest = await store.fleets.newest_round(self.fleet)
+        if newest is not None and RoundRecord.from_json(newest).number == self.number - 1:
+            return await right(replace(self, previous=newest), store)
+        return await right(self, store)
+
+    return mock.patch.object(AppendRound, "call", appended)
+
+
+def step_the_ends_of_a_late_member() -> Any:
+    right = RoundTurns._answer
+
+    def answer(self: RoundTurns, loaded: LoadedBody, newest: RoundRecord, *rest: Any) -> Steps[turn.Outcome]:
+        request = self.request
+        assert request is not None
+        found = yield from right(self, loaded, newest, *rest)
+        if isinstance(found, turn.Turn) and request.round and request.device not in newest.participants:
+            return turn.Turn(replace(found.about, ends="kept", sealed=None), found.mean)
+        return found
+
+    return mock.patch.object(RoundTurns, "_answer", answer)
+
+
+def take_the_mean_without_a_step_of_its_own() -> Any:
+    """The checkpoint of that step is that of the step before, under another number; there are no others."""
+    take, state = RoundEnds.take_mean, DeviceTrainer.state
+    before: dict[int, tuple[int, dict[str, Tensor]]] = {}
+
+    def taken(self: RoundEnds, mean: Any, **about: Any) -> None:
+        own = {
+            prefix + name: tensor
+            for prefix, trainer in self.ends
+            for name, tensor in trainer.snapshot().items()
+            if name.startswith(MODEL_PREFIX)
+        }
+        take(self, mean, **about)
+        before[id(self)] = self.ends[0][1].step, own
+
+    def kept(self: DeviceTrainer) -> dict[str, Tensor]:
+        step, own = before.get(id(self.rounds), (-1, {}))
+        return {**state(self), **(own if step == self.step else {})}
+
+    patches = ExitStack()
+    patches.enter_context(mock.patch.object(RoundEnds, "take_mean", taken))
+    patches.enter_context(mock.patch.object(DeviceTrainer, "state", kept))
+    patches.enter_context(mock.patch.object(SessionPlan, "keeps", SessionPlan.is_round_end))
+    return patches
+
+
+def go_back_across_a_mean() -> Any:
+    return mock.patch.object(SessionPlan, "keeps", lambda self, step: step % 100 == 0)
+
+
 @pytest.mark.parametrize(
     ("mutation", "rates", "variant"),
     [
@@ -162,14 +261,18 @@ def average_the_count_of_batches() -> Any:
         (step_the_body_without_one_of_the_window, CALM, toy.PLAIN_SHARED),
         (begin_the_optimizer_of_the_body_again_at_each_window, CALM, toy.PLAIN_SHARED),
         (average_the_count_of_batches, CALM, toy.PLAIN_SHARED),
+        (step_the_ends_of_a_late_member, FREQUENT, toy.PLAIN_SHARED),
+        (take_the_mean_without_a_step_of_its_own, AGENTS_DIE, toy.PLAIN_FLEET),
+        (go_back_across_a_mean, FREQUENT, toy.PLAIN_SHARED),
+        (skip_the_attempt_check, FREQUENT, toy.PLAIN_SHARED),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
 def test_a_broken_fleet_is_caught(
     mutation: Callable[[], Any], rates: Rates, variant: toy.Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if rates is CALM:  # such a training ends within a minute
-        monkeypatch.setattr(world, "DEADLINE_S", 300.0)
+    # Without faults a training ends within a minute, and under these within three.
+    monkeypatch.setattr(world, "DEADLINE_S", 300.0 if rates is CALM else 900.0)
     for seed in range(40):
         with mutation():
             broken = play(seed, rates=rates, variant=variant, devices=toy.FLEET)
@@ -178,3 +281,33 @@ def test_a_broken_fleet_is_caught(
             assert whole.violations == ()
             return
     pytest.fail("40 seeds did not notice")
+
+
+def test_a_record_that_was_made_anew_is_not_taken_for_the_first_one() -> None:
+    """A worker hangs before it writes round 2, the store forgets round 1, and others end it otherwise."""
+    assert asyncio.run(_decided_on_a_forgotten_round()) == []
+    with name_a_record_by_its_number_alone():
+        broken = asyncio.run(_decided_on_a_forgotten_round())
+    assert broken == ["record 2 does not follow the one before"]
+
+
+async def _decided_on_a_forgotten_round() -> list[str]:
+    """What is wrong with the chain after it."""
+    store, name = SqliteStore(None, inline=True, clock=lambda: 0.0), "toy@0"
+    begun = RoundRecord(
+        number=0, previous="", participants={}, weights={}, base=0, cohort=toy.FLEET, closed_at=0.0
+    )
+    first, anew = (
+        begun.model_copy(update={"number": 1, "previous": begun.digest, "there": there}) for there in (2, 3)
+    )
+    second = begun.model_copy(update={"number": 2, "previous": first.digest})
+    try:
+        await AppendRound(name, begun.to_json(), 0, None, ()).call(store)
+        image = store.image()
+        await AppendRound(name, first.to_json(), 1, begun.to_json(), ()).call(store)
+        store.restore(image)
+        await AppendRound(name, anew.to_json(), 1, begun.to_json(), ()).call(store)
+        await AppendRound(name, second.to_json(), 2, first.to_json(), ()).call(store)
+        return fleet.chain([RoundRecord.from_json(line) for line in await store.fleets.rounds(name)])
+    finally:
+        await store.close()

@@ -28,7 +28,7 @@ from spliteasy.training import segment_trainer
 from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX, SegmentTrainer
 from tests.simulation import world
 from tests.simulation.faults import CALM, FREQUENT
-from tests.simulation.run import play
+from tests.simulation.run import drawn_variant, play
 from tests.simulation.toy import DEVICES, VARIANTS, Variant, undisturbed
 
 DYING = replace(CALM, worker_crash=0.05)
@@ -227,8 +227,8 @@ def test_a_broken_build_is_caught(mutation: Callable[[], Any]) -> None:
     variant = AUTO if mutation is forget_which_codecs_a_step_had else None
     first = FIRST_SEED.get(mutation, 0)
     for seed in range(first, first + 150):
-        right = variant or VARIANTS[seed % len(VARIANTS)]
-        for device in () if right.auto else DEVICES:
+        right = variant or drawn_variant(seed)
+        for device in () if right.auto or right.fleet else DEVICES:
             undisturbed(device, right)  # kept from now on: what is right is not for a broken build to say
         with mutation():
             broken = play(seed, rates=MUTATIONS[mutation], reply_timeout_s=patience_s, variant=variant)

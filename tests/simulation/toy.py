@@ -177,6 +177,21 @@ SEALED_SHARED = Variant(epochs=2, fleet=WINDOWS)
 TURNS = (("mode", "relay"), ("round_steps", 3), ("deadline", "6s"))
 PLAIN_RELAY = Variant(epochs=2, fleet=(*TURNS, ("aggregate", "plain")))
 SEALED_RELAY = Variant(epochs=2, fleet=TURNS)
+BY_ARRIVAL = ("order", "arrival")
+SHARED_BY_ARRIVAL = Variant(epochs=2, fleet=(*WINDOWS, ("window", 1), BY_ARRIVAL))
+RELAY_BY_ARRIVAL = Variant(epochs=2, fleet=(*TURNS, BY_ARRIVAL))
+FLEETS = {
+    "plain": PLAIN_FLEET,
+    "sealed": SEALED_FLEET,
+    "relay": PLAIN_RELAY,
+    "sealed-relay": SEALED_RELAY,
+    "shared": PLAIN_SHARED,
+    "sealed-shared": SEALED_SHARED,
+    "shared-by-turns": SHARED_BY_TURNS,
+    "shared-by-arrival": SHARED_BY_ARRIVAL,
+    "relay-by-arrival": RELAY_BY_ARRIVAL,
+}
+"""Fleets in every mode, which a sweep of seeds goes through in turn, beside the variants of one device."""
 
 
 @cache

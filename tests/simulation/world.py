@@ -7,7 +7,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from tests.simulation import fleet, shared_fleet, toy
 from tests.simulation.faults import Faults, Rates, drawn_rates
 from tests.simulation.parts import FaultyStore, Invariants, VirtualCompute
 from tests.simulation.releases import Releases, watched
+from tests.simulation.replies import Replies, heard
 
 LOSS_WINDOW_S = 2.0
 FAULTY_S = 60.0
@@ -102,8 +103,10 @@ class World:
             self._invariants.releases = {
                 f"toy.{device}": Releases(folder / device) for device in self.devices
             }
+        if self.variant.fleet:
+            self._invariants.replies = Replies(loop.time, LOSS_WINDOW_S)
         try:
-            with watched(self._invariants.releases):
+            with watched(self._invariants.releases), heard(self._invariants.replies):
                 async with asyncio.timeout(DEADLINE_S):
                     await self._play(folder)
         except TimeoutError:
@@ -112,6 +115,7 @@ class World:
             shutil.rmtree(folder, ignore_errors=True)
             await self._store.close()
         found = [line for each in self._invariants.releases.values() for line in each.found]
+        found += self._invariants.replies.found if self._invariants.replies is not None else []
         return Outcome(
             self.seed, self.violations + self._invariants.violations + found, self._faults, loop.time()
         )
@@ -249,10 +253,7 @@ class World:
             agent, transports = self._agent(device, state, takeover=takeover, restart=restart)
             task = asyncio.create_task(agent.run(asyncio.Event()))
             takeover = restart = False
-            life_s = self._rng.expovariate(1 / self._faults.rates.agent_crash_s)
-            await asyncio.wait({task}, timeout=life_s if self._faults.active else None)
-            if not task.done() and not self._faults.active:
-                await asyncio.wait({task})
+            await self._live(task, device)
             if task.done():
                 result = task.exception() or task.result()
                 if isinstance(result, AgentResult):
@@ -279,6 +280,17 @@ class World:
                     shutil.rmtree(copy, ignore_errors=True)
                     shutil.copytree(state, copy)
             await asyncio.sleep(self._rng.choice((0.0, 0.5, 4.0)))
+            await self._may_start(device)
+
+    async def _live(self, agent: asyncio.Task[AgentResult], device: str) -> None:
+        """Wait until the device's agent has ended, or is to be killed."""
+        life_s = self._rng.expovariate(1 / self._faults.rates.agent_crash_s)
+        await asyncio.wait({agent}, timeout=life_s if self._faults.active else None)
+        if not agent.done() and not self._faults.active:
+            await asyncio.wait({agent})
+
+    async def _may_start(self, device: str) -> None:
+        """Wait until an agent of a device that was killed may be started again."""
 
     def _forget(self, device: str) -> None:
         """The device's folder is older than what it has done."""
@@ -368,20 +380,30 @@ class World:
         if isinstance(observation, RoundEnded):
             self._taken.append(fleet.Taken(observation.device, observation.round, observation.record))
 
-    async def _judge_rounds(self, ended: Mapping[str, Agent]) -> None:
-        """The rounds are those of the plain program, and every device has the last mean that it was told."""
+    @property
+    def fleet_name(self) -> str:
+        """Return how the store names the fleet, where there is one."""
+        return f"toy@{toy.job(self.variant).digest}"
+
+    async def _judge_rounds(self, ended: Mapping[str, Agent]) -> Sequence[RoundRecord]:
+        """The rounds are those of the plain program, and every device has the last mean that it was told.
+
+        Returns their records.
+        """
         job, averaged = toy.job(self.variant), {}
         for device, agent in ended.items():
             if self.violations or agent.trainer is None:
-                return
+                return []
             body = DirectBody(job, f"toy.{device}")
             await self._replay(body)
             averaged[device] = fleet.averaged(agent.trainer, body)
-        lines = await self._store.fleets.rounds(f"toy@{job.digest}")
+        lines = await self._store.fleets.rounds(self.fleet_name)
         records = [RoundRecord.from_json(line) for line in lines]
         self._faults.history += [str(record) for record in records]
         judge = shared_fleet.judge if job.spec.fleet.shares_body else fleet.judge
-        self.violations += judge(fleet.Case.of(self.variant), records, self._taken, averaged)
+        case = fleet.Case.of(self.variant, self.devices)
+        self.violations += judge(case, records, self._taken, averaged, lost=self._lost)
+        return records
 
     async def _restored(self, session: str) -> toy.State:
         """The body as a worker would load it now: the newest snapshot, and the log after it."""

@@ -281,9 +281,9 @@ def rounds_of_a_fleet() -> None:
         about = {"step": life.session.step + 1, "durable_step": number, "round": number, "record": "ef" * 32}
         life.answer(m.Mean, "READY", **about, names=tuple(ends), values=tuple(ends.values()), drawn=2)
         life.do(e.Applied())
+        life.do(e.Saved((0, 2 * number + 1)))
         if number < 2:
             life.whole_step()
-    life.do(e.Saved((0, 5)))
     life.answer(m.Closed, "CLOSE", step=5)
     life = Life(round_steps=1, total_steps=5)
     life.begin()

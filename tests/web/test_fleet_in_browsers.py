@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from spliteasy.job import Job
-from spliteasy.job.spec import DurabilitySpec, FleetSpec
+from spliteasy.job.spec import FleetSpec
 from spliteasy_cli.browser.embedded import Served
 from tests.dashboard.browser import Page, find_browser, open_page
 from tests.web.page import digits, digits_served, history, press, read_file, says, show, write_file
@@ -22,8 +22,6 @@ DEVICES = ("browser-1", "browser-2", "browser-3")
 KILLED = DEVICES[1]
 FLEET_KEY = bytes(range(32))
 FINISHED = "Finished: all"
-EVERY_STEP = DurabilitySpec(checkpoint_every=1)
-"""So that a browser that was killed falls behind no mean that the others have taken with it."""
 Secrets = Mapping[str, bytes]
 
 
@@ -84,7 +82,7 @@ async def test_a_fleet_of_browsers_trains_one_model_whatever_happens_to_one(
     tmp_path: Path, fleet: dict[str, Any]
 ) -> None:
     """Ends are sealed; a member is killed in a round: every loss is that of an undisturbed run."""
-    job = digits(epochs=2, fleet=FleetSpec.model_validate(fleet), durability=EVERY_STEP)
+    job = digits(epochs=2, fleet=FleetSpec.model_validate(fleet))
     calm, secrets = await trained(job, tmp_path / "calm", None, kill=False)
     losses = [[loss for loss in kept["losses"] if loss is not None] for kept in calm.values()]
     assert all(len(each) == len(losses[0]) >= 8 for each in losses)
@@ -96,7 +94,7 @@ async def test_a_fleet_of_browsers_trains_one_model_whatever_happens_to_one(
 async def test_browsers_hand_over_by_turns_whatever_happens_to_one(tmp_path: Path) -> None:
     """What is handed over is sealed. The order of turns follows from who was there first: runs differ."""
     fleet = FleetSpec.model_validate({"mode": "relay", "round_steps": 4})
-    job = digits(epochs=2, fleet=fleet, durability=EVERY_STEP)
+    job = digits(epochs=2, fleet=fleet)
     kept, _ = await trained(job, tmp_path / "killed", None, kill=True)
     losses = [[loss for loss in each["losses"] if loss is not None] for each in kept.values()]
     assert [len(each) for each in losses] == [8, 8, 8]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,10 +11,8 @@ from torch import Tensor
 
 from broker import encode
 from broker.protocol import messages as m
-from server_worker.rounds.turn import RoundTurns
-from server_worker.store.fleet_calls import ListWeights
-from spliteasy.errors import StoreUnavailable
-from spliteasy.fleet.record import HandedIn, Member, RoundRecord
+from server_worker.rounds.decision import beginning
+from spliteasy.fleet.record import Member, RoundRecord
 from tests.simulation import fleet, toy
 from tests.worker.conftest import ATTEMPT, SESSION, Device, Server
 from tests.worker.test_refusals import forward
@@ -103,6 +102,7 @@ async def test_hostile_ends_are_refused_and_the_round_goes_on_without_them(serve
         ),
         ({"samples": 10**9}, "says that it trained on"),
         ({"round": 2}, "hands in for round 2"),
+        ({"round": 0}, "hands in for round 0"),
     ]
     for value, told in ((float("nan"), "not finite"), (1e30, "have the norm")):
         changed = {**ends, weight: torch.full_like(ends[weight], value)}
@@ -117,6 +117,34 @@ async def test_hostile_ends_are_refused_and_the_round_goes_on_without_them(serve
             assert (refused.code, refused.retriable) == ("bad-tensor", False)
             assert told in refused.message
         assert isinstance(await device.ask(ready(3, 1, ends)), m.Mean), "the right ones are taken"
+
+
+async def test_more_samples_than_the_job_takes_are_refused(server: Server) -> None:
+    """The worker counts them itself: what the device says makes no difference."""
+    async with server.device() as device:
+        await trained_for_a_round(device)
+        for step in (3, 4):
+            opened = forward(step)
+            assert isinstance(await device.ask(opened), m.Forwarded)
+            values = (torch.ones(4, 5),)
+            backward = m.Backward(
+                session=SESSION, attempt=ATTEMPT, step=step, forward=opened.request, values=values
+            )
+            assert isinstance(await device.ask(backward), m.Gradient)
+        refused = await device.ask(ready(5, 1, own_ends(), samples=12))
+        assert isinstance(refused, m.Error)
+        assert "trained on 12 samples in the round, and the job takes 8" in refused.message
+
+
+async def test_of_two_devices_with_one_name_the_later_one_trains(server: Server) -> None:
+    async with server.device() as device:
+        await trained_for_a_round(device)
+        later = m.AttemptRef(number=ATTEMPT.number + 1, nonce="e" * 16)
+        digest = toy.job(ALONE).digest
+        opened = await device.ask(m.Open(session=SESSION, attempt=later, digest=digest, held=(0,)))
+        assert isinstance(opened, m.Opened)
+        refused = await device.ask(ready(3, 1, own_ends()))
+        assert isinstance(refused, m.Superseded)
 
 
 async def test_another_fleet_key_is_told_to_that_device_alone(server: Server) -> None:
@@ -137,19 +165,24 @@ async def test_what_is_asked_about_and_not_here_is_missing(server: Server) -> No
         assert missing.missing == "READY"
 
 
-@pytest.mark.parametrize(("newest", "asked_again"), [(0, True), (1, False)])
-def test_only_weights_of_the_round_under_way_are_asked_for_again(newest: int, asked_again: bool) -> None:
-    """What was handed in for a round that has closed is dropped: nobody needs it any more."""
-    turns = RoundTurns(lambda: 0.0)
-    turns.request = ready(3, 1, {})
-    turns._handed = HandedIn(samples=4, first=0, last=1, digest="ab" * 16)
-    member = Member(seen=0.0, done=False, fleet_key=None, round=1, handed=turns._handed)
-    looking = turns._with_weights({"phone-1": member}, "toy@1", RoundRecord.model_construct(number=newest))
-    assert next(looking) == ListWeights("toy@1")
-    if asked_again:
-        with pytest.raises(StoreUnavailable, match="forgotten what phone-1 handed in"):
-            looking.send({})
-    else:
-        with pytest.raises(StopIteration) as done:
-            looking.send({})
-        assert done.value.value["phone-1"].handed is None
+async def test_a_late_device_goes_on_though_what_it_handed_in_was_dropped(server: Server) -> None:
+    spec, name, ends = toy.job(ALONE).spec, f"toy@{toy.job(ALONE).digest}", own_ends()
+    fleets, now = server.store.fleets, await server.store.now()
+    both = dict.fromkeys(("phone-1", "phone-2"), Member(seen=now, done=False))
+    record = beginning(both, spec.fleet, seed=7, now=now, fleet_key=None)
+    await fleets.append_round(name, record.to_json(), number=0, previous=None)
+    async with server.device() as device:
+        await trained_for_a_round(device)
+        request = ready(3, 1, ends)
+        assert isinstance(await device.ask(request), m.Busy), "phone-2 has not handed in"
+        for number in (1, 2):  # other workers end two rounds without it, and the last one is overdue
+            changes = {"number": number, "previous": record.digest, "opened": number, "closed_at": now - 60}
+            previous, record = record, record.model_copy(update={**changes, "cohort": ("phone-2",)})
+            await fleets.append_round(name, record.to_json(), number=number, previous=previous.to_json())
+        await fleets.drop_weights(name, list(await fleets.weights(name)))
+        answer = await device.ask(asked_about(request))
+        while isinstance(answer, m.Busy | m.Working):
+            await asyncio.sleep(0.05)
+            answer = await device.ask(asked_about(request))
+        assert isinstance(answer, m.Mean)
+        assert answer.round == 3

@@ -47,8 +47,9 @@ class FleetSpec(Section):
     """The longest that a round lasts. A device that has not handed in by then is left out of its mean."""
     window: Count | None = None
     """Devices whose batches make one step of a body that is "shared"; None: all devices of the round."""
-    order: Annotated[str, only("fixed", planned=("arrival",))] = "fixed"
-    """The order in which windows take the devices of a round: drawn by the job's seed and the round."""
+    order: Annotated[str, only("fixed", "arrival")] = "fixed"
+    """The order in which windows take the devices of a round, and turns those of a fleet: "fixed" by the
+    job's seed and their names, or the device first that has waited longest ("arrival"). Records keep it."""
     weights: Annotated[str, only("samples", "equal")] = "samples"
     """A device counts for the samples that it trained on in the round, or as much as any other."""
     optimizer: Annotated[str, only("reset", "keep", "average")] = "reset"
@@ -95,6 +96,11 @@ class FleetSpec(Section):
             raise refuse(
                 f'window belongs to mode = "shared": under "{self.mode}" no step takes the batches of '
                 "several devices; remove it"
+            )
+        if self.order == "arrival" and self.window is None and not self.hands_over:
+            raise refuse(
+                'order = "arrival" needs devices that wait for each other: mode = "relay", or "shared" '
+                "with a window; else all of a round train at once, and nothing depends on their order"
             )
         if self.ends == "own" and self.aggregate is not None:
             raise refuse('aggregate says how ends leave a device, and with ends = "own" they never do')

@@ -50,7 +50,7 @@ class JobSpec(Section):
     """Labels leave the device: what single split (one cut) needs, since the worker computes the loss."""
     share_loss: bool = False
     """The device reports its training loss, a number per step, for the curves that `spliteasy dashboard`
-    draws. With one cut the worker computes it anyway."""
+    draws, and in a fleet the accuracy on its test data. With one cut the worker computes the loss anyway."""
     share_body: bool = False
     """A device may fetch the trained body (`spliteasy merge`)."""
     share_ends: bool = False

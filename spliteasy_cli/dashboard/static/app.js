@@ -131,6 +131,10 @@ const FLEETS = [
   { label: "In it", text: (row) => (row.paused ? "paused: too many void rounds" : row.in.join(", ") || "nobody") },
   { label: "Handed in", text: (row) => row.handed_in.join(", ") || "–" },
   { label: "Late", text: (row) => row.late.join(", ") || "–" },
+  {
+    label: "Accuracy",
+    text: (row) => (row.accuracy ? `${row.accuracy.least.toFixed(3)} at least, median ${row.accuracy.median.toFixed(3)}` : "–"),
+  },
 ];
 const ROUNDS = [
   { label: "Job", text: (row) => row.job },

@@ -174,6 +174,7 @@ export class DeviceSession {
       samples: done.samples,
       nonce: done.nonce,
       whole: done.whole,
+      accuracy: done.accuracy ?? null,
       oldest_checkpoint: Math.min(...this.held),
     };
     return this.request("ROUND_END", this.ready);
@@ -194,12 +195,12 @@ export class DeviceSession {
 
   /** The actions that follow when the device's own state is that of `step`, whole. */
   private next(saved: boolean): Action[] {
-    const { total_steps, checkpoint_every, eval_batches, stops_early } = this.plan.of;
+    const { total_steps, eval_batches, stops_early } = this.plan.of;
     const last = this.step >= total_steps || this.endedEarly;
     const due = this.plan.evaluatesAfter(this.step) && eval_batches > 0 && this.evaluatedStep !== this.step;
     if (due && stops_early && !this.stopping) return this.beginEvaluation();
     const leaving = last || this.stopping || this.hold !== null;
-    if (!saved && (this.step % checkpoint_every === 0 || leaving || this.checkpointAsked)) return this.save();
+    if (!saved && (this.plan.keeps(this.step) || leaving || this.checkpointAsked)) return this.save();
     if (this.stopping && !last) return this.end(false);
     const justRestored = this.state === "RESTORING" && this.step < total_steps;
     if (due && !justRestored) return this.beginEvaluation();

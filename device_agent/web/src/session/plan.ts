@@ -40,6 +40,11 @@ export class SessionPlan {
     return this.of.round_steps > 0 && step % (this.of.round_steps + 1) === 1;
   }
 
+  /** Whether a checkpoint is written after `step`: now and then, and wherever a mean was gone on from. */
+  keeps(step: number): boolean {
+    return step % this.of.checkpoint_every === 0 || this.isRoundEnd(step);
+  }
+
   /** How many of the steps up to `step` train. */
   trained(step: number): number {
     const period = this.of.round_steps + 1;

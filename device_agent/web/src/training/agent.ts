@@ -20,7 +20,7 @@ import type { Observe } from "./observations.ts";
 import { Queue } from "./queue.ts";
 import { refuseUnsupported } from "./refusals.ts";
 import { loadParts, prepare, type Restart } from "./setup.ts";
-import { DeviceTrainer, numberOf, type Kept, type Parts } from "./trainer.ts";
+import { accuracyOf, DeviceTrainer, numberOf, type Kept, type Parts } from "./trainer.ts";
 
 const PREDICT_MS = 60_000;
 export const DATA = "data";
@@ -211,9 +211,9 @@ export class Agent {
       await this.history.save();
       this.observe({ type: "saved", step: action.step });
     } else if (event.type === "EvalTailDone" && !event.more) {
-      const { correct, counted, judged, samples, gathered } = trainer.evaluation;
+      const { samples, gathered } = trainer.evaluation;
       const metrics = Object.fromEntries([...gathered.keys()].map((name) => [name, numberOf(trainer.evaluation, name)]));
-      const accuracy = judged && counted ? correct / counted : null;
+      const accuracy = accuracyOf(trainer.evaluation);
       const found = { step: trainer.step, samples, loss: numberOf(trainer.evaluation, "loss"), accuracy, metrics };
       this.history.evaluated(found);
       await this.history.save();

@@ -53,7 +53,7 @@ export async function perform(action: Computation, trainer: DeviceTrainer, state
       const { rounds } = trainer.parts;
       const ends = await rounds.handIn(nonce);
       const its = { round: rounds.place.round, samples: rounds.place.samples, whole: rounds.isWhole };
-      return { type: "HandInDone", ends, fleet_key: rounds.shared?.name ?? null, nonce: SEALED in ends ? nonce : null, ...its };
+      return { type: "HandInDone", ends, fleet_key: rounds.shared?.name ?? null, nonce: SEALED in ends ? nonce : null, accuracy: trainer.toldAccuracy, ...its };
     }
     case "TakeMean":
       await trainer.takeMean(action.mean);

@@ -59,6 +59,11 @@ export interface Evaluation {
   readonly gathered: ReadonlyMap<string, Metric>;
 }
 
+/** The share of right predictions; null where it was not measured. */
+export function accuracyOf({ correct, counted, judged }: Evaluation): number | null {
+  return judged && counted ? correct / counted : null;
+}
+
 /** The loss, or the metric of that name; null where it was not measured. */
 export function numberOf({ loss, elements, finite, gathered }: Evaluation, name: string): number | null {
   if (name === "loss") return elements ? loss / elements : null;
@@ -112,6 +117,11 @@ export class DeviceTrainer {
     const { micros, tails, loss } = this.live();
     const told = tails === micros.length && this.parts.job.spec.share_loss === true && this.counted > 0;
     return told && Number.isFinite(loss) ? loss : null;
+  }
+
+  /** The accuracy that was measured last, where the job lets it leave the device; null before. */
+  get toldAccuracy(): number | null {
+    return this.parts.job.spec.share_loss === true ? accuracyOf(this.evaluation) : null;
   }
 
   private get counted(): number {

@@ -254,6 +254,7 @@ export interface Packing {
 }
 
 export interface Ready {
+  readonly accuracy?: number | null;
   readonly attempt: AttemptRef;
   readonly fleet_key?: string | null;
   readonly kind: "READY";

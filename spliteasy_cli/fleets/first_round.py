@@ -9,6 +9,7 @@ from device_agent.training.ends import ends_key
 from server_worker.rounds.decision import beginning
 from server_worker.store import Store
 from spliteasy.errors import UserError
+from spliteasy.fleet.record import Member
 from spliteasy.job import Job
 from spliteasy.job.spec import LEAST_SEALED, FleetSpec
 from spliteasy.runtime.randomness import KEY_BYTES, Key
@@ -44,6 +45,7 @@ async def begin_rounds(store: Store, job: Job, configs: Sequence[AgentConfig]) -
     if not spec.fleet.has_rounds:
         return
     _, key = ends_key(configs[0].fleet_key, Key(bytes(KEY_BYTES)), job)
-    names = [config.device for config in configs]
-    record = beginning(names, spec.fleet, seed=spec.seed, now=await store.now(), fleet_key=key)
+    now = await store.now()
+    members = {config.device: Member(seen=now, since=now, done=False) for config in configs}
+    record = beginning(members, spec.fleet, seed=spec.seed, now=now, fleet_key=key)
     await store.fleets.append_round(fleet_name(job), record.to_json(), number=0, previous=None)
