@@ -88,7 +88,10 @@ async def test_a_fleet_of_browsers_trains_one_model_whatever_happens_to_one(
     assert all(len(each) == len(losses[0]) >= 8 for each in losses)
     assert sum(each[-1] for each in losses) < sum(each[0] for each in losses)
     disturbed, _ = await trained(job, tmp_path / "killed", secrets, kill=True)
-    assert disturbed == calm
+    for device in DEVICES:
+        assert disturbed[device]["losses"] == calm[device]["losses"], device
+        if device != KILLED:  # that one may be killed in an evaluation, which is not made again
+            assert disturbed[device]["evaluations"] == calm[device]["evaluations"], device
 
 
 async def test_browsers_hand_over_by_turns_whatever_happens_to_one(tmp_path: Path) -> None:

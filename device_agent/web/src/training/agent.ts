@@ -190,6 +190,7 @@ export class Agent {
   private async compute(action: Computation, trainer: DeviceTrainer): Promise<void> {
     if (action.type === "RunHead" && action.micro === 0) this.stepBegan = performance.now();
     try {
+      if (action.type === "Save") await this.history.save(); // first: who goes on from the checkpoint has its curve
       const event = await perform(action, trainer, this.state);
       await this.report(action, event, trainer);
       this.events.put(event);
@@ -208,7 +209,6 @@ export class Agent {
       const seconds = (performance.now() - this.stepBegan) / 1000;
       this.observe({ type: "step", step: trainer.step, loss: trainer.loss, seconds, bytesUp, bytesDown });
     } else if (action.type === "Save") {
-      await this.history.save();
       this.observe({ type: "saved", step: action.step });
     } else if (event.type === "EvalTailDone" && !event.more) {
       const { samples, gathered } = trainer.evaluation;
