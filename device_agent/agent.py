@@ -381,8 +381,10 @@ class Agent:
                         metrics=done.metrics,
                     )
                 )
-                if trainer.evaluator.stopping is not None and trainer.evaluator.stopping.finished:
-                    self._tell(trainer.evaluator.stopping.why())
+                if (best := trainer.evaluator.best) is not None and best.finished:
+                    self._tell(best.why())
+            case e.GoBack() if (best := trainer.evaluator.best) is not None:
+                self._tell(f"going back: {best.about()}")
 
     def _tell(self, text: str) -> None:
         self._log.info(text)

@@ -166,7 +166,7 @@ def _plan(
         eval_every=spec.evaluation.every_epochs * batches.steps_per_epoch,
         eval_batches=len(tests) if tests is not None else 0,
         has_tail=job.tail is not None,
-        stops_early=trainer.evaluator.stopping is not None,
+        stops_early=trainer.evaluator.best is not None,
         micro_batches=spec.micro_batches,
         takeover=config.takeover,
         restart=config.restart,

@@ -10,6 +10,7 @@
     codecs                     which steps use which codecs, where the job lets the device choose
     job/                       the device's parts of the job
     checkpoints/000000000042   weights, buffers and optimizers of head and tail
+    best/000000000042          the best checkpoint so far, where the job keeps it (`best_checkpoints.py`)
 
 Every file is written beside its place, synced and renamed, readable by its owner alone, and carries a
 checksum, so that it is whole or as good as absent. A backup is of the whole folder, the secret included.
@@ -23,7 +24,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -33,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from broker.protocol.messages import MAX_ATTEMPT, AttemptRef, Digest, Identifier, new_nonce
+from device_agent.best_checkpoints import BestCheckpoints, file_name
 from spliteasy.errors import JobError, PortableError, StateError, StateUnwritable, is_final
 from spliteasy.graph.tensors import tensors_from_bytes, tensors_to_bytes
 from spliteasy.job.package import job_digest, read_package, write_package
@@ -42,7 +44,6 @@ from spliteasy.runtime.randomness import KEY_BYTES
 
 MAGIC = b"spliteasy-state-1\n"
 _CHECKSUM_BYTES = 32
-_STEP_DIGITS = 12
 
 
 def _prefix(step: int) -> bytes:
@@ -68,6 +69,7 @@ class StateFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._checkpoints = self.path / "checkpoints"
+        self._best = BestCheckpoints(self.path / "best")
         with self._problems_told("opened"):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = self._take_lock()
@@ -76,6 +78,7 @@ class StateFolder:
                 self._checkpoints.mkdir(mode=0o700, exist_ok=True)
                 remove_temporaries(self.path)
                 remove_temporaries(self._checkpoints)
+                self._best.prepare()
                 self._held = sorted(self._whole_checkpoints())
                 self.binding = self._read_binding()
         except BaseException:
@@ -137,6 +140,7 @@ class StateFolder:
         if bound.job == job:
             return
         self._delete([step for step in self._held if step == 0])
+        self._drop_best(lambda _: True)
         self.save_ends({**(self.ends or {}), **ends})
         self.save_codecs(b"")
         self._bind(Binding(job=job, device=bound.device, fingerprint=fingerprint, previous=bound.job))
@@ -295,18 +299,20 @@ class StateFolder:
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the checkpoint of `step`, over one that is there."""
-        self._write(f"checkpoints/{step:0{_STEP_DIGITS}d}", _prefix(step), tensors_to_bytes(tensors))
+        self._write(f"checkpoints/{file_name(step)}", _prefix(step), tensors_to_bytes(tensors))
         self._held = sorted({*self._held, step})
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
         """Return what `save_checkpoint` was given. Raises StateError where there is none, or it is
         damaged."""
-        raw = self._read(self._checkpoint_path(step))
+        return self._load(
+            self._checkpoint_path(step), step, hint="start the agent again: it goes on from another one"
+        )
+
+    def _load(self, path: Path, step: int, *, hint: str) -> dict[str, Tensor]:
+        raw = self._read(path)
         if raw is None or not raw.startswith(_prefix(step)):
-            raise StateError(
-                f"{self.path} has no whole checkpoint of step {step}",
-                hint="start the agent again: it goes on from another one",
-            )
+            raise StateError(f"{self.path} has no whole checkpoint of step {step}", hint=hint)
         return tensors_from_bytes(raw[len(_prefix(step)) :])
 
     def prune(self, durable_step: int, history: int) -> tuple[int, ...]:
@@ -320,11 +326,14 @@ class StateFolder:
         coming = [step for step in self._held if step > durable_step]
         keep = {*safe[-1:], *coming[:1], *self._held[-history:]}
         self._delete(step for step in self._held if step not in keep)
+        with self._problems_told("written"):
+            self._best.prune(oldest=self._held[0])
         return self.held()
 
     def drop_after(self, step: int) -> tuple[int, ...]:
         """Delete checkpoints newer than `step`, durably: another course begins there. Returns the kept."""
         self._delete(held for held in self._held if held > step)
+        self._drop_best(lambda best: best > step)
         return self.held()
 
     def _delete(self, steps: Iterable[int]) -> None:
@@ -338,7 +347,7 @@ class StateFolder:
             sync_folder(self._checkpoints)
 
     def _checkpoint_path(self, step: int) -> Path:
-        return self._checkpoints / f"{step:0{_STEP_DIGITS}d}"
+        return self._checkpoints / file_name(step)
 
     def _whole_checkpoints(self) -> Iterator[int]:
         for path in self._checkpoints.iterdir():
@@ -347,6 +356,28 @@ class StateFolder:
                 raw = self._read(path)
                 if raw is not None and raw.startswith(_prefix(step)):
                     yield step
+
+    # The best evaluation ---------------------------------------------------------------------------
+
+    def keep_best(self, step: int) -> None:
+        """Keep the checkpoint of `step`, which there must be, until a better one is kept and nothing can go
+        back to before that; durable on return."""
+        with self._problems_told("written"):
+            self._best.keep(self._checkpoint_path(step), step)
+
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        """Return the checkpoint that `keep_best` was told to keep. Raises StateError where it has gone."""
+        return self._load(self._best.path(step), step, hint="bring back a copy of the whole folder")
+
+    def go_back(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Let `tensors` be the checkpoint of `step`, and the only one. A kill in between leaves others."""
+        self.save_checkpoint(step, tensors)
+        self._delete(held for held in self._held if held != step)
+        self._drop_best(lambda _: True)
+
+    def _drop_best(self, is_doomed: Callable[[int], bool]) -> None:
+        with self._problems_told("written"):
+            self._best.drop(is_doomed)
 
     # Files -----------------------------------------------------------------------------------------
 

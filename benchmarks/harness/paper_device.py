@@ -35,7 +35,7 @@ from device_agent.training.data import DeviceData
 from spliteasy.errors import SplitEasyError
 from spliteasy.observability import logs
 from spliteasy.runtime.event_loop import new_runner
-from spliteasy.runtime.torch_thread import NO_MEMORY, TorchThread
+from spliteasy.runtime.torch_thread import TorchThread, finds_no_memory
 
 T = TypeVar("T")
 CLASSES, LR, MOMENTUM = 1000, 1e-5, 0.9
@@ -155,7 +155,7 @@ def main() -> None:
     except (MemoryError, SplitEasyError) as error:
         found = {"failed": f"{error}" or "no memory"}
     except RuntimeError as error:
-        if NO_MEMORY not in str(error):
+        if not finds_no_memory(error):
             raise
         found = {"failed": "no memory"}
     answer({**found, "grown": peak_bytes(os.getpid()) - before})

@@ -45,12 +45,13 @@ from spliteasy.errors import WireError
 
 MAGIC = b"SPEZ"
 VERSION = 1
-MINOR = 4
+MINOR = 5
 """0: the first.
 1: the agent's version and total steps in OPEN, the loss in BACKWARD, the operator's signature in JOB, the
    trace of a step in its requests.
 3: the digest of the body's outputs in BACKWARD.
 4: the noise of a private step in BACKWARD.
+5: the best state so far in FORWARD.
 """
 ALIGNMENT = 64
 MAX_INT = 2**53 - 1

@@ -185,6 +185,9 @@ class Forward(SessionRequest, Carrier):
     counted: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """The labelled elements of all the step's micro-batches, which the loss's mean is over, where labels are
     shared. None says that the mean is over samples, or that the batch has no label."""
+    best: bool | None = None
+    """The state before this step is the best so far by the device's evaluations: the worker keeps it until
+    the device names a better one. The step's first FORWARD says so, where the job has `keep_best`."""
 
 
 class Backward(SessionRequest, Carrier):

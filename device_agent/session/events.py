@@ -102,9 +102,11 @@ class Restored:
 
     held: tuple[int, ...]
     evaluated: bool = False
-    """The state has the judgement of the evaluation after its step, where one may end the training."""
+    """The state has the judgement of the evaluation after its step, where evaluations are judged."""
     finished: bool = False
-    """That evaluation has ended the training."""
+    """The training has ended at this step, by its evaluations."""
+    best: int = 0
+    """The step whose state is kept as the best so far; 0 where none is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,13 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class WentBack:
+    """The best step's checkpoint is the only one, and says that the training has ended."""
+
+    held: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EvalHeadDone:
     values: Packed
     samples: int
@@ -179,6 +188,8 @@ class EvalTailDone:
     more: bool
     finished: bool = False
     """The evaluation ends the training."""
+    best: int = 0
+    """The step whose state is kept as the best so far; 0 where none is."""
 
 
 Event = (
@@ -201,6 +212,7 @@ Event = (
     | Applied
     | HandInDone
     | Saved
+    | WentBack
     | EvalHeadDone
     | EvalTailDone
 )
@@ -306,6 +318,14 @@ class Save:
 
 
 @dataclass(frozen=True, slots=True)
+class GoBack:
+    """Let the checkpoint of `step`, the best, take the place of all others: the training has ended; gives
+    WentBack."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class EvalHead:
     """The head in evaluation mode on test batch `index`; gives EvalHeadDone."""
 
@@ -355,6 +375,7 @@ Action = (
     | HandIn
     | TakeMean
     | Save
+    | GoBack
     | EvalHead
     | EvalTail
     | Note

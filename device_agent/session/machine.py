@@ -48,7 +48,9 @@ class DeviceSession:
         self._evaluated = -1
         """The step of the last evaluation."""
         self._finished = False
-        """An evaluation has ended the training at this step."""
+        """The training has ended at this step, by its evaluations."""
+        self._best = 0
+        """The step whose state is kept as the best so far; 0: none."""
         self._takeover, self._restart = plan.takeover, plan.restart
 
     def start(self) -> list[Action]:
@@ -105,7 +107,7 @@ class DeviceSession:
             case State.RESTORING, e.Restored(held=held) as restored:
                 self.held = held
                 self._evaluated = self.step if restored.evaluated else -1
-                self._finished = restored.finished
+                self._finished, self._best = restored.finished, restored.best
                 return self._next(saved=True)
             case (
                 (State.HEAD, e.HeadDone())
@@ -134,15 +136,16 @@ class DeviceSession:
                 self.held = held
                 self._checkpoint_asked = False
                 return self._after_saving()
+            case State.GOING_BACK, e.WentBack(held=held):
+                self.held = held
+                if self._stopping:
+                    return self._end(done=False)
+                self.state = State.RAISING
+                return [e.RaiseAttempt(above=self._live().number)]
             case State.EVAL_HEAD, e.EvalHeadDone() as done:
                 return self._evaluate(done)
-            case State.EVAL_TAIL, e.EvalTailDone(more=more, finished=finished):
-                if more and not self._stopping:
-                    self._eval_index += 1
-                    self.state = State.EVAL_HEAD
-                    return [e.EvalHead(self._eval_index)]
-                self._evaluated, self._finished = self.step, finished
-                return self._next(saved=not self.plan.stops_early)
+            case State.EVAL_TAIL, e.EvalTailDone() as tail:
+                return self._evaluated_batch(tail)
         raise AssertionError(f"{type(event).__name__} while {self.state.value}")
 
     def _begin_attempt(self, attempt: m.AttemptRef) -> list[Action]:
@@ -161,7 +164,11 @@ class DeviceSession:
 
     def _forward(self, head: e.HeadDone) -> list[Action]:
         forward = self._open.forward(
-            head, attempt=self._live(), step=self.step + 1, oldest_checkpoint=min(self.held)
+            head,
+            attempt=self._live(),
+            step=self.step + 1,
+            oldest_checkpoint=min(self.held),
+            best=self.step > 0 and self._best == self.step,
         )
         return [*self._outbox.submit(forward), *self._go_on()]
 
@@ -196,6 +203,16 @@ class DeviceSession:
             **m.carried(head.values),
         )
         return self._request(State.EVALUATING, request)
+
+    def _evaluated_batch(self, tail: e.EvalTailDone) -> list[Action]:
+        if tail.more and not self._stopping:
+            self._eval_index += 1
+            self.state = State.EVAL_HEAD
+            return [e.EvalHead(self._eval_index)]
+        self._evaluated, self._finished, self._best = self.step, tail.finished, tail.best
+        if self._best == self.step:  # its checkpoint is the one that the training may end with
+            return self._save()
+        return self._next(saved=not self.plan.stops_early)
 
     # what comes next
 
@@ -324,7 +341,11 @@ class DeviceSession:
                 self.state = State.EVAL_TAIL
                 return [*self._all_answered(), e.EvalTail(self._eval_index, self.step, m.packed_in(message))]
             case m.Closed() if self.state is State.CLOSING:
-                return [*self._all_answered(), *self._end(done=True)]
+                if self._best in (0, self.step):
+                    return [*self._all_answered(), *self._end(done=True)]
+                # Only now: what the worker keeps of the best step can't be lost any more.
+                self.state = State.GOING_BACK
+                return [*self._all_answered(), e.GoBack(self._best)]
             case m.Have() if self._outbox.pending:
                 return self._send_rest(message)
             case m.Busy() if self._outbox.pending:

@@ -36,9 +36,12 @@ class OpenStep:
         """The number of micro-batches whose head backward has run."""
 
     def forward(
-        self, head: e.HeadDone, *, attempt: m.AttemptRef, step: int, oldest_checkpoint: int
+        self, head: e.HeadDone, *, attempt: m.AttemptRef, step: int, oldest_checkpoint: int, best: bool
     ) -> m.Forward:
-        """The request of the next micro-batch, whose head was computed."""
+        """The request of the next micro-batch, whose head was computed.
+
+        `best`: the state before the step is the best so far, which the first one says.
+        """
         self.count = len(micro_sizes(head.batch, self._plan.micro_batches))
         forward = m.Forward(
             session=self._plan.session,
@@ -51,6 +54,7 @@ class OpenStep:
             counted=head.counted,
             **m.carried(head.values, *head.targets),
             oldest_checkpoint=oldest_checkpoint,
+            best=True if best and not self.micros else None,
         )
         self.micros.append(Micro(forward))
         return forward

@@ -24,7 +24,8 @@ class SessionPlan:
     """Batches of one evaluation; 0: no test data."""
     has_tail: bool
     stops_early: bool = False
-    """An evaluation may end the training. It is then judged before the checkpoint of its step is written."""
+    """Evaluations are judged: one may end the training, or be the best so far. Each comes before the
+    checkpoint of its step is written, which has what was judged."""
     micro_batches: int = 1
     takeover: bool = False
     """Go on even if the store knows a newer attempt of this device."""

@@ -9,6 +9,10 @@ At the end of a round of a fleet a step goes another way:
 
     HANDING_IN ─▶ ROUND_END ─▶ APPLYING ─▶ …
 
+A training that keeps its best evaluation ends there:
+
+    CLOSING after the last step ─▶ GOING_BACK ─▶ RAISING ─▶ … RESTORING of the best step ─▶ EVAL… ─▶ CLOSING
+
 Where the device may not go on for now (`Hold`), the next HEAD waits in PAUSED, with a checkpoint on disk.
 """
 
@@ -37,6 +41,7 @@ class State(Enum):
     HANDING_IN = "reading out what the round gets"
     ROUND_END = "waiting for the round's mean"
     SAVING = "writing a checkpoint"
+    GOING_BACK = "going back to the best evaluation"
     EVAL_HEAD = "evaluating the head"
     EVALUATING = "waiting for an evaluation"
     EVAL_TAIL = "evaluating the tail"
@@ -79,10 +84,11 @@ TRANSITIONS: Mapping[State, Mapping[Occasion, frozenset[State]]] = {
     _S.HANDING_IN: {e.HandInDone: _to(_S.ROUND_END, _S.SAVING)},
     _S.ROUND_END: {m.Mean: _to(_S.APPLYING), **_WAIT},
     _S.SAVING: {e.Saved: _to(*_BEGIN, _S.RAISING, _S.EVAL_HEAD, _S.CLOSING, _S.ENDED)},
+    _S.GOING_BACK: {e.WentBack: _to(_S.RAISING, _S.ENDED)},
     _S.EVAL_HEAD: {e.EvalHeadDone: _to(_S.EVALUATING, _S.SAVING)},
     _S.EVALUATING: {m.Evaluated: _to(_S.EVAL_TAIL), **_WAIT},
     _S.EVAL_TAIL: {e.EvalTailDone: _to(_S.HEAD, _S.PAUSED, _S.EVAL_HEAD, _S.SAVING, _S.CLOSING, _S.ENDED)},
-    _S.CLOSING: {m.Closed: _to(_S.ENDED), **_WAIT},
+    _S.CLOSING: {m.Closed: _to(_S.ENDED, _S.GOING_BACK), **_WAIT},
     _S.ENDED: {},
 }
 """The states that may follow each state, by what happens. What is not listed changes no state."""

@@ -26,11 +26,13 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
         case e.Restore(step=step):
             trainer.load_state(state.load_checkpoint(step), step=step)
             state.drop_after(step)
-            stopping = trainer.evaluator.stopping
-            if stopping is None:
-                return e.Restored(tuple(state.held()))
-            evaluated = stopping.judged == step
-            return e.Restored(tuple(state.held()), evaluated, evaluated and stopping.finished)
+            best = trainer.evaluator.best
+            if best is None:
+                return e.Restored(state.held())
+            _keep_if_best(trainer, state)
+            # A training that has gone back to its best says once more what that is.
+            evaluated = best.judged == step and not (trainer.ended and best.ended)
+            return e.Restored(state.held(), evaluated, trainer.ended, best.kept)
         case e.RunHead(step=step, micro=micro):
             done = e.HeadDone(*trainer.run_head(step, micro))
             if trainer.budget is not None:
@@ -77,15 +79,24 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             trainer.abort()
             if step not in state.held():
                 state.save_checkpoint(step, trainer.state())
+            _keep_if_best(trainer, state)
             history = trainer.job.spec.durability.checkpoint_history
             state.prune(durable_step, min(history, ASKED_HISTORY) if asked else history)
-            return e.Saved(tuple(state.held()))
+            return e.Saved(state.held())
+        case e.GoBack(step=step):
+            state.go_back(step, trainer.best_at_the_end(state.load_best(step)))
+            return e.WentBack(state.held())
         case e.EvalHead(index=index):
             return e.EvalHeadDone(*trainer.evaluator.head_values(index))
         case e.EvalTail(index=index, values=values):
-            more = trainer.evaluator.take_outputs(index, values)
-            finished = (
-                not more and trainer.evaluator.stopping is not None and trainer.evaluator.stopping.finished
-            )
-            return e.EvalTailDone(more, finished)
+            more, best = trainer.evaluator.take_outputs(index, values), trainer.evaluator.best
+            kept = best.kept if best is not None else 0
+            return e.EvalTailDone(more, not more and trainer.ended, kept)
     raise AssertionError(f"{action} is no computation")
+
+
+def _keep_if_best(trainer: DeviceTrainer, state: StateFolder) -> None:
+    """Keep the checkpoint of the trainer's step, where its evaluation is the best so far."""
+    best = trainer.evaluator.best
+    if best is not None and 0 < best.kept == trainer.step and not best.ended:
+        state.keep_best(trainer.step)

@@ -11,9 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from device_agent.evaluation.early_stopping import KEY as STOPPING_KEY
-from device_agent.evaluation.early_stopping import EarlyStopping
-from device_agent.evaluation.evaluator import Evaluator, has_no_nan
+from device_agent.evaluation.best_evaluation import KEY as BEST_KEY
+from device_agent.evaluation.best_evaluation import BestEvaluation
+from device_agent.evaluation.evaluator import Evaluator
+from device_agent.evaluation.sums import has_no_nan
 from device_agent.rounds.ends import RoundEnds
 from device_agent.rounds.place import RoundPlace
 from device_agent.training.budget import Budget
@@ -111,8 +112,9 @@ class DeviceTrainer:
         wire = DeviceWire(codecs, Packer(codecs, job.spec.seed, device, "up"), choices)
         transforms = CutTransforms(job.spec.privacy, key, head=job.head, tail=job.tail)
         watch = HijackWatch(job, stop=stop_if_hijacked) if may_watch(job) else None
-        stopping = None if job.spec.evaluation.patience is None else EarlyStopping(job.spec.evaluation)
-        evaluator = Evaluator(job, tests, head, tail, wire, transforms, stopping)
+        judged = job.spec.evaluation
+        best = BestEvaluation(judged, job.digest) if judged.judges else None
+        evaluator = Evaluator(job, tests, head, tail, wire, transforms, best)
         named = [(HEAD, head)] if tail is None else [(HEAD, head), (TAIL, tail)]
         rounds = RoundEnds(job, device, named)
         return cls(job, batches, head, tail, wire, transforms, key, evaluator, rounds, watch=watch)
@@ -350,11 +352,25 @@ class DeviceTrainer:
         state.update(self.wire.packer.state())
         if self.tail is not None:
             state.update({TAIL + name: tensor for name, tensor in self.tail.snapshot().items()})
-        if self.evaluator.stopping is not None:
-            state[STOPPING_KEY] = self.evaluator.stopping.state()
+        if self.evaluator.best is not None:
+            state[BEST_KEY] = self.evaluator.best.state()
         if self.job.spec.fleet.has_rounds:
             state[ROUND_KEY] = self.rounds.place.as_tensor()
         return state
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the training has ended at this step: by its evaluations, or it has gone back here
+        from its end. One that is to take more steps than it had then goes on."""
+        best = self.evaluator.best
+        if best is None or best.judged != self.step:
+            return False
+        return best.finished or 0 < self.batches.total_steps <= best.ended
+
+    def best_at_the_end(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the best step's `state` as the training ends with it."""
+        assert self.evaluator.best is not None
+        return {**state, BEST_KEY: self.evaluator.best.at_the_end(self.batches.total_steps).state()}
 
     def misfit(self, state: Mapping[str, Tensor]) -> str | None:
         """Why head or tail can't take the weights of `state`, for a person; None where they can."""
@@ -373,8 +389,8 @@ class DeviceTrainer:
         self.wire.packer.load_state(state)
         if self.tail is not None:
             self.tail.load_state(under(TAIL, state), step=step)
-        if self.evaluator.stopping is not None:
-            self.evaluator.stopping.load_state(state.get(STOPPING_KEY))
+        if self.evaluator.best is not None:
+            self.evaluator.best.load_state(state.get(BEST_KEY))
         self.rounds.place = RoundPlace.of(state.get(ROUND_KEY))
 
     def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:

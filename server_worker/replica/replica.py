@@ -42,6 +42,10 @@ from server_worker.store.calls import (
 )
 from spliteasy.errors import StoreError, UnlikeWorker
 
+FEW_BEST, MOST_BEST = 2, 64
+"""The number of snapshots that are kept as the best since the device's oldest checkpoint: beyond the first
+limit the device is asked for a checkpoint, and beyond the second no step begins."""
+
 
 class BodyState(Enum):
     """The place of a replica's body."""
@@ -120,7 +124,7 @@ class Replica:
 
     @property
     def log_is_full(self) -> bool:
-        return self.log_bytes > self._log_limit
+        return self.log_bytes > self._log_limit or self.snapshots.best > MOST_BEST
 
     @property
     def log_is_long(self) -> bool:
@@ -131,6 +135,13 @@ class Replica:
         """
         assert self.body is not None
         return self.log_bytes > self._log_limit // 2 or self.snapshots.are_cheap(self.body.state_bytes)
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Return whether a newer checkpoint of the device would let much go: log, or snapshots that are kept
+        as the best, each in its time, of which one will be needed.
+        """
+        return self.log_is_long or self.snapshots.best > FEW_BEST
 
     def durable_step(self, committed: int) -> int:
         """The newest step ≤ `committed` that the store can't lose any more."""
@@ -197,7 +208,7 @@ class Replica:
         if self._again is not None:
             result = None  # it would be of the step before
         self.body = body
-        self.snapshots.loaded(base, kept=len(meta.snapshots), logged_bytes=meta.log_bytes)
+        self.snapshots.loaded(base, kept=len(meta.stored), best=len(meta.best), logged_bytes=meta.log_bytes)
         self._move(BodyState.READY)
         yield from Loaded(self.name, upto, replayed, unlike)
         return result
@@ -289,7 +300,8 @@ class Replica:
         if isinstance(outcome, Done):
             self._move(BodyState.READY)
             self.log_bytes = outcome.meta.log_bytes
-            self.snapshots.committed(self._step_bytes, kept=len(outcome.meta.snapshots))
+            after = outcome.meta
+            self.snapshots.committed(self._step_bytes, kept=len(after.stored), best=len(after.best))
         return outcome
 
     def takes_again(self, step: int) -> bool:
@@ -310,6 +322,11 @@ class Replica:
         yield from self.snapshots.write_if_due(
             self.body, (attempt, self.live_owner), log_is_long=self.log_is_long
         )
+
+    def keep(self, attempt: Attempt) -> Steps[CommitOutcome]:
+        """Keep the state of the newest step, after which an evaluation was the best so far."""
+        assert self.body is not None
+        return (yield from self.snapshots.keep(self.body, (attempt, self.live_owner)))
 
     def save(self, attempt: Attempt) -> Steps[None]:
         """Write a snapshot of the newest step, unless there is one."""

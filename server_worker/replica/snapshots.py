@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from server_worker.action import Steps
 from server_worker.replica.loaded_body import LoadedBody
 from server_worker.store import Attempt, CommitOutcome, Done, Owner
-from server_worker.store.calls import Begin, Finish, Handle, PutSnapshot
+from server_worker.store.calls import Begin, Finish, Handle, KeepSnapshot, PutSnapshot
 from spliteasy.errors import StoreError
 
 LOG_BYTES = 16 << 20
@@ -30,6 +30,8 @@ class Snapshots:
     def __init__(self, replica: str, clock: Callable[[], float]) -> None:
         self.kept = 0
         """The number that the store had when the session was last loaded or committed."""
+        self.best = 0
+        """The number of those among them that were the best so far, each in its time."""
         self._replica = replica
         self._clock = clock
         self._covered = 0
@@ -41,16 +43,16 @@ class Snapshots:
         self._written_at = clock()
         self._writing: _Writing | None = None
 
-    def loaded(self, step: int, *, kept: int, logged_bytes: int) -> None:
+    def loaded(self, step: int, *, kept: int, best: int, logged_bytes: int) -> None:
         """The body was loaded from the snapshot of `step`, one of `kept`, and the log."""
         self._writing = None  # what an owner before this one began is no concern of this one
         self._covered = step
         self._tried(step)
-        self.kept, self._logged_bytes = kept, logged_bytes
+        self.kept, self.best, self._logged_bytes = kept, best, logged_bytes
 
-    def committed(self, step_bytes: int, *, kept: int) -> None:
+    def committed(self, step_bytes: int, *, kept: int, best: int) -> None:
         """Another step is in the log; the store has so many snapshots."""
-        self.kept = kept
+        self.kept, self.best = kept, best
         self._logged_bytes += step_bytes
 
     def are_cheap(self, state_bytes: int) -> bool:
@@ -91,6 +93,15 @@ class Snapshots:
         if isinstance(outcome, Done):
             self._tried(body.step)
             self._covered = body.step
+
+    def keep(self, body: LoadedBody, ownership: tuple[Attempt, Owner]) -> Steps[CommitOutcome]:
+        """Write one of the newest step, unless there is one, and keep it until a better one is kept."""
+        yield from self.write(body, ownership)
+        attempt, owner = ownership
+        outcome = yield from KeepSnapshot(self._replica, attempt, owner, body.step)
+        if isinstance(outcome, Done):
+            self.best = len(outcome.meta.best)
+        return outcome
 
     @property
     def _is_writing(self) -> bool:

@@ -231,7 +231,7 @@ class WorkerSession:
         if isinstance(request, m.Forward) and body.forward_id(request.micro) is not None:
             yield from self._abort()  # the device computed it again, so that all of the step begins again
         if isinstance(request, m.Forward) and self.replica.log_is_full and not again:
-            yield from Send(log_full_reply(request, self.replica.log_bytes))
+            yield from Send(log_full_reply(request, self.replica.log_bytes, self.replica.snapshots.best))
             return
         if not self._arrivals.add(request, raw, body.forwarded, body.returned):
             yield from Send(m.Busy(answers=request.request, retry_after_s=ROOM_RETRY_S, reason=NO_ROOM))
@@ -245,6 +245,8 @@ class WorkerSession:
         """Compute the request whose turn it is; the step's last one commits it."""
         micro = request.micro
         if isinstance(request, m.Forward):
+            if request.best and not (yield from self._keep_best(request, body)):
+                return
             yield from self.replica.begin(request)
             yield from self.replica.log(self.live[0], request.step, micro, raw)
             result = yield from body.forward(request)
@@ -264,6 +266,26 @@ class WorkerSession:
             requests = len(result.micros) * (1 if isinstance(request, m.Forward) else 2)
             loss = step_loss(request, body, result)
             yield from self._commit(request, result, requests=requests, loss=loss)
+
+    def _keep_best(self, request: m.Forward, body: LoadedBody) -> Steps[bool]:
+        """Keep the state before the step, which the device has found the best so far; return whether it is
+        kept.
+
+        That happens before the step is committed. A worker that takes over after the commit finds it, and
+        before the commit the device says it again.
+        """
+        if not body.job.spec.evaluation.keep_best or not body.step:
+            raise DataError(f"step {body.step} of {request.job} is kept as the best; nothing was evaluated")
+        if self.replica.takes_again(request.step):
+            return True  # it was kept before the step was committed
+        attempt, _ = self.live
+        outcome = yield from self.replica.keep(attempt)
+        if isinstance(outcome, Done):
+            return True
+        self.drop()
+        if isinstance(outcome, StaleAttempt):
+            yield from Send(stale_reply(request, outcome.stored))
+        return False
 
     def _ask(self, request: m.Ask) -> Steps[None]:
         kind = request.about_kind
@@ -314,7 +336,7 @@ class WorkerSession:
         if (yield from self._held_back(request)):
             return
         if self.replica.log_is_full:
-            yield from Send(log_full_reply(request, self.replica.log_bytes))
+            yield from Send(log_full_reply(request, self.replica.log_bytes, self.replica.snapshots.best))
             return
         turn = yield from self._turns.take(body)
         if not isinstance(turn, Turn):

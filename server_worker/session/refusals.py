@@ -86,13 +86,14 @@ def unknown_job_reply(request: m.Open, digest: str) -> m.Error:
     )
 
 
-def log_full_reply(request: m.Forward | m.Ready, log_bytes: int) -> m.Error:
-    """The log may not grow, and the device keeps it from being cut."""
+def log_full_reply(request: m.Forward | m.Ready, log_bytes: int, best: int) -> m.Error:
+    """The log may not grow, nor the number of snapshots that are kept as the `best` so far, and the device
+    keeps both from being cut."""
     return error_reply(
         request,
         "log-full",
-        f"the log holds {log_bytes} bytes, since the device's oldest checkpoint is step "
-        f"{request.oldest_checkpoint}",
+        f"the log holds {log_bytes} bytes, and {best} states are kept as the best so far, since the device's "
+        f"oldest checkpoint is step {request.oldest_checkpoint}",
         "submit the job with a larger durability.log_max_bytes, or with fewer checkpoints kept",
     )
 

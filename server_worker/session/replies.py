@@ -125,5 +125,5 @@ class Replies:
             loss=result.loss,
             skipped=skipped,
             **m.carried(result.gradients),
-            checkpoint=self._replica.log_is_long,
+            checkpoint=self._replica.wants_checkpoint,
         )

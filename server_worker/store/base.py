@@ -87,6 +87,14 @@ class SessionMeta:
     """The digest that the last commit of this attempt had; None before its first."""
     waiting_bytes: int = 0
     """Bytes of requests and snapshots in the store that no commit has named yet."""
+    best: tuple[int, ...] = ()
+    """Steps whose snapshots are kept although the log has left them behind, ascending: after each of them an
+    evaluation was the best so far. The newest one at or before the oldest snapshot, and all after it."""
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Return the steps whose snapshots the store has, ascending."""
+        return tuple(sorted({*self.snapshots, *self.best}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +293,8 @@ class Store(Protocol):
           NoCommonStep and nothing changes. Else committed = resume_step = resume, log entries and
           snapshots after it are dropped, oldest_checkpoint = min of `held` that is restorable, attempt
           stored, owner claimed for `worker` as above, closed = False, environment, agent and total_steps
-          stored. A device that comes again and again through one worker raises no fence.
+          stored. Where `held` has nothing there, but one of `best`, that one is the resume and the oldest
+          snapshot from now on. A device that comes again and again through one worker raises no fence.
         - Newer with `restart`: whatever there is, of whatever job, is dropped, and the session starts over
           at step 0; only the fence goes on. A repeat of it drops nothing.
         """
@@ -362,6 +371,16 @@ class Store(Protocol):
 
         Blobs first (with a time to live), then one fenced flip. A snapshot of that step that is there
         already is kept as it is: it is of the same history. One that the trim would drop at once is Done.
+        """
+        ...
+
+    async def keep_snapshot(
+        self, session: str, *, attempt: Attempt, owner: Owner, step: int
+    ) -> CommitOutcome:
+        """Name `step` in `best`, so that its snapshot stays as long as no better one takes its place.
+
+        Requires a snapshot of that step (else StepBehind). The same again is Done. Those before the newest of
+        `best` that is at or before the oldest snapshot go: nothing can go back to before it any more.
         """
         ...
 

@@ -152,6 +152,19 @@ class PutSnapshot(StoreAction[CommitOutcome]):
 
 
 @dataclass(frozen=True, slots=True)
+class KeepSnapshot(StoreAction[CommitOutcome]):
+    """Keep the snapshot of `step` until a better one takes its place."""
+
+    session: str
+    attempt: Attempt
+    owner: Owner
+    step: int
+
+    async def call(self, store: Store) -> CommitOutcome:
+        return await store.keep_snapshot(self.session, attempt=self.attempt, owner=self.owner, step=self.step)
+
+
+@dataclass(frozen=True, slots=True)
 class CloseSession(StoreAction[CommitOutcome]):
     """Mark the training as finished."""
 

@@ -58,6 +58,7 @@ def decode_session(
             "attempt": Attempt(**said["attempt"]),
             "owner": Owner(**said["owner"]),
             "snapshots": tuple(said["snapshots"]),
+            "best": tuple(said.get("best", ())),
         },
         session=session,
         log_bytes=log_bytes,

@@ -58,6 +58,7 @@ def opened(
     if same:
         return Done(meta=_owned(meta, worker))
     common = [step for step in held if meta.snapshots[0] <= step <= meta.committed]
+    common = common or sorted(step for step in held if step in meta.best)[-1:]
     if not common:
         return NoCommonStep(oldest=meta.snapshots[0], committed=meta.committed)
     resume = max(common)
@@ -69,7 +70,8 @@ def opened(
             owner=_owned(meta, worker).owner,
             committed=resume,
             gradient_digest=None,
-            snapshots=tuple(step for step in meta.snapshots if step <= resume),
+            snapshots=tuple(step for step in meta.snapshots if step <= resume) or (resume,),
+            best=tuple(step for step in meta.best if step <= resume),
             oldest_checkpoint=min(common),
             environment=environment,
             agent=agent,
@@ -98,6 +100,7 @@ def handed_over(
             resume_step=step,
             oldest_checkpoint=step,
             snapshots=(step,),
+            best=(),
             gradient_digest=None,
         )
     )
@@ -157,6 +160,17 @@ def snapshotted(meta: SessionMeta | None, *, attempt: Attempt, owner: Owner, ste
     return Done(meta=_trimmed(replace(meta, snapshots=tuple(sorted({*meta.snapshots, step})))))
 
 
+def kept(meta: SessionMeta | None, *, attempt: Attempt, owner: Owner, step: int) -> CommitOutcome:
+    """Keep the snapshot of `step`, after which an evaluation was the best so far."""
+    refusal = _refusal(meta, attempt, owner)
+    if refusal is not None:
+        return refusal
+    assert meta is not None
+    if step not in meta.stored:
+        return StepBehind(committed=meta.committed)
+    return Done(meta=_trimmed(replace(meta, best=tuple(sorted({*meta.best, step})))))
+
+
 def closed(meta: SessionMeta | None, *, attempt: Attempt, owner: Owner) -> CommitOutcome:
     """Mark the training as finished."""
     refusal = _refusal(meta, attempt, owner)
@@ -180,8 +194,8 @@ def dropped_steps(before: SessionMeta | None, after: SessionMeta | None) -> list
 
 def dropped_snapshots(before: SessionMeta | None, after: SessionMeta | None) -> list[int]:
     """Return the steps whose snapshots go; step 0 has nothing that could."""
-    kept = () if after is None else after.snapshots
-    return [] if before is None else [step for step in before.snapshots if step and step not in kept]
+    still = () if after is None else after.stored
+    return [] if before is None else [step for step in before.stored if step and step not in still]
 
 
 def thinned(steps: Iterable[int], limit: int = MAX_LOSSES) -> set[int]:
@@ -245,6 +259,9 @@ def _owned(meta: SessionMeta, worker: str) -> SessionMeta:
 def _trimmed(meta: SessionMeta) -> SessionMeta:
     """Drop the snapshots that no checkpoint of the device needs any more."""
     oldest = max(step for step in meta.snapshots if step <= meta.oldest_checkpoint)
-    if oldest == meta.snapshots[0]:
-        return meta
-    return replace(meta, snapshots=tuple(step for step in meta.snapshots if step >= oldest))
+    if oldest != meta.snapshots[0]:
+        meta = replace(meta, snapshots=tuple(step for step in meta.snapshots if step >= oldest))
+    best = max((step for step in meta.best if step <= oldest), default=0)
+    if meta.best and best > meta.best[0]:
+        meta = replace(meta, best=tuple(step for step in meta.best if step >= best))
+    return meta

@@ -146,6 +146,9 @@ class Sessions(ABC, Generic[_B, _R]):
     async def claim(self, session: str, **asked: Any) -> ClaimOutcome:
         return await self._move(session, lambda meta: rules.claimed(meta, **asked))
 
+    async def keep_snapshot(self, session: str, **asked: Any) -> CommitOutcome:
+        return await self._move(session, lambda meta: rules.kept(meta, **asked))
+
     async def close_session(self, session: str, **asked: Any) -> CommitOutcome:
         return await self._move(session, lambda meta: rules.closed(meta, **asked))
 

@@ -52,11 +52,11 @@ BODY = "body."
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
 DRAWN_ENDS, DEFENCES, ROUNDS = "secret-ends", "defences", "rounds"
 ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS = "accumulation", "averaged-weights", "more-optimizers"
-METRICS, EARLY_STOPPING, BF16 = "metrics", "early-stopping", "bf16"
+METRICS, EARLY_STOPPING, KEEP_BEST, BF16 = "metrics", "early-stopping", "keep-best", "bf16"
 FEATURES: frozenset[str] = frozenset(
     {
         *(LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES, ROUNDS),
-        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS, METRICS, EARLY_STOPPING, BF16),
+        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS, METRICS, EARLY_STOPPING, KEEP_BEST, BF16),
     }
 )
 """The features that this version knows and that a package may need, beyond what version 1 always had: batches
@@ -64,8 +64,8 @@ of one sample are refused; micro-batches count for their labelled elements; the 
 devices draw the first weights of head and tail; devices change what crosses the cuts, or the labels they
 train on; devices go on from the mean of all after each round; gradients of several batches are added up; a
 moving average of the weights is evaluated; the optimizer is neither SGD nor Adam nor AdamW; the job
-names metrics; devices end a training that no longer improves; the graphs have
-autocast's casts to bfloat16 in them."""
+names metrics; devices end a training that no longer improves; workers keep the state of the best evaluation;
+the graphs have autocast's casts to bfloat16 in them."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -281,6 +281,8 @@ class Job:
             found.add(METRICS)
         if self.spec.evaluation.patience is not None:
             found.add(EARLY_STOPPING)
+        if self.spec.evaluation.keep_best:
+            found.add(KEEP_BEST)
         return found
 
     def device_parts(self) -> dict[str, bytes]:

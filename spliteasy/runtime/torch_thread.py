@@ -17,8 +17,9 @@ T = TypeVar("T")
 NO_MEMORY = "can't allocate memory"
 """Torch's allocator says this when it fails; it raises a plain RuntimeError."""
 
-_NO_MEMORY = (NO_MEMORY, "out of memory", "STATUS_ALLOC_FAILED")
-"""The allocators of accelerators, and their libraries, say one of these."""
+_NO_MEMORY = (NO_MEMORY, "bad_alloc", "out of memory", "STATUS_ALLOC_FAILED")
+"""The words by which an allocator says that it failed: torch's own, C++'s within torch's kernels, and those
+of accelerators and of their libraries."""
 
 OUT_OF_MEMORY_HINT = "give it more memory, or submit the job with smaller batches"
 

@@ -76,10 +76,12 @@ def _module(name: str, reference: str, root: Path, what: str, error: type[UserEr
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as missing:
-        if missing.name is None or not (name == missing.name or name.startswith(missing.name + ".")):
+        if missing.name is None:  # a library's own words, for something that it can't use itself
+            raise error(f"{what} = {reference!r}: importing {name} raised {told(missing)}") from missing
+        if not (name == missing.name or name.startswith(missing.name + ".")):
             raise error(
                 f"{what} = {reference!r}: importing {name} needs {missing.name}, which is not installed",
-                hint=f"pip install {(missing.name or '').partition('.')[0]}",
+                hint=f"pip install {missing.name.partition('.')[0]}",
             ) from missing
         raise error(
             f"{what} = {reference!r}: there is no module {missing.name} in {root}",

@@ -199,6 +199,26 @@ class PlainTraining:
             add_clipped(segment, tuple(next(made) for _ in segment), dp)
         return float(loss.detach())
 
+    @torch.no_grad()
+    def evaluate(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the model's outputs in evaluation mode, by the averages of the weights where there are some.
+
+        Nothing of the training changes.
+        """
+        modes = {module: module.training for module in self._model.modules()}
+        weights = {name: self._named[name].detach().clone() for name in self._average}
+        try:
+            self._model.eval()
+            for name, average in self._average.items():
+                self._named[name].copy_(average)
+            made = self._model(*inputs)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for name, weight in weights.items():
+                self._named[name].copy_(weight)
+        return tuple(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
+
     def _begin(self, inputs: tuple[Tensor, ...]) -> None:
         if not self._taken:
             with states_kept(), left_as_it_was(self._model):

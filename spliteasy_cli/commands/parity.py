@@ -103,7 +103,7 @@ def parity(
         typer.echo("faults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(drawn.counts.items())))
     worst = max((max(c.differences.values()) for c in comparisons), default=float("inf"))
     spec = plan.job.spec
-    may_end_early = spec.fleet.has_rounds or spec.evaluation.patience is not None
+    may_end_early = spec.fleet.has_rounds or spec.evaluation.judges
     whole = all(c.step == steps or may_end_early for c in comparisons)
     same = worst == 0 and whole and not any(c.unequal_bits for c in comparisons)
     if not same and (why := why_different(plan)) is not None:

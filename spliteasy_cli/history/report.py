@@ -42,7 +42,8 @@ class DeviceRun:
     losses: list[tuple[int, float]] = field(default_factory=list)
     """(step, training loss of the batch), where it was measured"""
     evaluations: list[tuple[int, float | None, float | None]] = field(default_factory=list)
-    """(step, mean loss, accuracy) on the held-out data; None where it was not measured"""
+    """(step, mean loss, accuracy) on the held-out data, in the order of the evaluations; None where it was
+    not measured"""
     metrics: dict[int, Mapping[str, float | None]] = field(default_factory=dict)
     """The metrics that the job names, by the steps after which they were measured."""
     samples: int = 0
@@ -71,8 +72,8 @@ class DeviceRun:
 
     @property
     def test_metrics(self) -> Mapping[str, float | None]:
-        """The metrics of the last evaluation."""
-        return self.metrics[max(self.metrics)] if self.metrics else {}
+        """The metrics of the last evaluation: of the best one, where the training has gone back to it."""
+        return self.metrics.get(self.evaluations[-1][0], {}) if self.evaluations else {}
 
     @property
     def samples_per_s(self) -> float:
@@ -201,7 +202,7 @@ def draw(path: Path, runs: Sequence[DeviceRun], title: str) -> None:
         losses = [loss for _, loss in run.losses]
         left.plot(steps, losses, color=color, alpha=0.18, linewidth=0.8)
         left.plot(steps, _smooth(losses), color=color, linewidth=1.6, label=run.device)
-        points = [(step, accuracy) for step, _, accuracy in run.evaluations if accuracy is not None]
+        points = sorted({(step, accuracy) for step, _, accuracy in run.evaluations if accuracy is not None})
         right.plot(*zip(*points, strict=True) if points else ([], []), color=color, marker="o", markersize=3)
         if run.alone:
             right.plot(*zip(*run.alone, strict=True), color=color, linestyle=":", marker="x", markersize=3)

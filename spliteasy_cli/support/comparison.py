@@ -15,10 +15,12 @@ from torch import Tensor
 from broker import Transport, connect
 from broker.transport.in_process import MemoryBroker
 from device_agent.config import AgentConfig
+from device_agent.evaluation.best_evaluation import BestEvaluation
+from device_agent.evaluation.sums import Evaluation
 from device_agent.link.link import Connect
 from device_agent.observations import Observation, RoundEnded, StepTaken
 from device_agent.state_folder import StateFolder
-from device_agent.training.data import BatchOrder, load_dataset
+from device_agent.training.data import BatchOrder, EvaluationBatches, load_dataset
 from device_agent.training.ends import initial_ends, job_key, label_key
 from device_agent.training.trainer import HEAD, TAIL, DeviceTrainer
 from server_worker.config import Trust
@@ -66,6 +68,8 @@ class ParityPlan:
     configs: Sequence[AgentConfig]
     batches: Sequence[BatchOrder]
     """Each device's data once more, for the training in one process."""
+    tests: Sequence[EvaluationBatches | None]
+    """Each device's test data, likewise."""
     faults: Faults | None = None
     """The faults under which a fleet trains."""
 
@@ -103,19 +107,22 @@ def prepare(
     job = Job.create(copy, root)
     check_size(spec.fleet, devices)
     configs = agent_configs(job, job_file, folder, devices, data, secret, partition=partition)
-    batches = []
+    batches, tests = [], list[EvaluationBatches | None]()
     for config in configs:
         key, labels = key_of(config, job), labels_of(config)
-        once, again = (
-            BatchOrder(
-                load_dataset(config.data, config.device, job.signature, root=root, recipe=copy.data).train,
-                copy,
-                job.signature,
-                device=config.device,
-                key=key,
-                labels=labels,
-            )
+        loaded = [
+            load_dataset(config.data, config.device, job.signature, root=root, recipe=copy.data)
             for _ in range(2)
+        ]
+        once, again = (
+            BatchOrder(data.train, copy, job.signature, device=config.device, key=key, labels=labels)
+            for data in loaded
+        )
+        held_out = loaded[1].test
+        tests.append(
+            None
+            if held_out is None
+            else EvaluationBatches(held_out, copy, job.signature, device=config.device, key=key)
         )
         if once.fingerprint != again.fingerprint:
             raise DataError(
@@ -131,7 +138,7 @@ def prepare(
     if spec.fleet.has_rounds:  # rounds are whole, so that as many epochs are trained as have the steps
         epochs = [-(-steps // each.steps_per_epoch) for each in batches]
         configs = [replace(config, epochs=n) for config, n in zip(configs, epochs, strict=True)]
-    return ParityPlan(job, root, folder, steps, configs, batches, faults)
+    return ParityPlan(job, root, folder, steps, configs, batches, tests, faults)
 
 
 async def compare(
@@ -146,10 +153,7 @@ async def compare(
     if plan.job.spec.fleet.has_rounds:
         return await compare_fleet(plan, broker, store, keys, workers, stop)
     split = await train_split(plan, broker, store, keys, workers, stop)
-    return [
-        await asyncio.to_thread(compare_one, plan, config, batches, step, state)
-        for config, batches, (step, state) in zip(plan.configs, plan.batches, split, strict=True)
-    ]
+    return [await asyncio.to_thread(compare_one, plan, index, trained) for index, trained in enumerate(split)]
 
 
 async def compare_fleet(
@@ -227,6 +231,17 @@ def run_plain_program(
     return FleetProgram(plan.job, devices).run(records)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedSplit:
+    """The end of a device's split training."""
+
+    step: int
+    """The step that it ended at: that of the best evaluation, where the job keeps it."""
+    taken: int
+    """The last step that was taken."""
+    state: State
+
+
 async def train_split(
     plan: ParityPlan,
     broker: str | None,
@@ -234,8 +249,8 @@ async def train_split(
     keys: StoreKeys,
     workers: int | None,
     stop: asyncio.Event,
-) -> list[tuple[int, State]]:
-    """Return each device's last step, and the whole model's state after it.
+) -> list[TrainedSplit]:
+    """Return the step at which each device ended, and the whole model's state there.
 
     The device's part is what its agent ends with, the body's what the store restores.
     """
@@ -245,11 +260,10 @@ async def train_split(
                 group.create_task(_train_device(plan, config, partial(connect_as, config.device), stop))
                 for config in plan.configs
             ]
+        ended = [device.result() for device in devices]
         return [
-            await with_body(opened, plan.job, session, step, half)
-            for session, (step, half) in zip(
-                plan.sessions, [device.result() for device in devices], strict=True
-            )
+            TrainedSplit(step, taken, (await with_body(opened, plan.job, session, step, half))[1])
+            for session, (step, taken, half) in zip(plan.sessions, ended, strict=True)
         ]
 
 
@@ -284,17 +298,22 @@ async def _served(
 
 async def _train_device(
     plan: ParityPlan, config: AgentConfig, connect: Connect, stop: asyncio.Event
-) -> tuple[int, State]:
-    """Train `plan.steps` steps (fewer if `stop` is set): the last step, head and tail after it."""
-    enough = asyncio.Event()
+) -> tuple[int, int, State]:
+    """Train `plan.steps` steps (fewer if `stop` is set): the step that it ended at, the last one taken, and
+    head and tail after the first."""
+    enough, taken = asyncio.Event(), 0
 
     def observe(observation: Observation) -> None:
-        if stop.is_set() or (isinstance(observation, StepTaken) and observation.step >= plan.steps):
+        nonlocal taken
+        if isinstance(observation, StepTaken):
+            taken = observation.step
+        whole = taken == plan.batches[plan.configs.index(config)].total_steps
+        if stop.is_set() or (taken >= plan.steps and not whole):  # a whole training goes on to its best step
             enough.set()
 
     result, agent = await run_agent(config, connect, stop=enough, observe=observe)
     assert agent.trainer is not None
-    return result.step, half_of(agent.trainer)
+    return result.step, taken, half_of(agent.trainer)
 
 
 def half_of(trainer: DeviceTrainer) -> State:
@@ -343,17 +362,45 @@ def labels_of(config: AgentConfig) -> Key:
         return label_key(state.secret(config.secret))
 
 
-def compare_one(
-    plan: ParityPlan, config: AgentConfig, batches: BatchOrder, step: int, split: State
-) -> Comparison:
+def compare_one(plan: ParityPlan, index: int, split: TrainedSplit) -> Comparison:
     """Train the same steps in one process, from the device's own ends and in its order, and compare.
 
-    Runs the user's model code.
+    Where the training has gone back to its best evaluation, plain PyTorch finds that by evaluations of its
+    own. Runs the user's model code.
     """
+    config, batches = plan.configs[index], plan.batches[index]
     reference = plain_training(plan, config, batches)
-    for number in range(1, step + 1):
+    went_back = split.step < split.taken and not plan.job.spec.defended
+    best, kept = BestEvaluation(plan.job.spec.evaluation), reference.state()
+    for number in range(1, (split.taken if went_back else split.step) + 1):
         reference.step(*batches.batch(number), empty=batches.is_empty(number))
-    return compared(config.device, step, split, reference.state())
+        if went_back and _is_evaluated(plan, batches, number, last=split.taken):
+            best.judge(number, _plain_evaluation(plan, index, reference, number))
+            if best.best_step == number:
+                kept = {name: tensor.clone() for name, tensor in reference.state().items()}
+    if not went_back:
+        return compared(config.device, split.step, split.state, reference.state())
+    if best.best_step != split.step:
+        raise SplitEasyError(
+            f"{config.device} ended at step {split.step}, and in plain PyTorch {best.about()}"
+        )
+    return compared(config.device, split.step, split.state, kept)
+
+
+def _is_evaluated(plan: ParityPlan, batches: BatchOrder, step: int, *, last: int) -> bool:
+    every = plan.job.spec.evaluation.every_epochs * batches.steps_per_epoch
+    return step == last or step % every == 0
+
+
+def _plain_evaluation(plan: ParityPlan, index: int, reference: PlainTraining, step: int) -> float | None:
+    """Return the number that says which evaluation is the best, of the model in one process."""
+    tests, job = plan.tests[index], plan.job
+    assert tests is not None
+    found = Evaluation(gathered=job.metrics())
+    for number in range(len(tests)):
+        inputs, targets = tests.batch(number, step)
+        found.add(job, reference.evaluate(inputs), targets)
+    return found.number(job.spec.evaluation.chosen_by)
 
 
 def plain_training(plan: ParityPlan, config: AgentConfig, batches: BatchOrder) -> PlainTraining:

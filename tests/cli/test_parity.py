@@ -107,6 +107,26 @@ def test_parity(
     assert "phone-2, step 12" in ran.out
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "optimizer"),
+    [
+        ("keep_best = true", 'name = "sgd"\nlr = 0.6\nmomentum = 0.9'),
+        ('keep_best = true\nmetrics = ["f1"]\npatience = 2', 'name = "sgd"\nlr = 0.9\nema = 0.5'),
+    ],
+)
+def test_parity_at_the_best_evaluation(
+    evaluation: str, optimizer: str, spliteasy: Callable[..., Ran], new_project: Callable[..., Project]
+) -> None:
+    """Plain PyTorch finds the best by its own evaluations, and its state there has the same bits."""
+    project = new_project(optimizer=optimizer, epochs=6)
+    text = project.job_file.read_text()
+    project.job_file.write_text(text.replace("every_epochs = 2", f"every_epochs = 1\n{evaluation}"))
+    ran = spliteasy("parity", project.job_file, "--steps", 30, "--devices", 2)
+    assert ran.code == 0, ran.out + ran.err
+    assert ran.out.splitlines()[-1] == LAST_SAME
+    assert "step 30" not in ran.out
+
+
 @pytest.mark.rabbitmq
 @pytest.mark.redis
 def test_parity_in_micro_batches_on_rabbitmq_and_redis(

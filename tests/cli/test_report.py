@@ -115,6 +115,18 @@ def test_the_report_is_json_with_curves(tmp_path: Path) -> None:
     }
 
 
+def test_a_training_that_went_back_is_reported_by_its_best_evaluation(tmp_path: Path) -> None:
+    run = DeviceRun(
+        "phone-1",
+        losses=[(n, 1.0) for n in range(1, 31)],
+        evaluations=[(10, 1.0, 0.5), (20, 0.5, 0.9), (30, 0.7, 0.8), (20, 0.5, 0.9)],
+        metrics={10: {"f1": 0.4}, 20: {"f1": 0.85}, 30: {"f1": 0.7}},
+    )
+    assert run.test_accuracy == 0.9
+    assert run.test_metrics == {"f1": 0.85}
+    report.draw(tmp_path / "report.png", [run], "title")
+
+
 @pytest.mark.parametrize(
     "run",
     [

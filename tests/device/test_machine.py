@@ -88,8 +88,8 @@ class Walk:
     def eval_head(self) -> State:
         return self.tell(e.EvalHeadDone(VALUES, 4))
 
-    def eval_tail(self, *, more: bool = False, finished: bool = False) -> State:
-        return self.tell(e.EvalTailDone(more, finished))
+    def eval_tail(self, *, more: bool = False, finished: bool = False, best: int = 0) -> State:
+        return self.tell(e.EvalTailDone(more, finished, best))
 
     def stop(self) -> State:
         return self.tell(e.StopAsked())
@@ -339,6 +339,44 @@ def a_resume_before_the_evaluation_was_judged(walk: Walk) -> Script:
 def a_resume_after_the_evaluation_was_judged(walk: Walk) -> Script:
     walk.raised(), walk.opened()
     yield walk.tell(e.Restored((1,), evaluated=True)), S.HEAD
+
+
+@script(stops_early=True, eval_every=1, eval_batches=1, total_steps=3, checkpoint_every=9)
+def a_training_that_ends_with_its_best_evaluation(walk: Walk) -> Script:
+    """The best step's checkpoint is written, and the next FORWARD says so; the end goes back to it."""
+    walk.begin()
+    walk.take_step(), walk.eval_head(), walk.evaluated()
+    yield walk.eval_tail(best=1), S.SAVING
+    yield walk.saved(), S.HEAD
+    assert walk.take_step() is S.EVAL_HEAD
+    assert walk.last(m.Forward).best is True
+    walk.eval_head(), walk.evaluated()
+    yield walk.eval_tail(best=1), S.HEAD
+    assert walk.take_step() is S.EVAL_HEAD
+    assert walk.last(m.Forward).best is None
+    walk.eval_head(), walk.evaluated()
+    yield walk.eval_tail(best=1), S.SAVING
+    yield walk.saved(), S.CLOSING
+    yield walk.closed(), S.GOING_BACK
+    assert walk.actions[-1] == e.GoBack(1)
+    yield walk.tell(e.WentBack((1,))), S.RAISING
+    walk.step = 1
+    walk.raised(), walk.opened()
+    assert walk.last(m.Open).held == (1,)
+    yield walk.tell(e.Restored((1,), finished=True, best=1)), S.EVAL_HEAD
+    walk.eval_head(), walk.evaluated()
+    yield walk.eval_tail(finished=True, best=1), S.SAVING
+    yield walk.saved(), S.CLOSING
+    yield walk.closed(), S.ENDED
+
+
+@script(stops_early=True, stored=2, eval_every=1, eval_batches=1)
+def a_stop_while_it_goes_back_to_the_best(walk: Walk) -> Script:
+    walk.raised(), walk.opened()
+    yield walk.tell(e.Restored((2,), evaluated=True, best=1)), S.CLOSING
+    yield walk.closed(), S.GOING_BACK
+    yield walk.stop(), S.GOING_BACK
+    yield walk.tell(e.WentBack((1,))), S.ENDED
 
 
 @script(eval_batches=1, total_steps=1)

@@ -25,6 +25,7 @@ def project(tmp_path: Path) -> Iterator[Path]:
     )
     (package / "broken.py").write_text("x = 1\nraise ValueError('no\\nway')\n")
     (package / "needy.py").write_text("import not_installed_anywhere.sub\n")
+    (package / "lazy.py").write_text("raise ModuleNotFoundError('could not import part A')\n")
     (package / "neighbour.py").write_text("from mine.model import build\nthing = 3\n")
     yield tmp_path
     sys.path[:] = path
@@ -56,6 +57,7 @@ def test_the_project_root_is_the_nearest_marked_folder(project: Path) -> None:
         ("mine.model:qqqqqq", "(define it in mine.model)"),
         ("mine.neighbour:thing", "is a int, not a function"),
         ("mine.broken:f", "importing mine.broken raised ValueError: no way (broken.py, line 2)"),
+        ("mine.lazy:f", "importing mine.lazy raised ModuleNotFoundError: could not import part A (lazy.py"),
         ("mine.needy:f", "needs not_installed_anywhere, which is not installed (pip install not_installed"),
     ],
 )

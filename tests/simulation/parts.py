@@ -19,7 +19,9 @@ from tests.simulation.replies import Replies
 
 T = TypeVar("T")
 
-WATCHED = frozenset({"open_session", "claim", "commit", "put_snapshot", "put_request", "close_session"})
+WATCHED = frozenset(
+    {"open_session", "claim", "commit", "put_snapshot", "keep_snapshot", "put_request", "close_session"}
+)
 
 
 class VirtualCompute:

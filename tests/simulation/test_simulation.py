@@ -21,6 +21,7 @@ from server_worker.admission import deliveries
 from server_worker.inbound import Inbound
 from server_worker.replica import kept_state, replica, snapshots
 from server_worker.replica.replica import BodyState, Replica
+from server_worker.session.machine import WorkerSession
 from server_worker.store import Attempt, ClaimOutcome, Owner, SessionMeta, StaleAttempt, StaleOwner, rules
 from server_worker.store.sessions import Change, Moved, Written
 from server_worker.store.sqlite.file import Beside, Database
@@ -29,11 +30,13 @@ from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX, SegmentTrainer
 from tests.simulation import world
 from tests.simulation.faults import CALM, FREQUENT
 from tests.simulation.run import drawn_variant, play
-from tests.simulation.toy import DEVICES, VARIANTS, Variant, undisturbed
+from tests.simulation.toy import DEVICES, KEEPING, VARIANTS, Variant, undisturbed
 
 DYING = replace(CALM, worker_crash=0.05)
 
 AUTO = next(variant for variant in VARIANTS if variant.auto)
+LONG_AFTER_THE_BEST = replace(KEEPING, epochs=30)
+"""The log has left the best step behind when the training ends."""
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +101,12 @@ def test_the_log_of_a_long_training_stays_short(loss_window_s: float, log_bytes:
     ):
         assert play(0, rates=CALM, variant=Variant(epochs=40), devices=("phone-1",)).violations == ()
     assert max(reach) <= longest
+
+
+def test_a_training_goes_back_to_a_best_that_the_log_has_left_behind() -> None:
+    for seed in range(4):
+        rates = (CALM, FREQUENT)[seed % 2]
+        assert play(seed, rates=rates, variant=LONG_AFTER_THE_BEST).violations == (), f"seed {seed}"
 
 
 # Broken on purpose --------------------------------------------------------------------------------
@@ -202,7 +211,28 @@ def _trusting(self: Replica, digest: str) -> None:
     self._move(BodyState.READY)
 
 
+def keep_nothing_as_the_best() -> Any:
+    return mock.patch.object(WorkerSession, "_keep_best", _keeping_nothing)
+
+
+def _keeping_nothing(self: Any, request: Any, body: Any) -> Any:
+    yield from ()
+    return True
+
+
+def trim_the_best_with_the_log() -> Any:
+    trimmed_as_ever = rules._trimmed
+
+    def trimmed(meta: SessionMeta) -> SessionMeta:
+        after = trimmed_as_ever(meta)
+        return replace(after, best=tuple(step for step in after.best if step >= after.snapshots[0]))
+
+    return mock.patch.object(rules, "_trimmed", trimmed)
+
+
 MUTATIONS = {
+    keep_nothing_as_the_best: CALM,
+    trim_the_best_with_the_log: CALM,
     keep_states_without_the_optimizer: FREQUENT,
     take_a_lost_step_again_on_its_own_state: FREQUENT,
     forget_which_codecs_a_step_had: FREQUENT,
@@ -216,6 +246,13 @@ MUTATIONS = {
 }
 
 
+TRIED = {
+    forget_which_codecs_a_step_had: AUTO,
+    keep_nothing_as_the_best: LONG_AFTER_THE_BEST,
+    trim_the_best_with_the_log: LONG_AFTER_THE_BEST,
+}
+"""The variant that a mutation is tried with, where not all in turn."""
+
 FIRST_SEED = {forget_which_codecs_a_step_had: 90}
 """The seed that a mutation is tried at first, where the lower ones do not notice it."""
 
@@ -224,7 +261,7 @@ FIRST_SEED = {forget_which_codecs_a_step_had: 90}
 def test_a_broken_build_is_caught(mutation: Callable[[], Any]) -> None:
     """The first seed that fails the broken build passes the whole one."""
     patience_s = 1e6 if mutation is ack_before_commit else 10.0
-    variant = AUTO if mutation is forget_which_codecs_a_step_had else None
+    variant = TRIED.get(mutation)
     first = FIRST_SEED.get(mutation, 0)
     for seed in range(first, first + 150):
         right = variant or drawn_variant(seed)

@@ -65,6 +65,9 @@ PRIVATE = Variant(
 )
 """DP-SGD: any number of the samples may be drawn, none among them."""
 
+KEEPING = Variant(epochs=6, evaluation=(("every_epochs", 1), ("keep_best", True), ("metrics", ("auc",))))
+"""The best evaluation is not the last: `test_best_evaluation.py` looks."""
+
 VARIANTS = (
     Variant(),
     Variant(single=True),
@@ -96,6 +99,10 @@ VARIANTS = (
     Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
     Variant(single=True, accumulate=2, optimizer=(("name", "lion"), ("lr", 0.01), ("ema", 0.9))),
     Variant(epochs=5, evaluation=(("every_epochs", 1), ("patience", 1), ("metrics", ("f1",)))),
+    KEEPING,
+    Variant(
+        single=True, epochs=5, evaluation=(("keep_best", True), ("patience", 2)), batch=7, micro_batches=3
+    ),
 )
 """The variants that a sweep of seeds goes through in turn."""
 
@@ -316,15 +323,20 @@ def train_alone(
         job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
     )
     body = DirectBody(job, f"{job.name}.{device}")
+    judge, best, spec = trainer.evaluator.best, None, job.spec.evaluation
     digests: dict[int, str] = {}
     with suppress(NotFinite, NotFiniteOnDevice, DataError):
         for step in range(1, batches.total_steps + 1):
             digests[step] = take_step(trainer, body, step, sent)
-            if trainer.evaluator.stopping is not None and step % batches.steps_per_epoch == 0:
+            if judge is not None and step % (spec.every_epochs * batches.steps_per_epoch) == 0:
                 evaluate(trainer, body)
-                if trainer.evaluator.stopping.finished:
+                if judge.kept == step:
+                    best = trainer.state(), body.snapshot()
+                if judge.finished:
                     break
-    return trainer.state(), body.snapshot(), digests
+    if best is None or judge is None or judge.kept == trainer.step:
+        return trainer.state(), body.snapshot(), digests
+    return trainer.best_at_the_end(best[0]), best[1], digests
 
 
 def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:

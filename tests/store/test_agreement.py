@@ -229,8 +229,16 @@ class StoresAgree(RuleBasedStateMachine):
                 SESSION, attempt=meta.attempt, owner=meta.owner, step=step, tensors={"weight": body}
             )
         )
-        if isinstance(outcome, Done) and step in outcome.meta.snapshots:
+        if isinstance(outcome, Done) and step in outcome.meta.stored:
             self.model.snapshots.setdefault(step, body)
+
+    @rule(offset=st.integers(-4, 1), wrong=st.integers(0, 8))
+    def keep(self, offset: int, wrong: int) -> None:
+        meta = self.caller(wrong)
+        step = max(0, meta.committed + offset)
+        self.both(
+            lambda store: store.keep_snapshot(SESSION, attempt=meta.attempt, owner=meta.owner, step=step)
+        )
 
     @rule(wrong=st.integers(0, 8))
     def close(self, wrong: int) -> None:
@@ -263,7 +271,9 @@ class StoresAgree(RuleBasedStateMachine):
         expected = [(step, *self.model.log[step]) for step in range(oldest + 1, meta.committed + 1)]
         assert [(entry.step, entry.requests, entry.gradient_digest) for entry in entries] == expected
         assert meta.log_bytes == sum(len(body) for _, bodies, _ in expected for body in bodies)
-        for step in meta.snapshots:
+        assert list(meta.best) == sorted(set(meta.best))
+        assert sum(step <= oldest for step in meta.best) <= 1
+        for step in meta.stored:
             tensors = {"weight": self.model.snapshots[step]} if step else {}
             assert self.both(lambda store, step=step: store.read_snapshot(SESSION, step)) == tensors  # type: ignore[misc]
 

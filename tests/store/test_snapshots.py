@@ -7,7 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from server_worker.store import Blob, Owner, StaleAttempt, StaleOwner, StepBehind, Store, UnknownSession
+from server_worker.store import (
+    Attempt,
+    Blob,
+    CommitOutcome,
+    NoCommonStep,
+    Owner,
+    SessionMeta,
+    StaleAttempt,
+    StaleOwner,
+    StepBehind,
+    Store,
+    UnknownSession,
+)
 from tests.store.steps import (
     FIRST,
     SECOND,
@@ -176,3 +188,82 @@ async def test_a_snapshot_racing_a_rewind_is_there_whole_or_not_at_all(store: St
     for step in (6, 8):
         with pytest.raises(KeyError):
             await store.read_snapshot(SESSION, step)
+
+
+# What is kept as the best ------------------------------------------------------------------------
+
+
+async def keep(store: Store, meta: SessionMeta, step: int, attempt: Attempt = FIRST) -> CommitOutcome:
+    return await store.keep_snapshot(SESSION, attempt=attempt, owner=meta.owner, step=step)
+
+
+async def test_the_best_stays_where_the_log_has_left_it_behind(store: Store) -> None:
+    meta = await run_steps(store, await begin(store), 3)
+    await snapshot(store, meta, 3, b"best")
+    assert done(await keep(store, meta, 3)).best == (3,)
+    assert done(await keep(store, meta, 3)).best == (3,)
+    meta = await run_steps(store, meta, 9, oldest=8)
+    meta = done(await snapshot(store, meta, 8))
+    assert (meta.snapshots, meta.best, meta.stored) == ((8,), (3,), (3, 8))
+    assert await store.read_snapshot(SESSION, 3) == {"weight": b"best"}
+    assert await logged_steps(store) == [9]
+
+
+async def test_a_better_one_takes_its_place_once_nothing_goes_back_to_before_it(store: Store) -> None:
+    meta = await run_steps(store, await begin(store), 2)
+    for step, oldest in ((2, 1), (4, 2), (6, 3)):
+        meta = await run_steps(store, meta, step, oldest=oldest)
+        await snapshot(store, meta, step)
+        meta = done(await keep(store, meta, step))
+    assert (meta.snapshots, meta.best) == ((2, 4, 6), (2, 4, 6))
+    meta = await run_steps(store, meta, 7, oldest=6)
+    assert (meta.snapshots, meta.best) == ((6,), (6,))
+    for step in (2, 4):
+        with pytest.raises(KeyError):
+            await store.read_snapshot(SESSION, step)
+
+
+async def test_going_back_to_the_best_ends_what_came_after(store: Store) -> None:
+    meta = await run_steps(store, await begin(store), 3)
+    await snapshot(store, meta, 3, b"best")
+    await keep(store, meta, 3)
+    meta = await run_steps(store, meta, 9, oldest=8)
+    await snapshot(store, meta, 8)
+    assert isinstance(await open_at(store, attempt=SECOND, held=(4,)), NoCommonStep)
+    meta = done(await open_at(store, attempt=SECOND, held=(3,)))
+    assert (meta.committed, meta.snapshots, meta.best, meta.oldest_checkpoint) == (3, (3,), (3,), 3)
+    assert await store.read_snapshot(SESSION, 3) == {"weight": b"best"}
+    with pytest.raises(KeyError):
+        await store.read_snapshot(SESSION, 8)
+    assert await logged_steps(store) == []
+
+
+async def test_a_resume_drops_what_was_the_best_later(store: Store) -> None:
+    meta = await run_steps(store, await begin(store), 2)
+    for step in (2, 5):
+        meta = await run_steps(store, meta, step)
+        await snapshot(store, meta, step)
+        meta = done(await keep(store, meta, step))
+    meta = done(await open_at(store, attempt=SECOND, held=(0, 4)))
+    assert (meta.committed, meta.snapshots, meta.best) == (4, (0, 2), (2,))
+
+
+async def test_only_a_snapshot_that_is_there_is_kept_and_only_by_the_owner(store: Store) -> None:
+    meta = await run_steps(store, await begin(store), 2)
+    assert await keep(store, meta, 2) == StepBehind(committed=2)
+    await snapshot(store, meta, 2)
+    assert await keep(store, meta, 2, SECOND) == StaleAttempt(stored=FIRST)
+    rival = replace(meta, owner=replace(meta.owner, fence=9))
+    assert await keep(store, rival, 2) == StaleOwner(stored=meta.owner)
+    assert isinstance(
+        await store.keep_snapshot("digits.nobody", attempt=FIRST, owner=meta.owner, step=2), UnknownSession
+    )
+    assert (await begin_again(store)).best == ()
+
+
+async def begin_again(store: Store) -> SessionMeta:
+    """Start over: nothing of the session is kept."""
+    meta = done(await open_at(store, attempt=SECOND, restart=True))
+    with pytest.raises(KeyError):
+        await store.read_snapshot(SESSION, 2)
+    return meta

@@ -87,6 +87,12 @@ class Life:
         self.gradient()
         self.do(e.Applied())
 
+    def evaluate(self, *, finished: bool = False, best: int = 0) -> None:
+        """An evaluation of one batch."""
+        self.do(e.EvalHeadDone(Packed((_rows(2),)), 2))
+        self.answer(m.Evaluated, "EVAL", step=self.session.step, **m.carried(Packed((_rows(2),))))
+        self.do(e.EvalTailDone(False, finished, best))
+
 
 def _rows(count: int) -> Tensor:
     return torch.arange(count * 3, dtype=torch.float32).reshape(count, 3) / 4
@@ -134,6 +140,26 @@ def reopened_while_stopping() -> None:
     life.begin()
     life.whole_step()
     life.do(e.StopAsked(), e.EvalHeadDone(Packed((_rows(2),)), 2), e.Saved((0, 1)))
+
+
+def back_to_the_best_evaluation() -> None:
+    """The first of three evaluations is the best: the training ends there, once it can't be lost any more."""
+    life = Life(eval_every=1, eval_batches=1, total_steps=3, checkpoint_every=9, stops_early=True)
+    life.begin()
+    for step in (1, 2, 3):
+        life.whole_step()
+        life.evaluate(best=1)
+        if step != 2:
+            life.do(e.Saved((0, step)))
+    life.answer(m.Closed, "CLOSE", step=3)
+    life.do(e.WentBack((1,)), e.AttemptRaised(ATTEMPT.model_copy(update={"number": 2})))
+    life.attempt = ATTEMPT.model_copy(update={"number": 2})
+    life.answer(m.Opened, "OPEN", step=1, durable_step=1)
+    life.do(e.Restored((1,), finished=True, best=1))
+    life.evaluate(finished=True, best=1)
+    life.do(e.Saved((1,)))
+    life.answer(m.Closed, "CLOSE", step=1)
+    assert life.session.state.name == "ENDED"
 
 
 def nobody_takes_the_request() -> None:
@@ -302,4 +328,5 @@ SCRIPTS: tuple[Callable[[], None], ...] = (
     a_store_that_goes_back,
     another_agent_or_an_error,
     rounds_of_a_fleet,
+    back_to_the_best_evaluation,
 )

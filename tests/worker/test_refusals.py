@@ -186,12 +186,13 @@ async def test_the_broker_keeps_the_newest_dead_letters_only(server: Server) -> 
     assert depth.messages == 1000 // len(rubbish)
 
 
+@pytest.mark.parametrize("words", [f"DefaultCPUAllocator: {NO_MEMORY}", "std::bad_alloc"])
 async def test_a_worker_without_memory_says_so_and_goes_on_but_tries_a_step_only_so_often(
-    server: Server,
+    server: Server, words: str
 ) -> None:
     async def starved(run: Callable[[], T]) -> T:
         def allocate() -> T:
-            raise RuntimeError(f"DefaultCPUAllocator: {NO_MEMORY}")
+            raise RuntimeError(words)
 
         return guarded(allocate)
 

@@ -334,12 +334,12 @@ class RedisStore(Sessions[_Beside, _Request]):
             session,
             decide,
             beside=_Beside(entries={f"snapshot.{step}": Entry(0, {token: count}, index.decode())}),
-            reached=lambda before, after: step in after.snapshots and step not in before.snapshots,
+            reached=lambda before, after: step in after.stored and step not in before.stored,
         )
 
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
         meta = await self.session(session)
-        if meta is not None and step in meta.snapshots:
+        if meta is not None and step in meta.stored:
             if not step:
                 return {}
             if (entry := await self._entry(session, f"snapshot.{step}")) is not None:

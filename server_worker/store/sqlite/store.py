@@ -198,13 +198,13 @@ class SqliteStore(Sessions[Beside, bytes]):
             session,
             lambda meta: rules.snapshotted(meta, attempt=attempt, owner=owner, step=step),
             beside=lambda db: db.add_snapshot(session, step, tensors),
-            reached=lambda before, after: step in after.snapshots and step not in before.snapshots,
+            reached=lambda before, after: step in after.stored and step not in before.stored,
         )
 
     async def read_snapshot(self, session: str, step: int) -> dict[str, bytes]:
         def read(db: sqlite3.Connection) -> dict[str, bytes]:
             found = self._database.record(session)
-            if found is None or step not in found.meta.snapshots:
+            if found is None or step not in found.meta.stored:
                 raise KeyError(f"session {session} has no snapshot of step {step}")
             return _joined(
                 db.execute(

@@ -86,10 +86,10 @@ class JobSpec(Section):
             "accumulate = 1, the default": self.accumulate > 1,
             "optimizer.ema left out": self.optimizer.ema is not None,
         }
-        if self.evaluation.patience is not None and self.fleet.has_rounds:
+        if self.evaluation.judges and self.fleet.has_rounds:
             raise refuse(
-                "evaluation.patience ends one device's training, and the rounds of [fleet] need their "
-                "devices: leave it out"
+                "evaluation.patience and keep_best choose the end of one device's training, and the rounds "
+                "of [fleet] need their devices: leave them out"
             )
         for instead, found in reasons.items():
             if found and self.fleet.has_rounds:

@@ -81,8 +81,10 @@ class EvaluationSpec(Section):
     """Metrics beside the loss, by name or as `module:function` over (outputs, targets), traced at submit."""
     patience: Count | None = None
     """Evaluations without improvement after which the training ends. None: it goes on to its last epoch."""
+    keep_best: bool = False
+    """The training ends with the weights of its best evaluation, on both sides, and not with its last."""
     best_by: Name | None = None
-    """The metric that `patience` goes by, or "loss". None: the first of `metrics`, else the loss."""
+    """The metric that says which is best, or "loss". None: the first of `metrics`, else the loss."""
     best_is: Literal["lowest", "highest"] | None = None
     """None: as the metric means it; of a function the highest."""
     min_delta: NonNegative = 0.0
@@ -90,7 +92,7 @@ class EvaluationSpec(Section):
 
     @property
     def chosen_by(self) -> str:
-        """The number that `patience` goes by."""
+        """The number that `patience` and `keep_best` go by."""
         return self.best_by or (self.metrics[0] if self.metrics else LOSS)
 
     @property
@@ -99,21 +101,36 @@ class EvaluationSpec(Section):
         return self.best_is == "lowest" if self.best_is else self.chosen_by in LOWER_IS_BETTER
 
     @property
+    def judges(self) -> bool:
+        """Return whether something follows from which evaluation is the best."""
+        return self.keep_best or self.patience is not None
+
+    @property
     def unused(self) -> set[str]:
         """The keys that say nothing here, and that older versions do not know."""
-        stopping = {"patience", "best_by", "best_is", "min_delta"}
-        return (stopping if self.patience is None else set()) | (set() if self.metrics else {"metrics"})
+        saying = {
+            "patience": self.patience is not None,
+            "keep_best": self.keep_best,
+            **dict.fromkeys(("best_by", "best_is", "min_delta"), self.judges),
+            "metrics": bool(self.metrics),
+        }
+        return {key for key, says in saying.items() if not says}
 
     @model_validator(mode="after")
-    def _stopping_fits(self) -> Self:
-        if self.patience is None and (self.best_by or self.best_is or self.min_delta):
-            raise refuse("best_by, best_is and min_delta say when an evaluation is better: set patience too")
+    def _best_fits(self) -> Self:
+        if not self.judges and (self.best_by or self.best_is or self.min_delta):
+            raise refuse(
+                "best_by, best_is and min_delta say when an evaluation is better: set keep_best = true or "
+                "patience too"
+            )
         if self.chosen_by not in (LOSS, *self.metrics):
             raise refuse(
                 f"best_by: {self.chosen_by!r} is not measured; add it to metrics, or name one of them"
             )
-        if self.patience is not None and not self.every_epochs:
-            raise refuse("patience needs evaluations while the training goes on: set every_epochs")
+        if self.judges and not self.every_epochs:
+            raise refuse(
+                "patience and keep_best need evaluations while the training goes on: set every_epochs"
+            )
         return self
 
     @property

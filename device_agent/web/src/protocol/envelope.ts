@@ -8,7 +8,7 @@ import { isDense, isDtype, itemBytes, product, Tensor, type Dtype } from "./tens
 const MAGIC = [0x53, 0x50, 0x45, 0x5a];
 const PREFIX = 12;
 const VERSION = 1;
-export const MINOR = 4;
+export const MINOR = 5;
 const ALIGNMENT = 64;
 const MAX_HEADER_BYTES = 8 << 20;
 const MAX_TOTAL_BYTES = 1 << 30;

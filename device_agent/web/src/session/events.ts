@@ -35,17 +35,20 @@ export type Event =
   | { readonly type: "Applied" }
   | HandInDone
   | { readonly type: "Saved"; readonly held: readonly number[] }
+  | { readonly type: "WentBack"; readonly held: readonly number[] }
   | { readonly type: "EvalHeadDone"; readonly values: Packed; readonly samples: number }
-  | { readonly type: "EvalTailDone"; readonly more: boolean; readonly finished?: boolean };
+  | { readonly type: "EvalTailDone"; readonly more: boolean; readonly finished?: boolean; readonly best?: number };
 
 /** Head, tail and optimizers are as they were after the step asked for; newer checkpoints are gone. */
 export interface Restored {
   readonly type: "Restored";
   readonly held: readonly number[];
-  /** The state has the judgement of the evaluation after its step, where one may end the training. */
+  /** The state has the judgement of the evaluation after its step, where evaluations are judged. */
   readonly evaluated?: boolean;
-  /** That evaluation has ended the training. */
+  /** The training has ended at this step, by its evaluations. */
   readonly finished?: boolean;
+  /** The step whose state is kept as the best so far; 0 where none is. */
+  readonly best?: number;
 }
 
 /** The head's wire values of a micro-batch; with shared labels the targets follow them. */
@@ -108,6 +111,7 @@ export type Computation =
   | { readonly type: "HandIn" }
   | { readonly type: "TakeMean"; readonly mean: MessageOf<"MEAN"> }
   | { readonly type: "Save"; readonly step: number; readonly durable_step: number; readonly asked: boolean }
+  | { readonly type: "GoBack"; readonly step: number }
   | { readonly type: "EvalHead"; readonly index: number }
   | { readonly type: "EvalTail"; readonly index: number; readonly step: number; readonly values: Packed };
 

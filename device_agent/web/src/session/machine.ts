@@ -37,8 +37,10 @@ export class DeviceSession {
   private evalIndex = 0;
   /** The step of the last evaluation. */
   private evaluatedStep = -1;
-  /** An evaluation has ended the training at this step. */
+  /** The training has ended at this step, by its evaluations. */
   private endedEarly = false;
+  /** The step whose state is kept as the best so far; 0: none. */
+  private best = 0;
   private takeover: boolean;
   private restart: boolean;
 
@@ -113,10 +115,12 @@ export class DeviceSession {
       this.held = event.held;
       this.evaluatedStep = event.evaluated ? this.step : -1;
       this.endedEarly = event.finished === true;
+      this.best = event.best ?? 0;
       return this.next(true);
     }
     if (ended === "HEAD HeadDone" && event.type === "HeadDone") {
-      const about = { attempt: this.live(), step: this.step + 1, oldest: Math.min(...this.held), request: this.newId() };
+      const best = this.step > 0 && this.best === this.step;
+      const about = { attempt: this.live(), step: this.step + 1, oldest: Math.min(...this.held), best, request: this.newId() };
       return [...this.outbox.submit(this.open.forward(event, about)), ...this.goOn()];
     }
     if (ended === "TAIL TailDone" && event.type === "TailDone") {
@@ -138,7 +142,8 @@ export class DeviceSession {
       const request = { kind: "EVAL", ...this.identity(), step: this.step, samples: event.samples } as const;
       return this.request("EVALUATING", { ...request, ...carried(event.values) });
     }
-    if (ended === "EVAL_TAIL EvalTailDone" && event.type === "EvalTailDone") return this.evaluated(event.more, event.finished === true);
+    if (ended === "EVAL_TAIL EvalTailDone" && event.type === "EvalTailDone") return this.evaluated(event);
+    if (ended === "GOING_BACK WentBack" && event.type === "WentBack") return this.wentBack(event.held);
     throw new Error(`${event.type} while ${this.state}`);
   }
 
@@ -180,15 +185,32 @@ export class DeviceSession {
     return this.request("ROUND_END", this.ready);
   }
 
-  private evaluated(more: boolean, finished: boolean): Action[] {
+  private evaluated({ more, finished, best }: { readonly more: boolean; readonly finished?: boolean; readonly best?: number }): Action[] {
     if (!more || this.stopping) {
       this.evaluatedStep = this.step;
-      this.endedEarly = finished;
-      return this.next(!this.plan.of.stops_early);
+      this.endedEarly = finished === true;
+      this.best = best ?? 0;
+      // The best step's checkpoint is the one that the training may end with.
+      return this.best === this.step ? this.save() : this.next(!this.plan.of.stops_early);
     }
     this.evalIndex += 1;
     this.move("EVAL_HEAD");
     return [{ type: "EvalHead", index: this.evalIndex }];
+  }
+
+  private wentBack(held: readonly number[]): Action[] {
+    this.held = held;
+    if (this.stopping) return this.end(false);
+    this.move("RAISING");
+    return [{ type: "RaiseAttempt", above: this.live().number }];
+  }
+
+  private closed(): Action[] {
+    const answered = this.allAnswered();
+    if (this.best === 0 || this.best === this.step) return [...answered, ...this.end(true)];
+    // Only now: what the worker keeps of the best step can't be lost any more.
+    this.move("GOING_BACK");
+    return [...answered, { type: "GoBack", step: this.best }];
   }
 
   // what comes next
@@ -315,7 +337,7 @@ export class DeviceSession {
           { type: "EvalTail", index: this.evalIndex, step: this.step, values: packedIn(message) },
         ];
       case "CLOSED":
-        return this.state === "CLOSING" ? [...this.allAnswered(), ...this.end(true)] : [];
+        return this.state === "CLOSING" ? this.closed() : [];
       case "HAVE": {
         const request = awaited ? this.kept().get(message.answers) : undefined;
         return request === undefined ? [] : this.outbox.send(request, message.ranges);

@@ -19,6 +19,16 @@ export interface Micro {
   outputsDigest: string | null;
 }
 
+/** What goes with a FORWARD. */
+export interface AboutForward {
+  readonly attempt: AttemptRef;
+  readonly step: number;
+  readonly oldest: number;
+  /** The state before the step is the best so far, which the step's first FORWARD says. */
+  readonly best: boolean;
+  readonly request: string;
+}
+
 /** All FORWARDs and BACKWARDs of the step: they are kept until its last GRADIENT has arrived. */
 export class OpenStep {
   micros: Micro[] = [];
@@ -30,7 +40,7 @@ export class OpenStep {
   constructor(private readonly plan: SessionPlan) {}
 
   /** The request of the next micro-batch, whose head was computed. */
-  forward(head: HeadDone, about: { attempt: AttemptRef; step: number; oldest: number; request: string }): Forward {
+  forward(head: HeadDone, about: AboutForward): Forward {
     this.count = microSizes(head.batch, this.plan.of.micro_batches).length;
     const forward: Forward = {
       kind: "FORWARD",
@@ -44,6 +54,7 @@ export class OpenStep {
       targets: head.targets.length,
       counted: head.counted,
       oldest_checkpoint: about.oldest,
+      best: about.best && !this.micros.length ? true : null,
       ...carried(head.values, head.targets),
     };
     this.micros.push({ forward, outputs: null, backward: null, gradient: null, outputsDigest: null });

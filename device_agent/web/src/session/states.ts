@@ -2,7 +2,7 @@
 
 export type State =
   | "RAISING" | "OPENING" | "RESTORING" | "PAUSED" | "HEAD" | "FORWARDING" | "TAIL" | "BACKWARDING" | "APPLYING"
-  | "HANDING_IN" | "ROUND_END" | "SAVING" | "EVAL_HEAD" | "EVALUATING" | "EVAL_TAIL" | "CLOSING" | "ENDED";
+  | "HANDING_IN" | "ROUND_END" | "SAVING" | "EVAL_HEAD" | "EVALUATING" | "EVAL_TAIL" | "GOING_BACK" | "CLOSING" | "ENDED";
 
 const EDGES: Readonly<Record<State, readonly State[]>> = {
   RAISING: ["OPENING"],
@@ -20,7 +20,8 @@ const EDGES: Readonly<Record<State, readonly State[]>> = {
   EVAL_HEAD: ["EVALUATING", "SAVING"],
   EVALUATING: ["EVAL_TAIL", "SAVING"],
   EVAL_TAIL: ["EVAL_HEAD", "SAVING", "CLOSING", "HEAD", "HANDING_IN", "PAUSED"],
-  CLOSING: ["SAVING"],
+  GOING_BACK: ["RAISING"],
+  CLOSING: ["SAVING", "GOING_BACK"],
   ENDED: [],
 };
 

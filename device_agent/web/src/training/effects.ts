@@ -47,6 +47,8 @@ export async function perform(action: Computation, trainer: DeviceTrainer, state
       const more = await trainer.evalTail(action.index, action.values);
       return { type: "EvalTailDone", more, finished: !more && trainer.stopping?.isFinished === true };
     }
+    case "GoBack":
+      throw new Error("a job that keeps its best evaluation is refused before anything is trained");
     case "HandIn": {
       await trainer.abort();
       const nonce = newNonce();

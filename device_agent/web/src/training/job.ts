@@ -30,6 +30,7 @@ const FEATURES: Readonly<Record<string, string | null>> = {
   "averaged-weights": null,
   metrics: null,
   "early-stopping": null,
+  "keep-best": "[evaluation] keep_best",
   "more-optimizers": null,
 };
 

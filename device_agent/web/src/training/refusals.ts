@@ -15,6 +15,7 @@ export interface Refusal {
 }
 
 export const REFUSED_SETTINGS: readonly Refusal[] = [
+  { key: "evaluation.keep_best", allowed: [], said: "[evaluation] keep_best" },
   { key: "precision", allowed: ["fp32"], said: 'precision other than "fp32"' },
   { key: "privacy.peer_labels", allowed: [], said: "[privacy] peer_labels" },
   { key: "privacy.dp", allowed: [], said: "[privacy.dp]" },

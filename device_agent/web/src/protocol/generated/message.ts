@@ -114,6 +114,7 @@ export interface Evaluated {
 export interface Forward {
   readonly attempt: AttemptRef;
   readonly batch?: number | null;
+  readonly best?: boolean | null;
   readonly codec?: string;
   readonly counted?: number | null;
   readonly kind: "FORWARD";

@@ -81,6 +81,7 @@ export interface EvaluationSpec {
   readonly best_by?: string | null;
   readonly best_is?: "lowest" | "highest" | null;
   readonly every_epochs?: number;
+  readonly keep_best?: boolean;
   readonly metrics?: readonly string[];
   readonly min_delta?: number;
   readonly patience?: number | null;
