@@ -17,8 +17,10 @@ from benchmarks.harness.report import OUT
 PARTS = {
     "codecs": (1, "encode and decode against memcpy"),
     "healthy": (4, "loopback: ours, and what else there is"),
+    "sessions": (4, "what parked sessions cost"),
     "queues": (3, "classic queues beside quorum queues"),
     "links": (4, "emulated links against their bound"),
+    "cache": (4, "activations of a frozen head: sent in each epoch, and named"),
     "flaky": (2, "a link that is cut every 10 s"),
     "many": (2, "1 to 64 devices on one worker"),
     "scale": (5, "1 and 2 workers on two cores, and 1 to 16 that wait"),

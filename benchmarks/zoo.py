@@ -24,6 +24,7 @@ from torch import nn
 
 from benchmarks.harness.report import Table, save, show_about
 from benchmarks.harness.zoo_models import ZooModel, zoo
+from benchmarks.harness.zoo_pictures import is_installed, picture_zoo
 from benchmarks.parity import train_both
 from spliteasy.errors import CutError, SplitEasyError
 from spliteasy.splitting.calling import adapted
@@ -67,6 +68,7 @@ class Outcome:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="models whose names hold one of these")
     parser.add_argument("--cuts", type=int, default=CUTS, help="random legal pairs of cuts a model")
     parser.add_argument("--seed", type=int, default=0, help="of the cuts")
@@ -74,18 +76,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = show_about()
     torch.set_num_threads(1)
     torch.backends.mha.set_fastpath_enabled(False)
-    outcomes = [
-        try_model(name, model, options.cuts, options.seed)
-        for name, model in zoo().items()
-        if not options.only or any(text.lower() in name.lower() for text in options.only)
-    ]
-    shown = table(outcomes)
-    shown.show()
-    if not options.only:
-        save("zoo", [asdict(outcome) for outcome in outcomes], [shown], began)
+    outcomes = list[Outcome]()
+    for part in options.part:
+        models, title = PARTS[part]
+        found = [
+            try_model(name, model, options.cuts, options.seed)
+            for name, model in models().items()
+            if not options.only or any(text.lower() in name.lower() for text in options.only)
+        ]
+        shown = table(title, found)
+        shown.show()
+        if not options.only and found:
+            save(part, [asdict(outcome) for outcome in found], [shown], began)
+        outcomes += found
     fine = sum(outcome.fine for outcome in outcomes)
     print(f"models={len(outcomes)} fine={fine}")
     return int(fine != len(outcomes) or not outcomes)
+
+
+def installed_pictures() -> dict[str, ZooModel]:
+    """Return the picture models whose library is installed; the others are named."""
+    models = picture_zoo()
+    there = {name: model for name, model in models.items() if is_installed(name)}
+    if missing := sorted({name.partition(" ")[0] for name in models.keys() - there.keys()}):
+        print(f"{' and '.join(missing)} can't be tried: install timm and torchvision", file=sys.stderr)
+    return there
+
+
+PARTS = {
+    "zoo": (zoo, "Models of installed libraries at random cuts between blocks"),
+    "zoo-pictures": (installed_pictures, "Families of timm and torchvision at random cuts between modules"),
+}
+"""The parts by the names that their figures are kept under: the models, and the table's title."""
 
 
 def try_model(name: str, model: ZooModel, cuts: int = CUTS, seed: int = 0) -> Outcome:
@@ -143,11 +165,9 @@ def blocks_of(traced: TracedModel, pattern: str) -> list[str]:
     return found
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
+def table(title: str, outcomes: Sequence[Outcome]) -> Table:
     return Table(
-        "Models of installed libraries at random cuts between blocks",
-        ["model", "same bits", "refused pairs", "why not"],
-        [outcome.row() for outcome in outcomes],
+        title, ["model", "same bits", "refused pairs", "why not"], [outcome.row() for outcome in outcomes]
     )
 
 

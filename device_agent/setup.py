@@ -172,6 +172,7 @@ def _plan(
         restart=config.restart,
         reply_timeout_s=config.reply_timeout_s,
         ask_above_bytes=link.frame_bytes,
+        rows_per_epoch=batches.steps_per_epoch * spec.batch_size if trainer.names_rows else 0,
         agent=version(),
         previous=previous,
     )

@@ -16,7 +16,7 @@ _OF_A_STEP = frozenset({State.HEAD, State.FORWARDING, State.TAIL, State.BACKWARD
 
 def traced(request: m.Request) -> m.Request:
     """The request with the trace of its step: the same each time it is sent."""
-    if not isinstance(request, m.Forward | m.Backward | m.Ask):
+    if not isinstance(request, m.Forward | m.Recall | m.Backward | m.Ask):
         return request
     context = context_of(request.session, request.attempt, request.step)
     return request.model_copy(update={"traceparent": context.traceparent})

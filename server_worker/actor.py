@@ -174,7 +174,7 @@ class SessionActor:
         here = [inbound.request for inbound in self._mailbox]
         if self._current is not None:
             here.append(self._current)
-        return ask.about in self._replying or any(request.request == ask.about for request in here)
+        return ask.about in self._replying or any(_served(request) == ask.about for request in here)
 
     async def _empty_mailbox(self) -> None:
         try:
@@ -201,7 +201,7 @@ class SessionActor:
                         metrics.REQUEST_SECONDS, self._host.clock() - began, inbound.request.kind
                     )
                 self._current = None
-                self._replying.append(inbound.request.request)
+                self._replying.append(_served(inbound.request))
                 self._host.background(self._finish(inbound, self._sends, self._poison))
         finally:
             self._current = None
@@ -223,7 +223,7 @@ class SessionActor:
                 )
             await (inbound.ack() if poison is None else inbound.dead_letter(poison))
         finally:
-            self._replying.remove(request.request)
+            self._replying.remove(_served(request))
             self._room.release()
             self._rest()
 
@@ -347,3 +347,8 @@ class SessionActor:
         task = self._begun(action)
         task.add_done_callback(note)
         return task
+
+
+def _served(request: m.AnyRequest) -> str:
+    """The id of what is served: a RECALL stands for its FORWARD, and that is what a device asks about."""
+    return request.forward if isinstance(request, m.Recall) else request.request

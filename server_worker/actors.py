@@ -14,6 +14,7 @@ from server_worker.actor import ActorHost, SessionActor
 from server_worker.admission.authorization import forbidden
 from server_worker.admission.budget import Budget
 from server_worker.config import WorkerConfig
+from server_worker.kept_rows import KeptRows
 from server_worker.replica.durability import DurabilityClock
 from server_worker.replica.loaded_body import LoadedBody
 from server_worker.replica.replica import BodyState, Replica, WorkerIdentity
@@ -36,10 +37,18 @@ class Actors:
     """The actors of one worker, by session, the least recently used first."""
 
     def __init__(
-        self, host: ActorHost, config: WorkerConfig, durability: DurabilityClock, clock: Callable[[], float]
+        self,
+        host: ActorHost,
+        config: WorkerConfig,
+        durability: DurabilityClock,
+        clock: Callable[[], float],
+        may_work: Callable[[str, int], bool],
     ) -> None:
+        """`may_work` says whether a device may make the worker go through so many bytes now."""
         self.memory_budget = MemoryBudget(config.waiting_bytes)
         self.budget = Budget(config.memory_bytes)
+        self.rows = KeptRows(config.rows_bytes, clock)
+        self._may_work = may_work
         self._host = host
         self._config = config
         self._durability = durability
@@ -73,6 +82,8 @@ class Actors:
                 shard=shard_of(session, self._config.shards),
                 memory_budget=self.memory_budget,
                 budget=self.budget,
+                rows=self.rows,
+                may_work=self._may_work,
                 clock=self._clock,
             )
             actor = self._actors[session] = SessionActor(machine, self._host)
@@ -199,6 +210,7 @@ class Actors:
         self._actors.pop(name, None)
         self._touched.pop(name, None)
         self._durability.parted(name)
+        self.rows.forget(name)
 
 
 def shared_bytes(bodies: Iterable[LoadedBody]) -> int:

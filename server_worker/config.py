@@ -64,6 +64,8 @@ class WorkerConfig:
     """Sessions beyond this are parked, the least recently used first."""
     waiting_bytes: int = defaults.WAITING_MIB * MIB
     """Requests that came before others of their step and wait for them, of all sessions; beyond it BUSY."""
+    rows_bytes: int = defaults.ROWS_MIB * MIB
+    """Rows of activations that devices name again may take this much, of all sessions; 0: none are kept."""
     jobs: int = defaults.JOBS
     """Job programs kept, the least recently used dropped first."""
     request_tflop: float = defaults.REQUEST_TFLOP

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from broker.protocol import messages as m
-from server_worker.session.refusals import NO_ROOM, PAUSED
+from server_worker.session.refusals import NO_ROOM, OVER_QUOTA, PAUSED
 from server_worker.store import Store
 from spliteasy.observability.meter import Meter, Metric
 from spliteasy.runtime.torch_thread import Compute
@@ -102,6 +102,12 @@ LOG_FILL = Metric(
 SNAPSHOTS = Metric(
     "spliteasy_worker_snapshots", "gauge", "Snapshots that the store keeps of the sessions in memory."
 )
+ROWS_BYTES = Metric(
+    "spliteasy_worker_rows_bytes", "gauge", "Bytes of activations that are kept for devices to name again."
+)
+ROWS_LIMIT = Metric(
+    "spliteasy_worker_rows_limit_bytes", "gauge", "Beyond this no more are kept, and devices send them."
+)
 UPLOADS = Metric("spliteasy_worker_uploads", "gauge", "Unfinished uploads.")
 UPLOAD_BYTES = Metric("spliteasy_worker_upload_bytes", "gauge", "Bytes reserved for unfinished uploads.")
 UPLOAD_LIMIT = Metric(
@@ -128,6 +134,10 @@ class Holdings:
     snapshots: int
     uploads: int
     upload_bytes: int
+    rows_bytes: int
+
+
+_BUSY = {PAUSED: "paused", NO_ROOM: "waiting", OVER_QUOTA: "quota"}
 
 
 def count_answer(meter: Meter, reply: m.Reply | m.Receipt) -> None:
@@ -135,7 +145,7 @@ def count_answer(meter: Meter, reply: m.Reply | m.Receipt) -> None:
     if isinstance(reply, m.Error):
         meter.add(ERRORS, 1, reply.code)
     elif isinstance(reply, m.Busy):
-        meter.add(BUSY, 1, {PAUSED: "paused", NO_ROOM: "waiting"}.get(reply.reason, "not durable yet"))
+        meter.add(BUSY, 1, _BUSY.get(reply.reason, "not durable yet"))
 
 
 def count_receipt(meter: Meter, receipt: m.Receipt) -> None:

@@ -95,15 +95,13 @@ class Worker:
         self._connect = connect
         self._rng = rng
         self._durability = DurabilityClock(store.loss_window_s, clock)
-        self.actors = Actors(self, config, self._durability, clock)
+        quotas = Quotas(config.quota, clock)
+        self.actors = Actors(self, config, self._durability, clock, quotas.work)
         self.queues = Queues(config, self.actors, store)
         self.balancing = Balancing(config, self.queues, depth=self.depth, clock=clock)
         self.losses = Losses()
         self._intake = Intake(
-            Assembler(config.uploads, clock),
-            trust=config.trust,
-            shards=config.shards,
-            quotas=Quotas(config.quota, clock),
+            Assembler(config.uploads, clock), trust=config.trust, shards=config.shards, quotas=quotas
         )
         self._deliveries = Deliveries(store)
         self._replies = ReplyQueues(clock)
@@ -273,6 +271,7 @@ class Worker:
             snapshots=sum(session.replica.snapshots.kept for session in sessions),
             uploads=self._intake.uploads,
             upload_bytes=self._intake.upload_bytes,
+            rows_bytes=self.actors.rows.nbytes,
         )
 
     async def depth(self, queue: str) -> Depth | None:

@@ -7,7 +7,7 @@ made up (but W0's): steps are measured, not accuracy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -63,6 +63,14 @@ class Wide(nn.Module):
         """float32 [batch, 3, 64, 64] to float32 [batch, 10] logits."""
         logits: Tensor = self.classifier(self.pool(self.blocks(self.stem(image))))
         return logits
+
+
+class FrozenStem(Wide):
+    """`Wide` with a stem that nothing trains, as one that was trained before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem.requires_grad_(False)
 
 
 class Deep(nn.Module):
@@ -122,11 +130,13 @@ def _separable(channels_in: int, channels: int) -> nn.Sequential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A setting of our system: codecs and micro-batches."""
+    """A setting of our system: codecs, micro-batches, the activation cache."""
 
     activations: str = "fp32"
     gradients: str = "fp32"
     micro_batches: int = 1
+    cache: bool = True
+    """Workers keep the activations of a frozen head."""
 
 
 PLAIN_SETTING = Setting()
@@ -200,7 +210,11 @@ class Workload:
             "optimizer": {"name": "sgd", "lr": self.lr, "momentum": 0.9},
             "evaluation": {"every_epochs": 0},
             "micro_batches": setting.micro_batches,
-            "link": {"activations": setting.activations, "gradients": setting.gradients},
+            "link": {
+                "activations": setting.activations,
+                "gradients": setting.gradients,
+                "cache": setting.cache,
+            },
         }
 
 
@@ -222,11 +236,31 @@ def data_w2(device: str) -> TensorDataset:
     return _made_up(W2.image, W2.classes)
 
 
+def data_frozen(device: str) -> TensorDataset:
+    return _made_up((3, 32, 32), 10)
+
+
+def data_pooled(device: str) -> TensorDataset:
+    return data_frozen(device)
+
+
 W0 = Workload(name="W0", make=DigitNet, image=(1, 8, 8), classes=10, batch=30, data=data_w0, lr=0.1)
 W1 = Workload(
     name="W1", make=Cifar18, image=(3, 32, 32), classes=100, batch=32, body_last="blocks", data=data_w1
 )
 W2 = Workload(name="W2", make=Wide, image=(3, 64, 64), classes=10, batch=32, body_last="blocks", data=data_w2)
+FROZEN = Workload(
+    name="frozen",
+    make=FrozenStem,
+    image=(3, 32, 32),
+    classes=10,
+    batch=32,
+    body_last="blocks",
+    data=data_frozen,
+)
+"""A device with a frozen head: what it sends forward is the same in each epoch."""
+FROZEN_POOLED = replace(FROZEN, name="pooled", body_last="pool", data=data_frozen)
+"""The same with a second cut behind the pool, where little crosses."""
 WORKLOADS = {each.name: each for each in (W0, W1, W2)}
 CROWD = Workload(name="crowd", make=Deep, image=(1, 8, 8), classes=10, batch=30, data=data_w0)
 """The workload of many devices that train on one worker."""
@@ -240,6 +274,7 @@ def _example(workload: Workload) -> tuple[Tensor, Tensor]:
 
 # The jobs' factories, by the names that `Workload.job` gives.
 make_w0, make_w1, make_w2, make_crowd, make_heavy = (each.make for each in (W0, W1, W2, CROWD, HEAVY))
+make_frozen = make_pooled = FrozenStem
 
 
 def example_w0() -> tuple[Tensor, Tensor]:
@@ -252,6 +287,14 @@ def example_w1() -> tuple[Tensor, Tensor]:
 
 def example_w2() -> tuple[Tensor, Tensor]:
     return _example(W2)
+
+
+def example_frozen() -> tuple[Tensor, Tensor]:
+    return _example(FROZEN)
+
+
+def example_pooled() -> tuple[Tensor, Tensor]:
+    return _example(FROZEN_POOLED)
 
 
 def example_crowd() -> tuple[Tensor, Tensor]:

@@ -51,7 +51,8 @@ MINOR = 5
    trace of a step in its requests.
 3: the digest of the body's outputs in BACKWARD.
 4: the noise of a private step in BACKWARD.
-5: the best state so far in FORWARD.
+5: RECALL, which a device sends to a worker that has said `kept`; `keep` in FORWARD, the rows in MISSING;
+   the accuracy in READY, the best state so far in FORWARD.
 """
 ALIGNMENT = 64
 MAX_INT = 2**53 - 1

@@ -185,9 +185,34 @@ class Forward(SessionRequest, Carrier):
     counted: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """The labelled elements of all the step's micro-batches, which the loss's mean is over, where labels are
     shared. None says that the mean is over samples, or that the batch has no label."""
+    keep: bool | None = None
+    """The device may name these rows again in a RECALL: the worker keeps them where it has room, and says so.
+    """
     best: bool | None = None
     """The state before this step is the best so far by the device's evaluations: the worker keeps it until
     the device names a better one. The step's first FORWARD says so, where the job has `keep_best`."""
+
+
+class Recall(SessionRequest, Carrier):
+    """A FORWARD of rows that the worker keeps: it names them in place of sending them.
+
+    The worker puts the FORWARD `forward` together and serves that. The fields are that FORWARD's. The first
+    value has the names of its rows (uint8, samples × 16), then come the FORWARD's values: an integer as it
+    is, of each tensor the rows in `sent` alone, or nothing. The targets, if any, end it.
+    """
+
+    kind: Literal["RECALL"] = "RECALL"
+    forward: Nonce
+    sent: Ranges = ()
+    """The rows that travel, because the worker does not keep them, as (first, one past the last) pairs in
+    ascending order."""
+    micro: Micro = 0
+    oldest_checkpoint: Step
+    samples: Annotated[int, Field(ge=1, le=1 << 20)]
+    batch: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    targets: Annotated[int, Field(ge=0, le=16)] = 0
+    counted: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    best: bool | None = None
 
 
 class Backward(SessionRequest, Carrier):
@@ -362,6 +387,8 @@ class Forwarded(SessionReply, Carrier):
     kind: Literal["FORWARDED"] = "FORWARDED"
     step: Step
     micro: Micro = 0
+    kept: bool | None = None
+    """True where the worker keeps all rows of the FORWARD; None where that did not ask for it."""
 
 
 class Gradient(SessionReply, Carrier):
@@ -380,6 +407,8 @@ class Gradient(SessionReply, Carrier):
     checkpoint: bool = False
     skipped: bool = False
     """A gradient was not finite: the step passes without effect, on both sides."""
+    kept: bool | None = None
+    """True where the worker keeps all rows of the FORWARD that this answers; None where that did not ask."""
 
 
 class SealedAddend(Record):
@@ -442,6 +471,8 @@ class Missing(SessionReply):
     step: Step
     micro: Micro | None = None
     missing: Literal["FORWARD", "BACKWARD", "READY"]
+    rows: Ranges | None = None
+    """The rows of a RECALL that the worker does not keep, as (first, one past the last) pairs."""
 
 
 class Working(Reply):
@@ -495,7 +526,7 @@ class Error(Reply):
     retriable: bool = False
 
 
-AnyRequest = GetJob | Open | Forward | Backward | Ready | Eval | Ask | GetBody | Close
+AnyRequest = GetJob | Open | Forward | Recall | Backward | Ready | Eval | Ask | GetBody | Close
 AnyReply = (
     Job
     | Opened

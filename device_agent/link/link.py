@@ -277,7 +277,7 @@ class Link:
                 window=window,
                 admit=self._admit,
                 sent=sent,
-                urgency=isinstance(request, m.Forward),
+                urgency=isinstance(request, m.Forward | m.Recall),
                 skip=skip,
             )
         except* Unroutable:

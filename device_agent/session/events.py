@@ -9,6 +9,7 @@ from enum import Enum
 from torch import Tensor
 
 from broker.protocol import messages as m
+from broker.protocol.rows import RowName
 from spliteasy.codecs.packer import Packed
 from spliteasy.errors import SplitEasyError
 from spliteasy.training.private_trainer import BodyNoise
@@ -120,6 +121,8 @@ class HeadDone:
     """Samples of the whole batch."""
     counted: float | None = None
     """Labelled elements of the whole batch, where labels are shared and the loss's mean is over those."""
+    names: tuple[RowName, ...] | None = None
+    """The names of the values' rows, where these come again in the next epoch."""
 
 
 @dataclass(frozen=True, slots=True)

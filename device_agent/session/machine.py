@@ -9,9 +9,12 @@ order, as soon as its input is there (`_go_on`): requests of several are on the 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from broker.protocol import messages as m
 from device_agent.session import events as e
 from device_agent.session.events import Action, Event, Timer
+from device_agent.session.known_rows import KnownRows
 from device_agent.session.open_step import Micro, OpenStep
 from device_agent.session.outbox import Outbox
 from device_agent.session.plan import SessionPlan
@@ -39,6 +42,7 @@ class DeviceSession:
         self._ready: m.Ready | None = None
         """The hand-in at the end of a round, while its mean is waited for."""
         self._outbox = Outbox(plan)
+        self._known = KnownRows(plan.rows_per_epoch)
         self._stopping = False
         self._hold: str | None = None
         """Why no step may begin now."""
@@ -163,6 +167,8 @@ class DeviceSession:
         return self._request(State.OPENING, request)
 
     def _forward(self, head: e.HeadDone) -> list[Action]:
+        if not self._known.active:
+            head = replace(head, names=None)
         forward = self._open.forward(
             head,
             attempt=self._live(),
@@ -170,7 +176,9 @@ class DeviceSession:
             oldest_checkpoint=min(self.held),
             best=self.step > 0 and self._best == self.step,
         )
-        return [*self._outbox.submit(forward), *self._go_on()]
+        micro = self._open.micros[-1]
+        micro.recall = self._known.recall(forward, micro.names) if micro.names else None
+        return [*self._outbox.submit(forward, micro.recall), *self._go_on()]
 
     def _backward(self, tail: e.TailDone) -> list[Action]:
         backward = self._open.backward(tail, attempt=self._live(), step=self.step + 1)
@@ -311,6 +319,7 @@ class DeviceSession:
                 self.newest = message.newest
                 self._takeover = self._restart = False
                 self._outbox.begun_before = message.attempt.number > 1
+                self._known.opened()
                 self.state = State.RESTORING
                 told = (
                     []
@@ -334,7 +343,7 @@ class DeviceSession:
             case m.Missing(missing="READY") if self.state is State.ROUND_END:
                 return self._outbox.send_missing(self._ready, message)
             case m.Missing() if message.step == self.step + 1:
-                return self._outbox.send_missing(self._open.request_missing(message), message)
+                return self._missing(message)
             case m.Working():
                 return self._outbox.await_reply()
             case m.Evaluated() if self.state is State.EVALUATING and message.step == self.step:
@@ -393,12 +402,28 @@ class DeviceSession:
             return []
         return [e.Note("opening again: the store went back"), *self._reopen()]
 
+    def _missing(self, message: m.Missing) -> list[Action]:
+        """Send what the worker lacks: the whole FORWARD, where it does not keep the rows of a RECALL."""
+        micro = self._open.micro_of(message)
+        if micro is None:
+            return self._outbox.send_missing(None, message)
+        if message.missing != "FORWARD":
+            return self._outbox.send_missing(micro.backward, message)
+        if micro.recall is not None:
+            self._known.missing(micro.names, message.rows)
+            micro.recall = None
+        return self._outbox.send_missing(micro.forward, message)
+
     def _awaiting(self, message: m.Forwarded | m.Gradient) -> Micro | None:
         """The micro-batch that waits for this."""
         return self._open.answered_by(message) if message.answers in self._outbox.pending else None
 
     def _arrived(self, message: m.Forwarded | m.Gradient) -> list[Action]:
         """Begin the computation whose input has come, now or after the one that is running."""
+        micro = self._open.answered_by(message)
+        if micro is not None and micro.names:
+            self._known.answered(micro.names, kept=message.kept, recalled=micro.recall is not None)
+            micro.recall = None
         answered = self._outbox.answered(message.answers)
         return answered if self.state in COMPUTING else [*answered, *self._go_on()]
 

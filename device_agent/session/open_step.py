@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from broker.protocol import messages as m
+from broker.protocol.rows import RowName
 from device_agent.session import events as e
 from device_agent.session.plan import SessionPlan
 from spliteasy.codecs.packer import Packed
@@ -16,6 +17,10 @@ class Micro:
     """A micro-batch of the open step: its requests, and the answers that wait to be used."""
 
     forward: m.Forward
+    names: tuple[RowName, ...] = ()
+    """The names of its rows, where the worker may keep them."""
+    recall: m.Recall | None = None
+    """The request that was to be sent in place of the forward, until something is known of it."""
     outputs: Packed | None = None
     backward: m.Backward | None = None
     gradient: m.Gradient | None = None
@@ -54,9 +59,10 @@ class OpenStep:
             counted=head.counted,
             **m.carried(head.values, *head.targets),
             oldest_checkpoint=oldest_checkpoint,
+            keep=True if head.names else None,
             best=True if best and not self.micros else None,
         )
-        self.micros.append(Micro(forward))
+        self.micros.append(Micro(forward, head.names or ()))
         return forward
 
     def backward(self, tail: e.TailDone, *, attempt: m.AttemptRef, step: int) -> m.Backward:
@@ -113,16 +119,14 @@ class OpenStep:
                 return micro
         return None
 
-    def request_missing(self, message: m.Missing) -> m.Forward | m.Backward | None:
-        """The request that the worker lacks, if it was made."""
+    def micro_of(self, message: m.Missing) -> Micro | None:
+        """The micro-batch of which the worker lacks something, if its head was computed."""
         micro = message.micro or 0
-        if micro >= len(self.micros):
-            return None
-        found = self.micros[micro]
-        return found.forward if message.missing == "FORWARD" else found.backward
+        return self.micros[micro] if micro < len(self.micros) else None
 
     def requests(self) -> dict[str, m.AnyRequest]:
         """All that may have to be sent again, by id."""
         forwards = {micro.forward.request: micro.forward for micro in self.micros}
         backwards = {micro.backward.request: micro.backward for micro in self.micros if micro.backward}
-        return {**forwards, **backwards}
+        recalls = {micro.recall.request: micro.recall for micro in self.micros if micro.recall}
+        return {**forwards, **backwards, **recalls}

@@ -32,6 +32,8 @@ class Outbox:
         self.nudged = False
         """A pending request was asked about, or sent again."""
         self._plan = plan
+        self._instead: dict[str, m.Recall] = {}
+        """The RECALLs that are sent once in place of pending FORWARDs, by the id of these."""
         self._sending: set[str] = set()
         """The requests that the link was given and has not sent yet."""
         self._reached: dict[str, int] = {}
@@ -67,11 +69,13 @@ class Outbox:
 
     # sending
 
-    def submit(self, request: m.AnyRequest) -> list[Action]:
-        """Send a request that is to be answered."""
+    def submit(self, request: m.AnyRequest, instead: m.Recall | None = None) -> list[Action]:
+        """Send a request that is to be answered. `instead` is sent in its place, once."""
         if not self.pending:
             self.nudged = False
         self.pending[request.request] = request
+        if instead is not None:
+            self._instead[request.request] = instead
         return self.send(self._question(request))
 
     def send(self, request: m.AnyRequest, skip: m.Ranges = ()) -> list[Action]:
@@ -112,7 +116,12 @@ class Outbox:
         return [action for key in keys for action in self.send(self._question(self.pending[key]))]
 
     def _question(self, request: m.AnyRequest) -> m.AnyRequest:
-        """Return what to send about a pending request: an ASK, or the request itself."""
+        """Return what to send about a pending request: an ASK, the request itself, or what stands for it."""
+        instead = self._instead.get(request.request)
+        if instead is not None and self.online and request.request not in self._reached:
+            del self._instead[request.request]
+            self._reached[request.request] = self.fence
+            return instead
         if not isinstance(request, m.Forward | m.Backward | m.Ready):
             return request
         if request.request not in self._reached and not self._may_be_there_in_part(request):
@@ -159,6 +168,7 @@ class Outbox:
     def answered(self, request: str) -> list[Action]:
         """A pending request was answered."""
         del self.pending[request]
+        self._instead.pop(request, None)
         self._notes_silence = 0
         return self.await_reply() if self.pending else self.all_answered()
 
@@ -166,6 +176,7 @@ class Outbox:
         """Note that nothing is pending any more. `quiet` says that nothing follows that a person would wait
         for."""
         self.pending.clear()
+        self._instead.clear()
         self._reached.clear()
         self._asks.clear()
         self._notes_silence = 0

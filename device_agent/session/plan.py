@@ -39,6 +39,8 @@ class SessionPlan:
     ask_above_bytes: int = 1 << 20
     """Requests with more bytes are asked about before they are sent where an agent before this one may have
     begun the step: the worker may have a part."""
+    rows_per_epoch: int = 0
+    """Samples of an epoch, where their rows come again in the next and the worker may keep them; else 0."""
     agent: str | None = None
     """This agent's version."""
 

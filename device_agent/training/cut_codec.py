@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 
 from broker.protocol.messages import Value
 from device_agent.training.codec_policy import StepChoices, Values, Way
+from spliteasy.codecs import parse_codec
 from spliteasy.codecs.packer import Expected, Packed, Packer, Place, bytes_of, unpack
+from spliteasy.job import JobSpec
+from spliteasy.training.segment_trainer import SegmentTrainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +65,19 @@ class DeviceWire:
 
     def _answered_by(self, packed: Packed, place: Place, codec: str) -> Packed:
         return replace(packed, reply_codec=codec) if len(self.codecs[place]) > 1 else packed
+
+
+def rows_come_again(spec: JobSpec, head: SegmentTrainer) -> bool:
+    """Return whether a sample's activations cross the cut alike in each epoch, by the job and its head.
+
+    The head is frozen and draws nothing, no defence changes what crosses, and the codec packs a sample alone.
+    A data set that gives other samples each time is not seen here: its rows are just never found again.
+    """
+    return (
+        spec.link.cache
+        and spec.epochs > 1
+        and head.fixed
+        and not head.segment.has_random
+        and not spec.defended
+        and all(parse_codec(name).rowwise for name in spec.link.codecs["activations"])
+    )

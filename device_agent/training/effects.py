@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from broker.protocol import messages as m
+from broker.protocol.rows import row_names
 from device_agent.rounds.ends import SEALED
 from device_agent.session import events as e
 from device_agent.state_folder import StateFolder
@@ -35,6 +38,8 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             return e.Restored(state.held(), evaluated, trainer.ended, best.kept)
         case e.RunHead(step=step, micro=micro):
             done = e.HeadDone(*trainer.run_head(step, micro))
+            if trainer.names_rows:
+                done = replace(done, names=row_names(done.values.values, done.samples))
             if trainer.budget is not None:
                 sent = " ".join(map(strong_digest, tensors_of(done.values.values)))
                 trainer.budget.count(step, "head", sent)

@@ -20,7 +20,7 @@ from device_agent.rounds.place import RoundPlace
 from device_agent.training.budget import Budget
 from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
-from device_agent.training.cut_codec import DeviceWire
+from device_agent.training.cut_codec import DeviceWire, rows_come_again
 from device_agent.training.data import BatchOrder, EvaluationBatches
 from device_agent.training.hijack_watch import HijackWatch, may_watch
 from device_agent.training.open_step import MicroBatch, OpenStep
@@ -89,6 +89,8 @@ class DeviceTrainer:
     """Samples of the last step."""
     passed: str | None = None
     """Why the last step passed without effect."""
+    names_rows: bool = False
+    """The head gives each sample's values again in the next epoch, and the worker may keep them."""
     _step: OpenStep | None = None
     _next: tuple[int, list[MicroBatch]] | None = None
     """A batch that was loaded ahead, and its step; its heads have run too, where nothing changes them."""
@@ -117,7 +119,19 @@ class DeviceTrainer:
         evaluator = Evaluator(job, tests, head, tail, wire, transforms, best)
         named = [(HEAD, head)] if tail is None else [(HEAD, head), (TAIL, tail)]
         rounds = RoundEnds(job, device, named)
-        return cls(job, batches, head, tail, wire, transforms, key, evaluator, rounds, watch=watch)
+        return cls(
+            job,
+            batches,
+            head,
+            tail,
+            wire,
+            transforms,
+            key,
+            evaluator,
+            rounds,
+            watch=watch,
+            names_rows=rows_come_again(job.spec, head),
+        )
 
     @property
     def step(self) -> int:

@@ -59,6 +59,8 @@ class MicroResult:
     loss: float | None
     share: float
     """The weight of its loss in the batch's."""
+    kept: bool | None = None
+    """True where the worker keeps its rows; None where its FORWARD did not ask for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,8 @@ class LoadedBody:
         self._batch = 0
         self._forwards: list[str] = []
         """The FORWARDs of the open step, by their ids."""
+        self._kept: list[bool | None] = []
+        """The answers to whether the worker keeps their rows; None where a FORWARD did not ask."""
         self._open: dict[int, ForwardDone] = {}
         """By micro-batch, what the forwards gave whose backward was not computed."""
         self._results: list[MicroResult] = []
@@ -177,6 +181,10 @@ class LoadedBody:
     def outputs(self, micro: int) -> Packed:
         """Return what the forward of a micro-batch sends down, until its backward was computed."""
         return self._open[micro].outputs
+
+    def kept(self, micro: int) -> bool | None:
+        """Return whether the worker keeps the rows of the open step's micro-batch; None: it need not."""
+        return self._kept[micro] if micro < len(self._kept) else None
 
     def result(self, micro: int) -> MicroResult:
         """Return the result of the backward of the open step's micro-batch."""
@@ -256,8 +264,10 @@ class LoadedBody:
         """A copy of the weights and buffers."""
         return (yield from ReadWeights(self.body))
 
-    def forward(self, request: m.Forward) -> Steps[StepResult | None]:
+    def forward(self, request: m.Forward, kept: bool | None = None) -> Steps[StepResult | None]:
         """Compute the next micro-batch's forward of step + 1; micro-batch 0 begins the step again.
+
+        `kept` says whether the worker keeps its rows, for the answer.
 
         With shared labels its backward follows from the loss, and the last one takes the step. Raises
         DataError where the values do not fit the body, or the micro-batch not the batch.
@@ -278,17 +288,17 @@ class LoadedBody:
             codec=request.reply_codec,
         )
         if not request.targets:
-            self._opened(request, (yield from asked))
+            self._opened(request, (yield from asked), kept)
             return None
         returned = Backward(body=self.body, step=request.step, gradients=None, codec=request.reply_codec)
         if request.micro + 1 < self.micros:
             forwarded, back = yield from together(asked, returned)
-            self._opened(request, forwarded)
-            self._closed(request.request, back)
+            self._opened(request, forwarded, kept)
+            self._closed(request.request, back, kept)
             return None
         forwarded, back, step = yield from together(asked, returned, Step(self.body))
-        self._opened(request, forwarded)
-        self._closed(request.request, back)
+        self._opened(request, forwarded, kept)
+        self._closed(request.request, back, kept)
         return self._stepped(step)
 
     def backward(self, request: m.Backward) -> Steps[StepResult | None]:
@@ -417,13 +427,14 @@ class LoadedBody:
         if bool(request.targets) != self.job.spec.single:
             raise DataError(f"{request.targets} targets arrived in a FORWARD of {request.job}")
 
-    def _opened(self, request: m.Forward, done: ForwardDone) -> None:
+    def _opened(self, request: m.Forward, done: ForwardDone, kept: bool | None) -> None:
         self._open[request.micro] = done
         self._forwards.append(request.request)
+        self._kept.append(kept)
 
-    def _closed(self, answers: str, done: BackwardDone) -> None:
+    def _closed(self, answers: str, done: BackwardDone, kept: bool | None = None) -> None:
         share = self._open.pop(self.returned).share
-        self._results.append(MicroResult(answers, done.gradients, done.loss, share))
+        self._results.append(MicroResult(answers, done.gradients, done.loss, share, kept))
 
     def _stepped(self, done: StepDone) -> StepResult:
         micros = tuple(self._results)
@@ -438,7 +449,7 @@ class LoadedBody:
         return StepResult(micros, done.digest, done.skipped)
 
     def _forget(self) -> None:
-        self._forwards, self._results = [], []
+        self._forwards, self._kept, self._results = [], [], []
         self._open.clear()
 
 

@@ -34,6 +34,14 @@ def check_forward(job: Job, request: m.Forward, raw_bytes: int) -> None:
     check_size(request, raw_bytes, expected)
 
 
+def check_recall(job: Job, request: m.Recall, row_bytes: int) -> None:
+    """Raises DataError where the request names more rows than a batch has, or rows that take far more bytes,
+    `row_bytes` in all, than the job's values do."""
+    _check_samples(request.samples, job.spec.batch_size, "batch_size")
+    expected = bytes_expected(expected_of(job.body.input_values, request.samples))
+    check_size(request, row_bytes, expected)
+
+
 def check_evaluation(job: Job, request: m.Eval, raw_bytes: int) -> None:
     """Raises DataError where the request has more samples than an evaluation may have, or is too large."""
     _check_samples(request.samples, job.spec.evaluation.batch_size, "evaluation.batch_size")
@@ -41,7 +49,7 @@ def check_evaluation(job: Job, request: m.Eval, raw_bytes: int) -> None:
     check_size(request, raw_bytes, bytes_expected(expected_of(inputs, request.samples)))
 
 
-def check_size(request: m.Forward | m.Backward | m.Eval, raw_bytes: int, expected: int) -> None:
+def check_size(request: m.Forward | m.Recall | m.Backward | m.Eval, raw_bytes: int, expected: int) -> None:
     """Raises DataError where the request takes far more bytes than its values do unpacked, `expected`."""
     most = 4 * expected + HEADER_BYTES
     if raw_bytes > most:

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from broker import encode
 from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.admission.authorization import may_train
 from server_worker.admission.budget import Budget
+from server_worker.kept_rows import KeptRows
 from server_worker.loss_log import step_loss
 from server_worker.replica.actions import LoadJob
 from server_worker.replica.loaded_body import LoadedBody, StepResult
 from server_worker.replica.replica import Replica
+from server_worker.replica.request_checks import check_recall
 from server_worker.rounds.turn import RoundTurns, Turn
 from server_worker.session.actions import Committed, Send
 from server_worker.session.opening import Opening, attempt_of
@@ -34,6 +37,7 @@ from server_worker.session.refusals import (
     log_full_reply,
     no_memory_reply,
     not_allowed_reply,
+    over_quota_reply,
     paused_reply,
     reopen_reply,
     stale_reply,
@@ -73,8 +77,11 @@ class WorkerSession:
         shard: int,
         memory_budget: MemoryBudget,
         budget: Budget,
+        rows: KeptRows,
+        may_work: Callable[[str, int], bool],
         clock: Callable[[], float],
     ) -> None:
+        """`may_work` says whether a device may make the worker go through so many bytes now."""
         self.name = name
         self.replica = replica
         """The replica that it trains."""
@@ -89,6 +96,7 @@ class WorkerSession:
         )
         self._arrivals = ReorderBuffer(memory_budget)
         self._budget = budget
+        self._rows, self._may_work = rows, may_work
         self._reserved = 0
         """Bytes of the budget that are this session's."""
         self._gradients: tuple[m.Gradient | m.Mean, ...] = ()
@@ -193,6 +201,8 @@ class WorkerSession:
                 yield from self._open(request)
             case m.Forward() | m.Backward():
                 yield from self._step(request, raw)
+            case m.Recall():
+                yield from self._recall(request)
             case m.Ready():
                 yield from self._round_done(request)
             case m.Ask():
@@ -241,6 +251,28 @@ class WorkerSession:
         if self._arrivals.holds(request.request):
             yield from self._ask_for(request, (request.kind, request.micro), body, news=True)
 
+    def _recall(self, request: m.Recall) -> Steps[None]:
+        """Serve the FORWARD that a RECALL stands for, or say which of its rows are not kept here.
+
+        What is logged is that FORWARD, whole: a replay needs no rows that are kept.
+        """
+        body = yield from self._ready(request)
+        if body is None or (yield from self._answer_again(request, body)):
+            return
+        job = body.job
+        check_recall(job, request, self._rows.nbytes_of(request, job.digest))
+        absent = tuple(self._rows.absent(request, job.digest))
+        if absent:
+            rows = absent[: m.MAX_RANGES]
+            yield from Send(self.replies.missing(request, "FORWARD", request.micro, rows))
+            return
+        forward = self._rows.forward(request, job.digest)
+        raw = encode(forward)
+        if not self._may_work(request.device, len(raw)):
+            yield from Send(over_quota_reply(request))
+            return
+        yield from self._step(forward, raw)
+
     def _compute(self, body: LoadedBody, request: m.Forward | m.Backward, raw: Blob) -> Steps[None]:
         """Compute the request whose turn it is; the step's last one commits it."""
         micro = request.micro
@@ -249,7 +281,8 @@ class WorkerSession:
                 return
             yield from self.replica.begin(request)
             yield from self.replica.log(self.live[0], request.step, micro, raw)
-            result = yield from body.forward(request)
+            kept = self._rows.keep(request, body.job.digest) if request.keep else None
+            result = yield from body.forward(request, kept)
             if not request.targets:
                 yield from Send(self.replies.forwarded(body, request))
                 return
@@ -349,7 +382,9 @@ class WorkerSession:
         result = yield from body.rebase(request, turn.about, turn.mean, turn.ends)
         yield from self._commit(request, result, requests=len(parts), loss=None)
 
-    def _answer_again(self, request: m.Forward | m.Backward | m.Ask, body: LoadedBody) -> Steps[bool]:
+    def _answer_again(
+        self, request: m.Forward | m.Recall | m.Backward | m.Ask, body: LoadedBody
+    ) -> Steps[bool]:
         """Repeat the answer to a request (or to what an ASK is about) that was computed; whether it was."""
         micro = request.micro
         if micro >= body.job.spec.micro_batches:
@@ -365,7 +400,9 @@ class WorkerSession:
         if micro < body.returned:
             yield from Send(self.replies.early_gradient(body, micro))
             return True
-        if isinstance(request, m.Forward) or (isinstance(request, m.Ask) and request.about_kind == "FORWARD"):
+        if isinstance(request, m.Forward | m.Recall) or (
+            isinstance(request, m.Ask) and request.about_kind == "FORWARD"
+        ):
             yield from Send(self.replies.forwarded(body, request))
             return True
         return False
@@ -426,6 +463,7 @@ class WorkerSession:
             # The device may leave for good after CLOSED: not before the store can't lose the last step.
             yield from Send(m.Busy(answers=request.request, retry_after_s=CLOSE_RETRY_S, reason=NOT_DURABLE))
         else:
+            self._rows.forget(self.name)
             yield from Send(self.replies.closed(body, request))
 
     # may it, and is it here

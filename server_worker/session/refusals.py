@@ -10,6 +10,7 @@ from spliteasy.training.segment_trainer import NotFinite
 NOT_DURABLE = "waiting until the last step is durable"
 CLOSE_RETRY_S = 0.5
 NO_ROOM = "too many requests wait for others that come before them"
+OVER_QUOTA = "the rows that this device names are more than its quota"
 NO_MEMORY = "the steps of other sessions take the worker's memory"
 MEMORY_RETRY_S = 1.0
 PAUSED = "paused by the operator"
@@ -20,6 +21,11 @@ BEGIN_AGAIN = "begin the version again: --restart and another --state folder"
 def paused_reply(request: m.SessionRequest) -> m.Busy:
     """No step begins until the operator lets the session go on; the device keeps what it has sent."""
     return m.Busy(answers=request.request, retry_after_s=PAUSE_RETRY_S, reason=PAUSED)
+
+
+def over_quota_reply(request: m.Recall) -> m.Busy:
+    """To put the named rows together costs a device as much as sending them."""
+    return m.Busy(answers=request.request, retry_after_s=MEMORY_RETRY_S, reason=OVER_QUOTA)
 
 
 def no_memory_reply(request: m.SessionRequest) -> m.Busy:

@@ -44,20 +44,32 @@ class Replies:
             "fence": replica.live_owner.fence,
         }
 
-    def forwarded(self, body: LoadedBody, request: m.Forward | m.Ask) -> m.Forwarded:
+    def forwarded(self, body: LoadedBody, request: m.Forward | m.Recall | m.Ask) -> m.Forwarded:
         """The body's outputs of an open micro-batch."""
         return m.Forwarded(
             **self._addressed,
             answers=body.forward_id(request.micro) or request.request,
             step=request.step,
             micro=request.micro,
+            kept=body.kept(request.micro),
             **m.carried(body.outputs(request.micro)),
         )
 
-    def missing(self, request: m.SessionRequest, kind: Kind | Literal["READY"], micro: int) -> m.Missing:
-        """The step needs a request that is not here."""
+    def missing(
+        self,
+        request: m.SessionRequest,
+        kind: Kind | Literal["READY"],
+        micro: int,
+        rows: m.Ranges | None = None,
+    ) -> m.Missing:
+        """The step needs a request that is not here. `rows`: those that a RECALL names in vain."""
         return m.Missing(
-            **self._addressed, answers=request.request, step=request.step, micro=micro or None, missing=kind
+            **self._addressed,
+            answers=request.request,
+            step=request.step,
+            micro=micro or None,
+            missing=kind,
+            rows=rows,
         )
 
     def of_step(self, step: int, result: StepResult) -> tuple[m.Gradient | m.Mean, ...]:
@@ -124,6 +136,7 @@ class Replies:
             durable_step=durable_step,
             loss=result.loss,
             skipped=skipped,
+            kept=result.kept,
             **m.carried(result.gradients),
             checkpoint=self._replica.wants_checkpoint,
         )

@@ -37,6 +37,7 @@ def _to(*states: State) -> frozenset[State]:
 _S = State
 _BEGIN: dict[Request, frozenset[State]] = {
     m.Forward: _to(_S.WAITING, _S.IN_STEP),
+    m.Recall: _to(_S.WAITING, _S.IN_STEP),
     m.Backward: _to(_S.WAITING),
     m.Ready: _to(_S.ROUND_END),
 }
@@ -48,9 +49,14 @@ TRANSITIONS: Mapping[State, Mapping[Request, frozenset[State]]] = {
         **{kind: after | {_S.READY} for kind, after in _BEGIN.items()},
     },
     _S.READY: _BEGIN,
-    _S.WAITING: {m.Forward: _to(_S.IN_STEP, _S.READY), m.Ready: _to(_S.ROUND_END)},
+    _S.WAITING: {
+        m.Forward: _to(_S.IN_STEP, _S.READY),
+        m.Recall: _to(_S.IN_STEP, _S.READY),
+        m.Ready: _to(_S.ROUND_END),
+    },
     _S.IN_STEP: {
         m.Forward: _to(_S.READY, _S.WAITING),
+        m.Recall: _to(_S.READY, _S.WAITING),
         m.Backward: _to(_S.READY, _S.WAITING),
         m.Ready: _to(_S.ROUND_END),
     },

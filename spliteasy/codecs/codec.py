@@ -46,6 +46,8 @@ class Codec(ABC):
 
     lossless: ClassVar[bool] = False
     """Decoding gives the very bits that were encoded."""
+    rowwise: ClassVar[bool] = False
+    """A sample's elements are packed alike whatever samples are beside it."""
     feedback: ClassVar[bool] = False
     """`encode` takes and returns a memory that is part of the session's state."""
     typical_ratio: float = 1.0

@@ -15,6 +15,7 @@ class Identity(Codec):
     """Packs nothing, copies nothing: the part is the tensor, with its own dtype and strides."""
 
     lossless = True
+    rowwise = True
     name = "fp32"
 
     def packs(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:

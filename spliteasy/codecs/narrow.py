@@ -18,6 +18,7 @@ from spliteasy.codecs.layout import Layout
 class Narrow(Codec):
     """One part: the elements in `narrow`, a 16-bit dtype. NaN and infinities stay what they are."""
 
+    rowwise = True
     typical_ratio = 0.5
     seconds_per_byte = 0.25e-9
 

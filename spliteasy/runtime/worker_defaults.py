@@ -9,6 +9,9 @@ MEMORY_MIB = 4096
 """Sessions may fill this much memory before the least recently used one is parked."""
 WAITING_MIB = 1024
 """Requests that wait for earlier ones of their step may fill this much memory, over all sessions."""
+ROWS_MIB = 1024
+"""Rows of activations that a device with a frozen head names again, in place of sending them, may fill this
+much memory, over all sessions; one session may have half of it."""
 DEAD_MIB = 256
 """The broker keeps this much of the newest dead letters."""
 JOBS = 32

@@ -279,15 +279,20 @@ def list_devices(
     store: StoreOption = None,
     management: ManagementOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list, for programs.")] = False,
+    devices: Annotated[int, typer.Option(min=1, metavar="N", help="Show so many devices.")] = 100,
+    after: Annotated[
+        str, typer.Option(metavar="NAME", help="Begin behind this name: the page before ended with it.")
+    ] = "",
 ) -> None:
     """List the enrolled devices: connected or not, last seen, the agent's version, the job and its step."""
     import asyncio
 
-    from spliteasy_cli.watch.enrolled_devices import as_devices
+    from spliteasy_cli.watch.enrolled_devices import as_devices, devices_of
 
     set_up_logging(context, "warning")
-    accounts = accounts_at(management, find_url("broker", broker)).list()
-    found = as_devices(accounts, *asyncio.run(_stored(store, [account.name for account in accounts])))
+    accounts = devices_of(accounts_at(management, find_url("broker", broker)).list(), after)
+    page = accounts[:devices]
+    found = as_devices(page, *asyncio.run(_stored(store, [account.name for account in page])))
     if as_json:
         import orjson
 
@@ -313,6 +318,8 @@ def list_devices(
         ],
         "no devices: spliteasy device enroll NAME",
     )
+    if len(accounts) > devices:
+        Console().print(f"there are {len(accounts) - devices} more: --after {page[-1].name}", style="dim")
 
 
 def _enrolled(file: Path, name: str, role: Role, accounts: Accounts) -> Enrolment:
@@ -336,7 +343,9 @@ async def _stored(
     store: str | None, devices: Sequence[str]
 ) -> tuple[Sequence[SessionMeta], Mapping[str, tuple[str, ...]]]:
     async with store_at(store) as open_store:
-        return await open_store.sessions(), await open_store.allowed(devices)
+        jobs = await open_store.job_versions()
+        names = [f"{job}.{device}" for device in devices for job in jobs]
+        return await open_store.sessions_named(names), await open_store.allowed(devices)
 
 
 def _shortened(job: str) -> str:

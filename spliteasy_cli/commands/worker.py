@@ -14,7 +14,7 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime import worker_defaults as defaults
-from spliteasy.runtime.urls import shown
+from spliteasy.runtime.urls import places_of, shown
 from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.options.config_file import ConfigOption
 from spliteasy_cli.options.metrics_endpoint import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import torch
 
     from broker import Transport
+    from broker.transport.topology import QueueType
     from server_worker.config import WorkerConfig
     from server_worker.store import StoreKeys
     from server_worker.worker import Connect
@@ -73,6 +74,15 @@ WaitingOption = Annotated[
         "--waiting-mib",
         min=1,
         help="MiB that requests of all sessions may take while they wait for earlier ones of their step.",
+    ),
+]
+RowsOption = Annotated[
+    int,
+    typer.Option(
+        "--rows-mib",
+        min=0,
+        help="MiB of activations that are kept for devices with a frozen head, so that they need not send "
+        "them again; one session may have half of it, and with 0 nothing is kept.",
     ),
 ]
 DeadOption = Annotated[
@@ -171,6 +181,7 @@ class Limits:
 
     memory_mib: int
     waiting_mib: int
+    rows_mib: int
     dead_mib: int
     jobs: int
     request_tflop: float
@@ -193,6 +204,7 @@ def worker(
     device: ProcessorOption = "cpu",
     memory_mib: MemoryOption = defaults.MEMORY_MIB,
     waiting_mib: WaitingOption = defaults.WAITING_MIB,
+    rows_mib: RowsOption = defaults.ROWS_MIB,
     dead_mib: DeadOption = defaults.DEAD_MIB,
     device_messages: DeviceMessagesOption = defaults.DEVICE_MESSAGES_PER_S,
     device_mib: DeviceMibOption = defaults.DEVICE_MIB_PER_S,
@@ -217,6 +229,7 @@ def worker(
     limits = Limits(
         memory_mib=memory_mib,
         waiting_mib=waiting_mib,
+        rows_mib=rows_mib,
         dead_mib=dead_mib,
         jobs=jobs,
         request_tflop=request_tflop,
@@ -245,7 +258,8 @@ def worker(
         reach = partial(_reach, enrolment, where, takeover_s=takeover_s)
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         with tracing(traces, service="spliteasy-worker", instance=settings.name) as tracer:
-            await _serve(settings, processor, (shards, queues), reach, store, keys, monitoring, tracer, stop)
+            stack = (where, shards, queues)
+            await _serve(settings, processor, stack, reach, store, keys, monitoring, tracer, stop)
 
     with torch_threads(threads):
         run(main, on_stop="draining: the worker finishes the steps that have begun")
@@ -260,6 +274,7 @@ def worker_config(name: str | None, trust: str, limits: Limits, give_up_s: float
         trust=Trust(trust),
         memory_bytes=limits.memory_mib * MIB,
         waiting_bytes=limits.waiting_mib * MIB,
+        rows_bytes=limits.rows_mib * MIB,
         dead_bytes=limits.dead_mib * MIB,
         jobs=limits.jobs,
         request_tflop=limits.request_tflop,
@@ -321,10 +336,20 @@ async def _reach(enrolment: Path | None, url: str, *, takeover_s: int) -> Transp
     return await connect_enrolled(enrolment, role="worker", heartbeat_s=heartbeat_s)
 
 
+def _check_cluster(broker: str, queues: QueueType) -> None:
+    """Raises UserError where the broker has several nodes, and the stack classic queues."""
+    if len(places_of(broker)) > 1 and queues == "classic":
+        raise UserError(
+            "the broker's URL names several nodes, and the stack has classic queues: each would be gone with "
+            "its node",
+            hint="docs/operations.md says how to change the type; a new stack takes --queues quorum",
+        )
+
+
 async def _serve(
     config: WorkerConfig,
     processor: torch.device,
-    wanted: tuple[int | None, str | None],
+    stack: tuple[str, int | None, str | None],
     reach: Connect,
     store: str,
     keys: StoreKeys,
@@ -332,8 +357,8 @@ async def _serve(
     tracer: Tracer | None,
     stop: asyncio.Event,
 ) -> None:
-    """Run the worker over the store and the processor, and serve its metrics. `wanted`: the number of shards,
-    and the type of the queues, as the options say."""
+    """Run the worker over the store and the processor, and serve its metrics. `stack`: the broker's URL, the
+    number of shards and the type of the queues, as the options say."""
     from broker.transport.topology import QueueType
     from server_worker import gauges, metrics
     from server_worker.engine.local import LocalEngine
@@ -344,10 +369,12 @@ async def _serve(
     from spliteasy.runtime.torch_thread import TorchThread
 
     thread, meter = TorchThread(threads=lanes_of(processor)), monitoring.meter
-    shards, queues = wanted[0], None if wanted[1] is None else QueueType(wanted[1])
+    broker, shards, kind = stack
+    queues = None if kind is None else QueueType(kind)
     try:
         async with store_at(store, keys=keys, unreachable_s=config.patience_s) as open_store:
             settled = await settle_queue_type(open_store, queues)
+            _check_cluster(broker, settled)
             running = Worker(
                 replace(config, queues=settled, shards=await settle_shards(open_store, shards)),
                 connect=reach,

@@ -26,7 +26,7 @@ from device_agent.state_folder import StateFolder
 from device_agent.training.data import DeviceData
 from device_agent.training.ends import with_ends
 from device_agent.training.trainer import HEAD, TAIL, DeviceTrainer
-from server_worker.config import Trust
+from server_worker.config import Trust, WorkerConfig
 from server_worker.replica.kept_state import holds_state
 from server_worker.store import StoreKeys, open_store
 from server_worker.store.keys import StoreKey
@@ -112,7 +112,9 @@ async def record(
     predicted = None if hijacker is not None else await asyncio.to_thread(to_predict, job, sample)
     try:
         await store_job(store, job)
-        async with workers_running(1, store, connect_as, trust=Trust.ENROLLED):
+        # Attacks look at the wire: what the worker computes from has to pass there in every epoch.
+        settings = WorkerConfig(rows_bytes=0)
+        async with workers_running(1, store, connect_as, trust=Trust.ENROLLED, config=settings):
             connect = partial(connect_as, DEVICE)
             result, agent = await run_agent(config, connect, stop=enough, observe=observe)
             trained = len(broker.messages)

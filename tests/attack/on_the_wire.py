@@ -15,6 +15,7 @@ from broker import encode
 from broker.protocol import messages as m
 from broker.protocol.frames import frame_checksum, frame_header, to_frames
 from broker.protocol.messages import MAX_RANGES
+from broker.protocol.rows import recall_of, row_names
 from broker.transport.topology import DEFAULT_SHARDS, REPLY_TO, UPLINK, reply_queue, shard_of, uplink_key
 from server_worker.admission.quotas import BURIED_BYTES, FIRST_CREDIT, OVERHEAD_BYTES
 from tests.attack.hostile import ATTEMPT, Hostile, Undefended
@@ -173,6 +174,48 @@ async def claim_more_samples_than_the_job_has(attacker: Hostile) -> str:
         await _error(attacker, evaluation)
     if attacker.arena.store.waiting_bytes > before + (1 << 20):
         raise Undefended("what was refused was stored")
+    return said
+
+
+async def name_rows_that_are_not_its_own(attacker: Hostile) -> str:
+    """RECALL of rows that another device has sent, in its own session and in the other's."""
+    await attacker.open()
+    rows, digest = attacker.arena.worker.actors.rows, toy.job(attacker.arena.variant).digest
+    theirs = attacker.forward(session="toy.phone-999", values=(torch.rand(4, 5),), keep=True)
+    if not rows.keep(theirs, digest):
+        raise Undefended("the worker keeps no rows")
+    try:
+        recall = _recall(attacker.forward(values=theirs.values, keep=True))
+        await attacker.send(recall)
+        reply = await attacker.reply()
+        if not isinstance(reply, m.Missing) or reply.rows != ((0, 4),):
+            raise Undefended(f"RECALL of another's rows was answered {reply.kind}")
+        await attacker.send(recall.model_copy(update={"session": theirs.session}))
+        return f"worker: MISSING; {await attacker.dead.of(attacker.name)}"
+    finally:
+        rows.forget(theirs.session)
+
+
+async def name_more_rows_than_there_are(attacker: Hostile) -> str:
+    """RECALL of one row again and again, more often than a batch has samples, and of rows of no kind."""
+    await attacker.open()
+    rows = attacker.arena.worker.actors.rows
+    own = attacker.forward(values=(torch.rand(4, 5),), keep=True)
+    await attacker.send(own)
+    if not isinstance(await attacker.reply(), m.Forwarded):
+        raise Undefended("FORWARD was not served")
+    before, recall, said = rows.nbytes, _recall(own), ""
+    names = recall.values[0]
+    assert isinstance(names, torch.Tensor)
+    for count in (5, 1 << 16):
+        many = names[:1].expand(count, -1).contiguous()
+        fields = {"samples": count, "values": (many, None), "forward": m.new_nonce()}
+        said = await _error(attacker, recall.model_copy(update=fields))
+    for values in ((), (names,), (names.float(), None), (names, None, None), (names, 7)):
+        fields = {"values": values, "forward": m.new_nonce()}
+        await _error(attacker, recall.model_copy(update=fields))
+    if rows.nbytes > before:
+        raise Undefended("what was refused was kept")
     return said
 
 
@@ -360,6 +403,15 @@ async def _error(attacker: Hostile, request: m.Request) -> str:
     return f"worker: {reply.code}: {reply.message}"
 
 
+def _recall(forward: m.Forward) -> m.Recall:
+    """The RECALL of a FORWARD, whose rows the worker is said to keep."""
+    names = row_names(forward.values, forward.samples)
+    assert names is not None
+    recall = recall_of(forward, names, lambda _: True)
+    assert recall is not None
+    return recall
+
+
 async def _stands_at(attacker: Hostile, step: int) -> None:
     meta = await attacker.arena.store.session(attacker.session)
     if meta is None or meta.committed != step:
@@ -395,6 +447,8 @@ ATTACKS = (
     huge_shapes,
     tensors_that_do_not_fit,
     claim_more_samples_than_the_job_has,
+    name_rows_that_are_not_its_own,
+    name_more_rows_than_there_are,
     not_a_number,
     codecs_that_inflate,
     replay_messages,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import codecs, flaky, healthy, idle, links, many, scale, sealing
+from benchmarks import cache, codecs, flaky, healthy, idle, links, many, scale, sealing
 from benchmarks.accuracy import train
 from benchmarks.harness import stopwatch
 from benchmarks.harness.services import Services
@@ -57,6 +57,20 @@ def test_steps_over_a_link_are_counted(running: Services) -> None:
     assert 4 * values < figure.bytes_up < 4.1 * values
     assert figure.bound_s > figure.compute_s > 0
     assert "fp32" in links.table_of([figure]).markdown()
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.redis
+def test_a_frozen_head_sends_less_from_the_second_epoch_on(running: Services) -> None:
+    """Over a real broker and a real store: the rows of a step, and then their names."""
+    named, sent = cache.measure(running, "pooled", "lan", epochs=1)
+    assert (named.cache, sent.cache) == (True, False)
+    rows = cache.STEPS * 32 * 64 * 32 * 32 * 4
+    assert sent.first_up > rows
+    assert named.first_up > rows
+    assert sent.bytes_up > rows
+    assert named.bytes_up < 0.1 * rows
+    assert "named" in cache.table_of([named, sent]).markdown()
 
 
 @pytest.mark.long

@@ -40,6 +40,18 @@ def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
             total_steps=9,
         ),
         messages.Forward(**REQUEST, oldest_checkpoint=4, samples=32, targets=1, values=values),
+        messages.Recall(
+            **REQUEST,
+            forward=NONCE,
+            sent=((2, 4),),
+            micro=1,
+            oldest_checkpoint=4,
+            samples=32,
+            batch=64,
+            targets=1,
+            counted=2.5,
+            values=values,
+        ),
         messages.Backward(**REQUEST, micro=2, forward=NONCE, loss=-0.5, values=values),
         messages.Ready(
             **REQUEST,

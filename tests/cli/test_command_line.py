@@ -151,6 +151,7 @@ def test_a_worker_without_options_has_the_settings_of_the_library() -> None:
     limits = worker.Limits(
         memory_mib=defaults.MEMORY_MIB,
         waiting_mib=defaults.WAITING_MIB,
+        rows_mib=defaults.ROWS_MIB,
         dead_mib=defaults.DEAD_MIB,
         jobs=defaults.JOBS,
         request_tflop=defaults.REQUEST_TFLOP,

@@ -5,6 +5,7 @@ The sweep over many seeds is in `test_seeds_1.py` to `test_seeds_4.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,8 +15,10 @@ from unittest import mock
 import pytest
 import torch
 
+from broker.protocol import messages as m
+from broker.protocol import rows
 from device_agent.state_folder import StateFolder
-from server_worker import actor
+from server_worker import actor, kept_rows
 from server_worker.actor import SessionActor
 from server_worker.admission import deliveries
 from server_worker.inbound import Inbound
@@ -27,10 +30,10 @@ from server_worker.store.sessions import Change, Moved, Written
 from server_worker.store.sqlite.file import Beside, Database
 from spliteasy.training import segment_trainer
 from spliteasy.training.segment_trainer import OPTIMIZER_PREFIX, SegmentTrainer
-from tests.simulation import world
+from tests.simulation import toy, world
 from tests.simulation.faults import CALM, FREQUENT
 from tests.simulation.run import drawn_variant, play
-from tests.simulation.toy import DEVICES, KEEPING, VARIANTS, Variant, undisturbed
+from tests.simulation.toy import DEVICES, FROZEN_HEAD, KEEPING, VARIANTS, Variant, undisturbed
 
 DYING = replace(CALM, worker_crash=0.05)
 
@@ -68,6 +71,30 @@ def test_a_step_that_is_not_finite_stops_the_training(single: bool) -> None:
 
 def test_a_seed_replays() -> None:
     assert play(11).history == play(11).history
+
+
+def test_a_frozen_head_sends_each_row_once_and_names_it_from_then_on() -> None:
+    """Whatever becomes of the workers' memory: what they do not keep is missed, and comes again."""
+    named, missed, room = Counter[str](), Counter[str](), set[bool]()
+    recall = WorkerSession._recall
+
+    def counted(session: WorkerSession, request: m.Recall) -> Any:
+        named["rows"] += request.samples
+        named["sent"] += sum(end - begin for begin, end in request.sent)
+        absent = session._rows.absent(request, toy.job(FROZEN_HEAD).digest)
+        missed["rows"] += absent.nbytes
+        room.add(session._rows.limit_bytes > 4000)
+        yield from recall(session, request)
+
+    with mock.patch.object(WorkerSession, "_recall", counted):
+        for seed in range(8):
+            assert play(seed, rates=CALM, variant=FROZEN_HEAD).violations == (), f"seed {seed}"
+        assert named["rows"] > 8 * 14
+        assert missed["rows"] == 0
+        assert room == {True, False}
+        for seed in range(8):
+            assert play(seed, rates=DYING, variant=FROZEN_HEAD).violations == (), f"seed {seed}"
+        assert missed["rows"] > 0
 
 
 def test_workers_that_die_leave_no_device_to_its_deadline() -> None:
@@ -211,6 +238,15 @@ def _trusting(self: Replica, digest: str) -> None:
     self._move(BodyState.READY)
 
 
+def answer_from_another_row() -> Any:
+    """A batch that is put together from kept rows begins with the row that should end it."""
+
+    def joined(found: list[Any], form: Any) -> Any:
+        return rows.joined([found[-1], *found[1:]], form)
+
+    return mock.patch.object(kept_rows, "joined", joined)
+
+
 def keep_nothing_as_the_best() -> Any:
     return mock.patch.object(WorkerSession, "_keep_best", _keeping_nothing)
 
@@ -231,6 +267,7 @@ def trim_the_best_with_the_log() -> Any:
 
 
 MUTATIONS = {
+    answer_from_another_row: CALM,
     keep_nothing_as_the_best: CALM,
     trim_the_best_with_the_log: CALM,
     keep_states_without_the_optimizer: FREQUENT,
@@ -247,6 +284,7 @@ MUTATIONS = {
 
 
 TRIED = {
+    answer_from_another_row: FROZEN_HEAD,
     forget_which_codecs_a_step_had: AUTO,
     keep_nothing_as_the_best: LONG_AFTER_THE_BEST,
     trim_the_best_with_the_log: LONG_AFTER_THE_BEST,

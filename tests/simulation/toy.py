@@ -65,6 +65,8 @@ PRIVATE = Variant(
 )
 """DP-SGD: any number of the samples may be drawn, none among them."""
 
+FROZEN_HEAD = Variant(epochs=5, factory="tests.simulation.toy:build_frozen")
+"""A head that gives the same rows in each epoch: workers keep them, and devices name them."""
 KEEPING = Variant(epochs=6, evaluation=(("every_epochs", 1), ("keep_best", True), ("metrics", ("auc",))))
 """The best evaluation is not the last: `test_best_evaluation.py` looks."""
 
@@ -99,6 +101,15 @@ VARIANTS = (
     Variant(batch=5, micro_batches=2, accumulate=2, optimizer=(("name", "adagrad"), ("lr", 0.1))),
     Variant(single=True, accumulate=2, optimizer=(("name", "lion"), ("lr", 0.01), ("ema", 0.9))),
     Variant(epochs=5, evaluation=(("every_epochs", 1), ("patience", 1), ("metrics", ("f1",)))),
+    FROZEN_HEAD,
+    Variant(
+        single=True,
+        batch=7,
+        micro_batches=3,
+        activations="fp16",
+        epochs=4,
+        factory="tests.simulation.toy:build_frozen",
+    ),
     KEEPING,
     Variant(
         single=True, epochs=5, evaluation=(("keep_best", True), ("patience", 2)), batch=7, micro_batches=3
@@ -120,6 +131,28 @@ def build() -> nn.Module:
         nn.ReLU(),
         nn.Linear(5, 3),
     )
+
+
+def build_frozen() -> nn.Module:
+    """`build` with a head that nothing changes."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), *list(build().children())[2:])
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    return model
+
+
+def build_frozen_but_random() -> nn.Module:
+    """A head without anything to train, which draws what it leaves out."""
+    model = build_frozen()
+    return nn.Sequential(model[0], nn.Dropout(0.3), *list(model.children())[2:])
+
+
+def build_frozen_but_moving() -> nn.Module:
+    """A head without anything to train, whose running statistics move."""
+    model = build()
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    return model
 
 
 def build_two() -> nn.Module:

@@ -84,6 +84,8 @@ class World:
         self._chunk_bytes = rng.choice((CHUNK_BYTES, 400))
         self._cuts = (self._chunk_bytes, 400, 250) if rng.random() < 0.5 else (self._chunk_bytes,)
         """The chunk sizes that an agent may take at each of its starts: links change."""
+        self._rows_bytes = random.Random(f"rows {self.seed}").choice((0, 4000, 1 << 20, 1 << 20))
+        """The room that workers have for rows: none, for half of a device's, or for all."""
         self._broker = MemoryBroker(policy=self._faults, delivery_limit=10**6)
         self._store = SqliteStore(None, inline=True, clock=loop.time, loss_window_s=LOSS_WINDOW_S)
         job = toy.job(self.variant)
@@ -229,6 +231,7 @@ class World:
                 queues=self.queues,
                 drain_s=2.0,
                 chunk_bytes=self._chunk_bytes,
+                rows_bytes=self._rows_bytes,
                 retention_check_s=3.0,  # by the store's clock: the calendar is decades ahead of it
             ),
             connect=connect,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from server_worker.action import Action, Steps
 from server_worker.admission.budget import Budget
 from server_worker.engine.base import EngineRequest, Together
 from server_worker.engine.local import perform_now
+from server_worker.kept_rows import KeptRows
 from server_worker.replica.actions import LoadJob
 from server_worker.replica.durability import DurabilityClock
 from server_worker.replica.replica import Replica, WorkerIdentity
@@ -82,7 +84,12 @@ def _name(action: Action[Any]) -> str:
     return f"{type(action).__name__}({', '.join(named)})" if named else type(action).__name__
 
 
-def session_of(store: Store, device: str = "phone-1", worker: str = "w1") -> WorkerSession:
+def session_of(
+    store: Store,
+    device: str = "phone-1",
+    worker: str = "w1",
+    may_work: Callable[[str, int], bool] = lambda _device, _nbytes: True,
+) -> WorkerSession:
     replica = Replica(
         f"toy.{device}",
         WorkerIdentity(nonce=worker),
@@ -97,6 +104,8 @@ def session_of(store: Store, device: str = "phone-1", worker: str = "w1") -> Wor
         shard=7,
         memory_budget=MemoryBudget(1 << 30),
         budget=Budget(1 << 30),
+        rows=KeptRows(1 << 20, lambda: 0.0),
+        may_work=may_work,
         clock=lambda: 0.0,
     )
 

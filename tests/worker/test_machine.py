@@ -13,6 +13,7 @@ import torch
 
 from broker import encode
 from broker.protocol import messages as m
+from broker.protocol.rows import recall_of, row_names
 from server_worker.session.states import EVERYWHERE, TRANSITIONS, State, transition
 from server_worker.store import SqliteStore
 from tests.simulation import toy
@@ -89,6 +90,16 @@ class Walk:
 
     async def forward(self, step: int = 1, micro: int = 0, rows: int | None = None) -> State:
         return await self.tell(self.forward_of(step, micro, rows))
+
+    def recall_of(self, step: int, micro: int = 0) -> m.Recall:
+        """The RECALL of a FORWARD whose rows the session keeps."""
+        forward = self.forward_of(step, micro)
+        self.session._rows.keep(forward, toy.job(self.variant).digest)
+        names = row_names(forward.values[:1], forward.samples)
+        assert names is not None
+        recall = recall_of(forward, names, lambda _: True)
+        assert recall is not None
+        return recall
 
     def backward_of(self, step: int, micro: int = 0) -> m.Backward:
         about = self._forwards[step, micro]
@@ -206,6 +217,46 @@ async def a_single_split_of_two_micro_batches(walk: Walk) -> Steps:
 
 
 @script()
+async def a_step_of_rows_that_are_kept(walk: Walk) -> Steps:
+    await walk.open()
+    first, other = walk.recall_of(1, 0), walk.recall_of(1, 1)
+    yield await walk.tell(other), S.WAITING
+    yield await walk.tell(first), S.IN_STEP
+    assert isinstance(walk.answer(), m.Forwarded)
+    yield await walk.tell(first), S.IN_STEP
+    assert isinstance(walk.answer(), m.Forwarded)
+    yield await walk.tell(walk.recall_of(1, 1)), S.WAITING  # it was computed again on the device
+    for recall, expected in ((first, S.IN_STEP), (other, S.WAITING)):
+        walk.session.drop()
+        yield await walk.tell(recall), expected
+
+
+@script(toy.Variant())
+async def kept_rows_that_let_the_whole_step_be_taken(walk: Walk) -> Steps:
+    await walk.open()
+    first = walk.recall_of(1)
+    yield await walk.backward(1), S.WAITING
+    yield await walk.tell(first), S.READY
+    assert isinstance(walk.answer(), m.Gradient)
+
+
+@script(SINGLE_TWO)
+async def kept_rows_of_a_single_split(walk: Walk) -> Steps:
+    await walk.open()
+    yield await walk.tell(walk.recall_of(1, 0)), S.IN_STEP
+    yield await walk.tell(walk.recall_of(1, 1)), S.READY
+
+
+@script(SINGLE)
+async def kept_rows_of_a_session_that_is_loaded(walk: Walk) -> Steps:
+    await walk.open()
+    recall = walk.recall_of(1)
+    walk.session.drop()
+    yield await walk.tell(recall), S.READY
+    assert isinstance(walk.answer(), m.Gradient)
+
+
+@script()
 async def a_request_that_is_refused_gives_up_the_step(walk: Walk) -> Steps:
     await walk.open()
     yield await walk.forward(1, 0), S.IN_STEP
@@ -319,13 +370,21 @@ async def ready_in_place_of_a_step(walk: Walk) -> Steps:
 async def another_attempt_trains_where_this_one_waited(walk: Walk) -> Steps:
     """Another worker opened the new attempt: what waits here is of the old one."""
     await walk.open()
-    for request, expected in (("first", S.IN_STEP), ("second", S.WAITING), ("back", S.WAITING)):
+    for request, expected in (
+        ("first", S.IN_STEP),
+        ("second", S.WAITING),
+        ("back", S.WAITING),
+        ("first of kept rows", S.IN_STEP),
+        ("second of kept rows", S.WAITING),
+    ):
         yield await walk.ready(), S.ROUND_END
         walk.attempt += 1
         await walk.by_another(walk.opening())
         made = {
             "first": lambda: walk.forward_of(1, 0),
             "second": lambda: walk.forward_of(1, 1),
+            "first of kept rows": lambda: walk.recall_of(1, 0),
+            "second of kept rows": lambda: walk.recall_of(1, 1),
             "back": lambda: (walk.forward_of(1, 0), walk.backward_of(1, 0))[1],
         }
         yield await walk.tell(made[request]()), expected

@@ -194,6 +194,8 @@ class JobSpec(Section):
             left_out["data"] = True
         if not self.fleet.has_rounds:
             left_out["fleet"] = set(FleetSpec.model_fields) - {"mode"}
+        if self.link.cache:
+            left_out["link"] = {"cache"}
         if not self.share_ends:
             left_out["share_ends"] = True
         if self.accumulate == 1:

@@ -158,6 +158,9 @@ class LinkSpec(Section):
     allow: Annotated[tuple[Codec, ...], Field(max_length=8), AfterValidator(unique)] = ()
     """The codecs that "auto" may use, the best liked first: they are the loss of precision that the job
     accepts."""
+    cache: bool = True
+    """A worker keeps activations that a device with a frozen head sends again in each epoch, and the device
+    names them from then on. It changes no bit of what is trained."""
 
     @model_validator(mode="after")
     def _auto_is_bounded(self) -> Self:

@@ -117,6 +117,7 @@ export interface Forward {
   readonly best?: boolean | null;
   readonly codec?: string;
   readonly counted?: number | null;
+  readonly keep?: boolean | null;
   readonly kind: "FORWARD";
   readonly micro?: number;
   readonly oldest_checkpoint: number;
@@ -135,6 +136,7 @@ export interface Forwarded {
   readonly attempt: AttemptRef;
   readonly codec?: string;
   readonly fence: number;
+  readonly kept?: boolean | null;
   readonly kind: "FORWARDED";
   readonly micro?: number;
   readonly packing?: readonly Packing[];
@@ -167,6 +169,7 @@ export interface Gradient {
   readonly codec?: string;
   readonly durable_step: number;
   readonly fence: number;
+  readonly kept?: boolean | null;
   readonly kind: "GRADIENT";
   readonly loss?: number | null;
   readonly micro?: number | null;
@@ -220,6 +223,7 @@ export interface Missing {
   readonly kind: "MISSING";
   readonly micro?: number | null;
   readonly missing: "FORWARD" | "BACKWARD" | "READY";
+  readonly rows?: readonly (readonly [number, number])[] | null;
   readonly session: string;
   readonly step: number;
 }
@@ -270,6 +274,27 @@ export interface Ready {
   readonly step: number;
   readonly traceparent?: string | null;
   readonly whole?: boolean;
+}
+
+export interface Recall {
+  readonly attempt: AttemptRef;
+  readonly batch?: number | null;
+  readonly best?: boolean | null;
+  readonly codec?: string;
+  readonly counted?: number | null;
+  readonly forward: string;
+  readonly kind: "RECALL";
+  readonly micro?: number;
+  readonly oldest_checkpoint: number;
+  readonly packing?: readonly Packing[];
+  readonly reply_codec?: string | null;
+  readonly request: string;
+  readonly samples: number;
+  readonly sent?: readonly (readonly [number, number])[];
+  readonly session: string;
+  readonly step: number;
+  readonly targets?: number;
+  readonly traceparent?: string | null;
 }
 
 export interface Reopen {

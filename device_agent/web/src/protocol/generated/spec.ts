@@ -127,6 +127,7 @@ export interface LimitsSpec {
 export interface LinkSpec {
   readonly activations?: string;
   readonly allow?: readonly string[];
+  readonly cache?: boolean;
   readonly chunk_bytes?: number;
   readonly gradients?: string;
 }
