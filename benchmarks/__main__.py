@@ -17,6 +17,7 @@ from benchmarks.harness.report import OUT
 PARTS = {
     "codecs": (1, "encode and decode against memcpy"),
     "healthy": (4, "loopback: ours, and what else there is"),
+    "sessions": (4, "what parked sessions cost"),
     "queues": (3, "classic queues beside quorum queues"),
     "links": (4, "emulated links against their bound"),
     "cache": (4, "activations of a frozen head: sent in each epoch, and named"),

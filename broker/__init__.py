@@ -1,21 +1,29 @@
-"""Messages between devices and workers, and the ways they travel: envelope, frames, topology, transports."""
+"""Messages between devices and workers, and the ways they travel: envelope, frames, topology, transports.
+
+What needs torch loads on first use, so that a command which only looks at a broker starts without it.
+"""
 
 from __future__ import annotations
 
-from broker.protocol.assembler import Assembled, Assembler, AssemblerLimits, OverBudget, Partial
-from broker.protocol.envelope import (
-    EnvelopeLimits,
-    decode,
-    decode_tensor,
-    encode,
-    encode_parts,
-    encode_tensor,
-)
-from broker.protocol.frames import to_frames
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from broker.transport.backoff import full_jitter
 from broker.transport.base import Delivery, Depth, Frame, Queue, Subscription, Transport
 from spliteasy.errors import LinkError, LinkRefused, Unroutable, WireError
 from spliteasy.runtime.urls import scheme_of
+
+if TYPE_CHECKING:
+    from broker.protocol.assembler import Assembled, Assembler, AssemblerLimits, OverBudget, Partial
+    from broker.protocol.envelope import (
+        EnvelopeLimits,
+        decode,
+        decode_tensor,
+        encode,
+        encode_parts,
+        encode_tensor,
+    )
+    from broker.protocol.frames import to_frames
 
 __all__ = [
     "Assembled",
@@ -43,6 +51,24 @@ __all__ = [
     "full_jitter",
     "to_frames",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("Assembled", "Assembler", "AssemblerLimits", "OverBudget", "Partial"), "assembler"),
+    **dict.fromkeys(("EnvelopeLimits", "decode", "decode_tensor"), "envelope"),
+    **dict.fromkeys(("encode", "encode_parts", "encode_tensor"), "envelope"),
+    "to_frames": "frames",
+}
+"""The module of `broker.protocol` that has each name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"broker.protocol.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 async def connect(url: str, *, heartbeat_s: int | None = None) -> Transport:

@@ -48,6 +48,7 @@ TAKES: dict[str, Callable[[str], Coroutine[Any, Any, Any]]] = {
     [
         "{scheme}://user:{password}@127.0.0.1:1/0",
         "{scheme}://:{password}@127.0.0.1:1/0",
+        "{scheme}://user:{password}@127.0.0.1:1,127.0.0.1:2/0",
         "{scheme}:/user:{password}@127.0.0.1:1/0",
         "user:{password}@127.0.0.1:1/0",
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,7 +19,7 @@ import aiormq
 from aiormq.channel import Channel
 
 from broker.amqp.channels import open_channel, quietly, seen
-from broker.amqp.errors import Address, connect_error, lost_error, parse_url, translated
+from broker.amqp.errors import Address, connect_error, lost_error, parse_urls, translated
 from broker.amqp.options import AmqpOptions
 from broker.amqp.queues import declare_queue
 from broker.amqp.subscription import AmqpSubscription
@@ -31,18 +32,36 @@ from spliteasy.errors import LinkError, LinkRefused
 logging.getLogger("aiormq").addHandler(logging.NullHandler())
 logging.getLogger("aiormq").propagate = False
 
+_DRAW = random.Random()
 _PERSISTENT = 2
 _TRANSIENT = 1
 
 
-async def connect(url: str, *, options: AmqpOptions | None = None) -> AmqpTransport:
+async def connect(
+    url: str, *, options: AmqpOptions | None = None, rng: random.Random | None = None
+) -> AmqpTransport:
     """Connect to `amqp://user:password@host:port/vhost` or `amqps://…?cafile=…&certfile=…&keyfile=…`.
+
+    Of a cluster there may be several nodes, `host:port,host:port`: they are tried in turn, beginning with one
+    that is drawn (by `rng`), so that clients spread over them. Where none takes the connection, the error is
+    one that may pass, if any is: the caller tries again.
 
     Raises `LinkError` where the broker can't be reached, `LinkDeferred` where it may say yes later, and
     `LinkRefused` where it, or the URL, is at fault.
     """
     options = options or AmqpOptions()
-    address = parse_url(url)
+    addresses, errors = parse_urls(url), list[LinkError]()
+    first = (rng or _DRAW).randrange(len(addresses))
+    for address in addresses[first:] + addresses[:first]:
+        try:
+            return await _connect_to(address, options)
+        except LinkError as error:
+            errors.append(error)
+    raise next((error for error in errors if not isinstance(error, LinkRefused)), errors[0])
+
+
+async def _connect_to(address: Address, options: AmqpOptions) -> AmqpTransport:
+    """Connect to one node. Raises as `connect`."""
     wires = (Wire(options.tcp_timeout_s), Wire(options.tcp_timeout_s))
     publishing, consuming = (
         _new_connection(address, options, name, wire)

@@ -22,7 +22,7 @@ from spliteasy.errors import (
     Unroutable,
 )
 from spliteasy.runtime.descriptors import lack_of_descriptors
-from spliteasy.runtime.urls import QUOTE_HINT, split_url
+from spliteasy.runtime.urls import QUOTE_HINT, places_of, split_url
 
 _LIMIT = re.compile(r"\b(limit|maximum)\b", re.IGNORECASE)
 """A limit of connections, channels or queues, which is not reached any more when others have gone."""
@@ -68,8 +68,16 @@ class Address:
         return urlunsplit(parts._replace(query=urlencode(query)))
 
 
+def parse_urls(url: str) -> list[Address]:
+    """Return the addresses of a URL, which may name several nodes of a cluster.
+
+    Raises `LinkRefused` for what is not an AMQP URL.
+    """
+    return [parse_url(place) for place in places_of(url)]
+
+
 def parse_url(url: str) -> Address:
-    """Raises `LinkRefused` for what is not an AMQP URL."""
+    """Raises `LinkRefused` for what is not an AMQP URL of one node."""
     hint = "use amqp://user:password@host:port/vhost"
     try:
         parts = split_url(url)

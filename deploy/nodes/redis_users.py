@@ -19,7 +19,8 @@ from enum import Enum
 COMMANDS = (
     "eval", "evalsha", "exists", "hdel", "hget", "hgetall", "hincrby", "hkeys", "hlen", "hmget", "hset",
     "hsetnx", "hvals",
-    "info", "mget", "persist", "pexpire", "ping", "set", "time", "unlink", "zadd", "zcard", "zrange", "zrem",
+    "info", "mget", "persist", "pexpire", "ping", "set", "time", "unlink", "zadd", "zcard",
+    "zcount", "zlexcount", "zrange", "zrem", "zunionstore",
 )  # fmt: skip
 """`auth` and `hello` are open to all."""
 
@@ -37,6 +38,8 @@ class RedisRole(Enum):
         "%R~spliteasy:{*@*}:*",
         "~spliteasy:fleet:{*@*}:*",
         "~spliteasy:{*.*}:*",
+        "~spliteasy:due",
+        "~spliteasy:names",
         "~spliteasy:sessions",
         "~spliteasy:stack",
         "~spliteasy:workers",

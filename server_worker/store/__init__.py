@@ -59,8 +59,8 @@ __all__ = [
 
 
 async def open_store(url: str, keys: StoreKeys | None = None) -> Store:
-    """Open the store at `url`: `redis://…`, `rediss://…`, `sqlite:///relative`, `sqlite:////absolute`
-    (a file, made with its folder where missing), or `sqlite://` (in memory).
+    """Open the store at `url`: `redis://…`, `rediss://…`, `redis+sentinel://…`, `sqlite:///relative`,
+    `sqlite:////absolute` (a file, made with its folder where missing), or `sqlite://` (in memory).
 
     A caller that reads or writes values (a worker, not a command on records) gives `keys`: they seal and
     open them.
@@ -82,7 +82,14 @@ async def open_store(url: str, keys: StoreKeys | None = None) -> Store:
 
 async def _open_store(url: str) -> Store:
     scheme = scheme_of(url)
-    if scheme in ("redis", "rediss"):
+    if scheme in ("redis+cluster", "rediss+cluster"):
+        raise UserError(
+            "the store URL names a Redis Cluster, and this version can't use one: the lists of all sessions, "
+            "workers and jobs are keys of their own, which a cluster would spread over servers that lose "
+            "writes independently",
+            hint="name one server (redis://), or one that sentinels watch (redis+sentinel://)",
+        )
+    if scheme in ("redis", "rediss", "redis+sentinel", "rediss+sentinel"):
         # Imported late: the embedded store works without the redis package.
         from server_worker.store.redis.link import connect
         from server_worker.store.redis.store import RedisStore
@@ -107,5 +114,5 @@ async def _open_store(url: str) -> Store:
         f"the store URL begins with {scheme!r}, which is no store"
         if scheme
         else "the store URL names no store",
-        hint="redis://, rediss:// or sqlite:///path",
+        hint="redis://, rediss://, redis+sentinel:// or sqlite:///path",
     )

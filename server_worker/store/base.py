@@ -418,8 +418,27 @@ class Store(Protocol):
         """Return all of them, by name."""
         ...
 
-    async def session_names(self) -> Sequence[str]:
-        """Return the names of all, in order."""
+    async def session_count(self) -> int:
+        """Return how many there are."""
+        ...
+
+    async def session_counts(self, jobs: Sequence[str]) -> Mapping[str, int]:
+        """Return how many sessions each of these jobs has, by its name."""
+        ...
+
+    async def active_count(self, within_s: float) -> int:
+        """Return how many changed within so many seconds, by the store's clock.
+
+        A change counts at the latest with the next heartbeat of the worker that made it.
+        """
+        ...
+
+    async def sessions_after(self, count: int, after: str = "") -> Sequence[SessionMeta]:
+        """Return a page of all by name: the first `count` whose names come after `after`."""
+        ...
+
+    async def sessions_named(self, names: Sequence[str]) -> Sequence[SessionMeta]:
+        """Return those of the named sessions that there are, in the order given."""
         ...
 
     async def newest_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
@@ -427,6 +446,19 @@ class Store(Protocol):
 
         A change counts at the latest with the next heartbeat of the worker that made it.
         """
+        ...
+
+    async def due_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
+        """Return `count` of those that retention has to look at now, by the store's clock, the longest due
+        first, after leaving out `skip`.
+
+        A session is due once it was opened or handed over, until `look_later`.
+        """
+        ...
+
+    async def look_later(self, waits_s: Mapping[str, float]) -> None:
+        """Let each of these sessions be due so many seconds from now, by the store's clock; nothing where one
+        is unknown."""
         ...
 
     async def forget(self, session: str) -> bool:

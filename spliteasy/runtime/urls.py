@@ -18,6 +18,26 @@ def scheme_of(url: str) -> str:
     return scheme.lower() if separator and _SCHEME.fullmatch(scheme) else ""
 
 
+def places_of(url: str) -> list[str]:
+    """Return the URLs that a URL with several hosts stands for: there are commas between these.
+
+    Account, path and query are those of all. Raises nothing: `split_url` checks each of them.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return [url]
+    account, at, places = parts.netloc.rpartition("@")
+    return [urlunsplit(parts._replace(netloc=f"{account}{at}{place}")) for place in places.split(",")]
+
+
+def check_places(url: str) -> None:
+    """Check every place of a URL of several. Raises ValueError as `split_url` does."""
+    for place in places_of(url):
+        if split_url(place).netloc.endswith("@"):
+            raise ValueError("a comma without a host beside it")
+
+
 def split_url(url: str) -> SplitResult:
     """Split the URL as `urlsplit` does, and check host and port.
 
@@ -39,7 +59,8 @@ def split_url(url: str) -> SplitResult:
 def shown(url: str) -> str:
     """Return the URL for a person: without password and query; of one that is malformed, the scheme only."""
     try:
-        parts = split_url(url)
+        check_places(url)
+        parts = urlsplit(url)
         if not (scheme_of(url) and parts.netloc):
             return "a malformed URL"
     except ValueError:

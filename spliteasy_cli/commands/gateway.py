@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from spliteasy.errors import UserError
-from spliteasy.runtime.urls import shown
+from spliteasy.runtime.urls import places_of, shown
 from spliteasy_cli.browser.page import PAGE
 from spliteasy_cli.options.metrics_endpoint import (
     METRICS_HOST,
@@ -181,6 +181,12 @@ async def _why_not_ready(gateway: Gateway, url: str) -> str | None:
         return "stopping"
     if gateway.admission.full:
         return "full"
+    reasons = [await _why_not_reached(place) for place in places_of(url)]
+    return None if None in reasons else reasons[0]
+
+
+async def _why_not_reached(url: str) -> str | None:
+    """None where something listens at the URL of one node."""
     import asyncio
 
     parts = urlsplit(url)

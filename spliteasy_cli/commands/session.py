@@ -13,11 +13,18 @@ from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.sectioned_group import SectionedGroup
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from server_worker.store import SessionMeta
 
 
 SessionName = Annotated[
     str, typer.Argument(metavar="JOB.DEVICE", help="The session, named as `spliteasy status` names it.")
+]
+
+SessionsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Show so many sessions.")]
+AfterOption = Annotated[
+    str, typer.Option(metavar="JOB.DEVICE", help="Begin behind this name: the page before ended with it.")
 ]
 
 app = typer.Typer(cls=SectionedGroup, no_args_is_help=True, rich_markup_mode=None)
@@ -29,15 +36,17 @@ def list_sessions(
     context: typer.Context,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list, for programs.")] = False,
+    sessions: SessionsOption = 100,
+    after: AfterOption = "",
 ) -> None:
-    """List what the server keeps of each session: the steps it can restore, its log, its last change.
+    """List what the server keeps of sessions, by name: the steps it can restore, its log, its last change.
 
     A session that nobody touches is deleted when its job's `durability.retention_s` is over.
     """
     import asyncio
 
     set_up_logging(context, "warning")
-    found = asyncio.run(_sessions(store))
+    found, more = asyncio.run(_page(store, sessions, after))
     if as_json:
         import orjson
 
@@ -45,12 +54,17 @@ def list_sessions(
     else:
         from rich.console import Console
 
-        show_sessions(found, Console())
+        console = Console()
+        show_sessions(found, console)
+        if more:
+            console.print(f"there are more: --after {found[-1].session}", style="dim")
 
 
-async def _sessions(store: str | None) -> list[SessionMeta]:
+async def _page(store: str | None, count: int, after: str) -> tuple[Sequence[SessionMeta], bool]:
+    """Return a page of sessions, and whether there are more."""
     async with store_at(store) as open_store:
-        return sorted(await open_store.sessions(), key=lambda meta: meta.session)
+        found = await open_store.sessions_after(count + 1, after)
+    return found[:count], len(found) > count
 
 
 @app.command()

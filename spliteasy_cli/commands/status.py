@@ -144,7 +144,8 @@ def as_object(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict]) -> 
             for digest in versions
             if digest in verdicts
         },
-        "session_count": len(picture.names),
+        "session_count": picture.session_count,
+        "active_count": picture.active,
         "sessions": [as_record(meta) for meta in picture.sessions],
         "workers": [
             {
@@ -218,6 +219,7 @@ def _depth(depth: Depth | None) -> dict[str, int] | None:
 def show(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict], console: Console) -> None:
     """Print it as tables; what is empty says what to type."""
     from spliteasy_cli.history.verdicts import line_of
+    from spliteasy_cli.watch.cluster import ACTIVE_S
 
     now = time.time()
     show_table(
@@ -228,7 +230,7 @@ def show(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict], console:
                 name,
                 digests[0][:SHORT_DIGEST],
                 len(digests),
-                _sessions_of(picture, name),
+                picture.by_job.get(name, 0),
                 line_of(verdicts, digests[0]),
             )
             for name, digests in sorted(picture.jobs.items())
@@ -236,10 +238,11 @@ def show(picture: ClusterSnapshot, verdicts: Mapping[str, GateVerdict], console:
         "no jobs: spliteasy submit JOB.toml",
     )
     show_sessions(picture.sessions, console)
-    if len(picture.sessions) < len(picture.names):
+    if not picture.complete:
         console.print(
-            f"{len(picture.sessions)} of {len(picture.names)} sessions, those that changed last first;"
-            " --sessions and --skip show others, `spliteasy session list` all",
+            f"{len(picture.sessions)} of {picture.session_count} sessions, those that changed last first "
+            f"({picture.active} within the last {ACTIVE_S:.0f} s); --sessions and --skip show others, "
+            "`spliteasy session list` all by name",
             style="dim",
         )
     show_table(
@@ -296,7 +299,3 @@ def show_table(
     for row in rows:
         grid.add_row(*(str(value) for value in row))
     console.print(grid)
-
-
-def _sessions_of(picture: ClusterSnapshot, job: str) -> int:
-    return sum(name.partition(".")[0] == job for name in picture.names)

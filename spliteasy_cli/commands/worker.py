@@ -14,7 +14,7 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy.runtime import worker_defaults as defaults
-from spliteasy.runtime.urls import shown
+from spliteasy.runtime.urls import places_of, shown
 from spliteasy_cli.commands.keys import StoreKeyOption, store_keys
 from spliteasy_cli.options.config_file import ConfigOption
 from spliteasy_cli.options.metrics_endpoint import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import torch
 
     from broker import Transport
+    from broker.transport.topology import QueueType
     from server_worker.config import WorkerConfig
     from server_worker.store import StoreKeys
     from server_worker.worker import Connect
@@ -257,7 +258,8 @@ def worker(
         reach = partial(_reach, enrolment, where, takeover_s=takeover_s)
         monitoring = Monitoring(metrics.ALL, port=metrics_port, host=metrics_host)
         with tracing(traces, service="spliteasy-worker", instance=settings.name) as tracer:
-            await _serve(settings, processor, (shards, queues), reach, store, keys, monitoring, tracer, stop)
+            stack = (where, shards, queues)
+            await _serve(settings, processor, stack, reach, store, keys, monitoring, tracer, stop)
 
     with torch_threads(threads):
         run(main, on_stop="draining: the worker finishes the steps that have begun")
@@ -334,10 +336,20 @@ async def _reach(enrolment: Path | None, url: str, *, takeover_s: int) -> Transp
     return await connect_enrolled(enrolment, role="worker", heartbeat_s=heartbeat_s)
 
 
+def _check_cluster(broker: str, queues: QueueType) -> None:
+    """Raises UserError where the broker has several nodes, and the stack classic queues."""
+    if len(places_of(broker)) > 1 and queues == "classic":
+        raise UserError(
+            "the broker's URL names several nodes, and the stack has classic queues: each would be gone with "
+            "its node",
+            hint="docs/operations.md says how to change the type; a new stack takes --queues quorum",
+        )
+
+
 async def _serve(
     config: WorkerConfig,
     processor: torch.device,
-    wanted: tuple[int | None, str | None],
+    stack: tuple[str, int | None, str | None],
     reach: Connect,
     store: str,
     keys: StoreKeys,
@@ -345,8 +357,8 @@ async def _serve(
     tracer: Tracer | None,
     stop: asyncio.Event,
 ) -> None:
-    """Run the worker over the store and the processor, and serve its metrics. `wanted`: the number of shards,
-    and the type of the queues, as the options say."""
+    """Run the worker over the store and the processor, and serve its metrics. `stack`: the broker's URL, the
+    number of shards and the type of the queues, as the options say."""
     from broker.transport.topology import QueueType
     from server_worker import gauges, metrics
     from server_worker.engine.local import LocalEngine
@@ -357,10 +369,12 @@ async def _serve(
     from spliteasy.runtime.torch_thread import TorchThread
 
     thread, meter = TorchThread(threads=lanes_of(processor)), monitoring.meter
-    shards, queues = wanted[0], None if wanted[1] is None else QueueType(wanted[1])
+    broker, shards, kind = stack
+    queues = None if kind is None else QueueType(kind)
     try:
         async with store_at(store, keys=keys, unreachable_s=config.patience_s) as open_store:
             settled = await settle_queue_type(open_store, queues)
+            _check_cluster(broker, settled)
             running = Worker(
                 replace(config, queues=settled, shards=await settle_shards(open_store, shards)),
                 connect=reach,

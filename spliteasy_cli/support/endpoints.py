@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spliteasy.errors import UserError
-from spliteasy.runtime.urls import QUOTE_HINT, scheme_of, split_url
+from spliteasy.runtime.urls import QUOTE_HINT, check_places, scheme_of
 
 if TYPE_CHECKING:
     from broker import Transport
@@ -31,7 +31,8 @@ BrokerOption = Annotated[
         "--broker",
         envvar="SPLITEASY_BROKER",
         metavar="URL",
-        help="amqp:// or amqps://, or for agents ws:// or wss:// (a gateway); by default the local stack's.",
+        help="amqp:// or amqps:// (of a cluster: host:port,host:port), or for agents ws:// or wss:// "
+        "(a gateway); by default the local stack's.",
         show_default=False,
     ),
 ]
@@ -41,7 +42,7 @@ StoreOption = Annotated[
         "--store",
         envvar="SPLITEASY_STORE",
         metavar="URL",
-        help="redis://, rediss:// or sqlite:///path; by default the local stack's.",
+        help="redis://, rediss://, redis+sentinel:// or sqlite:///path; by default the local stack's.",
         show_default=False,
     ),
 ]
@@ -66,7 +67,7 @@ def find_url(what: Literal["broker", "store", "management"], option: str | None)
         )
     if scheme_of(url) != "sqlite":  # a path may have any character
         try:
-            split_url(url)
+            check_places(url)
         except ValueError as error:
             raise UserError(f"the URL of the {what} has {error}", hint=QUOTE_HINT) from None
     return url

@@ -63,7 +63,7 @@ class Tracker:
     def see(self, picture: ClusterSnapshot, now: float) -> list[News]:
         """Take in a new picture; returns what has happened since the last one, or what the first one has."""
         if self.picture is None:
-            text = f"watching: {len(picture.sessions)} sessions, {len(picture.workers)} workers"
+            text = f"watching: {picture.session_count} sessions, {len(picture.workers)} workers"
             news = [News("broker", "", text)]
         else:
             news = [*self._back(self.picture, picture), *changes(self.picture, picture)]
@@ -147,12 +147,15 @@ def changes(before: ClusterSnapshot, after: ClusterSnapshot) -> list[News]:
 
 def _session_changes(before: ClusterSnapshot, after: ClusterSnapshot) -> list[News]:
     old = {meta.session: meta for meta in before.sessions}
-    gone = sorted(old.keys() - {meta.session for meta in after.sessions})
-    news = [News("session", name, "forgotten") for name in gone]
+    gone = old.keys() - {meta.session for meta in after.sessions}
+    if not after.complete:  # the others have changed since, and took its place
+        gone &= set(after.forgotten)
+    news = [News("session", name, "forgotten") for name in sorted(gone)]
     for meta in after.sessions:
         was, name = old.get(meta.session), meta.session
         if was is None:
-            news.append(News("session", name, f"began at step {meta.committed}"))
+            if before.complete or (meta.attempt.number == 1 and not meta.committed):
+                news.append(News("session", name, f"began at step {meta.committed}"))
             continue
         if meta.attempt.number != was.attempt.number:
             text = f"resumed after step {meta.resume_step} (attempt {meta.attempt.number})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from spliteasy.errors import LinkError, StoreError
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from server_worker.store import SessionMeta, Store, WorkerInfo
 
 T = TypeVar("T")
+FOLLOWED = 200
+"""A look is at this many sessions, those that changed last, however many there are."""
+
+ACTIVE_S = 60.0
+"""A session counts as active for this long after its last change."""
+
 LOOK_S = 5.0
 """Broker and store may take this long for one look of --watch."""
 
@@ -28,13 +34,24 @@ class ClusterSnapshot:
 
     jobs: Mapping[str, Sequence[str]]
     sessions: Sequence[SessionMeta]
-    """All, or a page of them."""
-    names: Sequence[str]
-    """The names of all sessions."""
+    """All by name, or a page of those that changed last."""
+    session_count: int
+    """The number of all."""
+    by_job: Mapping[str, int]
+    """The number of each job's."""
     workers: Sequence[WorkerInfo]
     front: Depth | None
     shards: Sequence[Depth | None]
     dead: Depth | None
+    active: int = 0
+    """The sessions that changed within ACTIVE_S."""
+    forgotten: Sequence[str] = ()
+    """Sessions of the look before that are not there any more, where not all are looked at."""
+
+    @property
+    def complete(self) -> bool:
+        """Return whether all sessions are in it."""
+        return len(self.sessions) == self.session_count
 
 
 class ClusterClient:
@@ -45,6 +62,8 @@ class ClusterClient:
         self._connections = AsyncExitStack()
         self._parts: tuple[Transport, Store] | None = None
         self._turn = asyncio.Lock()
+        self._seen: frozenset[str] = frozenset()
+        """The sessions of the last look."""
 
     async def __aenter__(self) -> ClusterClient:
         return self
@@ -53,8 +72,20 @@ class ClusterClient:
         await self._connections.aclose()
 
     async def look(self) -> ClusterSnapshot:
-        """Raises LinkError and StoreError."""
-        return await self.ask(take_snapshot)
+        """Look at what is active: FOLLOWED sessions at most. Raises LinkError and StoreError."""
+        return await self.ask(self._look)
+
+    async def _look(self, transport: Transport, store: Store) -> ClusterSnapshot:
+        picture = await take_snapshot(transport, store, newest=FOLLOWED)
+        names = frozenset(meta.session for meta in picture.sessions)
+        missing = sorted(self._seen - names)
+        left = {meta.session for meta in await store.sessions_named(missing)} if missing else set()
+        self._seen = names
+        return replace(
+            picture,
+            sessions=sorted(picture.sessions, key=lambda meta: meta.session),
+            forgotten=[name for name in missing if name not in left],
+        )
 
     async def ask(self, question: Callable[[Transport, Store], Awaitable[T]]) -> T:
         """Ask one question at a time. Raises LinkError, StoreError, and what the question raises."""
@@ -78,23 +109,22 @@ class ClusterClient:
                 raise
 
 
-async def take_snapshot(
-    transport: Transport, store: Store, *, newest: int | None = None, skip: int = 0
-) -> ClusterSnapshot:
-    """Look at all sessions, by name, or at the `newest` of them after leaving out `skip`."""
+async def take_snapshot(transport: Transport, store: Store, *, newest: int, skip: int = 0) -> ClusterSnapshot:
+    """Look at the `newest` sessions, the last changed first, after leaving out `skip`; and at all else.
+
+    It costs the same however many sessions there are.
+    """
     from broker.transport import topology
 
     shards = await store.shards() or 0  # none before the stack's first worker
-    if newest is None:
-        sessions = sorted(await store.sessions(), key=lambda meta: meta.session)
-        names: Sequence[str] = [meta.session for meta in sessions]
-    else:
-        sessions = [*await store.newest_sessions(newest, skip=skip)]
-        names = await store.session_names()
+    sessions = await store.newest_sessions(newest, skip=skip)
+    jobs = await store.job_versions()
     return ClusterSnapshot(
-        jobs=await store.job_versions(),
+        jobs=jobs,
         sessions=sessions,
-        names=names,
+        session_count=await store.session_count(),
+        by_job=await store.session_counts(list(jobs)),
+        active=await store.active_count(ACTIVE_S),
         workers=sorted(await store.workers(), key=lambda worker: worker.worker),
         front=await transport.depth(topology.FRONT),
         shards=[await transport.depth(topology.shard_queue(n).name) for n in range(shards)],

@@ -117,7 +117,14 @@ class ClusterFeed:
             feed.publish("sessions", [self._session(meta) for meta in picture.sessions])
         # Last, because it differs every time: who has it has all of this look.
         feed.publish(
-            "now", {"at": round(now, 3), "fault": tracker.fault, "revoke": self._accounts is not None}
+            "now",
+            {
+                "at": round(now, 3),
+                "fault": tracker.fault,
+                "revoke": self._accounts is not None,
+                "sessions": 0 if picture is None else picture.session_count,
+                "by_job": {} if picture is None else dict(picture.by_job),
+            },
         )
 
     def _add_rate(self, picture: ClusterSnapshot, now: float) -> None:

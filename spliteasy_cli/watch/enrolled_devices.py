@@ -26,6 +26,14 @@ class Device:
     """The jobs that it may train, or None for any job."""
 
 
+def devices_of(accounts: Sequence[Account], after: str = "") -> list[Account]:
+    """Return the accounts of devices whose names come after `after`, by name."""
+    from deploy.accounts import Role
+
+    found = (each for each in accounts if each.role is Role.DEVICE and each.name > after)
+    return sorted(found, key=lambda account: account.name)
+
+
 def as_devices(
     accounts: Sequence[Account], sessions: Sequence[SessionMeta], allowed: Mapping[str, tuple[str, ...]]
 ) -> list[Device]:

@@ -67,10 +67,11 @@ def screen(tracker: Tracker, loss: Callable[[str], float | None] = unknown_loss)
         waiting = sum(depth.messages for depth in (picture.front, *picture.shards) if depth is not None)
         dead = picture.dead.messages if picture.dead is not None else 0
         total = sum(tracker.rate(meta.session) for meta in picture.sessions)
+        followed = "" if picture.complete else f" (shown: {len(picture.sessions)} that changed last)"
         parts.append(
             Text(
-                f"{len(picture.sessions)} sessions, {total:.1f} steps/s, {len(picture.workers)} workers, "
-                f"{waiting} frames waiting, {dead} dead"
+                f"{picture.session_count} sessions{followed}, {total:.1f} steps/s, "
+                f"{len(picture.workers)} workers, {waiting} frames waiting, {dead} dead"
             )
         )
         parts.append(_sessions(tracker, picture, loss))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiormq
 import pytest
@@ -119,6 +120,28 @@ async def test_a_peer_that_speaks_another_protocol(no_loop_errors: None) -> None
 
 
 HALF_A_SERVER_HELLO = b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03"
+
+
+async def test_of_several_nodes_any_that_answers_is_taken(rabbitmq_url: str) -> None:
+    parts, dead = urlsplit(rabbitmq_url), [f"127.0.0.1:{port}" for port in free_ports(2)]
+    account, place = parts.netloc.rpartition("@")[::2]
+    for seed in range(4):
+        places = ",".join([dead[0], place, dead[1]])
+        url = parts._replace(netloc=f"{account}@{places}").geturl()
+        transport = await connect(url, rng=random.Random(seed))
+        await transport.declare(REPLY)
+        await transport.close()
+    with pytest.raises(LinkError) as nobody:
+        await connect(parts._replace(netloc=f"{account}@{','.join(dead)}").geturl())
+    assert not isinstance(nobody.value, LinkRefused)
+    stranger = parts._replace(netloc=f"nobody:wrong@{place},{dead[0]}").geturl()
+    with pytest.raises(LinkError) as unsure:
+        await connect(stranger)
+    assert not isinstance(unsure.value, LinkRefused), "the node that is away may know the account"
+    with pytest.raises(AccountRefused):
+        await connect(parts._replace(netloc=f"nobody:wrong@{place},{place}").geturl())
+    with pytest.raises(LinkRefused):
+        await connect(parts._replace(netloc=f"{account}@{place},").geturl())
 
 
 @pytest.mark.parametrize(("after", "saying"), [(0, b""), (5, b""), (4096, b""), (4096, HALF_A_SERVER_HELLO)])

@@ -52,6 +52,12 @@ class Cluster:
     def url(self, vhost: str = "/") -> str:
         return self.nodes[0].url(vhost)
 
+    @property
+    def urls(self) -> str:
+        """The URL that names all nodes."""
+        places = ",".join(f"{HOST}:{node.port}" for node in self.nodes)
+        return self.url().replace(f"{HOST}:{self.port}", places)
+
     def start(self, timeout_s: float = START_S) -> None:
         """Start all, and wait until they know of each other."""
         scripts = find_scripts()
@@ -74,6 +80,13 @@ class Cluster:
     def kill_node(self, number: int) -> None:
         """SIGKILL to one node."""
         _kill(self._daemon(number))
+
+    def start_node(self, number: int) -> None:
+        """Start one that was killed, and wait until it is one of the cluster again, with its queues."""
+        self._daemon(number).start([str(find_scripts() / "rabbitmq-server")], self._environment(number))
+        self.nodes[number].wait_until_serving(JOIN_S)
+        self.ctl("await_online_nodes", str(NODES))
+        self.ctl("await_startup")
 
     def kill(self) -> None:
         for number in range(NODES):

@@ -76,16 +76,17 @@ class Stack:
         appendfsync: AppendFsync = "everysec",
         rabbit: Rabbit | None = None,
         queues: QueueType = QueueType.QUORUM,
+        redis: RedisServer | None = None,
     ) -> None:
         self.folder = folder
         self.record = record
-        amqp, dist, epmd, redis = free_ports(4)
+        amqp, dist, epmd, redis_port = free_ports(4)
         self.rabbit: Rabbit = rabbit or RabbitNode(
             folder=folder / "rabbitmq", port=amqp, dist_port=dist, epmd_port=epmd, password=PASSWORD
         )
-        self.redis = RedisServer(
+        self.redis = redis or RedisServer(
             folder=folder / "redis",
-            port=redis,
+            port=redis_port,
             appendfsync=appendfsync,
             # One growing file: cutting off its end is what losing the last writes looks like.
             settings={"auto-aof-rewrite-percentage": "0"},

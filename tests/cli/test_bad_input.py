@@ -67,7 +67,7 @@ def test_a_store_that_is_not_there(spliteasy: Callable[..., Ran]) -> None:
     ("option", "url", "says"),
     [
         ("--broker", "http://x", "@host:port/vhost"),
-        ("--store", "ftp://x", "redis://, rediss:// or sqlite:///path"),
+        ("--store", "ftp://x", "redis://, rediss://, redis+sentinel:// or sqlite:///path"),
     ],
 )
 def test_a_url_that_can_not_be(

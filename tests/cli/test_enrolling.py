@@ -220,11 +220,18 @@ def test_devices_are_listed_with_what_they_trained(operator: Callable[..., Ran],
     assert trained["version"] == "1.2.3"
     assert abs(trained["seen_at"] - time.time()) < 60
     assert "never" in operator("device", "list").out
+    page = operator("device", "list", "--devices", "1")
+    assert "1 more: --after phone-1" in page.out
+    assert "phone-2" not in page.out
+    (last,) = json.loads(operator("device", "list", "--json", "--after", "phone-1").out)
+    assert last == trained
 
 
 async def _open_session(url: str, session: str) -> None:
     store = await open_store(url)
     try:
+        job = session.partition(".")[0]
+        await store.put_job(StoredJob(name=job, digest="0" * 64, manifest=b"{}", parts={}))
         await store.open_session(
             session,
             job_digest="0" * 64,

@@ -52,15 +52,26 @@ def picture(
     *sessions: SessionMeta, workers: Iterable[WorkerInfo] = (WORKER,), dead: int = 0, **more: Any
 ) -> ClusterSnapshot:
     return ClusterSnapshot(
-        names=[meta.session for meta in sessions],
         jobs={},
         sessions=sessions,
+        session_count=more.pop("session_count", len(sessions)),
+        by_job={},
         workers=tuple(workers),
         front=Depth(messages=2, consumers=1),
         shards=NO_DEPTHS,
         dead=Depth(messages=dead, consumers=0),
         **more,
     )
+
+
+def test_a_session_that_left_the_page_is_not_told_as_forgotten() -> None:
+    """More sessions change than a look is at: one that changed earlier gives way."""
+    before = picture(
+        replace(META, session="digits.phone-1"), replace(META, session="digits.phone-2"), session_count=9
+    )
+    after = picture(replace(META, session="digits.phone-3"), session_count=9)
+    assert lines(before, after) == []
+    assert lines(before, replace(after, forgotten=["digits.phone-2"])) == ["digits.phone-2: forgotten"]
 
 
 def lines(before: ClusterSnapshot, after: ClusterSnapshot) -> list[str]:

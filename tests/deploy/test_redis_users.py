@@ -91,6 +91,13 @@ async def serve(store: RedisStore) -> None:
     await store.add_losses(meta.session, dict.fromkeys(range(600), 1.0))
     assert 0 < len(await store.losses(meta.session)) < 600
     meta = (await store.sessions())[0]
+    assert await store.session_count() == await store.active_count(60) == 1
+    assert await store.session_counts(["digits"]) == {"digits": 1}
+    assert await store.sessions_after(5) == await store.due_sessions(5) == [meta]
+    await store.look_later({meta.session: 60.0})
+    await store._link.call("ZREM", "spliteasy:names", meta.session)
+    await store.check_format()
+    assert await store.sessions_after(5) == [meta], "the index is mended"
     steps.done(await store.close_session(meta.session, attempt=meta.attempt, owner=meta.owner))
     await store.heartbeat(INFO, ttl_s=5)
     assert [info.worker for info in await store.workers()] == ["w1"]

@@ -90,7 +90,8 @@ async def test_what_a_worker_that_is_alive_owns_is_left_to_it(shelf: Shelf) -> N
     assert await forget_abandoned(shelf.store, shelf.jobs, own="another") == []
     asked = {"toy.phone-1": 5.0}
     assert await forget_abandoned(shelf.store, shelf.jobs, own="w", idle_here_s=asked.__getitem__) == []
-    asked["toy.phone-1"] = 31 * DAY_S
+    asked["toy.phone-1"], shelf.now = 31 * DAY_S, 62 * DAY_S
+    await shelf.store.heartbeat(INFO, ttl_s=5)
     assert await forget_abandoned(shelf.store, shelf.jobs, own="w", idle_here_s=asked.__getitem__) != []
 
 

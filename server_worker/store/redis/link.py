@@ -1,4 +1,4 @@
-"""The connection to Redis: commands and scripts in, our errors out. The only file that imports redis."""
+"""The connection to Redis: commands and scripts in, our errors out. Only `sentinel.py` imports redis too."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import ssl
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import structlog
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, SentinelConnectionPool
 from redis.backoff import ConstantBackoff
 
 from server_worker.store.redis.scripts import Script
+from server_worker.store.redis.sentinel import HINT as SENTINEL_HINT
+from server_worker.store.redis.sentinel import SCHEMES, check_declared, sentinel_pool
 from spliteasy.errors import StoreDeferred, StoreError, StoreFull, StoreUnavailable, UserError
 from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
-from spliteasy.runtime.urls import QUOTE_HINT, split_url
+from spliteasy.runtime.urls import QUOTE_HINT, check_places, scheme_of, split_url
 
 CONNECT_TIMEOUT_S: Final = 3.0
 TIMEOUT_S: Final = 10.0
@@ -64,6 +67,8 @@ class RedisLink:
     """
 
     def __init__(self, client: Redis, *, where: str, loss_window_s: float) -> None:
+        self._places = asyncio.Semaphore(CONNECTIONS)
+        """The connections that may be in use; a pool that sentinels lead does not wait by itself."""
         self.loss_window_s = loss_window_s
         self._client: Any = client  # half of redis-py is not typed
         self._where = where
@@ -108,11 +113,15 @@ class RedisLink:
         if self._closed:
             work.close()
             raise StoreUnavailable(f"the store on {self._where} is closed")
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(self._in_a_place(work))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         with _errors(self._where):
             return await asyncio.shield(task)
+
+    async def _in_a_place(self, work: Coroutine[Any, Any, Any]) -> Any:
+        async with self._places:
+            return await work
 
     async def look_after(self) -> None:
         """Log loudly where somebody made the server evict keys meanwhile, and when that has ended."""
@@ -135,52 +144,92 @@ class RedisLink:
         if self._running:
             await asyncio.wait(self._running)
         with _errors(self._where):
-            await self._client.aclose()
+            await _close(self._client)
 
 
 async def connect(url: str) -> RedisLink:
-    """Connect to `redis://` or `rediss://[user:password@]host[:port][/db]`, and check that it will do.
+    """Connect to `redis://` or `rediss://[user:password@]host[:port][/db]`, or to the primary that sentinels
+    name (`server_worker.store.redis.sentinel`), and check that it will do.
 
     Query: `loss_window_s` (declares it, where the server doesn't tell or a replica may take over),
     `timeout_s`, and what redis-py takes (`ssl_ca_certs`, …).
     Raises UserError for a wrong URL, credentials or configuration, StoreUnavailable if nothing answers.
     """
-    hint = "redis://[user:password@]host:port/0"
+    sentinels = scheme_of(url) in SCHEMES
+    hint = SENTINEL_HINT if sentinels else "redis://[user:password@]host:port/0"
     try:
-        parts = split_url(url)
-        if not parts.path.removeprefix("/").isdecimal() and parts.path not in ("", "/"):
-            raise ValueError("a path that is not the number of a database")
+        if sentinels:
+            check_places(url)
+            parts = urlsplit(url)
+        else:
+            parts = _split(url)
     except ValueError as error:
         raise UserError(f"the store URL is wrong: it has {error}", hint=f"{hint}; {QUOTE_HINT}") from None
     query = dict(parse_qsl(parts.query))
     declared = _seconds(query, "loss_window_s")
     timeout_s = _seconds(query, "timeout_s") or TIMEOUT_S
-    where = f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
-    with _errors(where):  # the library reads files of its own here
+    if sentinels:
+        declared = check_declared(declared)
+    settings = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(ConstantBackoff(RETRY_AFTER_S), 1),
+        "protocol": 2,
+    }
+    pool: Any
+    with _errors(parts.netloc.rpartition("@")[2]):  # the library reads files of its own here
         try:
-            pool = BlockingConnectionPool.from_url(
-                urlunsplit(parts._replace(query=urlencode(query))),
-                max_connections=CONNECTIONS,
-                timeout=timeout_s,
-                socket_timeout=timeout_s,
-                socket_connect_timeout=CONNECT_TIMEOUT_S,
-                retry=Retry(ConstantBackoff(RETRY_AFTER_S), 1),
-                protocol=2,
-            )
-            pool.connection_class(**pool.connection_kwargs)  # raises now for a name that it does not know
+            if sentinels:
+                pool, where = sentinel_pool(url, query, **settings)
+            else:
+                pool, where = _pool(parts, query, timeout_s=timeout_s, **settings)
         except (ValueError, TypeError):
+            what = "a path that is no name, or an option" if sentinels else "an option"
             raise UserError(
-                "the store URL is wrong: it has an option behind the ? that is none of Redis's", hint=hint
+                f"the store URL is wrong: it has {what} behind the ? that is none of Redis's", hint=hint
             ) from None
     client = Redis.from_pool(pool)
     try:
-        with _errors(where, tls=parts.scheme == "rediss"):
+        with _errors(where, tls=parts.scheme.startswith("rediss")):
             await _check(client, where)
             window = await _append_window(client, where) if declared is None else declared
     except BaseException:
-        await client.aclose()
+        await _close(client)
         raise
     return RedisLink(client, where=where, loss_window_s=window)
+
+
+async def _close(client: Any) -> None:
+    """Close the connections, and those to sentinels too."""
+    await client.aclose()
+    if isinstance(client.connection_pool, SentinelConnectionPool):
+        for sentinel in client.connection_pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
+
+
+def _split(url: str) -> SplitResult:
+    """Split the URL of one server. Raises ValueError as `split_url` does."""
+    parts = split_url(url)
+    if not parts.path.removeprefix("/").isdecimal() and parts.path not in ("", "/"):
+        raise ValueError("a path that is not the number of a database")
+    return parts
+
+
+def _pool(
+    parts: SplitResult, query: dict[str, str], *, timeout_s: float, **settings: Any
+) -> tuple[BlockingConnectionPool, str]:
+    """Return a pool of connections to one server, and what to call it in errors.
+
+    Raises ValueError and TypeError for options that Redis does not know.
+    """
+    pool = BlockingConnectionPool.from_url(
+        urlunsplit(parts._replace(query=urlencode(query))),
+        max_connections=CONNECTIONS,
+        timeout=timeout_s,
+        **settings,
+    )
+    pool.connection_class(**pool.connection_kwargs)  # raises now for a name that it does not know
+    return pool, f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
 
 
 def _seconds(query: dict[str, str], name: str) -> float | None:
@@ -251,6 +300,11 @@ def _errors(where: str, *, tls: bool = False) -> Iterator[None]:
             raise StoreUnavailable(
                 f"this process can open no connection to {where}: it has used up its file descriptors",
                 hint=LACK_HINT,
+            ) from error
+        if isinstance(error, MasterNotFoundError):
+            raise StoreUnavailable(
+                f"{where} can't be reached: no sentinel names a primary that serves now",
+                hint="a failover takes some seconds; else check the sentinels' places, account and the name",
             ) from error
         if "max number of clients" in str(error):
             raise StoreDeferred(f"{where} takes no more clients", hint="raise its maxclients") from error

@@ -11,6 +11,8 @@ Keys of a session share one hash tag, so that it lives on one node of a cluster:
     spliteasy:{SESSION}:losses         the loss curve, by step
     spliteasy:{NAME@DIGEST}:job        a job's manifest; :part:U:i are the pieces of its parts
     spliteasy:sessions                 the sessions by the time of their last change, about
+    spliteasy:names                    the sessions by name
+    spliteasy:due                      the sessions by the time at which retention looks at them next
     spliteasy:{.}:deliveries           the same, of deliveries that nobody has read yet
     spliteasy:stack                    how many shards the stack has, and the type of its queues
     spliteasy:allowed                  the jobs of devices that may train these only
@@ -82,7 +84,9 @@ READ_STEPS = 64
 """Log entries looked up in one round trip; their blobs come in groups of some MiB."""
 
 _ALLOWED = "spliteasy:allowed"
+_DUE = "spliteasy:due"
 _JOBS = "spliteasy:jobs"
+_NAMES = "spliteasy:names"
 _SESSIONS = "spliteasy:sessions"
 _STACK = "spliteasy:stack"
 _WORKERS = "spliteasy:workers"
@@ -137,9 +141,13 @@ class RedisStore(Sessions[_Beside, _Request]):
         return self._link.loss_window_s
 
     async def check_format(self) -> None:
-        """Raises UserError where the sessions there were written by a version that kept them otherwise."""
+        """Raises UserError where the sessions there were written by a version that kept them otherwise.
+
+        Where an older version left sessions out of an index, they are put into it.
+        """
+        indexes = (_SESSIONS, _NAMES, _DUE)
         try:
-            await self._link.call("ZCARD", _SESSIONS)
+            there, *indexed = await self._link.batch([("ZCARD", each) for each in indexes])
         except StoreError as error:
             if "WRONGTYPE" not in error.message:
                 raise
@@ -147,6 +155,10 @@ class RedisStore(Sessions[_Beside, _Request]):
                 "the store holds sessions of version 0.1 of SplitEasy, which this version can't read",
                 hint="let their trainings end with the version that began them, or name another database",
             ) from None
+        if min(indexed) < there:
+            all_of = ("ZUNIONSTORE", _NAMES, 1, _SESSIONS, "WEIGHTS", 0)
+            due = ("ZUNIONSTORE", _DUE, 2, _SESSIONS, _DUE, "WEIGHTS", 0, 1, "AGGREGATE", "MAX")
+            await self._link.batch([all_of, due])
 
     async def now(self) -> float:
         seconds, micros = await self._link.call("TIME")
@@ -208,7 +220,13 @@ class RedisStore(Sessions[_Beside, _Request]):
         outcome = await super().open_session(session, **asked)
         if isinstance(outcome, Done):
             # After the session, so that no `forget` in between can leave it out of the list.
-            await self._link.call("ZADD", _SESSIONS, outcome.meta.updated_at, session)
+            await self._link.batch(_indexing(outcome.meta))
+        return outcome
+
+    async def hand_over(self, session: str, **asked: Any) -> CommitOutcome:
+        outcome = await super().hand_over(session, **asked)
+        if isinstance(outcome, Done):  # the new version may be kept for less long
+            await self._link.call("ZADD", _DUE, "XX", outcome.meta.updated_at, session)
         return outcome
 
     async def _load(self, session: str) -> Versioned | None:
@@ -397,15 +415,48 @@ class RedisStore(Sessions[_Beside, _Request]):
         return dict(sorted((int(step), float(loss)) for step, loss in found.items()))
 
     async def sessions(self) -> Sequence[SessionMeta]:
-        return await self._records(await self.session_names())
+        found = await self._link.call("ZRANGE", _SESSIONS, 0, -1)
+        return await self._records(sorted(name.decode() for name in found))
 
-    async def session_names(self) -> Sequence[str]:
-        return sorted(name.decode() for name in await self._link.call("ZRANGE", _SESSIONS, 0, -1))
+    async def session_count(self) -> int:
+        return int(await self._link.call("ZCARD", _SESSIONS))
+
+    async def session_counts(self, jobs: Sequence[str]) -> Mapping[str, int]:
+        if not jobs:
+            return {}
+        ranges = [("ZLEXCOUNT", _NAMES, f"[{job}.", f"({job}/") for job in jobs]  # / comes after the dot
+        return dict(zip(jobs, map(int, await self._link.batch(ranges)), strict=True))
+
+    async def active_count(self, within_s: float) -> int:
+        since = await self.now() - within_s
+        return int(await self._link.call("ZCOUNT", _SESSIONS, since, "+inf"))
+
+    async def sessions_after(self, count: int, after: str = "") -> Sequence[SessionMeta]:
+        if not count:
+            return []
+        first = f"({after}" if after else "-"
+        found = await self._link.call("ZRANGE", _NAMES, first, "+", "BYLEX", "LIMIT", 0, count)
+        return await self._records([name.decode() for name in found])
+
+    async def sessions_named(self, names: Sequence[str]) -> Sequence[SessionMeta]:
+        return await self._records(names)
 
     async def newest_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
         found = await self._link.call("ZRANGE", _SESSIONS, skip, skip + count - 1, "REV") if count else []
         metas = await self._records([name.decode() for name in found])
         return sorted(metas, key=lambda meta: (-meta.updated_at, meta.session))
+
+    async def due_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
+        now = await self.now()
+        asked = ("ZRANGE", _DUE, "-inf", now, "BYSCORE", "LIMIT", skip, count)
+        return await self._records([name.decode() for name in await self._link.call(*asked)])
+
+    async def look_later(self, waits_s: Mapping[str, float]) -> None:
+        if not waits_s:
+            return
+        now = await self.now()
+        scores = [each for session, wait_s in waits_s.items() for each in (now + wait_s, session)]
+        await self._link.call("ZADD", _DUE, "XX", *scores)
 
     async def _records(self, names: Sequence[str]) -> list[SessionMeta]:
         """Read the records of those that there are, many in a round trip."""
@@ -422,11 +473,11 @@ class RedisStore(Sessions[_Beside, _Request]):
         found = await super()._delete(session, *args, **unless)
         now = await self.session(session)
         if now is None:
-            await self._link.call("ZREM", _SESSIONS, session)
+            await self._link.batch([("ZREM", index, session) for index in (_SESSIONS, _NAMES, _DUE)])
             now = await self.session(session)
         if now is not None:
             # It stays, or was opened again in between; an open after this adds itself.
-            await self._link.call("ZADD", _SESSIONS, now.updated_at, session)
+            await self._link.batch(_indexing(now))
         return found
 
     # requests that end their worker
@@ -502,6 +553,15 @@ class RedisStore(Sessions[_Beside, _Request]):
         except StoreFull:
             await self._link.call("HDEL", f"{_base(session)}:waiting", token)
             raise
+
+
+def _indexing(meta: SessionMeta) -> list[Command]:
+    """Return the commands that put a session into every list of sessions."""
+    return [
+        ("ZADD", _SESSIONS, meta.updated_at, meta.session),
+        ("ZADD", _NAMES, 0, meta.session),
+        ("ZADD", _DUE, "NX", meta.updated_at, meta.session),
+    ]
 
 
 def _reading(session: str) -> list[Command]:

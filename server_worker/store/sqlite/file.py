@@ -56,6 +56,14 @@ CREATE TABLE deliveries (
 CREATE TABLE stack (setting TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
 """
 
+_DUE = (
+    "CREATE TABLE IF NOT EXISTS due (session TEXT PRIMARY KEY, at REAL) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS due_by_time ON due (at)",
+    "INSERT OR IGNORE INTO due SELECT session, 0 FROM sessions"
+    " WHERE (SELECT count(*) FROM due) < (SELECT count(*) FROM sessions)",
+)
+"""When retention looks at each session next. A file of an earlier version has no such table."""
+
 _RECORD = "SELECT session, version, record, log_bytes, updated_at FROM sessions"
 
 _T = TypeVar("_T")
@@ -111,7 +119,10 @@ class Database:
             for statement in (_SCHEMA + fleets.TABLES).split(";"):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {FORMAT}")
-        return int(db.execute("PRAGMA user_version").fetchone()[0])
+        found = int(db.execute("PRAGMA user_version").fetchone()[0])
+        for statement in _DUE if found == FORMAT else ():
+            db.execute(statement)
+        return found
 
     def close(self) -> None:
         self._connection.close()
@@ -184,6 +195,22 @@ class Database:
         rows = self._connection.execute(f"{_RECORD} ORDER BY session")
         return [_versioned(*row).meta for row in rows]
 
+    def counts(self, jobs: Sequence[str]) -> dict[str, int]:
+        """Count the sessions of each job; a slash comes after the dot behind its name."""
+        counted = "SELECT count(*) FROM sessions WHERE session >= ? || '.' AND session < ? || '/'"
+        return {job: int(self._connection.execute(counted, (job, job)).fetchone()[0]) for job in jobs}
+
+    def after(self, name: str, count: int) -> list[SessionMeta]:
+        order = "WHERE session > ? ORDER BY session LIMIT ?"
+        return [
+            _versioned(*row).meta for row in self._connection.execute(f"{_RECORD} {order}", (name, count))
+        ]
+
+    def due(self, count: int, *, skip: int, now: float) -> list[SessionMeta]:
+        names = "SELECT session FROM due WHERE at <= ? ORDER BY at, session LIMIT ? OFFSET ?"
+        found = [self.record(name) for (name,) in self._connection.execute(names, (now, count, skip))]
+        return [each.meta for each in found if each is not None]
+
     def newest(self, count: int, *, skip: int) -> list[SessionMeta]:
         order = "ORDER BY updated_at DESC, session LIMIT ? OFFSET ?"
         rows = self._connection.execute(f"{_RECORD} {order}", (count, skip))
@@ -218,9 +245,13 @@ class Database:
         self._drop(session, "log", "requests", steps=change.dropped_steps)
         self._drop(session, "tensors", steps=change.dropped_snapshots)
         if after is None:
-            for table in ("losses", "deliveries"):
+            for table in ("losses", "deliveries", "due"):
                 db.execute(f"DELETE FROM {table} WHERE session = ?", (session,))  # noqa: S608
             return Written(None)
+        if before is None:
+            db.execute("INSERT OR REPLACE INTO due VALUES (?, ?)", (session, now))
+        elif before.meta.job_digest != after.meta.job_digest:  # it may be kept for less long
+            db.execute("UPDATE due SET at = ? WHERE session = ?", (now, session))
         if change.beside is not None:
             change.beside(self)
         total = "SELECT coalesce(sum(bytes), 0) FROM log WHERE session = ?"

@@ -233,10 +233,37 @@ class SqliteStore(Sessions[Beside, bytes]):
     async def sessions(self) -> Sequence[SessionMeta]:
         return await self._read(lambda db: self._database.metas())
 
-    async def session_names(self) -> Sequence[str]:
-        return await self._read(
-            lambda db: [name for (name,) in db.execute("SELECT session FROM sessions ORDER BY session")]
-        )
+    async def session_count(self) -> int:
+        return await self._read(lambda db: int(db.execute("SELECT count(*) FROM sessions").fetchone()[0]))
+
+    async def session_counts(self, jobs: Sequence[str]) -> Mapping[str, int]:
+        return await self._read(lambda db: self._database.counts(jobs))
+
+    async def active_count(self, within_s: float) -> int:
+        counted, since = "SELECT count(*) FROM sessions WHERE updated_at >= ?", self._clock() - within_s
+        return await self._read(lambda db: int(db.execute(counted, (since,)).fetchone()[0]))
+
+    async def sessions_after(self, count: int, after: str = "") -> Sequence[SessionMeta]:
+        return await self._read(lambda db: self._database.after(after, count))
+
+    async def sessions_named(self, names: Sequence[str]) -> Sequence[SessionMeta]:
+        def read(db: sqlite3.Connection) -> list[SessionMeta]:
+            return [found.meta for name in names if (found := self._database.record(name)) is not None]
+
+        return await self._read(read)
+
+    async def due_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
+        return await self._read(lambda db: self._database.due(count, skip=skip, now=self._clock()))
+
+    async def look_later(self, waits_s: Mapping[str, float]) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            now = self._clock()
+            db.executemany(
+                "UPDATE due SET at = ? WHERE session = ?",
+                [(now + wait_s, session) for session, wait_s in waits_s.items()],
+            )
+
+        await self._write(write)
 
     async def newest_sessions(self, count: int, *, skip: int = 0) -> Sequence[SessionMeta]:
         return await self._read(lambda db: self._database.newest(count, skip=skip))

@@ -180,9 +180,10 @@ function deviceActions(row) {
 
 function totals(parts) {
   const sessions = parts.sessions.filter(ofJob);
+  const all = state.job ? parts.now.by_job[state.job] : parts.now.sessions;
   const waiting = [parts.shards.front, ...parts.shards.shards.map((each) => each.waiting)];
   const rows = [
-    ["Training", `${sessions.filter((each) => each.state === "training").length} of ${sessions.length}`],
+    ["Training", `${sessions.filter((each) => each.state === "training").length} of ${all || 0}`],
     ["Steps/s", sessions.reduce((sum, each) => sum + each.rate, 0).toFixed(1)],
     ["Workers", String(parts.workers.length), !parts.workers.length],
     ["Devices", String(parts.devices.length)],
