@@ -257,13 +257,15 @@ class BatchOrder:
         first = self._samples.gather([0], "fingerprint")
         item_bytes = max(1, sum(tensor.nbytes for tensor in (*first[0], *first[1])))
         wanted = max(2, min(FINGERPRINT_ITEMS, FINGERPRINT_BYTES // item_bytes, len(self)))
-        indices = {round(i * (len(self) - 1) / (wanted - 1)) for i in range(wanted)}
+        indices = sorted({round(i * (len(self) - 1) / (wanted - 1)) for i in range(wanted)})
         hasher = hashlib.blake2b(str(len(self)).encode(), digest_size=32)
-        for index in sorted(indices):
-            inputs, targets = self._samples.gather([index], "fingerprint")
-            for tensor in (*inputs, *targets):
-                hasher.update(told(dtype_name(tensor.dtype), tensor.shape).encode())
-                hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for at in range(0, len(indices), GATHERED):
+            inputs, targets = self._samples.gather(indices[at : at + GATHERED], "fingerprint")
+            columns = [column.contiguous() for column in (*inputs, *targets)]
+            for row in range(len(columns[0])):
+                for tensor in (column[row : row + 1] for column in columns):
+                    hasher.update(told(dtype_name(tensor.dtype), tensor.shape).encode())
+                    hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return hasher.hexdigest()
 
 

@@ -63,12 +63,15 @@ def test_the_spread_is_of_the_stem_cut_alone() -> None:
     def figure(name: str, way: str, seconds: float) -> paper.Figure:
         return paper.Figure(network=name, batch=1, way=way, device_s=seconds, fits=True)
 
-    others = [figure("a", "whole", 9.0), figure("a", "planner", 9.0)]
-    close = [figure(name, "stem", seconds) for name, seconds in (("a", 0.08), ("b", 0.1), ("c", 0.12))]
-    assert paper.spread_of([*close, *others]).rows == [
-        ["1", "3", "0.100", "-20% to +20%", "within ±25%: met"]
-    ]
-    far = [*close, figure("d", "stem", 0.2)]
+    one, two, three = paper.ALIKE
+    others = [figure(one, "whole", 9.0), figure(one, "planner", 9.0)]
+    close = [figure(one, "stem", 0.08), figure(two, "stem", 0.1), figure(three, "stem", 0.12)]
+    alike, over_all = paper.spread_of([*close, *others]).rows
+    assert alike[1:] == ["1", "3", "0.100", "-20% to +20%", "within ±25%: met"]
+    assert over_all == ["all", *alike[1:-1], ""]
+    alike, over_all = paper.spread_of([*close, figure("vgg19", "stem", 0.2)]).rows
+    assert (alike[-1], over_all[2:5]) == ("within ±25%: met", ["4", "0.110", "-27% to +82%"])
+    far = [figure(one, "stem", 0.2), *close[1:]]
     assert paper.spread_of(far).rows[0][-1] == "within ±25%: NOT met"
 
 

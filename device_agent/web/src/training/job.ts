@@ -13,12 +13,27 @@ import type { ManifestRoot as Manifest } from "../protocol/generated/manifest.ts
 import type { SpecRoot as Spec } from "../protocol/generated/spec.ts";
 import { isRecord, misfit, type Schema } from "../protocol/schema.ts";
 import { isDtype, type Dtype } from "../protocol/tensor.ts";
-import { FEATURES } from "./features.ts";
 
 export type { Ends, Spec };
 
 const MAX_MANIFEST_BYTES = 1 << 16;
 const MAX_DIMENSIONS = 32;
+/** What a package may need, by the names that this build knows; and of what it can't do, what it is for a person. */
+const FEATURES: Readonly<Record<string, string | null>> = {
+  "least-samples": null,
+  "labelled-shares": null,
+  "data-recipe": null,
+  "secret-ends": null,
+  defences: null,
+  rounds: null,
+  accumulation: null,
+  "averaged-weights": null,
+  metrics: null,
+  "early-stopping": null,
+  "keep-best": "[evaluation] keep_best",
+  lengths: "samples with lengths of their own ([model] max_length)",
+  "more-optimizers": null,
+};
 
 export interface SampleSpec {
   readonly name: string;
