@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,25 @@ from spliteasy.job.signing import check_signature
 from spliteasy.runtime.torch_thread import Compute
 
 GET_JOB_TIMEOUT_S = 10.0
+
+
+_LOADED: dict[str, Job] = {}
+"""The job that this process loaded last, by the digest of all its bytes: its devices share it."""
+
+
+def load_job(manifest: bytes, parts: Mapping[str, bytes]) -> Job:
+    """Return the job of a package. Raises as `Job.from_parts` does."""
+    hasher = hashlib.sha256(manifest)
+    for name in sorted(parts):
+        hasher.update(f"{name} {len(parts[name])} ".encode())
+        hasher.update(parts[name])
+    key = hasher.hexdigest()
+    job = _LOADED.get(key)
+    if job is None:
+        job = Job.from_parts(manifest, parts)
+        _LOADED.clear()
+        _LOADED[key] = job
+    return job
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +97,7 @@ class JobSource:
         digest = bound or (job_digest(stored[0]) if stored is not None else self._digest)
         own: FetchedJob | None = None
         if stored is not None and (key is None or _vouched(stored[0], state.job_signature, key)):
-            own = FetchedJob(await self._compute(lambda: Job.from_parts(*stored)), *stored)
+            own = FetchedJob(await self._compute(lambda: load_job(*stored)), *stored)
         if bound is not None and self._config.new_version:
             self._check_name(own)
             digest = self._digest
@@ -93,7 +113,7 @@ class JobSource:
             check_signature(manifest, signature, key)
         parts = {name: _part_bytes(value) for name, value in zip(reply.parts, reply.values, strict=True)}
         fetched = FetchedJob(
-            await self._compute(lambda: Job.from_parts(manifest, parts)),
+            await self._compute(lambda: load_job(manifest, parts)),
             manifest,
             parts,
             signature,

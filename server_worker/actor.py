@@ -17,12 +17,15 @@ from server_worker.engine.base import Engine, EngineRequest
 from server_worker.inbound import Inbound
 from server_worker.job_cache import JobCache
 from server_worker.replica.actions import Loaded, LoadJob
+from server_worker.rounds.actions import AwaitRound, BeAlone
+from server_worker.rounds.watch import RoundWatch
 from server_worker.session.actions import Committed, Send
 from server_worker.session.machine import WorkerSession
 from server_worker.session.refusals import deadly_reply, error_reply
 from server_worker.spans import RequestSpans, spans_of
 from server_worker.store import Store
 from server_worker.store.calls import Begin, Finish, StoreAction
+from server_worker.store.fleet_calls import AppendRound
 from spliteasy.errors import KeyMissing, NeedsNewer, SplitEasyError, UnlikeWorker
 from spliteasy.job.micro_batches import MAX_MICRO_BATCHES
 from spliteasy.observability.meter import Meter
@@ -58,6 +61,7 @@ class ActorHost(Protocol):
     meter: Meter
     tracer: Tracer | None
     clock: Callable[[], float]
+    rounds: RoundWatch
 
     async def send(
         self,
@@ -106,6 +110,12 @@ class SessionActor:
         self._sending = asyncio.Lock()
         self._replying: list[str] = []
         """Requests that were served and are not finished."""
+        self._woken: asyncio.Future[None] | None = None
+        """The round of the device that waits may have ended: done when that was looked at."""
+        self._closed: str | None = None
+        """The fleet whose round was closed by what is being served."""
+        self._alone: asyncio.Lock | None = None
+        """Held by what is being served, where it closes a round or takes a mean."""
         self._room = asyncio.Semaphore(MAX_REPLYING)
         self._serving = False
         self._idle = asyncio.Event()
@@ -144,10 +154,23 @@ class SessionActor:
             await inbound.ack()
         else:
             self._mailbox.append(inbound)
-            self._idle.clear()
-            if not self._serving:
-                self._serving = True
-                self._host.background(self._empty_mailbox())
+            self._begin_to_serve()
+
+    def wake(self) -> asyncio.Future[None]:
+        """Let the device go on that waits for a round, if that has ended; done once that was looked at.
+
+        The device has not asked. Where what it is told is lost, it asks again by itself.
+        """
+        if self._woken is None:
+            self._woken = asyncio.get_running_loop().create_future()
+            self._begin_to_serve()
+        return self._woken
+
+    def _begin_to_serve(self) -> None:
+        self._idle.clear()
+        if not self._serving:
+            self._serving = True
+            self._host.background(self._empty_mailbox())
 
     async def save(self) -> None:
         """Snapshot; waits for the current request. A failed snapshot costs a replay."""
@@ -178,7 +201,10 @@ class SessionActor:
 
     async def _empty_mailbox(self) -> None:
         try:
-            while self._mailbox:
+            while self._mailbox or self._woken is not None:
+                if self._woken is not None:
+                    await self._look_again(self._woken)
+                    continue
                 await self._room.acquire()
                 inbound = self._mailbox.popleft()
                 self._current, self._chunk_bytes = inbound.request, inbound.chunk_bytes
@@ -189,6 +215,7 @@ class SessionActor:
                     self._host.meter.observe(metrics.QUEUE_SECONDS, waited_s)
                     spans = self._spans = spans_of(self._host.tracer, inbound.request, waited_s=waited_s)
                     await self._serve(inbound)
+                    self._tell_of_the_end()
                     if inbound.again:
                         with suppress(SplitEasyError):
                             await self._host.store.end_delivery(
@@ -207,6 +234,29 @@ class SessionActor:
             self._current = None
             self._serving = False
             self._rest()
+
+    async def _look_again(self, woken: asyncio.Future[None]) -> None:
+        """Take the turn of a device that waits, and send it the mean. Replies leave before anything else."""
+        try:
+            self._sends = []
+            waiting = self.session.waits
+            if waiting is not None:
+                async with self._gate:
+                    await self._take(waiting, self.session.look_again(waiting))
+                    self._tell_of_the_end()
+                await asyncio.gather(*self._sends)
+        except Exception:
+            log.exception("a device that waits was not told", session=self.session.name)
+        finally:
+            self._woken = None
+            if not woken.done():
+                woken.set_result(None)
+
+    def _tell_of_the_end(self) -> None:
+        """Let the others go on whose round this session has closed: the mean is there by now."""
+        if self._closed is not None:
+            self._host.rounds.ended(self._closed)
+            self._closed = None
 
     async def _finish(self, inbound: Inbound, sends: list[asyncio.Task[None]], poison: str | None) -> None:
         """Finish a request once its replies have left: a dead worker's requests come again, and so do their
@@ -250,17 +300,21 @@ class SessionActor:
                 spans.replied(getattr(reply, "kind", ""), began_ns)
 
     async def _serve(self, inbound: Inbound) -> None:
-        request = inbound.request
+        again = inbound if inbound.again else None
+        await self._take(inbound.request, self.session.handle(inbound.request, inbound.raw), again=again)
+
+    async def _take(self, request: m.AnyRequest, steps: Steps[None], *, again: Inbound | None = None) -> None:
+        """Take the steps of a request, which may have been delivered `again`. What fails is answered."""
         try:
             if (
-                inbound.again
+                again is not None
                 and await self._host.store.begin_delivery(request.session, request.request) > MAX_DELIVERIES
             ):
                 self.session.drop()
                 self._poison = f"{request.kind} was delivered {MAX_DELIVERIES + 1} times without an end"
                 self._begin_to_send(deadly_reply(request))
                 return
-            await self._perform_all(self.session.handle(request, inbound.raw))
+            await self._perform_all(steps)
         except (NeedsNewer, UnlikeWorker, KeyMissing) as error:
             self.session.drop()
             text = f"{error.message}; waiting for a worker that {_WAITED_FOR[type(error)]}"
@@ -279,6 +333,10 @@ class SessionActor:
             text = f"the worker failed: {type(error).__name__}"
             self._poison = text
             self._begin_to_send(error_reply(request, "internal", text))
+        finally:
+            if self._alone is not None:
+                self._alone.release()
+                self._alone = None
 
     async def _perform_all(self, steps: Steps[None]) -> None:
         try:
@@ -303,8 +361,19 @@ class SessionActor:
         match action:
             case EngineRequest():
                 return await host.engine.perform(action)
+            case AppendRound():
+                self._closed = action.fleet
+                return await asyncio.shield(self._begun(action))
             case StoreAction():
                 return await asyncio.shield(self._begun(action))
+            case AwaitRound(device, known):
+                return host.rounds.wait(device, known)
+            case BeAlone(fleet):
+                if self._alone is None:
+                    lock = host.rounds.lock(fleet)
+                    await lock.acquire()
+                    self._alone = lock
+                return None
             case Begin(call):
                 return self._begun_aside(call)
             case Finish(handle):

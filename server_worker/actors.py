@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
@@ -90,6 +90,11 @@ class Actors:
         self._actors.move_to_end(session)
         self._touched[session] = self._clock()
         return actor
+
+    def wake(self, session: str) -> Awaitable[None] | None:
+        """Let the device of a session go on that waits for a round; None where the session is not here."""
+        actor = self._actors.get(session)
+        return None if actor is None else actor.wake()
 
     # looking
 

@@ -51,6 +51,7 @@ from server_worker.placement.queue_type import settle_queue_type
 from server_worker.placement.queues import Queues
 from server_worker.placement.shards import settle_shards
 from server_worker.replica.durability import DurabilityClock
+from server_worker.rounds.watch import RoundWatch
 from server_worker.session.refusals import error_reply, reopen_reply
 from server_worker.store import Store
 from spliteasy.errors import LinkError, StoreError, UserError, WireError
@@ -97,6 +98,7 @@ class Worker:
         self._durability = DurabilityClock(store.loss_window_s, clock)
         quotas = Quotas(config.quota, clock)
         self.actors = Actors(self, config, self._durability, clock, quotas.work)
+        self.rounds = RoundWatch(store, self.actors.wake, clock)
         self.queues = Queues(config, self.actors, store)
         self.balancing = Balancing(config, self.queues, depth=self.depth, clock=clock)
         self.losses = Losses()
@@ -120,15 +122,14 @@ class Worker:
         await self._settle_stack()
         if self.config.trust is Trust.OPEN:
             self._log.warning("trust is open: any client of this broker can speak for any device")
-        beat, tell = asyncio.create_task(self._heartbeat.run()), asyncio.create_task(self._tell())
+        beside = [asyncio.create_task(each) for each in (self._heartbeat.run(), self._tell())]
         try:
             await self._serve_connections(stop)
         finally:
-            beat.cancel()
-            tell.cancel()
-            for task in list(self._tasks):
+            for task in (*beside, *self._tasks):
                 task.cancel()
-            await asyncio.gather(beat, tell, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*beside, *self._tasks, return_exceptions=True)
+            await self.rounds.close()
             with suppress(StoreError):
                 await self.store.leave(self.config.name)
                 await self.losses.write(self.store)

@@ -15,6 +15,7 @@ from device_agent.state_folder import StateFolder
 from server_worker.store import open_store
 from server_worker.store.redis import link
 from spliteasy.errors import LinkError, LinkRefused, SplitEasyError, StateError, StoreUnavailable, is_final
+from spliteasy.runtime.descriptors import allow_descriptors
 from tests.fixtures_redis import free_port
 
 LACK = "file descriptors|Too many open files"
@@ -83,3 +84,17 @@ def test_a_state_folder_cannot_be_opened(tmp_path: Path) -> None:
     with no_descriptor_left(), pytest.raises(StateError, match=LACK) as caught:
         StateFolder(tmp_path / "state")
     check(caught.value)
+
+
+def test_a_process_allows_itself_more_as_far_as_it_may() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+        allow_descriptors(300)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, limits[1])
+        allow_descriptors(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, limits[1])
+        allow_descriptors(limits[1] + 1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

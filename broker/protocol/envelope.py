@@ -52,7 +52,8 @@ MINOR = 5
 3: the digest of the body's outputs in BACKWARD.
 4: the noise of a private step in BACKWARD.
 5: RECALL, which a device sends to a worker that has said `kept`; `keep` in FORWARD, the rows in MISSING;
-   the accuracy in READY, the best state so far in FORWARD.
+   the accuracy in READY, the best state so far in FORWARD; the length of samples in FORWARD and
+   EVAL.
 """
 ALIGNMENT = 64
 MAX_INT = 2**53 - 1

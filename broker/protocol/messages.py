@@ -36,6 +36,9 @@ Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
 Micro = Annotated[int, Field(ge=0, le=1023)]
 """The micro-batch, from 0. Where a batch is not split, it is 0 or left out."""
 
+Length = Annotated[int, Field(ge=2, le=1 << 20)]
+"""The length of samples that have one of their own. The shortest is 2, to which a sample of 1 is padded."""
+
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Shard = Annotated[int, Field(ge=0, le=9999)]
 TraceParent = Annotated[str, StringConstraints(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
@@ -179,6 +182,8 @@ class Forward(SessionRequest, Carrier):
     micro: Micro = 0
     oldest_checkpoint: Step
     samples: Annotated[int, Field(ge=1, le=1 << 20)]
+    length: Length | None = None
+    """The length to which the micro-batch's samples are padded; None where all have the job's shapes."""
     batch: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """Samples of all the step's micro-batches, which says how many there are; None: this is the only one."""
     targets: Annotated[int, Field(ge=0, le=16)] = 0
@@ -240,6 +245,8 @@ class Eval(SessionRequest, Carrier):
 
     kind: Literal["EVAL"] = "EVAL"
     samples: Annotated[int, Field(ge=1, le=1 << 20)]
+    length: Length | None = None
+    """The length to which the samples are padded; None where all have the job's shapes."""
 
 
 class Ready(SessionRequest):

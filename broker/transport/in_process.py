@@ -24,6 +24,9 @@ MAX_FRAME_BYTES = 16 << 20
 DELIVERY_LIMIT = 20
 """A quorum queue gives up on a message that came back more often than this."""
 
+LEAST_SWEPT = 64
+"""Queues that have expired are not looked for while there are fewer queues."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
@@ -63,6 +66,10 @@ class MemoryBroker:
         self.delivery_limit = delivery_limit
         self.policy: FaultPolicy = policy or Faultless()
         self._queues: dict[str, _Held] = {}
+        self._bound: dict[str, None] = {}
+        """The queues that keys are matched with, in order: those with bindings, which are few."""
+        self._swept_at = LEAST_SWEPT
+        """Queues that have expired are looked for once there are so many."""
 
     def connect(self, principal: str) -> MemoryTransport:
         """A new connection, authenticated as `principal`."""
@@ -77,7 +84,10 @@ class MemoryBroker:
     def declare(self, queue: Queue) -> None:
         held = self._find(queue.name)
         if held is None:
+            self._sweep()
             self._queues[queue.name] = _Held(queue, self._now())
+            if queue.bindings:
+                self._bound[queue.name] = None
         elif held.spec != queue:
             raise LinkRefused(
                 f"queue {queue.name} exists with other arguments", hint="delete it, or use its arguments"
@@ -104,7 +114,7 @@ class MemoryBroker:
         else:
             found = [
                 held
-                for name in list(self._queues)
+                for name in list(self._bound)
                 if (held := self._find(name)) and any(topology.matches(b, target) for b in held.spec.bindings)
             ]
         for held in found:
@@ -175,8 +185,16 @@ class MemoryBroker:
         self._remove(held)
         return None
 
+    def _sweep(self) -> None:
+        """Remove what has expired, each time that there are twice as many queues as after the last time."""
+        if len(self._queues) >= self._swept_at:
+            for name in list(self._queues):
+                self._find(name)
+            self._swept_at = max(LEAST_SWEPT, 2 * len(self._queues))
+
     def _remove(self, held: _Held) -> None:
         del self._queues[held.spec.name]
+        self._bound.pop(held.spec.name, None)
         held.ready.clear()
         _end_all(held.consumers, LinkError(f"the broker cancelled the consumer of {held.spec.name}"))
 

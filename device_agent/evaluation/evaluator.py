@@ -9,6 +9,7 @@ from torch import Tensor
 from broker.protocol.messages import Value
 from device_agent.evaluation.best_evaluation import BestEvaluation
 from device_agent.evaluation.sums import Evaluation
+from device_agent.session.events import EvalHeadDone
 from device_agent.training.cut_codec import DeviceWire
 from device_agent.training.data import EvaluationBatches
 from spliteasy.codecs.packer import Packed, expected_of, unpack
@@ -38,9 +39,10 @@ class Evaluator:
     _targets: tuple[Tensor, ...] = ()
     _kept: Values = ()
     _order: Tensor | None = None
+    _length: int | None = None
 
-    def head_values(self, index: int) -> tuple[Packed, int]:
-        """The wire values of test batch `index` in evaluation mode, and its size."""
+    def head_values(self, index: int) -> EvalHeadDone:
+        """Run the head on test batch `index` in evaluation mode."""
         assert self.tests is not None
         if index == 0:
             self.result = Evaluation(gathered=self.job.metrics())
@@ -52,13 +54,22 @@ class Evaluator:
         sent = self.transforms.activations(
             outputs[:wire], purpose="evaluation", step=self.head.step, order=self._order
         )
-        return self.wire.pack_evaluation(sent), inputs[0].shape[0]
+        self._length = self.job.signature.length_of(inputs)
+        return EvalHeadDone(self.wire.pack_evaluation(sent), inputs[0].shape[0], self._length)
 
     def take_outputs(self, index: int, packed: Packed) -> bool:
         """Add test batch `index` to `result`, and return whether another batch follows."""
         assert self.tests is not None
         samples = self._targets[0].shape[0]
-        made = evaluation_outputs(self.job, self.tail, packed, self._kept, samples=samples, order=self._order)
+        made = evaluation_outputs(
+            self.job,
+            self.tail,
+            packed,
+            self._kept,
+            samples=samples,
+            length=self._length or 0,
+            order=self._order,
+        )
         finite = self.result.add(self.job, tensors_of(made), self._targets)
         if not finite and self.job.spec.durability.on_non_finite == "stop":
             self._check_test_batch(index)
@@ -83,17 +94,19 @@ def evaluation_outputs(
     kept: Values,
     *,
     samples: int,
+    length: int = 0,
     order: Tensor | None = None,
 ) -> tuple[Value, ...]:
     """The model's outputs from the body's, in evaluation mode. Raises DataError.
 
-    `order`: the one in which tokens went to the body, where it is not their own.
+    `length`: that to which the samples are padded, where they have one. `order`: the one in which tokens went
+    to the body, where it is not their own.
     """
     codecs = job.spec.link.codecs["activations"]
     if tail is None:
-        expected = [((samples, *spec.shape), DTYPES[spec.dtype]) for spec in job.signature.outputs]
+        expected = [((samples, *spec.shape_at(length)), DTYPES[spec.dtype]) for spec in job.signature.outputs]
         return unpack(packed, expected, codecs=codecs)
     specs = tail.eval_inputs[: len(tail.eval_inputs) - len(kept)]
-    values = unpack(packed, expected_of(specs, samples), codecs=codecs)
-    down = CutTransforms.in_order(check_values(values, specs, samples=samples), order)
+    values = unpack(packed, expected_of(specs, samples, length), codecs=codecs)
+    down = CutTransforms.in_order(check_values(values, specs, samples=samples, length=length), order)
     return tail.evaluate((*down, *kept))

@@ -123,6 +123,8 @@ class HeadDone:
     """Labelled elements of the whole batch, where labels are shared and the loss's mean is over those."""
     names: tuple[RowName, ...] | None = None
     """The names of the values' rows, where these come again in the next epoch."""
+    length: int | None = None
+    """The length to which the micro-batch's samples are padded, where they have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,8 @@ class WentBack:
 class EvalHeadDone:
     values: Packed
     samples: int
+    length: int | None = None
+    """The length to which the samples are padded, where they have one."""
 
 
 @dataclass(frozen=True, slots=True)

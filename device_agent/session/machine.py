@@ -208,6 +208,7 @@ class DeviceSession:
             attempt=self._live(),
             step=self.step,
             samples=head.samples,
+            length=head.length,
             **m.carried(head.values),
         )
         return self._request(State.EVALUATING, request)

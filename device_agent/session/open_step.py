@@ -54,6 +54,7 @@ class OpenStep:
             step=step,
             micro=len(self.micros),
             samples=head.samples,
+            length=head.length,
             batch=head.batch if self.count > 1 else None,
             targets=len(head.targets),
             counted=head.counted,

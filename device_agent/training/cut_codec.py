@@ -71,6 +71,7 @@ def rows_come_again(spec: JobSpec, head: SegmentTrainer) -> bool:
     """Return whether a sample's activations cross the cut alike in each epoch, by the job and its head.
 
     The head is frozen and draws nothing, no defence changes what crosses, and the codec packs a sample alone.
+    Samples with lengths of their own are padded with others each time: their values have other shapes.
     A data set that gives other samples each time is not seen here: its rows are just never found again.
     """
     return (
@@ -79,5 +80,6 @@ def rows_come_again(spec: JobSpec, head: SegmentTrainer) -> bool:
         and head.fixed
         and not head.segment.has_random
         and not spec.defended
+        and spec.model.max_length is None
         and all(parse_codec(name).rowwise for name in spec.link.codecs["activations"])
     )

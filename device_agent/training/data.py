@@ -23,7 +23,7 @@ from device_agent.training.samples import Samples, Tensors
 from spliteasy.errors import DataError
 from spliteasy.job import JobSpec
 from spliteasy.job.io_schema import Signature, dtype_name, told
-from spliteasy.job.micro_batches import micro_sizes
+from spliteasy.job.micro_batches import micro_sizes, split_batch
 from spliteasy.job.spec import DataSpec
 from spliteasy.privacy.defences.dp import PoissonBatches
 from spliteasy.privacy.defences.label_dp import RandomizedResponse, classes_to_answer
@@ -175,13 +175,38 @@ class BatchOrder:
 
     def batch(self, step: int) -> tuple[Tensors, Tensors]:
         """(inputs, targets) of `step`, batch first. Raises DataError."""
-        indices = self.indices(step)
+        return self._gathered(self.indices(step), step)
+
+    def _gathered(self, indices: list[int], step: int) -> tuple[Tensors, Tensors]:
         inputs, targets = self._samples.gather(indices, self.epoch(step))
         if self._spec.privacy.peer_labels:
             targets = (self._peer_labels[indices],)
         elif self._answers is not None:
             targets = (self._answers.answer(targets[0], indices),)
         return inputs, targets
+
+    @property
+    def have_lengths(self) -> bool:
+        """Return whether samples have a length of their own."""
+        return self._spec.model.max_length is not None
+
+    def micro_batches(self, step: int) -> list[tuple[Tensors, Tensors]]:
+        """(inputs, targets) of each micro-batch of `step`; where samples have a length, each is padded to its
+        own longest. Raises DataError."""
+        spec = self._spec
+        if not self.have_lengths:
+            inputs, targets = self.batch(step)
+            parts = (split_batch(each, spec.micro_batches) for each in (inputs, targets))
+            return list(zip(*parts, strict=True))
+        indices, made = self.indices(step), []
+        for size in micro_sizes(len(indices), spec.micro_batches):
+            made.append(self._gathered(indices[:size], step))
+            indices = indices[size:]
+        return made
+
+    def samples(self, step: int) -> list[list[Tensor]]:
+        """The samples of `step` as the data set makes them: inputs, then targets of each, not padded."""
+        return self._samples.rows(self.indices(step), self.epoch(step))
 
     def is_empty(self, step: int) -> bool:
         """Return whether no sample was drawn for `step`: its batch has one that counts for nothing."""
@@ -232,13 +257,15 @@ class BatchOrder:
         first = self._samples.gather([0], "fingerprint")
         item_bytes = max(1, sum(tensor.nbytes for tensor in (*first[0], *first[1])))
         wanted = max(2, min(FINGERPRINT_ITEMS, FINGERPRINT_BYTES // item_bytes, len(self)))
-        indices = {round(i * (len(self) - 1) / (wanted - 1)) for i in range(wanted)}
+        indices = sorted({round(i * (len(self) - 1) / (wanted - 1)) for i in range(wanted)})
         hasher = hashlib.blake2b(str(len(self)).encode(), digest_size=32)
-        for index in sorted(indices):
-            inputs, targets = self._samples.gather([index], "fingerprint")
-            for tensor in (*inputs, *targets):
-                hasher.update(told(dtype_name(tensor.dtype), tensor.shape).encode())
-                hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for at in range(0, len(indices), GATHERED):
+            inputs, targets = self._samples.gather(indices[at : at + GATHERED], "fingerprint")
+            columns = [column.contiguous() for column in (*inputs, *targets)]
+            for row in range(len(columns[0])):
+                for tensor in (column[row : row + 1] for column in columns):
+                    hasher.update(told(dtype_name(tensor.dtype), tensor.shape).encode())
+                    hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return hasher.hexdigest()
 
 

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import structlog
+import torch
 from torch import Tensor
 
 from spliteasy.errors import JobError
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
 from spliteasy.privacy.plain_labels import HINT, plain_labels
-from spliteasy.splitting.disguise import find_disguises
+from spliteasy.splitting.disguise import Disguise, find_disguises, measured_by
 
 log = structlog.get_logger(__name__)
+
+MOST_KEPT = 16
+_KEPT: OrderedDict[str, list[Disguise]] = OrderedDict()
+"""The disguises found lately, by all that they depend on: devices of one process may have one head, and data
+of the same ranges. A device with other weights, or other ranges, is measured by itself."""
+
+
+def _found(
+    head: Segment, inputs: Sequence[Tensor], *, training: bool, shared: Sequence[int]
+) -> list[Disguise]:
+    hasher = hashlib.sha256(f"{training} {list(shared)} ".encode())
+    hasher.update(measured_by(inputs, shared).encode())
+    hasher.update(head.graph_json())
+    for name, tensor in sorted(head.tensors().items()):
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    key = hasher.hexdigest()
+    found = _KEPT.get(key)
+    if found is None:
+        found = _KEPT[key] = find_disguises(head, inputs, training=training, shared=shared)
+        if len(_KEPT) > MOST_KEPT:
+            _KEPT.popitem(last=False)
+    return found
 
 
 def warn_of_labels(job: Job) -> None:
@@ -32,7 +58,7 @@ def refuse_disguised(job: Job, head: Segment, inputs: Sequence[Tensor]) -> None:
     names = [value.name for value in job.signature.inputs]
     shared = [place for place, name in enumerate(names) if name in job.spec.share_inputs]
     for mode, training in (("training", True), ("evaluation", False)):
-        for found in find_disguises(head, inputs, training=training, shared=shared):
+        for found in _found(head, inputs, training=training, shared=shared):
             name = names[found.source]
             value = job.head.program.document.graph(training).outputs[found.place].name
             if found.kind == "lookup":

@@ -37,7 +37,7 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             evaluated = best.judged == step and not (trainer.ended and best.ended)
             return e.Restored(state.held(), evaluated, trainer.ended, best.kept)
         case e.RunHead(step=step, micro=micro):
-            done = e.HeadDone(*trainer.run_head(step, micro))
+            done = trainer.run_head(step, micro)
             if trainer.names_rows:
                 done = replace(done, names=row_names(done.values.values, done.samples))
             if trainer.budget is not None:
@@ -92,7 +92,7 @@ def perform(action: e.Action, trainer: DeviceTrainer, state: StateFolder) -> e.E
             state.go_back(step, trainer.best_at_the_end(state.load_best(step)))
             return e.WentBack(state.held())
         case e.EvalHead(index=index):
-            return e.EvalHeadDone(*trainer.evaluator.head_values(index))
+            return trainer.evaluator.head_values(index)
         case e.EvalTail(index=index, values=values):
             more, best = trainer.evaluator.take_outputs(index, values), trainer.evaluator.best
             kept = best.kept if best is not None else 0

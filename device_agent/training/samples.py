@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spliteasy.errors import DataError, UserError
+from spliteasy.graph.checker import SHORTEST
 from spliteasy.graph.document import DTYPES
 from spliteasy.job import JobSpec
 from spliteasy.job.io_schema import SampleSpec, Signature, dtype_name, told
@@ -39,6 +40,7 @@ class Samples:
         self._whose = f"the {name} data of {device}"
         self._signature = signature
         self._key = key.at("item")
+        self._longest, self._pad = spec.model.max_length, spec.model.pad
         self._classes: int | None = None
         if spec.loss.name in CLASS_LOSSES and signature.targets[0].dtype == "int64":
             self._classes = signature.outputs[0].shape[0]
@@ -51,21 +53,31 @@ class Samples:
         return self._length
 
     def gather(self, indices: Sequence[int], *place: str | int) -> tuple[Tensors, Tensors]:
-        """Stack the items at `indices` into (inputs, targets), batch first.
+        """Stack the items at `indices` into (inputs, targets), batch first; those with a length are padded to
+        the longest of them.
 
         Before each item torch, numpy and random begin where (key, `place`, index) says; their states are
         put back afterwards. Raises DataError, naming the sample.
         """
+        rows = self.rows(indices, *place)
+        specs, count = (*self._signature.inputs, *self._signature.targets), len(self._signature.inputs)
+        length = padded_length(specs, rows)
+        columns = tuple(
+            stacked(column, spec, length, self._pad.get(spec.name))
+            for column, spec in zip(zip(*rows, strict=True), specs, strict=True)
+        )
+        if self._classes is not None:
+            _check_labels(columns[count], self._classes, indices)
+        return columns[:count], columns[count:]
+
+    def rows(self, indices: Sequence[int], *place: str | int) -> list[list[Tensor]]:
+        """The items at `indices` as they are: the inputs of each, then its targets. Raises DataError."""
         rows = []
         with states_kept():
             for index in indices:
                 seed_all(self._key.at(*place, index))
                 rows.append(self._item(index))
-        columns = tuple(torch.stack(column) for column in zip(*rows, strict=True))
-        count = len(self._signature.inputs)
-        if self._classes is not None:
-            _check_labels(columns[count], self._classes, indices)
-        return columns[:count], columns[count:]
+        return rows
 
     def problem(self, inputs: Tensors, targets: Tensors, indices: Sequence[int]) -> DataError | None:
         """The first value that is NaN or infinite in a batch that `gather` gave for `indices`."""
@@ -137,7 +149,31 @@ class Samples:
                 raise DataError(f"sample {index} has {len(parts)} {kind}s, the job has {len(specs)}")
             for part, spec in zip(parts, specs, strict=True):
                 tensors.append(_checked(part, spec, f"sample {index}: {kind} {spec.name!r}"))
+        self._check_length(tensors, index)
         return tensors
+
+    def _check_length(self, tensors: Sequence[Tensor], index: int) -> None:
+        """Refuse a sample that is too long, or of which some inputs and targets are longer than others."""
+        if self._longest is None:
+            return
+        specs = (*self._signature.inputs, *self._signature.targets)
+        lengths = {
+            spec.name: tensor.shape[dim]
+            for spec, tensor in zip(specs, tensors, strict=True)
+            for dim in spec.length_dims
+        }
+        if len(set(lengths.values())) > 1:
+            told_of = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise DataError(
+                f"{self._whose}, sample {index}: its inputs and targets differ in length: {told_of}",
+                hint="let the data set make them of one length: the job pads them",
+            )
+        length = next(iter(lengths.values()))
+        if not 1 <= length <= self._longest:
+            raise DataError(
+                f"{self._whose}, sample {index} has a length of {length}; the job takes 1 to {self._longest}",
+                hint="cut longer samples where the data set makes them, or raise model.max_length",
+            )
 
 
 def _check_labels(labels: Tensor, classes: int, indices: Sequence[int]) -> None:
@@ -171,13 +207,48 @@ def _checked(value: Any, spec: SampleSpec, what: str) -> Tensor:
         raise DataError(f"{what} is a {type(value).__name__}, expected {spec}")
     if tensor.device.type != "cpu":
         raise DataError(f"{what} is on {tensor.device}, expected it on the CPU", hint="move it with .cpu()")
-    if tensor.dtype != dtype or tuple(tensor.shape) != spec.shape:
+    if tensor.dtype != dtype or not _has_shape(tensor, spec):
         name = dtype_name(tensor.dtype)
         raise DataError(
             f"{what} is {told(name, tensor.shape)}, expected {spec}",
             hint=_DTYPE_HINTS.get((name, spec.dtype)),
         )
     return tensor
+
+
+def _has_shape(tensor: Tensor, spec: SampleSpec) -> bool:
+    """Return whether the tensor has the spec's shape, but for its length."""
+    if tensor.dim() != len(spec.shape):
+        return False
+    return all(
+        dim in spec.length_dims or size == wanted
+        for dim, (size, wanted) in enumerate(zip(tensor.shape, spec.shape, strict=True))
+    )
+
+
+def padded_length(specs: Sequence[SampleSpec], rows: Sequence[Sequence[Tensor]]) -> int:
+    """The length to which samples with one are padded: that of the longest, and no less than the shortest
+    that a model is traced for. 0 where samples have none."""
+    lengths = [
+        tensor.shape[dim]
+        for row in rows
+        for spec, tensor in zip(specs, row, strict=True)
+        for dim in spec.length_dims
+    ]
+    return max(SHORTEST, *lengths) if lengths else 0
+
+
+def stacked(
+    column: Sequence[Tensor], spec: SampleSpec, length: int, value: bool | int | float | None
+) -> Tensor:
+    """The tensors of several samples as one, batch first; those with a length are padded to `length`."""
+    if not spec.length_dims:
+        return torch.stack(tuple(column))
+    assert value is not None, "a job says what samples with a length are padded with"
+    whole = torch.full((len(column), *spec.shape_at(length)), value, dtype=DTYPES[spec.dtype])
+    for row, tensor in zip(whole, column, strict=True):
+        row[tuple(slice(size) for size in tensor.shape)] = tensor
+    return whole
 
 
 def _number_kind(dtype: torch.dtype) -> type:

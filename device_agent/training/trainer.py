@@ -17,6 +17,7 @@ from device_agent.evaluation.evaluator import Evaluator
 from device_agent.evaluation.sums import has_no_nan
 from device_agent.rounds.ends import RoundEnds
 from device_agent.rounds.place import RoundPlace
+from device_agent.session.events import HeadDone
 from device_agent.training.budget import Budget
 from device_agent.training.codec_policy import StepChoices
 from device_agent.training.codec_policy import Values as Travelling
@@ -24,13 +25,11 @@ from device_agent.training.cut_codec import DeviceWire, rows_come_again
 from device_agent.training.data import BatchOrder, EvaluationBatches
 from device_agent.training.hijack_watch import HijackWatch, may_watch
 from device_agent.training.open_step import MicroBatch, OpenStep
-from device_agent.training.samples import Tensors
 from spliteasy.codecs.packer import Packed, Packer, bytes_expected, bytes_of, expected_like, expected_of
 from spliteasy.errors import DataError, SplitEasyError
 from spliteasy.graph.boundary import check_gradients, check_values
 from spliteasy.graph.segment import Segment
 from spliteasy.job import Job
-from spliteasy.job.micro_batches import split_batch
 from spliteasy.privacy.defences.transforms import CutTransforms
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.randomness import Key
@@ -155,11 +154,9 @@ class DeviceTrainer:
         """The accuracy that was measured last, where the job lets it leave the device; None before."""
         return self.evaluator.result.accuracy if self.job.spec.share_loss else None
 
-    def run_head(self, step: int, micro: int = 0) -> tuple[Packed, int, Tensors, int, float | None]:
-        """The head's wire values of a micro-batch, in order; micro-batch 0 begins `step`.
+    def run_head(self, step: int, micro: int = 0) -> HeadDone:
+        """Run the head on a micro-batch, in order; micro-batch 0 begins `step`.
 
-        Also: its samples, its targets where labels are shared, the samples of the whole batch, and with
-        shared labels the elements that the loss's mean over several micro-batches is over.
         Raises NotFiniteOnDevice, and DataError where the batch's own values are not finite.
         """
         step -= self.head.rebases
@@ -176,7 +173,7 @@ class DeviceTrainer:
             wire, part.packed = tuple(map(_spoilt, wire)), None
         if micro == 0:
             kept = len(part.head.outputs) - len(wire)
-            under_way.nbytes = self._bytes_of_step(wire, part.samples, kept=kept)
+            under_way.nbytes = self._bytes_of_step(wire, part, kept=kept)
         packed = self.wire.pack(
             "activations",
             wire,
@@ -188,16 +185,17 @@ class DeviceTrainer:
         )
         part.packed = None
         counted = under_way.counted if len(under_way.micros) > 1 and tail is None else None
-        return packed, part.samples, () if tail else part.targets, under_way.samples, counted
+        length = self.job.signature.length_of(part.inputs)
+        targets = () if tail else part.targets
+        return HeadDone(packed, part.samples, targets, under_way.samples, counted, length=length)
 
     def _batch(self, step: int) -> list[MicroBatch]:
         ahead, self._next = self._next, None
         return ahead[1] if ahead is not None and ahead[0] == step else self._load(step)
 
     def _load(self, step: int) -> list[MicroBatch]:
-        inputs, targets = self.batches.batch(step)
-        count, measure = self.job.spec.micro_batches, self.job.measure
-        parts, wanted = split_batch(inputs, count), split_batch(targets, count)
+        measure, loaded = self.job.measure, self.batches.micro_batches(step)
+        parts, wanted = [inputs for inputs, _ in loaded], [targets for _, targets in loaded]
         shares = [0.0] if self.batches.is_empty(step) else measure.shares(wanted)
         elements = [measure.elements(part) for part in wanted]
         return [MicroBatch(*micro) for micro in zip(parts, wanted, shares, elements, strict=True)]
@@ -248,8 +246,10 @@ class DeviceTrainer:
         kept = part.head.outputs[self.head.segment.n_wire :]
         inputs = tail.segment.input_values
         specs = inputs[: len(inputs) - len(kept)]
-        values = self.wire.unpack("activations", packed, expected_of(specs, part.samples))
-        down = self.transforms.in_order(check_values(values, specs, samples=part.samples), part.order)
+        samples, length = part.samples, self.job.signature.length_of(part.inputs) or 0
+        values = self.wire.unpack("activations", packed, expected_of(specs, samples, length))
+        checked = check_values(values, specs, samples=samples, length=length)
+        down = self.transforms.in_order(checked, part.order)
         opened = tail.forward((*down, *kept), micro=micro)
         self._look(tail, opened.outputs, micro)
         if isinstance(tail, PrivateTrainer):
@@ -407,13 +407,14 @@ class DeviceTrainer:
             self.evaluator.best.load_state(state.get(BEST_KEY))
         self.rounds.place = RoundPlace.of(state.get(ROUND_KEY))
 
-    def _bytes_of_step(self, up: Values, samples: int, *, kept: int) -> dict[Travelling, int]:
+    def _bytes_of_step(self, up: Values, part: MicroBatch, *, kept: int) -> dict[Travelling, int]:
         """Return the bytes of `up` and its answers before packing; gradients are as large as their values."""
         nbytes = bytes_of(up)
         if self.tail is None:
             return {("up", "activations"): nbytes, ("down", "gradients"): nbytes}
         inputs = self.tail.segment.input_values
-        down = bytes_expected(expected_of(inputs[: len(inputs) - kept], samples))
+        length = self.job.signature.length_of(part.inputs) or 0
+        down = bytes_expected(expected_of(inputs[: len(inputs) - kept], part.samples, length))
         return {
             ("up", "activations"): nbytes,
             ("down", "activations"): down,

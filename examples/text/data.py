@@ -6,13 +6,14 @@ This stands for private messages: it is read on the device, and only there.
 from __future__ import annotations
 
 import hashlib
+import re
 from pydoc_data.topics import topics
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from examples.text.model import IGNORED, LENGTH
+from examples.text.model import LENGTH
 
 PHONES, TEST_PAGES = 4, 4
 TRAINED, TESTED = 320, 64
@@ -30,19 +31,20 @@ def device_data(device: str) -> tuple[list[Text], list[Text]]:
 
 
 def pieces(names: list[str]) -> list[Text]:
-    """Pieces of the pages, the last of a page padded: the mask and the labels say what is there."""
+    """The clauses of the pages: each is as long as it is, and the job pads them. Longer ones are cut."""
     found = []
     for name in names:
-        page = topics[name].encode("ascii", "replace")
-        for start in range(0, len(page) - SHORTEST, LENGTH):
-            found.append(_piece(page[start : start + LENGTH + 1]))
+        for clause in re.split(r"(?<=[.,;:])\s+", topics[name]):
+            text = " ".join(clause.split()).encode("ascii", "replace")
+            if len(text) > SHORTEST:
+                found.append(_piece(text[: LENGTH + 1]))
     return found
 
 
 def _piece(text: bytes) -> Text:
-    count = len(text) - 1
-    characters, following = torch.zeros(LENGTH, dtype=torch.int64), torch.full((LENGTH,), IGNORED)
-    characters[:count] = torch.tensor(list(text[:-1]))
-    following[:count] = torch.tensor(list(text[1:]))
-    mask = (torch.arange(LENGTH) < count).long()
-    return {"input_ids": characters, "attention_mask": mask, "following": following}
+    characters = torch.tensor(list(text))
+    return {
+        "input_ids": characters[:-1],
+        "attention_mask": torch.ones(len(text) - 1, dtype=torch.int64),
+        "following": characters[1:],
+    }

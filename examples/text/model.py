@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-LENGTH, CHARACTERS = 64, 128
+LENGTH, CHARACTERS = 128, 128
 """Characters of a sample, and the kinds that there are: ASCII."""
 IGNORED = -100
 """Label of a place that is not counted."""

@@ -134,6 +134,8 @@ class Forward(EngineRequest[ForwardDone]):
     samples: int
     batch: int
     """Samples of all the step's micro-batches."""
+    length: int = 0
+    """The length to which the samples are padded, where they have one of their own; else 0."""
     values: Packed
     targets: tuple[Tensor, ...] = ()
     """The targets that the loss compares the outputs with, where it is computed here."""
@@ -211,6 +213,8 @@ class Evaluate(EngineRequest[Packed]):
     samples: int
     values: Packed
     codec: str | None = None
+    length: int = 0
+    """The length to which the samples are padded, where they have one of their own; else 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ from spliteasy.codecs.packer import Packed, Packer, bytes_of, expected_like, exp
 from spliteasy.errors import DataError, OutputsMismatch
 from spliteasy.fleet.parts import averaged_part, model_part, rebased, window_part
 from spliteasy.graph.boundary import check_gradients, check_values
+from spliteasy.graph.document import Value, ValueSpec
 from spliteasy.graph.tensors import tensors_from_bytes
 from spliteasy.job import Job
 from spliteasy.job.micro_batches import micro_sizes, share_of
@@ -93,10 +94,10 @@ class BodyTrainer:
         request can make the state larger."""
         spec, body, packer = self.job.spec, self.job.body, self._packer
         down = () if spec.single else body.output_values[: body.n_wire]
-        total = 0
+        total, length = 0, spec.model.max_length or 0
         for samples in micro_sizes(spec.batch_size, spec.micro_batches):
-            total += packer.feedback_bytes("activations", expected_of(down, samples))
-            total += packer.feedback_bytes("gradients", expected_of(body.input_values, samples))
+            total += packer.feedback_bytes("activations", expected_of(down, samples, length))
+            total += packer.feedback_bytes("gradients", expected_of(body.input_values, samples, length))
         return total
 
     @property
@@ -151,10 +152,7 @@ class BodyTrainer:
         if request.micro == 0:
             self.abort()
         specs = self.trainer.segment.input_values
-        arrived = unpack(
-            request.values, expected_of(specs, request.samples), codecs=self._codecs["activations"]
-        )
-        values = check_values(arrived, specs, samples=request.samples)
+        values = self._arrived(request, specs)
         share = self._share(request) if request.targets else 0.0
         with _places_found():
             graph = self.trainer.forward(to_processor(values, self.processor), micro=request.micro)
@@ -210,13 +208,17 @@ class BodyTrainer:
     def evaluate(self, request: Evaluate) -> Packed:
         """The body's outputs in evaluation mode."""
         specs = self.trainer.eval_inputs
-        arrived = unpack(
-            request.values, expected_of(specs, request.samples), codecs=self._codecs["activations"]
-        )
-        values = check_values(arrived, specs, samples=request.samples)
+        values = self._arrived(request, specs)
         with _places_found():
             outputs = self.trainer.evaluate(to_processor(values, self.processor))
         return self._packer.pack_evaluation(to_host(outputs), codec=request.codec)
+
+    def _arrived(self, request: Forward | Evaluate, specs: Sequence[ValueSpec]) -> tuple[Value, ...]:
+        """The values of a request, unpacked. Raises DataError where they are not as the request says."""
+        samples, length = request.samples, request.length
+        expected = expected_of(specs, samples, length)
+        arrived = unpack(request.values, expected, codecs=self._codecs["activations"])
+        return check_values(arrived, specs, samples=samples, length=length)
 
     def abort(self) -> None:
         """Forget the open step."""

@@ -70,8 +70,8 @@ def _probe(job: Job) -> str:
         for micro, samples in enumerate(
             sorted(set(micro_sizes(job.spec.batch_size, job.spec.micro_batches)))
         ):
-            specs = trainer.segment.input_values
-            values = [_value(spec, samples, generator) for spec in specs]
+            specs, length = trainer.segment.input_values, job.spec.model.max_length or 0
+            values = [_value(spec, samples, length, generator) for spec in specs]
             opened = trainer.forward(to_processor(values, job.body.processor), micro=micro)
             gradients = to_processor(
                 [
@@ -91,11 +91,11 @@ def _probe(job: Job) -> str:
         return digest_of([len(seen)])  # a body that can't take these inputs can't on a machine like this one
 
 
-def _value(spec: ValueSpec, samples: int, generator: torch.Generator) -> Value:
+def _value(spec: ValueSpec, samples: int, length: int, generator: torch.Generator) -> Value:
     """Return a value of the cut: normal numbers, or zeros, which are an index of everything."""
     if spec.is_int:
-        return spec.value_for(samples)
-    shape = spec.shape_for(samples)
+        return spec.value_for(samples, length)
+    shape = spec.shape_for(samples, length)
     if spec.torch_dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(spec.torch_dtype)
     return torch.zeros(shape, dtype=spec.torch_dtype)

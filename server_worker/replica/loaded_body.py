@@ -281,6 +281,7 @@ class LoadedBody:
             body=self.body,
             micro=request.micro,
             samples=request.samples,
+            length=request.length or 0,
             batch=self._batch,
             values=m.packed_in(request, last=first_target),
             targets=tensors_of(request.values[first_target:]),
@@ -349,7 +350,15 @@ class LoadedBody:
 
     def evaluate(self, request: m.Eval) -> Steps[Packed]:
         """The body's outputs in evaluation mode."""
-        return (yield from Evaluate(self.body, request.samples, m.packed_in(request), request.reply_codec))
+        return (
+            yield from Evaluate(
+                self.body,
+                request.samples,
+                m.packed_in(request),
+                request.reply_codec,
+                length=request.length or 0,
+            )
+        )
 
     def abort(self) -> Steps[None]:
         """Forget the open step."""
@@ -358,12 +367,12 @@ class LoadedBody:
 
     def write_bytes(self, request: m.Forward) -> tuple[int, int]:
         """Return the bytes of the state and about those of the requests of the step that `request` begins."""
-        spec, body = self.job.spec, self.job.body
+        spec, body, length = self.job.spec, self.job.body, request.length or 0
         whole = request.batch or request.samples
         sent = bytes_of(request.values) * whole // request.samples
         if not spec.single:
-            given = bytes_expected(expected_of(body.input_values, whole))
-            taken = bytes_expected(expected_of(body.output_values[: body.n_wire], whole))
+            given = bytes_expected(expected_of(body.input_values, whole, length))
+            taken = bytes_expected(expected_of(body.output_values[: body.n_wire], whole, length))
             sent += sent * taken // max(1, given)
         return self.state_bytes, sent
 

@@ -28,7 +28,8 @@ def check_forward(job: Job, request: m.Forward, raw_bytes: int) -> None:
         )
     if bool(request.targets) != spec.single or request.targets > len(request.values):
         raise DataError(f"{request.targets} targets arrived in a FORWARD of {request.job}")
-    expected = bytes_expected(expected_of(job.body.input_values, request.samples))
+    length = _check_length(job, request.length)
+    expected = bytes_expected(expected_of(job.body.input_values, request.samples, length))
     if request.targets:
         expected += _check_targets(job, request)
     check_size(request, raw_bytes, expected)
@@ -46,7 +47,8 @@ def check_evaluation(job: Job, request: m.Eval, raw_bytes: int) -> None:
     """Raises DataError where the request has more samples than an evaluation may have, or is too large."""
     _check_samples(request.samples, job.spec.evaluation.batch_size, "evaluation.batch_size")
     inputs = job.body.program.document.eval.inputs
-    check_size(request, raw_bytes, bytes_expected(expected_of(inputs, request.samples)))
+    length = _check_length(job, request.length)
+    check_size(request, raw_bytes, bytes_expected(expected_of(inputs, request.samples, length)))
 
 
 def check_size(request: m.Forward | m.Recall | m.Backward | m.Eval, raw_bytes: int, expected: int) -> None:
@@ -62,7 +64,7 @@ def _check_targets(job: Job, request: m.Forward) -> int:
     if len(targets) != len(specs):
         raise DataError(f"{len(targets)} targets arrived, the job has {len(specs)}")
     for target, spec in zip(targets, specs, strict=True):
-        shape = (request.samples, *spec.shape)
+        shape = (request.samples, *spec.shape_at(request.length or 0))
         if (
             not isinstance(target, Tensor)
             or tuple(target.shape) != shape
@@ -70,6 +72,19 @@ def _check_targets(job: Job, request: m.Forward) -> int:
         ):
             raise DataError(f"target {spec.name}: expected {spec.dtype} of shape {shape}")
     return bytes_of(targets)
+
+
+def _check_length(job: Job, length: int | None) -> int:
+    """The length of the samples, 0 where they have none; DataError where the job's can't be so long."""
+    longest = job.spec.model.max_length
+    if longest is None:
+        if length is not None:
+            raise DataError(f"samples of length {length}, where the job's have no length of their own")
+        return 0
+    if length is None or length > longest:
+        told = "no length" if length is None else f"a length of {length}"
+        raise DataError(f"samples of {told}, where the job's have one of 2 to {longest}")
+    return length
 
 
 def _check_samples(samples: int, most: int, setting: str) -> None:

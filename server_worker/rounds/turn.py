@@ -14,8 +14,10 @@ from broker.protocol import messages as m
 from server_worker.action import Steps
 from server_worker.engine.base import HandIn, TakeEnds, TakeMean
 from server_worker.replica.loaded_body import LoadedBody, RoundAbout
-from server_worker.rounds.decision import Members, next_record, wanted
+from server_worker.rounds.actions import AwaitRound, BeAlone
+from server_worker.rounds.decision import Members, next_record
 from server_worker.rounds.ends import digest_of_contribution
+from server_worker.rounds.waiting import SETTLING, SOON_S, WaitingDevice, busy
 from server_worker.session.refusals import error_reply
 from server_worker.store import Blob
 from server_worker.store.fleet_calls import (
@@ -37,18 +39,9 @@ from spliteasy.job.spec import FleetSpec
 
 ENDS = "=ends"
 """Names the mean of the ends, beside what devices handed in: no device has a name like it."""
-LEAST_WAIT_S, MOST_WAIT_S = 0.05, 5.0
-"""A device asks again after a tenth of the time that the round has lasted, within these limits."""
-POLLS_PER_S = 200
-"""Devices of a large fleet that are not in the round ask so often a second, all together."""
 GRACE_S = 10.0
 """A worker lets no deadline pass that it has not watched for so long (or a quarter of it, if that is
 shorter): after an outage devices get the time to come back."""
-
-JOINING = "waiting for the round to begin"
-HANDED_IN = "waiting for the other devices of the round"
-LAST_TURN = "waiting for the devices that still have turns to take"
-SETTLING = "waiting until the end of the round is durable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +85,11 @@ class RoundTurns:
     def clear(self) -> None:
         self.request, self._handed, self._since = None, None, None
 
-    def take(self, loaded: LoadedBody) -> Steps[Outcome]:
-        """Return the answer to the device that waits, as things stand now. Raises DataError, StoreError."""
+    def take(self, loaded: LoadedBody, *, asked: bool = True) -> Steps[Outcome]:
+        """Return the answer to the device that waits, as things stand now. Raises DataError, StoreError.
+
+        Where the device has not `asked` again, what is known of it stays as it is, and no round is closed.
+        """
         request, fleet = self.request, fleet_of(loaded)
         assert request is not None
         newest = parsed((yield from ReadNewestRound(fleet)))
@@ -106,8 +102,15 @@ class RoundTurns:
             )
         if request.round > (0 if newest is None else newest.number + 1):
             raise StoreError(f"the store has lost the record of round {request.round - 1} of fleet {fleet}")
-        if newest is not None and request.round == newest.number + 1:
-            yield from self._hand_in(loaded, fleet)
+        if asked:
+            if newest is not None and request.round == newest.number + 1:
+                yield from self._hand_in(loaded, fleet)
+            yield from self._put_member(request, fleet, now)
+            newest = yield from self._close_if_due(loaded, newest, fleet, now)
+        return (yield from self._answer(loaded, newest, fleet, now))
+
+    def _put_member(self, request: m.Ready, fleet: str, now: float) -> Steps[None]:
+        """Keep that the device waits, and what it has handed in."""
         self._since = now if self._since is None else self._since
         member = Member(
             seen=now,
@@ -119,36 +122,29 @@ class RoundTurns:
             handed=self._handed,
         )
         yield from PutMember(fleet, request.device, member.to_json())
-        newest = yield from self._close_if_due(loaded, newest, fleet, now)
-        return (yield from self._answer(loaded, newest, fleet, now))
 
     def _answer(
         self, loaded: LoadedBody, newest: RoundRecord | None, fleet: str, now: float
     ) -> Steps[Outcome]:
-        request = self.request
+        request, spec = self.request, loaded.job.spec.fleet
         assert request is not None
-        if newest is None:
-            few = f"{JOINING}: {wanted(loaded.job.spec.fleet)} devices have to be there"
-            return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=few)
-        # Those that are not drawn ask the less often, the more they are: the fleet's polls are bounded.
-        crowd_s = newest.there / POLLS_PER_S if request.device not in newest.cohort else 0.0
-        wait_s = min(MOST_WAIT_S, max(LEAST_WAIT_S, crowd_s, (now - newest.closed_at) / 10))
-        if newest.paused and not request.last:
-            reason = (
-                f"the fleet is paused: too few devices handed in, so that {newest.voids} rounds in a row "
-                f"were void; `spliteasy fleet {loaded.job.name} --resume` lets it go on"
-            )
-            return m.Busy(answers=request.request, retry_after_s=MOST_WAIT_S, reason=reason)
-        if newest.number < request.round:
-            return m.Busy(answers=request.request, retry_after_s=wait_s, reason=HANDED_IN)
-        spec = loaded.job.spec.fleet
-        if request.last and _is_under_way(newest, spec, loaded):
-            return m.Busy(answers=request.request, retry_after_s=wait_s, reason=LAST_TURN)
-        if not request.last and request.device not in newest.cohort:
-            return m.Busy(answers=request.request, retry_after_s=wait_s, reason=JOINING)
+        waiting = WaitingDevice(
+            fleet=fleet,
+            session=request.session,
+            device=request.device,
+            round=request.round,
+            last=request.last,
+            opened=loaded.opened,
+            spec=spec,
+        )
+        why = waiting.why(newest)
+        if newest is None or why is not None:
+            yield from AwaitRound(waiting, -1 if newest is None else newest.number)
+            return busy(request, why or "", waiting.asks_after_s(newest, now))
         window_s = yield from ReadLossWindow()
-        if now - newest.closed_at < window_s or self._known_s(newest) < window_s:
-            return m.Busy(answers=request.request, retry_after_s=LEAST_WAIT_S, reason=SETTLING)
+        settled_s = min(now - newest.closed_at, self._known_s(newest))
+        if settled_s < window_s:
+            return busy(request, SETTLING, max(SOON_S, window_s - settled_s))
         mean = yield from mean_of(newest.base, loaded)
         ends_base = newest.ends_base if spec.shares_body else newest.base
         goes_on = loaded.round > 0 and newest.opened == loaded.opened
@@ -156,10 +152,11 @@ class RoundTurns:
         ends = b""
         if spec.shares_body and not keeps_ends:
             ends = yield from ends_of(ends_base, loaded)
-        elif spec.shares_body and newest.opened == newest.number:
-            yield from ends_of(ends_base, loaded)  # while all that it is taken from is there
-        # Only now: had the store lost the record, the means before it would have to be taken again.
-        yield from drop_older(fleet, newest)
+        if request.device == min(newest.cohort, default=request.device):  # one does it for all
+            if spec.shares_body and newest.opened == newest.number:
+                yield from ends_of(ends_base, loaded)  # while all that it is taken from is there
+            # Only now: had the store lost the record, the means before it would have to be taken again.
+            yield from drop_older(fleet, newest)
         sealed = None
         if ends_base and spec.seals and not keeps_ends:
             own = newest if newest.number == ends_base else (yield from record_of(ends_base, fleet))
@@ -224,6 +221,10 @@ class RoundTurns:
             expired = may_expire and now - newest.closed_at >= spec.fleet.deadline_s
             if not expired and not (yield from self._all_handed_in(newest, fleet)):
                 return newest
+        yield from BeAlone(fleet)
+        found = parsed((yield from ReadNewestRound(fleet)))
+        if found != newest:
+            return found  # another session has closed it meanwhile
         number = 0 if newest is None else newest.number + 1
         members = yield from self._with_weights((yield from read_members(fleet)), number, fleet)
         due = next_record(newest, members, spec.fleet, seed=spec.seed, now=now, may_expire=may_expire)
@@ -237,10 +238,10 @@ class RoundTurns:
         named = [weights_name(due.number, name, each.digest) for name, each in due.participants.items()]
         if newest is not None and newest.base:
             named.append(mean_name(newest.base))
-        found = yield from AppendRound(fleet, line, due.number, previous, tuple(named))
-        if found is None:
+        written = yield from AppendRound(fleet, line, due.number, previous, tuple(named))
+        if written is None:
             raise StoreUnavailable(f"fleet {fleet}: the records have changed meanwhile")
-        return RoundRecord.from_json(found)
+        return RoundRecord.from_json(written)
 
     def _with_weights(self, members: Members, number: int, fleet: str) -> Steps[Members]:
         """Return the devices, and what they handed in for round `number` where the store still has it: one
@@ -326,9 +327,9 @@ def mean_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
     if number == 0:
         return b""
     fleet = fleet_of(loaded)
-    kept = yield from ReadWeightsOf(fleet, mean_name(number))
+    kept = yield from _kept_mean(fleet, mean_name(number))
     if kept is not None:
-        return bytes(kept)
+        return kept
     record = yield from record_of(number, fleet)
     before = b""
     if loaded.job.spec.fleet.shares_body:
@@ -339,6 +340,15 @@ def mean_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
     return (yield from _kept(fleet, mean_name(number), mean))
 
 
+def _kept_mean(fleet: str, name: str) -> Steps[bytes | None]:
+    """Return a mean that was taken before; None: this session is the one of its worker to take it."""
+    kept = yield from ReadWeightsOf(fleet, name)
+    if kept is None:
+        yield from BeAlone(fleet)
+        kept = yield from ReadWeightsOf(fleet, name)
+    return kept
+
+
 def ends_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
     """Return the mean of the ends of the round that a record ended, where the body is shared; empty for
     record 0. Raises StoreUnavailable as `mean_of` does.
@@ -346,9 +356,9 @@ def ends_of(number: int, loaded: LoadedBody) -> Steps[bytes]:
     if number == 0:
         return b""
     fleet = fleet_of(loaded)
-    kept = yield from ReadWeightsOf(fleet, ends_name(number))
+    kept = yield from _kept_mean(fleet, ends_name(number))
     if kept is not None:
-        return bytes(kept)
+        return kept
     record = yield from record_of(number, fleet)
     named = {device: (each.window, each.digest) for device, each in record.ended.items()}
     bodies = yield from _handed_in(fleet, named)
@@ -376,13 +386,6 @@ def _kept(fleet: str, name: str, mean: bytes) -> Steps[bytes]:
             f"fleet {fleet}: two workers have taken unlike means {name}: {first[:12]} and {digest[:12]}"
         )
     return mean
-
-
-def _is_under_way(newest: RoundRecord, fleet: FleetSpec, loaded: LoadedBody) -> bool:
-    """Return whether a device that has ended waits for others: for their turns, or for the round's end."""
-    if fleet.hands_over:
-        return bool(newest.cohort)
-    return fleet.shares_body and newest.opened == loaded.opened
 
 
 def record_of(number: int, fleet: str) -> Steps[RoundRecord]:

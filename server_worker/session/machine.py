@@ -25,6 +25,7 @@ from server_worker.replica.loaded_body import LoadedBody, StepResult
 from server_worker.replica.replica import Replica
 from server_worker.replica.request_checks import check_recall
 from server_worker.rounds.turn import RoundTurns, Turn
+from server_worker.rounds.waiting import SETTLING
 from server_worker.session.actions import Committed, Send
 from server_worker.session.opening import Opening, attempt_of
 from server_worker.session.refusals import (
@@ -161,10 +162,26 @@ class WorkerSession:
 
     def handle(self, request: m.AnyRequest, raw: Blob) -> Steps[None]:
         """Serve one request; `raw` is the request as received, for the log. Never raises for a bad one."""
+        yield from self._guarded(request, self._dispatch(request, raw))
+
+    @property
+    def waits(self) -> m.Ready | None:
+        """The request of a device that waits for the end of its round, where that is here."""
+        return self._turns.request if self.replica.body is not None else None
+
+    def look_again(self, waiting: m.Ready) -> Steps[None]:
+        """Let the device go on whose request waits, if its round has ended. It did not ask again, so that
+        nothing is sent where it waits on."""
+        body = self.replica.body
+        if body is not None and not self.replica.doubted:
+            yield from self._guarded(waiting, self._take_turn(body, asked=False))
+
+    def _guarded(self, request: m.AnyRequest, steps: Steps[None]) -> Steps[None]:
+        """Take the steps of a request; what fails is answered, and throws away what is in doubt."""
         before = self.state
         try:
             try:
-                yield from self._dispatch(request, raw)
+                yield from steps
             except (DataError, NotFinite) as error:  # the request's fault: the committed step stays good
                 yield from self._abort()
                 yield from Send(failure_reply(request, error))
@@ -362,8 +379,9 @@ class WorkerSession:
         else:
             yield from self._take_turn(body)
 
-    def _take_turn(self, body: LoadedBody) -> Steps[None]:
-        """Take the step that goes on from the mean, if the round has ended; else tell the device to wait."""
+    def _take_turn(self, body: LoadedBody, *, asked: bool = True) -> Steps[None]:
+        """Take the step that goes on from the mean, if the round has ended; else tell the device that has
+        asked to wait."""
         request = self._turns.request
         assert request is not None
         if (yield from self._held_back(request)):
@@ -371,9 +389,10 @@ class WorkerSession:
         if self.replica.log_is_full:
             yield from Send(log_full_reply(request, self.replica.log_bytes, self.replica.snapshots.best))
             return
-        turn = yield from self._turns.take(body)
+        turn = yield from self._turns.take(body, asked=asked)
         if not isinstance(turn, Turn):
-            yield from Send(turn)
+            if asked or isinstance(turn, m.Error) or turn.reason == SETTLING:
+                yield from Send(turn)  # nobody tells the device that a record has settled: it is told when
             return
         parts = turn.logged(request)
         yield from self.replica.begin(request)

@@ -194,9 +194,13 @@ def unpack(
     return tuple(values)
 
 
-def expected_of(specs: Sequence[ValueSpec], samples: int) -> list[Expected]:
-    """Return the shapes and dtypes that a cut of `specs` carries for a batch of `samples`."""
-    return [None if spec.is_int else (_bounded(spec.shape_for(samples)), spec.torch_dtype) for spec in specs]
+def expected_of(specs: Sequence[ValueSpec], samples: int, length: int = 0) -> list[Expected]:
+    """Return the shapes and dtypes that a cut of `specs` carries for a batch of `samples`, padded to
+    `length` where lengths are free."""
+    return [
+        None if spec.is_int else (_bounded(spec.shape_for(samples, length)), spec.torch_dtype)
+        for spec in specs
+    ]
 
 
 def bytes_of(values: Iterable[Value | None]) -> int:

@@ -7,24 +7,25 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from spliteasy.errors import DataError
-from spliteasy.graph.document import Value, ValueSpec, batch_of
+from spliteasy.graph.document import Value, ValueSpec, extent_of
 
 
 def check_values(
-    values: Sequence[Value | None], specs: Sequence[ValueSpec], *, samples: int | None
+    values: Sequence[Value | None], specs: Sequence[ValueSpec], *, samples: int | None, length: int = 0
 ) -> tuple[Value, ...]:
     """The values, if there is one of the right dtype and shape for each spec; else DataError.
 
-    `samples`: the batch size that they must have; None takes it from the values themselves.
+    `samples`, `length`: the batch size that they must have, and the length to which the samples are padded;
+    None takes both from the values themselves.
     """
     if len(values) != len(specs):
         raise DataError(f"{len(values)} values arrived at a cut of {len(specs)}")
     present = tuple(value for value in values if value is not None)
     if len(present) != len(values):
         raise DataError("a value of the cut is absent")
-    batch = samples if samples is not None else batch_of(specs, present)
+    batch, long = (samples, length) if samples is not None else extent_of(specs, present)
     for value, spec in zip(present, specs, strict=True):
-        problem = spec.problem_with(value, batch if batch is not None else 0)
+        problem = spec.problem_with(value, batch or 0, long or 0)
         if problem is not None:
             raise DataError(problem)
     return present

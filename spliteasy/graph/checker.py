@@ -3,7 +3,8 @@
 The program is run in each mode on torch's meta device, which knows shapes and dtypes but holds no data: every
 operator must accept its arguments, no value may be absurdly large, inputs must be left as they are, and the
 outputs must be what the graph says. That is so at a batch of two samples, and at the sizes that the job will
-run it at: then it is known, too, what memory and computing a run will take.
+run it at: then it is known, too, what memory and computing a run will take. Where the length of samples is
+free, it is so for the shortest, for middling and for the longest.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from spliteasy.graph.program import Batches, Code, Costs, Program, targets
 from spliteasy.graph.recurrent import check_recurrent
 
 _BATCH = 2
+SHORTEST = 2
+"""The least length to which samples are padded, where lengths are free: torch's traces say nothing of 1."""
 _IN_PIECES = {
     "aten.unbind.int": 1,
     "aten.split.Tensor": 2,
@@ -41,7 +44,7 @@ _IN_PIECES = {
 
 
 def check_program(program: Program, batches: Batches | None = None) -> Costs:
-    """Return what a run takes at the largest of the batches, and note in `program.written` what it writes.
+    """Return what a run takes at most at those batches, and note in `program.written` what it writes.
 
     Raises `PortableError` with the mode and the reason.
     """
@@ -49,13 +52,15 @@ def check_program(program: Program, batches: Batches | None = None) -> Costs:
     _check_names(document)
     costs: dict[str, tuple[int, int]] = {}
     written: set[str] = set()
-    sizes_of = {"train": batches.train, "eval": batches.eval} if batches else {"train": (), "eval": ()}
-    for mode, sizes in sizes_of.items():
+    batches = batches or Batches(train=(), eval=())
+    for mode, sizes in (("train", batches.train), ("eval", batches.eval)):
+        code, training = program.code(mode == "train"), mode == "train"
         try:
-            for batch in sorted({_BATCH, *(size for size in sizes if size > _BATCH)}):
-                costs[mode] = _check_code(
-                    document, program.code(mode == "train"), batch, mode == "train", written
-                )
+            found = [
+                _check_code(document, code, batch, length, training, written)
+                for batch, length in _extents(sizes, batches.length)
+            ]
+            costs[mode] = max(nbytes for nbytes, _ in found), max(flops for _, flops in found)
         except PortableError as error:
             raise PortableError(f"segment {document.name[:60]!r}, {mode} graph: {error.message}") from None
     program.written = frozenset(written)
@@ -63,6 +68,13 @@ def check_program(program: Program, batches: Batches | None = None) -> Costs:
     return Costs(
         train_bytes=train_bytes, eval_bytes=eval_bytes, train_flops=train_flops, eval_flops=eval_flops
     )
+
+
+def _extents(sizes: tuple[int, ...], longest: int) -> Iterator[tuple[int, int]]:
+    """The batch sizes and lengths that a program is tried at."""
+    if longest > SHORTEST:
+        yield from ((_BATCH, length) for length in sorted({SHORTEST, (SHORTEST + longest) // 2}))
+    yield from ((batch, longest) for batch in sorted({_BATCH, *(size for size in sizes if size > _BATCH)}))
 
 
 def _check_names(document: Document) -> None:
@@ -79,9 +91,10 @@ def _check_names(document: Document) -> None:
 
 
 def _check_code(
-    document: Document, code: Code, batch: int, training: bool, written: set[str]
+    document: Document, code: Code, batch: int, length: int, training: bool, written: set[str]
 ) -> tuple[int, int]:
-    """Return the bytes that a run at that batch takes beside the segment's tensors, and its operations.
+    """Return the bytes that a run at that batch and length takes beside the segment's tensors, and its
+    operations.
 
     The names of the tensors that it writes into are added to `written`.
     """
@@ -89,7 +102,7 @@ def _check_code(
     if len(graph.outputs) != len(graph.results) or graph.wire > len(graph.results):
         raise PortableError("the outputs' numbers and descriptions differ in count")
     tensors = [_meta_tensor(spec) for spec in document.tensors]
-    inputs = [_meta_input(spec, batch) for spec in graph.inputs]
+    inputs = [_meta_input(spec, batch, length) for spec in graph.inputs]
     memory = _Memory(keep=training)
     for value in inputs:
         memory.add(value)
@@ -105,7 +118,7 @@ def _check_code(
         if isinstance(tensor, Tensor) and tensor._version:
             raise PortableError("a node writes into a parameter or into an input")
     for spec, value in zip(graph.outputs, outputs, strict=True):
-        problem = spec.problem_with(value, batch)
+        problem = spec.problem_with(value, batch, length)
         if problem is not None:
             raise PortableError(f"output {problem}")
     return memory.peak_bytes, counter.flops
@@ -230,10 +243,10 @@ def _meta_tensor(spec: TensorSpec) -> Tensor:
     return made.requires_grad_(spec.requires_grad)
 
 
-def _meta_input(spec: ValueSpec, batch: int) -> Value:
+def _meta_input(spec: ValueSpec, batch: int, length: int) -> Value:
     if spec.is_int:
-        return spec.value_for(batch)
-    shape = spec.shape_for(batch)
+        return spec.value_for(batch, length)
+    shape = spec.shape_for(batch, length)
     size = 1
     for dim in shape:
         size *= dim

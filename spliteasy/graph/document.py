@@ -2,17 +2,18 @@
 
 Values are numbered: the tensors of the table first, then the inputs, then one per node; a reference
 names a smaller number, so a graph has no cycles. A shape's dimension is a number, or grows with the
-batch: `batch * B + plus`.
+batch of B samples, and with their length L where that is free:
+`batch * B + length * L + both * B * L + plus`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from spliteasy.graph import limits
@@ -52,17 +53,51 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class BatchDim(_Record):
-    """A dimension of `batch * B + plus` at a batch of B samples."""
+class FreeDim(_Record):
+    """A dimension of `batch * B + length * L + both * B * L + plus` at B samples of length L."""
 
-    batch: Annotated[int, Field(ge=1, le=limits.ELEMENTS)]
+    batch: Size = 0
+    length: Size = 0
+    both: Size = 0
     plus: Annotated[int, Field(ge=-limits.ELEMENTS, le=limits.ELEMENTS)] = 0
 
-    def at(self, batch: int) -> int:
-        return self.batch * batch + self.plus
+    @model_validator(mode="after")
+    def _is_free(self) -> Self:
+        if not (self.batch or self.length or self.both):
+            raise ValueError("a dimension that grows with nothing is a number")
+        return self
+
+    def at(self, batch: int, length: int = 0) -> int:
+        return self.batch * batch + self.length * length + self.both * batch * length + self.plus
+
+    @property
+    def per_batch(self) -> bool:
+        return bool(self.batch or self.both)
+
+    @property
+    def per_length(self) -> bool:
+        return bool(self.length or self.both)
+
+    def batch_at(self, size: int, length: int | None) -> int | None:
+        """The number of samples at which the dimension has that size; None where that can't be told."""
+        if length is None and self.per_length:
+            return None
+        known = length or 0
+        return _whole(size - self.plus - self.length * known, self.batch + self.both * known)
+
+    def length_at(self, size: int, batch: int | None) -> int | None:
+        """The length at which the dimension has that size; None where that can't be told."""
+        if batch is None and self.per_batch:
+            return None
+        known = batch or 0
+        return _whole(size - self.plus - self.batch * known, self.length + self.both * known)
 
 
-Dim: TypeAlias = Size | BatchDim
+def _whole(total: int, each: int) -> int | None:
+    return total // each if each > 0 and total % each == 0 else None
+
+
+Dim: TypeAlias = Size | FreeDim
 
 
 class TensorSpec(_Record):
@@ -103,38 +138,43 @@ class ValueSpec(_Record):
     @property
     def per_batch(self) -> bool:
         """Return whether the value grows with the batch."""
-        return any(isinstance(dim, BatchDim) for dim in self.shape)
+        return any(isinstance(dim, FreeDim) and dim.per_batch for dim in self.shape)
 
-    def shape_for(self, batch: int) -> tuple[int, ...]:
-        """The shape at a batch of so many samples."""
-        return tuple(dim.at(batch) if isinstance(dim, BatchDim) else dim for dim in self.shape)
+    @property
+    def per_length(self) -> bool:
+        """Return whether the value grows with the length of the samples."""
+        return any(isinstance(dim, FreeDim) and dim.per_length for dim in self.shape)
 
-    def value_for(self, batch: int) -> int:
-        """The value of an integer at a batch of so many samples."""
+    def shape_for(self, batch: int, length: int = 0) -> tuple[int, ...]:
+        """The shape at a batch of so many samples, padded to that length where lengths are free."""
+        return tuple(dim.at(batch, length) if isinstance(dim, FreeDim) else dim for dim in self.shape)
+
+    def value_for(self, batch: int, length: int = 0) -> int:
+        """The value of an integer at a batch of so many samples of that length."""
         assert self.is_int, "a tensor has no single value"
-        return self.shape_for(batch)[0] if self.shape else 0
+        return self.shape_for(batch, length)[0] if self.shape else 0
 
-    def bytes_for(self, batch: int) -> int:
-        """Bytes at a batch of so many samples, nothing compressed."""
+    def bytes_for(self, batch: int, length: int = 0) -> int:
+        """Bytes at a batch of so many samples of that length, nothing compressed."""
         if self.is_int:
             return 8
         size = self.torch_dtype.itemsize
-        for dim in self.shape_for(batch):
+        for dim in self.shape_for(batch, length):
             size *= dim
         return size
 
-    def problem_with(self, value: object, batch: int) -> str | None:
+    def problem_with(self, value: object, batch: int, length: int = 0) -> str | None:
         """Say in one line what is wrong with `value` in this place, or None if it fits."""
         if self.is_int:
-            expected = self.value_for(batch)
+            expected = self.value_for(batch, length)
             fits = type(value) is int and value == expected
             return None if fits else f"{self.name}: expected the integer {expected}, got {value!s:.40}"
         if not isinstance(value, Tensor):
             return f"{self.name}: expected a tensor, got {type(value).__name__}"
         if value.dtype != self.torch_dtype:
             return f"{self.name}: expected {self.dtype}, got {str(value.dtype).removeprefix('torch.')}"
-        if tuple(value.shape) != self.shape_for(batch):
-            return f"{self.name}: expected shape {self.shape_for(batch)}, got {tuple(value.shape)}"
+        if tuple(value.shape) != self.shape_for(batch, length):
+            return f"{self.name}: expected shape {self.shape_for(batch, length)}, got {tuple(value.shape)}"
         return None
 
 
@@ -180,25 +220,30 @@ class Ref:
 
 
 def misfit(specs: Sequence[ValueSpec], values: Sequence[Value]) -> str | None:
-    """Say what is wrong with the first value that does not fit its place at any batch size, or None if all
-    fit."""
-    batch = batch_of(specs, values)
+    """Say what is wrong with the first value that does not fit its place at any batch size and length, or
+    None if all fit."""
+    batch, length = extent_of(specs, values)
     for spec, value in zip(specs, values, strict=False):
-        if batch is not None or not spec.per_batch:
-            problem = spec.problem_with(value, batch or 1)
+        if (batch is not None or not spec.per_batch) and (length is not None or not spec.per_length):
+            problem = spec.problem_with(value, batch or 1, length or 0)
             if problem is not None:
                 return problem
     return None
 
 
-def batch_of(specs: Sequence[ValueSpec], values: Sequence[Value]) -> int | None:
-    """The batch size that the first value with a plain batch dimension shows; None if none does."""
-    for spec, value in zip(specs, values, strict=False):
-        if not isinstance(value, Tensor):
-            continue
-        for place, dim in enumerate(spec.shape):
-            if isinstance(dim, BatchDim) and value.dim() == len(spec.shape):
-                size = value.shape[place] - dim.plus
-                if size % dim.batch == 0:
-                    return size // dim.batch
-    return None
+def extent_of(specs: Sequence[ValueSpec], values: Sequence[Value]) -> tuple[int | None, int | None]:
+    """The batch size and the length of the samples, by the first value that shows each; None if none does."""
+    shown = [
+        (dim, value.shape[place])
+        for spec, value in zip(specs, values, strict=False)
+        if isinstance(value, Tensor) and value.dim() == len(spec.shape)
+        for place, dim in enumerate(spec.shape)
+        if isinstance(dim, FreeDim)
+    ]
+    batch: int | None = None
+    length: int | None = None
+    for _ in range(2):  # a dimension of both shows one of them once the other is known
+        for dim, size in shown:
+            batch = dim.batch_at(size, length) if batch is None else batch
+            length = dim.length_at(size, batch) if length is None else length
+    return batch, length

@@ -152,11 +152,14 @@ class Batches:
 
     train: tuple[int, ...]
     eval: tuple[int, ...]
+    length: int = 0
+    """The length of the longest sample, where lengths are free; else 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """The memory and the computing that a run takes at the largest batch; 0 where nothing is known.
+    """The memory and the computing that a run takes at the largest batch of the longest samples; 0 where
+    nothing is known.
 
     The bytes are those beside the segment's own tensors: in training those of all values between, which a
     backward needs; in evaluation the most at a time.

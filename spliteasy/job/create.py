@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from spliteasy.errors import JobError
-from spliteasy.graph.document import BatchDim, Value
+from spliteasy.graph.document import FreeDim, Value
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.graph.segment import Segment
 from spliteasy.graph.tensors import tensors_to_bytes
 from spliteasy.job.io_schema import SampleSpec, Signature
 from spliteasy.job.measure import measure_of
 from spliteasy.job.micro_batches import micro_sizes
 from spliteasy.job.recipe import check_recipe
-from spliteasy.job.source import Source, Tensors, load_source, make_loss, make_metric_function
+from spliteasy.job.source import Source, Tensors, free_length, load_source, make_loss, make_metric_function
 from spliteasy.job.sparse import check_sparse
 from spliteasy.job.spec import JobSpec
 from spliteasy.planning.planner import plan_source
@@ -56,7 +57,8 @@ def create_parts(spec: JobSpec, root: Path | None, source: Source | None = None)
     for note in (*split.notes, *split.lookups):
         structlog.get_logger(__name__).warning(note)
     outputs = _outputs(split, inputs)
-    loss = make_loss(spec, source.loss, outputs, targets)
+    free = _free_of_loss(spec, split)
+    loss = make_loss(spec, source.loss, outputs, targets, free=free)
     if isinstance(loss, PortableLoss) and loss.own:
         split = split_traced(
             source.traced, spec.model.cuts, share_inputs=source.shared_inputs, loss_parameters=loss.own
@@ -64,9 +66,9 @@ def create_parts(spec: JobSpec, root: Path | None, source: Source | None = None)
     least = least_samples(split, inputs)
     _check_parts_of_batches(spec, least)
     signature = Signature(
-        inputs=_described(spec.model.inputs, inputs),
-        targets=_described(spec.model.targets, targets),
-        outputs=_described([f"output{place}" for place in range(len(outputs))], outputs),
+        inputs=_described(spec.model.inputs, inputs, free_length(spec, spec.model.inputs)),
+        targets=_described(spec.model.targets, targets, free_length(spec, spec.model.targets)),
+        outputs=_described([f"output{place}" for place in range(len(outputs))], outputs, free),
         least_samples=least,
     )
     if spec.data is not None:
@@ -94,11 +96,16 @@ def create_parts(spec: JobSpec, root: Path | None, source: Source | None = None)
     if isinstance(loss, PortableLoss):
         parts["loss.json"] = loss.graph_json()
         parts["loss.safetensors"] = tensors_to_bytes(loss.tensors())
-    return parts | _metric_parts(spec, root, loss, outputs, targets)
+    return parts | _metric_parts(spec, root, loss, outputs, targets, free)
 
 
 def _metric_parts(
-    spec: JobSpec, root: Path | None, loss: LossFunction, outputs: Tensors, targets: Tensors
+    spec: JobSpec,
+    root: Path | None,
+    loss: LossFunction,
+    outputs: Tensors,
+    targets: Tensors,
+    free: FreeLength | None,
 ) -> dict[str, bytes]:
     """The metrics that are functions, traced; those that have a name are tried on the example."""
     matching = tuple(torch.cat((y, y)) if y.shape[0] == 1 else y for y in targets)
@@ -106,7 +113,7 @@ def _metric_parts(
     check_metrics(spec.evaluation.metrics, loss, measure_of(spec, loss), (*outputs, *own), matching)
     parts = {}
     for place, reference in enumerate(spec.evaluation.functions):
-        metric = make_metric_function(reference, root, outputs, matching)
+        metric = make_metric_function(reference, root, outputs, matching, free=free)
         parts[f"metric{place}.json"] = metric.graph_json()
         parts[f"metric{place}.safetensors"] = tensors_to_bytes(metric.tensors())
     return parts
@@ -138,10 +145,32 @@ def _outputs(split: Split, inputs: Tensors) -> Tensors:
     return in_training
 
 
+def _free_of_loss(spec: JobSpec, split: Split) -> FreeLength | None:
+    """Return which dimensions of the model's outputs, then of the targets, have the length of the samples.
+
+    Raises JobError for an output with a size that is not their length, but follows from it.
+    """
+    of_targets = free_length(spec, spec.model.targets)
+    if of_targets is None:
+        return None
+    found = []
+    for place, value in enumerate(split.segments[-1].output_values):
+        dims = [(at, dim) for at, dim in enumerate(value.shape[1:], start=1) if isinstance(dim, FreeDim)]
+        for _, dim in dims:
+            if dim != FreeDim(length=1):
+                raise JobError(
+                    f"output {place} of the model, {value.name}, has a size that follows from the length of "
+                    "the samples and is another number",
+                    hint="return tensors of the length of the inputs, or of none",
+                )
+        found.append(tuple(at for at, _ in dims))
+    return FreeLength((*found, *of_targets.dims), of_targets.longest)
+
+
 def _check_batches(split: Split) -> None:
     """Every output is a batch of samples. Raises JobError."""
     for place, spec in enumerate(split.segments[-1].output_values):
-        if spec.shape[:1] != (BatchDim(batch=1),):
+        if spec.shape[:1] != (FreeDim(batch=1),):
             raise JobError(
                 f"output {place} of the model, {spec.name}, has no batch as its first dimension",
                 hint="return tensors with the batch first; a parameter that the loss needs belongs to the"
@@ -204,5 +233,11 @@ def _through(segments: Sequence[Segment], inputs: Tensors) -> Tensors:
     return outputs
 
 
-def _described(names: tuple[str, ...] | list[str], batch: Tensors) -> tuple[SampleSpec, ...]:
-    return tuple(SampleSpec.of(name, tensor) for name, tensor in zip(names, batch, strict=True))
+def _described(
+    names: tuple[str, ...] | list[str], batch: Tensors, free: FreeLength | None
+) -> tuple[SampleSpec, ...]:
+    dims = free.dims if free is not None else ((),) * len(batch)
+    return tuple(
+        SampleSpec.of(name, tensor, [dim - 1 for dim in own])
+        for name, tensor, own in zip(names, batch, dims, strict=False)
+    )

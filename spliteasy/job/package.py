@@ -52,11 +52,13 @@ BODY = "body."
 LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE = "least-samples", "labelled-shares", "data-recipe"
 DRAWN_ENDS, DEFENCES, ROUNDS = "secret-ends", "defences", "rounds"
 ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS = "accumulation", "averaged-weights", "more-optimizers"
-METRICS, EARLY_STOPPING, KEEP_BEST, BF16 = "metrics", "early-stopping", "keep-best", "bf16"
+METRICS, EARLY_STOPPING, KEEP_BEST = "metrics", "early-stopping", "keep-best"
+BF16, LENGTHS = "bf16", "lengths"
 FEATURES: frozenset[str] = frozenset(
     {
         *(LEAST_SAMPLES, LABELLED_SHARES, DATA_RECIPE, DRAWN_ENDS, DEFENCES, ROUNDS),
-        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS, METRICS, EARLY_STOPPING, KEEP_BEST, BF16),
+        *(ACCUMULATION, AVERAGED_WEIGHTS, MORE_OPTIMIZERS, METRICS, EARLY_STOPPING, KEEP_BEST),
+        *(BF16, LENGTHS),
     }
 )
 """The features that this version knows and that a package may need, beyond what version 1 always had: batches
@@ -65,7 +67,7 @@ devices draw the first weights of head and tail; devices change what crosses the
 train on; devices go on from the mean of all after each round; gradients of several batches are added up; a
 moving average of the weights is evaluated; the optimizer is neither SGD nor Adam nor AdamW; the job
 names metrics; devices end a training that no longer improves; workers keep the state of the best evaluation;
-the graphs have autocast's casts to bfloat16 in them."""
+the graphs have autocast's casts to bfloat16 in them; samples have lengths of their own."""
 
 _Parsed = TypeVar("_Parsed", JobSpec, Signature)
 PartName = Annotated[
@@ -271,6 +273,8 @@ class Job:
             found.add(ROUNDS)
         if self.spec.precision == "bf16":
             found.add(BF16)
+        if self.spec.model.max_length is not None:
+            found.add(LENGTHS)
         if self.spec.accumulate > 1:
             found.add(ACCUMULATION)
         if self.spec.optimizer.ema is not None:
@@ -350,8 +354,13 @@ def _parse(parts: Mapping[str, bytes], name: str, validate: Callable[[bytes], _P
 
 
 def batches_of(spec: JobSpec) -> Batches:
-    """The most samples that a segment of the job is ever given at a time, and what else a full batch has."""
-    return Batches(train=micro_sizes(spec.batch_size, spec.micro_batches), eval=(spec.evaluation.batch_size,))
+    """The most samples that a segment of the job is ever given at a time, what else a full batch has, and how
+    long they are."""
+    return Batches(
+        train=micro_sizes(spec.batch_size, spec.micro_batches),
+        eval=(spec.evaluation.batch_size,),
+        length=spec.model.max_length or 0,
+    )
 
 
 def _segment(parts: Mapping[str, bytes], role: str, batches: Batches, ends: Ends) -> Segment | None:
@@ -387,7 +396,7 @@ def _metric_functions(spec: JobSpec, parts: Mapping[str, bytes], batches: Batche
         return {}
     from spliteasy.splitting.losses import load_function  # metrics by name need nothing of it
 
-    sizes = Batches(train=batches.eval, eval=batches.eval)
+    sizes = Batches(train=batches.eval, eval=batches.eval, length=batches.length)
 
     def loaded(part: str) -> LossFunction:
         tensors = load_segment_tensors(parts[f"{part}.safetensors"])

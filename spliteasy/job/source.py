@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from spliteasy.errors import JobError
 from spliteasy.graph.document import DTYPE_NAMES
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.job.io_schema import dtype_name, told
 from spliteasy.job.measure import measure_of
 from spliteasy.job.micro_batch_check import check_micro_batches
+from spliteasy.job.padding_check import check_padding
 from spliteasy.job.spec import JobSpec, OptimizerSpec
 from spliteasy.privacy.recording import Recording, recorded
 from spliteasy.runtime import user_code
@@ -60,7 +62,23 @@ def load_source(spec: JobSpec, root: Path | None) -> Source:
     with recorded() as recording:
         model, inputs, targets = build_model(spec, root)
         loss = users_loss(spec, root) if spec.loss.function is not None else None
-    return Source(spec, root, trace_model(model, inputs), inputs, targets, recording, loss)
+    _check_lengths(spec, targets)
+    traced = trace_model(model, inputs, free=free_length(spec, spec.model.inputs))
+    return Source(spec, root, traced, inputs, targets, recording, loss)
+
+
+def free_length(spec: JobSpec, names: Sequence[str]) -> FreeLength | None:
+    """Return which of the inputs or targets `names` have a free length, in their dimension behind the batch;
+    None where all samples have one shape."""
+    if spec.model.max_length is None:
+        return None
+    return FreeLength(tuple((1,) if name in spec.model.pad else () for name in names), spec.model.max_length)
+
+
+def _check_lengths(spec: JobSpec, targets: Tensors) -> None:
+    free = free_length(spec, spec.model.targets)
+    if free is not None:
+        free.check(targets, "target")
 
 
 def build_model(spec: JobSpec, root: Path | None = None) -> tuple[nn.Module, Tensors, Tensors]:
@@ -183,12 +201,22 @@ def users_loss(spec: JobSpec, root: Path | None) -> UsersLoss:
     return loss
 
 
-def make_loss(spec: JobSpec, own: UsersLoss | None, outputs: Tensors, targets: Tensors) -> LossFunction:
-    """The loss, tried on the example's outputs and targets; `own`: the user's. Raises JobError."""
+def make_loss(
+    spec: JobSpec,
+    own: UsersLoss | None,
+    outputs: Tensors,
+    targets: Tensors,
+    *,
+    free: FreeLength | None = None,
+) -> LossFunction:
+    """The loss, tried on the example's outputs and targets; `own`: the user's. Raises JobError.
+
+    `free`: which of the outputs, then of the targets, have a free length.
+    """
     matching = tuple(torch.cat((y, y)) if y.shape[0] == 1 else y for y in targets)
     outputs = tuple(y.detach().requires_grad_(y.is_floating_point()) for y in outputs)
     if own is not None:
-        traced = trace_function(own.function, outputs, matching)
+        traced = trace_function(own.function, outputs, matching, free=free)
         loss: LossFunction = traced
         of_model: LossFunction = traced.of_model
         what = spec.loss.function or ""
@@ -209,17 +237,19 @@ def make_loss(spec: JobSpec, own: UsersLoss | None, outputs: Tensors, targets: T
         raise JobError(f"loss {what} gives {_told(value)}, not a float32 number that depends on the outputs")
     if own is not None and spec.micro_batches > 1:
         check_micro_batches(spec, measure_of(spec, loss), of_model, outputs, matching)
+    if free is not None:
+        check_padding(spec, of_model, outputs, matching, free)
     return loss
 
 
 def make_metric_function(
-    reference: str, root: Path | None, outputs: Tensors, targets: Tensors
+    reference: str, root: Path | None, outputs: Tensors, targets: Tensors, *, free: FreeLength | None = None
 ) -> PortableLoss:
     """The metric that `evaluation.metrics` names as `module:function`, traced. Raises JobError."""
     function = user_code.resolve(reference, root=root, what="evaluation.metrics")
     detached = tuple(output.detach() for output in outputs)
     try:
-        traced = trace_function(lambda *given: function(*given).float(), detached, targets)
+        traced = trace_function(lambda *given: function(*given).float(), detached, targets, free=free)
     except JobError as error:
         raise JobError(f"the metric {reference}: {error.message}", hint=error.hint) from error
     if traced.own:

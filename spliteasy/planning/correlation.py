@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spliteasy.graph.document import BatchDim, ValueSpec
+from spliteasy.graph.document import FreeDim, ValueSpec
 from spliteasy.planning.costs import Numbers
 from spliteasy.planning.flow import Flow
 from spliteasy.planning.whole_model import whole_segment
@@ -105,7 +105,7 @@ def _squares_of_values(traced: TracedModel, flow: Flow, inputs: Sequence[Tensor]
 def rows_of(value: Tensor, spec: ValueSpec) -> Tensor:
     """A row for each sample, where the value has the batch in one of its dimensions (times a number)."""
     for place, dim in enumerate(spec.shape):
-        if isinstance(dim, BatchDim) and dim.plus == 0:
+        if isinstance(dim, FreeDim) and not dim.per_length and dim.plus == 0:
             moved = value.movedim(place, 0)
             return moved.reshape(moved.shape[0] // dim.batch, -1)
     return value.reshape(1, -1)

@@ -41,9 +41,9 @@ class _Packed:
     s_per_byte: float = 0.0
 
 
-def plain_wire(flow: Flow, batch: int) -> WireCosts:
-    """Tensors travel as they are."""
-    sizes = [float(value.spec.bytes_for(batch)) for value in flow.values]
+def plain_wire(flow: Flow, batch: int, length: int) -> WireCosts:
+    """Tensors travel as they are. `length` is that of the samples, where it is free."""
+    sizes = [float(value.spec.bytes_for(batch, length)) for value in flow.values]
     nothing = [0.0] * len(sizes)
     return WireCosts(activation_bytes=sizes, gradient_bytes=sizes, activation_s=nothing, gradient_s=nothing)
 
@@ -63,9 +63,9 @@ def packed_wire(
     What codecs make of data depends on the data: give inputs as the devices have them.
     """
     if codecs == (PLAIN, PLAIN):
-        return plain_wire(flow, batch)
+        return plain_wire(flow, batch, traced.longest)
     activations, gradients = _packed_values(traced, flow, loss, inputs, targets, codecs)
-    sizes = [value.spec.bytes_for(batch) for value in flow.values]
+    sizes = [value.spec.bytes_for(batch, traced.longest) for value in flow.values]
     packs = [(activations.get(v, _Packed()), gradients.get(v, _Packed())) for v in range(len(sizes))]
     return WireCosts(
         activation_bytes=[size * a.bytes_ratio for size, (a, _) in zip(sizes, packs, strict=True)],

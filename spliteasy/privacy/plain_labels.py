@@ -41,7 +41,7 @@ def plain_labels(job: Job) -> str | None:
     with states_kept():
         generator = torch.Generator().manual_seed(_SEED)
         tail = _with_values(job.tail, generator).train()
-        values = [_made_up(spec, generator) for spec in tail.input_values]
+        values = [_made_up(spec, generator, job.spec.model.max_length or 0) for spec in tail.input_values]
         head = job.head.program.document.train
         crossing = len(values) - (len(head.outputs) - head.wire)
         labels, others = (_targets(job, generator) for _ in range(2))
@@ -75,10 +75,10 @@ def _with_values(tail: Segment, generator: torch.Generator) -> Segment:
     return tail.spawn(drawn)
 
 
-def _made_up(spec: ValueSpec, generator: torch.Generator) -> Value:
+def _made_up(spec: ValueSpec, generator: torch.Generator, length: int) -> Value:
     if spec.is_int:
-        return spec.value_for(SAMPLES)
-    shape = spec.shape_for(SAMPLES)
+        return spec.value_for(SAMPLES, length)
+    shape = spec.shape_for(SAMPLES, length)
     if spec.torch_dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(spec.torch_dtype)
     return torch.zeros(shape, dtype=spec.torch_dtype)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from typing import Final
 
 LACK_HINT: Final = "allow it more: `ulimit -n 4096` in a shell, LimitNOFILE=4096 in a systemd unit"
+
+
+def allow_descriptors(count: int) -> None:
+    """Let this process open so many files, as far as its hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        count = min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def lack_of_descriptors(error: BaseException | None) -> bool:

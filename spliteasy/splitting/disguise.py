@@ -131,6 +131,17 @@ def find_disguises(
     return [each for _, each in sorted(found.items())]
 
 
+def measured_by(inputs: Sequence[Tensor], shared: Collection[int] = ()) -> str:
+    """Return all that a measurement takes from `inputs`, as text: sizes, types and ranges; where an input has
+    one value only, that is kept, and stands here too."""
+    filler = _Filler(inputs, shared)
+    about = []
+    for x, (low, high) in zip(filler._inputs, filler._ranges, strict=True):
+        kept = x.flatten().tolist() if low == high else []
+        about.append(f"{x.dtype} {tuple(x.shape)} {low!r} {high!r} {kept}")
+    return f"{filler.watched} {about}"
+
+
 class _Filler:
     """Fills the inputs with values of their range."""
 

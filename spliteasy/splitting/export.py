@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import operator
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -22,6 +23,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.parameter import is_lazy
 
 from spliteasy.errors import JobError, PortableError
+from spliteasy.graph.checker import SHORTEST
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.runtime.generators import states_kept
 from spliteasy.splitting.calling import adapted, is_autocast
 from spliteasy.splitting.functional import Recorder
@@ -60,6 +63,8 @@ class TracedModel:
     """All module paths of the model."""
     example: tuple[Tensor, ...]
     """The example that the model was traced with."""
+    longest: int = 0
+    """The length of the longest samples, where their length is free; else 0."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -68,11 +73,15 @@ class TracedModel:
 
 
 def trace_model(
-    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
+    *,
+    free: FreeLength | None = None,
 ) -> TracedModel:
     """Trace with a batch (first) dimension that may vary, and prove the traces. The model is left as it was.
 
-    A mapping of inputs is passed by keyword, and their order is that of the trace's inputs.
+    A mapping of inputs is passed by keyword, and their order is that of the trace's inputs. `free` says where
+    their length may vary as well.
     Raises `JobError` if the model can't be traced, uses what has no portable form, or gives something else
     than its traces.
     """
@@ -81,14 +90,14 @@ def trace_model(
     inputs = given if isinstance(given, tuple) else (given,)
     _refuse_lazy(model)
     with adapted(model, names), left_as_it_was(model, tensors=False):
-        train = trace_inputs(model, inputs, "train")
-        evaluation = trace_inputs(model.eval(), inputs, "eval")
+        train = trace_inputs(model, inputs, "train", free=free)
+        evaluation = trace_inputs(model.eval(), inputs, "eval", free=free)
     changing = {op.name for trace in (train, evaluation) for op in trace.written}
     for trace in (train, evaluation):
         _refuse_forgetting(trace)
         trace.settle(changing)
     paths = tuple(name for name, _ in model.named_modules() if name)
-    return TracedModel(train, evaluation, paths, inputs)
+    return TracedModel(train, evaluation, paths, inputs, free.longest if free else 0)
 
 
 def _refuse_forgetting(trace: Trace) -> None:
@@ -113,7 +122,12 @@ def _refuse_lazy(model: nn.Module) -> None:
 
 
 def trace_inputs(
-    model: nn.Module, inputs: tuple[Tensor, ...], mode: Literal["train", "eval"], what: str = "model"
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    mode: Literal["train", "eval"],
+    what: str = "model",
+    *,
+    free: FreeLength | None = None,
 ) -> Trace:
     """Trace the model in the present modes of its modules, and prove the trace. `what` is traced,
     for errors."""
@@ -121,6 +135,8 @@ def trace_inputs(
         raise JobError("example inputs must be tensors with the batch first")
     if len({value.shape[0] for value in inputs}) > 1:
         raise JobError("example inputs differ in batch size")
+    if free is not None:
+        free.check(inputs)
     inputs = tuple(torch.cat((value, value)) if value.shape[0] == 1 else value for value in inputs)
     pinned: list[str] = []
     training = mode == "train"
@@ -128,7 +144,7 @@ def trace_inputs(
     try:
         with _plainly(model), _watching_sizes(pinned), substituted(model, inputs):
             exported = torch.export.export(
-                model, inputs, dynamic_shapes=_batch_first(model, len(inputs)), strict=False
+                model, inputs, dynamic_shapes=_free_dims(model, len(inputs), free), strict=False
             )
             trace = _Reader(model, exported, mode).read()
     except PortableError as error:
@@ -136,20 +152,34 @@ def trace_inputs(
     except JobError:
         raise
     except Exception as error:  # torch.export raises many types; for the user they mean one thing
-        raise tracing_error(f"the {what}", mode, model, error, pinned[0] if pinned else None) from error
-    trace.notes = prove(model, trace, inputs, training=training, what=what)
+        line = pinned[0] if pinned else None
+        failed = tracing_error(f"the {what}", mode, model, error, line)
+        raise (failed if free is None else _told_of_length(failed, free)) from error
+    trace.notes = prove(model, trace, inputs, training=training, what=what, free=free)
     return trace
 
 
-def _batch_first(model: nn.Module, count: int) -> tuple[Any, ...]:
+def _told_of_length(error: JobError, free: FreeLength) -> JobError:
+    """The same error, for a model whose length is to be free: that is what may be in the way."""
+    if not re.search(r"Constraints violated|specializ|constant", error.message):
+        return error
+    return JobError(
+        f"{error.message}; its samples can't have any length of {SHORTEST} to {free.longest}",
+        hint="take the length from x.shape, and write no number, list or loop of it; or leave "
+        "model.max_length out of the job, and pad all samples to one length in the data",
+    )
+
+
+def _free_dims(model: nn.Module, count: int, free: FreeLength | None) -> tuple[Any, ...]:
     """The first dimension of every input is the batch; those that `*args` takes are a group of their own."""
-    shape = {0: Dim("batch")}
+    batch = Dim("batch")
+    shapes = [{0: batch, **(free.dynamic(number) if free else {})} for number in range(count)]
     plain = 0
     for parameter in inspect.signature(model.forward).parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:
-            return (*(shape for _ in range(plain)), tuple(shape for _ in range(count - plain)))
+            return (*shapes[:plain], tuple(shapes[plain:]))
         plain += plain < count
-    return tuple(shape for _ in range(count))
+    return tuple(shapes)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spliteasy.errors import DataError, JobError, PortableError
 from spliteasy.graph.document import Document, ValueSpec, misfit
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.graph.program import Batches, Costs
 from spliteasy.graph.segment import Segment, load_segment
 from spliteasy.splitting.boundaries import Partition
@@ -80,16 +81,21 @@ class PortableLoss:
 
 
 def trace_function(
-    fn: Callable[..., Tensor], example_outputs: tuple[Tensor, ...], example_targets: tuple[Tensor, ...]
+    fn: Callable[..., Tensor],
+    example_outputs: tuple[Tensor, ...],
+    example_targets: tuple[Tensor, ...],
+    *,
+    free: FreeLength | None = None,
 ) -> PortableLoss:
     """Trace `fn(outputs, targets)`; where there is one output or one target, `fn` gets that tensor itself.
 
-    The batch (first) dimension stays free. Raises `JobError` if `fn` can't be traced, has no portable
+    The batch (first) dimension stays free, and the length where `free` says so of the outputs, then the
+    targets. Raises `JobError` if `fn` can't be traced, has no portable
     form, or does not give one scalar.
     """
     wrapped = _Wrapped(fn, len(example_outputs)).train()
     given = (*example_outputs, *example_targets)
-    trace = trace_inputs(wrapped, given, "train", "loss")
+    trace = trace_inputs(wrapped, given, "train", "loss", free=free)
     if len(trace.outputs) != 1 or trace.outputs[0].value.dim():
         raise JobError("a loss must give one scalar tensor", hint="reduce it over the batch, by mean or sum")
     if any(op.random for op in trace.ops):
@@ -100,7 +106,8 @@ def trace_function(
     part.inputs = [*part.inputs[:count], *own, *part.inputs[count:]]
     part.tensors -= own.keys()
     try:
-        segment = assemble("loss", part, part, [info for op, info in trace.tensors.items() if op not in own])
+        constants = [info for op, info in trace.tensors.items() if op not in own]
+        segment = assemble("loss", part, part, constants, longest=free.longest if free else 0)
         return PortableLoss(segment, list(own.values()))
     except PortableError as error:
         raise JobError(error.message, hint=error.hint) from None

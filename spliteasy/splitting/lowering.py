@@ -51,14 +51,16 @@ def _node(op: Op, slots: Mapping[Op, int]) -> Node:
 
 def value_spec(op: Op) -> ValueSpec:
     """Return the specification of a value. Raises `JobError` if the value does not grow evenly with the
-    batch."""
+    batch and the length."""
     value = op.value
     sizes: Sequence[Any] = value.shape if isinstance(value, Tensor) else (value,)
     dims: list[Dim] = []
     for size in sizes:
         dim = dim_of(size)
         if dim is None:
-            raise JobError(f"{op.name} has a size of {size}, which does not grow evenly with the batch")
+            raise JobError(
+                f"{op.name} has a size of {size}, which does not grow evenly with the batch and length"
+            )
         dims.append(dim)
     if not isinstance(value, Tensor):
         return ValueSpec(name=op.name, dtype=None, shape=tuple(dims))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spliteasy.errors import CutError, JobError, PortableError
 from spliteasy.graph.checker import check_program
 from spliteasy.graph.document import Document, ValueSpec
-from spliteasy.graph.program import Program
+from spliteasy.graph.program import Batches, Program
 from spliteasy.graph.segment import Segment
 from spliteasy.splitting.boundaries import Part, Partition
 from spliteasy.splitting.disguise import Disguise, find_disguises
@@ -35,13 +35,13 @@ class Boundary:
     cut: str
     values: tuple[ValueSpec, ...]
 
-    def bytes_for(self, batch: int) -> int:
-        """Bytes over the wire in one direction at that batch size, nothing compressed."""
-        return sum(value.bytes_for(batch) for value in self.values)
+    def bytes_for(self, batch: int, length: int = 0) -> int:
+        """Bytes over the wire in one direction at that batch size and length, nothing compressed."""
+        return sum(value.bytes_for(batch, length) for value in self.values)
 
-    def grad_bytes_for(self, batch: int) -> int:
+    def grad_bytes_for(self, batch: int, length: int = 0) -> int:
         """Bytes of the gradients that come back."""
-        return sum(value.bytes_for(batch) for value in self.values if value.needs_grad)
+        return sum(value.bytes_for(batch, length) for value in self.values if value.needs_grad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +286,7 @@ def _assemble(
     owned = _ownership(traced, train, evaluation)
     owned[-1] += loss_parameters
     segments = [
-        assemble(NAMES[side], train.parts[side], evaluation.parts[side], infos)
+        assemble(NAMES[side], train.parts[side], evaluation.parts[side], infos, longest=traced.longest)
         for side, infos in enumerate(owned)
     ]
     boundaries = [Boundary(names[0], tuple(value_spec(op) for op in train.up))]
@@ -303,8 +303,13 @@ def _assemble(
     )
 
 
-def assemble(name: str, train: Part, evaluation: Part, infos: Sequence[TensorInfo]) -> Segment:
-    """A segment with copies of its tensors. Raises `JobError` for what has no portable form."""
+def assemble(
+    name: str, train: Part, evaluation: Part, infos: Sequence[TensorInfo], *, longest: int = 0
+) -> Segment:
+    """A segment with copies of its tensors. Raises `JobError` for what has no portable form.
+
+    `longest`: the length of the longest samples, where lengths are free.
+    """
     table = {info.names[0]: place for place, info in enumerate(infos)}
     try:
         document = Document(
@@ -314,7 +319,7 @@ def assemble(name: str, train: Part, evaluation: Part, infos: Sequence[TensorInf
             eval=lower(evaluation, table),
         )
         program = Program(document)
-        check_program(program)
+        check_program(program, Batches(train=(), eval=(), length=longest))
     except PortableError as error:
         owner = "loss" if name == "loss" else "model"
         raise JobError(f"the {owner} can't be made portable: {error.message}", hint=error.hint) from None

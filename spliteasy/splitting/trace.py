@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from spliteasy.graph.document import BatchDim, Dim
+from spliteasy.graph.document import Dim, FreeDim
 from spliteasy.graph.operators import COPIES, VIEWS, is_in_place, is_random, uses_statistics
 
 ModuleCall: TypeAlias = tuple[str, int]
@@ -182,24 +182,38 @@ def is_in_place_op(op: Op) -> bool:
 
 
 def dim_of(size: int | torch.SymInt) -> Dim | None:
-    """A traced size as a portable dimension; None if it does not grow evenly with the batch."""
+    """A traced size as a portable dimension; None if it does not grow evenly with batch and length."""
     if isinstance(size, int):
         return size
     expression = size.node.expr
     symbols = list(expression.free_symbols)
     if not symbols:
         return int(expression)
-    if len(symbols) > 1 or not expression.is_polynomial(*symbols):
+    if len(symbols) > 2 or not expression.is_polynomial(*symbols):
         return None
-    polynomial = expression.as_poly(*symbols)
-    if polynomial.degree() != 1 or not all(part.is_integer for part in polynomial.all_coeffs()):
+    kinds = [_is_length(size, symbol) for symbol in symbols]
+    if len(set(kinds)) != len(kinds):
         return None
-    batch, plus = (int(part) for part in polynomial.all_coeffs())
-    return BatchDim(batch=batch, plus=plus) if batch > 0 else None
+    names = {(): "plus", (False,): "batch", (True,): "length", (False, True): "both"}
+    parts: dict[str, int] = {}
+    for powers, part in expression.as_poly(*symbols).terms():
+        if max(powers) > 1 or not part.is_integer:
+            return None
+        parts[names[tuple(sorted(k for k, power in zip(kinds, powers, strict=True) if power))]] = int(part)
+    if any(part < 0 for name, part in parts.items() if name != "plus"):
+        return None
+    return FreeDim(**parts)
+
+
+def _is_length(size: torch.SymInt, symbol: Any) -> bool:
+    """Return whether a symbol is the length of the samples, and not the batch: the size of an input's other
+    dimension than the first."""
+    source = size.node.shape_env.var_to_sources[symbol][0]
+    return bool(source.idx != 0)
 
 
 def same_number(left: Any, right: Any) -> bool:
-    """Return whether two traced sizes are the same at every batch size."""
+    """Return whether two traced sizes are the same at every batch size and length."""
     if isinstance(left, int) or isinstance(right, int):
         return isinstance(left, int) and isinstance(right, int) and left == right
     return bool(left.node.expr == right.node.expr)

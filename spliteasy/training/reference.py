@@ -12,11 +12,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_leaves
 
 from spliteasy.job import Job
-from spliteasy.job.micro_batches import split_batch
+from spliteasy.job.micro_batches import micro_sizes, split_batch
 from spliteasy.job.spec import DpSpec
 from spliteasy.privacy.ends import Drawn
 from spliteasy.runtime.generators import states_kept
@@ -44,6 +45,8 @@ from spliteasy.training.segment_trainer import (
     generator_state,
 )
 
+Part = tuple[tuple[Tensor, ...], tuple[Tensor, ...], float]
+"""Inputs and targets of a micro-batch, and what its loss counts for."""
 State = dict[str, Tensor]
 """`model/<name>` and `optimizer/<name>/<key>`, under the original model's names."""
 
@@ -78,6 +81,7 @@ class PlainTraining:
         `noise_multiplier`: of DP-SGD, where the job asks for it.
         """
         begin_with(model, ends, loss)
+        self._job = job
         self._model = model
         self._taken = 0
         self.held: dict[str, Tensor] = {}
@@ -134,7 +138,21 @@ class PlainTraining:
         """
         if self._dp is not None:
             return self._private_step(inputs, targets, self._dp, empty=empty)
-        parts = _micro_batches(inputs, targets, self._micro_batches, self._measure)
+        return self._step(_micro_batches(inputs, targets, self._micro_batches, self._measure), hold)
+
+    def step_on_samples(self, samples: Sequence[Sequence[Tensor]]) -> float:
+        """Train on samples that have a length of their own: each is its inputs, then its targets, and each
+        micro-batch is padded to its longest."""
+        inputs, targets = [], []
+        taken = 0
+        for size in micro_sizes(len(samples), self._micro_batches):
+            columns = _padded(self._job, samples[taken : taken + size])
+            taken += size
+            inputs.append(columns[: len(self._job.signature.inputs)])
+            targets.append(columns[len(self._job.signature.inputs) :])
+        return self._step(list(zip(inputs, targets, self._measure.shares(targets), strict=True)))
+
+    def _step(self, parts: Sequence[Part], hold: Collection[str] = ()) -> float:
         self._begin(parts[0][0])
         total = 0.0
         for micro, (part, wanted, share) in enumerate(parts):
@@ -316,9 +334,25 @@ class PlainTraining:
                     self._optimizer.state[parameter].update(kept)
 
 
+def _padded(job: Job, samples: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    """Inputs and targets of several samples, as `pad_sequence` makes them; a length of 1 becomes 2."""
+    made, pad = [], job.spec.model.pad
+    specs = (*job.signature.inputs, *job.signature.targets)
+    for column, spec in zip(zip(*samples, strict=True), specs, strict=True):
+        if not spec.length_dims:
+            made.append(torch.stack(column))
+            continue
+        value = pad[spec.name]
+        whole = pad_sequence(list(column), batch_first=True, padding_value=value)
+        if whole.shape[1] == 1:
+            whole = torch.cat((whole, torch.full_like(whole, value)), dim=1)
+        made.append(whole)
+    return tuple(made)
+
+
 def _micro_batches(
     inputs: Sequence[Tensor], targets: Sequence[Tensor], count: int, measure: Measure
-) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...], float]]:
+) -> list[Part]:
     """Inputs and targets of each micro-batch, and what its loss counts for."""
     parts, wanted = split_batch(inputs, count), split_batch(targets, count)
     return list(zip(parts, wanted, measure.shares(wanted), strict=True))

@@ -9,6 +9,7 @@ import typer
 
 from spliteasy.errors import UserError
 from spliteasy_cli.commands.submit import JobFile, create_job
+from spliteasy_cli.options.fleet_key import own_fleet_key
 from spliteasy_cli.support.log_setup import set_up_logging
 from spliteasy_cli.support.runner import run
 
@@ -53,10 +54,14 @@ def browser(
     job = create_job(job_file)
     folder = out or Path("runs") / f"{job.name}-browser"
     folder.mkdir(parents=True, exist_ok=True)
+    fleet_key = own_fleet_key(folder, None) if job.spec.fleet.ends_leave else None
     names = [f"browser-{number + 1}" for number in range(devices)]
 
     async def main(stop: asyncio.Event) -> None:
-        async with page_served(job, folder / STORE_FILE, devices=names, port=port, samples=offered) as served:
+        served_page = page_served(
+            job, folder / STORE_FILE, devices=names, port=port, samples=offered, fleet_key=fleet_key
+        )
+        async with served_page as served:
             typer.echo("open in a browser on this machine; Ctrl-C ends it")
             for device, link in served.links.items():
                 typer.echo(f"{device}: {link}")

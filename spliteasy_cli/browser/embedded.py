@@ -43,10 +43,11 @@ async def page_served(
     host: str = "127.0.0.1",
     port: int = 0,
     samples: bytes | None = None,
+    fleet_key: bytes | None = None,
 ) -> AsyncIterator[Served]:
     """Serve the page for these devices while it is entered; the job is signed by a key made for this.
 
-    `samples`: a JSON file of examples that the page offers.
+    `samples`: a JSON file of examples that the page offers. `fleet_key`: for devices that share one.
     """
     known = {device: secrets.token_urlsafe(24) for device in devices}
     broker = MemoryBroker()
@@ -69,6 +70,7 @@ async def page_served(
                     password=known[device],
                     job=job.name,
                     operator_key=operator_key,
+                    fleet_key=fleet_key,
                     samples=offered,
                 )
                 for device in devices

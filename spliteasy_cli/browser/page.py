@@ -14,14 +14,23 @@ PAGE = Path(__file__).resolve().parents[2] / "device_agent" / "web" / "dist"
 
 
 def page_link(
-    page: str, *, device: str, password: str, job: str, operator_key: str | None, samples: str | None = None
+    page: str,
+    *,
+    device: str,
+    password: str,
+    job: str,
+    operator_key: str | None,
+    fleet_key: bytes | None = None,
+    samples: str | None = None,
 ) -> str:
     """The link for a phone's owner. What is behind the `#` stays in the browser: no server gets it.
 
-    `samples` is a file of examples on the page's server.
+    `fleet_key`: the key that the devices of a fleet share. `samples` is a file of examples on the page's
+    server.
     """
     said: dict[str, object] = {"v": 1, "device": device, "password": password, "job": job}
     said |= {} if operator_key is None else {"key": operator_key}
+    said |= {} if fleet_key is None else {"fleet": fleet_key.hex()}
     said |= {} if samples is None else {"samples": samples}
     text = urlsafe_b64encode(json.dumps(said, separators=(",", ":")).encode()).decode().rstrip("=")
     return f"{page.rstrip('/')}/#{text}"

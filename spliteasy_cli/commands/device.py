@@ -17,6 +17,7 @@ from spliteasy.runtime.urls import split_url
 from spliteasy_cli.browser.page import page_link, page_of
 from spliteasy_cli.commands.keys import OperatorKeyOption, operator_key
 from spliteasy_cli.commands.status import show_table
+from spliteasy_cli.options.fleet_key import read_fleet_key
 from spliteasy_cli.support.endpoints import BrokerOption, StoreOption, find_url, store_at
 from spliteasy_cli.support.identifiers import check_identifier, check_job
 from spliteasy_cli.support.log_setup import set_up_logging
@@ -88,6 +89,16 @@ WebOption = Annotated[
     ),
 ]
 
+WebFleetKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--fleet-key",
+        metavar="FILE",
+        help="With --web: the key that the devices of a fleet share (`spliteasy fleet-key`).",
+        show_default=False,
+    ),
+]
+
 app = typer.Typer(cls=SectionedGroup, no_args_is_help=True, rich_markup_mode=None)
 """`spliteasy device VERB`."""
 
@@ -104,6 +115,7 @@ def enroll(
     operator_key_file: OperatorKeyOption = None,
     gateway: GatewayOption = None,
     web: WebOption = False,
+    fleet_key: WebFleetKeyOption = None,
     broker: BrokerOption = None,
     store: StoreOption = None,
     management: ManagementOption = None,
@@ -141,6 +153,12 @@ def enroll(
             "--web needs the gateway that serves the page, and the job that it trains",
             hint="spliteasy device enroll NAME --web --gateway wss://host:port --job JOB",
         )
+    if fleet_key is not None and not web:
+        raise UserError(
+            "--fleet-key goes with --web, whose link holds the key",
+            hint="other agents are given it when they start: spliteasy agent --fleet-key FILE",
+        )
+    shared_key = None if fleet_key is None else read_fleet_key(fleet_key)
     page = page_of(gateway) if web and gateway is not None else None
     if rotate and jobs:
         raise UserError("--rotate changes the password only", hint=f"spliteasy device allow {name} JOB...")
@@ -164,12 +182,12 @@ def enroll(
     )
     typer.echo(f"{name}: {'enrolled' if made[0] else 'has a new password'}; the account is in {file}")
     if page is not None:
-        _tell_link(page, enrolment)
+        _tell_link(page, enrolment, shared_key)
     else:
         _tell_next(file, enrolment, rotated=rotate, with_job=bool(jobs))
 
 
-def _tell_link(page: str, enrolment: Enrolment) -> None:
+def _tell_link(page: str, enrolment: Enrolment, fleet_key: bytes | None) -> None:
     """Print the link for the phone's owner, and as a code where this is a terminal."""
     from spliteasy_cli.browser.qr import shown
 
@@ -180,6 +198,7 @@ def _tell_link(page: str, enrolment: Enrolment) -> None:
         password=enrolment.password.get_secret_value(),
         job=enrolment.job,
         operator_key=enrolment.operator_key,
+        fleet_key=fleet_key,
     )
     if enrolment.operator_key is None:
         typer.echo("its page loads any job: see `spliteasy keygen` and --operator-key", err=True)

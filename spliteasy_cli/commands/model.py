@@ -163,7 +163,12 @@ async def _predict(
 
 
 def read_inputs(path: Path, job: Job) -> tuple[Tensor, ...]:
-    """The job's inputs in order, batch first. Raises DataError where they don't fit."""
+    """The job's inputs in order, batch first. Raises DataError where they don't fit.
+
+    Samples that have lengths of their own are all padded to one, which may be any that the job takes.
+    """
+    from spliteasy.graph.checker import SHORTEST
+
     specs = job.signature.inputs
     found = read_tensors(path, only=specs[0].name if len(specs) == 1 else None)
     missing = [spec.name for spec in specs if spec.name not in found]
@@ -178,7 +183,9 @@ def read_inputs(path: Path, job: Job) -> tuple[Tensor, ...]:
             raise DataError(
                 f"{path}: input {spec.name!r} is empty", hint="the first dimension counts samples"
             )
-        if (dtype, tuple(tensor.shape[1:])) != (spec.dtype, spec.shape):
+        length = job.signature.length_of(tensors) or 0
+        fits = not spec.length_dims or SHORTEST <= length <= (job.spec.model.max_length or 0)
+        if not fits or (dtype, tuple(tensor.shape[1:])) != (spec.dtype, spec.shape_at(length)):
             raise DataError(
                 f"{path}: a sample of {spec.name!r} is {dtype}{list(tensor.shape[1:])}, the job takes {spec}"
             )

@@ -233,7 +233,7 @@ def with_settings(spec: JobSpec, given: dict[str, Any], codec: str | None) -> Jo
 
 def as_document(found: CutPlan) -> dict[str, Any]:
     """Return all numbers of the plan, for programs."""
-    from spliteasy_cli.support.browser import gaps
+    from spliteasy_cli.support.browser import gaps, refused_settings
 
     def cut(row: Cut | None) -> dict[str, Any] | None:
         return dataclasses.asdict(row) if row is not None else None
@@ -249,7 +249,7 @@ def as_document(found: CutPlan) -> dict[str, Any]:
         "best": cut(found.best),
         "own": cut(found.own),
         "cuts": [cut(row) for row in found.rows],
-        "browser_lacks": list(gaps(found.operators)),
+        "browser_lacks": [*refused_settings(found.spec), *gaps(found.operators)],
         "notes": list(found.notes),
     }
 
@@ -260,7 +260,7 @@ def show(found: CutPlan, *, every: bool) -> None:
     from rich.table import Table
 
     from spliteasy.planning.planner import names_of
-    from spliteasy_cli.support.browser import gaps, said
+    from spliteasy_cli.support.browser import gaps, refused_settings, said
 
     rows = list(found.rows)
     if not every:
@@ -282,7 +282,7 @@ def show(found: CutPlan, *, every: bool) -> None:
     Console(width=console.width if console.is_terminal else WIDTH).print(grid)
     for note in found.notes:
         typer.echo(f"note: {note}")
-    if missing := gaps(found.operators):
+    if missing := (*refused_settings(found.spec), *gaps(found.operators)):
         typer.echo(f"note: {said(missing)}")
     typer.echo(f"cuts = {names_of(found.best.cuts)}   predicted {_ms(found.best.step_s)} a step")
     if found.own is not None and found.own.cuts != found.best.cuts:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 MAX_DEVICES = 1000
 MAX_WORKERS = 64
+DESCRIPTORS, DEVICE_DESCRIPTORS = 200, 3
+"""File descriptors that a training needs, and that each device does: its state, its history, a file."""
 STORE_FILE = "store.sqlite"
 DEVICES_FOLDER = "devices"
 HISTORY_FOLDER = "history"
@@ -251,27 +253,34 @@ async def train_embedded(
     from broker.transport.in_process import MemoryBroker
     from server_worker.config import Trust
     from server_worker.store import open_store
+    from spliteasy.runtime.descriptors import allow_descriptors
     from spliteasy_cli.fleets.first_round import begin_rounds
-    from spliteasy_cli.support.embedded import async_connect, run_agent, workers_running
+    from spliteasy_cli.support.embedded import async_connect, run_agent, shared_threads, workers_running
 
-    broker = MemoryBroker()
+    allow_descriptors(DESCRIPTORS + DEVICE_DESCRIPTORS * len(configs))
+    connect_as = async_connect(MemoryBroker())
     store = await open_store(f"sqlite:///{store_file}")
-    try:
-        await store_job(store, job)
-        await begin_rounds(store, job, configs)
-        async with workers_running(workers, store, async_connect(broker), trust=Trust.ENROLLED):
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(
-                        run_agent(
-                            config, partial(async_connect(broker), config.device), stop=stop, observe=observe
+    with shared_threads(len(configs)) as thread_of:
+        try:
+            await store_job(store, job)
+            await begin_rounds(store, job, configs)
+            async with workers_running(workers, store, connect_as, trust=Trust.ENROLLED):
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(
+                            run_agent(
+                                config,
+                                partial(connect_as, config.device),
+                                stop=stop,
+                                observe=observe,
+                                compute=thread_of(number),
+                            )
                         )
-                    )
-                    for config in configs
-                ]
-            return [task.result()[0] for task in tasks]
-    finally:
-        await store.close()
+                        for number, config in enumerate(configs)
+                    ]
+                return [task.result()[0] for task in tasks]
+        finally:
+            await store.close()
 
 
 def write_report(

@@ -25,6 +25,9 @@ RECENT_STEPS = 50
 NOT_MEASURED, NOT_FINITE = "not measured", "not finite"
 """Texts in place of a number that nobody measured, and of one that is NaN or infinite."""
 
+MANY_DEVICES = 20
+"""The closing table shows three of more devices than these, and the picture names none."""
+
 SMOOTHING = 0.9
 """The share of the running mean that stays at each step in the picture of the loss."""
 
@@ -161,7 +164,10 @@ def table(runs: Sequence[DeviceRun]) -> Table:
     metrics = list(dict.fromkeys(name for run in runs for name in run.test_metrics))
     for column in ("steps", "train loss", *accuracy, *metrics, "bytes/step", "ms/step"):
         grid.add_column(column, justify="right")
-    for run in runs:
+    shown = runs if len(runs) <= MANY_DEVICES else _examples(runs)
+    if len(shown) < len(runs):
+        grid.caption = f"the least, the median and the most accurate of {len(runs)} devices"
+    for run in shown:
         alone = [number(run.alone[-1][1] if run.alone else None, ".4f")] if compared else []
         grid.add_row(
             run.device,
@@ -174,6 +180,17 @@ def table(runs: Sequence[DeviceRun]) -> Table:
             number(run.ms_per_step, ".1f"),
         )
     return grid
+
+
+def _examples(runs: Sequence[DeviceRun]) -> list[DeviceRun]:
+    """Return the least, the median and the most accurate of many; where nothing was measured, by loss."""
+
+    def rank(run: DeviceRun) -> tuple[float, float]:
+        loss = run.train_loss
+        return run.test_accuracy or 0.0, -loss if loss is not None and isfinite(loss) else 0.0
+
+    ranked = sorted(runs, key=rank)
+    return [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
 
 
 def number(value: float | None, form: str, *, absent: str = "–") -> str:
@@ -217,7 +234,8 @@ def draw(path: Path, runs: Sequence[DeviceRun], title: str) -> None:
         ylabel="accuracy on held-out data",
         title=accuracy if measured else f"Accuracy: {NOT_MEASURED}",
     )
-    left.legend(loc="best", fontsize="small", frameon=False, ncols=1 + len(runs) // 9)
+    if len(runs) <= MANY_DEVICES:
+        left.legend(loc="best", fontsize="small", frameon=False, ncols=1 + len(runs) // 9)
     for axes in (left, right):
         axes.grid(visible=True, alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

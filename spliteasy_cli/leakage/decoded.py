@@ -35,12 +35,12 @@ def exchange_of(
 ) -> Exchange:
     """Return the tensors of one micro-batch, decoded; `forwarded` and `backward` are None with one cut."""
     codecs = job.spec.link.codecs
-    up = expected_of(job.body.input_values, forward.samples)
+    up = expected_of(job.body.input_values, forward.samples, forward.length or 0)
     first_target = len(forward.values) - forward.targets
     outputs: Values = ()
     output_gradients: tuple[Tensor | None, ...] = ()
     if isinstance(forwarded, m.Forwarded) and backward is not None:
-        down = expected_of(job.body.output_values, forward.samples)
+        down = expected_of(job.body.output_values, forward.samples, forward.length or 0)
         outputs = _present(unpack(m.packed_in(forwarded), down, codecs=codecs["activations"]))
         back = unpack(m.packed_in(backward), down, codecs=codecs["gradients"])
         output_gradients = tuple(v if isinstance(v, Tensor) else None for v in back)
@@ -66,12 +66,16 @@ def evaluations_of(job: Job, messages: Sequence[m.AnyMessage], purpose: Purpose)
             step=asked.step,
             purpose=purpose,
             activations=_present(
-                unpack(m.packed_in(asked), expected_of(graph.inputs, asked.samples), codecs=codecs)
+                unpack(
+                    m.packed_in(asked),
+                    expected_of(graph.inputs, asked.samples, asked.length or 0),
+                    codecs=codecs,
+                )
             ),
             outputs=_present(
                 unpack(
                     m.packed_in(replies[asked.request]),
-                    expected_of(graph.outputs, asked.samples),
+                    expected_of(graph.outputs, asked.samples, asked.length or 0),
                     codecs=codecs,
                 )
             ),

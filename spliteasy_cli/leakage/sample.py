@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from device_agent.training.data import DeviceData, load_dataset
-from device_agent.training.samples import Samples
+from device_agent.training.samples import Samples, stacked
 from spliteasy.errors import DataError
 from spliteasy.job import Job
 from spliteasy.privacy.record import Tensors, classes_of
@@ -72,7 +72,7 @@ class _Part(Dataset[Any]):
 
 def draw_sample(job: Job, data: str | DeviceData, root: Path | None, *, seed: int = 0) -> Sample:
     """A part of the device's data with canaries, and others that it is not trained on. Raises DataError."""
-    loaded = load_dataset(data, DEVICE, job.signature, root=root, recipe=job.spec.data)
+    loaded = _of_one_length(job, load_dataset(data, DEVICE, job.signature, root=root, recipe=job.spec.data))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(loaded.train), generator=generator).tolist()  # type: ignore[arg-type]
     rest: Dataset[Any]
@@ -100,6 +100,35 @@ def draw_sample(job: Job, data: str | DeviceData, root: Path | None, *, seed: in
         public=gathered.gather(public, "public") if public else None,
         strangers=gathered.gather(strangers, "strangers") if strangers else None,
     )
+
+
+def _of_one_length(job: Job, data: DeviceData) -> DeviceData:
+    """The data with all samples padded to the job's longest, where they have lengths: attacks compare
+    samples with each other. What their lengths tell is not measured."""
+    if job.spec.model.max_length is None:
+        return data
+    return DeviceData(_Longest(job, data.train), None if data.test is None else _Longest(job, data.test))
+
+
+class _Longest(Dataset[Any]):
+    """A data set whose samples are padded to the longest that the job takes."""
+
+    def __init__(self, job: Job, whole: Dataset[Any]) -> None:
+        self._job, self._count = job, len(whole)  # type: ignore[arg-type]
+        self._samples = Samples(whole, job.spec, job.signature, device=DEVICE, key=OTHER, name="recorded")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Any:
+        (row,) = self._samples.rows([index], "recorded")
+        signature, model = self._job.signature, self._job.spec.model
+        specs = (*signature.inputs, *signature.targets)
+        padded = tuple(
+            stacked([tensor], spec, model.max_length or 0, model.pad.get(spec.name))[0]
+            for tensor, spec in zip(row, specs, strict=True)
+        )
+        return padded[: len(signature.inputs)], padded[len(signature.inputs) :]
 
 
 def gather(job: Job, data: Dataset[Any], count: int, name: str) -> tuple[Tensors, Tensors]:

@@ -375,7 +375,10 @@ def compare_one(plan: ParityPlan, index: int, split: TrainedSplit) -> Comparison
     went_back = split.step < split.taken and not plan.job.spec.defended
     best, kept = BestEvaluation(plan.job.spec.evaluation), reference.state()
     for number in range(1, (split.taken if went_back else split.step) + 1):
-        reference.step(*batches.batch(number), empty=batches.is_empty(number))
+        if batches.have_lengths:
+            reference.step_on_samples(batches.samples(number))
+        else:
+            reference.step(*batches.batch(number), empty=batches.is_empty(number))
         if went_back and _is_evaluated(plan, batches, number, last=split.taken):
             best.judge(number, _plain_evaluation(plan, index, reference, number))
             if best.best_step == number:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,10 @@ from server_worker.placement.queue_type import settle_queue_type
 from server_worker.placement.shards import settle_shards
 from server_worker.store import Store
 from server_worker.worker import Worker
-from spliteasy.runtime.torch_thread import TorchThread
+from spliteasy.runtime.torch_thread import Compute, TorchThread
+
+DEVICE_THREADS = 4
+"""The torch threads that the devices of this process share at most."""
 
 ConnectAs = Callable[[str], Awaitable[Transport]]
 """Connects as the principal named."""
@@ -84,6 +87,21 @@ async def run_agent(
         return await agent.run(stop or asyncio.Event()), agent
     finally:
         compute.close()
+
+
+@contextmanager
+def shared_threads(devices: int) -> Iterator[Callable[[int], Compute]]:
+    """Give device number n of this process the torch thread that it shares with others.
+
+    A thread a device would let a thousand threads fight for the interpreter. A few more than there are
+    processors take turns while others wait for the disk.
+    """
+    threads = [TorchThread(f"devices-{n + 1}") for n in range(min(devices, DEVICE_THREADS))]
+    try:
+        yield lambda number: threads[number % len(threads)]
+    finally:
+        for thread in threads:
+            thread.close()
 
 
 def async_connect(broker: MemoryBroker) -> ConnectAs:

@@ -50,13 +50,21 @@ class TrainedHalf:
         """The whole model's outputs in evaluation mode; the body's part is asked for."""
         outputs = await asyncio.to_thread(self.head.evaluate, inputs)
         wire, samples = self.head.eval_wire, inputs[0].shape[0]
+        length = self.job.signature.length_of(inputs)
         order = self.transforms.order(outputs[:wire], purpose="prediction", step=self.step)
         sent = self.transforms.activations(outputs[:wire], purpose="prediction", step=self.step, order=order)
         request = m.Eval(
-            session=self.session, attempt=self.attempt, step=self.step, samples=samples, values=sent
+            session=self.session,
+            attempt=self.attempt,
+            step=self.step,
+            samples=samples,
+            length=length,
+            values=sent,
         )
         reply = await caller.ask(request, m.Evaluated)
-        finish = partial(evaluation_outputs, self.job, self.tail, samples=samples, order=order)
+        finish = partial(
+            evaluation_outputs, self.job, self.tail, samples=samples, length=length or 0, order=order
+        )
         made = tensors_of(await asyncio.to_thread(finish, m.packed_in(reply), outputs[wire:]))
         return made[: len(self.job.signature.outputs)]  # behind them come the loss's own parameters
 

@@ -39,7 +39,7 @@ def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
             agent="1.0.dev1+a",
             total_steps=9,
         ),
-        messages.Forward(**REQUEST, oldest_checkpoint=4, samples=32, targets=1, values=values),
+        messages.Forward(**REQUEST, oldest_checkpoint=4, samples=32, length=48, targets=1, values=values),
         messages.Recall(
             **REQUEST,
             forward=NONCE,
@@ -65,7 +65,7 @@ def examples(values: tuple[Value, ...] = ()) -> list[AnyMessage]:
             oldest_checkpoint=4,
             values=values,
         ),
-        messages.Eval(**REQUEST, samples=4, values=values),
+        messages.Eval(**REQUEST, samples=4, length=48, values=values),
         messages.Ask(**REQUEST, about=NONCE, about_kind="BACKWARD", forward=NONCE),
         messages.GetBody(**REQUEST),
         messages.Close(**REQUEST),

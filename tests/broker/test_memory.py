@@ -13,7 +13,7 @@ import pytest
 from broker.transport import topology
 from broker.transport.base import Delivery, Subscription
 from broker.transport.faults import FAULTLESS, Fault, Verdict
-from broker.transport.in_process import MemoryBroker, MemoryTransport
+from broker.transport.in_process import LEAST_SWEPT, MemoryBroker, MemoryTransport
 from spliteasy.errors import LinkError, Unroutable
 from tests.simulation.clock import run_virtually
 
@@ -250,3 +250,15 @@ def test_under_faults_everything_arrives_and_the_same_seed_gives_the_same_run(se
     expected = {(f"s.phone-{d}.{n % 2:02d}", str(n)) for d in range(3) for n in range(20)}
     assert received == expected
     assert len(history) > len(expected), "the faults have made some arrive twice"
+
+
+async def test_queues_that_have_expired_do_not_pile_up() -> None:
+    """Each connection of a device has a reply queue of its own: keys are not matched with those."""
+    broker = MemoryBroker()
+    transport = broker.connect("phone-1")
+    short = [replace(topology.reply_queue("phone-1", f"{n:016}"), expires_s=0.0) for n in range(1000)]
+    await transport.declare(SHARD)
+    for queue in short:
+        await transport.declare(queue)
+    assert len(broker._queues) <= 2 * LEAST_SWEPT
+    assert list(broker._bound) == [SHARD.name]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import structlog
 from torch import nn
 
 from spliteasy.graph import operators
+from spliteasy.job.spec import PrivacySpec
 from spliteasy_cli.commands.submit import _warn_of_browsers
-from spliteasy_cli.support.browser import browser_gaps, gaps, said, supported
+from spliteasy_cli.support.browser import browser_gaps, gaps, refused_settings, said, supported
 from tests.simulation import toy
+
+DP = {"expected_batch": 4, "epsilon": 1.0}
 
 
 def with_celu() -> nn.Module:
@@ -36,6 +42,24 @@ def test_an_operator_that_a_browser_lacks_is_named() -> None:
     with structlog.testing.capture_logs() as logs:
         _warn_of_browsers(job)
     assert "celu" in logs[0]["event"]
+
+
+@pytest.mark.parametrize(
+    ("privacy", "named"), [({"peer_labels": True}, "[privacy] peer_labels"), ({"dp": DP}, "[privacy.dp]")]
+)
+def test_a_setting_that_a_browser_refuses_is_named(privacy: dict[str, Any], named: str) -> None:
+    spec = toy.job(toy.Variant()).spec
+    assert refused_settings(spec) == ()
+    changed = spec.model_copy(update={"privacy": PrivacySpec.model_validate(privacy)})
+    assert refused_settings(changed) == (named,)
+
+
+def test_inputs_that_a_browser_has_no_way_to_give_are_named() -> None:
+    job = toy.job(toy.Variant())
+    (value,) = job.signature.inputs
+    given = (value.model_copy(update={"shape": (2, 3)}), value)
+    other = job.signature.model_copy(update={"inputs": given})
+    assert browser_gaps(replace(job, signature=other)) == ("more than one input", "inputs of float32[2, 3]")
 
 
 def test_many_gaps_are_said_in_one_line() -> None:

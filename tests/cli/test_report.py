@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from device_agent.observations import Evaluated, StateChanged, StepTaken
+from device_agent.observations import Evaluated, RoundEnded, StateChanged, StepTaken
 from spliteasy.runtime.readable import size
 from spliteasy_cli.history import report
 from spliteasy_cli.history.report import DeviceRun
-from spliteasy_cli.watch.progress import ProgressBoard, line
+from spliteasy_cli.watch.progress import ProgressBoard, line, line_of_all
 from spliteasy_cli.watch.run_recorder import Watcher
 
 
@@ -180,3 +181,43 @@ def test_on_a_terminal_progress_is_one_table() -> None:
 )
 def test_size(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def many(count: int) -> list[DeviceRun]:
+    """Devices of which number n has the accuracy n / count."""
+    watcher = Watcher([f"phone-{n}" for n in range(count)], lambda run, notable: None)
+    for number, run in enumerate(watcher.runs.values()):
+        watcher(replace(step_taken(4, loss=1.0, up=10, down=20), device=run.device))
+        watcher(replace(evaluated(4, number / count), device=run.device))
+        watcher(RoundEnded(device=run.device, round=7, record="ab" * 32, step=4))
+        text = ("done", "waiting for the other devices of the round", "training")[number % 3]
+        watcher(StateChanged(device=run.device, text=text))
+    return list(watcher.runs.values())
+
+
+def test_many_devices_are_told_of_in_one_line() -> None:
+    runs, out = many(300), io.StringIO()
+    with ProgressBoard(runs, title="digits", console=Console(file=out, width=300)) as board:
+        for run in runs:
+            board.tell(run, now=True)
+    title, told = out.getvalue().splitlines()
+    assert title == "digits"
+    assert told == line_of_all(runs)
+    assert told.startswith("300 devices: 100 at work, 100 waiting, 100 done  round 7  1200 steps in all")
+    assert "accuracy 0.0000 least, 0.4983 median  up 3" in told
+
+
+def test_the_closing_table_of_many_devices_shows_three() -> None:
+    out = io.StringIO()
+    Console(file=out, width=200).print(report.table(many(300)))
+    assert [name for name in out.getvalue().split() if name.startswith("phone-")] == [
+        "phone-0",
+        "phone-150",
+        "phone-299",
+    ]
+    assert "of 300 devices" in out.getvalue()
+
+
+def test_the_picture_of_many_devices_names_none(tmp_path: Path) -> None:
+    report.draw(tmp_path / "report.png", many(30), "digits")
+    assert (tmp_path / "report.png").stat().st_size > 1000

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from device_agent.config import AgentConfig
+from device_agent.job_source import load_job
+from device_agent.training import disguise
 from device_agent.training.data import DeviceData
 from device_agent.training.trainer import DeviceTrainer
-from spliteasy.errors import JobError
-from spliteasy.job import Job, parse_job
+from spliteasy.errors import JobError, PortableError
+from spliteasy.graph.segment import Segment
+from spliteasy.job import Job, device_parts, parse_job
 from testing import serving
 from tests.drawn import SECRET
 
@@ -101,3 +107,54 @@ async def test_an_agent_says_that_labels_can_be_read_off(
 ) -> None:
     assert await train(job("weightless"), tmp_path / "state", data(0.0)) == 2
     assert "labels cross the second cut in disguise" in capsys.readouterr().out
+
+
+def found_by(inputs: Tensor, head: Segment, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how often the head was measured on these inputs."""
+    measured: list[Tensor] = []
+    right = disguise.find_disguises
+
+    def measuring(segment: Segment, given: Sequence[Tensor], **how: Any) -> Any:
+        measured.extend(given)
+        return right(segment, given, **how)
+
+    monkeypatch.setattr(disguise, "find_disguises", measuring)
+    with suppress(JobError):
+        disguise.refuse_disguised(job("above"), head, [inputs])
+    monkeypatch.setattr(disguise, "find_disguises", right)
+    return len(measured)
+
+
+def test_devices_of_one_process_are_measured_once_by_all_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    disguise._KEPT.clear()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(6, 12, generator=generator)
+    x[0, 0], x[0, 1] = 0.0, 1.0
+    weights = {name: torch.ones(value.shape) for name, value in job("above").head.tensors().items()}
+    head = job("above").head.spawn(weights)
+    assert found_by(x, head, monkeypatch) == 2, "in training and in evaluation"
+    alike = torch.rand(6, 12, generator=generator)
+    alike[0, 0], alike[0, 1] = 0.0, 1.0
+    assert found_by(alike, job("above").head.spawn(weights), monkeypatch) == 0, "the same ranges and weights"
+    assert found_by(20 * x, head, monkeypatch) >= 1, "another range: the device's own data tell"
+    others = {name: 2 * value for name, value in weights.items()}
+    assert found_by(x, job("above").head.spawn(others), monkeypatch) == 2, "other weights"
+
+
+def test_what_is_refused_is_refused_again() -> None:
+    """A second device with the same head and ranges is told as the first was."""
+    weights = {name: torch.ones(value.shape) for name, value in job("above").head.tensors().items()}
+    x = 20 * torch.rand(6, 12, generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        with pytest.raises(JobError, match="would send"):
+            disguise.refuse_disguised(job("above"), job("above").head.spawn(weights), [x])
+
+
+def test_devices_of_one_process_share_a_job_of_the_same_bytes() -> None:
+    made, parts = job("above"), device_parts(job("above").parts)
+    own = {name: made.parts[name] for name in parts}
+    first = load_job(made.manifest, own)
+    assert load_job(made.manifest, dict(own)) is first
+    changed = {**own, "spec.json": own["spec.json"].replace(b"above", b"ABOVE")}
+    with pytest.raises(PortableError):
+        load_job(made.manifest, changed)

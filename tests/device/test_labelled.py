@@ -54,13 +54,13 @@ def trainer_of(job: Job, data: str = "device_data") -> tuple[DeviceTrainer, Dire
 
 def evaluated(trainer: DeviceTrainer, body: DirectBody) -> None:
     for index in range(len(trainer.evaluator.tests or ())):
-        packed, samples = trainer.evaluator.head_values(index)
+        head = trainer.evaluator.head_values(index)
         request = toy.m.Eval(
             session=body.session,
             attempt=toy.m.AttemptRef(number=1, nonce="0" * 16),
             step=0,
-            samples=samples,
-            **toy.m.carried(packed),
+            samples=head.samples,
+            **toy.m.carried(head.values),
         )
         trainer.evaluator.take_outputs(index, body.evaluate(request))
 
@@ -151,19 +151,19 @@ def test_terms_that_count_unlike_are_refused_at_the_batch_where_they_do() -> Non
 def test_a_worker_refuses_a_micro_batch_that_counts_for_more_than_its_batch() -> None:
     job = labelled.job_of(NAMED, micro_batches=2, single=True)
     trainer, body = trainer_of(job)
-    packed, samples, targets, whole, counted = trainer.run_head(1)
-    assert counted is not None
-    targets = tuple(map(torch.zeros_like, targets))  # all of them are labelled
+    head = trainer.run_head(1)
+    assert head.counted is not None
+    targets = tuple(map(torch.zeros_like, head.targets))  # all of them are labelled
     request = toy.m.Forward(
         session=body.session,
         attempt=toy.m.AttemptRef(number=1, nonce="0" * 16),
         step=1,
-        samples=samples,
-        batch=whole,
+        samples=head.samples,
+        batch=head.batch,
         targets=len(targets),
-        counted=counted / 1000,
+        counted=head.counted / 1000,
         oldest_checkpoint=0,
-        **toy.m.carried(packed, *targets),
+        **toy.m.carried(head.values, *targets),
     )
     with pytest.raises(DataError, match="counts for"):
         body.forward(request)

@@ -19,7 +19,7 @@ from server_worker.engine.frozen import FrozenTensors, other_base
 from server_worker.engine.local import perform_now
 from server_worker.replica.loaded_body import open_body
 from spliteasy.errors import PortableError
-from spliteasy.graph.document import BatchDim, Document, Graph, Node, TensorSpec, ValueSpec
+from spliteasy.graph.document import Document, FreeDim, Graph, Node, TensorSpec, ValueSpec
 from spliteasy.graph.encoding import document_to_json
 from spliteasy.graph.operators import BATCH_NORM
 from spliteasy.graph.segment import Frozen, Segment, load_segment, storage_of
@@ -224,7 +224,7 @@ def test_shared_tensors_count_once_in_the_memory_of_a_worker() -> None:
 
 def written_at_one_sample(op: str) -> Segment:
     """A program that a batch of two gives a copy of its constant to write into, and of one the constant."""
-    rows = ValueSpec(name="x", dtype="float32", shape=(BatchDim(batch=1), 4))
+    rows = ValueSpec(name="x", dtype="float32", shape=(FreeDim(batch=1), 4))
     nodes = [
         Node(op="aten.expand_as.default", args=({"ref": 1}, {"ref": 2})),
         Node(op="aten.reshape.default", args=({"ref": 3}, [-1])),

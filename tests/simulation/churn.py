@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from device_agent.agent import Agent, AgentResult
-from server_worker.rounds.turn import GRACE_S, MOST_WAIT_S
+from server_worker.rounds.turn import GRACE_S
+from server_worker.rounds.waiting import MOST_WAIT_S
 from spliteasy.fleet.record import RoundRecord
 from tests.simulation import toy
 from tests.simulation.world import LOSS_WINDOW_S, World

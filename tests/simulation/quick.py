@@ -66,14 +66,14 @@ def _from_parts(manifest: bytes, parts: Mapping[str, bytes], **_: Any) -> Job:
 
 
 @cache
-def _data_of(device: str) -> DeviceData:
-    train, test = toy.device_data(device)
+def _data_of(reference: str, device: str) -> DeviceData:
+    train, test = getattr(toy, reference.rpartition(":")[2])(device)
     return DeviceData(train, test)
 
 
 def _load_dataset(reference: str, device: str, signature: Signature, **_: Any) -> DeviceData:
-    assert reference == toy.DATA
-    return _data_of(device)
+    assert reference in {variant.data for variant in (*toy.VARIANTS, *toy.WITH_LENGTHS)}
+    return _data_of(reference, device)
 
 
 def _gather(self: Samples, indices: Sequence[int], *place: str | int) -> tuple[Tensors, Tensors]:

@@ -49,6 +49,13 @@ class Variant:
     fleet: tuple[tuple[str, object], ...] = ()
     accumulate: int = 1
     evaluation: tuple[tuple[str, object], ...] = ()
+    lengths: bool = False
+    """Samples have lengths of their own."""
+
+    @property
+    def data(self) -> str:
+        """The function that gives the devices' data."""
+        return f"tests.simulation.toy:device_{'texts' if self.lengths else 'data'}"
 
     @property
     def auto(self) -> bool:
@@ -60,6 +67,7 @@ NOISY = (("clip_activations", 1.5), ("noise_activations", 0.1))
 DP = ("dp", (("noise_multiplier", 1.0), ("expected_batch", 4)))
 
 SAMPLES, BATCH = 14, 4
+LONGEST, TEXTS = 6, "tests.simulation.toy:build_texts"
 PRIVATE = Variant(
     batch=SAMPLES, epochs=2, factory="tests.simulation.toy:build_private", privacy=(DP, ("label_dp", 2.0))
 )
@@ -116,8 +124,13 @@ VARIANTS = (
     ),
 )
 """The variants that a sweep of seeds goes through in turn."""
+WITH_LENGTHS = (
+    Variant(lengths=True, batch=7, micro_batches=3, factory=TEXTS, epochs=2),
+    Variant(lengths=True, single=True, micro_batches=2, factory=TEXTS, activations="int8", gradients="bf16"),
+)
+"""Samples have lengths of their own."""
 
-DATA = "tests.simulation.toy:device_data"
+DATA = Variant().data
 
 
 def build() -> nn.Module:
@@ -185,6 +198,52 @@ def build_tokens() -> nn.Module:
     )
 
 
+class Earlier(nn.Module):
+    """Adds to each place what came before it, so that a length matters to all behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * x.cumsum(1)
+
+
+def build_texts() -> nn.Module:
+    """Scores [B, classes, length] for samples of any length."""
+    return nn.Sequential(
+        nn.Linear(2, 5),
+        Earlier(),
+        nn.ReLU(),
+        nn.Sequential(nn.Linear(5, 5), Earlier()),
+        nn.Dropout(0.3),
+        nn.LayerNorm(5),
+        nn.Linear(5, 3),
+        Turned(),
+    )
+
+
+class Turned(nn.Module):
+    """Puts classes before places, as a loss wants them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def example_texts() -> tuple[Tensor, Tensor]:
+    return torch.randn(BATCH, LONGEST, 2), torch.zeros(BATCH, LONGEST, dtype=torch.int64)
+
+
+def device_texts(device: str) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """Samples of 1 to `LONGEST` places, some without a label."""
+    generator = torch.Generator().manual_seed(int(device.rpartition("-")[2]))
+    found = []
+    for number in range(SAMPLES):
+        length = 1 + number * 5 % LONGEST
+        inputs = torch.randn(length, 2, generator=generator)
+        targets = torch.randint(0, 2, (length,), generator=generator)
+        found.append((inputs, targets.masked_fill(targets.cumsum(0) > 2, -100)))
+    if device.startswith("broken-"):
+        found[3][0][0, 1] = float("inf")
+    return found, found[:5]
+
+
 def build_private() -> nn.Module:
     """`build` without what mixes samples."""
     return nn.Sequential(
@@ -250,8 +309,9 @@ def job(variant: Variant) -> Job:
             "share_loss": variant.share_loss,
             "model": {
                 "factory": variant.factory,
-                "example": "tests.simulation.toy:example",
+                "example": f"tests.simulation.toy:example{'_texts' if variant.lengths else ''}",
                 "cuts": ("2",) if single else ("2", "5"),
+                **({"max_length": LONGEST, "pad": {"input": 0.0, "target": -100}} if variant.lengths else {}),
             },
             "loss": {"name": "cross_entropy"},
             "optimizer": dict(variant.optimizer),
@@ -288,12 +348,12 @@ State = dict[str, Tensor]
 @cache
 def undisturbed(device: str, variant: Variant, secret: bytes = SECRET) -> tuple[State, State, dict[int, str]]:
     """The device's state and the body's after the last step, and each GRADIENT's digest, without a wire."""
-    return train_alone(job(variant), DATA, device, secret=secret)
+    return train_alone(job(variant), variant.data, device, secret=secret)
 
 
 def as_logged(device: str, variant: Variant, codecs: Iterator[str]) -> tuple[State, State]:
     """The device's state and the body's after the last step, under the codecs that a log names."""
-    return train_alone(job(variant), DATA, device, chooser=Given(codecs))[:2]
+    return train_alone(job(variant), variant.data, device, chooser=Given(codecs))[:2]
 
 
 Sent = Callable[[m.Request], object]
@@ -342,6 +402,36 @@ def train_alone(
     `epochs`: as many instead of the job's. A job that says `auto` needs a `chooser`, or what a device has
     written down of its choices.
     """
+    trainer, body = both_sides(
+        job, data, device, secret=secret, epochs=epochs, chooser=chooser, chosen=chosen
+    )
+    judge, best, spec = trainer.evaluator.best, None, job.spec.evaluation
+    digests: dict[int, str] = {}
+    with suppress(NotFinite, NotFiniteOnDevice, DataError):
+        for step in range(1, trainer.batches.total_steps + 1):
+            digests[step] = take_step(trainer, body, step, sent)
+            if judge is not None and step % (spec.every_epochs * trainer.batches.steps_per_epoch) == 0:
+                evaluate(trainer, body)
+                if judge.kept == step:
+                    best = trainer.state(), body.snapshot()
+                if judge.finished:
+                    break
+    if best is None or judge is None or judge.kept == trainer.step:
+        return trainer.state(), body.snapshot(), digests
+    return trainer.best_at_the_end(best[0]), best[1], digests
+
+
+def both_sides(
+    job: Job,
+    data: str,
+    device: str,
+    *,
+    secret: bytes = SECRET,
+    epochs: int | None = None,
+    chooser: CodecChooser | None = None,
+    chosen: bytes | None = None,
+) -> tuple[DeviceTrainer, DirectBody]:
+    """A device and the body that it trains with, at step 0."""
     found = load_dataset(data, device, job.signature)
     assert found.test is not None
     key = job_key(secret, device=device, job=job.digest)
@@ -355,30 +445,21 @@ def train_alone(
     trainer = DeviceTrainer.create(
         job, batches, tests, device=device, key=key, ends=draw_ends(job, key), choices=choices
     )
-    body = DirectBody(job, f"{job.name}.{device}")
-    judge, best, spec = trainer.evaluator.best, None, job.spec.evaluation
-    digests: dict[int, str] = {}
-    with suppress(NotFinite, NotFiniteOnDevice, DataError):
-        for step in range(1, batches.total_steps + 1):
-            digests[step] = take_step(trainer, body, step, sent)
-            if judge is not None and step % (spec.every_epochs * batches.steps_per_epoch) == 0:
-                evaluate(trainer, body)
-                if judge.kept == step:
-                    best = trainer.state(), body.snapshot()
-                if judge.finished:
-                    break
-    if best is None or judge is None or judge.kept == trainer.step:
-        return trainer.state(), body.snapshot(), digests
-    return trainer.best_at_the_end(best[0]), best[1], digests
+    return trainer, DirectBody(job, f"{job.name}.{device}")
 
 
 def evaluate(trainer: DeviceTrainer, body: DirectBody) -> None:
     """Evaluate on both sides."""
     attempt, index, more = m.AttemptRef(number=1, nonce="0" * 16), 0, True
     while more:
-        values, samples = trainer.evaluator.head_values(index)
+        head = trainer.evaluator.head_values(index)
         request = m.Eval(
-            session=body.session, attempt=attempt, step=trainer.step, samples=samples, **m.carried(values)
+            session=body.session,
+            attempt=attempt,
+            step=trainer.step,
+            samples=head.samples,
+            length=head.length,
+            **m.carried(head.values),
         )
         more, index = trainer.evaluator.take_outputs(index, body.evaluate(request)), index + 1
 
@@ -388,17 +469,18 @@ def take_step(trainer: DeviceTrainer, body: DirectBody, step: int, sent: Sent = 
     attempt = m.AttemptRef(number=1, nonce="0" * 16)
     result, micro = None, 0
     while result is None:
-        values, samples, targets, whole, counted = trainer.run_head(step, micro)
+        head = trainer.run_head(step, micro)
         forward = m.Forward(
             session=body.session,
             attempt=attempt,
             step=step,
             micro=micro,
-            samples=samples,
-            batch=None if samples == whole else whole,
-            targets=len(targets),
-            counted=counted,
-            **m.carried(values, *targets),
+            samples=head.samples,
+            length=head.length,
+            batch=None if head.samples == head.batch else head.batch,
+            targets=len(head.targets),
+            counted=head.counted,
+            **m.carried(head.values, *head.targets),
             oldest_checkpoint=0,
         )
         sent(forward)

@@ -344,7 +344,7 @@ class World:
         config = AgentConfig(
             job="toy",
             device=device,
-            data=toy.DATA,
+            data=self.variant.data,
             secret=SECRET,
             fleet_key=fleet.FLEET_KEY if self.variant.fleet else None,
             state=state,

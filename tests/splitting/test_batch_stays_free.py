@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spliteasy.graph.document import BatchDim
+from spliteasy.graph.document import FreeDim
 from spliteasy.splitting.lowering import value_spec
 from tests.splitting.networks import SMALL, traced
 
@@ -14,6 +14,6 @@ def test_inputs_and_outputs_grow_with_the_batch(name: str) -> None:
     _, model = traced(name)
     for trace in (model.train, model.eval):
         for op in trace.inputs:
-            assert value_spec(op).shape[0] == BatchDim(batch=1), op
+            assert value_spec(op).shape[0] == FreeDim(batch=1), op
         for op in trace.outputs:
             assert value_spec(op).per_batch, op

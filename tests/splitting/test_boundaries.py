@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spliteasy import split
 from spliteasy.errors import JobError
-from spliteasy.graph.document import BatchDim
+from spliteasy.graph.document import FreeDim
 from spliteasy.splitting.places import cut_places
 from spliteasy.splitting.split import split_traced
 from tests.models.oddities import Frozen, Noisy
@@ -43,7 +43,7 @@ def test_values_say_what_they_are() -> None:
 def test_a_number_crosses_when_no_tensor_shows_it() -> None:
     parts = split_traced(traced("only a number")[1], ("mean", "b"))
     numbers = [value for value in parts.boundaries[0].values if value.is_int]
-    assert [value.shape for value in numbers] == [(BatchDim(batch=1),)]
+    assert [value.shape for value in numbers] == [(FreeDim(batch=1),)]
     assert parts.head(torch.randn(7, 6))[1] == 7
     assert numbers[0].problem_with(7, 7) is None
     assert numbers[0].problem_with(8, 7) is not None
@@ -63,7 +63,7 @@ def test_weights_do_not_travel() -> None:
 def test_windows_grow_with_the_batch() -> None:
     parts = split_traced(traced("swin")[1], "stage1.0.qkv")
     shapes = {value.shape for value in parts.boundaries[0].values}
-    assert (BatchDim(batch=16), 16, 24) in shapes
+    assert (FreeDim(batch=16), 16, 24) in shapes
 
 
 def test_frozen_and_unused_parameters() -> None:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from server_worker.store import Done, Owner, SqliteStore
 from server_worker.store.sqlite import file
+from server_worker.store.sqlite.file import Database
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
 from tests.store.steps import (
     FIRST,
@@ -171,6 +173,7 @@ async def test_calls_after_close_fail_and_closing_again_is_harmless(tmp_path: Pa
 
 KILLED = """
 import asyncio, sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from server_worker.store import SqliteStore
@@ -223,3 +226,67 @@ async def test_a_file_of_an_older_format_is_refused(tmp_path: Path) -> None:
         db.executescript("CREATE TABLE sessions (session TEXT, committed INTEGER); PRAGMA user_version = 3")
     with pytest.raises(UserError, match="has format 3, this version reads 4"):
         SqliteStore(file)
+
+
+async def test_calls_that_wait_together_share_a_transaction(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    commits: list[str] = []
+    store._database._connection.set_trace_callback(
+        lambda statement: commits.append(statement) if statement == "COMMIT" else None
+    )
+    devices = [f"phone-{n}" for n in range(20)]
+    await asyncio.gather(*(store.fleets.put_member("digits@00", each, b"waits") for each in devices))
+    assert len(commits) < len(devices), "the first may run alone, while the others come"
+    assert sorted(await store.fleets.members("digits@00")) == sorted(devices)
+    await store.close()
+
+
+def writes(device: str) -> Callable[[sqlite3.Connection], str]:
+    def work(db: sqlite3.Connection) -> str:
+        db.execute("INSERT INTO members VALUES ('digits@00', ?, ?)", (device, b"waits"))
+        return device
+
+    return work
+
+
+def test_a_call_that_fails_is_undone_alone() -> None:
+    database = Database(None)
+
+    def fails(db: sqlite3.Connection) -> None:
+        writes("phone-2")(db)
+        raise StoreError("this call fails")
+
+    calls = [writes("phone-1"), fails, writes("phone-1"), writes("phone-3")]
+    outcomes = database.together([(work, True) for work in calls])
+    assert [outcome.value for outcome in outcomes] == ["phone-1", None, None, "phone-3"]
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), StoreError, StoreError, type(None)]
+    rows = database.query(lambda db: db.execute("SELECT device FROM members ORDER BY device").fetchall())
+    assert rows == [("phone-1",), ("phone-3",)]
+    database.close()
+
+
+def test_where_the_transaction_fails_each_call_runs_alone() -> None:
+    database = Database(None)
+
+    def undoes_all(db: sqlite3.Connection) -> None:
+        """Do as SQLite does where the disk is full."""
+        db.execute("ROLLBACK")
+        raise StoreFull("no room")
+
+    outcomes = database.together([(writes("phone-1"), True), (undoes_all, True), (writes("phone-3"), True)])
+    assert [outcome.value for outcome in outcomes] == ["phone-1", None, "phone-3"]
+    assert isinstance(outcomes[1].error, StoreFull)
+    rows = database.query(lambda db: db.execute("SELECT device FROM members ORDER BY device").fetchall())
+    assert rows == [("phone-1",), ("phone-3",)]
+    database.close()
+
+
+def test_where_another_process_writes_all_calls_are_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    database, other = Database(path), Database(path)
+    database._connection.execute("PRAGMA busy_timeout = 1")
+    other._connection.execute("BEGIN IMMEDIATE")
+    outcomes = database.together([(writes("phone-1"), True), (writes("phone-2"), True)])
+    assert all(isinstance(outcome.error, StoreUnavailable) for outcome in outcomes)
+    for each in (database, other):
+        each.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -35,41 +35,42 @@ def digits(epochs: int = EPOCHS, **changes: Any) -> Job:
 
 
 @asynccontextmanager
-async def digits_served(job: Job, folder: Path, **more: Any) -> AsyncIterator[Served]:
+async def digits_served(
+    job: Job, folder: Path, *, devices: Sequence[str] = (DEVICE,), **more: Any
+) -> AsyncIterator[Served]:
     """The page with a worker behind it, and the digits of a phone as examples."""
     offered = samples(count=150).encode()
     async with page_served(
-        job, folder.with_suffix(".sqlite"), devices=[DEVICE], samples=offered, **more
+        job, folder.with_suffix(".sqlite"), devices=devices, samples=offered, **more
     ) as served:
         yield served
 
 
-async def in_files(page: Page, job: str, body: str) -> Any:
+async def in_files(page: Page, job: str, body: str, device: str = DEVICE) -> Any:
     """Run JavaScript on the folder of a training, `folder`; the origin's page has to be shown."""
-    program = IN_WEBAGENT_FILES.replace("NAME", json.dumps(f"{job}.{DEVICE}")).replace("BODY", body)
+    program = IN_WEBAGENT_FILES.replace("NAME", json.dumps(f"{job}.{device}")).replace("BODY", body)
     return await page.run(program)
 
 
-async def read_file(page: Page, job: str, name: str) -> bytes:
+async def read_file(page: Page, job: str, name: str, device: str = DEVICE) -> bytes:
     """A file of the training as it lies there, checksum and all."""
     body = f"""const file = await (await folder.getFileHandle({json.dumps(name)})).getFile()
     return [...new Uint8Array(await file.arrayBuffer())]"""
-    return bytes(await in_files(page, job, body))
+    return bytes(await in_files(page, job, body, device))
 
 
-async def write_file(page: Page, job: str, name: str, data: bytes) -> None:
+async def write_file(page: Page, job: str, name: str, data: bytes, device: str = DEVICE) -> None:
     body = f"""const file = await folder.getFileHandle({json.dumps(name)}, {{create: true}})
     const out = await file.createWritable()
     await out.write(new Uint8Array({list(data)}))
     await out.close()"""
-    await in_files(page, job, body)
+    await in_files(page, job, body, device)
 
 
-async def losses(page: Page, job: str) -> list[float]:
-    """The losses of all steps so far, as the page keeps them."""
-    kept = json.loads((await read_file(page, job, "history"))[HEADER_BYTES:])
-    found: list[float] = kept["losses"]
-    return found
+async def history(page: Page, job: str, device: str = DEVICE) -> dict[str, Any]:
+    """The losses and evaluations of all steps so far, as the page keeps them."""
+    kept: dict[str, Any] = json.loads((await read_file(page, job, "history", device))[HEADER_BYTES:])
+    return kept
 
 
 async def show(page: Page, link: str, *, width: int = 360, scheme: str = "light") -> None:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.web.defences import defended
+from tests.web.metrics import measured
 from tests.web.node import WEB, packages, run
+from tests.web.rounds import sealed_rounds
 from tests.web.trainings import trainings
 
 
 def test_the_agents_own_tests_pass_in_node(tmp_path: Path) -> None:
-    trained = tmp_path / "trainings.json"
     node = packages()
-    trained.write_text(json.dumps(list(trainings())))
-    run(node, "test.mjs", env={"SPLITEASY_TRAININGS": str(trained)})
+    given = {
+        "TRAININGS": list(trainings()),
+        "METRICS": list(measured()),
+        "DEFENCES": defended(),
+        "ROUNDS": sealed_rounds(),
+    }
+    env = {}
+    for name, vectors in given.items():
+        file = tmp_path / f"{name.lower()}.json"
+        file.write_text(json.dumps(vectors))
+        env[f"SPLITEASY_{name}"] = str(file)
+    run(node, "test.mjs", env=env)
 
 
 def test_the_types_are_right() -> None:

@@ -24,7 +24,8 @@ from tests.web.cases import packed
 
 Settings = dict[str, Any]
 KEY = bytes(range(32))
-STEPS = 3
+STEPS, MORE_STEPS = 3, 8
+"""Steps of each training, and where it adds up the gradients of several batches."""
 SETTINGS: Sequence[Settings] = (
     {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}},
     {
@@ -43,6 +44,17 @@ SETTINGS: Sequence[Settings] = (
         "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.5, "dampening": 0.2},
         "schedule": {"name": "step", "step_size": 2},
     },
+    {"optimizer": {"name": "rmsprop", "lr": 0.01, "momentum": 0.9, "centered": True, "weight_decay": 0.01}},
+    {"optimizer": {"name": "rmsprop", "lr": 0.01, "ema": 0.3}, "clip": {"max_norm": 0.5}},
+    {
+        "optimizer": {"name": "adagrad", "lr": 0.05, "lr_decay": 0.1, "initial_accumulator_value": 0.1},
+        "accumulate": 2,
+    },
+    {
+        "optimizer": {"name": "lion", "lr": 0.01, "weight_decay": 0.1, "ema": 0.9},
+        "schedule": {"name": "step", "step_size": 1, "gamma": 0.5},
+        "accumulate": 3,
+    },
 )
 """Optimizers, schedules and clipping of a job."""
 
@@ -55,6 +67,10 @@ SELECTED: Sequence[tuple[str, tuple[str, str], int]] = (
     ("masked transformer", ("layer1.self_attn", "layer2.norm1"), 0),
     ("written in place", ("act#1", "c"), 1),
     ("frozen", ("a", "norm"), 2),
+    ("dense", ("enter", "layers.0.1"), 4),
+    ("chain", ("stem", "pool"), 5),
+    ("dense", ("enter", "layers.0.1"), 6),
+    ("frozen", ("a", "norm"), 7),
 )
 """Networks with their cuts and the number of their settings.
 
@@ -66,7 +82,9 @@ def trainings() -> Iterator[dict[str, Any]]:
     """The heads and tails of the selected networks."""
     for name, cuts, settings in SELECTED:
         torch.manual_seed(settings)
-        yield from _of_network(f"{name} {cuts[0]} to {cuts[1]}", SMALL[name], cuts, SETTINGS[settings])
+        yield from _of_network(
+            f"{name} {cuts[0]} to {cuts[1]}, settings {settings}", SMALL[name], cuts, SETTINGS[settings]
+        )
 
 
 def _of_network(
@@ -89,7 +107,8 @@ def _trained(
     graph, tensors = segment.graph_json(), segment.tensors_bytes()
     steps = []
     loss, targets = _loss_for(role, trainer, values)
-    for _ in range(STEPS):
+    accumulate = settings.get("accumulate", 1)
+    for _ in range(STEPS if accumulate == 1 else MORE_STEPS):
         given = [_noisy(value) for value in values]
         opened = trainer.forward(given)
         outputs = [_packed(value) for value in opened.outputs]
@@ -100,7 +119,7 @@ def _trained(
             gradients = trainer.backward(opened, weights)
         else:
             value = loss(tuple(opened.outputs), targets)
-            backward_from(value, 0.75)
+            backward_from(value, 0.75, accumulate)
             step |= {"loss": float(value.detach()), "targets": [packed(target) for target in targets]}
             gradients = tuple(v.grad if isinstance(v, Tensor) else None for v in opened.inputs)
         step["gradients"] = [_packed(gradient) for gradient in gradients]
@@ -143,7 +162,7 @@ def _of_loss(loss: Any) -> Any:
         return {
             "graph": _text(loss.graph_json()),
             "tensors": _text(tensors_to_bytes(loss.tensors())),
-            "outputs": 1,
+            "targets": 1,
         }
     return None if loss is None else {"name": "cross_entropy"}
 

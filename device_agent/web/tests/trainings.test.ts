@@ -21,10 +21,10 @@ interface Step {
 interface Training {
   readonly name: string;
   readonly role: "head" | "tail";
-  readonly settings: Pick<TrainerOptions, "optimizer" | "schedule" | "clip">;
+  readonly settings: Pick<TrainerOptions, "optimizer" | "schedule" | "clip" | "accumulate">;
   readonly graph: string;
   readonly tensors: string;
-  readonly loss: null | { name: "cross_entropy" } | { graph: string; tensors: string; outputs: number };
+  readonly loss: null | { name: "cross_entropy" } | { graph: string; tensors: string; targets: number };
   readonly steps: readonly Step[];
   readonly inputs: readonly Recorded[];
   readonly evaluated: readonly Recorded[];
@@ -50,7 +50,7 @@ function load(machine: Engine, { role, settings, graph, tensors }: Training): Pr
 
 function lossSource({ loss }: Training): LossSource | null {
   if (!loss || "name" in loss) return loss;
-  return { graph: bytesOf(loss.graph), tensors: bytesOf(loss.tensors), outputs: loss.outputs };
+  return { graph: bytesOf(loss.graph), tensors: bytesOf(loss.tensors), targets: loss.targets };
 }
 
 async function trained(machine: Engine, training: Training): Promise<void> {

@@ -6,9 +6,11 @@ import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import structlog
 
 from server_worker.store.base import Blob, LogEntry, SessionMeta
 from server_worker.store.records import decode_session, encode_session, pieces
@@ -17,6 +19,8 @@ from server_worker.store.sessions import Change, Moved, Versioned, Written
 from server_worker.store.sqlite import fleets
 from spliteasy.errors import StoreError, StoreFull, StoreUnavailable, UserError
 from spliteasy.runtime.descriptors import LACK_HINT, lack_of_descriptors
+
+log = structlog.get_logger(__name__)
 
 FORMAT = 4
 BUSY_TIMEOUT_S = 5.0
@@ -63,8 +67,17 @@ _DUE = (
 _RECORD = "SELECT session, version, record, log_bytes, updated_at FROM sessions"
 
 _T = TypeVar("_T")
+Work = Callable[[sqlite3.Connection], _T]
 Beside = Callable[["Database"], None]
 """Adds rows beside a session's record, within the transaction that changes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a call, or what it raised."""
+
+    value: Any = None
+    error: Exception | None = None
 
 
 class Database:
@@ -113,6 +126,35 @@ class Database:
 
     def close(self) -> None:
         self._connection.close()
+
+    def together(self, calls: Sequence[tuple[Work[Any], bool]]) -> list[Outcome]:
+        """Run calls in order, in one transaction where one of them writes; each sees what those before did.
+
+        A call that raises is undone alone. Where the transaction itself fails each call runs in one of its
+        own: so none of them must change anything but the file.
+        """
+        if len(calls) > 1 and any(writes for _, writes in calls):
+            try:
+                return self.transaction(lambda db: [self._undone_alone(db, work) for work, _ in calls])
+            except StoreUnavailable as error:  # another process writes for too long, or the disk fails
+                return [Outcome(error=error) for _ in calls]
+            except StoreError as error:
+                log.debug("calls of the store did not fit into one transaction", error=error.message)
+        return [_outcome(self.transaction if writes else self.query, work) for work, writes in calls]
+
+    def _undone_alone(self, db: sqlite3.Connection, work: Work[Any]) -> Outcome:
+        db.execute("SAVEPOINT call")
+        try:
+            with _errors(self._path):
+                value = work(db)
+        except Exception as error:
+            if not db.in_transaction:  # SQLite has undone all that was done together
+                raise
+            db.execute("ROLLBACK TO call")
+            db.execute("RELEASE call")
+            return Outcome(error=error)
+        db.execute("RELEASE call")
+        return Outcome(value)
 
     def transaction(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """Run `work` in a transaction that is durable when this returns, and undone when it raises."""
@@ -277,6 +319,13 @@ class Database:
             "INSERT INTO tensors VALUES (?, ?, ?, ?)",
             ((session, step, name, piece) for name, body in tensors.items() for piece in pieces(body)),
         )
+
+
+def _outcome(within: Callable[[Work[Any]], Any], work: Work[Any]) -> Outcome:
+    try:
+        return Outcome(within(work))
+    except Exception as error:
+        return Outcome(error=error)
 
 
 def _versioned(session: str, version: str, record: bytes, log_bytes: int, updated_at: float) -> Versioned:

@@ -36,8 +36,9 @@ from server_worker.store.base import (
 )
 from server_worker.store.records import decode_worker, encode_worker, pieces
 from server_worker.store.sessions import Change, Moved, Sessions, Versioned, Written
-from server_worker.store.sqlite.file import Beside, Database
+from server_worker.store.sqlite.file import Beside, Database, Work
 from server_worker.store.sqlite.fleets import SqliteFleets
+from server_worker.store.sqlite.grouped_calls import GroupedCalls
 from server_worker.store.staging import StagedRequests
 from spliteasy.errors import StoreUnavailable
 
@@ -69,6 +70,7 @@ class SqliteStore(Sessions[Beside, bytes]):
         self._executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="sqlite-store")
         self._closed = False
         self._database = self._submit(lambda: Database(path))
+        self._calls = None if self._executor is None else GroupedCalls(self._database, self._executor)
         self.fleets = SqliteFleets(self._write, self._read)
 
     # simulation
@@ -348,18 +350,21 @@ class SqliteStore(Sessions[Beside, bytes]):
 
     # plumbing
 
-    async def _write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        return await self._run(lambda: self._database.transaction(work))
+    async def _write(self, work: Work[_T]) -> _T:
+        self._check_open()
+        if self._calls is None:
+            return self._database.transaction(work)
+        return await self._calls.run(work, writes=True)
 
-    async def _read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        return await self._run(lambda: self._database.query(work))
+    async def _read(self, work: Work[_T]) -> _T:
+        self._check_open()
+        if self._calls is None:
+            return self._database.query(work)
+        return await self._calls.run(work, writes=False)
 
-    async def _run(self, work: Callable[[], _T]) -> _T:
+    def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable("the store is closed")
-        if self._executor is None:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _submit(self, work: Callable[[], _T]) -> _T:
         return work() if self._executor is None else self._executor.submit(work).result()

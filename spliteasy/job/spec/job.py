@@ -25,6 +25,7 @@ from spliteasy.job.spec.values import (
     refuse,
     unique,
 )
+from spliteasy.training.losses import CLASS_LOSSES, IGNORED_CLASS
 
 MAX_ACCUMULATED = 1 << 12
 
@@ -146,6 +147,35 @@ class JobSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.model.max_length is None:
+            return self
+        privacy, codecs = self.privacy, [name for names in self.link.codecs.values() for name in names]
+        reasons = {
+            "[privacy] shuffle_tokens moves places that padding has: leave it out": privacy.shuffle_tokens,
+            "[privacy] peer_labels compares samples of one shape: leave it out": privacy.peer_labels,
+            "[privacy] nopeek compares samples of one shape: leave it out": privacy.nopeek is not None,
+            "[privacy] marvell compares gradients of one shape: leave it out": privacy.marvell is not None,
+            "[privacy.dp] takes samples one by one: leave it out": privacy.dp is not None,
+            "the rounds of [fleet] are not built for it: leave one of them out": self.fleet.has_rounds,
+            "[data] reads pictures, which have no length: leave one of them out": self.data is not None,
+            "topk holds back what belongs to one shape: use another codec": any(
+                codec.startswith("topk") for codec in codecs
+            ),
+        }
+        for why, found in reasons.items():
+            if found:
+                raise refuse(f"model.max_length: {why}")
+        if self.loss.name in CLASS_LOSSES:
+            for name in self.model.targets:
+                if self.model.pad.get(name, IGNORED_CLASS) != IGNORED_CLASS:
+                    raise refuse(
+                        f"model.pad: {name} is padded with {self.model.pad[name]}, a class that the loss "
+                        f"counts; pad labels with {IGNORED_CLASS}"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _dp_fits(self) -> Self:
         dp = self.privacy.dp
         if dp is None:
@@ -198,6 +228,8 @@ class JobSpec(Section):
             left_out["link"] = {"cache"}
         if not self.share_ends:
             left_out["share_ends"] = True
+        if unused_lengths := self.model.left_out():
+            left_out["model"] = unused_lengths
         if self.accumulate == 1:
             left_out["accumulate"] = True
         if self.optimizer.ema is None:

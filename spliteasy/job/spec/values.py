@@ -16,6 +16,8 @@ from spliteasy.errors import JobError
 MAX_COUNT = 2**31 - 1
 """Upper bound of counts (batch size, steps, epochs): reads the same in every language."""
 MAX_SEED = 2**53 - 1
+MAX_LENGTH = 1 << 20
+"""The length of samples is at most this, as their number in a batch is."""
 ELEMENTWISE = ("fp32", "fp16", "bf16", "lossless")
 """Codecs in which no number depends on another sample's."""
 AUTO = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spliteasy.graph.document import BatchDim, ValueSpec
+from spliteasy.graph.document import FreeDim, ValueSpec
 
 
 def per_sample(factors: Tensor, value: Tensor) -> Tensor:
@@ -16,6 +16,6 @@ def is_batch_first(spec: ValueSpec) -> bool:
     """Return whether the first dimension is the batch's samples, and no other depends on it."""
     return (
         bool(spec.shape)
-        and spec.shape[0] == BatchDim(batch=1)
-        and not any(isinstance(dim, BatchDim) for dim in spec.shape[1:])
+        and spec.shape[0] == FreeDim(batch=1)
+        and not any(isinstance(dim, FreeDim) and dim.per_batch for dim in spec.shape[1:])
     )

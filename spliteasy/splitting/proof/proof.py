@@ -1,8 +1,8 @@
 """Prove a trace: one step of the traced graph gives what one step of the user's model gives.
 
-The model runs once more by plain PyTorch, on the example and on inputs like it at other batch sizes, and
-outputs, tensors afterwards and the gradient of every parameter and floating input must be those of the
-graph. What differs is refused; nothing would show it later, for the loss falls anyway.
+The model runs once more by plain PyTorch, on the example and on inputs like it at other batch sizes and
+lengths, and outputs, tensors afterwards and the gradient of every parameter and floating input must be those
+of the graph. What differs is refused; nothing would show it later, for the loss falls anyway.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spliteasy.errors import JobError
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.graph.program import Code
 from spliteasy.runtime.generators import states_kept
 from spliteasy.splitting.boundaries import Partition
@@ -27,7 +28,8 @@ from spliteasy.splitting.proof.trial import Trial, one_line, refuse_failure, ten
 from spliteasy.splitting.trace import Trace
 
 _OUTPUTS = (
-    "branches on the batch size or on a mode of torch, and torch.manual_seed in the forward, can't be traced"
+    "branches on the batch size, a length or a mode of torch, and torch.manual_seed in the forward, can't be"
+    " traced"
 )
 _TENSORS = (
     "a checkpointed region runs twice, so that batch norm in it moves its statistics twice, and a trace once:"
@@ -53,9 +55,17 @@ class _Step:
 
 
 def prove(
-    model: nn.Module, trace: Trace, inputs: tuple[Tensor, ...], *, training: bool, what: str
+    model: nn.Module,
+    trace: Trace,
+    inputs: tuple[Tensor, ...],
+    *,
+    training: bool,
+    what: str,
+    free: FreeLength | None = None,
 ) -> tuple[str, ...]:
     """Raises `JobError` unless the trace gives what the model gives in the modes that its modules have.
+
+    Where the length of samples is `free`, it has to at several lengths.
 
     Returns notes for the user on what is right and may surprise. The model is left as it was.
     """
@@ -63,7 +73,7 @@ def prove(
         warnings.simplefilter("ignore")
         proof = _Proof(model, trace, training, what, state)
         with fused_attention(False):
-            steps = proof.compare_all(trials(inputs))
+            steps = proof.compare_all(trials(inputs, free))
         return () if training else proof.notes(steps)
 
 

@@ -1,4 +1,4 @@
-"""Inputs to try a model on: the example, and random ones of its kind at other batch sizes."""
+"""Inputs to try a model on: the example, and random ones of its kind at other batch sizes and lengths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from spliteasy.errors import JobError
+from spliteasy.graph.lengths import FreeLength
 from spliteasy.runtime.randomness import seed_of
 
 ROWS = 8
@@ -43,8 +44,9 @@ class Trial:
         )
 
 
-def trials(example: tuple[Tensor, ...]) -> list[Trial]:
-    """The example as training sees it, then others that also ask for the inputs' gradients."""
+def trials(example: tuple[Tensor, ...], free: FreeLength | None = None) -> list[Trial]:
+    """The example as training sees it, then others that also ask for the inputs' gradients; where the length
+    of samples is free, beginnings of the example too."""
     rows = min(example[0].shape[0], ROWS)
     own = tuple(tensor[:rows] for tensor in example)
     other = 3 if rows != 3 else 5
@@ -66,6 +68,15 @@ def trials(example: tuple[Tensor, ...]) -> list[Trial]:
             spare=True,
         ),
         Trial("one sample", tuple(tensor[:1] for tensor in example), 4),
+        *(_shorter(tuple(tensor[order] for tensor in example), free) if free is not None else ()),
+    ]
+
+
+def _shorter(samples: tuple[Tensor, ...], free: FreeLength) -> list[Trial]:
+    """Beginnings of samples of the example, which the model must be able to take."""
+    return [
+        Trial(f"the example's first {length} places", free.cut(samples, length), 5, certain=True)
+        for length in free.tried
     ]
 
 

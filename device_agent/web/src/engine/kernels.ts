@@ -76,6 +76,15 @@ export interface Kernels {
     count: number, p: number, g: number, mean: number, square: number, rate: number, beta1: number, beta2: number,
     eps: number, decay: number, decoupled: number, one: number, two: number,
   ): void;
+  rmsprop(
+    count: number, p: number, g: number, square: number, average: number, buffer: number, rate: number, alpha: number,
+    eps: number, momentum: number, decay: number,
+  ): void;
+  adagrad(count: number, p: number, g: number, sum: number, rate: number, eps: number, decay: number): void;
+  lion(
+    count: number, p: number, g: number, momentum: number, rate: number, beta1: number, part2: number, keep: number,
+  ): void;
+  lerp(count: number, a: number, b: number, weight: number): void;
 }
 
 /** The numbers of `Binary` in `src/kernels/elementwise.ts`. */

@@ -3,12 +3,11 @@
 import { Arena } from "./arena.ts";
 import { loadKernels } from "./kernels.ts";
 import { loadLoss, type LoadedLoss } from "./loss.ts";
-import { measureOf } from "./measure.ts";
 import { Machine } from "./nd_array.ts";
 import { tensorsFromBytes, tensorsToBytes } from "./safetensors.ts";
 import { Segment } from "./segment.ts";
 import { LocalTrainer } from "./segment_trainer.ts";
-import type { Engine, EngineOptions, Loss, SegmentTrainer, Tensor } from "./types.ts";
+import type { Engine, EngineOptions, Loss, SegmentTrainer } from "./types.ts";
 
 const GIBI = 2 ** 30;
 
@@ -30,20 +29,19 @@ export async function createEngine({ kernels, maxBytes = GIBI }: EngineOptions):
     loadLoss: async (source) => {
       const id = ++count;
       losses.set(id, machine.arena.guarded(() => loadLoss(machine, source)));
-      const measure = measureOf("name" in source ? source.name : null);
-      return lossOver(machine, id, losses, measure.elements, measure.right);
+      return lossOver(machine, id, losses);
     },
     memory: async () => machine.arena.figures,
     dispose: async () => losses.clear(),
   };
 }
 
-function lossOver(
-  machine: Machine, id: number, losses: Map<number, LoadedLoss>, elements: (targets: readonly Tensor[]) => number,
-  right: (outputs: readonly Tensor[], targets: readonly Tensor[]) => readonly [number, number] | null,
-): Loss {
+function lossOver(machine: Machine, id: number, losses: Map<number, LoadedLoss>): Loss {
+  const { measure } = losses.get(id)!;
   return {
     id,
+    shows: measure.predictions?.kind ?? null,
+    isMean: measure.means.length > 0 && measure.proportional,
     value: async (outputs, targets) =>
       machine.arena.guarded(() => {
         const given = [outputs, targets].map((tensors) => tensors.map((each) => machine.imported(each)));
@@ -52,8 +50,10 @@ function lossOver(
         for (const each of [...given.flat(), loss]) machine.drop(each);
         return value;
       }),
-    elements: async (targets) => elements(targets),
-    right: async (outputs, targets) => right(outputs, targets),
+    elements: async (targets) => measure.elements(targets),
+    shares: async (parts) => measure.shares(parts),
+    judged: async (outputs, targets) => measure.judged(outputs, targets),
+    right: async (outputs, targets) => measure.right(outputs, targets),
     dispose: async () => {
       losses.get(id)?.free();
       losses.delete(id);
@@ -84,7 +84,7 @@ function trainerOver(trainer: LocalTrainer, losses: ReadonlyMap<number, LoadedLo
     notFinite: async () => trainer.notFinite(),
     apply: async () => trainer.apply(),
     skip: async () => trainer.skip(),
-    rebase: async (state) => trainer.rebase(state),
+    rebase: async (state, scheduled) => trainer.rebase(state, scheduled),
     abort: async () => trainer.abort(),
     evaluate: async (values) => trainer.evaluate(values),
     fixedNames: async () => trainer.fixedNames(),

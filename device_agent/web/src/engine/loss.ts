@@ -4,11 +4,13 @@ import { DataError, JobError, PortableError } from "../errors.ts";
 import { Arguments } from "./arguments.ts";
 import { documentFromJson, foreignDtypes } from "./document.ts";
 import { refuseDtypes } from "./checks.ts";
+import { namedMeasure, type Measure } from "./measure.ts";
 import type { Machine, NdArray } from "./nd_array.ts";
 import { operatorOf } from "./operators/index.ts";
 import { Program } from "./program.ts";
 import { tensorsFromBytes } from "./safetensors.ts";
 import { Context, type Tape } from "./tape.ts";
+import { tracedMeasure } from "./traced_measure.ts";
 import type { LossSource } from "./types.ts";
 
 /** The operator of each loss by name. */
@@ -26,11 +28,12 @@ export type LossFunction = (outputs: readonly NdArray[], targets: readonly NdArr
 
 export interface LoadedLoss {
   readonly compute: LossFunction;
+  readonly measure: Measure;
   readonly free: () => void;
 }
 
 export function loadLoss(machine: Machine, source: LossSource): LoadedLoss {
-  return "name" in source ? namedLoss(machine, source.name) : tracedLoss(machine, source.graph, source.tensors);
+  return "name" in source ? namedLoss(machine, source.name) : tracedLoss(machine, source);
 }
 
 function namedLoss(machine: Machine, name: string): LoadedLoss {
@@ -43,10 +46,10 @@ function namedLoss(machine: Machine, name: string): LoadedLoss {
     }
     return rule(new Context(machine, tape, null), new Arguments(op, parameters, [outputs[0], targets[0]], [])) as NdArray;
   };
-  return { compute, free: () => undefined };
+  return { compute, measure: namedMeasure(name), free: () => undefined };
 }
 
-function tracedLoss(machine: Machine, graph: Uint8Array, bytes: Uint8Array): LoadedLoss {
+function tracedLoss(machine: Machine, { graph, tensors: bytes, targets: count }: Extract<LossSource, { graph: Uint8Array }>): LoadedLoss {
   const document = documentFromJson(graph);
   refuseDtypes(document.name, foreignDtypes(document));
   const program = new Program(document.train, document);
@@ -61,5 +64,6 @@ function tracedLoss(machine: Machine, graph: Uint8Array, bytes: Uint8Array): Loa
     if (typeof loss === "number" || loss.size !== 1) throw new PortableError("a loss must give one scalar tensor");
     return loss;
   };
-  return { compute, free: () => tensors.forEach((each) => machine.drop(each)) };
+  const measure = tracedMeasure(machine, document, tensors, count);
+  return { compute, measure, free: () => tensors.forEach((each) => machine.drop(each)) };
 }

@@ -1,8 +1,8 @@
 /** The optimizer of a segment, with the arithmetic and the state of torch's classes: `spliteasy/training/optim.py`. */
 
 import { NotSupported } from "../errors.ts";
-import type { Machine, NdArray } from "./nd_array.ts";
-import type { AdamSpec, ClipSpec, GroupSpec, OptimizerSpec, SgdSpec } from "./types.ts";
+import type { Machine, NdArray, Shape } from "./nd_array.ts";
+import type { AdagradSpec, AdamSpec, ClipSpec, GroupSpec, LionSpec, OptimizerSpec, RmsPropSpec, SgdSpec } from "./types.ts";
 
 export interface Parameter {
   readonly name: string;
@@ -10,7 +10,7 @@ export interface Parameter {
   readonly group: GroupSpec | null;
 }
 
-const KNOWN: readonly string[] = ["sgd", "adam", "adamw"];
+const KNOWN: readonly string[] = ["sgd", "adam", "adamw", "rmsprop", "adagrad", "lion"];
 
 /** What an optimizer keeps of a parameter: tensors by torch's names for them. */
 export type Fields = Map<string, NdArray>;
@@ -33,6 +33,11 @@ function patternOf(pattern: string): RegExp {
 
 export function stateFields(spec: OptimizerSpec): readonly string[] {
   if (spec.name === "sgd") return spec.momentum ? ["momentum_buffer"] : [];
+  if (spec.name === "rmsprop") {
+    return ["step", "square_avg", ...(spec.momentum ? ["momentum_buffer"] : []), ...(spec.centered ? ["grad_avg"] : [])];
+  }
+  if (spec.name === "adagrad") return ["step", "sum"];
+  if (spec.name === "lion") return ["exp_avg"];
   return ["step", "exp_avg", "exp_avg_sq"];
 }
 
@@ -45,7 +50,6 @@ export class Optimizer {
   ) {
     const name: string = spec.name;
     if (!KNOWN.includes(name)) throw new NotSupported(`this device has no optimizer ${name}, only ${KNOWN.join(", ")}`);
-    if ("ema" in spec && spec.ema) throw new NotSupported("this device keeps no moving average of the weights ([optimizer] ema)");
   }
 
   fields(name: string): Fields {
@@ -67,8 +71,56 @@ export class Optimizer {
     const { spec } = this;
     const rate = (group?.lr ?? spec.lr) * scale;
     const decay = group?.weight_decay ?? spec.weight_decay ?? (spec.name === "adamw" ? 0.01 : 0);
-    if (spec.name === "sgd") this.#sgd(spec, name, tensor, gradient, rate, decay);
-    else this.#adam(spec, name, tensor, gradient, rate, decay);
+    switch (spec.name) {
+      case "sgd":
+        return this.#sgd(spec, name, tensor, gradient, rate, decay);
+      case "rmsprop":
+        return this.#rmsprop(spec, name, tensor, gradient, rate, decay);
+      case "adagrad":
+        return this.#adagrad(spec, name, tensor, gradient, rate, decay);
+      case "lion":
+        return this.#lion(spec, name, tensor, gradient, rate, decay);
+      default:
+        return this.#adam(spec, name, tensor, gradient, rate, decay);
+    }
+  }
+
+  /** Make what an optimizer that has taken no step keeps of the parameter, where that is anything. */
+  begin({ name, tensor }: Parameter): void {
+    if (this.spec.name === "adagrad") this.#fields(name, tensor.shape, this.spec.initial_accumulator_value ?? 0);
+  }
+
+  /** The fields of a parameter; those that are missing begin with `value`, its count of steps with 0. */
+  #fields(name: string, shape: Shape, value = 0): Fields {
+    for (const field of stateFields(this.spec)) {
+      if (this.fields(name).has(field)) continue;
+      this.set(name, field, field === "step" ? this.machine.filled([], 0) : this.machine.filled(shape, value));
+    }
+    return this.fields(name);
+  }
+
+  #rmsprop(spec: RmsPropSpec, name: string, p: NdArray, g: NdArray, rate: number, decay: number): void {
+    const { machine } = this;
+    const fields = this.#fields(name, p.shape);
+    machine.floats(fields.get("step")!)[0]++;
+    machine.kernels.rmsprop(
+      p.size, p.at, g.at, fields.get("square_avg")!.at, fields.get("grad_avg")?.at ?? 0, fields.get("momentum_buffer")?.at ?? 0,
+      rate, spec.alpha ?? 0.99, spec.eps ?? 1e-8, spec.momentum ?? 0, decay,
+    );
+  }
+
+  #adagrad(spec: AdagradSpec, name: string, p: NdArray, g: NdArray, rate: number, decay: number): void {
+    const { machine } = this;
+    const fields = this.#fields(name, p.shape, spec.initial_accumulator_value ?? 0);
+    const step = ++machine.floats(fields.get("step")!)[0];
+    const left = rate / (1 + (step - 1) * (spec.lr_decay ?? 0));
+    machine.kernels.adagrad(p.size, p.at, g.at, fields.get("sum")!.at, left, spec.eps ?? 1e-10, decay);
+  }
+
+  #lion(spec: LionSpec, name: string, p: NdArray, g: NdArray, rate: number, decay: number): void {
+    const [beta1, beta2] = spec.betas ?? [0.9, 0.99];
+    const momentum = this.#fields(name, p.shape).get("exp_avg")!;
+    this.machine.kernels.lion(p.size, p.at, g.at, momentum.at, rate, beta1, 1 - beta2, 1 - rate * decay);
   }
 
   #sgd(spec: SgdSpec, name: string, p: NdArray, g: NdArray, rate: number, decay: number): void {
@@ -83,12 +135,7 @@ export class Optimizer {
 
   #adam(spec: AdamSpec, name: string, p: NdArray, g: NdArray, rate: number, decay: number): void {
     const { machine } = this;
-    if (!this.fields(name).has("step")) {
-      this.set(name, "step", machine.filled([], 0));
-      this.set(name, "exp_avg", machine.filled(p.shape, 0));
-      this.set(name, "exp_avg_sq", machine.filled(p.shape, 0));
-    }
-    const fields = this.fields(name);
+    const fields = this.#fields(name, p.shape);
     const step = ++machine.floats(fields.get("step")!)[0];
     const [beta1, beta2] = spec.betas ?? [0.9, 0.999];
     machine.kernels.adam(

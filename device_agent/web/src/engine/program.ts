@@ -204,7 +204,8 @@ function drawsRandomNumbers({ op, args, kwargs }: Node): boolean {
   return op === ATTENTION && number(args[4] ?? kwargs.get("dropout_p")) > 0;
 }
 
-function refsOf(node: Node): number[] {
+/** The slots that a node reads, in order. */
+export function refsOf(node: Node): number[] {
   const slots: number[] = [];
   const look = (arg: Argument): void => {
     if (arg instanceof Ref) slots.push(arg.slot);

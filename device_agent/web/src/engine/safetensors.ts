@@ -14,6 +14,8 @@ const ARRAYS: { readonly [K in DtypeName]: { new (buffer: ArrayBuffer): Arrays[K
   float32: Float32Array, float64: Float64Array, float16: Uint16Array, bfloat16: Uint16Array, int64: BigInt64Array,
   int32: Int32Array, int16: Int16Array, int8: Int8Array, uint8: Uint8Array, bool: Uint8Array,
 };
+/** The order in which the library of that format writes tensors: the widest first, so that all are aligned. */
+const ORDER: readonly (string | undefined)[] = ["I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL"];
 const LARGEST_HEADER = 100_000_000;
 
 interface Entry {
@@ -90,7 +92,8 @@ function rowMajor<T extends Arrays[DtypeName]>(name: string, data: T, shape: rea
 
 /** The same bytes for the same tensors, whatever their order. */
 export function tensorsToBytes(tensors: State): Uint8Array {
-  const names = Object.keys(tensors).sort();
+  const rank = (name: string): number => ORDER.indexOf(CODES[tensors[name].dtype]);
+  const names = Object.keys(tensors).sort((one, other) => rank(one) - rank(other) || (one < other ? -1 : 1));
   const header: Record<string, Entry> = {};
   let end = 0;
   for (const name of names) {

@@ -14,8 +14,11 @@ import type { Gradients, State, Tensor, TrainerOptions, Value } from "./types.ts
 
 const STEP = "trainer/step";
 const REBASES = "trainer/rebases";
+const AHEAD = "trainer/ahead";
 const MODEL = "model/";
 const OPTIMIZER = "optimizer/";
+const ACCUMULATED = "accumulated/";
+const AVERAGE = "average/";
 
 interface Open {
   readonly tape: Tape;
@@ -26,6 +29,8 @@ interface Open {
 export class LocalTrainer {
   step = 0;
   rebases = 0;
+  /** Steps by which the schedule of the learning rate is ahead: other devices took them. */
+  #ahead = 0;
   readonly #machine: Machine;
   readonly #parameters: readonly Parameter[];
   readonly #trainable: readonly Parameter[];
@@ -35,6 +40,10 @@ export class LocalTrainer {
   readonly #open = new Map<number, Open>();
   #before: readonly NdArray[] | null = null;
   #opened = 0;
+  /** The gradients of the batches since the optimizer's last step, by weight, where the job accumulates. */
+  #accumulated = new Map<string, NdArray>();
+  /** The moving average of each trainable weight, once the optimizer has stepped, where the job asks. */
+  #average = new Map<string, NdArray>();
 
   constructor(
     readonly segment: Segment,
@@ -47,6 +56,11 @@ export class LocalTrainer {
     for (const { tensor, group } of this.#parameters) if (group?.frozen) tensor.needsGrad = false;
     this.#trainable = this.#parameters.filter(({ tensor }) => tensor.needsGrad);
     this.#buffers = segment.named("buffer");
+    for (const parameter of this.#trainable) this.#optimizer.begin(parameter);
+  }
+
+  get #window(): number {
+    return this.options.accumulate ?? 1;
   }
 
   get taken(): number {
@@ -146,7 +160,7 @@ export class LocalTrainer {
       const outputs = opened.outputs.filter((value) => value instanceof NdArray);
       const value = compute(outputs, own, opened.tape);
       const loss = machine.floats(value)[0];
-      if (value.needsGrad && share) value.grad = machine.filled(value.shape, share);
+      if (value.needsGrad && share) value.grad = machine.filled(value.shape, this.#window === 1 ? share : Math.fround(1 / this.#window) * Math.fround(share));
       for (const target of own) machine.drop(target);
       const gradients = this.#back(opened);
       machine.drop(value);
@@ -209,15 +223,41 @@ export class LocalTrainer {
     return spoiled ? `the buffer ${spoiled[0]} (running statistics)` : null;
   }
 
+  /** Let the optimizer step, or keep the gradients for it where the job adds up more batches first. */
   apply(): void {
-    const machine = this.#machine;
-    const moved = this.#trainable.filter(({ tensor }) => tensor.grad);
-    if (this.options.clip) clipGradients(machine, moved.map(({ tensor }) => tensor.grad!), this.options.clip);
-    const scale = factor(this.options.schedule ?? {}, this.taken + 1);
-    for (const parameter of moved) this.#optimizer.step(parameter, parameter.tensor.grad!, scale);
+    const batches = this.taken + 1;
+    if (batches % this.#window) this.#keepGradients();
+    else this.#stepOn(batches / this.#window);
     this.#forgetGradients();
     this.#forgetBefore();
     this.step++;
+  }
+
+  #stepOn(steps: number): void {
+    const machine = this.#machine;
+    const moved = this.#trainable.filter(({ tensor }) => tensor.grad);
+    if (this.options.clip) clipGradients(machine, moved.map(({ tensor }) => tensor.grad!), this.options.clip);
+    const scale = factor(this.options.schedule ?? {}, steps + this.#ahead);
+    for (const parameter of moved) this.#optimizer.step(parameter, parameter.tensor.grad!, scale);
+    this.#dropped(this.#accumulated);
+    const { ema } = this.options.optimizer;
+    for (const { name, tensor } of typeof ema === "number" ? this.#trainable : []) {
+      const average = this.#average.get(name);
+      if (average) machine.kernels.lerp(tensor.size, average.at, tensor.at, 1 - ema!);
+      else this.#average.set(name, machine.copy(tensor));
+    }
+  }
+
+  #keepGradients(): void {
+    this.#dropped(this.#accumulated);
+    for (const { name, tensor } of this.#trainable) {
+      if (tensor.grad) this.#accumulated.set(name, this.#machine.copy(tensor.grad.shaped(tensor.shape)));
+    }
+  }
+
+  #dropped(tensors: Map<string, NdArray>): void {
+    for (const tensor of tensors.values()) this.#machine.drop(tensor);
+    tensors.clear();
   }
 
   skip(): void {
@@ -225,16 +265,21 @@ export class LocalTrainer {
     this.step++;
   }
 
-  rebase(state: State | null): void {
+  rebase(state: State | null, scheduled: number | null): void {
     this.abort();
+    const ahead = scheduled === null ? 0 : scheduled - this.taken;
     const [step, rebases] = [this.step + 1, this.rebases + 1];
     if (state) this.loadState({ ...state, [STEP]: counted(step), [REBASES]: counted(rebases) }, step);
-    [this.step, this.rebases] = [step, rebases];
+    [this.step, this.rebases, this.#ahead] = [step, rebases, ahead];
   }
 
   abort(): void {
     for (const id of [...this.#open.keys()]) this.release(id);
     this.#forgetGradients();
+    for (const { name, tensor } of this.#trainable) {
+      const kept = this.#accumulated.get(name);
+      if (kept) tensor.grad = this.#machine.copy(kept);
+    }
     this.#before?.forEach((before, place) => this.#machine.assign(this.#buffers[place][1], before));
     this.#forgetBefore();
   }
@@ -245,8 +290,12 @@ export class LocalTrainer {
     checkValues(document.name, document.eval.inputs, values);
     return machine.arena.guarded(() => {
       const inputs = values.map((value) => (typeof value === "number" ? value : machine.imported(value)));
-      const before = new Map((this.#before ?? []).map((copy, place) => [this.#buffers[place][1], copy]));
-      const tensors = this.segment.tensors.map((tensor) => before.get(tensor) ?? tensor);
+      const others = new Map((this.#before ?? []).map((copy, place) => [this.#buffers[place][1], copy]));
+      for (const { name, tensor } of this.#trainable) {
+        const average = this.#average.get(name);
+        if (average) others.set(tensor, average);
+      }
+      const tensors = this.segment.tensors.map((tensor) => others.get(tensor) ?? tensor);
       const random = this.segment.eval.random ? Twister.of(this.#key.at("mask", this.options.role, this.taken, 0)) : null;
       const outputs = this.segment.eval.run(machine, tensors, inputs, null, random);
       const found = outputs.map((value) => (typeof value === "number" ? value : machine.exported(value)));
@@ -267,8 +316,11 @@ export class LocalTrainer {
     for (const { name } of this.#parameters) {
       for (const [field, value] of this.#optimizer.fields(name)) state[`${OPTIMIZER}${name}/${field}`] = machine.exported(value);
     }
+    for (const [name, gradient] of this.#accumulated) state[ACCUMULATED + name] = machine.exported(gradient);
+    for (const [name, average] of this.#average) state[AVERAGE + name] = machine.exported(average);
     state[STEP] = counted(this.step);
     if (this.rebases) state[REBASES] = counted(this.rebases);
+    if (this.#ahead) state[AHEAD] = counted(this.#ahead);
     return state;
   }
 
@@ -282,14 +334,28 @@ export class LocalTrainer {
     for (const [name, tensor] of own) this.#overwrite(tensor, state[MODEL + name]);
     this.#optimizer.clear();
     const fields = stateFields(this.options.optimizer);
-    for (const { name } of this.#trainable) {
+    for (const parameter of this.#trainable) {
       for (const field of fields) {
-        const value = state[`${OPTIMIZER}${name}/${field}`];
-        if (value) this.#optimizer.set(name, field, machine.imported(value));
+        const value = state[`${OPTIMIZER}${parameter.name}/${field}`];
+        if (value) this.#optimizer.set(parameter.name, field, machine.imported(value));
       }
+      this.#optimizer.begin(parameter);
     }
+    this.#kept(state, ACCUMULATED, this.#accumulated, this.#window > 1);
+    this.#kept(state, AVERAGE, this.#average, typeof this.options.optimizer.ema === "number");
+    this.abort();
     this.step = step;
     this.rebases = state[REBASES] ? Number(state[REBASES].data[0]) : 0;
+    this.#ahead = state[AHEAD] ? Number(state[AHEAD].data[0]) : 0;
+  }
+
+  /** Take over what the state has under the prefix for weights that train. */
+  #kept(state: State, prefix: string, into: Map<string, NdArray>, wanted: boolean): void {
+    this.#dropped(into);
+    for (const { name } of wanted ? this.#trainable : []) {
+      const given = state[prefix + name];
+      if (given) into.set(name, this.#machine.imported(given));
+    }
   }
 
   #checkFit(state: State, own: readonly [string, NdArray][]): void {
@@ -304,6 +370,12 @@ export class LocalTrainer {
       }
     }
     for (const { name, tensor } of this.#trainable) {
+      for (const prefix of [ACCUMULATED, AVERAGE]) {
+        const given = state[prefix + name];
+        if (given && (given.dtype !== "float32" || given.data.length !== tensor.size)) {
+          throw new DataError(`the state is not the segment's: ${prefix}${name} has another form`);
+        }
+      }
       for (const field of stateFields(this.options.optimizer)) {
         const given = state[`${OPTIMIZER}${name}/${field}`];
         const size = field === "step" ? 1 : tensor.size;
@@ -321,6 +393,8 @@ export class LocalTrainer {
   }
 
   dispose(): void {
+    this.#dropped(this.#accumulated);
+    this.#dropped(this.#average);
     this.abort();
     this.#optimizer.clear();
     this.segment.free();

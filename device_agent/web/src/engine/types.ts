@@ -40,26 +40,48 @@ export interface GroupSpec {
   readonly frozen?: boolean;
 }
 
-export interface SgdSpec {
-  readonly name: "sgd";
+interface OptimizerBase {
   readonly lr: number;
   readonly weight_decay?: number;
   readonly groups?: readonly GroupSpec[];
+  /** The decay of a moving average of the weights, which evaluation uses. */
+  readonly ema?: number | null;
+}
+
+export interface SgdSpec extends OptimizerBase {
+  readonly name: "sgd";
   readonly momentum?: number;
   readonly dampening?: number;
   readonly nesterov?: boolean;
 }
 
-export interface AdamSpec {
+export interface AdamSpec extends OptimizerBase {
   readonly name: "adam" | "adamw";
-  readonly lr: number;
-  readonly weight_decay?: number;
-  readonly groups?: readonly GroupSpec[];
   readonly betas?: readonly [number, number];
   readonly eps?: number;
 }
 
-export type OptimizerSpec = SgdSpec | AdamSpec;
+export interface RmsPropSpec extends OptimizerBase {
+  readonly name: "rmsprop";
+  readonly alpha?: number;
+  readonly eps?: number;
+  readonly momentum?: number;
+  readonly centered?: boolean;
+}
+
+export interface AdagradSpec extends OptimizerBase {
+  readonly name: "adagrad";
+  readonly lr_decay?: number;
+  readonly initial_accumulator_value?: number;
+  readonly eps?: number;
+}
+
+export interface LionSpec extends OptimizerBase {
+  readonly name: "lion";
+  readonly betas?: readonly [number, number];
+}
+
+export type OptimizerSpec = SgdSpec | AdamSpec | RmsPropSpec | AdagradSpec | LionSpec;
 
 export type ScheduleSpec =
   | { readonly name?: "constant"; readonly warmup_steps?: number }
@@ -85,6 +107,8 @@ export interface TrainerOptions {
   readonly optimizer: OptimizerSpec;
   readonly schedule?: ScheduleSpec;
   readonly clip?: ClipSpec | null;
+  /** Batches whose gradients are added up before the optimizer steps; 1 if not given. */
+  readonly accumulate?: number;
   /** The device's key for the job, 32 bytes: random layers draw from it. */
   readonly key: Uint8Array;
 }
@@ -92,7 +116,7 @@ export interface TrainerOptions {
 /** A loss by its name in the job's spec, or the parts `loss.json` and `loss.safetensors` of the package. */
 export type LossSource =
   | { readonly name: "cross_entropy" | "nll" | "bce_with_logits" | "mse" | "l1" | "smooth_l1" }
-  | { readonly graph: Uint8Array; readonly tensors: Uint8Array; readonly outputs: number };
+  | { readonly graph: Uint8Array; readonly tensors: Uint8Array; /** How many of its last inputs are targets. */ readonly targets: number };
 
 /** A forward whose backward has not run. It holds memory until `backward`, `backwardFromLoss`, `release` or `abort`. */
 export interface OpenForward {
@@ -140,8 +164,11 @@ export interface SegmentTrainer {
   apply(): Promise<void>;
   /** Let a step pass without effect. */
   skip(): Promise<void>;
-  /** Take a step that trains nothing: go on from `state`, as `snapshot` gives it, where there is one. */
-  rebase(state: State | null): Promise<void>;
+  /**
+   * Take a step that trains nothing: go on from `state`, as `snapshot` gives it, where there is one. `scheduled`: the
+   * steps that the schedule goes on from, where these are not the segment's own.
+   */
+  rebase(state: State | null, scheduled: number | null): Promise<void>;
   /** Forget an open step: gradients go, buffers are what they were before it. */
   abort(): Promise<void>;
   /** Run the evaluation graph on the state after the last step; an open step is neither seen nor touched. */
@@ -161,13 +188,32 @@ export interface SegmentTrainer {
 
 export type State = Readonly<Record<string, Tensor>>;
 
+/** Scores and labels of the elements that have a label. */
+export interface Judged {
+  /** [elements, classes], or [elements] where there are questions in place of classes. */
+  readonly scores: Float32Array;
+  /** The class of each, or 1 for yes and 0 for no. */
+  readonly labels: readonly number[];
+  /** null: scores are answers, and one above `threshold` says yes. */
+  readonly classes: number | null;
+  readonly threshold: number;
+}
+
 /** A loss, and the counts beside it: `spliteasy/training/measures.py`. */
 export interface Loss {
   readonly id: number;
+  /** What its predictions are; null where it shows none. */
+  readonly shows: "classes" | "answers" | null;
+  /** It is one mean over labelled elements. */
+  readonly isMean: boolean;
   /** The mean loss of the batch. */
   value(outputs: readonly Tensor[], targets: readonly Tensor[]): Promise<number>;
   /** What the loss's mean over these targets is over: labelled elements, or samples. */
   elements(targets: readonly Tensor[]): Promise<number>;
+  /** The share of each micro-batch, given by its targets, in the loss of the batch. Rejects with DataError where no one share is right. */
+  shares(parts: readonly (readonly Tensor[])[]): Promise<number[]>;
+  /** The elements that have a label; null where the loss shows none. */
+  judged(outputs: readonly Tensor[], targets: readonly Tensor[]): Promise<Judged | null>;
   /** [right, counted] of the predictions; null where the accuracy can't be measured. */
   right(outputs: readonly Tensor[], targets: readonly Tensor[]): Promise<readonly [number, number] | null>;
   dispose(): Promise<void>;

@@ -8,7 +8,7 @@ export {
 } from "./norm";
 export { averagePool, averagePoolBack, maxPool, maxPoolBack } from "./pool";
 export { strided } from "./strided";
-export { adam, sgd } from "./optimizer";
+export { adagrad, adam, lerp, lion, rmsprop, sgd } from "./optimizer";
 
 /** The first byte that the kernels do not use themselves. */
 export function heapBase(): usize {

@@ -17,6 +17,7 @@ export class AboutView {
       text("leavesActivations", { samples }),
       ...(job.sharesLabels ? [text("leavesLabels", { samples })] : []),
       ...(job.sharesLoss ? [text("leavesLoss")] : []),
+      ...(job.ends === null ? [] : [text(job.ends === "sealed" ? "leavesSealed" : "leavesOpen")]),
       ...(job.hasPublicWeights ? [text("leavesPublic")] : []),
       ...(job.signed ? [] : [text("unsigned")]),
     ];

@@ -19,6 +19,7 @@ export class App {
   private readonly heading = element("h1", {}, text("title"));
   private readonly status = element("p", { class: "status", role: "status" }, text("connecting"));
   private readonly problem = element("section", { class: "problem", role: "alert", hidden: true });
+  private readonly news = element("section", { class: "news", role: "status", hidden: true });
   private readonly about = new AboutView();
   private readonly train = new TrainView(() => this.start(), (paused) => this.pause(paused));
   private readonly data: DataView;
@@ -38,11 +39,17 @@ export class App {
     this.data = new DataView(this.agent, readEnrolment(fragment).samples, refused);
     this.tryOut = new TryView(this.agent, refused);
     this.views = [this.about.root, this.data.root, this.train.root, this.tryOut.root];
-    root.replaceChildren(element("header", {}, this.heading, this.status), this.problem, ...this.views);
+    root.replaceChildren(element("header", {}, this.heading, this.status), this.news, this.problem, ...this.views);
     for (const view of this.views) show(view, false);
     window.addEventListener("offline", () => (this.status.textContent = text("offline")));
     window.addEventListener("online", () => (this.status.textContent = text("connecting")));
     this.agent.open(fragment, false);
+  }
+
+  /** A new build of the page is there: it is used once the owner says so. */
+  offerBuild(take: () => void): void {
+    this.news.replaceChildren(element("p", {}, text("newBuild")), button(text("takeBuild"), take, "plain"));
+    show(this.news, true);
   }
 
   private heard(observation: Observation): void {

@@ -13,7 +13,7 @@ const LOOKED_AT = 12;
 export class DataView {
   readonly root = card(text("dataTitle"), "data");
   private readonly said = element("p", { class: "fact", role: "status" });
-  private readonly gallery = element("div", { class: "gallery", "aria-label": text("look") });
+  private readonly gallery = element("div", { class: "gallery", role: "group", "aria-label": text("look") });
   private readonly ways = element("div", { class: "ways" });
   private readonly label = element("select", { id: "label" });
   private readonly tally = element("ul", { class: "tally" });

@@ -1,5 +1,6 @@
 /** The training: how far it is, how well it goes, what it sends, how long it takes. */
 
+import type { Evaluated } from "../training/history.ts";
 import type { Observation } from "../training/observations.ts";
 import { Chart } from "./chart.ts";
 import { button, card, element, show } from "./dom.ts";
@@ -14,7 +15,7 @@ export class TrainView {
   readonly root = card(text("trainTitle"), "train");
   private readonly said = element("p", { class: "fact", role: "status" });
   private readonly progress = element("progress", { max: "1", value: "0", "aria-label": text("trainTitle") });
-  private readonly facts: Record<"step" | "loss" | "accuracy" | "bytes" | "left", HTMLElement>;
+  private readonly facts: Record<"step" | "loss" | "accuracy" | "metrics" | "bytes" | "left", HTMLElement>;
   private readonly chart = new Chart(text("curve"));
   private readonly goButton: HTMLButtonElement;
   private readonly pauseButton: HTMLButtonElement;
@@ -27,8 +28,8 @@ export class TrainView {
     this.goButton = button(text("train"), () => (this.isPaused ? this.setPaused(false, pause) : train()));
     this.pauseButton = button(text("pause"), () => this.setPaused(true, pause), "plain");
     const fact = (): HTMLElement => element("dd", {}, text("notYet"));
-    this.facts = { step: fact(), loss: fact(), accuracy: fact(), bytes: fact(), left: fact() };
-    const told = (["loss", "accuracy", "bytes", "left"] as const).flatMap((name) => [element("dt", {}, text(name)), this.facts[name]]);
+    this.facts = { step: fact(), loss: fact(), accuracy: fact(), metrics: fact(), bytes: fact(), left: fact() };
+    const told = (["loss", "accuracy", "metrics", "bytes", "left"] as const).flatMap((name) => [element("dt", {}, text(name)), this.facts[name]]);
     const buttons = element("div", { class: "row" }, this.goButton, this.pauseButton);
     this.root.append(this.said, this.progress, element("dl", {}, ...told), this.chart.root, buttons);
     this.setRunning(false);
@@ -73,14 +74,17 @@ export class TrainView {
     this.at(step);
   }
 
-  evaluated({ accuracy }: { readonly accuracy: number | null }): void {
+  evaluated({ accuracy, metrics = {} }: Evaluated): void {
     if (accuracy !== null) this.facts.accuracy.textContent = `${(100 * accuracy).toFixed(1)} %`;
+    const measured = Object.entries(metrics).map(([name, value]) => `${name} ${value === null ? text("notYet") : value.toPrecision(3)}`);
+    if (measured.length) this.facts.metrics.textContent = measured.join(", ");
   }
 
   finished(step: number, done: boolean): void {
     this.setRunning(false);
     if (!done) return this.stoppedAt(step);
-    this.said.textContent = text("finished", { total: this.total || step });
+    const early = this.total > step;
+    this.said.textContent = early ? text("finishedEarly", { step }) : text("finished", { total: this.total || step });
     this.facts.left.textContent = text("notYet");
     this.progress.value = 1;
     show(this.goButton, false);

@@ -80,6 +80,8 @@ export interface HandInDone {
   readonly nonce: string | null;
   /** It has ended its round; false: there are more windows of a body that is shared. */
   readonly whole: boolean;
+  /** The accuracy that it measured last, where the job lets it be told. */
+  readonly accuracy?: number | null;
 }
 
 export type Action =

@@ -179,6 +179,7 @@ export class DeviceSession {
       samples: done.samples,
       nonce: done.nonce,
       whole: done.whole,
+      accuracy: done.accuracy ?? null,
       oldest_checkpoint: Math.min(...this.held),
     };
     return this.request("ROUND_END", this.ready);

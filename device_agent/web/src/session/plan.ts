@@ -10,6 +10,8 @@ export interface Settings {
   readonly eval_every: number;
   /** Steps that train between two means of a fleet; 0: there are no rounds. */
   readonly round_steps: number;
+  /** Means of a round: one if not given, or as many as a round has windows of a shared body. */
+  readonly means_per_round?: number;
   /** Batches of one evaluation; 0: no test data. */
   readonly eval_batches: number;
   readonly has_tail: boolean;
@@ -56,8 +58,9 @@ export class SessionPlan {
     const trained = this.trained(step);
     if (!eval_every || !trained) return false;
     if (!round_steps) return step % eval_every === 0;
-    const before = Math.floor((trained - round_steps) / eval_every);
-    return this.isRoundEnd(step) && Math.floor(trained / eval_every) > before;
+    const whole = round_steps * (this.of.means_per_round ?? 1);
+    const endsRound = this.isRoundEnd(step) && trained % whole === 0;
+    return endsRound && Math.floor(trained / eval_every) > Math.floor((trained - whole) / eval_every);
   }
 }
 

@@ -20,7 +20,7 @@ import type { Observe } from "./observations.ts";
 import { Queue } from "./queue.ts";
 import { refuseUnsupported } from "./refusals.ts";
 import { loadParts, prepare, type Restart } from "./setup.ts";
-import { DeviceTrainer, type Parts } from "./trainer.ts";
+import { accuracyOf, DeviceTrainer, numberOf, type Kept, type Parts } from "./trainer.ts";
 
 const PREDICT_MS = 60_000;
 export const DATA = "data";
@@ -64,7 +64,7 @@ export class Agent {
       else link.shard = await shardOf(client, job, enrolment.device);
       refuseUnsupported(job);
       link.chunkBytes = Math.min(link.chunkBytes, job.spec.link?.chunk_bytes ?? Infinity);
-      const { parts, key } = await loadParts(job, engine, state, enrolment.device);
+      const { parts, key } = await loadParts(job, engine, state, enrolment);
       const data = new DataSet(job);
       const kept = await state.tensors(DATA);
       if (kept !== null) data.load(kept);
@@ -115,8 +115,8 @@ export class Agent {
   /** The model's outputs for one sample, through the split. */
   async predict(sample: Uint8Array | Float32Array): Promise<number[]> {
     const trainer = this.trainer ?? (await this.trained());
-    let kept: Parameters<DeviceTrainer["modelOutputs"]>[1] = [];
-    const values = await trainer.headOutputs(this.data.inputTensor(sample, 1), (its) => (kept = its));
+    let kept: Kept = { values: [], order: null };
+    const values = await trainer.headOutputs(this.data.inputTensor(sample, 1), "prediction", (its) => (kept = its));
     const attempt = await this.state.attempt();
     if (attempt === null) throw new SplitEasyError("there is no trained model yet", "train first");
     const about = { session: `${this.job.name}.${this.enrolment.device}`, request: newNonce(), attempt, step: trainer.step, samples: 1 };
@@ -190,6 +190,7 @@ export class Agent {
   private async compute(action: Computation, trainer: DeviceTrainer): Promise<void> {
     if (action.type === "RunHead" && action.micro === 0) this.stepBegan = performance.now();
     try {
+      if (action.type === "Save") await this.history.save(); // first: who goes on from the checkpoint has its curve
       const event = await perform(action, trainer, this.state);
       await this.report(action, event, trainer);
       this.events.put(event);
@@ -202,18 +203,20 @@ export class Agent {
     if (action.type === "Restore") {
       this.history.rewind(trainer.step);
       this.observe({ type: "resumed", step: trainer.step, losses: this.history.losses, evaluations: this.history.evaluations });
-    } else if (action.type === "Apply") {
+    } else if (action.type === "Apply" || action.type === "TakeMean") {
       this.history.took(trainer.step, trainer.loss);
       const { bytesUp, bytesDown } = this.link;
       const seconds = (performance.now() - this.stepBegan) / 1000;
       this.observe({ type: "step", step: trainer.step, loss: trainer.loss, seconds, bytesUp, bytesDown });
     } else if (action.type === "Save") {
-      await this.history.save();
       this.observe({ type: "saved", step: action.step });
     } else if (event.type === "EvalTailDone" && !event.more) {
-      const { loss, elements, correct, counted, judged, samples } = trainer.evaluation;
-      const found = { step: trainer.step, samples, loss: elements ? loss / elements : null, accuracy: judged && counted ? correct / counted : null };
+      const { samples, gathered } = trainer.evaluation;
+      const metrics = Object.fromEntries([...gathered.keys()].map((name) => [name, numberOf(trainer.evaluation, name)]));
+      const accuracy = accuracyOf(trainer.evaluation);
+      const found = { step: trainer.step, samples, loss: numberOf(trainer.evaluation, "loss"), accuracy, metrics };
       this.history.evaluated(found);
+      await this.history.save();
       this.observe({ type: "evaluated", ...found });
     }
   }

@@ -6,6 +6,7 @@ import { permutation, type Key } from "../random/index.ts";
 import { microSizes } from "../session/plan.ts";
 import type { DataSet } from "./data_set.ts";
 import type { Job } from "./job.ts";
+import type { RandomizedResponse } from "./privacy/label_dp.ts";
 
 export interface Batch {
   readonly inputs: Tensor;
@@ -20,11 +21,12 @@ export class BatchOrder {
   private readonly batchSize: number;
   private order: { epoch: number; places: number[] } = { epoch: -1, places: [] };
 
-  /** `key` is the device's for the job. Throws DataError where there are too few samples. */
+  /** `key` is the device's for the job; `answers` stand in for the labels, where there are some. Throws DataError where there are too few samples. */
   constructor(
     private readonly data: DataSet,
     { spec, signature }: Job,
     private readonly key: Key,
+    private readonly answers: RandomizedResponse | null = null,
   ) {
     this.places = data.parts().train;
     this.batchSize = spec.batch_size;
@@ -39,7 +41,11 @@ export class BatchOrder {
     if (!spec.drop_last && least < signature.least_samples) {
       throw new DataError(`with ${data.count} samples the last batch would have a single one, which the training can't use`, "add or remove one sample");
     }
-    this.totalSteps = this.stepsPerEpoch * spec.epochs;
+    const batches = this.stepsPerEpoch * spec.epochs;
+    this.totalSteps = batches - (batches % (spec.accumulate ?? 1));
+    if (!this.totalSteps) {
+      throw new DataError(`there are ${batches} batches in all, and the training adds up ${spec.accumulate} before it learns from them`, "add more samples, and try again");
+    }
   }
 
   get samples(): number {
@@ -55,7 +61,9 @@ export class BatchOrder {
     const epoch = this.epoch(step);
     if (this.order.epoch !== epoch) this.order = { epoch, places: shuffled(this.places, this.key.at("order").at(epoch)) };
     const start = ((step - 1) % this.stepsPerEpoch) * this.batchSize;
-    return this.data.gather(this.order.places.slice(start, start + this.batchSize));
+    const { answers } = this;
+    const answer = answers === null ? undefined : (label: number, place: number): number => answers.answer(label, place);
+    return this.data.gather(this.order.places.slice(start, start + this.batchSize), answer);
   }
 }
 

@@ -112,11 +112,11 @@ export class DataSet {
     return { train, test };
   }
 
-  /** The job's inputs and targets of the samples at these places, batch first. */
-  gather(places: readonly number[]): { inputs: Tensor; targets: Tensor } {
+  /** The job's inputs and targets of the samples at these places, batch first; `answer` gives the label to train on. */
+  gather(places: readonly number[], answer = (label: number, _place: number): number => label): { inputs: Tensor; targets: Tensor } {
     const picked = this.isPictures ? new Uint8Array(places.length * this.size) : new Float32Array(places.length * this.size);
     places.forEach((place, at) => picked.set(this.inputs.subarray(place * this.size, (place + 1) * this.size), at * this.size));
-    return { inputs: this.inputTensor(picked, places.length), targets: this.targetTensor(places.map((place) => this.labels[place])) };
+    return { inputs: this.inputTensor(picked, places.length), targets: this.targetTensor(places.map((place) => answer(this.labels[place], place))) };
   }
 
   /** Samples as the model's input, by the job's recipe: as float32 from 0 to 1, less the mean, over the deviation. */

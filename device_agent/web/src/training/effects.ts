@@ -1,5 +1,7 @@
 /** The computations that a session asks for, over the trainer and the state folder: `device_agent/training/effects.py`. */
 
+import { newNonce } from "../protocol/hex.ts";
+import { SEALED } from "../rounds/ends.ts";
 import type { Computation, Event } from "../session/events.ts";
 import type { StateFolder } from "../storage/state_folder.ts";
 import type { DeviceTrainer } from "./trainer.ts";
@@ -13,10 +15,12 @@ export async function perform(action: Computation, trainer: DeviceTrainer, state
   switch (action.type) {
     case "RaiseAttempt":
       return { type: "AttemptRaised", attempt: await state.raiseAttempt(action.above) };
-    case "Restore":
+    case "Restore": {
       await trainer.loadState(await state.loadCheckpoint(action.step), action.step);
       await state.dropAfter(action.step);
-      return { type: "Restored", held: state.held() };
+      const evaluated = trainer.stopping?.judged === action.step;
+      return { type: "Restored", held: state.held(), evaluated, finished: evaluated && trainer.stopping?.isFinished === true };
+    }
     case "RunHead":
       return { type: "HeadDone", ...(await trainer.runHead(action.step, action.micro)) };
     case "RunTail": {
@@ -39,12 +43,22 @@ export async function perform(action: Computation, trainer: DeviceTrainer, state
     }
     case "EvalHead":
       return { type: "EvalHeadDone", ...(await trainer.evalHead(action.index)) };
-    case "EvalTail":
-      return { type: "EvalTailDone", more: await trainer.evalTail(action.index, action.values) };
+    case "EvalTail": {
+      const more = await trainer.evalTail(action.index, action.values);
+      return { type: "EvalTailDone", more, finished: !more && trainer.stopping?.isFinished === true };
+    }
     case "GoBack":
       throw new Error("a job that keeps its best evaluation is refused before anything is trained");
-    case "HandIn":
+    case "HandIn": {
+      await trainer.abort();
+      const nonce = newNonce();
+      const { rounds } = trainer.parts;
+      const ends = await rounds.handIn(nonce);
+      const its = { round: rounds.place.round, samples: rounds.place.samples, whole: rounds.isWhole };
+      return { type: "HandInDone", ends, fleet_key: rounds.shared?.name ?? null, nonce: SEALED in ends ? nonce : null, accuracy: trainer.toldAccuracy, ...its };
+    }
     case "TakeMean":
-      throw new Error("a fleet's rounds are refused before anything is trained");
+      await trainer.takeMean(action.mean);
+      return { type: "Applied" };
   }
 }

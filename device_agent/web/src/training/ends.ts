@@ -29,6 +29,14 @@ export function drawEnds(ends: Ends, key: Key): Tensors {
   return runLaw(ends, (place, step, out) => fill(out, step.op, step.args as number[], key.at("source", place)));
 }
 
+/** x · (1 + σ·ξ) for each number x, with ξ standard normal. */
+export function perturbed(tensor: Tensor, sigma: number, key: Key): Tensor {
+  const values = tensor.floats();
+  const noise = new Float64Array(values.length);
+  fill(noise, "normal", [0, 1], key);
+  return Tensor.float32(tensor.shape, values.map((value, at) => value * (1 + sigma * noise[at])));
+}
+
 /** Run a law; `draw` fills what a source gives, in the order of the view's elements. */
 export function runLaw(ends: Ends, draw: (place: number, step: Step, out: Numbers) => void): Tensors {
   const { memory = [], views = [], steps = [] } = ends.law ?? {};

@@ -9,6 +9,8 @@ export interface Enrolment {
   readonly job: string;
   /** The device loads only what this key has signed; null: anything. */
   readonly operatorKey: string | null;
+  /** The key that the devices of a fleet share, 64 hexadecimal digits; null where the training has none. */
+  readonly fleetKey: string | null;
   /** A file of samples on the page's own server that the owner may train on, for demonstrations. */
   readonly samples: string | null;
 }
@@ -19,12 +21,12 @@ const JOB = /^[a-z0-9-]{1,63}(@[0-9a-f]{64})?$/;
 /** Read a link's fragment. Throws SplitEasyError for what no operator's command has written. */
 export function readEnrolment(fragment: string): Enrolment {
   const said = decoded(fragment.replace(/^#/, ""));
-  const { v, device, password, job, key = null, samples = null } = isRecord(said) ? said : {};
+  const { v, device, password, job, key = null, fleet = null, samples = null } = isRecord(said) ? said : {};
   const fits =
     v === 1 && matches(device, NAME) && matches(password, /^.{1,512}$/) && matches(job, JOB) &&
-    (key === null || matches(key, /^[0-9a-f]{64}$/)) && (samples === null || matches(samples, /^[\w./-]{1,200}$/));
+    [key, fleet].every((each) => each === null || matches(each, /^[0-9a-f]{64}$/)) && (samples === null || matches(samples, /^[\w./-]{1,200}$/));
   if (!fits) throw new SplitEasyError("this link is not complete", "open it as it was sent to you: scan the code again, or copy the whole link");
-  return { device, password, job, operatorKey: key, samples } as Enrolment;
+  return { device, password, job, operatorKey: key, fleetKey: fleet, samples } as Enrolment;
 }
 
 function matches(value: unknown, pattern: RegExp): boolean {

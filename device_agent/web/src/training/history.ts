@@ -9,6 +9,8 @@ export interface Evaluated {
   readonly samples: number;
   readonly loss: number | null;
   readonly accuracy: number | null;
+  /** The metrics that the job names; null where one was not measured. */
+  readonly metrics?: Readonly<Record<string, number | null>>;
 }
 
 interface Kept {
@@ -48,6 +50,7 @@ export class History {
   }
 
   took(step: number, loss: number | null): void {
+    while (this.kept.losses.length < step) this.kept.losses.push(null);
     this.kept.losses[step - 1] = loss;
   }
 

@@ -24,14 +24,15 @@ const FEATURES: Readonly<Record<string, string | null>> = {
   "labelled-shares": null,
   "data-recipe": null,
   "secret-ends": null,
-  defences: "transforms of what crosses the cut ([privacy])",
-  rounds: "rounds of a fleet ([fleet])",
-  accumulation: "accumulate",
-  "averaged-weights": "[optimizer] ema",
-  metrics: "[evaluation] metrics",
-  "early-stopping": "[evaluation] patience",
+  defences: null,
+  rounds: null,
+  accumulation: null,
+  "averaged-weights": null,
+  metrics: null,
+  "early-stopping": null,
   "keep-best": "[evaluation] keep_best",
-  "more-optimizers": "an optimizer other than sgd, adam and adamw",
+  lengths: "samples with lengths of their own ([model] max_length)",
+  "more-optimizers": null,
 };
 
 export interface SampleSpec {

@@ -20,6 +20,8 @@ export interface JobShown {
   readonly sharesLabels: boolean;
   readonly sharesLoss: boolean;
   readonly hasPublicWeights: boolean;
+  /** How this phone's part of the model reaches the others of a fleet; null where it stays here. */
+  readonly ends: "sealed" | "open" | null;
 }
 
 export interface DataShown {

@@ -1,43 +1,47 @@
 /** What a browser can't train, by the name that it has in a job file: it is refused before anything is computed. */
 
 import { JobError } from "../errors.ts";
+import { isRecord } from "../protocol/schema.ts";
 import type { Job, SampleSpec } from "./job.ts";
+
+/** A setting that is refused: any value of it but those allowed. `submit` and `plan` read the list (`operators.json`). */
+export interface Refusal {
+  /** Where it stands in the spec: names with points between them. */
+  readonly key: string;
+  /** Its values that are no setting, or that a browser can do; absent, null, false and 0 are always among them. */
+  readonly allowed: readonly (string | number)[];
+  /** As a person reads it. */
+  readonly said: string;
+}
+
+export const REFUSED_SETTINGS: readonly Refusal[] = [
+  { key: "evaluation.keep_best", allowed: [], said: "[evaluation] keep_best" },
+  { key: "model.max_length", allowed: [], said: "samples with lengths of their own ([model] max_length)" },
+  { key: "precision", allowed: ["fp32"], said: 'precision other than "fp32"' },
+  { key: "privacy.peer_labels", allowed: [], said: "[privacy] peer_labels" },
+  { key: "privacy.dp", allowed: [], said: "[privacy.dp]" },
+];
 
 /** Throws JobError, which names the first setting that this build can't do. */
 export function refuseUnsupported({ spec, signature }: Job): void {
-  const privacy = spec.privacy ?? {};
-  const reasons: [string, unknown][] = [
-    ['[fleet] mode other than "personal"', (spec.fleet?.mode ?? "personal") !== "personal"],
-    ["[evaluation] patience", spec.evaluation?.patience],
-    ["[evaluation] keep_best", spec.evaluation?.keep_best],
-    ["[evaluation] best_by", spec.evaluation?.best_by],
-    ["accumulate", (spec.accumulate ?? 1) > 1],
-    ["[optimizer] ema", spec.optimizer.ema],
-    [`the optimizer ${spec.optimizer.name}`, !isKnown(spec.optimizer)],
-    ['precision other than "fp32"', (spec.precision ?? "fp32") !== "fp32"],
-    ["[privacy] clip_activations and noise_activations", privacy.clip_activations || privacy.noise_activations],
-    ["[privacy] gradient_noise", privacy.gradient_noise],
-    ["[privacy] nopeek", privacy.nopeek],
-    ["[privacy] label_dp", privacy.label_dp],
-    ["[privacy] peer_labels", privacy.peer_labels],
-    ["[privacy.dp]", privacy.dp],
+  const settings = REFUSED_SETTINGS.filter((each) => isSet(each, spec)).map(({ said }) => said);
+  const [input, target] = [signature.inputs[0], signature.targets[0]];
+  const forms: [string, boolean][] = [
     ["more than one input", signature.inputs.length !== 1],
     ["more than one target", signature.targets.length !== 1],
-    [`inputs of ${told(signature.inputs[0])}`, signature.inputs[0] && !isUsable(signature.inputs[0])],
-    [`targets of ${told(signature.targets[0])}`, signature.targets[0] && !isTarget(signature.targets[0])],
+    [`inputs of ${told(input)}`, input !== undefined && !isUsable(input)],
+    [`targets of ${told(target)}`, target !== undefined && !isTarget(target)],
   ];
-  const found = reasons.find(([, present]) => present);
+  const [found] = [...settings, ...forms.filter(([, present]) => present).map(([said]) => said)];
   if (found !== undefined) {
-    throw new JobError(`the training needs ${found[0]}, which a browser can't do yet`, "train it with the Python agent");
+    throw new JobError(`the training needs ${found}, which a browser can't do yet`, "train it with the Python agent");
   }
 }
 
-/** Whether the engine has the optimizer. */
-export function isKnown(optimizer: Job["spec"]["optimizer"]): optimizer is Known {
-  return optimizer.name === "sgd" || optimizer.name === "adam" || optimizer.name === "adamw";
+function isSet({ key, allowed }: Refusal, spec: unknown): boolean {
+  const value = key.split(".").reduce((at: unknown, name) => (isRecord(at) ? at[name] : undefined), spec);
+  return Boolean(value) && !allowed.some((each) => each === value);
 }
-
-type Known = Extract<Job["spec"]["optimizer"], { readonly name: "sgd" | "adam" | "adamw" }>;
 
 function told(spec: SampleSpec | undefined): string {
   return spec === undefined ? "none" : `${spec.dtype}[${spec.shape.join(", ")}]`;

@@ -2,17 +2,24 @@
 
 import { DataError, SplitEasyError } from "../errors.ts";
 import type { Loss, OpenForward, SegmentTrainer, Tensor as EngineTensor, Value as EngineValue } from "../engine/types.ts";
+import type { MessageOf } from "../protocol/messages.ts";
 import type { Packed } from "../protocol/packed.ts";
 import { product, Tensor } from "../protocol/tensor.ts";
+import type { RoundEnds } from "../rounds/ends.ts";
+import { RoundPlace } from "../rounds/place.ts";
 import { microSizes } from "../session/plan.ts";
 import { bytesTensor, type Tensors } from "../storage/tensors.ts";
 import type { Batch, BatchOrder, EvaluationBatches } from "./batch_order.ts";
 import { unpack, type Expected, type Packer, type Place } from "./codecs/packer.ts";
+import { EarlyStopping, STOPPING } from "./early_stopping.ts";
 import type { Job } from "./job.ts";
+import { makeMetric, type Metric } from "./metrics.ts";
+import type { CutTransforms, Order } from "./privacy/cut_transforms.ts";
 import { checkedGradients, checkedValues, expectedOf, fromEngine, hasNan, isFinite, spoilt, toEngine, valueFromEngine } from "./values.ts";
 
 const HEAD = "head";
 const TAIL = "tail";
+const ROUND = "fleet/round";
 
 /** A micro-batch of the open step. */
 interface Micro {
@@ -22,6 +29,10 @@ interface Micro {
   readonly share: number;
   readonly elements: number;
   head: OpenForward | null;
+  /** What crossed the first cut, where transforms make it another than the head's outputs. */
+  sent: readonly EngineValue[];
+  /** The order in which its tokens cross, where it is not their own. */
+  order: Order | null;
   keptGradients: (EngineTensor | null)[];
 }
 
@@ -42,6 +53,27 @@ export interface Evaluation {
   correct: number;
   counted: number;
   judged: boolean;
+  /** No output of any batch was NaN. */
+  finite: boolean;
+  /** The metrics that the job names. */
+  readonly gathered: ReadonlyMap<string, Metric>;
+}
+
+/** The share of right predictions; null where it was not measured. */
+export function accuracyOf({ correct, counted, judged }: Evaluation): number | null {
+  return judged && counted ? correct / counted : null;
+}
+
+/** The loss, or the metric of that name; null where it was not measured. */
+export function numberOf({ loss, elements, finite, gathered }: Evaluation, name: string): number | null {
+  if (name === "loss") return elements ? loss / elements : null;
+  return finite ? (gathered.get(name)?.value() ?? null) : null;
+}
+
+/** What of an evaluation's head stays on the device for the tail. */
+export interface Kept {
+  readonly values: readonly EngineValue[];
+  readonly order: Order | null;
 }
 
 export interface Parts {
@@ -49,8 +81,12 @@ export interface Parts {
   readonly head: SegmentTrainer;
   readonly tail: SegmentTrainer | null;
   readonly loss: Loss;
+  /** The metrics that are functions of the job's author, by their references. */
+  readonly metrics: ReadonlyMap<string, Loss>;
   readonly codecs: Readonly<Record<Place, string>>;
   readonly packer: Packer;
+  readonly rounds: RoundEnds;
+  readonly transforms: CutTransforms;
   /** The codec of answers to evaluations, where the job leaves it open. */
   readonly evaluationCodec: string | null;
 }
@@ -58,16 +94,23 @@ export interface Parts {
 export class DeviceTrainer {
   /** Training loss of the last step; null where it was not measured. */
   loss: number | null = null;
-  evaluation: Evaluation = noEvaluation();
+  evaluation: Evaluation = noEvaluation(new Map());
+  /** There where an evaluation may end the training. */
+  readonly stopping: EarlyStopping | null;
+  /** Steps taken, and those of them that went on from a mean of a fleet. */
   step = 0;
+  private rebases = 0;
   private open: Step | null = null;
-  private evaluated: { targets: Tensor; kept: EngineValue[] } | null = null;
+  private evaluated: { targets: Tensor; kept: Kept } | null = null;
 
   constructor(
     readonly parts: Parts,
     readonly batches: BatchOrder,
     readonly tests: EvaluationBatches,
-  ) {}
+  ) {
+    const { evaluation } = parts.job.spec;
+    this.stopping = evaluation !== undefined && typeof evaluation.patience === "number" ? new EarlyStopping(evaluation) : null;
+  }
 
   /** The loss of the open step, where the job lets it leave the device; null until all is added. */
   get sharedLoss(): number | null {
@@ -76,18 +119,27 @@ export class DeviceTrainer {
     return told && Number.isFinite(loss) ? loss : null;
   }
 
+  /** The accuracy that was measured last, where the job lets it leave the device; null before. */
+  get toldAccuracy(): number | null {
+    return this.parts.job.spec.share_loss === true ? accuracyOf(this.evaluation) : null;
+  }
+
   private get counted(): number {
     return this.live().micros.reduce((sum, { elements }) => sum + elements, 0);
   }
 
   /** The head's wire values of a micro-batch, in order; micro-batch 0 begins `step`. */
-  async runHead(step: number, micro: number) {
+  async runHead(number: number, micro: number) {
+    const step = number - this.rebases;
     if (micro === 0) this.open = await this.begun(step);
     const { head, tail, packer } = this.parts;
     const underWay = this.live();
     const part = underWay.micros[micro];
     part.head = await head.forward([part.inputs], micro);
-    let wire = part.head.outputs.slice(0, head.wire.train);
+    const clean = part.head.outputs.slice(0, head.wire.train);
+    part.order = this.parts.transforms.order(clean, "activations", step);
+    part.sent = this.parts.transforms.activations(clean, "activations", step, part.order);
+    let wire = part.sent;
     this.refuseUnless(!wire.some(hasNan), "an output of the head");
     if (underWay.spoiled !== null) wire = wire.map(spoilt);
     const values = await packer.pack("activations", wire.map(valueFromEngine), step, micro);
@@ -107,16 +159,18 @@ export class DeviceTrainer {
     const kept = part.head.outputs.slice(this.parts.head.wire.train);
     const specs = tail.inputs.train.slice(0, tail.inputs.train.length - kept.length);
     const down = await this.arrived(packed, expectedOf(specs, part.inputs.shape[0]), "activations");
-    const opened = await tail.forward([...checkedValues(down, specs, part.inputs.shape[0]), ...kept], micro);
+    const values = this.parts.transforms.inOrder(checkedValues(down, specs, part.inputs.shape[0]), part.order);
+    const opened = await tail.forward([...values, ...kept], micro);
     this.refuseUnless(!opened.outputs.some(hasNan), "an output of the tail");
     const found = await tail.backwardFromLoss(opened, loss, [toEngine(part.targets)], part.share);
     if (part.share && part.elements) step.loss += found.loss * part.share;
     this.refuseUnless(Number.isFinite(step.loss), "the loss");
     this.refuseUnless(found.gradients.every(isFinite), "a gradient of the tail's inputs");
-    const sent = found.gradients.slice(0, specs.length).map((gradient) => (step.spoiled !== null ? spoilt(gradient) : gradient));
+    const noisy = this.parts.transforms.gradients(found.gradients.slice(0, specs.length), toEngine(part.targets), this.taken + 1, part.order);
+    const sent = noisy.map((gradient) => (step.spoiled !== null ? spoilt(gradient) : gradient));
     part.keptGradients = found.gradients.slice(specs.length);
     step.tails = micro + 1;
-    return packer.pack("gradients", sent.map((gradient) => (gradient === null ? null : fromEngine(gradient))), this.step + 1, micro);
+    return packer.pack("gradients", sent.map((gradient) => (gradient === null ? null : fromEngine(gradient))), this.taken + 1, micro);
   }
 
   /** Head backward of the next micro-batch. `loss` is the worker's, if it has it. */
@@ -130,7 +184,9 @@ export class DeviceTrainer {
     const expected = outputs.map((value): Expected => (typeof value === "number" ? null : { shape: value.shape, dtype: value.dtype }));
     const gradients = checkedGradients(await this.arrived(packed, expected, "gradients"), outputs);
     const none = Array.from({ length: kept }, () => null);
-    await head.backward(part.head, [...gradients, ...(part.keptGradients.length ? part.keptGradients : none)]);
+    const share = part.share / (this.parts.job.spec.accumulate ?? 1);
+    const returned = this.parts.transforms.returned([part.inputs], outputs, part.sent, gradients, share, part.order);
+    await head.backward(part.head, [...returned, ...(part.keptGradients.length ? part.keptGradients : none)]);
     part.head = null;
     step.returned += 1;
     if (loss !== null) step.loss += loss * part.share;
@@ -147,6 +203,8 @@ export class DeviceTrainer {
     for (const trainer of trainers) await trainer.apply();
     this.parts.packer.apply();
     this.loss = this.counted ? this.live().loss : null;
+    const samples = this.live().micros.reduce((sum, { inputs }) => sum + inputs.shape[0], 0);
+    this.parts.rounds.place = this.parts.rounds.place.trained(samples);
     this.open = null;
     this.step += 1;
   }
@@ -157,7 +215,22 @@ export class DeviceTrainer {
     this.loss = null;
     this.parts.packer.abort();
     for (const trainer of this.trainers()) await trainer.skip();
+    this.parts.rounds.place = this.parts.rounds.place.trained(0);
     this.step += 1;
+  }
+
+  /** Steps that trained, of all steps: what batches and random numbers follow. */
+  private get taken(): number {
+    return this.step - this.rebases;
+  }
+
+  /** Take a step that trains nothing, and goes on from the mean of a round. */
+  async takeMean(mean: MessageOf<"MEAN">): Promise<void> {
+    await this.abort();
+    await this.parts.rounds.takeMean(mean);
+    this.loss = null;
+    this.step += 1;
+    this.rebases += 1;
   }
 
   /** Forget the open step. */
@@ -169,18 +242,20 @@ export class DeviceTrainer {
 
   /** The wire values of held-back batch `index` in evaluation mode, and its size. */
   async evalHead(index: number): Promise<{ values: Packed; samples: number }> {
-    if (index === 0) this.evaluation = noEvaluation();
+    if (index === 0) this.evaluation = noEvaluation(this.metrics());
     const { inputs, targets } = this.tests.batch(index, this.step);
-    const values = await this.headOutputs(inputs, (kept) => (this.evaluated = { targets, kept }));
+    const values = await this.headOutputs(inputs, "evaluation", (kept) => (this.evaluated = { targets, kept }));
     return { values, samples: inputs.shape[0] };
   }
 
   /** The head in evaluation mode on any inputs, packed; `keep` gets what stays here for the tail. */
-  async headOutputs(inputs: Tensor, keep: (kept: EngineValue[]) => void): Promise<Packed> {
-    const { head, packer } = this.parts;
+  async headOutputs(inputs: Tensor, purpose: "evaluation" | "prediction", keep: (kept: Kept) => void): Promise<Packed> {
+    const { head, packer, transforms } = this.parts;
     const outputs = await head.evaluate([toEngine(inputs)]);
-    keep(outputs.slice(head.wire.eval));
-    return packer.packEvaluation(outputs.slice(0, head.wire.eval).map(valueFromEngine), this.parts.evaluationCodec);
+    const clean = outputs.slice(0, head.wire.eval);
+    const order = transforms.order(clean, purpose, this.step);
+    keep({ values: outputs.slice(head.wire.eval), order });
+    return packer.packEvaluation(transforms.activations(clean, purpose, this.step, order).map(valueFromEngine), this.parts.evaluationCodec);
   }
 
   /** Add held-back batch `index` to `evaluation`; whether another follows. */
@@ -197,17 +272,25 @@ export class DeviceTrainer {
       result.elements += elements;
       result.loss += (await loss.value(outputs, about)) * elements;
     }
-    const right = outputs.some(hasNan) ? null : await loss.right(outputs, about);
+    const finite = !outputs.some(hasNan);
+    result.finite &&= finite;
+    for (const [name, metric] of finite ? result.gathered : []) {
+      const shown = this.parts.metrics.has(name) ? outputs.slice(0, this.parts.job.signature.outputs.length) : outputs;
+      await metric.add(shown, about);
+    }
+    const right = finite ? await loss.right(outputs, about) : null;
     result.judged = result.judged && right !== null;
     if (right !== null) {
       result.correct += right[0];
       result.counted += right[1];
     }
-    return index + 1 < this.tests.count;
+    const more = index + 1 < this.tests.count;
+    if (!more) this.stopping?.judge(this.step, numberOf(result, this.stopping.chosenBy));
+    return more;
   }
 
   /** The model's outputs from the body's, in evaluation mode. */
-  async modelOutputs(packed: Packed, kept: readonly EngineValue[], samples: number): Promise<EngineTensor[]> {
+  async modelOutputs(packed: Packed, { values: kept, order }: Kept, samples: number): Promise<EngineTensor[]> {
     const { tail, job } = this.parts;
     if (tail === null) {
       const specs = job.signature.outputs.map(({ name, dtype, shape }) => ({ name, dtype: toEngineDtype(dtype), shape: [samples, ...shape] }));
@@ -216,7 +299,7 @@ export class DeviceTrainer {
     }
     const specs = tail.inputs.eval.slice(0, tail.inputs.eval.length - kept.length);
     const values = await this.arrived(packed, expectedOf(specs, samples), "activations");
-    const outputs = await tail.evaluate([...checkedValues(values, specs, samples), ...kept]);
+    const outputs = await tail.evaluate([...this.parts.transforms.inOrder(checkedValues(values, specs, samples), order), ...kept]);
     return outputs.filter((value) => typeof value !== "number");
   }
 
@@ -225,6 +308,8 @@ export class DeviceTrainer {
     const { head, tail, packer } = this.parts;
     const state: Record<string, Tensor> = { [HEAD]: bytesTensor(await head.exportState()), ...packer.state() };
     if (tail !== null) state[TAIL] = bytesTensor(await tail.exportState());
+    if (this.stopping !== null) state[STOPPING] = this.stopping.state();
+    if (this.parts.rounds.fleet.hasRounds) state[ROUND] = this.parts.rounds.place.asTensor();
     return state;
   }
 
@@ -235,7 +320,16 @@ export class DeviceTrainer {
     await head.importState(state[HEAD].bytes, step);
     if (tail !== null) await tail.importState(state[TAIL].bytes, step);
     packer.loadState(state);
+    this.stopping?.loadState(state[STOPPING]);
+    this.parts.rounds.place = RoundPlace.of(state[ROUND]);
     this.step = step;
+    this.rebases = (await head.progress()).rebases;
+  }
+
+  /** The metrics that the job names, before the first test batch. */
+  private metrics(): Evaluation["gathered"] {
+    const { job, loss, metrics } = this.parts;
+    return new Map((job.spec.evaluation?.metrics ?? []).map((name) => [name, makeMetric(name, loss, metrics)]));
   }
 
   private trainers(): SegmentTrainer[] {
@@ -247,14 +341,12 @@ export class DeviceTrainer {
     const batch = this.batches.batch(step);
     const { loss, job } = this.parts;
     const parts = split(batch, job.spec.micro_batches ?? 1);
+    const wanted = parts.map(({ targets }) => [toEngine(targets)]);
+    const shares = await loss.shares(wanted);
     const elements: number[] = [];
-    for (const { targets } of parts) elements.push(await loss.elements([toEngine(targets)]));
-    const counted = elements.reduce((sum, count) => sum + count, 0);
-    const samples = batch.inputs.shape[0];
-    const micros = parts.map(({ inputs, targets }, at): Micro => {
-      const share = counted ? elements[at] / counted : inputs.shape[0] / samples;
-      return { inputs: toEngine(inputs), targets, share, elements: elements[at], head: null, keptGradients: [] };
-    });
+    for (const targets of wanted) elements.push(await loss.elements(targets));
+    const micros = parts.map(({ inputs, targets }, at): Micro =>
+      ({ inputs: toEngine(inputs), targets, share: shares[at], elements: elements[at], head: null, sent: [], order: null, keptGradients: [] }));
     return { micros, tails: 0, returned: 0, loss: 0, spoiled: null };
   }
 
@@ -276,14 +368,14 @@ export class DeviceTrainer {
 
   private notFinite(what: string): SplitEasyError {
     return new DataError(
-      `${what} is no finite number in step ${this.step + 1}; nothing of the step was kept`,
+      `${what} is no finite number in step ${this.taken + 1}; nothing of the step was kept`,
       "tell the person who sent you the link: the learning rate may be too high",
     );
   }
 }
 
-function noEvaluation(): Evaluation {
-  return { samples: 0, loss: 0, elements: 0, correct: 0, counted: 0, judged: true };
+function noEvaluation(gathered: Evaluation["gathered"]): Evaluation {
+  return { samples: 0, loss: 0, elements: 0, correct: 0, counted: 0, judged: true, finite: true, gathered };
 }
 
 function toEngineDtype(dtype: Tensor["dtype"]): EngineTensor["dtype"] {

@@ -5,6 +5,7 @@ import { createEngine } from "../engine/index.ts";
 import { PrivateFolder } from "../storage/folder.ts";
 import { alone } from "../storage/lock.ts";
 import { StateFolder } from "../storage/state_folder.ts";
+import { Fleet } from "../rounds/fleet.ts";
 import { product } from "../protocol/tensor.ts";
 import { Agent, DATA } from "./agent.ts";
 import { readEnrolment, type Enrolment } from "./enrolment.ts";
@@ -12,6 +13,8 @@ import { hasPublicWeights } from "./setup.ts";
 import type { Command, DataShown, Failure, JobShown, Observation } from "./observations.ts";
 
 const KERNELS = "kernels.wasm";
+/** Their digest: `build.mjs` writes it. */
+declare const KERNELS_INTEGRITY: string;
 const FLOAT_BYTES = 4;
 
 function tell(observation: Observation): void {
@@ -67,7 +70,7 @@ async function open({ fragment, page, startOver }: Extract<Command, { type: "ope
 async function begin(enrolment: Enrolment, name: string, page: string, startOver: boolean): Promise<void> {
   const state = await StateFolder.open(await PrivateFolder.open(name));
   if (startOver) await state.startOver(DATA);
-  const kernels = await (await fetch(new URL(KERNELS, page))).arrayBuffer();
+  const kernels = await (await fetch(new URL(KERNELS, page), { integrity: KERNELS_INTEGRITY })).arrayBuffer();
   const engine = await createEngine({ kernels });
   const url = new URL("link", page);
   url.protocol = url.protocol.replace("http", "ws");
@@ -78,6 +81,7 @@ async function begin(enrolment: Enrolment, name: string, page: string, startOver
 
 function shownJob({ job, data }: Agent, { operatorKey }: Enrolment): JobShown {
   const [input] = job.signature.inputs;
+  const fleet = new Fleet(job.spec);
   return {
     name: job.name,
     digest: job.digest,
@@ -93,6 +97,7 @@ function shownJob({ job, data }: Agent, { operatorKey }: Enrolment): JobShown {
     sharesLabels: !job.hasTail,
     sharesLoss: job.spec.share_loss === true,
     hasPublicWeights: hasPublicWeights(job),
+    ends: fleet.endsLeave ? (fleet.seals ? "sealed" : "open") : null,
   };
 }
 

@@ -41,9 +41,10 @@ test("a link is read, and one that was cut off is not", () => {
   const said = { v: 1, device: "phone-7", password: "pässword", job: "digits", key: "ab".repeat(32) };
   const link = (value: object): string => Buffer.from(JSON.stringify(value)).toString("base64url");
   const read = readEnrolment(`#${link(said)}`);
-  assert.deepEqual(read, { device: "phone-7", password: "pässword", job: "digits", operatorKey: said.key, samples: null });
+  assert.deepEqual(read, { device: "phone-7", password: "pässword", job: "digits", operatorKey: said.key, fleetKey: null, samples: null });
+  assert.equal(readEnrolment(`#${link({ ...said, fleet: "cd".repeat(32) })}`).fleetKey, "cd".repeat(32));
   const whole = link(said);
-  for (const broken of ["", "#", whole.slice(0, -5), "%%%", link({ ...said, v: 2 }), link({ ...said, device: "Phone 7" }), link({ ...said, samples: "https://evil" }), link({ ...said, key: "ab" })]) {
+  for (const broken of ["", "#", whole.slice(0, -5), "%%%", link({ ...said, v: 2 }), link({ ...said, device: "Phone 7" }), link({ ...said, samples: "https://evil" }), link({ ...said, key: "ab" }), link({ ...said, fleet: "cd" })]) {
     assert.throws(() => readEnrolment(broken), SplitEasyError, broken);
   }
 });

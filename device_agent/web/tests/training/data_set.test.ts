@@ -70,3 +70,13 @@ test("too few samples are told", async () => {
   data.add({ inputs: new Uint8Array(4), labels: [1] });
   assert.throws(() => new BatchOrder(data, job, new Key(new Uint8Array(32))), /samples to train on/);
 });
+
+test("a training that adds up batches takes whole sums only, and at least one", async () => {
+  const data = await dataOf();
+  const orderFor = async (accumulate: number) => {
+    const { manifest, parts } = packageOf({ accumulate });
+    return new BatchOrder(data, await openJob(manifest, parts), new Key(new Uint8Array(32)));
+  };
+  assert.equal((await orderFor(4)).totalSteps, 12);
+  await assert.rejects(orderFor(16), /adds up 16/);
+});

@@ -38,20 +38,15 @@ test("a package is read, and one with another byte, part or size is refused", as
 
 test("what this build can't do is refused by name", async () => {
   const refusals: [object, string][] = [
-    [{ fleet: { mode: "splitfed", aggregate: "sealed", round_steps: 1 } }, "[fleet]"],
-    [{ privacy: { label_dp: 1 } }, "label_dp"],
-    [{ privacy: { gradient_noise: "max_norm" } }, "gradient_noise"],
-    [{ accumulate: 2 }, "accumulate"],
-    [{ optimizer: { name: "lion", lr: 0.1 } }, "lion"],
-    [{ optimizer: { name: "sgd", lr: 0.1, ema: 0.9 } }, "ema"],
+    [{ privacy: { peer_labels: true } }, "peer_labels"],
+    [{ privacy: { dp: { expected_batch: 2, epsilon: 1 } } }, "dp"],
+    [{ precision: "bf16" }, "precision"],
   ];
   for (const [spec, name] of refusals) {
     const { manifest, parts } = packageOf(spec);
     const job = await openJob(manifest, parts);
     assert.throws(() => refuseUnsupported(job), (error: JobError) => error.message.includes(name) && error.hint !== null);
   }
-  const { manifest, parts } = packageOf({}, {}, ["rounds"]);
-  await assert.rejects(openJob(manifest, parts), /rounds of a fleet/);
   const newer = packageOf({}, {}, ["teleportation"]);
   await assert.rejects(openJob(newer.manifest, newer.parts), /does not know yet/);
   const plain = packageOf();

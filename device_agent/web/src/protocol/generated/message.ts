@@ -90,6 +90,7 @@ export interface Eval {
   readonly attempt: AttemptRef;
   readonly codec?: string;
   readonly kind: "EVAL";
+  readonly length?: number | null;
   readonly packing?: readonly Packing[];
   readonly reply_codec?: string | null;
   readonly request: string;
@@ -119,6 +120,7 @@ export interface Forward {
   readonly counted?: number | null;
   readonly keep?: boolean | null;
   readonly kind: "FORWARD";
+  readonly length?: number | null;
   readonly micro?: number;
   readonly oldest_checkpoint: number;
   readonly packing?: readonly Packing[];

@@ -151,6 +151,8 @@ export interface ModelSpec {
   readonly example: string;
   readonly factory: string;
   readonly inputs?: readonly string[];
+  readonly max_length?: number | null;
+  readonly pad?: { readonly [name: string]: boolean | number };
   readonly targets?: readonly string[];
 }
 

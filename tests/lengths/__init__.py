@@ -1,0 +1,1 @@
+"""Samples with a length of their own: the graph, the job, both sides."""
