@@ -78,6 +78,11 @@ class _Module:
         return 0
 
     @staticmethod
+    def get_amp_supported_dtype() -> list[torch.dtype]:
+        """Return the types of its autocast: torch asks every backend for them."""
+        return [torch.bfloat16, torch.float16]
+
+    @staticmethod
     def _is_in_bad_fork() -> bool:
         return False
 

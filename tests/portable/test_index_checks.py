@@ -115,12 +115,12 @@ def test_no_operator_that_takes_places_is_without_a_check() -> None:
 
 
 def test_a_graph_looks_on_an_accelerator_alone() -> None:
-    from spliteasy.graph.document import BatchDim, Document, Graph, Node, TensorSpec, ValueSpec
+    from spliteasy.graph.document import Document, FreeDim, Graph, Node, TensorSpec, ValueSpec
     from spliteasy.graph.encoding import document_to_json
     from spliteasy.graph.segment import load_segment
 
-    places = ValueSpec(name="x", dtype="int64", shape=(BatchDim(batch=1),), needs_grad=False)
-    rows = ValueSpec(name="y", dtype="float32", shape=(BatchDim(batch=1), 3))
+    places = ValueSpec(name="x", dtype="int64", shape=(FreeDim(batch=1),), needs_grad=False)
+    rows = ValueSpec(name="y", dtype="float32", shape=(FreeDim(batch=1), 3))
     graph = Graph(
         inputs=(places,),
         nodes=(Node(op="aten.embedding.default", args=({"ref": 0}, {"ref": 1})),),
