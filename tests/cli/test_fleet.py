@@ -170,7 +170,7 @@ def test_a_fleet_key_is_needed_where_ends_are_averaged(
     ("settings", "told"),
     [
         ('mode = "shared"\nnorm = "local"', "the body is one"),
-        ('mode = "shared"\norder = "arrival"', 'or mode = "shared" with a window'),
+        ('mode = "shared"\norder = "arrival"', 'or "shared" with a window'),
         ('mode = "splitfed"\norder = "arrival"', "needs devices that wait for each other"),
         ('mode = "shared"\nends = "relay"', 'that needs mode = "relay"'),
         ('mode = "shared"\nwindow = 5\ndevices_per_round = 4', "can never be filled"),
