@@ -91,7 +91,8 @@ class _Windows:
         trainer, body = self._sides[device]
         engine = body.loaded.body
         assert isinstance(engine, BodyTrainer)
-        if self._opened.get(device) != before.opened:
+        # One that lost its state folder begins the round another time, from where the round began.
+        if self._opened.get(device) != before.opened or handed.round_samples == handed.samples:
             trainer.rounds.take_mean(self.ends[before.ends_base], round_=before.number, drawn=0)
             self._samples[device] = 0
         self._opened[device] = before.opened
