@@ -260,7 +260,7 @@ async def test_what_no_commit_names_goes_and_what_one_names_stays(redis_server: 
     await snapshot(store, meta, 1)
     await store.put_job(PACKAGE)
     lasting = await lasting_keys(store)
-    assert len(lasting) == 1 + 4 + 1 + 1 + 3  # record, requests, snapshot, list of sessions, job
+    assert len(lasting) == 1 + 4 + 1 + 3 + 3  # record, requests, snapshot, indexes of sessions, job
     await put(store, meta, 3, MEGABYTE, b"b3")
     deadline = time.monotonic() + GIVEN_UP_S
     while int(ask_redis(redis_server, "DBSIZE")) > len(lasting):

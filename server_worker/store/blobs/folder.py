@@ -17,7 +17,7 @@ from typing import Protocol
 from server_worker.store.base import Blob
 from spliteasy.errors import StoreFull, StoreUnavailable, UserError
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*(/[a-z0-9][a-z0-9.-]*){1,3}")
+_NAME = re.compile(r"[a-z0-9-][a-z0-9.-]*(/[a-z0-9-][a-z0-9.-]*){1,3}")
 _PARTIAL = ".part"
 """Ends the name of a file that is not whole yet."""
 
