@@ -108,7 +108,8 @@ class SegmentTrainer:
         self._buffers = {
             name: buffer for name, buffer in segment.named_buffers() if name not in segment.frozen_names()
         }
-        """Those that training may write."""
+        """Those that nobody shares with others."""
+        self._changing = _changing_buffers(segment, spec)
         self._buffers_before: dict[str, Tensor] | None = None
         self._accumulated: dict[str, Tensor] = {}
         """The gradients of the batches since the optimizer's last step, where the job accumulates."""
@@ -466,9 +467,9 @@ class SegmentTrainer:
 
     def moving(self) -> list[Tensor]:
         """Return what a step may change of the model: trainable weights, buffers and gradients that are
-        added up or held, live tensors, in order."""
-        kept = [*self._accumulated.values(), *self.held.values()]
-        return [*self._trainable, *self._buffers.values(), *kept]
+        added up or held, live tensors, in order. It is the same whether or not frozen tensors are shared."""
+        buffers = [buffer for name, buffer in self._buffers.items() if name in self._changing]
+        return [*self._trainable, *buffers, *self._accumulated.values(), *self.held.values()]
 
     def nbytes(self) -> int:
         """Bytes of the state's tensors, with what the first steps add to it."""
@@ -544,6 +545,16 @@ def backward_from(loss: Tensor, share: float = 1.0, accumulate: int = 1) -> None
 def detached(values: Values) -> Values:
     """The same values without their graph."""
     return tuple(value.detach() if isinstance(value, Tensor) else value for value in values)
+
+
+def _changing_buffers(segment: Segment, spec: JobSpec) -> frozenset[str]:
+    """Return the names of the buffers that training may change: a run writes them, or the mean of a round."""
+    return frozenset(
+        name
+        for each in segment.program.document.tensors
+        if each.kind == "buffer" and (each.name in segment.program.written or spec.fleet.has_rounds)
+        for name in each.names
+    )
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

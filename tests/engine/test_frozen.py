@@ -127,6 +127,9 @@ def test_bodies_train_as_if_each_had_all_for_itself() -> None:
         step(bodies[place], number)
     for one, other in zip(plain, bodies, strict=True):
         assert same(dict(one.segment.state_dict()), dict(other.segment.state_dict()))
+        # The digest of a step is of these: who replays the log may hold all tensors for itself.
+        assert all(map(torch.equal, one.moving(), other.moving()))
+        assert len(one.moving()) == len(other.moving())
 
 
 def test_no_frozen_tensor_is_in_a_snapshot_which_restores_all_the_same() -> None:
