@@ -75,7 +75,10 @@ class Cell:
 
 
 def costs_of(figure: Figure, workload: Workload) -> Costs:
-    """Return what a step cost each part in a run."""
+    """Return what a step cost each part in a run.
+
+    The body's is by the clock: its thread waits for the interpreter, which the worker's event loop uses too.
+    """
     steps = sum(figure.steps)
     spent = {who: seconds / steps for who, seconds in figure.cpu_s.items()}
     up, down = crossing_bytes(workload)
@@ -84,7 +87,7 @@ def costs_of(figure: Figure, workload: Workload) -> Costs:
         broker_s=spent["broker"],
         store_s=spent["store"],
         worker_s=spent["worker"] - figure.processor_s / steps,
-        body_s=figure.processor_s / steps,
+        body_s=figure.computing_s / steps,
         link_s=spent["link"],
         bytes_up=up,
         bytes_down=down,
