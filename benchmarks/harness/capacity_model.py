@@ -35,7 +35,7 @@ class Costs:
     worker_s: float
     """The worker's event loop: it receives, checks, commits and answers."""
     body_s: float
-    """The worker's torch thread: forward, backward and step of the body, with its waits for the interpreter."""
+    """The worker's torch thread: forward, backward and step, with its waits for the interpreter."""
     link_s: float = 0.0
     """An emulated link's own processor time: only where one stands beside the rest."""
     bytes_up: int = 0
