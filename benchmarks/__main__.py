@@ -21,6 +21,7 @@ PARTS = {
     "queues": (3, "classic queues beside quorum queues"),
     "links": (4, "emulated links against their bound"),
     "cache": (4, "activations of a frozen head: sent in each epoch, and named"),
+    "lengths": (10, "texts as long as they are, and padded to the longest"),
     "flaky": (2, "a link that is cut every 10 s"),
     "many": (2, "1 to 64 devices on one worker"),
     "scale": (5, "1 and 2 workers on two cores, and 1 to 16 that wait"),

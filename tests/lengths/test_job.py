@@ -114,6 +114,11 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("padding of no input", {"model": {"pad": {"ids": 0, "words": 0}}}, "neither input nor target"),
     ("an example of another length", {"model": {"max_length": 8}}, "size 9 in dimension 1"),
     ("a model of one length", {"model": {"factory": "tests.lengths.reader:of_one_length"}}, "length"),
+    (
+        "a recurrent layer",
+        {"model": {"factory": "tests.lengths.reader:recurrent"}},
+        r"self\.middle.*can't have any length of 2 to 9",
+    ),
     ("a loss that counts padding", {"loss": {"function": "tests.lengths.reader:of_all_places"}}, "padded"),
     ("labels padded with a class", {"model": {"pad": {"ids": 0, "mask": 0, "next": 0}}}, "padded"),
     ("tokens in another order", {"privacy": {"shuffle_tokens": True}}, "shuffle_tokens"),
