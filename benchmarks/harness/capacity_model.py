@@ -98,10 +98,6 @@ class Station:
                     yield self.environment.timeout(seconds)
         self.busy_s += seconds
 
-    def used(self, seconds: float) -> float:
-        """Return the share of `seconds` that its servers worked."""
-        return self.busy_s / (seconds * self.servers.capacity)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
